@@ -1,0 +1,1 @@
+"""What is cached, and where it lives. Knows no model and no HTTP."""

@@ -1,0 +1,1 @@
+"""What is computed: model families, their weights, and attention over the paged pool."""
