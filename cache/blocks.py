@@ -1,0 +1,118 @@
+"""The block table: what is true of each block, as numpy arrays by block id.
+
+A *block* is page_size tokens of K and V for all layers under a stable logical id. Where it lives
+is a fact of the table, so moving it rewrites nothing else. An id that is freed and taken again has
+another generation: whoever still names the old one can tell.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from kvflow_jax.errors import CapacityError, IntegrityError
+
+NO_BLOCK = -1
+NO_SLOT = -1
+
+
+class DeviceState(IntEnum):
+    NONE = 0
+    LOADING = 1
+    VALID = 2
+
+
+class BlockTable:
+    """Facts of ``num_blocks`` blocks and the device slots 1..num_slots that they can take.
+
+    Slot 0 is the pool's null page and never given out.
+
+    Attributes:
+        slot: i32[num_blocks], page of the pool, NO_SLOT where not on the device.
+        device_state: u8[num_blocks], a DeviceState.
+        leases: i32[num_blocks], how many leases hold the block.
+        parent: i32[num_blocks], the block before it in its indexed sequence, else NO_BLOCK.
+        num_children: i32[num_blocks], indexed blocks whose parent it is.
+        head: i32[num_blocks], first block of its node in the index; NO_BLOCK: not indexed.
+        last_use: f64[num_blocks], seconds of the engine's clock.
+        generation: u32[num_blocks], counts how often the id was freed.
+    """
+
+    def __init__(self, num_blocks: int, num_slots: int) -> None:
+        self.slot = np.full(num_blocks, NO_SLOT, np.int32)
+        self.device_state = np.zeros(num_blocks, np.uint8)
+        self.leases = np.zeros(num_blocks, np.int32)
+        self.parent = np.full(num_blocks, NO_BLOCK, np.int32)
+        self.num_children = np.zeros(num_blocks, np.int32)
+        self.head = np.full(num_blocks, NO_BLOCK, np.int32)
+        self.last_use = np.zeros(num_blocks, np.float64)
+        self.generation = np.zeros(num_blocks, np.uint32)
+        # Stacks: the id and slot freed last are taken first, while they are warm.
+        self._free_ids = list(range(num_blocks - 1, -1, -1))
+        self._free_slots = list(range(num_slots, 0, -1))
+        self._num_slots = num_slots
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    @property
+    def num_slots(self) -> int:
+        return self._num_slots
+
+    def allocate(self, count: int, now: float) -> np.ndarray:
+        """Take ``count`` fresh blocks, each with a device slot.
+
+        Returns:
+            i32[count] block ids, valid on the device, unleased and not indexed.
+
+        Raises:
+            CapacityError: fewer ids or slots are free.
+        """
+        if count > min(len(self._free_slots), len(self._free_ids)):
+            raise CapacityError(f"{count} blocks asked for, {len(self._free_slots)} are free")
+        if count == 0:
+            return np.empty(0, np.int32)
+        blocks = np.array(self._free_ids[-count:][::-1], np.int32)
+        slots = np.array(self._free_slots[-count:][::-1], np.int32)
+        del self._free_ids[-count:], self._free_slots[-count:]
+        self.slot[blocks] = slots
+        self.device_state[blocks] = DeviceState.VALID
+        self.last_use[blocks] = now
+        return blocks
+
+    def free(self, blocks: np.ndarray) -> None:
+        """Give ids and slots back. The device runs in order, so they are reusable at once.
+
+        Raises:
+            IntegrityError: a block is leased, indexed or free already.
+        """
+        if not len(blocks):
+            return
+        if (self.leases[blocks] != 0).any() or (self.head[blocks] != NO_BLOCK).any():
+            raise IntegrityError(f"blocks {blocks.tolist()} are leased or indexed, not to be freed")
+        slots = self.slot[blocks]
+        if (slots == NO_SLOT).any():
+            raise IntegrityError(f"blocks {blocks.tolist()} are freed a second time")
+        self._free_slots.extend(slots.tolist())
+        self._free_ids.extend(blocks.tolist())
+        self.slot[blocks] = NO_SLOT
+        self.device_state[blocks] = DeviceState.NONE
+        self.generation[blocks] += 1
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless ids and slots are each in exactly one place."""
+        used = np.flatnonzero(self.slot != NO_SLOT)
+        slots = sorted(self._free_slots + self.slot[used].tolist())
+        if slots != list(range(1, self._num_slots + 1)):
+            raise IntegrityError("a device slot is lost, or held twice")
+        if sorted(self._free_ids + used.tolist()) != list(range(len(self.slot))):
+            raise IntegrityError("a block id is lost, or free and in use at once")
+        free = np.array(self._free_ids, np.int32)
+        if self.leases[free].any() or (self.head[free] != NO_BLOCK).any():
+            raise IntegrityError("a free block is leased or indexed")
+        if (self.leases < 0).any() or (self.num_children < 0).any():
+            raise IntegrityError("a count of leases or children is negative")
+        if (self.device_state[used] == DeviceState.NONE).any():
+            raise IntegrityError("a block has a slot and no device state")

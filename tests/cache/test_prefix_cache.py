@@ -1,0 +1,166 @@
+"""The prefix cache against a model of it, under random interleavings."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.errors import IntegrityError
+
+PAGE = 2
+ROOT = RootKey("model")
+
+
+def serve(cache, tokens, now, root=ROOT):
+    """A request that computes all of ``tokens`` at once; its lease, or None for lack of room."""
+    tokens = np.asarray(tokens, np.int32)
+    lease = cache.lease(root, cache.match(root, tokens), now)
+    if not cache.grow(lease, -(-len(tokens) // PAGE) - len(lease), now):
+        cache.release(lease, now)
+        return None
+    cache.publish(lease, tokens, now)
+    return lease
+
+
+def test_released_prefixes_come_back_and_private_tails_do_not():
+    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    lease = serve(cache, [1, 2, 3, 4, 5], now=0.0)
+    assert len(lease) == 3
+    assert cache.num_leased == 3
+    cache.release(lease, now=1.0)
+    assert cache.num_leased == 0
+    assert cache.num_indexed == 2
+    assert len(cache.match(ROOT, np.array([1, 2, 3, 4, 5], np.int32))) == 2
+    cache.check_integrity()
+    assert cache.flush() == 2
+    assert cache.num_indexed == 0
+    cache.check_integrity()
+
+
+def test_the_least_recently_used_leaf_goes_first_tail_by_tail():
+    cache = PrefixCache(num_slots=6, page_size=PAGE)
+    cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=1.0)
+    cache.release(serve(cache, [5, 5, 6, 6, 7, 7], now=2.0), now=3.0)
+    cache.release(serve(cache, [1, 1, 2, 2], now=4.0), now=5.0)  # its tail 3,3 is older
+    lease = serve(cache, [9, 9], now=6.0)
+    assert len(cache.match(ROOT, np.array([1, 1, 2, 2, 3, 3], np.int32))) == 2
+    assert len(cache.match(ROOT, np.array([5, 5, 6, 6, 7, 7], np.int32))) == 3
+    assert serve(cache, [8, 8, 8, 8], now=7.0) is not None
+    assert len(cache.match(ROOT, np.array([5, 5, 6, 6, 7, 7], np.int32))) == 1
+    cache.check_integrity()
+    cache.release(lease, now=8.0)
+    with pytest.raises(IntegrityError, match="twice"):
+        cache.release(lease, now=9.0)
+
+
+def test_two_that_computed_the_same_share_one_copy():
+    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    tokens = np.array([1, 2, 3, 4], np.int32)
+    empty = cache.match(ROOT, tokens)
+    first, second = cache.lease(ROOT, empty, 0.0), cache.lease(ROOT, empty, 0.0)
+    assert cache.grow(first, 2, 0.0)
+    assert cache.grow(second, 2, 0.0)
+    cache.publish(first, tokens, 1.0)
+    cache.publish(second, tokens, 1.0)
+    assert second.blocks.tolist() == first.blocks.tolist()
+    assert cache.num_leased == 2
+    cache.check_integrity()
+    cache.release(first, 2.0)
+    assert cache.num_leased == 2
+    cache.release(second, 3.0)
+    assert cache.num_leased == 0
+    cache.check_integrity()
+
+
+def test_a_failed_step_is_taken_back():
+    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    kept = serve(cache, [1, 1], now=0.0)
+    failed = serve(cache, [1, 1, 2, 2, 3, 3], now=0.0)
+    follower = serve(cache, [1, 1, 2, 2, 4, 4], now=0.0)
+    with pytest.raises(IntegrityError, match="continue"):
+        cache.retract(failed, 1)
+    cache.retract(follower, 2)
+    cache.retract(failed, 1)
+    assert len(cache.match(ROOT, np.array([1, 1, 2, 2], np.int32))) == 1
+    cache.release(failed, 1.0)
+    cache.release(follower, 1.0)
+    cache.release(kept, 1.0)
+    cache.check_integrity()
+    assert cache.num_available == 8
+
+
+def test_tenants_share_nothing():
+    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    cache.release(serve(cache, [1, 2, 3, 4], 0.0, RootKey("model", "a")), 0.0)
+    tokens = np.array([1, 2, 3, 4], np.int32)
+    assert len(cache.match(RootKey("model", "a"), tokens)) == 2
+    assert len(cache.match(RootKey("model", "b"), tokens)) == 0
+    assert len(cache.match(RootKey("other", "a"), tokens)) == 0
+
+
+def test_eviction_under_churn_keeps_the_heap_small():
+    cache = PrefixCache(num_slots=16, page_size=PAGE)
+    for now in range(2000):
+        cache.release(serve(cache, [now % 5, 0, now % 3, 0], float(now)), float(now))
+    assert len(cache._leaves) < 200
+    cache.check_integrity()
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Requests arrive, compute in pieces, fail, finish; room runs out; the cache is flushed."""
+
+    live = Bundle("live")
+
+    def __init__(self):
+        super().__init__()
+        self.cache = PrefixCache(num_slots=12, page_size=PAGE)
+        self.now = 0.0
+
+    @rule(target=live, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+    def arrive(self, tokens):
+        self.now += 1
+        tokens = np.array(tokens, np.int32)
+        lease = self.cache.lease(ROOT, self.cache.match(ROOT, tokens), self.now)
+        return {"tokens": tokens, "lease": lease}
+
+    @rule(request=live, pages=st.integers(1, 3), fails=st.booleans())
+    def compute(self, request, pages, fails):
+        self.now += 1
+        lease, tokens = request["lease"], request["tokens"]
+        before, room = lease.num_indexed, self.cache.num_available
+        if not self.cache.grow(lease, pages, self.now):
+            assert pages > room
+            return
+        self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
+        if fails and lease.num_indexed > before:
+            if self.cache.table.num_children[lease.blocks[lease.num_indexed - 1]]:
+                return
+            shared = self.cache.table.leases[lease.blocks[before : lease.num_indexed]] > 1
+            if not shared.any():
+                self.cache.retract(lease, before)
+                self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
+
+    @rule(request=consumes(live))
+    def finish(self, request):
+        self.now += 1
+        self.cache.release(request["lease"], self.now)
+
+    @rule()
+    def flush(self):
+        self.cache.flush()
+        assert self.cache.num_available == self.cache.table.num_free_slots
+
+    @rule(count=st.integers(1, 4))
+    def evict(self, count):
+        self.cache.evict(min(count, self.cache.num_available - self.cache.table.num_free_slots))
+
+    @invariant()
+    def is_whole(self):
+        self.cache.check_integrity()
+
+
+Interleavings.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestInterleavings = Interleavings.TestCase

@@ -1,0 +1,148 @@
+"""Block-wise attention equals the reference, and the reference equals a dense softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.models.attention import Rows, attend, attend_reference
+
+HEAD_DIM = 16
+TILE = 8
+
+
+class Batch:
+    """Rows over a pool whose cached prefixes hold random K and V, page ids shuffled.
+
+    ``decode`` and ``tiles`` are (cached length, query length); query length 0 is a padding row.
+    """
+
+    def __init__(self, *, heads, kv_heads, page_size, decode, tiles, dtype="float32", seed=0):
+        rng = np.random.default_rng(seed)
+        rows = decode + tiles
+        pages_per_seq = max(-(-(cached + new) // page_size) for cached, new in rows) + 2
+        num_pages = len(rows) * pages_per_seq + 1
+        self.spec = PoolSpec(3, num_pages, page_size, kv_heads, HEAD_DIM, dtype)
+        free = rng.permutation(np.arange(1, num_pages))
+        table = np.zeros((len(rows), pages_per_seq), np.int32)
+        slots, self.history = [], []
+        num_tokens = len(decode) + len(tiles) * TILE
+        self.q = rng.normal(size=(num_tokens, heads, HEAD_DIM)).astype(np.float32)
+        self.k = rng.normal(size=(num_tokens, kv_heads, HEAD_DIM)).astype(np.float32)
+        self.v = rng.normal(size=(num_tokens, kv_heads, HEAD_DIM)).astype(np.float32)
+        self.pool = KVPool.zeros(self.spec)
+        # Whatever lies in pages a row may not see must not matter: leave garbage there.
+        self.pool = KVPool(
+            jnp.asarray(rng.normal(size=self.pool.data.shape) * 100, self.pool.data.dtype),
+            self.spec,
+        )
+        for r, (cached, new) in enumerate(rows):
+            used = -(-(cached + new) // page_size)
+            table[r, :used], free = free[:used], free[used:]
+            k, v = rng.normal(size=(2, cached, kv_heads, HEAD_DIM)).astype(np.float32)
+            self.history.append((k, v))
+            all_slots = (table[r, :used, None] * page_size + np.arange(page_size)).reshape(-1)
+            self.pool = self.pool.write(
+                jnp.int32(1), jnp.asarray(all_slots[:cached]), jnp.asarray(k), jnp.asarray(v)
+            )
+            width = 1 if r < len(decode) else TILE
+            padding = [self.spec.num_slots] * (width - new)
+            slots += [*all_slots[cached : cached + new], *padding]
+        self.rows = Rows(
+            jnp.asarray(table),
+            jnp.asarray([cached for cached, _ in rows], jnp.int32),
+            jnp.asarray([new for _, new in rows], jnp.int32),
+            jnp.asarray(slots, jnp.int32),
+            num_decode=len(decode),
+            tile=TILE,
+        )
+        self.shape = rows
+
+    def run(self, implementation, dtype="float32"):
+        q, k, v = (jnp.asarray(x, dtype) for x in (self.q, self.k, self.v))
+        out, pool = jax.jit(implementation)(jnp.int32(1), q, k, v, self.rows, self.pool)
+        return np.asarray(out, np.float32), pool
+
+    def dense(self):
+        """Attention a sequence at a time, in numpy float64."""
+        out = np.zeros(self.q.shape)
+        token = 0
+        for r, (cached, new) in enumerate(self.shape):
+            width = 1 if r < self.rows.num_decode else TILE
+            here = slice(token, token + new)
+            k, v = (np.concatenate([self.history[r][i], x[here]])
+                    for i, x in enumerate((self.k, self.v)))  # fmt: skip
+            groups = self.q.shape[1] // self.k.shape[1]
+            k, v = (np.repeat(x.astype(np.float64), groups, axis=1) for x in (k, v))
+            for j in range(new):
+                seen = cached + j + 1
+                scores = np.einsum("nh,snh->ns", self.q[token + j], k[:seen]) / HEAD_DIM**0.5
+                weights = np.exp(scores - scores.max(-1, keepdims=True))
+                weights /= weights.sum(-1, keepdims=True)
+                out[token + j] = np.einsum("ns,snh->nh", weights, v[:seen])
+            token += width
+        return out
+
+
+RAGGED = {
+    "decode only": ([(0, 1), (37, 1), (150, 1), (15, 1)], []),
+    "tiles only": ([], [(0, 8), (8, 8), (16, 3)]),
+    "mixed": ([(5, 1), (290, 1)], [(0, 8), (64, 8), (131, 1)]),
+    "padded": ([(0, 0), (40, 1), (0, 0)], [(33, 5), (0, 0)]),
+    "all padding": ([(0, 0)], [(0, 0)]),
+    "prompt boundary": ([(16, 1), (15, 1), (255, 1), (256, 1)], [(16, 8), (248, 8), (256, 8)]),
+}
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=str)
+@pytest.mark.parametrize("page_size", [1, 16, 32])
+@pytest.mark.parametrize("ragged", RAGGED, ids=str)
+def test_blocks_equal_reference_and_dense(heads, page_size, ragged):
+    decode, tiles = RAGGED[ragged]
+    batch = Batch(
+        heads=heads[0], kv_heads=heads[1], page_size=page_size, decode=decode, tiles=tiles
+    )
+    reference, pool = batch.run(attend_reference)
+    np.testing.assert_allclose(reference, batch.dense(), atol=2e-5)
+    out, same_pool = batch.run(attend)
+    np.testing.assert_allclose(out, reference, atol=2e-5)
+    np.testing.assert_array_equal(pool.data, same_pool.data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pool_dtype"),
+    [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")],
+)
+def test_low_precision(dtype, pool_dtype):
+    batch = Batch(
+        heads=6,
+        kv_heads=2,
+        page_size=16,
+        decode=[(100, 1), (0, 0)],
+        tiles=[(40, 8), (0, 3)],
+        dtype=pool_dtype,
+    )
+    reference, _ = batch.run(attend_reference, dtype)
+    out, _ = batch.run(attend, dtype)
+    tolerance = 3e-2 if "bfloat16" in (dtype, pool_dtype) else 4e-3
+    np.testing.assert_allclose(reference, batch.dense(), atol=tolerance)
+    np.testing.assert_allclose(out, reference, atol=tolerance)
+
+
+def test_padding_is_zero_and_writes_nothing():
+    batch = Batch(heads=4, kv_heads=2, page_size=16, decode=[(0, 0)], tiles=[(0, 0), (3, 2)])
+    for implementation in (attend, attend_reference):
+        out, pool = batch.run(implementation)
+        padding = np.r_[0, 1:9, 11:17]
+        assert (out[padding] == 0).all()
+        assert (out[9:11] != 0).all()
+        changed = np.flatnonzero((np.asarray(pool.data) != np.asarray(batch.pool.data)).any((2, 3)))
+        assert len(changed) == 2
+
+
+def test_decode_only_batch_has_no_tiles():
+    """A step of decode rows alone has num_tokens == num_decode: no tile is computed."""
+    batch = Batch(heads=4, kv_heads=2, page_size=16, decode=[(3, 1)], tiles=[])
+    out, _ = batch.run(attend)
+    assert out.shape == (1, 4, HEAD_DIM)
