@@ -110,32 +110,41 @@ class PrefixCache:
         lease.blocks = np.concatenate([lease.blocks, fresh])
         return True
 
+    def adopt(self, lease: Lease, tokens: np.ndarray, now: float) -> None:
+        """Put blocks that others have indexed since in the place of the lease's private ones.
+
+        ``tokens`` (i32[num_tokens]) are the sequence of the lease. The copies are freed: call
+        between steps, when no step still to be dispatched names their pages.
+        """
+        matched = self.match(lease.root, tokens)
+        start, end = lease.num_indexed, min(len(matched), len(lease))
+        if end <= start:
+            return
+        table, originals, copies = self.table, matched[start:end], lease.blocks[start:end].copy()
+        self._hold(originals, now)
+        lease.blocks[start:end] = originals
+        lease.num_indexed = end
+        table.leases[copies] -= 1
+        table.free(copies[table.leases[copies] == 0])
+
     def publish(self, lease: Lease, tokens: np.ndarray, now: float) -> None:
         """Index the blocks of the lease that ``tokens`` (i32[num_tokens]) fill whole.
 
-        Where another request indexed the same tokens first, its blocks stay and the lease is
-        remapped to them; the copies are freed.
+        Where others indexed the same tokens first, their blocks are adopted.
         """
         table, page = self.table, self.page_size
-        num_full = min(len(tokens) // page, len(lease.blocks))
-        start = lease.num_indexed
-        if num_full <= start:
+        num_full = min(len(tokens) // page, len(lease))
+        if num_full <= lease.num_indexed:
             return
-        tokens = np.ascontiguousarray(tokens[: num_full * page], np.int32)
+        tokens = tokens[: num_full * page]
+        self.adopt(lease, tokens, now)
+        start = lease.num_indexed
         done = self.index.insert(lease.root, tokens, lease.blocks[:num_full])
-        if not np.array_equal(done.existing[:start], lease.blocks[:start]):
+        if not np.array_equal(done.existing, lease.blocks[:start]):
             raise IntegrityError("indexed blocks of a lease have left the index")
         self.index = done.index
         if done.split is not None:
             self._add_node(done.split.blocks, done.split.tokens)
-        twins = lease.blocks[start : len(done.existing)].copy()
-        if len(twins):
-            originals = done.existing[start:]
-            self._hold(originals, now)
-            lease.blocks[start : len(done.existing)] = originals
-            table.leases[twins] -= 1
-            table.free(twins[table.leases[twins] == 0])
-            start = len(done.existing)
         new = lease.blocks[start:num_full]
         if len(new):
             before = int(lease.blocks[start - 1]) if start else NO_BLOCK

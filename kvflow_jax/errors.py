@@ -47,3 +47,7 @@ class CapacityError(KVFlowError):
 
 class IntegrityError(KVFlowError):
     """An invariant of the cache does not hold: a bug. The request fails; no wrong token is sent."""
+
+
+class StepFailedError(KVFlowError):
+    """The step that a request was in failed, and the request with it; it may be tried again."""

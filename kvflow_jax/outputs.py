@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from kvflow_jax.errors import KVFlowError
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     STOP = "stop"  # an end-of-text or stop token
     LENGTH = "length"  # max_tokens or the context
     ABORT = "abort"  # the client went away, or asked for it

@@ -63,9 +63,7 @@ def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None
         raise InvalidRequestError(f"{name} must be {bound}, got {value}", param=name)
 
 
-def _check_float(
-    name: str, value: Any, low: float, high: float, low_open: bool = False
-) -> None:
+def _check_float(name: str, value: Any, low: float, high: float, low_open: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequestError(f"{name} must be a number, got {value!r}", param=name)
     if math.isnan(value) or value > high or value < low or (low_open and value == low):

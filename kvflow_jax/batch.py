@@ -1,0 +1,177 @@
+"""A step's batch: requests' chunks laid out as padded numpy arrays of a few fixed shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from kvflow_jax.request import Chunk
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BatchShape:
+    """A compiled shape: ``num_decode`` rows of one token, then ``num_tiles`` rows of ``tile``."""
+
+    num_tiles: int
+    num_decode: int
+    tile: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_decode + self.num_tiles
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_decode + self.num_tiles * self.tile
+
+    def fits(self, num_decode: int, num_tiles: int) -> bool:
+        return num_decode <= self.num_decode and num_tiles <= self.num_tiles
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "tokens",
+        "page_table",
+        "query_start",
+        "query_len",
+        "token_source",
+        "sample_slot",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+    ],
+    meta_fields=["shape"],
+)
+@dataclass(frozen=True)
+class Batch:
+    """One step's input. Rows with ``query_len`` 0 are padding.
+
+    Numpy arrays on the host, traced ones within the step.
+    """
+
+    shape: BatchShape
+    tokens: Any  # i32[num_tokens], in row order
+    page_table: Any  # i32[num_rows, pages_per_seq], padded with the null page
+    query_start: Any  # i32[num_rows], position of the first query token
+    query_len: Any  # i32[num_rows]
+    token_source: Any  # i32[num_decode], slot whose last sample is the token; -1: tokens
+    sample_slot: Any  # i32[num_rows], slot that keeps the sample; out of range: dropped
+    temperature: Any  # f32[num_rows], 0 is greedy
+    top_k: Any  # i32[num_rows], 0 is all
+    top_p: Any  # f32[num_rows]
+    seed: Any  # u32[num_rows, 2]
+
+    @classmethod
+    def empty(cls, shape: BatchShape, pages_per_seq: int, num_slots: int) -> Batch:
+        """All padding: what warm-up runs, and what ``BatchBuilder`` fills."""
+        rows = shape.num_rows
+        return cls(
+            shape=shape,
+            tokens=np.zeros(shape.num_tokens, np.int32),
+            page_table=np.zeros((rows, pages_per_seq), np.int32),
+            query_start=np.zeros(rows, np.int32),
+            query_len=np.zeros(rows, np.int32),
+            token_source=np.full(shape.num_decode, -1, np.int32),
+            sample_slot=np.full(rows, num_slots, np.int32),
+            temperature=np.zeros(rows, np.float32),
+            top_k=np.zeros(rows, np.int32),
+            top_p=np.ones(rows, np.float32),
+            seed=np.zeros((rows, 2), np.uint32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShapes:
+    """The shapes that are compiled at warm-up, at most 16, and the sizes all of them share.
+
+    Attributes:
+        pages_per_seq: width of a page table.
+        num_slots: how many requests can run; samples are kept by slot.
+    """
+
+    shapes: tuple[BatchShape, ...]
+    tile: int
+    pages_per_seq: int
+    num_slots: int
+
+    @classmethod
+    def plan(
+        cls, *, max_num_seqs: int, max_prefill_tokens: int, tile: int, pages_per_seq: int
+    ) -> BatchShapes:
+        """Powers of two for pure decode, a coarser grid where a prompt is in the batch."""
+        max_tiles = -(-max_prefill_tokens // tile)
+        decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
+        beside_tiles = {0, max_num_seqs, *({8} if max_num_seqs > 8 else ())}
+        tiles = {1, max_tiles, *({max(2, max_tiles // 2)} if max_tiles > 2 else ())}
+        shapes = [BatchShape(0, d, tile) for d in decode]
+        shapes += [BatchShape(t, d, tile) for t in tiles for d in beside_tiles]
+        return cls(tuple(sorted(shapes)), tile, pages_per_seq, max_num_seqs)
+
+    @property
+    def max_tiles(self) -> int:
+        return self.shapes[-1].num_tiles
+
+    def num_tiles(self, num_tokens: int) -> int:
+        """Tiles that a chunk takes; a single token takes a decode row instead."""
+        return 0 if num_tokens == 1 else -(-num_tokens // self.tile)
+
+    def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray]:
+        """Lay ``chunks`` out in the smallest shape that holds them.
+
+        Returns:
+            The batch, and i32[num_chunks]: the row whose sample belongs to each chunk.
+        """
+        num_decode = sum(chunk.length == 1 for chunk in chunks)
+        num_tiles = sum(self.num_tiles(chunk.length) for chunk in chunks)
+        shape = min(
+            (s for s in self.shapes if s.fits(num_decode, num_tiles)),
+            key=lambda s: (s.num_tokens, s.num_rows),
+        )
+        batch = Batch.empty(shape, self.pages_per_seq, self.num_slots)
+        sample_rows = np.empty(len(chunks), np.int32)
+        next_decode, next_tile = 0, shape.num_decode
+        for i, chunk in enumerate(chunks):
+            if chunk.length == 1:
+                row = next_decode
+                next_decode += 1
+                self._fill_decode(batch, row, chunk)
+            else:
+                row = next_tile + self.num_tiles(chunk.length) - 1
+                self._fill_tiles(batch, next_tile, chunk)
+                next_tile = row + 1
+            sample_rows[i] = row
+            if chunk.samples:
+                request = chunk.request
+                batch.sample_slot[row] = request.slot
+                batch.temperature[row] = request.params.temperature
+                batch.top_k[row] = request.params.top_k
+                batch.top_p[row] = request.params.top_p
+                batch.seed[row] = request.seed
+        return batch, sample_rows
+
+    def _fill_decode(self, batch: Batch, row: int, chunk: Chunk) -> None:
+        batch.page_table[row, : len(chunk.pages)] = chunk.pages
+        batch.query_start[row] = chunk.start
+        batch.query_len[row] = 1
+        if chunk.start < chunk.request.num_known:
+            batch.tokens[row] = chunk.request.tokens[chunk.start]
+        else:  # sampled by a step whose result the host has not seen yet
+            batch.token_source[row] = chunk.request.slot
+
+    def _fill_tiles(self, batch: Batch, first_row: int, chunk: Chunk) -> None:
+        shape = batch.shape
+        rows = slice(first_row, first_row + self.num_tiles(chunk.length))
+        at = shape.num_decode + (first_row - shape.num_decode) * shape.tile
+        end = chunk.start + chunk.length
+        batch.tokens[at : at + chunk.length] = chunk.request.tokens[chunk.start : end]
+        starts = np.arange(chunk.start, end, shape.tile)
+        batch.page_table[rows, : len(chunk.pages)] = chunk.pages
+        batch.query_start[rows] = starts
+        batch.query_len[rows] = np.minimum(shape.tile, end - starts)

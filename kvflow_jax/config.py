@@ -1,0 +1,167 @@
+"""Sizes of an engine: what the caller gave, and what follows from free memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from kvflow_jax.batch import BatchShapes
+from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.errors import CapacityError
+from kvflow_jax.models.config import ModelConfig
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+# A CPU's memory is everyone's: take a modest share of what is free. A device's is ours alone, save
+# what a step's temporaries need.
+_HOST_SHARE, _DEVICE_SHARE = 0.25, 0.85
+_MAX_HOST_POOL_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes of an engine; None is derived and said in the log.
+
+    Args:
+        max_model_len: longest sequence, prompt and output, tokens.
+        max_num_seqs: most requests that run at once.
+        max_num_batched_tokens: most prompt tokens of one step.
+        page_size: tokens of a KV block.
+        num_pages: blocks of the pool; or
+        pool_bytes: memory of the pool.
+        max_waiting: most requests that wait; beyond it they are refused.
+        seed: from which requests without a seed of their own draw theirs; None: from the system.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    page_size: int = 16
+    num_pages: int | None = None
+    pool_bytes: int | None = None
+    max_waiting: int = 1024
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_model_len", "num_pages", "pool_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.num_pages is not None and self.pool_bytes is not None:
+            raise ValueError("give num_pages or pool_bytes, not both")
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """Everything decided: no None, no auto."""
+
+    max_model_len: int
+    max_waiting: int
+    pool: PoolSpec
+    shapes: BatchShapes
+
+    @classmethod
+    def resolve(
+        cls, config: EngineConfig, model: ModelConfig, dtype: str, device: jax.Device
+    ) -> EngineSizes:
+        """Decide what the config left open from the model and the device's free memory.
+
+        Raises:
+            CapacityError: not even one request of the asked length fits; says how much is missing.
+        """
+        page = config.page_size
+        one_page = PoolSpec(
+            num_layers=model.num_layers,
+            num_pages=1,
+            page_size=page,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+        )
+        wanted_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
+        if config.max_model_len is not None and config.max_model_len > model.max_model_len:
+            raise ValueError(
+                f"max_model_len {config.max_model_len} is past the model's context of "
+                f"{model.max_model_len} tokens"
+            )
+        pages_wanted = -(-wanted_len // page)
+        if config.num_pages is not None:
+            num_pages = config.num_pages
+        else:
+            budget = config.pool_bytes or _pool_budget(device)
+            # More than every running request at full length could use helps only the cache.
+            num_pages = budget // one_page.page_bytes - 1
+        if num_pages < pages_wanted:
+            if config.max_model_len is not None or num_pages < 2:
+                missing = (pages_wanted - max(num_pages, 0)) * one_page.page_bytes
+                raise CapacityError(
+                    f"one request of {wanted_len} tokens needs {pages_wanted} KV blocks, the pool "
+                    f"has {max(num_pages, 0)}: {missing / GIB:.2f} GiB more are needed; give the "
+                    "pool more memory (pool_bytes, --pool-gib) or lower max_model_len"
+                )
+            wanted_len = num_pages * page
+            log.warning("the pool holds %d tokens: max_model_len is cut to that", wanted_len)
+        # Tiles start where blocks do, so that what is computed in part is always whole blocks.
+        tile = _tile(device, page)
+        shapes = BatchShapes.plan(
+            max_num_seqs=config.max_num_seqs,
+            max_prefill_tokens=config.max_num_batched_tokens,
+            tile=tile,
+            pages_per_seq=-(-wanted_len // page),
+        )
+        pool = PoolSpec(
+            num_layers=model.num_layers,
+            num_pages=num_pages + 1,  # and the null page
+            page_size=page,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+        )
+        log.info(
+            "context %d tokens; %d KV blocks of %d tokens (%.2f GiB, %d tokens); "
+            "%d requests at once; %d prompt tokens a step; %d batch shapes",
+            wanted_len,
+            num_pages,
+            page,
+            pool.nbytes / GIB,
+            num_pages * page,
+            config.max_num_seqs,
+            shapes.max_tiles * tile,
+            len(shapes.shapes),
+        )
+        return cls(wanted_len, config.max_waiting, pool, shapes)
+
+
+def _tile(device: jax.Device, page_size: int) -> int:
+    """Query tokens of a prefill tile: a multiple of the page, near what the platform likes."""
+    likes = 64 if device.platform == "cpu" else 128
+    return max(1, likes // page_size) * page_size
+
+
+def _pool_budget(device: jax.Device) -> int:
+    """Bytes for the pool from what is free now, weights being loaded."""
+    stats = device.memory_stats()
+    if device.platform != "cpu" and stats and "bytes_limit" in stats:
+        return int((stats["bytes_limit"] - stats["bytes_in_use"]) * _DEVICE_SHARE)
+    return min(int(_free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
+
+
+def _free_host_bytes() -> int:
+    """Memory a new process could have, the control group's bound included."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (bound := limit.read_text().strip()) != "max":
+        free = min(free, int(bound) - int(used.read_text()))
+    return max(free, 0)

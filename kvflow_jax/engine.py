@@ -1,0 +1,317 @@
+"""The engine: one loop that plans, dispatches and retires steps. Sole owner of cache and runner.
+
+The loop runs one step ahead: while the device computes step N, the host plans and dispatches step
+N + 1, then hands out the tokens of step N. A decoding request's next token therefore comes from
+the device's own memory, never through the host, and a request that turns out to have ended costs
+one token that is thrown away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.config import EngineSizes
+from kvflow_jax.errors import InvalidRequestError, KVFlowError, StepFailedError
+from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.outputs import EngineStats, FinishReason, Output
+from kvflow_jax.protocols import Clock, Runner, StepHandle
+from kvflow_jax.request import Request
+from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.scheduler import Scheduler, StepPlan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    plan: StepPlan
+    handle: StepHandle
+    sample_rows: np.ndarray  # i32[num_chunks]
+
+
+class Engine:
+    """Serves requests with one runner. Single-threaded: whoever calls ``step`` calls the rest.
+
+    Args:
+        sizes: what ``EngineSizes.resolve`` decided.
+        runner, clock: the world it acts through, real or simulated.
+        tokenizer: for text; None: outputs carry token ids alone.
+        vocab_size: token ids of prompts must be below it.
+        eos_token_ids: end a text, unless a request ignores them.
+        model_name: part of the root of the index.
+        seed: from which requests without a seed of their own draw theirs.
+    """
+
+    def __init__(
+        self,
+        sizes: EngineSizes,
+        runner: Runner,
+        clock: Clock,
+        *,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...] = (),
+        model_name: str = "",
+        seed: int | None = None,
+    ) -> None:
+        self.sizes = sizes
+        self.clock = clock
+        self.vocab_size = vocab_size
+        self.cache = self._fresh_cache()
+        self.scheduler = Scheduler(self.cache, sizes.shapes)
+        self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._eos = frozenset(eos_token_ids)
+        self._model_name = model_name
+        self._rng = np.random.default_rng(seed)
+        self._requests: dict[int, Request] = {}
+        self._in_flight: _InFlight | None = None
+        self._next_id = 0
+        self._num_steps = 0
+        self._num_generated = 0
+        self._num_finished: Counter[str] = Counter()
+        self._past = EngineStats()  # counters of schedulers that a failure has replaced
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._requests and self._in_flight is None
+
+    def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
+        """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
+        limit = self.sizes.max_model_len
+        if len(prompt_ids) == 0:
+            raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
+        if len(prompt_ids) >= limit:
+            raise InvalidRequestError(
+                f"this model's context is {limit} tokens and the prompt has {len(prompt_ids)}, "
+                "which leaves no room for an answer; shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if prompt_ids.min() < 0 or prompt_ids.max() >= self.vocab_size:
+            raise InvalidRequestError(
+                f"token ids must be between 0 and {self.vocab_size - 1}", param="prompt"
+            )
+
+    def add(
+        self,
+        prompt_ids: np.ndarray,  # i32[num_prompt]
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        salt: str = "",
+        priority: int = 0,
+        arrival_s: float | None = None,
+        request_id: int | None = None,
+    ) -> int:
+        """Queue a request that ``check_prompt`` has passed; its id.
+
+        ``on_output`` is called from ``step``, in order; the last output has a finish reason.
+        """
+        if request_id is None:
+            request_id, self._next_id = self._next_id, self._next_id + 1
+        draws = np.random.SeedSequence(params.seed % 2**64) if params.seed is not None else None
+        seed = draws.generate_state(2) if draws else self._rng.integers(0, 2**32, 2, np.uint32)
+        eos = frozenset() if params.ignore_eos else self._eos
+        max_len = self.sizes.max_model_len
+        if params.max_tokens is not None:
+            max_len = min(max_len, len(prompt_ids) + params.max_tokens)
+        request = Request(
+            request_id,
+            prompt_ids,
+            params,
+            on_output,
+            root=RootKey(self._model_name, salt),
+            priority=priority,
+            arrival_s=self.clock.now() if arrival_s is None else arrival_s,
+            max_len=max_len,
+            stop_ids=eos.union(params.stop_token_ids),
+            seed=(int(seed[0]), int(seed[1])),
+            detokenizer=self._tokenizer.detokenizer() if self._tokenizer else None,
+        )
+        self._requests[request_id] = request
+        self.scheduler.add(request)
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        """End a request now and free what it holds. Unknown and finished ids are fine."""
+        if request := self._requests.get(request_id):
+            self._finish(request, FinishReason.ABORT, self.clock.now())
+
+    def flush_cache(self) -> bool:
+        """Drop every cached block; False, and nothing is dropped, while requests are about."""
+        if self._requests:
+            return False
+        self.cache.flush()
+        self._publish_stats()
+        return True
+
+    def step(self) -> bool:
+        """Do one round of the loop; False where there was nothing to do.
+
+        A step that fails ends the requests in it with an error; the engine serves on.
+        """
+        ahead_of = self._in_flight
+        if ahead_of is not None and ahead_of.plan.num_tiles:
+            # Behind a step that holds a prompt, wait: running ahead would keep arrivals waiting
+            # for two long steps, to hide a host time that is nothing beside one.
+            self._retire()
+            ahead_of = None
+        plan = self.scheduler.schedule(self.clock.now())
+        launched = self._launch(plan) if plan is not None else None
+        if ahead_of is not None and not self._retire():
+            launched = None  # it ran on what the failed step left behind
+        self._in_flight = launched
+        self._publish_stats()
+        return launched is not None or ahead_of is not None
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless every structure agrees with every other."""
+        self.scheduler.check_integrity()
+
+    def fail_all(self, error: KVFlowError) -> None:
+        """End every request with ``error`` and start over with an empty pool and cache."""
+        self._past = self._counters()
+        # Replaced, not tidied up: after a failure nothing of them can be trusted.
+        self.cache = self._fresh_cache()
+        self.scheduler = Scheduler(self.cache, self.sizes.shapes)
+        self.abandon(error)
+        self._runner.reset()
+        self._publish_stats()
+
+    def abandon(self, error: KVFlowError) -> None:
+        """End every request with ``error`` and touch nothing else."""
+        self._in_flight = None
+        now = self.clock.now()
+        for request in list(self._requests.values()):
+            request.lease = None
+            self._finish(request, FinishReason.ERROR, now, error)
+
+    def _launch(self, plan: StepPlan) -> _InFlight | None:
+        batch, sample_rows = self.sizes.shapes.build(plan.chunks)
+        try:
+            handle = self._runner.submit(batch)
+        except Exception as error:
+            log.exception("a step could not be dispatched")
+            failure = StepFailedError(f"the step could not be dispatched: {error}")
+            if not self._runner.is_intact:
+                self.fail_all(failure)
+                return None
+            self.scheduler.retract(plan)
+            now = self.clock.now()
+            for chunk in plan.chunks:
+                self._finish(chunk.request, FinishReason.ERROR, now, failure)
+            return None
+        self._num_steps += 1
+        return _InFlight(plan, handle, sample_rows)
+
+    def _retire(self) -> bool:
+        """Wait for the step in flight and hand out its tokens; False where it failed."""
+        step, self._in_flight = self._in_flight, None
+        if step is None:  # a failed dispatch has ended everything
+            return False
+        try:
+            sampled = step.handle.result()
+        except Exception as error:
+            # What it wrote, and what came after it on the device, cannot be trusted.
+            log.exception("a step failed on the device")
+            self.fail_all(StepFailedError(f"the step failed on the device: {error}"))
+            return False
+        now = self.clock.now()
+        tokens = sampled[step.sample_rows].tolist()
+        for chunk, token in zip(step.plan.chunks, tokens, strict=True):
+            if chunk.samples and not chunk.request.is_finished:
+                self._take_token(chunk.request, token, now)
+        return True
+
+    def _take_token(self, request: Request, token: int, now: float) -> None:
+        request.append(token)
+        self._num_generated += 1
+        if request.first_token_s is None:
+            request.first_token_s = now
+        self.scheduler.publish(request, now)
+        if token in request.stop_ids:
+            # The token that ends a text is no part of it.
+            self._finish(request, FinishReason.STOP, now, token=token)
+            return
+        text = request.detokenizer.push([token]) if request.detokenizer else ""
+        if request.num_known == request.max_len:
+            self._finish(request, FinishReason.LENGTH, now, text=text, token=token)
+        else:
+            self._say(request, Output(request.id, text, (token,)))
+
+    def _finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        now: float,
+        error: KVFlowError | None = None,
+        *,
+        text: str = "",
+        token: int | None = None,
+    ) -> None:
+        if request.is_finished:
+            return
+        request.finish_reason = reason
+        self.scheduler.remove(request, now)
+        del self._requests[request.id]
+        self._num_finished[reason.value] += 1
+        if request.detokenizer is not None:
+            text += request.detokenizer.flush()
+        self._say(
+            request,
+            Output(
+                request_id=request.id,
+                text=text,
+                token_ids=() if token is None else (token,),
+                finish_reason=reason,
+                stats=request.stats(now),
+                error=error,
+            ),
+        )
+
+    def _say(self, request: Request, output: Output) -> None:
+        try:
+            request.on_output(output)
+        except Exception:
+            # The listener is broken, the others are not.
+            log.exception("the listener of request %d failed; the request is aborted", request.id)
+            self.abort(request.id)
+
+    def _fresh_cache(self) -> PrefixCache:
+        pool = self.sizes.pool
+        return PrefixCache(num_slots=pool.num_pages - 1, page_size=pool.page_size)
+
+    def _counters(self) -> EngineStats:
+        past, scheduler = self._past, self.scheduler
+        return EngineStats(
+            num_preemptions=past.num_preemptions + scheduler.num_preemptions,
+            num_evicted_blocks=past.num_evicted_blocks + self.cache.num_evicted,
+            prompt_tokens=past.prompt_tokens + scheduler.num_prompt_tokens,
+            cached_prompt_tokens=past.cached_prompt_tokens + scheduler.num_cached_tokens,
+        )
+
+    def _publish_stats(self) -> None:
+        counters = self._counters()
+        self.stats = EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_blocks=self.cache.table.num_slots,
+            num_blocks_leased=self.cache.num_leased,
+            num_blocks_cached=self.cache.num_indexed,
+            num_steps=self._num_steps,
+            num_preemptions=counters.num_preemptions,
+            num_evicted_blocks=counters.num_evicted_blocks,
+            prompt_tokens=counters.prompt_tokens,
+            cached_prompt_tokens=counters.cached_prompt_tokens,
+            generation_tokens=self._num_generated,
+            num_finished=dict(self._num_finished),
+        )

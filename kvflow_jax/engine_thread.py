@@ -1,0 +1,224 @@
+"""The engine on a thread of its own, for callers on any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from kvflow_jax.engine import Engine
+from kvflow_jax.errors import (
+    EngineClosedError,
+    IntegrityError,
+    InvalidRequestError,
+    QueueFullError,
+    StepFailedError,
+)
+from kvflow_jax.outputs import EngineStats, Output
+from kvflow_jax.sampling import SamplingParams
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class EngineThread:
+    """Runs an engine's loop. Every method may be called from any thread.
+
+    What callers want of the engine goes through one inbox and is done between two steps, so the
+    engine itself needs no lock.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # guards the fields up to the next blank line
+        self._num_pending = 0
+        self._is_open = True
+        self._is_closing = False
+
+        self._ids = itertools.count()
+        self._idle = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kvflow-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.sizes.max_model_len
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Snapshot published at the end of the last step."""
+        return self._engine.stats
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int] | np.ndarray,
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        salt: str = "",
+        priority: int = 0,
+    ) -> int:
+        """Queue a request; its id.
+
+        ``on_output`` is called on the engine's thread, in order; the last output has a finish
+        reason. It must not block.
+
+        Raises:
+            InvalidRequestError: the prompt is empty, too long, or holds unknown token ids.
+            QueueFullError: too many requests wait.
+            EngineClosedError: the engine drains or has stopped.
+        """
+        arrival_s = self._engine.clock.now()
+        prompt = as_token_ids(prompt_ids)
+        self._engine.check_prompt(prompt, params)
+        sizes = self._engine.sizes
+        with self._lock:
+            if not self._is_open or not self.is_alive:
+                raise EngineClosedError("the engine takes no new requests: it is shutting down")
+            bound = sizes.max_waiting + sizes.shapes.num_slots
+            if self._num_pending >= bound:
+                raise QueueFullError(
+                    f"{self._num_pending} requests run or wait, the bound is {bound}; try again "
+                    "later, or raise max_waiting"
+                )
+            self._num_pending += 1
+        request_id = next(self._ids)
+        self._do(
+            partial(
+                self._engine.add,
+                prompt,
+                params,
+                partial(self._hand_over, on_output),
+                salt=salt,
+                priority=priority,
+                arrival_s=arrival_s,
+                request_id=request_id,
+            )
+        )
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        """End a request and free what it holds. Unknown and finished ids are fine."""
+        self._do(partial(self._engine.abort, request_id))
+
+    def flush_cache(self) -> bool:
+        """Drop every cached block; False, and nothing is dropped, while requests are about."""
+        return self._ask(self._engine.flush_cache)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the engine's structures agree, between two steps."""
+        self._ask(self._engine.check_integrity)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and finish those there are.
+
+        Returns:
+            False where some were cut off after ``timeout_s`` seconds.
+        """
+        with self._lock:
+            self._is_open = False
+        self._do(lambda: None)
+        if self._idle.wait(timeout_s) or not self.is_alive:
+            return True
+        self._ask(partial(self._end_all, "the server is shutting down"))
+        return False
+
+    def close(self) -> None:
+        """Abort what runs and stop the thread. Closing twice is fine."""
+        with self._lock:
+            self._is_open = False
+            self._is_closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def _do(self, command: Callable[[], object]) -> None:
+        self._inbox.put(command)
+        self._wake.set()
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        answer: Future[T] = Future()
+
+        def reply() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)
+
+        self._do(reply)
+        while True:
+            try:
+                return answer.result(timeout=1.0)
+            except TimeoutError:
+                if not self.is_alive:
+                    raise EngineClosedError("the engine has stopped") from None
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closing:
+                self._round()
+            self._end_all("the engine was closed")
+        except BaseException as error:
+            log.critical("the engine's thread dies", exc_info=True)
+            self._engine.abandon(EngineClosedError(f"the engine has died: {error}"))
+            raise
+        finally:
+            self._idle.set()
+
+    def _round(self) -> None:
+        """Do what was asked, then one step; wait where there is nothing to do."""
+        engine = self._engine
+        self._wake.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()()
+        try:
+            if not engine.step() and not engine.is_idle:
+                raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
+        except Exception as error:
+            log.exception("the engine failed; it starts over with an empty cache")
+            engine.fail_all(StepFailedError(f"the engine failed: {error}"))
+        if engine.is_idle:
+            if not self._is_open:
+                self._idle.set()
+            engine.clock.wait(self._wake)
+
+    def _hand_over(self, on_output: Callable[[Output], None], output: Output) -> None:
+        if output.finish_reason is not None:
+            with self._lock:
+                self._num_pending -= 1
+        on_output(output)
+
+    def _end_all(self, why: str) -> None:
+        self._engine.abandon(EngineClosedError(why))
+
+
+def as_token_ids(prompt_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Token ids as i32[num_tokens].
+
+    Raises:
+        InvalidRequestError: they are not a flat sequence of integers that fit.
+    """
+    try:
+        ids = np.asarray(prompt_ids)
+    except ValueError:
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise InvalidRequestError("a prompt is a flat list of integer token ids", param="prompt")
+    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
+        raise InvalidRequestError("token ids must be between 0 and 2147483647", param="prompt")
+    return ids.astype(np.int32)

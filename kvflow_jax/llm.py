@@ -1,0 +1,290 @@
+"""The Python API: a model, its engine, and calls that return text."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from kvflow_jax.config import EngineConfig
+from kvflow_jax.engine_thread import EngineThread
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.launch import build_engine, use_compilation_cache
+from kvflow_jax.models.checkpoint import default_cache_dir
+from kvflow_jax.models.loading import load_model
+from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.sampling import SamplingParams
+
+Prompt = str | Sequence[int]  # text, or token ids
+Message = Mapping[str, Any]  # {"role": ..., "content": ...}
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished generation. ``token_ids`` include the token that ended it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: RequestStats
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens whose KV came from the cache."""
+        return self.stats.num_cached_tokens
+
+
+class LLM:
+    """A model that generates, on the default JAX device.
+
+    >>> with LLM("smollm2-135m") as llm:
+    ...     print(llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+    The capital of France is Paris.
+
+    Args:
+        model: "smollm2-135m", a Hugging Face folder, or a Hub name.
+        dtype: float32, bfloat16 or float16.
+        random_weights: make the weights up; for measuring a shape without its checkpoint.
+        cache_dir: where the converted model and compiled programs are kept.
+        progress: show progress while loading and compiling.
+        **sizes: fields of ``EngineConfig``.
+
+    Raises:
+        ModelLoadError, CapacityError: each says what to do.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2-135m",
+        *,
+        dtype: str = "float32",
+        random_weights: bool = False,
+        cache_dir: Path | None = None,
+        progress: bool = True,
+        **sizes: Any,
+    ) -> None:
+        config = EngineConfig(**sizes)
+        cache_dir = cache_dir or default_cache_dir()
+        use_compilation_cache(cache_dir)
+        loaded = load_model(
+            model,
+            dtype=dtype,
+            cache_dir=cache_dir,
+            random_weights=random_weights,
+            progress=progress,
+        )
+        self.tokenizer = loaded.tokenizer
+        self.engine = EngineThread(build_engine(loaded, config, progress=progress))
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: str, params: SamplingParams = ..., *, progress: bool = ...
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[int], params: SamplingParams = ..., *, progress: bool = ...
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] = ...,
+        *,
+        progress: bool = ...,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+        *,
+        progress: bool = True,
+    ) -> Completion | list[Completion]:
+        """Continue one prompt, or many at once.
+
+        Args:
+            prompts: text or token ids; or a list of those.
+            params: for all prompts, or one for each.
+            progress: show a bar where there are many.
+
+        Returns:
+            A Completion for one prompt, a list of them, in order, for many.
+
+        Raises:
+            InvalidRequestError: a prompt that can never run; nothing has run then.
+        """
+        if _is_one(prompts):
+            return self._run([self._encode(prompts)], params, progress=False)[0]  # type: ignore[arg-type]
+        return self._run([self._encode(p) for p in prompts], params, progress=progress)  # type: ignore[arg-type]
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams = ..., *, progress: bool = ...
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] = ...,
+        *,
+        progress: bool = ...,
+    ) -> list[Completion]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+        *,
+        progress: bool = True,
+    ) -> Completion | list[Completion]:
+        """Answer one conversation, or many at once, each a list of role and content.
+
+        Raises:
+            InvalidRequestError: the model's chat template refuses the messages.
+        """
+        if not messages or isinstance(messages[0], Mapping):
+            return self._run([self._template(messages)], params, progress=False)[0]  # type: ignore[arg-type]
+        return self._run([self._template(m) for m in messages], params, progress=progress)  # type: ignore[arg-type]
+
+    def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams()) -> Iterator[Output]:
+        """Continue one prompt, giving text as it comes. Leaving the loop ends the generation."""
+        return self._stream(self._encode(prompt), params)
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams = SamplingParams()
+    ) -> Iterator[Output]:
+        """Answer one conversation, giving text as it comes."""
+        return self._stream(self._template(messages), params)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters of the engine as of its last step."""
+        return self.engine.stats
+
+    def flush_cache(self) -> bool:
+        """Drop every cached block; False, and nothing is dropped, while requests run."""
+        return self.engine.flush_cache()
+
+    def close(self) -> None:
+        """Abort what runs and free the device. Closing twice is fine."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            raise InvalidRequestError("this model has no tokenizer: give token ids", "prompt")
+        return self.tokenizer.encode(prompt)
+
+    def _template(self, messages: Sequence[Message]) -> Sequence[int]:
+        if self.tokenizer is None:
+            raise InvalidRequestError("this model has no tokenizer: give token ids", "messages")
+        if not messages:
+            raise InvalidRequestError("a conversation needs at least one message", "messages")
+        return self.tokenizer.apply_chat_template(messages)
+
+    def _run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        progress: bool,
+    ) -> list[Completion]:
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise InvalidRequestError(f"{len(prompts)} prompts but {len(each)} sampling params")
+        news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
+        outputs: list[list[Output]] = [[] for _ in prompts]
+        request_ids: list[int] = []
+        bar = _progress_bar(len(prompts)) if progress else None
+        try:
+            for i, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+                listener = _Listener(news, i)
+                request_ids.append(self.engine.submit(prompt, one, listener))
+            num_left = len(prompts)
+            while num_left:
+                i, output = news.get()
+                outputs[i].append(output)
+                if output.error is not None:
+                    raise output.error
+                if output.finish_reason is not None:
+                    num_left -= 1
+                    if bar is not None:
+                        bar.update()
+        finally:
+            # Of those that finished this does nothing; after an error or Ctrl-C it frees the rest.
+            for request_id in request_ids:
+                self.engine.abort(request_id)
+            if bar is not None:
+                bar.close()
+        return [_join(parts) for parts in outputs]
+
+    def _stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
+        news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
+        request_id = self.engine.submit(prompt, params, _Listener(news, 0))
+        return self._follow(request_id, news)
+
+    def _follow(
+        self, request_id: int, news: queue.SimpleQueue[tuple[int, Output]]
+    ) -> Iterator[Output]:
+        try:
+            while True:
+                _, output = news.get()
+                if output.error is not None:
+                    raise output.error
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self.engine.abort(request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Puts a request's outputs into a queue that several requests share."""
+
+    news: queue.SimpleQueue[tuple[int, Output]]
+    number: int
+
+    def __call__(self, output: Output) -> None:
+        self.news.put((self.number, output))
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    if isinstance(prompts, str | np.ndarray):
+        return True
+    return not len(prompts) or isinstance(prompts[0], int | np.integer)
+
+
+def _join(outputs: Sequence[Output]) -> Completion:
+    last = outputs[-1]
+    assert last.finish_reason is not None
+    assert last.stats is not None
+    return Completion(
+        text="".join(output.text for output in outputs),
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        finish_reason=last.finish_reason,
+        stats=last.stats,
+    )
+
+
+def _progress_bar(total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="Generating", unit="prompt")

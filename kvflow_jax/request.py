@@ -1,0 +1,128 @@
+"""A request as the engine holds it: its tokens, how far they are computed, what it leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.prefix_cache import Lease
+from kvflow_jax.models.tokenizer import Detokenizer
+from kvflow_jax.outputs import FinishReason, Output, RequestStats
+from kvflow_jax.sampling import SamplingParams
+
+NO_SLOT = -1
+
+
+class Request:
+    """One sequence that grows from a prompt.
+
+        tokens:  prompt ........ | outputs known to the host | in flight on the device
+                 0               num_prompt                  num_known       num_tokens
+
+    ``num_computed`` of them have their KV in the leased blocks, or will once the steps dispatched
+    so far have run.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt_ids: np.ndarray,  # i32[num_prompt]
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        root: RootKey,
+        priority: int,
+        arrival_s: float,
+        max_len: int,  # tokens, prompt included, at which it ends
+        stop_ids: frozenset[int],
+        seed: tuple[int, int],  # two u32
+        detokenizer: Detokenizer | None,
+    ) -> None:
+        self.id = request_id
+        self.params = params
+        self.on_output = on_output
+        self.root = root
+        self.max_len = max_len
+        self.stop_ids = stop_ids
+        self.seed = seed
+        self.detokenizer = detokenizer
+        # Higher priority first, then by arrival.
+        self.order = (-priority, request_id)
+
+        self.num_prompt = len(prompt_ids)
+        self.num_known = self.num_prompt
+        self.num_in_flight = 0
+        self.num_computed = 0
+        self.tokens = np.empty(self.num_prompt + 16, np.int32)
+        self.tokens[: self.num_prompt] = prompt_ids
+
+        self.lease: Lease | None = None
+        self.slot = NO_SLOT
+        self.finish_reason: FinishReason | None = None
+
+        self.arrival_s = arrival_s
+        self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.num_cached = 0
+        self.num_preemptions = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_known + self.num_in_flight
+
+    @property
+    def num_output(self) -> int:
+        return self.num_known - self.num_prompt
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether a step can do something for it: tokens to compute, and room for one more."""
+        return self.num_computed < self.num_tokens < self.max_len
+
+    @property
+    def known(self) -> np.ndarray:
+        """i32[num_known], prompt and output."""
+        return self.tokens[: self.num_known]
+
+    def append(self, token: int) -> None:
+        """Note the token that the oldest step in flight sampled."""
+        if self.num_known == len(self.tokens):
+            self.tokens = np.concatenate([self.tokens, np.empty_like(self.tokens)])
+        self.tokens[self.num_known] = token
+        self.num_known += 1
+        self.num_in_flight -= 1
+
+    def stats(self, now: float) -> RequestStats:
+        return RequestStats(
+            num_prompt_tokens=self.num_prompt,
+            num_cached_tokens=self.num_cached,
+            num_output_tokens=self.num_output,
+            num_preemptions=self.num_preemptions,
+            arrival_s=self.arrival_s,
+            first_scheduled_s=self.first_scheduled_s,
+            first_token_s=self.first_token_s,
+            finished_s=now,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens ``start`` to ``start + length`` of a request, computed by one step.
+
+    Args:
+        pages: i32[n], the pool's pages of its sequence up to the end of the chunk.
+        samples: whether the step samples the token that follows.
+    """
+
+    request: Request
+    start: int
+    length: int
+    pages: np.ndarray
+    samples: bool

@@ -1,0 +1,215 @@
+"""Which requests run in the next step: continuous batching with chunked prefill.
+
+    waiting ──admit (slot, cached prefix, blocks for the whole prompt)──▶ running
+       ▲                                                                    │
+       └──────────────── preempt the last in order, when blocks run out ────┘
+
+Both lists are ordered by priority, then arrival. A waiting request holds nothing, so nothing can
+deadlock: the first in order always gets the blocks of those behind it.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+import numpy as np
+
+from kvflow_jax.batch import BatchShapes
+from kvflow_jax.cache.blocks import NO_BLOCK
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
+from kvflow_jax.errors import IntegrityError
+from kvflow_jax.request import NO_SLOT, Chunk, Request
+
+_BY_ORDER = attrgetter("order")
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes, and what it put into the index ahead of computing it."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    published: list[tuple[Lease, int]] = field(default_factory=list)  # (lease, blocks before)
+    num_decode: int = 0
+    num_tiles: int = 0
+
+
+class Scheduler:
+    """Owns the waiting and the running requests, their slots and their leases."""
+
+    def __init__(self, cache: PrefixCache, shapes: BatchShapes) -> None:
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self._cache = cache
+        self._shapes = shapes
+        self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
+
+    def add(self, request: Request) -> None:
+        insort(self.waiting, request, key=_BY_ORDER)
+
+    def remove(self, request: Request, now: float) -> None:
+        """Take a request out, wherever it is, and give up what it holds."""
+        if request.lease is not None:
+            self.running.remove(request)
+            self._give_up(request, now)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """Plan a step; None where no request can run.
+
+        Running requests come first, one token or the next chunk of their prompt each; then
+        waiting ones are admitted while rows, slots and blocks last.
+        """
+        plan = StepPlan()
+        for request in list(self.running):
+            if request.lease is not None and request.wants_step:
+                self._plan_chunk(plan, request, now)
+        self._admit(plan, now)
+        return plan if plan.chunks else None
+
+    def publish(self, request: Request, now: float) -> None:
+        """Index the blocks of a running request whose tokens the host has come to know."""
+        lease, num_tokens = request.lease, min(request.num_known, request.num_computed)
+        if lease is not None and num_tokens // self._cache.page_size > lease.num_indexed:
+            self._cache.publish(lease, request.tokens[:num_tokens], now)
+
+    def retract(self, plan: StepPlan) -> None:
+        """Take back what a plan published; its requests must be removed after this."""
+        for lease, num_indexed in reversed(plan.published):
+            self._cache.retract(lease, num_indexed)
+
+    def check_integrity(self) -> None:
+        """Check the cache, and that slots and leases are held by running requests alone."""
+        self._cache.check_integrity()
+        slots = sorted(self._free_slots + [request.slot for request in self.running])
+        if slots != list(range(self._shapes.num_slots)):
+            raise IntegrityError("a slot is lost or held twice")
+        if any(r.lease is not None or r.slot != NO_SLOT for r in self.waiting):
+            raise IntegrityError("a waiting request holds a slot or blocks")
+        held = {int(b) for r in self.running if r.lease is not None for b in r.lease.blocks}
+        if self._cache.num_leased != len(held):
+            raise IntegrityError("blocks are leased by no running request")
+
+    def _plan_chunk(self, plan: StepPlan, request: Request, now: float) -> bool:
+        """Add the next chunk of a running request to the plan, as long as rows allow."""
+        if request.num_computed + 1 < request.num_known:
+            self._adopt(request, now)
+        length = request.num_tokens - request.num_computed
+        room = (self._shapes.max_tiles - plan.num_tiles) * self._shapes.tile
+        if length > 1:
+            length = min(length, room)
+        elif plan.num_decode == self._shapes.num_slots:
+            return False
+        if length == 0 or not self._grow(request, request.num_computed + length, now):
+            return False
+        start = request.num_computed
+        request.num_computed += length
+        samples = request.num_computed == request.num_tokens
+        request.num_in_flight += samples
+        lease = request.lease
+        assert lease is not None
+        before = lease.num_indexed
+        self.publish(request, now)
+        if lease.num_indexed > before:
+            plan.published.append((lease, before))
+        num_pages = -(-request.num_computed // self._cache.page_size)
+        pages = self._cache.table.slot[lease.blocks[:num_pages]]
+        plan.chunks.append(Chunk(request, start, length, pages, samples))
+        plan.num_decode += length == 1
+        plan.num_tiles += self._shapes.num_tiles(length)
+        if request.first_scheduled_s is None:
+            request.first_scheduled_s = now
+        return True
+
+    def _adopt(self, request: Request, now: float) -> None:
+        """Skip what another request has computed of the same prompt since the last chunk."""
+        lease, page = request.lease, self._cache.page_size
+        assert lease is not None
+        if request.num_computed == lease.num_indexed * page:
+            self._cache.adopt(lease, request.known[:-1], now)
+            request.num_computed = lease.num_indexed * page
+
+    def _grow(self, request: Request, num_tokens: int, now: float) -> bool:
+        """Lease blocks up to ``num_tokens``, preempting from the end of the order for room."""
+        lease = request.lease
+        assert lease is not None
+        short = -(-num_tokens // self._cache.page_size) - len(lease)
+        while short > 0 and not self._cache.grow(lease, short, now):
+            # Those planned already come before this one, so the victim is in no plan yet.
+            victim = self.running[-1]
+            self._preempt(victim, now)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request, now: float) -> None:
+        self.running.remove(request)
+        self._give_up(request, now)
+        request.num_computed = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        insort(self.waiting, request, key=_BY_ORDER)
+
+    def _give_up(self, request: Request, now: float) -> None:
+        assert request.lease is not None
+        self._cache.release(request.lease, now)
+        request.lease = None
+        self._free_slots.append(request.slot)
+        request.slot = NO_SLOT
+
+    def _admit(self, plan: StepPlan, now: float) -> None:
+        in_progress = {key for r in self.running if (key := self._next_block(r)) is not None}
+        for request in list(self.waiting):
+            if not self._free_slots or plan.num_tiles == self._shapes.max_tiles:
+                return
+            if request.num_in_flight:
+                continue  # preempted in mid-step: its last token is still to come
+            # At least one token is always computed: its logits are what the prompt asks for.
+            matched = self._cache.match(request.root, request.known[:-1])
+            if self._block_key(request, matched) in in_progress:
+                continue  # another computes its next block: share it rather than compute it twice
+            if not self._has_room(request, matched):
+                return
+            self.waiting.remove(request)
+            insort(self.running, request, key=_BY_ORDER)
+            request.slot = self._free_slots.pop()
+            request.lease = self._cache.lease(request.root, matched, now)
+            request.num_computed = len(matched) * self._cache.page_size
+            if request.first_scheduled_s is None:
+                request.num_cached = request.num_computed
+                self.num_prompt_tokens += request.num_prompt
+                self.num_cached_tokens += request.num_cached
+            num_blocks = -(-request.num_known // self._cache.page_size)
+            if not self._cache.grow(request.lease, num_blocks - len(matched), now):
+                raise IntegrityError("blocks counted as available cannot be had")
+            self._plan_chunk(plan, request, now)
+            if (key := self._next_block(request)) is not None:
+                in_progress.add(key)
+
+    def _has_room(self, request: Request, matched: np.ndarray) -> bool:
+        """Whether the whole sequence fits beside a next block for each running request."""
+        cache = self._cache
+        needed = -(-request.num_tokens // cache.page_size) - len(matched)
+        now_idle = int((cache.table.leases[matched] == 0).sum())
+        return needed + now_idle + len(self.running) <= cache.num_available
+
+    def _next_block(self, request: Request) -> tuple[RootKey, int, bytes] | None:
+        """What names the block a running request computes next, if its tokens are all known."""
+        if request.lease is None or request.num_computed >= request.num_known:
+            return None
+        return self._block_key(
+            request, request.lease.blocks[: request.num_computed // self._cache.page_size]
+        )
+
+    def _block_key(self, request: Request, before: np.ndarray) -> tuple[RootKey, int, bytes] | None:
+        page = self._cache.page_size
+        tokens = request.known[len(before) * page : (len(before) + 1) * page]
+        if len(tokens) < page:
+            return None
+        return request.root, int(before[-1]) if len(before) else NO_BLOCK, tokens.tobytes()
