@@ -1,0 +1,10 @@
+"""The HTTP server: OpenAI's wire format over the engine. The only room with a web framework.
+
+```
+main thread: uvicorn loop                          engine thread
+  app.py     routes        ─┐                        EngineThread
+  schemas.py, chat.py,      ├─ Service ── submit ──────▶ steps
+  completions.py  formats  ─┘     ▲                        │ on_output, per request
+  stream.py  SSE  ◀── Generation ◀┴── Mailbox ◀────────────┘ one wake-up for many outputs
+```
+"""

@@ -1,0 +1,159 @@
+"""``python -m kvflow_jax.serve``: flags to a ServerConfig, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import kvflow_jax.errors
+from kvflow_jax.serve.config import ServerConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse flags, serve until stopped, return the exit code."""
+    config = parse_config(argv)
+    missing = [name for name in WEB_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"kvflow-serve: {', '.join(missing)} not installed; run:\n  {_install_command()}",
+            file=sys.stderr,
+        )
+        return 1
+    _set_up_logging(config.log_level)
+
+    from kvflow_jax.serve.launch import build_engine
+    from kvflow_jax.serve.server import run
+
+    return run(config, build_engine)
+
+
+def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
+    """The flags as a config; exits with 2 and a usage line where they make no sense."""
+    default = ServerConfig()
+    parser = argparse.ArgumentParser(
+        prog="kvflow-serve",
+        description="Serve an LLM to multi-agent workflows over OpenAI's API.",
+    )
+    add = parser.add_argument
+    add("--model", default=default.model, help="name or directory; default: %(default)s")
+    add("--served-model-name", help="name that clients use; default: the model's own")
+    add("--host", default=default.host, help="default: %(default)s")
+    add("--port", type=_port, default=default.port, help="default: %(default)s")
+    add(
+        "--api-key",
+        action="append",
+        type=_key,
+        default=[],
+        help="Bearer key to ask for; may repeat, then keys share no cache",
+    )
+    add("--max-model-len", type=_count, help="prompt and answer together; default: the model's")
+    add(
+        "--max-num-seqs",
+        type=_count,
+        default=default.max_num_seqs,
+        help="requests that run at once; default: %(default)s",
+    )
+    add(
+        "--max-num-batched-tokens",
+        type=_count,
+        default=default.max_num_batched_tokens,
+        help="prompt tokens of one engine step; default: %(default)s",
+    )
+    add(
+        "--page-size",
+        type=_count,
+        default=default.page_size,
+        help="tokens per block; default: %(default)s",
+    )
+    pool = parser.add_mutually_exclusive_group()
+    pool.add_argument("--pool-gib", type=_size, help="device memory for the KV pool, GiB")
+    pool.add_argument("--num-pages", type=_count, help="size of the KV pool in blocks")
+    add("--dtype", choices=DTYPES, default=default.dtype, help="default: %(default)s")
+    add("--random-weights", action="store_true", help="do not read weights")
+    add("--seed", type=int, help="of random weights, and of requests without one")
+    add(
+        "--max-waiting",
+        type=_count,
+        default=default.max_waiting,
+        help="queue bound, then 429; default: %(default)s",
+    )
+    add(
+        "--max-body-mib",
+        type=_size,
+        default=default.max_body_mib,
+        help="then 413; default: %(default)s",
+    )
+    add(
+        "--drain-timeout-s",
+        type=_duration,
+        default=default.drain_timeout_s,
+        help="default: %(default)s",
+    )
+    add(
+        "--cache-dir",
+        type=Path,
+        default=os.environ.get("KVFLOW_CACHE_DIR") or default.cache_dir,
+        help="models and compiled programs; KVFLOW_CACHE_DIR sets the default",
+    )
+    add("--log-level", choices=LOG_LEVELS, default=default.log_level)
+
+    flags = vars(parser.parse_args(argv))
+    flags["api_keys"] = tuple(flags.pop("api_key"))
+    flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
+    return ServerConfig(**flags)
+
+
+def _set_up_logging(level: str) -> None:
+    """Ours at ``level``, one line a request at debug; of other libraries warnings only."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kvflow_jax").setLevel(level.upper())
+    if level == "debug":
+        logging.getLogger("uvicorn").setLevel(logging.INFO)
+
+
+def _install_command() -> str:
+    package = Path(kvflow_jax.errors.__file__).parent
+    checkout = package.parent
+    if (checkout / "pyproject.toml").exists():
+        return f"{sys.executable} -m pip install -e '{checkout}[serve]'"
+    return f"{sys.executable} -m pip install 'kvflow-jax[serve]'"
+
+
+def _number(
+    parse: Callable[[str], float], fits: Callable[[float], bool], want: str
+) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = parse(text)
+        except ValueError:
+            value = float("nan")
+        if not fits(value):  # a NaN never fits
+            raise argparse.ArgumentTypeError(f"{text!r} is not {want}")
+        return value
+
+    return convert
+
+
+_count = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+_port = _number(int, lambda value: 0 <= value <= 65535, "a port between 0 and 65535")
+_size = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+_duration = _number(float, lambda value: 0 <= value < float("inf"), "a number of seconds")
+
+
+def _key(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty key would let everybody in")
+    return text.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The routes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from kvflow_jax import __version__
+from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.serve import chat, completions
+from kvflow_jax.serve.auth import cache_salt
+from kvflow_jax.serve.body import parse_body
+from kvflow_jax.serve.errors import ApiError, install_error_handlers
+from kvflow_jax.serve.metrics import CONTENT_TYPE
+from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
+from kvflow_jax.serve.service import Service
+from kvflow_jax.serve.stream import EventStream, Format, answer_whole
+
+open_routes = APIRouter()
+routes = APIRouter()
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application over ``service``. Bodies are parsed by ``body``, not by FastAPI, whose
+    own parser reads them whole before it looks at their size."""
+    app = FastAPI(
+        title="kvflow-jax",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(open_routes)
+    app.include_router(routes)
+    install_error_handlers(app)
+    return app
+
+
+async def the_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def the_tenant(request: Request) -> str:
+    """Who asks; 401 before the body is read."""
+    headers = dict(request.scope["headers"])
+    service: Service = request.app.state.service
+    return service.keys.authenticate(headers.get(b"authorization"))
+
+
+TheService = Annotated[Service, Depends(the_service)]
+TheTenant = Annotated[str, Depends(the_tenant)]
+
+
+@open_routes.get("/health")
+async def health(service: TheService) -> Response:
+    if not service.is_healthy:
+        raise ApiError(503, "the engine has stopped; restart the server", code="engine_dead")
+    return JSONResponse({"status": "ok"})
+
+
+@open_routes.get("/ready")
+async def ready(service: TheService) -> Response:
+    service.check_ready()
+    return JSONResponse({"status": service.phase.value})
+
+
+@open_routes.get("/metrics")
+async def metrics(service: TheService) -> Response:
+    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+@open_routes.get("/version")
+async def show_version() -> Response:
+    return JSONResponse({"version": __version__})
+
+
+@routes.get("/v1/models")
+async def list_models(service: TheService, tenant: TheTenant) -> Response:
+    return JSONResponse({"object": "list", "data": [service.model_card()]})
+
+
+@routes.get("/v1/models/{model_id:path}")  # names like Qwen/Qwen3-0.6B hold a slash
+async def show_model(model_id: str, service: TheService, tenant: TheTenant) -> Response:
+    service.check_model(model_id)
+    return JSONResponse(service.model_card())
+
+
+@routes.post("/v1/chat/completions")
+async def create_chat_completion(
+    request: Request, service: TheService, tenant: TheTenant
+) -> Response:
+    service.check_ready()
+    body = await parse_body(request, ChatRequest, service.config.max_body_bytes)
+    service.check_model(body.model)
+    params = body.sampling_params()
+    messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
+    prompt_ids = await service.tokenize(lambda t: t.apply_chat_template(messages, **kwargs))
+    form = chat.ChatFormat(service.model_name)
+    return await _answer(request, service, tenant, body, params, [prompt_ids], form)
+
+
+@routes.post("/v1/completions")
+async def create_completion(request: Request, service: TheService, tenant: TheTenant) -> Response:
+    service.check_ready()
+    body = await parse_body(request, CompletionRequest, service.config.max_body_bytes)
+    service.check_model(body.model)
+    params = body.sampling_params()
+    prompts = completions.read_prompts(body.prompt)
+    encoded = completions.token_prompts(prompts)
+    if encoded is None:
+        encoded = await service.tokenize(lambda t: completions.encode_prompts(t, prompts))
+    form = completions.CompletionFormat(service.model_name)
+    return await _answer(request, service, tenant, body, params, encoded, form)
+
+
+@routes.post("/flush_cache")
+async def flush_cache(service: TheService, tenant: TheTenant) -> Response:
+    if not await service.flush_cache():
+        stats = service.stats
+        raise ApiError(
+            409,
+            f"the cache is in use: {stats.num_running} requests run and {stats.num_waiting} wait; "
+            "try again when they have finished",
+            code="cache_in_use",
+        )
+    return JSONResponse({"flushed": True})
+
+
+async def _answer(
+    request: Request,
+    service: Service,
+    tenant: str,
+    body: GenerationRequest,
+    params: SamplingParams,
+    prompts: list[list[int]],
+    form: Format,
+) -> Response:
+    generation = service.generate(
+        prompts,
+        params,
+        salt=cache_salt(tenant, body.cache_salt),
+        priority=body.priority or 0,
+    )
+    if body.stream:
+        return EventStream(generation, form, include_usage=body.include_usage)
+    return await answer_whole(generation, form, request.receive)

@@ -1,0 +1,165 @@
+"""``/v1/chat/completions``: messages in, messages out."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.generation import News
+from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.serve.stream import finish_name
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# Arguments of transformers' apply_chat_template that are not the client's to set.
+_RESERVED_KWARGS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
+class ChatFormat:
+    """Objects of one chat completion."""
+
+    def __init__(self, model_name: str) -> None:
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model_name,
+        }
+
+    def opening(self, index: int) -> dict[str, Any]:
+        return self._chunk(index, {"role": "assistant", "content": ""}, None)
+
+    def chunk(self, news: News) -> dict[str, Any]:
+        delta = {"content": news.text} if news.text else {}
+        return self._chunk(news.index, delta, finish_name(news.finish_reason))
+
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    def whole(self, choices: list[News], usage: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": choice.index,
+                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": finish_name(choice.finish_reason),
+                }
+                for choice in choices
+            ],
+            "usage": usage,
+        }
+
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them: text contents, ``developer`` as ``system``.
+
+    Raises:
+        InvalidRequestError: names the message and what would be right.
+    """
+    return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
+
+
+def template_kwargs(body: ChatRequest) -> dict[str, Any]:
+    """Variables a client passes to the template, such as ``enable_thinking``.
+
+    Raises:
+        InvalidRequestError: a name that would change more than a variable.
+    """
+    kwargs = body.chat_template_kwargs or {}
+    reserved = sorted(_RESERVED_KWARGS.intersection(kwargs))
+    if reserved:
+        raise InvalidRequestError(
+            f"chat_template_kwargs may not set {', '.join(reserved)}",
+            param="chat_template_kwargs",
+        )
+    return kwargs
+
+
+def _read_message(where: str, message: dict[str, Any]) -> dict[str, Any]:
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidRequestError(
+            f"{where}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{where}.role"
+        )
+    read = {name: value for name, value in message.items() if value is not None}
+    # Templates know no developer; OpenAI made it the system role's successor.
+    read["role"] = "system" if role == "developer" else role
+    read["content"] = _read_content(f"{where}.content", message.get("content"), role)
+    if read.get("tool_calls"):
+        read["tool_calls"] = _read_tool_calls(f"{where}.tool_calls", read["tool_calls"])
+    return read
+
+
+def _read_content(where: str, content: Any, role: str) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None and role == "assistant":  # a message of tool calls only
+        return ""
+    if not isinstance(content, list):
+        raise InvalidRequestError(
+            f'{where} must be a string or a list of parts like {{"type": "text", "text": "..."}}',
+            param=where,
+        )
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise InvalidRequestError(
+                f"{where}[{i}] has type {kind!r}; this server supports parts of type 'text' only",
+                param=f"{where}[{i}]",
+            )
+        if not isinstance(part.get("text"), str):
+            raise InvalidRequestError(
+                f"{where}[{i}].text must be a string", param=f"{where}[{i}].text"
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)  # as vLLM does for templates that take strings
+
+
+def _read_tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
+    """OpenAI sends ``arguments`` as JSON text; templates write JSON themselves, so parse it."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise InvalidRequestError(f"{where} must be a list of tool calls", param=where)
+    read = []
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            function = {**function, "arguments": _parsed(function["arguments"])}
+            call = {**call, "function": function}
+        read.append(call)
+    return read
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments  # a model's slip of an earlier turn: pass on what it wrote
+    return parsed if isinstance(parsed, dict) else arguments

@@ -1,0 +1,57 @@
+"""Everything the command line decides, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of one server process; where None, the engine decides from the model and memory.
+
+    Args:
+        model: name of a known model, or a directory; also accepted in requests as an alias.
+        served_model_name: the name clients use; None: what the loaded model calls itself.
+        host, port: where to listen; port 0 lets the system choose.
+        api_keys: Bearer keys; empty: no key is asked for. With several, tenants share no cache.
+        max_model_len: tokens of prompt and answer together; None: the model's context.
+        max_num_seqs: requests that run at once.
+        max_num_batched_tokens: token budget of one engine step.
+        page_size: tokens per cache block.
+        pool_gib: device memory for the KV pool, GiB. Excludes ``num_pages``.
+        num_pages: size of the KV pool in blocks. Excludes ``pool_gib``.
+        dtype: of weights and KV.
+        random_weights: build the architecture without reading weights.
+        seed: of random weights, and of requests that bring none of their own.
+        max_waiting: requests that may wait before new ones get 429.
+        max_body_mib: largest request body, MiB; more gets 413.
+        drain_timeout_s: seconds that running requests get after Ctrl-C or SIGTERM.
+        cache_dir: where models and compiled programs are kept.
+        log_level: a name that ``logging`` knows, lower case.
+    """
+
+    model: str = "smollm2-135m"
+    served_model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    # repr=False: keys must not reach a log line that prints the config.
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    page_size: int = 16
+    pool_gib: float | None = None
+    num_pages: int | None = None
+    dtype: str = "float32"
+    random_weights: bool = False
+    seed: int | None = None
+    max_waiting: int = 1024
+    max_body_mib: float = 32.0
+    drain_timeout_s: float = 30.0
+    cache_dir: Path = Path("~/.cache/kvflow-jax")
+    log_level: str = "info"
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mib * 2**20)

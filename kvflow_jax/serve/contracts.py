@@ -1,0 +1,66 @@
+"""What the server needs of the engine and the tokenizer; the real ones satisfy it structurally."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from kvflow_jax.outputs import EngineStats, Output
+from kvflow_jax.sampling import SamplingParams
+
+
+class Engine(Protocol):
+    """``kvflow_jax.engine_thread.EngineThread``. Every method may be called from any thread."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def is_alive(self) -> bool:
+        """False after the engine's thread has died."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """Snapshot published at the end of the last step."""
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        salt: str = "",
+        priority: int = 0,
+    ) -> int:
+        """Queue a request, return its id at once.
+
+        ``on_output`` runs on the engine's thread, in order, and must not block; its last call has
+        a ``finish_reason``.
+
+        Raises:
+            InvalidRequestError, QueueFullError, EngineClosedError.
+        """
+
+    def abort(self, request_id: int) -> None:
+        """Stop a request; unknown and finished ids are fine."""
+
+    def flush_cache(self) -> bool:
+        """Drop all unleased cached blocks; False (nothing dropped) while requests are about."""
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and finish the running ones; False if some were cut off."""
+
+    def close(self) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """``kvflow_jax.models.tokenizer.Tokenizer``, called from the server's small thread pool."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
+        """Prompt ids of a chat.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages.
+        """

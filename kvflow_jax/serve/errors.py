@@ -1,0 +1,123 @@
+"""Every failure as OpenAI's ``{"error": {message, type, param, code}}`` with its HTTP status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError, QueueFullError
+
+STATUS_CLIENT_CLOSED = 499  # nginx's number; nobody is left to read it
+
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    499: "client_closed_request",
+    503: "service_unavailable_error",
+}
+
+
+class ApiError(Exception):
+    """An error with its HTTP face.
+
+    Args:
+        status: HTTP status; decides ``type``.
+        message: what is wrong and what to do.
+        param: the offending field of the request.
+        code: stable machine-readable name.
+        headers: extra response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection: generation has been aborted, nobody reads an answer."""
+
+
+def to_api_error(error: BaseException) -> ApiError:
+    """The HTTP face of any error. Errors not raised on purpose show no detail to clients."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequestError():
+            return ApiError(400, str(error), param=error.param, code=error.code)
+        case QueueFullError():
+            return ApiError(
+                429,
+                str(error),
+                code="queue_full",
+                headers={"Retry-After": str(error.retry_after_s)},
+            )
+        case EngineClosedError():
+            return ApiError(503, str(error), code="engine_closed")
+        case KVFlowError():
+            return ApiError(500, str(error), code="engine_error")
+        case _:
+            return ApiError(500, "internal error; the server's log has the details")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give every failure of ``app``, routing included, OpenAI's shape."""
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(KVFlowError, _answer)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(ClientGoneError, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    # Starlette answers with this one, then raises again: uvicorn logs the traceback.
+    app.add_exception_handler(Exception, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return to_api_error(error).response()
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        message = f"no such route: {where}"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"wrong method: {where}; this route takes {allowed}"
+    else:
+        message = str(error.detail)
+    headers = dict(error.headers) if error.headers else None
+    return ApiError(error.status_code, message, headers=headers).response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=STATUS_CLIENT_CLOSED)

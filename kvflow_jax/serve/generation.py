@@ -1,0 +1,197 @@
+"""From the engine's thread to the server's loop, many outputs a wake-up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.types import Receive
+
+from kvflow_jax.outputs import FinishReason, Output
+from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.serve.contracts import Engine
+from kvflow_jax.serve.errors import ApiError, ClientGoneError, to_api_error
+
+
+class Mailbox:
+    """Hands outputs of the engine's thread to the loop. One loop wake-up delivers all that wait.
+
+    ``post`` is for the engine's thread and never blocks; everything else runs on the loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._letters: deque[tuple[Generation, int, Output]] = deque()
+        self._is_armed = False
+
+    def post(self, generation: Generation, index: int, output: Output) -> None:
+        # Append, then look at the flag; _deliver clears the flag, then looks at the letters. In
+        # that order a letter either is seen by the wake-up under way or arms the next one.
+        self._letters.append((generation, index, output))
+        if self._is_armed:
+            return
+        self._is_armed = True
+        try:
+            self._loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # The server has stopped: no reader is left, and the engine must go on to its end.
+
+    def _deliver(self) -> None:
+        self._is_armed = False
+        for _ in range(len(self._letters)):  # later letters have armed a wake-up of their own
+            generation, index, output = self._letters.popleft()
+            generation.receive(index, output)
+
+
+@dataclass(slots=True)
+class News:
+    """What one prompt has said since the last wake-up, merged."""
+
+    index: int
+    text: str = ""
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Generation:
+    """The running requests of one HTTP request: one a prompt, numbered in order.
+
+    Lives on the loop. Every path out of it must end in ``close``, which aborts what still runs.
+
+    Args:
+        engine: where prompts are submitted.
+        mailbox: brings their outputs here.
+        on_finished: called once with the last output of each prompt.
+        on_closed: called once by ``close``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        mailbox: Mailbox,
+        on_finished: Callable[[Output], None],
+        on_closed: Callable[[Generation], None],
+    ) -> None:
+        self.usage = Usage()
+        self._engine = engine
+        self._mailbox = mailbox
+        self._on_finished = on_finished
+        self._on_closed = on_closed
+        self._running: dict[int, int] = {}  # index -> request id
+        self._unread: list[tuple[int, Output]] = []
+        self._wake = asyncio.Event()
+        self._failure: Exception | None = None
+        self._is_closed = False
+        self.num_prompts = 0
+
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, salt: str, priority: int
+    ) -> None:
+        """Queue one more prompt; errors are those of ``Engine.submit``."""
+        index = self.num_prompts
+        self.num_prompts += 1
+        self._running[index] = self._engine.submit(
+            prompt_ids,
+            params,
+            partial(self._mailbox.post, self, index),
+            salt=salt,
+            priority=priority,
+        )
+
+    def receive(self, index: int, output: Output) -> None:
+        """Take one output from the mailbox."""
+        if output.finish_reason is not None:
+            self._running.pop(index, None)
+            self._on_finished(output)
+        if not self._is_closed:
+            self._unread.append((index, output))
+            self._wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """Make the reader raise ``error`` and stop what runs."""
+        self._failure = self._failure or error
+        self._wake.set()
+        self._abort()
+
+    def close(self) -> None:
+        """Abort what still runs; nothing is delivered any more. More than one call is fine."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._abort()
+        self._on_closed(self)
+
+    async def news(self) -> AsyncIterator[list[News]]:
+        """What has been said since the last look, prompts in order, until all have finished.
+
+        Raises:
+            ApiError: the engine failed or cut off a prompt.
+            ClientGoneError: the client has left.
+        """
+        num_unfinished = self.num_prompts
+        while num_unfinished:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._failure is not None:
+                raise self._failure
+            batch = self._merge()
+            num_unfinished -= sum(item.finish_reason is not None for item in batch)
+            if batch:
+                yield batch
+
+    @asynccontextmanager
+    async def watching(self, receive: Receive) -> AsyncIterator[None]:
+        """Within it, a client that leaves stops generation; at its end the generation is closed.
+
+        Args:
+            receive: ASGI's, after the request's body has been read.
+        """
+        watcher = asyncio.create_task(self._watch(receive))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            self.close()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass  # an empty end of the body
+        self.fail(ClientGoneError("the client closed its connection"))
+
+    def _merge(self) -> list[News]:
+        by_index: dict[int, News] = {}
+        for index, output in self._unread:
+            if output.finish_reason is FinishReason.ERROR:
+                raise to_api_error(output.error or RuntimeError("the engine gave no reason"))
+            if output.finish_reason is FinishReason.ABORT:
+                raise ApiError(503, "the server cut this request off", code="request_aborted")
+            item = by_index.setdefault(index, News(index))
+            item.text += output.text
+            if output.finish_reason is not None:
+                item.finish_reason = output.finish_reason
+                self._count(output)
+        self._unread.clear()
+        return [by_index[index] for index in sorted(by_index)]
+
+    def _count(self, output: Output) -> None:
+        if output.stats is not None:
+            self.usage.prompt_tokens += output.stats.num_prompt_tokens
+            self.usage.cached_tokens += output.stats.num_cached_tokens
+            self.usage.completion_tokens += output.stats.num_output_tokens
+
+    def _abort(self) -> None:
+        for request_id in self._running.values():
+            self._engine.abort(request_id)
+        self._running.clear()

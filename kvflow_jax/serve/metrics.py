@@ -1,0 +1,184 @@
+"""Prometheus metrics under vLLM's names, so that its boards and llm-d's scraper work."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from kvflow_jax.outputs import EngineStats, FinishReason, Output
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+# vLLM's buckets, seconds; the token gap starts finer, since small models answer in milliseconds.
+_FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5),
+    *(5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_TOKEN_GAP = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_REQUEST = (
+    *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
+    *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+
+
+class Metrics:
+    """Reads engine counters when scraped; times of requests are added as they finish.
+
+    Lives on the server's loop. Has a registry of its own: nothing else in the process shows.
+
+    Args:
+        model_name: label of every sample, asked at each scrape.
+        engine_stats: the engine's last published snapshot.
+        page_size: tokens per block, a label of ``vllm:cache_config_info``.
+    """
+
+    def __init__(
+        self,
+        model_name: Callable[[], str],
+        engine_stats: Callable[[], EngineStats],
+        page_size: int,
+    ) -> None:
+        self._model_name = model_name
+        self._engine_stats = engine_stats
+        self._page_size = page_size
+        self._first_token = _Histogram(
+            "vllm:time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN
+        )
+        self._token_gap = _Histogram(
+            "vllm:inter_token_latency_seconds",
+            "Time between tokens: each request's mean, counted once per gap.",
+            _TOKEN_GAP,
+        )
+        self._latency = _Histogram(
+            "vllm:e2e_request_latency_seconds", "Arrival to last token.", _REQUEST
+        )
+        self._queue = _Histogram(
+            "vllm:request_queue_time_seconds", "Arrival to first step.", _REQUEST
+        )
+        self._prefill = _Histogram(
+            "vllm:request_prefill_time_seconds", "First step to first token.", _REQUEST
+        )
+        self._decode = _Histogram(
+            "vllm:request_decode_time_seconds", "First token to last token.", _REQUEST
+        )
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def observe(self, output: Output) -> None:
+        """Add the times of a finished request. One that was cut off counts as far as it came."""
+        stats = output.stats
+        if stats is None:
+            return
+        first, scheduled = stats.first_token_s, stats.first_scheduled_s
+        if scheduled is not None:
+            self._queue.add(scheduled - stats.arrival_s)
+        if first is not None:
+            self._first_token.add(first - stats.arrival_s)
+            if scheduled is not None:
+                self._prefill.add(first - scheduled)
+        if output.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            return
+        self._latency.add(stats.finished_s - stats.arrival_s)
+        if first is not None:
+            decode_s = stats.finished_s - first
+            self._decode.add(decode_s)
+            num_gaps = stats.num_output_tokens - 1
+            if num_gaps > 0:
+                self._token_gap.add(decode_s / num_gaps, weight=num_gaps)
+
+    def render(self) -> bytes:
+        """The text of ``GET /metrics``."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        stats = self._engine_stats()
+        labels = {"model_name": self._model_name(), "engine": "0"}
+        names, values = list(labels), list(labels.values())
+
+        used = stats.num_blocks_leased / stats.num_blocks if stats.num_blocks else 0.0
+        for name, text, gauge in (
+            ("num_requests_running", "Requests in the batch.", stats.num_running),
+            ("num_requests_waiting", "Requests in the queue.", stats.num_waiting),
+            ("kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1.", used),
+        ):
+            family = GaugeMetricFamily(f"vllm:{name}", text, labels=names)
+            family.add_metric(values, gauge)
+            yield family
+
+        for name, text, count in (
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens),
+            ("prefix_cache_hits", "Prompt tokens found cached.", stats.cached_prompt_tokens),
+            ("prompt_tokens", "Prompt tokens of admitted requests.", stats.prompt_tokens),
+            ("generation_tokens", "Tokens generated.", stats.generation_tokens),
+            ("num_preemptions", "Requests set back to the queue.", stats.num_preemptions),
+        ):
+            counter = CounterMetricFamily(f"vllm:{name}", text, labels=names)
+            counter.add_metric(values, count)
+            yield counter
+
+        finished = CounterMetricFamily(
+            "vllm:request_success", "Finished requests.", labels=[*names, "finished_reason"]
+        )
+        for reason in FinishReason:
+            count = stats.num_finished.get(reason.value, 0)
+            finished.add_metric([*values, reason.value], count)
+        yield finished
+
+        config = {
+            "block_size": str(self._page_size),
+            "num_gpu_blocks": str(stats.num_blocks),
+            "enable_prefix_caching": "True",
+        }
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "The KV cache's shape.", labels=[*names, *config]
+        )
+        info.add_metric([*values, *config.values()], 1)
+        yield info
+
+        for histogram in (
+            self._first_token,
+            self._token_gap,
+            self._latency,
+            self._queue,
+            self._prefill,
+            self._decode,
+        ):
+            yield histogram.family(labels)
+
+
+class _Histogram:
+    """prometheus_client's own cannot add a value with a weight."""
+
+    def __init__(self, name: str, text: str, bounds_s: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds_s = bounds_s
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def add(self, value_s: float, weight: int = 1) -> None:
+        self._counts[bisect_left(self._bounds_s, value_s)] += weight
+        self._sum_s += value_s * weight
+
+    def family(self, labels: dict[str, str]) -> HistogramMetricFamily:
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip([*self._bounds_s, "+Inf"], self._counts, strict=True):
+            total += count
+            buckets.append((str(bound), total))
+        family = HistogramMetricFamily(self._name, self._text, labels=list(labels))
+        family.add_metric(list(labels.values()), buckets, self._sum_s)
+        return family

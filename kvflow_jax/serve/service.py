@@ -1,0 +1,190 @@
+"""The server's state: starting, ready or draining, and the engine once there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from typing import Any, TypeVar
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.outputs import EngineStats
+from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.serve.auth import KeyRing
+from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.contracts import Engine, Tokenizer
+from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.generation import Generation, Mailbox
+from kvflow_jax.serve.metrics import Metrics
+
+NUM_TOKENIZER_THREADS = 2
+
+Result = TypeVar("Result")
+
+
+class Phase(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Service:
+    """What the routes work with. Lives on the server's loop.
+
+    The engine may block for a moment in ``flush_cache`` and ``drain``, and a long prompt takes the
+    tokenizer tens of milliseconds: those run on a small thread pool, so that the loop goes on
+    serving streams.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.phase = Phase.STARTING
+        self.keys = KeyRing(config.api_keys)
+        self.model_name = config.served_model_name or config.model
+        self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.page_size)
+        self._created = int(time.time())
+        self._engine: Engine | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._mailbox: Mailbox | None = None
+        self._open: set[Generation] = set()
+        self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+
+    def start(self, engine: Engine, tokenizer: Tokenizer | None, model_name: str) -> None:
+        """Take requests from now on. Called on the loop.
+
+        Without a tokenizer (random weights of a named shape) only prompts of token ids are taken.
+        """
+        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._engine, self._tokenizer = engine, tokenizer
+        self.model_name = self.config.served_model_name or model_name
+        if self.phase is Phase.STARTING:  # a signal may have come first
+            self.phase = Phase.READY
+
+    @property
+    def is_healthy(self) -> bool:
+        """False once the engine's thread has died; a server still loading is healthy."""
+        return self._engine is None or self._engine.is_alive
+
+    @property
+    def is_ready(self) -> bool:
+        return self.phase is Phase.READY and self.is_healthy
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats() if self._engine is None else self._engine.stats
+
+    def check_ready(self) -> None:
+        """Refuse work while there is no engine to do it.
+
+        Raises:
+            ApiError: 503, starting, draining or dead.
+        """
+        self._ready()
+
+    def check_model(self, name: str | None) -> None:
+        """Accept the served name and the ``--model`` value; no name at all is fine.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name is not None and name not in (self.model_name, self.config.model):
+            raise ApiError(
+                404,
+                f"the model '{name}' does not exist; this server serves '{self.model_name}'",
+                param="model",
+                code="model_not_found",
+            )
+
+    def model_card(self) -> dict[str, Any]:
+        engine, _ = self._ready()
+        return {
+            "id": self.model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "kvflow-jax",
+            "root": self.config.model,
+            "max_model_len": engine.max_model_len,
+        }
+
+    async def tokenize(self, encode: Callable[[Tokenizer], Result]) -> Result:
+        """Run ``encode`` with the tokenizer on the pool.
+
+        Raises:
+            InvalidRequestError: the model has no tokenizer, or what ``encode`` raises.
+        """
+        self._ready()
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(
+                f"the model '{self.model_name}' has no tokenizer: send token ids as the prompt of "
+                "/v1/completions",
+                code="no_tokenizer",
+            )
+        return await self._in_thread(lambda: encode(tokenizer))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        salt: str,
+        priority: int,
+    ) -> Generation:
+        """Submit all prompts or none. The caller closes the generation, usually by ``watching``.
+
+        Raises:
+            ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
+        """
+        engine, mailbox = self._ready()
+        generation = Generation(engine, mailbox, self.metrics.observe, self._open.discard)
+        self._open.add(generation)
+        try:
+            for prompt_ids in prompts:
+                generation.submit(prompt_ids, params, salt=salt, priority=priority)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    async def flush_cache(self) -> bool:
+        """Drop all cached blocks; True too where there is none to drop."""
+        engine, _ = self._ready()
+        return await self._in_thread(engine.flush_cache) or engine.stats.num_blocks_cached == 0
+
+    def fail_if_engine_died(self) -> None:
+        """Free clients that wait for an engine that is no more."""
+        if not self.is_healthy:
+            for generation in list(self._open):
+                generation.fail(_engine_died())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests, finish the running ones; False if some were cut off."""
+        self.phase = Phase.DRAINING
+        engine = self._engine
+        if engine is None or not engine.is_alive:
+            return True
+        return await self._in_thread(lambda: engine.drain(timeout_s))
+
+    def close(self) -> None:
+        """Stop the engine. Called after the loop has ended."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._engine is not None:
+            self._engine.close()
+
+    def _ready(self) -> tuple[Engine, Mailbox]:
+        if self.phase is Phase.DRAINING:
+            raise ApiError(503, "the server is shutting down", code="draining")
+        if self._engine is None or self._mailbox is None:
+            raise ApiError(503, "the model is still loading; GET /ready says when", code="starting")
+        if not self._engine.is_alive:
+            raise _engine_died()
+        return self._engine, self._mailbox
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _engine_died() -> ApiError:
+    return ApiError(503, "the engine has stopped; restart the server", code="engine_dead")

@@ -1,0 +1,267 @@
+"""An engine driven by the test, and a real server around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any
+
+from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
+from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.server import Server, bind
+
+PATIENCE_S = 20.0  # never waited for by a test that passes
+
+
+@dataclass
+class FakeRequest:
+    request_id: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    on_output: Callable[[Output], None]
+    salt: str
+    priority: int
+    num_output_tokens: int = 0
+
+    @property
+    def prompt(self) -> str:
+        return "".join(map(chr, self.prompt_ids))
+
+
+class FakeEngine:
+    """Answers each request with ``reply`` at once; with ``reply`` None it says ``first_words`` only
+    and the test says what comes when.
+
+    Like the real one it calls ``on_output`` on a thread of its own.
+    """
+
+    max_model_len = 512
+    vocab_size = 0x110000
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="fake-engine")
+        self._thread.start()
+        self.num_submitted = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.reply: Sequence[str] | Callable[[FakeRequest], Sequence[str]] | None = ["Hel", "lo"]
+        self.first_words: Sequence[str] = ()
+        self.refuse_with: KVFlowError | None = None
+        self.stats = EngineStats(num_blocks=100)
+        self.is_alive = True
+        self.is_closed = False
+        self.can_flush = True
+        self.num_cached = 0
+        self.requests: dict[int, FakeRequest] = {}
+        self.running: dict[int, FakeRequest] = {}
+        self.aborted: list[int] = []
+
+    # What the server calls.
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        salt: str = "",
+        priority: int = 0,
+    ) -> int:
+        if self.is_closed:
+            raise EngineClosedError("the engine is draining")
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        if not prompt_ids:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        if len(prompt_ids) >= self.max_model_len:
+            raise InvalidRequestError("prompt too long", "prompt", "context_length_exceeded")
+        if not all(0 <= token < self.vocab_size for token in prompt_ids):
+            raise InvalidRequestError("token id out of vocabulary", param="prompt")
+        with self._changed:
+            request_id = self.num_submitted
+            self.num_submitted += 1
+            request = FakeRequest(request_id, list(prompt_ids), params, on_output, salt, priority)
+            self.requests[request_id] = self.running[request_id] = request
+            self._changed.notify_all()
+        reply = self.reply(request) if callable(self.reply) else self.reply
+        for text in self.first_words if reply is None else reply:
+            self.say(request, text)
+        if reply is not None:
+            self.finish(request)
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        with self._changed:
+            self.aborted.append(request_id)
+            request = self.running.get(request_id)
+            self._changed.notify_all()
+        if request is not None:
+            self.finish(request, FinishReason.ABORT)
+
+    def flush_cache(self) -> bool:
+        return self.can_flush
+
+    def drain(self, timeout_s: float) -> bool:
+        self.is_closed = True
+        with self._changed:
+            self._changed.notify_all()
+            finished = self._changed.wait_for(lambda: not self.running, timeout_s)
+        for request in list(self.running.values()):
+            self.finish(request, FinishReason.ABORT)
+        self.settle()
+        return finished
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    # What tests call.
+
+    def say(self, request: FakeRequest, text: str) -> None:
+        self._jobs.put(lambda: self._say(request, text))
+
+    def finish(
+        self,
+        request: FakeRequest,
+        reason: FinishReason = FinishReason.STOP,
+        text: str = "",
+        error: KVFlowError | None = None,
+    ) -> None:
+        self._jobs.put(lambda: self._finish(request, reason, text, error))
+
+    def settle(self) -> None:
+        """Wait until everything said so far has been handed over."""
+        done = threading.Event()
+        self._jobs.put(done.set)
+        assert done.wait(PATIENCE_S)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition``, looked at whenever the engine's state changes."""
+        with self._changed:
+            assert self._changed.wait_for(condition, PATIENCE_S)
+
+    def wait_for_requests(self, number: int) -> list[FakeRequest]:
+        self.wait_for(lambda: len(self.requests) >= number)
+        return list(self.requests.values())
+
+    @property
+    def last(self) -> FakeRequest:
+        return list(self.requests.values())[-1]
+
+    def _loop(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _say(self, request: FakeRequest, text: str) -> None:
+        request.num_output_tokens += 1
+        request.on_output(Output(request.request_id, text, (1,)))
+
+    def _finish(
+        self, request: FakeRequest, reason: FinishReason, text: str, error: KVFlowError | None
+    ) -> None:
+        if request.request_id not in self.running:
+            return
+        stats = RequestStats(
+            num_prompt_tokens=len(request.prompt_ids),
+            num_cached_tokens=self.num_cached,
+            num_output_tokens=request.num_output_tokens,
+            num_preemptions=0,
+            arrival_s=10.0,
+            first_scheduled_s=10.25,
+            first_token_s=10.75 if request.num_output_tokens else None,
+            finished_s=12.75,
+        )
+        with self._changed:
+            del self.running[request.request_id]
+            finished = dict(self.stats.num_finished)
+            finished[reason.value] = finished.get(reason.value, 0) + 1
+            self.stats = replace(self.stats, num_finished=finished)
+            self._changed.notify_all()
+        request.on_output(Output(request.request_id, text, (), reason, stats, error))
+
+
+class FakeTokenizer:
+    """One token a character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
+        if messages[-1]["content"] == "explode":
+            raise RuntimeError("secret detail")
+        if messages[0]["role"] == "tool":
+            raise InvalidRequestError("the template wants a call first", param="messages")
+        lines = [f"<{m['role']}>{m['content']}" for m in messages]
+        lines += [f"[calls {m['tool_calls']}]" for m in messages if "tool_calls" in m]
+        lines += [f"[{name}={value}]" for name, value in kw.items()]
+        return self.encode("".join(lines))
+
+
+class WatchedServer(Server):
+    """Tells the test when the load has ended."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.loaded = threading.Event()
+
+    def _loaded(self, *args: Any) -> None:
+        super()._loaded(*args)
+        self.loaded.set()
+
+
+class LiveServer:
+    """A server on a loopback port, run by a thread."""
+
+    def __init__(
+        self,
+        build: Callable[[FakeEngine], tuple[Any, Any, str]] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.engine = FakeEngine()
+        self.config = ServerConfig(port=0, model="tiny-dir", **settings)
+        build = build or (lambda engine: (engine, FakeTokenizer(), "tiny"))
+        listener = bind("127.0.0.1", 0)
+        self.server = WatchedServer(self.config, listener, lambda config: build(self.engine))
+        self.url = self.server.url
+        self.exit_code: int | None = None
+        self._thread = threading.Thread(target=self._run, name="server")
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def wait_loaded(self) -> None:
+        assert self.server.loaded.wait(PATIENCE_S)
+
+    def ask_to_stop(self) -> None:
+        self.server.should_exit = True
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        self.exit_code = self.server.serve_until_stopped()
+
+
+@contextmanager
+def live_server(**settings: Any) -> Iterator[LiveServer]:
+    """A ready server; stopped at the end."""
+    live = LiveServer(**settings)
+    try:
+        live.wait_loaded()
+        yield live
+    finally:
+        live.ask_to_stop()
+        live.join()
+        live.engine.close()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import httpx
+import openai
+import pytest
+from serve_fakes import live_server
+
+from kvflow_jax.serve.auth import KeyRing, cache_salt
+from kvflow_jax.serve.errors import ApiError
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def test_keys_guard_everything_but_health_and_metrics() -> None:
+    with (
+        live_server(api_keys=("red", "blue")) as live,
+        httpx.Client(base_url=live.url) as http,
+    ):
+        for path in ("/health", "/ready", "/metrics"):
+            assert http.get(path).status_code == 200
+        for method, path in (
+            ("GET", "/v1/models"),
+            ("GET", "/v1/models/tiny"),
+            ("POST", "/v1/chat/completions"),
+            ("POST", "/v1/completions"),
+            ("POST", "/flush_cache"),
+        ):
+            answer = http.request(method, path, content=b"{")
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+
+        salts = []
+        for key in ("red", "blue", "red"):
+            with openai.OpenAI(base_url=f"{live.url}/v1", api_key=key) as client:
+                client.chat.completions.create(
+                    model="tiny", messages=HELLO, extra_body={"cache_salt": "s"}
+                )
+            salts.append(live.engine.last.salt)
+        assert salts[0] == salts[2] != salts[1]
+        assert "red" not in salts[0]
+        with (
+            openai.OpenAI(base_url=f"{live.url}/v1", api_key="green") as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"red", b"Bearer", b"Bearer ", b"Basic red", b"Bearer re", b"Bearer \xff"]
+)
+def test_wrong_headers(header: bytes | None) -> None:
+    with pytest.raises(ApiError):
+        KeyRing(["red"]).authenticate(header)
+
+
+def test_one_key_needs_no_tenants() -> None:
+    assert KeyRing(["red"]).authenticate(b"bearer red") == ""
+    assert KeyRing([]).authenticate(None) == ""
+    assert cache_salt("", None) == ""
+    assert cache_salt("", "s") == "s"
+    assert cache_salt("t", "s") != cache_salt("u", "s")

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from kvflow_jax.serve.__main__ import main, parse_config
+from kvflow_jax.serve.config import ServerConfig
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVFLOW_CACHE_DIR", raising=False)
+    config = parse_config([])
+    assert (config.host, config.port) == ("127.0.0.1", 8000)
+    assert config == ServerConfig(cache_dir=Path("~/.cache/kvflow-jax").expanduser())
+
+
+def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVFLOW_CACHE_DIR", "/elsewhere")
+    flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
+        --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
+        --pool-gib 0.5 --dtype bfloat16 --random-weights --seed 3 --max-waiting 9
+        --max-body-mib 1.5 --drain-timeout-s 0 --log-level debug"""
+    assert parse_config(flags.split()) == ServerConfig(
+        model="m",
+        served_model_name="s",
+        host="::1",
+        port=0,
+        api_keys=("a", "b"),
+        max_model_len=4096,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+        page_size=32,
+        pool_gib=0.5,
+        dtype="bfloat16",
+        random_weights=True,
+        seed=3,
+        max_waiting=9,
+        max_body_mib=1.5,
+        drain_timeout_s=0.0,
+        cache_dir=Path("/elsewhere"),
+        log_level="debug",
+    )
+    assert parse_config(["--num-pages", "64", "--cache-dir", "/here"]).cache_dir == Path("/here")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--port", "http"],
+        ["--api-key", ""],
+        ["--max-num-seqs", "0"],
+        ["--pool-gib", "nan"],
+        ["--pool-gib", "1", "--num-pages", "2"],
+        ["--drain-timeout-s", "-1"],
+        ["--dtype", "int4"],
+    ],
+)
+def test_flags_that_make_no_sense(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(flags)
+    assert stop.value.code == 2
+    assert flags[-2] in capsys.readouterr().err
+
+
+def test_keys_are_not_printed() -> None:
+    assert "secret" not in repr(ServerConfig(api_keys=("secret",)))
+
+
+def test_missing_packages_are_one_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "fastapi" else found(name)
+    )
+    assert main([]) == 1
+    message = capsys.readouterr().err
+    assert "fastapi not installed" in message
+    assert "pip install" in message
+    assert "[serve]" in message

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.serve.metrics import Metrics
+
+
+def samples_of(text: str) -> dict[str, float]:
+    """Samples by name, with what labels beyond the usual two they have."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == "tiny"
+            assert labels.pop("engine") == "0"
+            extra = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+            found[f"{sample.name}{{{extra}}}" if extra else sample.name] = sample.value
+    return found
+
+
+def finished(reason: FinishReason, **change: object) -> Output:
+    times = {"arrival_s": 10.0, "first_scheduled_s": 10.25, "first_token_s": 10.75}
+    stats = {"num_prompt_tokens": 8, "num_cached_tokens": 4, "num_output_tokens": 5}
+    both = {**times, **stats, "num_preemptions": 0, "finished_s": 12.75, **change}
+    return Output(0, "", (), reason, RequestStats(**both))
+
+
+def test_names_and_values() -> None:
+    stats = EngineStats(
+        num_running=3,
+        num_waiting=2,
+        num_blocks=200,
+        num_blocks_leased=50,
+        num_preemptions=1,
+        prompt_tokens=1000,
+        cached_prompt_tokens=600,
+        generation_tokens=70,
+        num_finished={"stop": 4, "length": 1},
+    )
+    metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16)
+    metrics.observe(finished(FinishReason.STOP))
+    found = samples_of(metrics.render().decode())
+    assert found["vllm:num_requests_running"] == 3
+    assert found["vllm:num_requests_waiting"] == 2
+    assert found["vllm:kv_cache_usage_perc"] == 0.25
+    assert found["vllm:prefix_cache_queries_total"] == 1000
+    assert found["vllm:prefix_cache_hits_total"] == 600
+    assert found["vllm:prompt_tokens_total"] == 1000
+    assert found["vllm:generation_tokens_total"] == 70
+    assert found["vllm:num_preemptions_total"] == 1
+    assert found["vllm:request_success_total{finished_reason=stop}"] == 4
+    assert found["vllm:request_success_total{finished_reason=abort}"] == 0
+    info = "block_size=16,enable_prefix_caching=True,num_gpu_blocks=200"
+    assert found[f"vllm:cache_config_info{{{info}}}"] == 1
+    for name, total_s in (
+        ("time_to_first_token", 0.75),
+        ("e2e_request_latency", 2.75),
+        ("request_queue_time", 0.25),
+        ("request_prefill_time", 0.5),
+        ("request_decode_time", 2.0),
+    ):
+        assert found[f"vllm:{name}_seconds_count"] == 1
+        assert found[f"vllm:{name}_seconds_sum"] == pytest.approx(total_s)
+    assert found["vllm:inter_token_latency_seconds_count"] == 4  # gaps between 5 tokens
+    assert found["vllm:inter_token_latency_seconds_sum"] == pytest.approx(2.0)
+    assert found["vllm:inter_token_latency_seconds_bucket{le=0.4}"] == 0
+    assert found["vllm:inter_token_latency_seconds_bucket{le=0.5}"] == 4
+    assert found["vllm:inter_token_latency_seconds_bucket{le=+Inf}"] == 4
+
+
+def test_cut_off_requests_count_as_far_as_they_came() -> None:
+    metrics = Metrics(lambda: "tiny", EngineStats, page_size=16)
+    metrics.observe(finished(FinishReason.ABORT, first_token_s=None, num_output_tokens=0))
+    metrics.observe(finished(FinishReason.ABORT, first_scheduled_s=None, first_token_s=None))
+    metrics.observe(finished(FinishReason.LENGTH, num_output_tokens=1, finished_s=10.75))
+    found = samples_of(metrics.render().decode())
+    assert found["vllm:request_queue_time_seconds_count"] == 2
+    assert found["vllm:time_to_first_token_seconds_count"] == 1
+    assert found["vllm:e2e_request_latency_seconds_count"] == 1
+    assert found["vllm:inter_token_latency_seconds_count"] == 0
+    assert found["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_the_route(http: httpx.Client) -> None:
+    before = samples_of(http.get("/metrics").text)
+    http.post("/v1/completions", json={"prompt": "a"}).raise_for_status()
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    name = "vllm:e2e_request_latency_seconds_count"
+    assert samples_of(answer.text)[name] == before[name] + 1

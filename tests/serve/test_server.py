@@ -1,0 +1,212 @@
+"""The life of the process: port, load, signals, drain."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import openai
+import pytest
+from serve_fakes import PATIENCE_S, FakeEngine, FakeTokenizer, LiveServer
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.serve.__main__ import main
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def test_it_answers_while_the_model_loads() -> None:
+    may_load = threading.Event()
+
+    def build(engine: FakeEngine) -> tuple[Any, Any, str]:
+        assert may_load.wait(PATIENCE_S)
+        return engine, FakeTokenizer(), "tiny"
+
+    live = LiveServer(build)
+    try:
+        with httpx.Client(base_url=live.url) as http:
+            assert http.get("/health").status_code == 200
+            assert http.get("/metrics").status_code == 200
+            assert http.get("/ready").json()["error"]["code"] == "starting"
+            assert http.get("/v1/models").status_code == 503
+            answer = http.post("/v1/chat/completions", json={"messages": HELLO})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
+            may_load.set()
+            live.wait_loaded()
+            assert http.get("/ready").status_code == 200
+            http.post("/v1/chat/completions", json={"messages": HELLO}).raise_for_status()
+    finally:
+        may_load.set()
+        live.ask_to_stop()
+        live.join()
+        live.engine.close()
+    assert live.exit_code == 0
+
+
+def test_a_failed_load_ends_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    def build(engine: FakeEngine) -> tuple[Any, Any, str]:
+        raise ModelLoadError("no such model: tiny-dir")
+
+    live = LiveServer(build)
+    live.join()
+    live.engine.close()
+    assert live.exit_code == 1
+    assert "cannot start: no such model: tiny-dir" in caplog.text
+
+
+def test_a_busy_port_is_found_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvflow_jax.serve.launch.build_engine", pytest.fail)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert "--port" in line
+
+
+def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
+    live = LiveServer()
+    live.wait_loaded()
+    live.engine.reply = None
+    try:
+        with (
+            httpx.Client(base_url=live.url, timeout=PATIENCE_S) as http,
+            openai.OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            http.get("/health")  # opens the connection that is used below
+            answer = pool.submit(client.chat.completions.create, model="tiny", messages=HELLO)
+            (request,) = live.engine.wait_for_requests(1)
+            live.ask_to_stop()
+            live.engine.wait_for(lambda: live.engine.is_closed)
+            refused = http.post("/v1/chat/completions", json={"messages": HELLO})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            assert http.get("/ready").status_code == 503
+            with pytest.raises(httpx.ConnectError), httpx.Client() as other:
+                other.get(f"{live.url}/health")
+            live.engine.say(request, "bye")
+            live.engine.finish(request)
+            assert answer.result().choices[0].message.content == "bye"
+    finally:
+        live.ask_to_stop()
+        live.join()
+    assert live.exit_code == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_outlasts_the_drain_is_cut_off_with_an_error(stream: bool) -> None:
+    live = LiveServer(drain_timeout_s=0.01)
+    live.wait_loaded()
+    live.engine.reply = None
+    with (
+        openai.OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def ask() -> None:
+            answer = client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
+            list(answer)
+
+        answer = pool.submit(ask)
+        (request,) = live.engine.wait_for_requests(1)
+        live.engine.say(request, "a")
+        live.engine.settle()
+        live.ask_to_stop()
+        with pytest.raises(openai.APIError, match="cut this request off"):
+            answer.result()
+    live.join()
+
+
+PROGRAM = """
+import logging, sys
+sys.path.insert(0, sys.argv[1])
+from serve_fakes import FakeEngine, FakeTokenizer
+from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.server import run
+
+def build(config):
+    if sys.argv[2] == "load":
+        import threading
+        print("loading", flush=True)
+        threading.Event().wait()
+    engine = FakeEngine()
+    engine.reply = None
+    submit, drain = engine.submit, engine.drain
+    def tell_submit(*args, **kw):
+        print("submitted", flush=True)
+        return submit(*args, **kw)
+    def tell_drain(timeout_s):
+        print("draining", flush=True)
+        for request in engine.running.values():
+            if sys.argv[2] == "finish":
+                engine.finish(request, text="bye")
+        return drain(timeout_s)
+    engine.submit, engine.drain = tell_submit, tell_drain
+    return engine, FakeTokenizer(), "tiny"
+
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+sys.exit(run(ServerConfig(port=0), build))
+"""
+
+
+@contextmanager
+def process(mode: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), mode]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            yield child, child.stdout
+        finally:
+            child.kill()
+
+
+def read_until(lines: IO[str], start: str) -> str:
+    for line in lines:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f"no line {start!r}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains_and_exits_well(number: signal.Signals) -> None:
+    with process("finish") as (child, lines), ThreadPoolExecutor(1) as pool:
+        url = read_until(lines, "ready after").split()[-1]
+        curl = next(lines)
+        assert curl.startswith(f"curl {url}/v1/chat/completions")
+        body = {"messages": HELLO}
+        answer = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=20)
+        read_until(lines, "submitted")
+        child.send_signal(number)
+        assert answer.result().json()["choices"][0]["message"]["content"] == "bye"
+        assert child.wait(PATIENCE_S) == 0
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    with process("hang") as (child, lines), ThreadPoolExecutor(1) as pool:
+        url = read_until(lines, "ready after").split()[-1]
+        answer = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "a"}, timeout=20)
+        read_until(lines, "submitted")
+        child.send_signal(signal.SIGINT)
+        read_until(lines, "draining")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(PATIENCE_S) == 128 + signal.SIGINT
+        with pytest.raises(httpx.TransportError):
+            answer.result()
+
+
+def test_ctrl_c_while_loading_ends_at_once() -> None:
+    with process("load") as (child, lines):
+        read_until(lines, "loading")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(PATIENCE_S) == 0
