@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from kvflow_jax.config import EngineConfig
     from kvflow_jax.errors import (
         CapacityError,
+        ConfigError,
         EngineClosedError,
         InvalidRequestError,
         KVFlowError,
@@ -30,6 +31,7 @@ _HOME = {
     "RequestStats": "outputs",
     "SamplingParams": "sampling",
     "CapacityError": "errors",
+    "ConfigError": "errors",
     "EngineClosedError": "errors",
     "InvalidRequestError": "errors",
     "KVFlowError": "errors",
@@ -41,6 +43,7 @@ __all__ = [
     "LLM",
     "CapacityError",
     "Completion",
+    "ConfigError",
     "EngineClosedError",
     "EngineConfig",
     "EngineStats",

@@ -108,7 +108,7 @@ class BatchShapes:
         """Powers of two for pure decode, a coarser grid where a prompt is in the batch."""
         max_tiles = -(-max_prefill_tokens // tile)
         decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
-        beside_tiles = {0, max_num_seqs, *({8} if max_num_seqs > 8 else ())}
+        beside_tiles = {0, max_num_seqs}
         tiles = {1, max_tiles, *({max(2, max_tiles // 2)} if max_tiles > 2 else ())}
         shapes = [BatchShape(0, d, tile) for d in decode]
         shapes += [BatchShape(t, d, tile) for t in tiles for d in beside_tiles]

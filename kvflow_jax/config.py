@@ -11,7 +11,7 @@ import jax
 
 from kvflow_jax.batch import BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
-from kvflow_jax.errors import CapacityError
+from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -50,13 +50,13 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_model_len", "num_pages", "pool_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.num_pages is not None and self.pool_bytes is not None:
-            raise ValueError("give num_pages or pool_bytes, not both")
+            raise ConfigError("give num_pages or pool_bytes, not both")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class EngineSizes:
 
         Raises:
             CapacityError: not even one request of the asked length fits; says how much is missing.
+            ConfigError: the model's context is shorter than what is asked.
         """
         page = config.page_size
         one_page = PoolSpec(
@@ -88,7 +89,7 @@ class EngineSizes:
         )
         wanted_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
         if config.max_model_len is not None and config.max_model_len > model.max_model_len:
-            raise ValueError(
+            raise ConfigError(
                 f"max_model_len {config.max_model_len} is past the model's context of "
                 f"{model.max_model_len} tokens"
             )

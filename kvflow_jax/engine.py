@@ -67,7 +67,7 @@ class Engine:
         self.cache = self._fresh_cache()
         self.scheduler = Scheduler(self.cache, sizes.shapes)
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
-        self._runner = runner
+        self.runner = runner
         self._tokenizer = tokenizer
         self._eos = frozenset(eos_token_ids)
         self._model_name = model_name
@@ -184,7 +184,7 @@ class Engine:
         self.cache = self._fresh_cache()
         self.scheduler = Scheduler(self.cache, self.sizes.shapes)
         self.abandon(error)
-        self._runner.reset()
+        self.runner.reset()
         self._publish_stats()
 
     def abandon(self, error: KVFlowError) -> None:
@@ -198,11 +198,11 @@ class Engine:
     def _launch(self, plan: StepPlan) -> _InFlight | None:
         batch, sample_rows = self.sizes.shapes.build(plan.chunks)
         try:
-            handle = self._runner.submit(batch)
+            handle = self.runner.submit(batch)
         except Exception as error:
             log.exception("a step could not be dispatched")
             failure = StepFailedError(f"the step could not be dispatched: {error}")
-            if not self._runner.is_intact:
+            if not self.runner.is_intact:
                 self.fail_all(failure)
                 return None
             self.scheduler.retract(plan)

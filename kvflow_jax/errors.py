@@ -41,6 +41,10 @@ class EngineClosedError(KVFlowError):
     """The engine is draining or has stopped: it takes no new requests, HTTP 503."""
 
 
+class ConfigError(KVFlowError, ValueError):
+    """Settings that cannot be, alone or together; the message names them and their bounds."""
+
+
 class CapacityError(KVFlowError):
     """The device has too little memory for what was asked; the message says how much is missing."""
 

@@ -34,7 +34,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
 
     Raises:
         CapacityError: not even one request fits the memory there is.
-        ValueError: sizes that contradict the model.
+        ConfigError: sizes that contradict the model.
     """
     device = next(iter(loaded.params.values())).device
     sizes = EngineSizes.resolve(config, loaded.config, loaded.model.dtype, device)

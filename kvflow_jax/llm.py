@@ -54,8 +54,15 @@ class LLM:
         progress: show progress while loading and compiling.
         **sizes: fields of ``EngineConfig``.
 
+    Attributes:
+        tokenizer: None for random weights without one.
+        config: the model's, a ``ModelConfig``.
+        sizes: what was decided for the engine, an ``EngineSizes``.
+        runner: what runs the steps; for experiments to look at, not to drive.
+        weights_bytes: memory of the weights.
+
     Raises:
-        ModelLoadError, CapacityError: each says what to do.
+        ModelLoadError, CapacityError, ConfigError: each says what to do.
     """
 
     def __init__(
@@ -78,8 +85,13 @@ class LLM:
             random_weights=random_weights,
             progress=progress,
         )
+        engine = build_engine(loaded, config, progress=progress)
         self.tokenizer = loaded.tokenizer
-        self.engine = EngineThread(build_engine(loaded, config, progress=progress))
+        self.config = loaded.config
+        self.sizes = engine.sizes
+        self.runner = engine.runner
+        self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())
+        self.engine = EngineThread(engine)
 
     @overload
     def generate(  # type: ignore[overload-overlap]

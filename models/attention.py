@@ -8,10 +8,19 @@ All shapes are static; what is padding is said by ``query_len``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
+
+from kvflow_jax.cache.pool import NULL_PAGE, KVPool
+
+PAGES_PER_GROUP = 16
+MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
+TINY = 1e-30
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -23,7 +32,7 @@ class Rows:
     """Which tokens of a batch attend to which pages.
 
     Query j of row r stands at position ``query_start[r] + j`` of its sequence and attends to
-    positions 0 to itself, whose KV lies in ``page_table[r]``. Rows with ``query_len`` 0 are padding.
+    positions 0 to itself, whose KV lies in ``page_table[r]``. Rows of ``query_len`` 0 are padding.
     """
 
     page_table: jax.Array  # i32[num_rows, pages_per_seq], padded with the null page
@@ -32,3 +41,124 @@ class Rows:
     write_slots: jax.Array  # i32[num_tokens], out of range where the token is padding
     num_decode: int
     tile: int
+
+
+def attend(
+    layer: jax.Array,  # i32[]
+    q: jax.Array,  # [num_tokens, num_heads, head_dim]
+    k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
+    v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
+    rows: Rows,
+    pool: KVPool,
+) -> tuple[jax.Array, KVPool]:
+    """Write the K and V of a layer's new tokens, then attend to the pool.
+
+    Returns ([num_tokens, num_heads, head_dim], pool); padding comes out as zeros.
+    """
+    pool = pool.write(layer, rows.write_slots, k, v)
+    return _by_rows(_attend_blocks, layer, q, rows, pool), pool
+
+
+def attend_reference(
+    layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, pool: KVPool
+) -> tuple[jax.Array, KVPool]:
+    """What ``attend`` must equal: gathers every page of the table, softmax in float32."""
+    pool = pool.write(layer, rows.write_slots, k, v)
+    return _by_rows(_attend_all, layer, q, rows, pool), pool
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["q", "page_table", "query_start", "query_len"],
+    meta_fields=[],
+)
+@dataclass(frozen=True)
+class _EqualRows:
+    """Rows with the same number of queries Q; query heads stand in G groups for K kv heads."""
+
+    q: jax.Array  # [R, Q, K, G, H]
+    page_table: jax.Array  # i32[R, pages_per_seq]
+    query_start: jax.Array  # i32[R]
+    query_len: jax.Array  # i32[R]
+
+    def mask(self, positions: jax.Array) -> jax.Array:  # i32[S] -> bool[R, Q, S]
+        """Which positions each query may see; padding sees none."""
+        query = jnp.arange(self.q.shape[1])
+        causal = positions <= (self.query_start[:, None] + query)[..., None]
+        return causal & (query < self.query_len[:, None])[..., None]
+
+
+RowAttention = Callable[[jax.Array, _EqualRows, KVPool], jax.Array]  # -> like q
+
+
+def _by_rows(
+    attend_rows: RowAttention, layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool
+) -> jax.Array:
+    """Attend the decode rows and the tiles, each kind at its own shape."""
+    grouped = q.reshape(q.shape[0], pool.spec.num_kv_heads, -1, q.shape[-1])  # [T, K, G, H]
+    n = rows.num_decode
+    outs = []
+    for part, tokens, width in (
+        (slice(n), grouped[:n], 1),
+        (slice(n, None), grouped[n:], rows.tile),
+    ):
+        if tokens.shape[0]:
+            equal = _EqualRows(
+                tokens.reshape(-1, width, *grouped.shape[1:]),
+                rows.page_table[part],
+                rows.query_start[part],
+                rows.query_len[part],
+            )
+            outs.append(attend_rows(layer, equal, pool).reshape(-1, *q.shape[1:]))
+    return jnp.concatenate(outs).astype(q.dtype)
+
+
+def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
+    k, v = (_tokens(kv) for kv in pool.read(layer, rows.page_table))  # f32[R, S, K, H]
+    scores = jnp.einsum("rqkgh,rskh->rkgqs", rows.q.astype(jnp.float32), k)
+    mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
+    scores = jnp.where(mask, scores * rows.q.shape[-1] ** -0.5, MASKED)
+    weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
+    weights /= jnp.maximum(weights.sum(-1, keepdims=True), TINY)
+    return jnp.einsum("rkgqs,rskh->rqkgh", weights, v)
+
+
+def _attend_blocks(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
+    """Online softmax over groups of pages, as many as the longest row needs.
+
+    One compiled shape serves all context lengths (FlashAttention-2, arXiv 2307.08691, alg. 1).
+    """
+    page_size = pool.spec.page_size
+    group = min(PAGES_PER_GROUP, rows.page_table.shape[1])
+    num_groups = -(-rows.page_table.shape[1] // group)
+    padding = num_groups * group - rows.page_table.shape[1]
+    page_table = jnp.pad(rows.page_table, ((0, 0), (0, padding)), constant_values=NULL_PAGE)
+    context_len = jnp.where(rows.query_len > 0, rows.query_start + rows.query_len, 0)
+    trip_count = jnp.minimum(num_groups, -(-context_len.max() // (group * page_size)))
+    q = rows.q.astype(jnp.float32) * rows.q.shape[-1] ** -0.5
+
+    def add_group(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        peak, total, acc = carry  # f32[R, K, G, Q], same, f32[R, K, G, Q, H]
+        pages = jax.lax.dynamic_slice_in_dim(page_table, i * group, group, axis=1)
+        k, v = (_tokens(kv) for kv in pool.read(layer, pages))  # f32[R, S, K, H]
+        positions = i * group * page_size + jnp.arange(group * page_size)
+        mask = rows.mask(positions)[:, None, None]
+        scores = jnp.where(mask, jnp.einsum("rqkgh,rskh->rkgqs", q, k), MASKED)
+        new_peak = jnp.maximum(peak, scores.max(-1))
+        # Exponents of masked scores are 1 while a row has seen nothing: hence the second mask.
+        weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
+        shrink = jnp.exp(peak - new_peak)
+        acc = acc * shrink[..., None] + jnp.einsum("rkgqs,rskh->rkgqh", weights, v)
+        return new_peak, total * shrink + weights.sum(-1), acc
+
+    num_rows, num_queries, kv_heads, per_kv, head_dim = q.shape
+    shape = (num_rows, kv_heads, per_kv, num_queries)
+    zeros = jnp.zeros(shape, jnp.float32)
+    carry = (zeros + MASKED, zeros, jnp.zeros((*shape, head_dim), jnp.float32))
+    _, total, acc = jax.lax.fori_loop(0, trip_count, add_group, carry)
+    out = acc / jnp.maximum(total, TINY)[..., None]
+    return jnp.moveaxis(out, 3, 1)  # [R, Q, K, G, H]
+
+
+def _tokens(pages: jax.Array) -> jax.Array:  # [R, P, page_size, K, H] -> f32[R, S, K, H]
+    return pages.reshape(pages.shape[0], -1, *pages.shape[3:]).astype(jnp.float32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvflow_jax.errors import ModelLoadError
+import sys
+
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.contracts import Engine, Tokenizer
 
@@ -17,7 +18,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         the engine, its tokenizer (None where the model has none), and the model's own name.
 
     Raises:
-        ModelLoadError, CapacityError: with a message that says what to do.
+        ModelLoadError, CapacityError, ConfigError: with a message that says what to do.
     """
     from kvflow_jax.config import GIB, EngineConfig
     from kvflow_jax.engine_thread import EngineThread
@@ -25,6 +26,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
     from kvflow_jax.launch import use_compilation_cache
     from kvflow_jax.models.loading import load_model
 
+    progress = sys.stderr.isatty()  # a bar in a log file is noise
     use_compilation_cache(config.cache_dir)
     loaded = load_model(
         config.model,
@@ -32,11 +34,8 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         cache_dir=config.cache_dir,
         random_weights=config.random_weights,
         seed=config.seed or 0,
+        progress=progress,
     )
-    if loaded.tokenizer is None:
-        raise ModelLoadError(
-            f"{config.model} has no tokenizer, and a server speaks text: serve a folder with one"
-        )
     sizes = EngineConfig(
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -47,4 +46,4 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         max_waiting=config.max_waiting,
         seed=config.seed,
     )
-    return EngineThread(build(loaded, sizes)), loaded.tokenizer, loaded.name
+    return EngineThread(build(loaded, sizes, progress=progress)), loaded.tokenizer, loaded.name

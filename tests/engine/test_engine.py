@@ -107,7 +107,7 @@ def test_decode_steps_run_ahead_of_the_host():
     engine = make_engine()
     Client(engine, prompt_without_eos(5), ignore_eos=True)
     run(engine)
-    sources = [b.token_source[0] for b in engine._runner.batches if b.shape.num_tiles == 0]
+    sources = [b.token_source[0] for b in engine.runner.batches if b.shape.num_tiles == 0]
     assert sources.count(-1) == 1  # the first after the prompt; then the device feeds itself
     assert len(sources) == 5
 
@@ -168,7 +168,7 @@ def test_a_step_that_cannot_be_dispatched_fails_its_requests_alone():
     kept = Client(engine, prompt_without_eos(24))
     run(engine)
     failing = Client(engine, kept.prompt + prompt_without_eos(12, 3))
-    engine._runner.fail_submit = RuntimeError("out of memory")
+    engine.runner.fail_submit = RuntimeError("out of memory")
     run(engine)
     assert failing.reason is FinishReason.ERROR
     assert isinstance(failing.outputs[-1].error, StepFailedError)
@@ -184,7 +184,7 @@ def test_a_step_that_fails_on_the_device_ends_everything_and_starts_over():
     clients = [Client(engine, prompt_without_eos(9, seed), max_tokens=20) for seed in range(3)]
     for _ in range(3):
         engine.step()
-    engine._runner.fail_result = RuntimeError("device lost")
+    engine.runner.fail_result = RuntimeError("device lost")
     run(engine)
     assert {c.reason for c in clients} == {FinishReason.ERROR}
     assert engine.stats.num_blocks_leased == engine.stats.num_blocks_cached == 0

