@@ -52,5 +52,5 @@ $(ENV)/.dev: pyproject.toml | $(BIN)/python
 
 # torch serves reference values only and never is a dependency of the package.
 $(ENV)/.parity: $(ENV)/.dev
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet torch==2.13.0 accelerate
 	touch $@

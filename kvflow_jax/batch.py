@@ -13,7 +13,7 @@ import numpy as np
 from kvflow_jax.request import Chunk
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class BatchShape:
     """A compiled shape: ``num_decode`` rows of one token, then ``num_tiles`` rows of ``tile``."""
 
@@ -29,7 +29,10 @@ class BatchShape:
     def num_tokens(self) -> int:
         return self.num_decode + self.num_tiles * self.tile
 
-    def fits(self, num_decode: int, num_tiles: int) -> bool:
+    def holds(self, lengths: Sequence[int]) -> bool:
+        """Whether chunks of these lengths fit: single tokens in decode rows, others in tiles."""
+        num_decode = lengths.count(1)
+        num_tiles = sum(-(-length // self.tile) for length in lengths if length > 1)
         return num_decode <= self.num_decode and num_tiles <= self.num_tiles
 
 
@@ -92,12 +95,14 @@ class BatchShapes:
     """The shapes that are compiled at warm-up, at most 16, and the sizes all of them share.
 
     Attributes:
+        tile, max_tiles: of the largest shape; what they hold, a step can be planned to hold.
         pages_per_seq: width of a page table.
         num_slots: how many requests can run; samples are kept by slot.
     """
 
     shapes: tuple[BatchShape, ...]
     tile: int
+    max_tiles: int
     pages_per_seq: int
     num_slots: int
 
@@ -105,21 +110,21 @@ class BatchShapes:
     def plan(
         cls, *, max_num_seqs: int, max_prefill_tokens: int, tile: int, pages_per_seq: int
     ) -> BatchShapes:
-        """Powers of two for pure decode, a coarser grid where a prompt is in the batch."""
-        max_tiles = -(-max_prefill_tokens // tile)
-        decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
-        beside_tiles = {0, max_num_seqs}
-        tiles = {1, max_tiles, *({max(2, max_tiles // 2)} if max_tiles > 2 else ())}
-        shapes = [BatchShape(0, d, tile) for d in decode]
-        shapes += [BatchShape(t, d, tile) for t in tiles for d in beside_tiles]
-        return cls(tuple(sorted(shapes)), tile, pages_per_seq, max_num_seqs)
+        """Powers of two for pure decode; where prompts are in the batch, a few sizes.
 
-    @property
-    def max_tiles(self) -> int:
-        return self.shapes[-1].num_tiles
+        Long tiles read the cached context least often. A short prompt, or several, would be mostly
+        padding in them, so two shapes have shorter ones.
+        """
+        most = -(-max_prefill_tokens // tile)
+        decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
+        tiles = {(1, -(-tile // 2)), (4, -(-tile // 4)), (-(-most // 2), tile), (most, tile)}
+        shapes = [BatchShape(0, d, tile) for d in decode]
+        shapes += [BatchShape(n, d, t) for n, t in tiles for d in (0, max_num_seqs)]
+        by_size = sorted(shapes, key=lambda s: (s.num_tokens, s.num_rows))
+        return cls(tuple(by_size), tile, most, pages_per_seq, max_num_seqs)
 
     def num_tiles(self, num_tokens: int) -> int:
-        """Tiles that a chunk takes; a single token takes a decode row instead."""
+        """Tiles that a chunk takes of ``max_tiles``; a single token takes a decode row instead."""
         return 0 if num_tokens == 1 else -(-num_tokens // self.tile)
 
     def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray]:
@@ -128,12 +133,8 @@ class BatchShapes:
         Returns:
             The batch, and i32[num_chunks]: the row whose sample belongs to each chunk.
         """
-        num_decode = sum(chunk.length == 1 for chunk in chunks)
-        num_tiles = sum(self.num_tiles(chunk.length) for chunk in chunks)
-        shape = min(
-            (s for s in self.shapes if s.fits(num_decode, num_tiles)),
-            key=lambda s: (s.num_tokens, s.num_rows),
-        )
+        lengths = [chunk.length for chunk in chunks]
+        shape = next(shape for shape in self.shapes if shape.holds(lengths))
         batch = Batch.empty(shape, self.pages_per_seq, self.num_slots)
         sample_rows = np.empty(len(chunks), np.int32)
         next_decode, next_tile = 0, shape.num_decode
@@ -143,9 +144,8 @@ class BatchShapes:
                 next_decode += 1
                 self._fill_decode(batch, row, chunk)
             else:
-                row = next_tile + self.num_tiles(chunk.length) - 1
-                self._fill_tiles(batch, next_tile, chunk)
-                next_tile = row + 1
+                next_tile = self._fill_tiles(batch, next_tile, chunk)
+                row = next_tile - 1
             sample_rows[i] = row
             if chunk.samples:
                 request = chunk.request
@@ -165,13 +165,15 @@ class BatchShapes:
         else:  # sampled by a step whose result the host has not seen yet
             batch.token_source[row] = chunk.request.slot
 
-    def _fill_tiles(self, batch: Batch, first_row: int, chunk: Chunk) -> None:
+    def _fill_tiles(self, batch: Batch, first_row: int, chunk: Chunk) -> int:
+        """Lay a chunk out in tiles from ``first_row``; the row after its last."""
         shape = batch.shape
-        rows = slice(first_row, first_row + self.num_tiles(chunk.length))
-        at = shape.num_decode + (first_row - shape.num_decode) * shape.tile
         end = chunk.start + chunk.length
-        batch.tokens[at : at + chunk.length] = chunk.request.tokens[chunk.start : end]
         starts = np.arange(chunk.start, end, shape.tile)
+        rows = slice(first_row, first_row + len(starts))
+        at = shape.num_decode + (first_row - shape.num_decode) * shape.tile
+        batch.tokens[at : at + chunk.length] = chunk.request.tokens[chunk.start : end]
         batch.page_table[rows, : len(chunk.pages)] = chunk.pages
         batch.query_start[rows] = starts
         batch.query_len[rows] = np.minimum(shape.tile, end - starts)
+        return rows.stop

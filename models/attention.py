@@ -124,39 +124,56 @@ def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
 
 
 def _attend_blocks(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
-    """Online softmax over groups of pages, as many as the longest row needs.
+    """Online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
-    One compiled shape serves all context lengths (FlashAttention-2, arXiv 2307.08691, alg. 1).
+    The trip count is dynamic: one compiled shape serves all context lengths. Decode rows go
+    together, as far as the longest of them; tiles one by one, each only as far as its own last
+    query sees, so that a chunk's early tiles do not pay for its late ones.
     """
-    page_size = pool.spec.page_size
-    group = min(PAGES_PER_GROUP, rows.page_table.shape[1])
-    num_groups = -(-rows.page_table.shape[1] // group)
-    padding = num_groups * group - rows.page_table.shape[1]
-    page_table = jnp.pad(rows.page_table, ((0, 0), (0, padding)), constant_values=NULL_PAGE)
+    if rows.q.shape[1] == 1:
+        return _attend_groups(layer, rows, pool)
+
+    def attend_tile(tile: _EqualRows) -> jax.Array:
+        single = jax.tree.map(lambda x: x[None], tile)
+        return _attend_groups(layer, single, pool)[0]
+
+    return jax.lax.map(attend_tile, rows)
+
+
+def _attend_groups(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
+    num_rows, num_queries, kv_heads, per_kv, head_dim = rows.q.shape
+    pages_per_seq = rows.page_table.shape[1]
+    group = min(PAGES_PER_GROUP, pages_per_seq)
+    group_len = group * pool.spec.page_size
+    page_table = jnp.pad(
+        rows.page_table, ((0, 0), (0, -pages_per_seq % group)), constant_values=NULL_PAGE
+    )
     context_len = jnp.where(rows.query_len > 0, rows.query_start + rows.query_len, 0)
-    trip_count = jnp.minimum(num_groups, -(-context_len.max() // (group * page_size)))
-    q = rows.q.astype(jnp.float32) * rows.q.shape[-1] ** -0.5
+    trip_count = -(-context_len.max() // group_len)
+    # The queries of all heads that share a KV head make one matrix: M = per_kv * num_queries.
+    q = jnp.moveaxis(rows.q.astype(jnp.float32) * head_dim**-0.5, 1, 3)  # [R, K, G, Q, H]
+    q = q.reshape(num_rows, kv_heads, -1, head_dim)  # [R, K, M, H]
 
     def add_group(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        peak, total, acc = carry  # f32[R, K, G, Q], same, f32[R, K, G, Q, H]
+        peak, total, acc = carry  # f32[R, K, M], f32[R, K, M], f32[R, K, M, H]
         pages = jax.lax.dynamic_slice_in_dim(page_table, i * group, group, axis=1)
         k, v = (_tokens(kv) for kv in pool.read(layer, pages))  # f32[R, S, K, H]
-        positions = i * group * page_size + jnp.arange(group * page_size)
-        mask = rows.mask(positions)[:, None, None]
-        scores = jnp.where(mask, jnp.einsum("rqkgh,rskh->rkgqs", q, k), MASKED)
+        mask = rows.mask(i * group_len + jnp.arange(group_len))[:, None, None]
+        mask = jnp.broadcast_to(mask, (num_rows, 1, per_kv, num_queries, group_len))
+        mask = mask.reshape(num_rows, 1, -1, group_len)  # [R, 1, M, S]
+        scores = jnp.where(mask, jnp.einsum("rkmh,rskh->rkms", q, k), MASKED)
         new_peak = jnp.maximum(peak, scores.max(-1))
-        # Exponents of masked scores are 1 while a row has seen nothing: hence the second mask.
+        # exp(MASKED - MASKED) is 1 while a query has seen nothing: hence the second mask.
         weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
         shrink = jnp.exp(peak - new_peak)
-        acc = acc * shrink[..., None] + jnp.einsum("rkgqs,rskh->rkgqh", weights, v)
+        acc = acc * shrink[..., None] + jnp.einsum("rkms,rskh->rkmh", weights, v)
         return new_peak, total * shrink + weights.sum(-1), acc
 
-    num_rows, num_queries, kv_heads, per_kv, head_dim = q.shape
-    shape = (num_rows, kv_heads, per_kv, num_queries)
-    zeros = jnp.zeros(shape, jnp.float32)
-    carry = (zeros + MASKED, zeros, jnp.zeros((*shape, head_dim), jnp.float32))
+    zeros = jnp.zeros(q.shape[:-1], jnp.float32)
+    carry = (zeros + MASKED, zeros, jnp.zeros(q.shape, jnp.float32))
     _, total, acc = jax.lax.fori_loop(0, trip_count, add_group, carry)
     out = acc / jnp.maximum(total, TINY)[..., None]
+    out = out.reshape(num_rows, kv_heads, per_kv, num_queries, head_dim)
     return jnp.moveaxis(out, 3, 1)  # [R, Q, K, G, H]
 
 

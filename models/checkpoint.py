@@ -18,8 +18,8 @@ from kvflow_jax.models.model import Model
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when names, shapes or meaning of stacked weights change
-CHUNK_BYTES = 16 << 20  # chunks are decompressed in parallel
+FORMAT = 2  # raise it when names, shapes or meaning of stacked weights change
+CHUNK_BYTES = 16 << 20  # chunks are read in parallel
 COMPLETE_FILE = "complete.json"  # written last, holds what a restore must find
 
 
@@ -77,7 +77,8 @@ def _save(
                 temporary / "weights", args=ocp.args.PyTreeSave(dict(weights), save_args=chunked)
             )
         save_beside(temporary)
-        (temporary / COMPLETE_FILE).write_text(json.dumps(_signature(weights)))
+        complete = {"weights": _signature(weights), "files": _file_sizes(temporary)}
+        (temporary / COMPLETE_FILE).write_text(json.dumps(complete))
         try:
             os.rename(temporary, path)
         except OSError:
@@ -92,8 +93,12 @@ def _restore(path: Path, model: Model) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     expected = _signature(model.stacked_specs)
-    if (found := json.loads((path / COMPLETE_FILE).read_text())) != expected:
-        raise ValueError(f"expected {expected}, found {found}")
+    complete = json.loads((path / COMPLETE_FILE).read_text())
+    if complete["weights"] != expected:
+        raise ValueError(f"expected {expected}, found {complete['weights']}")
+    if complete["files"] != (found := _file_sizes(path)):
+        torn = {name for name, _ in complete["files"].items() ^ found.items()}
+        raise ValueError(f"missing or of the wrong size: {', '.join(sorted(torn))}")
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
     with ocp.Checkpointer(_handler()) as checkpointer:
         weights: dict[str, np.ndarray] = checkpointer.restore(
@@ -108,8 +113,15 @@ def _signature(weights: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{w.dtype}{list(w.shape)}" for name, w in sorted(weights.items())}
 
 
+def _file_sizes(path: Path) -> dict[str, int]:
+    """Bytes of every file: what a torn checkpoint cannot match, found before orbax reads it."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != COMPLETE_FILE)
+    return {str(file.relative_to(path)): file.stat().st_size for file in files}
+
+
 def _handler() -> Any:
     import orbax.checkpoint as ocp
 
-    # One process, few large arrays: plain files restore faster than the OCDBT store.
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    # One process, few large arrays: plain files restore faster than the OCDBT store, and packing
+    # float32 weights takes ten times as long as writing them.
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)

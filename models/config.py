@@ -167,10 +167,11 @@ def _rope(hf: Mapping[str, Any], max_len: int, problems: list[str]) -> RopeConfi
     if missing:
         problems.append(f"rope type {kind!r} lacks {', '.join(missing)}")
         return RopeConfig(theta)
-    scales = {name: float(scaling[name]) for name in needed[kind]}
+    scales: dict[str, Any] = {name: float(scaling[name]) for name in needed[kind]}
     if any(not math.isfinite(value) or value <= 0 for value in scales.values()):
         problems.append(f"rope scaling must be positive and finite, found {scales}")
+    rope = RopeConfig(theta=theta, kind=kind)
     if kind == "llama3":
-        original = int(scaling.get("original_max_position_embeddings") or max_len)
-        return RopeConfig(theta=theta, kind=kind, original_max_len=original, **scales)
-    return RopeConfig(theta=theta, kind=kind, **scales)
+        original = scaling.get("original_max_position_embeddings") or max_len
+        rope = replace(rope, original_max_len=int(original))
+    return replace(rope, **scales)

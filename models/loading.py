@@ -76,6 +76,7 @@ def load_model(
     cache_dir: Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    unroll: bool | None = None,
     progress: bool = True,
 ) -> LoadedModel:
     """Load a model onto the default device.
@@ -86,12 +87,13 @@ def load_model(
         dtype: of the weights: float32, bfloat16 or float16.
         cache_dir: where the converted embedded model is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device.
+        unroll: how layers are run, see ``Model``; None leaves it to the platform: CPUs unroll.
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
     """
-    # XLA's CPU backend copies what a scan slices; elsewhere one compiled layer is better.
-    unroll = jax.default_backend() == "cpu"
+    if unroll is None:
+        unroll = jax.default_backend() == "cpu"
     if random_weights:
         return _load_random(name_or_path, dtype, unroll, seed)
     if name_or_path == embedded.NAME:

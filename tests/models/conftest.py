@@ -18,8 +18,8 @@ def embedded_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smollm2(embedded_cache):
-    """The embedded model, converted once for all tests."""
-    return load_model(embedded.NAME, cache_dir=embedded_cache, progress=False)
+    """The embedded model, converted once for all tests; scanned, which compiles fast."""
+    return load_model(embedded.NAME, cache_dir=embedded_cache, unroll=False, progress=False)
 
 
 @pytest.fixture

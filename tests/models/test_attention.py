@@ -95,9 +95,16 @@ RAGGED = {
 }
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=str)
-@pytest.mark.parametrize("page_size", [1, 16, 32])
-@pytest.mark.parametrize("ragged", RAGGED, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "page_size", "ragged"),
+    [
+        *(((6, 2), 16, ragged) for ragged in RAGGED),
+        ((4, 4), 16, "mixed"),
+        ((8, 1), 32, "mixed"),
+        ((4, 4), 1, "padded"),
+    ],
+    ids=str,
+)
 def test_blocks_equal_reference_and_dense(heads, page_size, ragged):
     decode, tiles = RAGGED[ragged]
     batch = Batch(

@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 
@@ -78,11 +79,18 @@ def _lose_the_weights(path):
 
 
 def _name_other_shapes(path):
-    (path / COMPLETE_FILE).write_text('{"embed.weight": "float32[1, 1]"}')
+    complete = json.loads((path / COMPLETE_FILE).read_text())
+    complete["weights"]["embed.weight"] = "float32[1, 1]"
+    (path / COMPLETE_FILE).write_text(json.dumps(complete))
+
+
+def _tear_what_lies_beside(path):
+    (path / "beside.txt").write_text("")
 
 
 @pytest.mark.parametrize(
-    "damage", [_lose_marker, _tear_an_array, _lose_the_weights, _name_other_shapes]
+    "damage",
+    [_lose_marker, _tear_an_array, _lose_the_weights, _name_other_shapes, _tear_what_lies_beside],
 )
 def test_what_cannot_be_read_is_rebuilt_with_a_warning(tmp_path, caplog, damage):
     model = Model.build(CONFIG)

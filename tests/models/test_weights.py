@@ -32,11 +32,11 @@ def test_tensors_land_in_their_place(tmp_path, shards):
         prefix = f"model.layers.{layer}."
         qkv = [WEIGHTS[f"{prefix}self_attn.{part}_proj.weight"] for part in "qkv"]
         np.testing.assert_array_equal(
-            stacked["layers.attention.qkv_proj.weight"][layer], np.concatenate(qkv)
+            stacked["layers.attention.qkv_proj.weight"][layer].T, np.concatenate(qkv)
         )
         gate_up = [WEIGHTS[f"{prefix}mlp.{part}_proj.weight"] for part in ("gate", "up")]
         np.testing.assert_array_equal(
-            stacked["layers.mlp.gate_up_proj.weight"][layer], np.concatenate(gate_up)
+            stacked["layers.mlp.gate_up_proj.weight"][layer].T, np.concatenate(gate_up)
         )
     np.testing.assert_array_equal(stacked["embed.weight"], WEIGHTS["model.embed_tokens.weight"])
 

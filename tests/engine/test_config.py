@@ -1,0 +1,77 @@
+"""Sizes: what is given, what is derived, what cannot be."""
+
+import logging
+
+import jax
+import pytest
+
+from kvflow_jax.batch import BatchShapes
+from kvflow_jax.config import EngineConfig, EngineSizes
+from kvflow_jax.errors import CapacityError, ConfigError
+from tests.engine.tiny_engine import CONFIG
+
+PAGE_BYTES = 2 * 2 * 2 * 12 * 4 * 16  # layers, K and V, heads, width, float32, tokens
+
+
+def resolve(**given):
+    return EngineSizes.resolve(EngineConfig(**given), CONFIG, "float32", jax.devices()[0])
+
+
+def test_sizes_that_are_not_given_come_from_free_memory_and_are_logged(caplog):
+    with caplog.at_level(logging.INFO, "kvflow_jax"):
+        sizes = resolve()
+    assert sizes.max_model_len == CONFIG.max_model_len
+    assert sizes.pool.num_pages > CONFIG.max_model_len // 16
+    assert sizes.pool.nbytes <= 4 << 30
+    assert "KV blocks" in caplog.text
+
+
+def test_pool_bytes_bound_the_pool():
+    sizes = resolve(pool_bytes=100 * PAGE_BYTES)
+    assert sizes.pool.page_bytes == PAGE_BYTES
+    assert sizes.pool.num_pages == 100
+    assert sizes.pool.nbytes <= 100 * PAGE_BYTES
+
+
+def test_too_little_memory_for_one_request_says_how_much_is_missing():
+    with pytest.raises(CapacityError, match=r"needs 16 KV blocks, the pool has 9.*GiB more"):
+        resolve(pool_bytes=10 * PAGE_BYTES, max_model_len=256)
+    with pytest.raises(CapacityError, match="pool-gib"):
+        resolve(pool_bytes=1)
+
+
+def test_a_context_that_was_not_asked_for_is_cut_to_the_pool(caplog):
+    with caplog.at_level(logging.WARNING, "kvflow_jax"):
+        sizes = resolve(num_pages=9)
+    assert sizes.max_model_len == 9 * 16
+    assert "cut" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_model_len": 257}, "past the model's context of 256"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1"),
+        ({"page_size": -1}, "page_size must be at least 1"),
+        ({"num_pages": 5, "pool_bytes": 5}, "not both"),
+        ({"pool_bytes": 0}, "pool_bytes must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(given, says):
+    with pytest.raises(ConfigError, match=says):
+        resolve(**given)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 5, 8, 32, 256])
+@pytest.mark.parametrize("max_prefill_tokens", [1, 64, 100, 512, 8192])
+def test_shapes_are_few_and_the_largest_holds_everything(max_num_seqs, max_prefill_tokens):
+    shapes = BatchShapes.plan(
+        max_num_seqs=max_num_seqs,
+        max_prefill_tokens=max_prefill_tokens,
+        tile=64,
+        pages_per_seq=8,
+    )
+    assert len(shapes.shapes) <= 16
+    assert shapes.max_tiles * 64 >= max_prefill_tokens
+    assert any(s.holds([1] * max_num_seqs + [64] * shapes.max_tiles) for s in shapes.shapes)
+    assert any(s.holds([1] * max_num_seqs) and s.num_tiles == 0 for s in shapes.shapes)
