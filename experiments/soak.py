@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.cold import ColdModel
 from experiments.measure import arguments, report
 from kvflow_jax import LLM, FinishReason, SamplingParams
 from kvflow_jax.outputs import Output
@@ -63,10 +64,11 @@ def soak(model: str, num_requests: int) -> dict[str, Any]:
                 llm.engine.abort(ids[number])
         llm.engine.check_integrity()
         stats = llm.stats
+        cold = ColdModel(llm.model, llm.params, 512)
         wrong, near_ties, checked = 0, 0, 0
         for number, prompt in enumerate(prompts):
-            if params[number].is_greedy:
-                gaps = llm.runner.greedy_gaps(prompt, tokens[number])
+            if params[number].is_greedy and tokens[number]:
+                gaps = cold.greedy_gaps(prompt, tokens[number])
                 checked += len(gaps)
                 near_ties += int(((gaps > 0) & (gaps <= TOLERANCE)).sum())
                 wrong += int((gaps > TOLERANCE).sum())

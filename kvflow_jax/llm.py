@@ -57,6 +57,7 @@ class LLM:
     Attributes:
         tokenizer: None for random weights without one.
         config: the model's, a ``ModelConfig``.
+        model, params: its definition and weights, on the device.
         sizes: what was decided for the engine, an ``EngineSizes``.
         runner: what runs the steps; for experiments to look at, not to drive.
         weights_bytes: memory of the weights.
@@ -88,6 +89,7 @@ class LLM:
         engine = build_engine(loaded, config, progress=progress)
         self.tokenizer = loaded.tokenizer
         self.config = loaded.config
+        self.model, self.params = loaded.model, loaded.params
         self.sizes = engine.sizes
         self.runner = engine.runner
         self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())

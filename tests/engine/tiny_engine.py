@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
-import numpy as np
-
+from experiments.cold import ColdModel
 from kvflow_jax.batch import BatchShapes
-from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
-from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig, RopeConfig
 from kvflow_jax.models.model import Model
 from kvflow_jax.protocols import WallClock
@@ -55,7 +52,7 @@ class TinyModel:
         self.params = self.model.init(seed=3)
         self.runner = ModelRunner(self.model, self.params, RUNNER_POOL, SHAPES)
         self.runner.warm_up()
-        self._teacher = jax.jit(self._forward)
+        self._cold = ColdModel(self.model, self.params, CONFIG.max_model_len)
 
     def engine(self, *, num_pages=64) -> Engine:
         """An engine with an empty cache of ``num_pages`` blocks."""
@@ -71,29 +68,8 @@ class TinyModel:
             seed=0,
         )
 
-    def logits(self, sequence) -> np.ndarray:
-        """f32[len(sequence), vocab_size], teacher-forced and cold, in one tile."""
-        tokens = np.zeros(CONFIG.max_model_len, np.int32)
-        tokens[: len(sequence)] = sequence
-        return np.asarray(self._teacher(self.params, tokens, len(sequence)))[: len(sequence)]
-
     def assert_greedy(self, prompt, output) -> None:
         """Each token is the likeliest after those before it, up to float32 rounding."""
-        logits = self.logits([*prompt, *output])[len(prompt) - 1 : -1]
-        chosen = logits[np.arange(len(output)), list(output)]
-        assert (chosen >= logits.max(-1) - TOLERANCE).all(), (prompt, output)
-
-    def _forward(self, params, tokens, length):
-        size = CONFIG.max_model_len
-        rows = Rows(
-            page_table=np.arange(1, 2, dtype=np.int32)[None],
-            query_start=np.zeros(1, np.int32),
-            query_len=length[None],
-            write_slots=np.arange(size, dtype=np.int32) + size,
-            num_decode=0,
-            tile=size,
-        )
-        pool = KVPool.zeros(PoolSpec(CONFIG.num_layers, 2, size, 2, 12))
-        positions = np.arange(size, dtype=np.int32)
-        hidden, _ = self.model.forward(params, tokens, positions, rows, pool)
-        return self.model.logits(params, hidden)
+        if output:
+            gaps = self._cold.greedy_gaps(prompt, output)
+            assert (gaps <= TOLERANCE).all(), (prompt, output, gaps)
