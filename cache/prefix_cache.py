@@ -130,15 +130,14 @@ class PrefixCache:
     def publish(self, lease: Lease, tokens: np.ndarray, now: float) -> None:
         """Index the blocks of the lease that ``tokens`` (i32[num_tokens]) fill whole.
 
-        Where others indexed the same tokens first, their blocks are adopted.
+        Where others have indexed the same tokens, nothing happens: the lease's copies stay its own
+        until it adopts theirs. The step that writes them may not be dispatched yet.
         """
-        table, page = self.table, self.page_size
+        table, page, start = self.table, self.page_size, lease.num_indexed
         num_full = min(len(tokens) // page, len(lease))
-        if num_full <= lease.num_indexed:
-            return
         tokens = tokens[: num_full * page]
-        self.adopt(lease, tokens, now)
-        start = lease.num_indexed
+        if num_full <= start or len(self.match(lease.root, tokens)) > start:
+            return
         done = self.index.insert(lease.root, tokens, lease.blocks[:num_full])
         if not np.array_equal(done.existing, lease.blocks[:start]):
             raise IntegrityError("indexed blocks of a lease have left the index")
@@ -162,11 +161,14 @@ class PrefixCache:
             self._num_indexed += len(new)
         lease.num_indexed = num_full
 
-    def retract(self, lease: Lease, num_indexed: int) -> None:
+    def retract(self, lease: Lease, num_indexed: int) -> np.ndarray:
         """Take back from the index what the lease published past its first ``num_indexed`` blocks.
 
         For a step that failed: those blocks hold nothing true. What continues them was published
         by the same step, so retract in the reverse order of publishing.
+
+        Returns:
+            i32[n], the blocks taken back. Every lease that holds one of them is void.
         """
         tail = lease.blocks[num_indexed : lease.num_indexed]
         if (self.table.num_children[tail] != (np.arange(len(tail)) < len(tail) - 1)).any():
@@ -176,6 +178,7 @@ class PrefixCache:
             self._detach(block, cuts)
         self._prune(cuts)
         lease.num_indexed = min(lease.num_indexed, num_indexed)
+        return tail
 
     def release(self, lease: Lease, now: float) -> None:
         """Give the lease up: private blocks are freed, indexed ones may be evicted from now on.

@@ -61,24 +61,39 @@ def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
     return num_tokens * matmul_flops_per_token(config) + attention + logits
 
 
-def matmul_ceiling(config: ModelConfig, num_tokens: int, dtype: str = "float32") -> float:
-    """FLOP/s of the bare projections at the model's shapes, ``num_tokens`` rows, best of 5."""
+class MatmulCeiling:
+    """The rate of a model's bare projections, ``num_tokens`` rows, to hold a prefill against.
 
-    @jax.jit
-    def layer(x: list[jax.Array], w: list[jax.Array]) -> list[jax.Array]:
-        return [jnp.dot(a, b) for a, b in zip(x, w, strict=True)]
+    Sustained over ``seconds``, because what it is held against takes seconds too: on a shared
+    machine the best of many short runs is a rate that nothing keeps up.
+    """
 
-    keys = jax.random.split(jax.random.key(0), 8)
-    shapes = projections(config)
-    dt = jnp.dtype(dtype)
-    x = [
-        jax.random.normal(k, (num_tokens, a), dt)
-        for k, (a, _) in zip(keys[:4], shapes, strict=True)
-    ]
-    w = [jax.random.normal(k, s, dt) for k, s in zip(keys[4:], shapes, strict=True)]
-    jax.block_until_ready(layer(x, w))
-    best = min(seconds(lambda: layer(x, w), repeats=1) for _ in range(20))
-    return 2 * num_tokens * sum(a * b for a, b in shapes) / best
+    def __init__(self, config: ModelConfig, num_tokens: int, dtype: str = "float32") -> None:
+        @jax.jit
+        def layer(x: list[jax.Array], w: list[jax.Array]) -> list[jax.Array]:
+            return [jnp.dot(a, b) for a, b in zip(x, w, strict=True)]
+
+        shapes = projections(config)
+        keys = jax.random.split(jax.random.key(0), 2 * len(shapes))
+        dt = jnp.dtype(dtype)
+        x = [
+            jax.random.normal(k, (num_tokens, a), dt)
+            for k, (a, _) in zip(keys, shapes, strict=False)
+        ]
+        w = [
+            jax.random.normal(k, shape, dt)
+            for k, shape in zip(keys[len(shapes) :], shapes, strict=True)
+        ]
+        self._run = lambda: jax.block_until_ready(layer(x, w))
+        self._flops = 2 * num_tokens * sum(a * b for a, b in shapes)
+        self._run()
+
+    def flops_per_s(self, seconds: float = 1.0) -> float:
+        start, num_runs = time.perf_counter(), 0
+        while (spent := time.perf_counter() - start) < seconds:
+            self._run()
+            num_runs += 1
+        return num_runs * self._flops / spent
 
 
 def resident_bytes() -> int:

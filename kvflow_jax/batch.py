@@ -95,37 +95,58 @@ class BatchShapes:
     """The shapes that are compiled at warm-up, at most 16, and the sizes all of them share.
 
     Attributes:
-        tile, max_tiles: of the largest shape; what they hold, a step can be planned to hold.
+        tile: query tokens of the longest tiles.
+        max_prefill_tokens: most prompt tokens of one step, a multiple of ``tile``.
+        page_size: tokens of a block.
         pages_per_seq: width of a page table.
         num_slots: how many requests can run; samples are kept by slot.
     """
 
     shapes: tuple[BatchShape, ...]
     tile: int
-    max_tiles: int
+    max_prefill_tokens: int
+    page_size: int
     pages_per_seq: int
     num_slots: int
 
     @classmethod
     def plan(
-        cls, *, max_num_seqs: int, max_prefill_tokens: int, tile: int, pages_per_seq: int
+        cls,
+        *,
+        max_num_seqs: int,
+        max_prefill_tokens: int,
+        tile: int,
+        page_size: int,
+        pages_per_seq: int,
     ) -> BatchShapes:
         """Powers of two for pure decode; where prompts are in the batch, a few sizes.
 
-        Long tiles read the cached context least often. A short prompt, or several, would be mostly
-        padding in them, so two shapes have shorter ones.
+        Long tiles read the cached context least often, but a short prompt would be mostly padding
+        in them. So there are shapes for one chunk by size, for a full budget of few long chunks,
+        and for a full budget of many short ones.
         """
         most = -(-max_prefill_tokens // tile)
+        half, quarter = -(-tile // 2), -(-tile // 4)
         decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
-        tiles = {(1, -(-tile // 2)), (4, -(-tile // 4)), (-(-most // 2), tile), (most, tile)}
-        shapes = [BatchShape(0, d, tile) for d in decode]
-        shapes += [BatchShape(n, d, t) for n, t in tiles for d in (0, max_num_seqs)]
+        alone = {(1, quarter), (1, half), (1, tile), (most, tile)}
+        shapes = {BatchShape(0, d, tile) for d in decode}
+        shapes |= {BatchShape(n, d, t) for n, t in alone for d in (0, max_num_seqs)}
+        shapes.add(BatchShape(4 * most, max_num_seqs, quarter))
         by_size = sorted(shapes, key=lambda s: (s.num_tokens, s.num_rows))
-        return cls(tuple(by_size), tile, most, pages_per_seq, max_num_seqs)
+        return cls(tuple(by_size), tile, most * tile, page_size, pages_per_seq, max_num_seqs)
 
-    def num_tiles(self, num_tokens: int) -> int:
-        """Tiles that a chunk takes of ``max_tiles``; a single token takes a decode row instead."""
-        return 0 if num_tokens == 1 else -(-num_tokens // self.tile)
+    def longest_chunk(self, lengths: Sequence[int], wanted: int) -> int:
+        """Most tokens, at most ``wanted``, that a step can compute beside chunks of ``lengths``.
+
+        All of them longer than one token; those take decode rows, which every size of tiles comes
+        with. What is cut off ends where a block does, so that it can be shared; 0 where none fits.
+        """
+        most = 0
+        for shape in self.shapes:
+            if shape.num_decode == self.num_slots:
+                taken = sum(-(-length // shape.tile) for length in lengths)
+                most = max(most, (shape.num_tiles - taken) * shape.tile)
+        return wanted if wanted <= most else most // self.page_size * self.page_size
 
     def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray]:
         """Lay ``chunks`` out in the smallest shape that holds them.

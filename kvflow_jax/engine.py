@@ -160,7 +160,7 @@ class Engine:
         A step that fails ends the requests in it with an error; the engine serves on.
         """
         ahead_of = self._in_flight
-        if ahead_of is not None and ahead_of.plan.num_tiles:
+        if ahead_of is not None and ahead_of.plan.prefill_lengths:
             # Behind a step that holds a prompt, wait: running ahead would keep arrivals waiting
             # for two long steps, to hide a host time that is nothing beside one.
             self._retire()
@@ -205,10 +205,9 @@ class Engine:
             if not self.runner.is_intact:
                 self.fail_all(failure)
                 return None
-            self.scheduler.retract(plan)
             now = self.clock.now()
-            for chunk in plan.chunks:
-                self._finish(chunk.request, FinishReason.ERROR, now, failure)
+            for request in self.scheduler.retract(plan):
+                self._finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += 1
         return _InFlight(plan, handle, sample_rows)

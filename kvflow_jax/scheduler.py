@@ -32,8 +32,7 @@ class StepPlan:
 
     chunks: list[Chunk] = field(default_factory=list)
     published: list[tuple[Lease, int]] = field(default_factory=list)  # (lease, blocks before)
-    num_decode: int = 0
-    num_tiles: int = 0
+    prefill_lengths: list[int] = field(default_factory=list)  # of chunks of more than one token
 
 
 class Scheduler:
@@ -74,15 +73,30 @@ class Scheduler:
         return plan if plan.chunks else None
 
     def publish(self, request: Request, now: float) -> None:
-        """Index the blocks of a running request whose tokens the host has come to know."""
-        lease, num_tokens = request.lease, min(request.num_known, request.num_computed)
-        if lease is not None and num_tokens // self._cache.page_size > lease.num_indexed:
-            self._cache.publish(lease, request.tokens[:num_tokens], now)
+        """Index the blocks of a running request whose tokens the host has come to know.
 
-    def retract(self, plan: StepPlan) -> None:
-        """Take back what a plan published; its requests must be removed after this."""
-        for lease, num_indexed in reversed(plan.published):
-            self._cache.retract(lease, num_indexed)
+        Call between steps: copies of what others have indexed are given up for theirs.
+        """
+        if request.lease is not None and self._has_news(request):
+            self._cache.adopt(request.lease, self._writable(request), now)
+            self._cache.publish(request.lease, self._writable(request), now)
+
+    def retract(self, plan: StepPlan) -> list[Request]:
+        """Take back what a plan published, for a step that was never dispatched.
+
+        Returns:
+            The running requests that counted on it, to be ended and removed: those planned, and
+            those that were given blocks the plan was to fill.
+        """
+        void = [self._cache.retract(lease, before) for lease, before in reversed(plan.published)]
+        blocks = np.concatenate([*void, np.empty(0, np.int32)])
+        planned = {chunk.request.id for chunk in plan.chunks}
+        return [
+            request
+            for request in self.running
+            if request.id in planned
+            or (request.lease is not None and np.isin(request.lease.blocks, blocks).any())
+        ]
 
     def check_integrity(self) -> None:
         """Check the cache, and that slots and leases are held by running requests alone."""
@@ -101,11 +115,8 @@ class Scheduler:
         if request.num_computed + 1 < request.num_known:
             self._adopt(request, now)
         length = request.num_tokens - request.num_computed
-        room = (self._shapes.max_tiles - plan.num_tiles) * self._shapes.tile
         if length > 1:
-            length = min(length, room)
-        elif plan.num_decode == self._shapes.num_slots:
-            return False
+            length = self._shapes.longest_chunk(plan.prefill_lengths, length)
         if length == 0 or not self._grow(request, request.num_computed + length, now):
             return False
         start = request.num_computed
@@ -115,25 +126,35 @@ class Scheduler:
         lease = request.lease
         assert lease is not None
         before = lease.num_indexed
-        self.publish(request, now)
-        if lease.num_indexed > before:
-            plan.published.append((lease, before))
+        if self._has_news(request):
+            self._cache.publish(lease, self._writable(request), now)
+            if lease.num_indexed > before:
+                plan.published.append((lease, before))
         num_pages = -(-request.num_computed // self._cache.page_size)
         pages = self._cache.table.slot[lease.blocks[:num_pages]]
         plan.chunks.append(Chunk(request, start, length, pages, samples))
-        plan.num_decode += length == 1
-        plan.num_tiles += self._shapes.num_tiles(length)
+        if length > 1:
+            plan.prefill_lengths.append(length)
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now
         return True
 
     def _adopt(self, request: Request, now: float) -> None:
         """Skip what another request has computed of the same prompt since the last chunk."""
-        lease, page = request.lease, self._cache.page_size
-        assert lease is not None
-        if request.num_computed == lease.num_indexed * page:
-            self._cache.adopt(lease, request.known[:-1], now)
-            request.num_computed = lease.num_indexed * page
+        assert request.lease is not None
+        self._cache.adopt(request.lease, request.known[:-1], now)
+        num_shared = request.lease.num_indexed * self._cache.page_size
+        request.num_computed = max(request.num_computed, num_shared)
+
+    def _writable(self, request: Request) -> np.ndarray:
+        """i32[n], the tokens that are known and whose KV is written, or planned to be."""
+        return request.tokens[: min(request.num_known, request.num_computed)]
+
+    def _has_news(self, request: Request) -> bool:
+        """Whether a block of a running request is full that is not indexed."""
+        assert request.lease is not None
+        num_tokens = min(request.num_known, request.num_computed)
+        return num_tokens // self._cache.page_size > request.lease.num_indexed
 
     def _grow(self, request: Request, num_tokens: int, now: float) -> bool:
         """Lease blocks up to ``num_tokens``, preempting from the end of the order for room."""
@@ -166,7 +187,7 @@ class Scheduler:
     def _admit(self, plan: StepPlan, now: float) -> None:
         in_progress = {key for r in self.running if (key := self._next_block(r)) is not None}
         for request in list(self.waiting):
-            if not self._free_slots or plan.num_tiles == self._shapes.max_tiles:
+            if not self._free_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
                 return
             if request.num_in_flight:
                 continue  # preempted in mid-step: its last token is still to come

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
 
-PAGES_PER_GROUP = 16
+# Tokens that one turn of the online softmax takes: more amortises a turn, fewer waste less past the
+# end of a context. Measured on CPU, experiments/notes.md.
+DECODE_GROUP_LEN, TILE_GROUP_LEN = 256, 512
 MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
 TINY = 1e-30
 
@@ -143,7 +145,8 @@ def _attend_blocks(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Arra
 def _attend_groups(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
     num_rows, num_queries, kv_heads, per_kv, head_dim = rows.q.shape
     pages_per_seq = rows.page_table.shape[1]
-    group = min(PAGES_PER_GROUP, pages_per_seq)
+    wanted = DECODE_GROUP_LEN if num_queries == 1 else TILE_GROUP_LEN
+    group = max(1, min(wanted // pool.spec.page_size, pages_per_seq))
     group_len = group * pool.spec.page_size
     page_table = jnp.pad(
         rows.page_table, ((0, 0), (0, -pages_per_seq % group)), constant_values=NULL_PAGE

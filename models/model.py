@@ -150,7 +150,7 @@ class Model:
     ) -> tuple[jax.Array, KVPool]:
         """Run consecutive layers one after the other."""
         for i, leaves in enumerate(layers):
-            hidden, pool = self._layer.merge(leaves)(hidden, angles, first + i, rows, pool)
+            hidden, pool = _run_layer(self._layer, leaves, first + i, hidden, angles, rows, pool)
         return hidden, pool
 
     def run_all_layers(
@@ -196,7 +196,7 @@ class Model:
         return arranged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions
 class _Part:
     """An nnx module split once: its structure, and the names and shapes of its weights."""
 
@@ -217,6 +217,22 @@ class _Part:
 
     def merge(self, leaves: Leaves) -> Any:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+
+# Jitted so that layers run one after the other are traced once: tracing all of them anew takes
+# longer than loading their compiled program. The compiler inlines the calls.
+@partial(jax.jit, static_argnums=0)
+def _run_layer(
+    part: _Part,
+    leaves: Leaves,
+    layer: jax.Array,  # i32[]
+    hidden: jax.Array,  # [num_tokens, hidden_size]
+    angles: Angles,
+    rows: Rows,
+    pool: KVPool,
+) -> tuple[jax.Array, KVPool]:
+    out: tuple[jax.Array, KVPool] = part.merge(leaves)(hidden, angles, layer, rows, pool)
+    return out
 
 
 def _define(kind: Any, config: ModelConfig, dtype: str, key: jax.Array | int) -> Any:

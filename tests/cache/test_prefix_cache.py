@@ -65,6 +65,9 @@ def test_two_that_computed_the_same_share_one_copy():
     assert cache.grow(second, 2, 0.0)
     cache.publish(first, tokens, 1.0)
     cache.publish(second, tokens, 1.0)
+    assert second.num_indexed == 0  # its copies are its own until it adopts the other's
+    assert cache.num_leased == 4
+    cache.adopt(second, tokens, 1.0)
     assert second.blocks.tolist() == first.blocks.tolist()
     assert cache.num_leased == 2
     cache.check_integrity()
@@ -130,10 +133,12 @@ class Interleavings(RuleBasedStateMachine):
     def compute(self, request, pages, fails):
         self.now += 1
         lease, tokens = request["lease"], request["tokens"]
-        before, room = lease.num_indexed, self.cache.num_available
+        room = self.cache.num_available
         if not self.cache.grow(lease, pages, self.now):
             assert pages > room
             return
+        self.cache.adopt(lease, tokens[: len(lease) * PAGE], self.now)
+        before = lease.num_indexed
         self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
         if fails and lease.num_indexed > before:
             if self.cache.table.num_children[lease.blocks[lease.num_indexed - 1]]:

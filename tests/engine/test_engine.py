@@ -206,3 +206,27 @@ def test_a_broken_listener_ends_its_own_request_only():
     run(engine)
     assert other.tokens == other.cold
     assert engine.cache.num_leased == 0
+
+
+def test_a_failed_step_takes_back_what_two_alike_were_to_share():
+    # A prompt of whole pages: both compute its last block, in one step, and only one is indexed.
+    engine = make_engine()
+    alike = [Client(engine, [1, 3, 0, 5]) for _ in range(2)]
+    engine.runner.fail_submit = RuntimeError("out of memory")
+    run(engine)
+    assert {c.reason for c in alike} == {FinishReason.ERROR}
+    again = Client(engine, [1, 3, 0, 5, 6])
+    run(engine)
+    assert again.stats.num_cached_tokens == 0
+    assert again.tokens == again.cold
+
+
+def test_a_failed_step_ends_those_that_were_given_its_blocks():
+    # The second is admitted onto blocks that the first is to fill, and has no room in the step.
+    engine = make_engine(max_prefill_tokens=8, tile=8, max_model_len=64)
+    first = Client(engine, [9] * 8 + [1])
+    second = Client(engine, [9] * 8 + [2] * 9)
+    engine.runner.fail_submit = RuntimeError("out of memory")
+    run(engine)
+    for client in (first, second):
+        assert client.reason is FinishReason.ERROR or client.tokens == client.cold

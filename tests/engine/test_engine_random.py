@@ -85,5 +85,5 @@ class Serving(RuleBasedStateMachine):
                 assert client.reason is FinishReason.ABORT or self.failed
 
 
-Serving.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Serving.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 TestServing = Serving.TestCase

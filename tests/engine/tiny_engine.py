@@ -38,6 +38,7 @@ SHAPES = BatchShapes.plan(
     max_num_seqs=4,
     max_prefill_tokens=32,
     tile=TILE,
+    page_size=PAGE,
     pages_per_seq=CONFIG.max_model_len // PAGE,
 )
 # Large against a step's temporaries, so that a copy of the pool could not hide among them.

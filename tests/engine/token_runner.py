@@ -137,6 +137,7 @@ def make_engine(
             max_num_seqs=max_num_seqs,
             max_prefill_tokens=max_prefill_tokens,
             tile=tile,
+            page_size=page_size,
             pages_per_seq=-(-max_model_len // page_size),
         ),
     )
