@@ -145,6 +145,7 @@ class Engine:
         """End a request now and free what it holds. Unknown and finished ids are fine."""
         if request := self._requests.get(request_id):
             self._finish(request, FinishReason.ABORT, self.clock.now())
+            self._publish_stats()
 
     def flush_cache(self) -> bool:
         """Drop every cached block; False, and nothing is dropped, while requests are about."""
