@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +17,6 @@ from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.llama import Angles
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.sampler import sample
-
-log = logging.getLogger(__name__)
-
 
 LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, weights of each
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
 
 # Tokens that one turn of the online softmax takes: more amortises a turn, fewer waste less past the
-# end of a context. Measured on CPU, experiments/notes.md.
+# end of a context. Measured on CPU.
 DECODE_GROUP_LEN, TILE_GROUP_LEN = 256, 512
 MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
 TINY = 1e-30
