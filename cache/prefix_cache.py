@@ -11,15 +11,14 @@ blocks go in the order of the eviction policy, each after all that continue it.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, BlockTable
 from kvflow_jax.cache.index import RadixIndex, RootKey
+from kvflow_jax.cache.leaves import EvictableLeaves
 from kvflow_jax.cache.policy import EvictionOrder, lru
 from kvflow_jax.errors import IntegrityError
 
@@ -58,16 +57,13 @@ class PrefixCache:
         self.index = RadixIndex(page_size)
         self.table = BlockTable(num_blocks=num_slots, num_slots=num_slots)
         self.num_evicted = 0
-        self._order = order
         self._leases: set[Lease] = set()
         self._num_evictable = 0
         self._num_indexed = 0
         # Path facts of nodes, by the first block of the node.
         self._page_key: dict[int, bytes] = {}
         self._root: dict[int, RootKey] = {}
-        # Leaves that may go, lowest key first. Entries are never removed, only seen to be stale.
-        self._leaves: list[tuple[float, int, int, int]] = []
-        self._tiebreak = count()
+        self._leaves = EvictableLeaves(self.table, order)
 
     @property
     def num_available(self) -> int:
@@ -198,7 +194,7 @@ class PrefixCache:
         table.last_use[kept] = now
         idle = kept[table.leases[kept] == 0]
         self._num_evictable += len(idle)
-        self._offer(idle[table.num_children[idle] == 0])
+        self._leaves.offer(idle[table.num_children[idle] == 0])
 
     def evict(self, num_blocks: int) -> None:
         """Free ``num_blocks`` unleased blocks, lowest key of the policy first, leaves first."""
@@ -206,16 +202,13 @@ class PrefixCache:
         victims: list[int] = []
         cuts: _Cuts = {}
         while len(victims) < num_blocks:
-            if not self._leaves:
+            block = self._leaves.pop()
+            if block is None:
                 raise IntegrityError(f"{num_blocks - len(victims)} evictable blocks are missing")
-            entry = heapq.heappop(self._leaves)
-            if not self._is_on_offer(entry):
-                continue
-            block = entry[2]
             victims.append(block)
             before = self._detach(block, cuts)
             if before != NO_BLOCK and not table.num_children[before] and not table.leases[before]:
-                self._offer(np.array([before], np.int32))
+                self._leaves.offer(np.array([before], np.int32))
         self._prune(cuts)
         self._num_evictable -= len(victims)
         self.num_evicted += len(victims)
@@ -246,8 +239,7 @@ class PrefixCache:
         idle = {b for b in indexed if table.leases[b] == 0}
         if len(idle) != self._num_evictable:
             raise IntegrityError(f"{len(idle)} blocks can go, {self._num_evictable} are counted")
-        offered = {entry[2] for entry in self._leaves if self._is_on_offer(entry)}
-        if offered != {b for b in idle if table.num_children[b] == 0}:
+        if self._leaves.blocks() != {b for b in idle if table.num_children[b] == 0}:
             raise IntegrityError("the leaves that may go are not those on offer")
         leaked = set(np.flatnonzero(table.slot >= 0).tolist()) - indexed - set(held)
         if leaked:
@@ -317,29 +309,6 @@ class PrefixCache:
             head = int(self.table.head[before])
             path.append(self._page_key[head])
         return self._root[head], path[::-1]
-
-    def _offer(self, blocks: np.ndarray) -> None:
-        if not len(blocks):
-            return
-        keys = self._order(self.table, blocks).tolist()
-        generations = self.table.generation[blocks].tolist()
-        for key, block, generation in zip(keys, blocks.tolist(), generations, strict=True):
-            heapq.heappush(self._leaves, (key, next(self._tiebreak), block, generation))
-        if len(self._leaves) > 2 * self._num_indexed + 64:
-            self._leaves = [entry for entry in self._leaves if self._is_on_offer(entry)]
-            heapq.heapify(self._leaves)
-
-    def _is_on_offer(self, entry: tuple[float, int, int, int]) -> bool:
-        """Whether an entry of the heap still tells the truth: an unleased leaf with that key."""
-        key, _, block, generation = entry
-        table = self.table
-        return bool(
-            table.generation[block] == generation
-            and table.num_children[block] == 0
-            and table.leases[block] == 0
-            and table.head[block] != NO_BLOCK
-            and self._order(table, np.array([block], np.int32))[0] == key
-        )
 
 
 @dataclass(slots=True)

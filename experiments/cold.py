@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,40 +17,41 @@ class ColdModel:
     """Runs whole sequences through an empty pool of their own, no batch, no cache.
 
     Args:
-        max_len: longest sequence, tokens; every sequence costs as much as this.
+        max_len: longest sequence, tokens.
+        min_len: shortest program; a sequence costs as much as the next doubling of it.
     """
 
-    def __init__(self, model: Model, params: Params, max_len: int) -> None:
-        config = model.config
-        self._model, self._params, self._max_len = model, params, max_len
-        # One page holds the sequence; page 0 is the null page.
-        self._spec = PoolSpec(
-            num_layers=config.num_layers,
-            num_pages=2,
-            page_size=max_len,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=model.dtype,
-        )
+    def __init__(self, model: Model, params: Params, max_len: int, min_len: int = 128) -> None:
+        self._model, self._params = model, params
+        self._lengths = [max_len]
+        while self._lengths[0] > min_len:
+            self._lengths.insert(0, -(-self._lengths[0] // 2))
         self._run = jax.jit(self._forward)
+        self._logits = jax.jit(partial(Model.logits, model))
 
-    def logits(self, sequence: Sequence[int]) -> np.ndarray:
-        """f32[len(sequence), vocab_size]: row i is what follows token i."""
-        tokens = np.zeros(self._max_len, np.int32)
+    def logits(self, sequence: Sequence[int], start: int = 0) -> np.ndarray:
+        """f32[len(sequence) - start, vocab_size]: what follows token ``start`` and each after."""
+        tokens = np.zeros(self._padded(len(sequence)), np.int32)
         tokens[: len(sequence)] = sequence
-        logits = self._run(self._params, tokens, np.int32(len(sequence)))
-        return np.asarray(logits)[: len(sequence)]
+        hidden = np.asarray(self._run(self._params, tokens, np.int32(len(sequence))))
+        # Padded to few sizes as well: the vocabulary's product is dear in rows nobody reads.
+        rows = np.zeros((self._padded(len(sequence) - start), hidden.shape[1]), hidden.dtype)
+        rows[: len(sequence) - start] = hidden[start : len(sequence)]
+        return np.asarray(self._logits(self._params, rows))[: len(sequence) - start]
 
     def greedy_gaps(self, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
         """f32[len(output)]: how far each token's logit lies below the best at its place.
 
         0 for a greedy run without rounding; up to the dtype's tolerance at a near tie.
         """
-        logits = self.logits([*prompt, *output])[len(prompt) - 1 : -1]
+        logits = self.logits([*prompt, *output[:-1]], start=len(prompt) - 1)
         return logits.max(-1) - logits[np.arange(len(output)), list(output)]
 
+    def _padded(self, length: int) -> int:
+        return next(size for size in self._lengths if size >= length)
+
     def _forward(self, params: Params, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        size = self._max_len
+        config, size = self._model.config, len(tokens)
         rows = Rows(
             page_table=np.ones((1, 1), np.int32),
             query_start=np.zeros(1, np.int32),
@@ -59,6 +61,14 @@ class ColdModel:
             tile=size,
         )
         positions = np.arange(size, dtype=np.int32)
-        pool = KVPool.zeros(self._spec)
-        hidden, _ = self._model.forward(params, tokens, positions, rows, pool)
-        return self._model.logits(params, hidden)
+        # One page holds the sequence; page 0 is the null page.
+        spec = PoolSpec(
+            num_layers=config.num_layers,
+            num_pages=2,
+            page_size=size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=self._model.dtype,
+        )
+        hidden, _ = self._model.forward(params, tokens, positions, rows, KVPool.zeros(spec))
+        return hidden

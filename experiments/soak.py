@@ -18,6 +18,7 @@ from experiments.measure import arguments, report
 from kvflow_jax import LLM, FinishReason, SamplingParams
 from kvflow_jax.outputs import Output
 
+NUM_PAGES = 64  # of 16 tokens: about six of the requests, where sixteen may run
 TOLERANCE = 2e-3  # logits; float32 rounding of 30 layers across batch shapes, with room
 
 
@@ -34,7 +35,7 @@ def main() -> None:
 
 def soak(model: str, num_requests: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    with LLM(model, num_pages=96, max_model_len=512, max_num_seqs=16) as llm:
+    with LLM(model, num_pages=NUM_PAGES, max_model_len=512, max_num_seqs=16) as llm:
         vocab = llm.config.vocab_size
         shared = [rng.integers(0, vocab, 200).tolist() for _ in range(3)]
         news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
@@ -45,7 +46,7 @@ def soak(model: str, num_requests: int) -> dict[str, Any]:
             greedy = bool(rng.random() < 0.7)
             params.append(
                 SamplingParams(
-                    max_tokens=int(rng.integers(1, 40)), temperature=0.0 if greedy else 1.0
+                    max_tokens=int(rng.integers(1, 64)), temperature=0.0 if greedy else 1.0
                 )
             )
             ids.append(
