@@ -24,6 +24,10 @@ class EvictableLeaves:
         self._heap: list[tuple[float, int, int, int]] = []  # key, tiebreak, block, generation
         self._tiebreak = count()
 
+    def __len__(self) -> int:
+        """Entries, stale ones too."""
+        return len(self._heap)
+
     def offer(self, blocks: np.ndarray) -> None:
         """Add leaves i32[n] that may go from now on, each with its key of now."""
         if not len(blocks):

@@ -142,7 +142,7 @@ def model_rates(
 ) -> dict[str, Any]:
     """Prefill and decode of a model, in the engine, as fractions of the ceilings above."""
     on_cpu = ceiling["device"]["platform"] == "cpu"
-    sizes = {"max_num_seqs": 8, "max_model_len": 4096, "pool_bytes": (1 if on_cpu else 8) << 30}
+    sizes = {"max_num_seqs": 8, "max_model_len": 4096, "pool_gib": 1 if on_cpu else 8}
     if not on_cpu:
         sizes["max_num_batched_tokens"] = 2048
     start = time.monotonic()

@@ -31,7 +31,7 @@ REACH = {
     "rss_overhead_ratio": "<= 1.6",
 }
 PROMPT_LEN = 2048
-POOL_BYTES = 1 << 30
+POOL_GIB = 1.0
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def engine_figures(model: str) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     one = SamplingParams(max_tokens=1, temperature=0.0)
-    with LLM(model, pool_bytes=POOL_BYTES) as llm:
+    with LLM(model, pool_gib=POOL_GIB) as llm:
         config = llm.config
 
         def prompt(length: int) -> list[int]:
@@ -147,7 +147,7 @@ def start(model: str) -> dict[str, Any]:
     from kvflow_jax import LLM, SamplingParams
 
     import_only = resident_bytes()
-    with LLM(model, pool_bytes=POOL_BYTES, progress=False) as llm:
+    with LLM(model, pool_gib=POOL_GIB, progress=False) as llm:
         llm.generate([1, 2, 3], SamplingParams(max_tokens=1, temperature=0.0))
         first_token_at = time.time()
         rng = np.random.default_rng(0)

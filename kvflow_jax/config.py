@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class EngineConfig:
         max_num_batched_tokens: most prompt tokens of one step.
         page_size: tokens of a KV block.
         num_pages: blocks of the pool; or
-        pool_bytes: memory of the pool.
+        pool_gib: memory of the pool, GiB; a quarter of what is free on CPU, at most 4 GiB, else
+            most of the device's.
         max_waiting: most requests that wait; beyond it they are refused.
         seed: from which requests without a seed of their own draw theirs; None: from the system.
     """
@@ -46,7 +48,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     page_size: int = 16
     num_pages: int | None = None
-    pool_bytes: int | None = None
+    pool_gib: float | None = None
     max_waiting: int = 1024
     seed: int | None = None
 
@@ -54,12 +56,14 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_model_len", "num_pages", "pool_bytes"):
+        for name in ("max_model_len", "num_pages"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.num_pages is not None and self.pool_bytes is not None:
-            raise ConfigError("give num_pages or pool_bytes, not both")
+        if self.pool_gib is not None and not 0 < self.pool_gib < math.inf:
+            raise ConfigError(f"pool_gib must be above 0, got {self.pool_gib}")
+        if self.num_pages is not None and self.pool_gib is not None:
+            raise ConfigError("give num_pages or pool_gib, not both")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class EngineSizes:
         if config.num_pages is not None:
             num_pages = config.num_pages
         else:
-            budget = config.pool_bytes or _pool_budget(device)
+            given = config.pool_gib
+            budget = int(given * GIB) if given is not None else _pool_budget(device)
             # More than every running request at full length could use helps only the cache.
             num_pages = budget // one_page.page_bytes - 1
         if num_pages < pages_wanted:
@@ -109,7 +114,7 @@ class EngineSizes:
                 raise CapacityError(
                     f"one request of {wanted_len} tokens needs {pages_wanted} KV blocks, the pool "
                     f"has {max(num_pages, 0)}: {missing / GIB:.2f} GiB more are needed; give the "
-                    "pool more memory (pool_bytes, --pool-gib) or lower max_model_len"
+                    "pool more memory (pool_gib, --pool-gib) or lower max_model_len"
                 )
             wanted_len = num_pages * page
             log.warning("the pool holds %d tokens: max_model_len is cut to that", wanted_len)

@@ -100,6 +100,10 @@ class Engine:
             raise InvalidRequestError(
                 f"token ids must be between 0 and {self.vocab_size - 1}", param="prompt"
             )
+        if params.stop_token_ids and max(params.stop_token_ids) >= self.vocab_size:
+            raise InvalidRequestError(
+                f"stop_token_ids must be between 0 and {self.vocab_size - 1}", "stop_token_ids"
+            )
 
     def add(
         self,

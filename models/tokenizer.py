@@ -27,6 +27,7 @@ class Tokenizer:
 
     def __init__(self, hf: Any, eos_token_ids: Iterable[int] = ()) -> None:
         self.hf = hf
+        hf.model_max_length = 1 << 62  # the engine bounds prompts; transformers would warn
         own = [] if hf.eos_token_id is None else [hf.eos_token_id]
         self.eos_token_ids = tuple(dict.fromkeys([*eos_token_ids, *own]))
         self._added = hf.added_tokens_decoder
@@ -41,7 +42,7 @@ class Tokenizer:
         Raises:
             ModelLoadError: where files are missing or cannot be read.
         """
-        from transformers import AutoTokenizer
+        from kvflow_jax.models.quiet import transformers
 
         if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer.model").exists():
             raise ModelLoadError(
@@ -49,7 +50,7 @@ class Tokenizer:
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         try:
-            hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            hf = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the readers behind it raise errors of many libraries
             raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
         if not getattr(hf, "is_fast", False):

@@ -72,9 +72,18 @@ def test_chat_uses_the_template_and_the_cache(llm):
 
 
 def test_what_cannot_run_says_so_and_nothing_leaks(llm):
-    for prompt in ([], [10**9], [-1], "x" * 5000):
+    before = llm.stats.num_finished
+    for prompt in (5, [[]], [10**9], [-1], "x" * 5000, ["fine", "x" * 5000]):
         with pytest.raises(InvalidRequestError):
             llm.generate(prompt, GREEDY)
+    assert llm.stats.num_finished == before  # of many prompts, none has run
+    assert llm.generate([], GREEDY) == []
+    with pytest.raises(InvalidRequestError, match="stop_token_ids"):
+        llm.generate("a", SamplingParams(stop_token_ids=[10**6]))
+    with pytest.raises(InvalidRequestError, match="SamplingParams"):
+        llm.generate("a", 5)
+    with pytest.raises(InvalidRequestError, match="must be a list"):
+        llm.chat("hello")
     with pytest.raises(InvalidRequestError, match="at least one message"):
         llm.chat([])
     with pytest.raises(InvalidRequestError, match="2 prompts but 1"):
@@ -83,6 +92,15 @@ def test_what_cannot_run_says_so_and_nothing_leaks(llm):
         SamplingParams(temperature=float("nan"))
     llm.engine.check_integrity()
     assert llm.stats.num_running == llm.stats.num_blocks_leased == 0
+
+
+def test_a_stream_that_nobody_reads_does_not_run(llm):
+    stream = llm.stream("never read", SamplingParams(ignore_eos=True))
+    del stream
+    assert llm.stats.num_running == 0
+    assert llm.flush_cache()
+    with pytest.raises(InvalidRequestError):
+        llm.stream([])  # said at once
 
 
 def test_closed_means_closed(folder, tmp_path):
@@ -99,7 +117,7 @@ def test_closed_means_closed(folder, tmp_path):
 
 def test_too_little_memory_is_said_before_anything_runs(folder, tmp_path):
     with pytest.raises(CapacityError, match="GiB more are needed"):
-        LLM(str(folder), cache_dir=tmp_path, progress=False, pool_bytes=1000, max_model_len=256)
+        LLM(str(folder), cache_dir=tmp_path, progress=False, pool_gib=1e-6, max_model_len=256)
 
 
 def test_the_server_serves_this_engine(llm):

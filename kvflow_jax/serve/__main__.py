@@ -44,7 +44,11 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         description="Serve an LLM to multi-agent workflows over OpenAI's API.",
     )
     add = parser.add_argument
-    add("--model", default=default.model, help="name or directory; default: %(default)s")
+    add(
+        "--model",
+        default=default.model,
+        help="smollm2-135m, a Hugging Face folder, or a Hub name; default: %(default)s",
+    )
     add("--served-model-name", help="name that clients use; default: the model's own")
     add("--host", default=default.host, help="default: %(default)s")
     add("--port", type=_port, default=default.port, help="default: %(default)s")
@@ -75,11 +79,26 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         help="tokens per block; default: %(default)s",
     )
     pool = parser.add_mutually_exclusive_group()
-    pool.add_argument("--pool-gib", type=_size, help="device memory for the KV pool, GiB")
-    pool.add_argument("--num-pages", type=_count, help="size of the KV pool in blocks")
-    add("--dtype", choices=DTYPES, default=default.dtype, help="default: %(default)s")
+    pool.add_argument(
+        "--pool-gib",
+        type=_size,
+        help="device memory for the KV pool, GiB; default: from what is free",
+    )
+    pool.add_argument(
+        "--num-pages", type=_count, help="size of the KV pool in blocks, instead of --pool-gib"
+    )
+    add(
+        "--dtype",
+        choices=DTYPES,
+        default=default.dtype,
+        help="of weights and KV; default: %(default)s",
+    )
     add("--random-weights", action="store_true", help="do not read weights")
-    add("--seed", type=int, help="of random weights, and of requests without one")
+    add(
+        "--seed",
+        type=int,
+        help="of random weights, and of requests without one; default: from the system",
+    )
     add(
         "--max-waiting",
         type=_count,
@@ -96,15 +115,20 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         "--drain-timeout-s",
         type=_duration,
         default=default.drain_timeout_s,
-        help="default: %(default)s",
+        help="how long running requests get after Ctrl-C or SIGTERM; default: %(default)s",
     )
     add(
         "--cache-dir",
         type=Path,
         default=os.environ.get("KVFLOW_CACHE_DIR") or default.cache_dir,
-        help="models and compiled programs; KVFLOW_CACHE_DIR sets the default",
+        help="models and compiled programs; default: %(default)s, or KVFLOW_CACHE_DIR",
     )
-    add("--log-level", choices=LOG_LEVELS, default=default.log_level)
+    add(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default=default.log_level,
+        help="debug: a line per request; default: %(default)s",
+    )
 
     flags = vars(parser.parse_args(argv))
     flags["api_keys"] = tuple(flags.pop("api_key"))
@@ -116,6 +140,7 @@ def _set_up_logging(level: str) -> None:
     """Ours at ``level``, one line a request at debug; of other libraries warnings only."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kvflow_jax").setLevel(level.upper())
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax thinks aloud
     if level == "debug":
         logging.getLogger("uvicorn").setLevel(logging.INFO)
 

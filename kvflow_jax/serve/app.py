@@ -123,7 +123,7 @@ async def flush_cache(service: TheService, tenant: TheTenant) -> Response:
         stats = service.stats
         raise ApiError(
             409,
-            f"the cache is in use: {stats.num_running} requests run and {stats.num_waiting} wait; "
+            f"the cache is in use: {stats.num_running} running, {stats.num_waiting} waiting; "
             "try again when they have finished",
             code="cache_in_use",
         )

@@ -20,7 +20,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
     Raises:
         ModelLoadError, CapacityError, ConfigError: with a message that says what to do.
     """
-    from kvflow_jax.config import GIB, EngineConfig
+    from kvflow_jax.config import EngineConfig
     from kvflow_jax.engine_thread import EngineThread
     from kvflow_jax.launch import build_engine as build
     from kvflow_jax.launch import use_compilation_cache
@@ -42,7 +42,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         max_num_batched_tokens=config.max_num_batched_tokens,
         page_size=config.page_size,
         num_pages=config.num_pages,
-        pool_bytes=None if config.pool_gib is None else int(config.pool_gib * GIB),
+        pool_gib=config.pool_gib,
         max_waiting=config.max_waiting,
         seed=config.seed,
     )

@@ -111,13 +111,13 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()  # no new connections; the open ones go on
+        # Still listening: whoever asks meanwhile, a load balancer too, is told 503.
         timeout_s = self._settings.drain_timeout_s
         if self.service.is_ready:
             logger.info("draining: running requests get up to %g s; Ctrl-C ends now", timeout_s)
         if not await self.service.drain(timeout_s):
             logger.warning("cut off requests that still ran after %g s", timeout_s)
+        logger.info("drained; stopping")
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -179,6 +179,7 @@ class Server(uvicorn.Server):
             "model": self.service.model_name,
             "messages": [{"role": "user", "content": "Hello!"}],
             "max_tokens": 32,
+            "temperature": 0,
         }
         key = " -H 'Authorization: Bearer <key>'" if self._settings.api_keys else ""
         return (

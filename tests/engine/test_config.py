@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvflow_jax.batch import BatchShapes
-from kvflow_jax.config import EngineConfig, EngineSizes
+from kvflow_jax.config import GIB, EngineConfig, EngineSizes
 from kvflow_jax.errors import CapacityError, ConfigError
 from tests.engine.tiny_engine import CONFIG
 
@@ -28,8 +28,8 @@ def test_sizes_that_are_not_given_come_from_free_memory_and_are_logged(caplog):
     assert "KV blocks" in caplog.text
 
 
-def test_pool_bytes_bound_the_pool():
-    sizes = resolve(pool_bytes=100 * PAGE_BYTES)
+def test_pool_gib_bound_the_pool():
+    sizes = resolve(pool_gib=100 * PAGE_BYTES / GIB)
     assert sizes.pool.page_bytes == PAGE_BYTES
     assert sizes.pool.num_pages == 100
     assert sizes.pool.nbytes <= 100 * PAGE_BYTES
@@ -37,9 +37,9 @@ def test_pool_bytes_bound_the_pool():
 
 def test_too_little_memory_for_one_request_says_how_much_is_missing():
     with pytest.raises(CapacityError, match=r"needs 16 KV blocks, the pool has 9.*GiB more"):
-        resolve(pool_bytes=10 * PAGE_BYTES, max_model_len=256)
+        resolve(pool_gib=10 * PAGE_BYTES / GIB, max_model_len=256)
     with pytest.raises(CapacityError, match="pool-gib"):
-        resolve(pool_bytes=1)
+        resolve(pool_gib=1 / GIB)
 
 
 def test_a_context_that_was_not_asked_for_is_cut_to_the_pool(caplog):
@@ -55,8 +55,9 @@ def test_a_context_that_was_not_asked_for_is_cut_to_the_pool(caplog):
         ({"max_model_len": 257}, "past the model's context of 256"),
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1"),
         ({"page_size": -1}, "page_size must be at least 1"),
-        ({"num_pages": 5, "pool_bytes": 5}, "not both"),
-        ({"pool_bytes": 0}, "pool_bytes must be at least 1"),
+        ({"num_pages": 5, "pool_gib": 5}, "not both"),
+        ({"pool_gib": 0}, "pool_gib must be above 0"),
+        ({"pool_gib": float("nan")}, "pool_gib must be above 0"),
     ],
 )
 def test_settings_that_cannot_be(given, says):

@@ -208,7 +208,7 @@ def test_a_full_cache_flush(http: httpx.Client, engine: FakeEngine) -> None:
     assert http.post("/flush_cache").json() == {"flushed": True}  # nothing to drop
     engine.stats = type(engine.stats)(num_running=2, num_waiting=1, num_blocks_cached=9)
     error = error_of(http.post("/flush_cache"), 409)
-    assert "2 requests run and 1 wait" in error["message"]
+    assert "2 running, 1 waiting" in error["message"]
 
 
 def test_a_dead_engine_is_unhealthy(http: httpx.Client, engine: FakeEngine) -> None:
