@@ -171,7 +171,8 @@ class BatchShapes:
             if chunk.samples:
                 request = chunk.request
                 batch.sample_slot[row] = request.slot
-                batch.temperature[row] = request.params.temperature
+                params = request.params
+                batch.temperature[row] = 0.0 if params.is_greedy else params.temperature
                 batch.top_k[row] = request.params.top_k
                 batch.top_p[row] = request.params.top_p
                 batch.seed[row] = request.seed

@@ -176,7 +176,7 @@ class Engine:
             launched = None  # it ran on what the failed step left behind
         self._in_flight = launched
         self._publish_stats()
-        return launched is not None or ahead_of is not None
+        return plan is not None or ahead_of is not None
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every structure agrees with every other."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from kvflow_jax.errors import (
     QueueFullError,
     StepFailedError,
 )
-from kvflow_jax.outputs import EngineStats, Output
+from kvflow_jax.outputs import EngineStats, FinishReason, Output
 from kvflow_jax.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ class EngineThread:
     @property
     def max_model_len(self) -> int:
         return self._engine.sizes.max_model_len
+
+    @property
+    def max_pending(self) -> int:
+        """Requests that may run and wait together."""
+        return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_slots
 
     @property
     def is_alive(self) -> bool:
@@ -90,30 +95,30 @@ class EngineThread:
         arrival_s = self._engine.clock.now()
         prompt = as_token_ids(prompt_ids)
         self._engine.check_prompt(prompt, params)
-        sizes = self._engine.sizes
+        bound = self.max_pending
         with self._lock:
             if not self._is_open or not self.is_alive:
                 raise EngineClosedError("the engine takes no new requests: it is shutting down")
-            bound = sizes.max_waiting + sizes.shapes.num_slots
             if self._num_pending >= bound:
                 raise QueueFullError(
                     f"{self._num_pending} requests run or wait, the bound is {bound}; try again "
                     "later, or raise max_waiting"
                 )
             self._num_pending += 1
-        request_id = next(self._ids)
-        self._do(
-            partial(
-                self._engine.add,
-                prompt,
-                params,
-                partial(self._hand_over, on_output),
-                salt=salt,
-                priority=priority,
-                arrival_s=arrival_s,
-                request_id=request_id,
+            request_id = next(self._ids)
+            # Put under the lock: what is put while the engine is open is answered for sure.
+            self._do(
+                partial(
+                    self._add,
+                    prompt,
+                    params,
+                    partial(self._hand_over, on_output),
+                    salt=salt,
+                    priority=priority,
+                    arrival_s=arrival_s,
+                    request_id=request_id,
+                )
             )
-        )
         return request_id
 
     def abort(self, request_id: int) -> None:
@@ -177,24 +182,26 @@ class EngineThread:
                     raise EngineClosedError("the engine has stopped") from None
 
     def _run(self) -> None:
+        why = "the engine was closed"
         try:
             while not self._is_closing:
                 self._round()
-            self._end_all("the engine was closed")
         except BaseException as error:
             log.critical("the engine's thread dies", exc_info=True)
-            self._engine.abandon(EngineClosedError(f"the engine has died: {error}"))
+            why = f"the engine has died: {error}"
             raise
         finally:
+            with self._lock:
+                self._is_open = False
+            self._empty_inbox()
+            self._end_all(why)
             self._idle.set()
 
     def _round(self) -> None:
         """Do what was asked, then one step; wait where there is nothing to do."""
         engine = self._engine
         self._wake.clear()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._inbox.get_nowait()()
+        self._empty_inbox()
         try:
             if not engine.step() and not engine.is_idle:
                 raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
@@ -205,6 +212,28 @@ class EngineThread:
             if not self._is_open:
                 self._idle.set()
             engine.clock.wait(self._wake)
+
+    def _empty_inbox(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()()
+
+    def _add(
+        self,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        request_id: int,
+        **rest: Any,
+    ) -> None:
+        try:
+            self._engine.add(prompt, params, on_output, request_id=request_id, **rest)
+        except Exception as error:
+            # One caller's mistake, say an argument of a wrong type, is not everyone's.
+            log.exception("request %d could not be queued", request_id)
+            failure = InvalidRequestError(f"the request could not be queued: {error}")
+            on_output(Output(request_id, "", (), FinishReason.ERROR, error=failure))
 
     def _hand_over(self, on_output: Callable[[Output], None], output: Output) -> None:
         if output.finish_reason is not None:

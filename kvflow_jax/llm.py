@@ -172,21 +172,21 @@ class LLM:
             return self._run([self._template(messages)], params, progress=False)[0]  # type: ignore[arg-type]
         return self._run([self._template(m) for m in messages], params, progress=progress)  # type: ignore[arg-type]
 
-    def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams()) -> Iterator[Output]:
+    def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams()) -> Stream:
         """Continue one prompt, giving text as it comes.
 
-        The generation begins with the first step of the loop and ends when the loop is left.
+        The generation begins at once, and ends when the stream is closed or let go of.
 
         Raises:
-            InvalidRequestError: at once, for a prompt that can never run.
+            InvalidRequestError: a prompt that can never run.
         """
-        return self._stream(self._encode(prompt), params)
+        return Stream(self.engine, self._encode(prompt), params)
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams = SamplingParams()
-    ) -> Iterator[Output]:
+    ) -> Stream:
         """Answer one conversation, giving text as it comes."""
-        return self._stream(self._template(messages), params)
+        return Stream(self.engine, self._template(messages), params)
 
     @property
     def stats(self) -> EngineStats:
@@ -265,24 +265,41 @@ class LLM:
                 bar.close()
         return [_join(parts) for parts in outputs]
 
-    def _stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
-        self.engine.check(prompt, params)
-        return self._follow(prompt, params)
 
-    def _follow(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
-        # Submitted in here, so that an iterator nobody starts leaves nothing running.
-        news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
-        request_id = self.engine.submit(prompt, params, _Listener(news, 0))
+class Stream(Iterator[Output]):
+    """The outputs of one running request, as they come.
+
+    Closing it, or letting go of it, ends the generation.
+    """
+
+    def __init__(self, engine: EngineThread, prompt: Sequence[int], params: SamplingParams) -> None:
+        self._is_over = True  # until the request is queued there is nothing to end
+        self._news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
+        self._engine = engine
+        self._request_id = engine.submit(prompt, params, _Listener(self._news, 0))
+        self._is_over = False
+
+    def __next__(self) -> Output:
+        if self._is_over:
+            raise StopIteration
         try:
-            while True:
-                _, output = news.get()
-                if output.error is not None:
-                    raise output.error
-                yield output
-                if output.finish_reason is not None:
-                    return
-        finally:
-            self.engine.abort(request_id)
+            _, output = self._news.get()
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
+        self._is_over = output.finish_reason is not None
+        if output.error is not None:
+            raise output.error
+        return output
+
+    def close(self) -> None:
+        """End the generation. Closing twice is fine."""
+        if not self._is_over:
+            self._is_over = True
+            self._engine.abort(self._request_id)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @dataclass(frozen=True, slots=True)

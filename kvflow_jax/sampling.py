@@ -11,6 +11,7 @@ from kvflow_jax.errors import InvalidRequestError
 
 MAX_STOP_STRINGS = 16
 MAX_TOP_K = 1024
+MIN_TEMPERATURE = 1e-5  # below it float32 cannot tell the result from greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class SamplingParams:
 
     Args:
         max_tokens: at most this many new tokens, >= 1; None: as many as the context holds.
-        temperature: 0 is greedy; else logits are divided by it, at most 2.
+        temperature: 0 is greedy, as is anything below 1e-5; else logits are divided by it, at
+            most 2.
         top_k: sample among the k most likely tokens, at most 1024; 0 is all.
         top_p: sample among the fewest tokens whose probabilities sum to top_p, in (0, 1].
         seed: same seed, prompt and parameters give the same draws; None: a fresh seed.
@@ -52,7 +54,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < MIN_TEMPERATURE
 
 
 def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:

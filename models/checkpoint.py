@@ -41,9 +41,9 @@ class CheckpointStore:
         self,
         model: Model,
         content_hash: str,
-        build: Callable[[], Mapping[str, np.ndarray]],
+        build: Callable[[], dict[str, np.ndarray]],
         save_beside: Callable[[Path], None],
-    ) -> tuple[Mapping[str, np.ndarray], Path]:
+    ) -> tuple[dict[str, np.ndarray], Path]:
         """Stacked weights and the checkpoint's folder; builds and keeps them if need be.
 
         Args:

@@ -76,6 +76,13 @@ class ModelConfig:
         Raises:
             ModelLoadError: listing everything that is missing or not supported.
         """
+        try:
+            return cls._from_hf(hf)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelLoadError(f"config.json has a value of a wrong type: {error}") from error
+
+    @classmethod
+    def _from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
         problems: list[str] = []
         family = _family(hf, problems)
         required: dict[str, Any] = {
@@ -93,6 +100,16 @@ class ModelConfig:
         missing = [name for name, value in required.items() if value is None]
         if missing:
             problems.append(f"config.json lacks {', '.join(missing)}")
+        low = [
+            f"{name} is {value}"
+            for name, value in required.items()
+            if value is not None and not float(value) > 0
+        ]
+        if low:
+            problems.append(f"sizes must be above 0, but {', '.join(low)}")
+            raise ModelLoadError("this config.json cannot be served:\n- " + "\n- ".join(problems))
+        if hf.get("quantization_config"):
+            problems.append("quantized weights (quantization_config) are not supported")
         activation = hf.get("hidden_act", "silu")
         if activation != "silu":
             problems.append(f"hidden_act {activation!r} is not supported; supported: 'silu'")
@@ -138,7 +155,7 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     """A token id field of a Hugging Face json: nothing, one id, or a list of ids."""
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+    return tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
 
 
 def _family(hf: Mapping[str, Any], problems: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import numpy as np
 from flax import nnx
 
 from kvflow_jax.models.config import RopeConfig
+from kvflow_jax.models.ops import Ops
 
 
 class Linear(nnx.Module):
-    """y = x W + b with W as [in, out]: the orientation XLA's CPU products are fast at."""
+    """y = x W + b, with W packed as ``ops`` wants it."""
 
     def __init__(
         self,
@@ -21,14 +23,17 @@ class Linear(nnx.Module):
         out_features: int,
         *,
         bias: bool,
+        ops: Ops,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
-        self.weight = nnx.Param(_normal(rngs, (in_features, out_features), dtype))
+        self.ops, self.out_features = ops, out_features
+        shape = ops.packed_shape(in_features, out_features)
+        self.weight = nnx.Param(_normal(rngs, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, in] -> [T, out]
-        y = jnp.einsum("ti,io->to", x, self.weight[...])
+        y = self.ops.linear(x, self.weight[...], self.out_features)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -36,15 +41,16 @@ class Embedding(nnx.Module):
     """Rows of a table by token id; also the output projection where embeddings are tied."""
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, vocab_size: int, hidden_size: int, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> None:
-        self.weight = nnx.Param(_normal(rngs, (vocab_size, hidden_size), dtype))
+        self.ops, self.vocab_size = ops, vocab_size
+        self.weight = nnx.Param(_normal(rngs, ops.table_shape(vocab_size, hidden_size), dtype))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:  # i32[T] -> [T, D]
-        return self.weight[...].at[tokens].get(mode="clip")
+        return self.ops.lookup(self.weight[...], tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [n, D] -> f32[n, V]
-        return jnp.einsum("nd,vd->nv", hidden, self.weight[...], preferred_element_type=jnp.float32)
+        return self.ops.project(hidden, self.weight[...], self.vocab_size)
 
 
 class RMSNorm(nnx.Module):
@@ -69,13 +75,13 @@ class SwiGLU(nnx.Module):
         intermediate_size: int,
         *,
         bias: bool,
+        ops: Ops,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
-        self.gate_up_proj = Linear(
-            hidden_size, 2 * intermediate_size, bias=bias, dtype=dtype, rngs=rngs
-        )
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, rngs=rngs)
+        make = partial(Linear, bias=bias, ops=ops, dtype=dtype, rngs=rngs)
+        self.gate_up_proj = make(hidden_size, 2 * intermediate_size)
+        self.down_proj = make(intermediate_size, hidden_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)  # [T, F] each

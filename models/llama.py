@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import Rows, attend
+from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.layers import Embedding, Linear, RMSNorm, SwiGLU, rope_angles, rotate
+from kvflow_jax.models.ops import Ops
 
 Angles = tuple[jax.Array, jax.Array]  # of RoPE, see ``rope_angles``
 
@@ -17,12 +20,12 @@ Angles = tuple[jax.Array, jax.Array]  # of RoPE, see ``rope_angles``
 class LlamaAttention(nnx.Module):
     """Grouped-query attention over the paged pool, query, key and value as one projection."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        self.config = config
+    def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.config, self.ops = config, ops
         d, heads_size = config.hidden_size, config.num_heads * config.head_dim
-        bias = config.attention_bias
-        self.qkv_proj = Linear(d, config.qkv_size, bias=bias, dtype=dtype, rngs=rngs)
-        self.o_proj = Linear(heads_size, d, bias=bias, dtype=dtype, rngs=rngs)
+        make = partial(Linear, bias=config.attention_bias, ops=ops, dtype=dtype, rngs=rngs)
+        self.qkv_proj = make(d, config.qkv_size)
+        self.o_proj = make(heads_size, d)
 
     def __call__(
         self,
@@ -37,19 +40,21 @@ class LlamaAttention(nnx.Module):
         q = rotate(qkv[:, :n], angles)  # [T, N, H]
         k = rotate(qkv[:, n:k_end], angles)  # [T, K, H]
         v = qkv[:, k_end:]  # [T, K, H]
-        out, pool = attend(layer, q, k, v, rows, pool)  # [T, N, H]
+        out, pool = self.ops.attend(layer, q, k, v, rows, pool)  # [T, N, H]
         return self.o_proj(out.reshape(x.shape[0], -1)), pool  # [T, D]
 
 
 class LlamaLayer(nnx.Module):
     """One decoder layer."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         d, eps = config.hidden_size, config.rms_norm_eps
         self.input_norm = RMSNorm(d, eps=eps, dtype=dtype)
-        self.attention = LlamaAttention(config, dtype=dtype, rngs=rngs)
+        self.attention = LlamaAttention(config, ops=ops, dtype=dtype, rngs=rngs)
         self.post_attention_norm = RMSNorm(d, eps=eps, dtype=dtype)
-        self.mlp = SwiGLU(d, config.intermediate_size, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(
+            d, config.intermediate_size, bias=config.mlp_bias, ops=ops, dtype=dtype, rngs=rngs
+        )
 
     def __call__(
         self,
@@ -67,14 +72,13 @@ class LlamaLayer(nnx.Module):
 class LlamaEnds(nnx.Module):
     """What stands before and after the layers."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.config = config
         vocab, d = config.vocab_size, config.hidden_size
-        self.embed = Embedding(vocab, d, dtype=dtype, rngs=rngs)
+        make = partial(Embedding, vocab, d, ops=ops, dtype=dtype, rngs=rngs)
+        self.embed = make()
         self.final_norm = RMSNorm(d, eps=config.rms_norm_eps, dtype=dtype)
-        self.lm_head = (
-            None if config.tie_embeddings else Embedding(vocab, d, dtype=dtype, rngs=rngs)
-        )
+        self.lm_head = None if config.tie_embeddings else make()
 
     def begin(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig, RopeConfig
 from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.native.ops import native_ops
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU, Ops
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.models.weights import read_folder, weight_files
 
@@ -55,6 +58,9 @@ SHAPES = {
 }
 
 
+Define = Callable[[ModelConfig], Model]
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A definition, its weights on the device, and the tokenizer, None for a shape without one."""
@@ -76,7 +82,7 @@ def load_model(
     cache_dir: Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
-    unroll: bool | None = None,
+    ops: Ops | None = None,
     progress: bool = True,
 ) -> LoadedModel:
     """Load a model onto the default device.
@@ -87,24 +93,38 @@ def load_model(
         dtype: of the weights: float32, bfloat16 or float16.
         cache_dir: where the converted embedded model is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device.
-        unroll: how layers are run, see ``Model``; None leaves it to the platform: CPUs unroll.
+        ops: how the model is computed; None leaves it to the platform, see ``default_ops``.
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
     """
-    if unroll is None:
-        unroll = jax.default_backend() == "cpu"
+    cache_dir = cache_dir or default_cache_dir()
+
+    def define(config: ModelConfig) -> Model:
+        return Model.build(config, dtype, ops=ops or default_ops(config, dtype, cache_dir))
+
     if random_weights:
-        return _load_random(name_or_path, dtype, unroll, seed)
+        return _load_random(name_or_path, define, seed)
     if name_or_path == embedded.NAME:
-        return _load_embedded(dtype, unroll, cache_dir or default_cache_dir(), progress)
+        return _load_embedded(define, cache_dir, progress)
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
         folder = _download(name_or_path)
-    return _load_folder(folder, name_or_path, dtype, unroll, progress)
+    return _load_folder(folder, name_or_path, define, progress)
 
 
-def _load_random(name_or_path: str, dtype: str, unroll: bool, seed: int) -> LoadedModel:
+def default_ops(config: ModelConfig, dtype: str, cache_dir: Path) -> Ops:
+    """What this platform computes a model best with: on CPU our kernels where they can, else XLA.
+
+    Args:
+        cache_dir: where kernels that have to be built first are kept.
+    """
+    if jax.default_backend() != "cpu":
+        return XLA
+    return native_ops(config, dtype, cache_dir) or XLA_ON_CPU
+
+
+def _load_random(name_or_path: str, define: Define, seed: int) -> LoadedModel:
     folder, tokenizer = Path(name_or_path).expanduser(), None
     if name_or_path in SHAPES:
         config = SHAPES[name_or_path]
@@ -118,12 +138,12 @@ def _load_random(name_or_path: str, dtype: str, unroll: bool, seed: int) -> Load
             f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
             "or give a folder with a config.json"
         )
-    model = Model.build(config, dtype, unroll=unroll)
+    model = define(config)
     return LoadedModel(model, model.init(seed), tokenizer, name_or_path)
 
 
-def _load_embedded(dtype: str, unroll: bool, cache_dir: Path, progress: bool) -> LoadedModel:
-    model = Model.build(embedded.CONFIG, dtype, unroll=unroll)
+def _load_embedded(define: Define, cache_dir: Path, progress: bool) -> LoadedModel:
+    model = define(embedded.CONFIG)
     weights, path = CheckpointStore(cache_dir).restore_or_build(
         model,
         embedded.SHA256,
@@ -136,7 +156,7 @@ def _load_embedded(dtype: str, unroll: bool, cache_dir: Path, progress: bool) ->
     return LoadedModel(model, model.place(weights), tokenizer, embedded.NAME)
 
 
-def _load_folder(folder: Path, name: str, dtype: str, unroll: bool, progress: bool) -> LoadedModel:
+def _load_folder(folder: Path, name: str, define: Define, progress: bool) -> LoadedModel:
     problems: list[str] = []
     config = tokenizer = None
     try:
@@ -150,7 +170,7 @@ def _load_folder(folder: Path, name: str, dtype: str, unroll: bool, progress: bo
     if config is None or tokenizer is None:
         weight_files(folder, problems)
         raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
-    model = Model.build(config.with_eos(tokenizer.eos_token_ids), dtype, unroll=unroll)
+    model = define(config.with_eos(tokenizer.eos_token_ids))
     weights = read_folder(model, folder, progress=progress)
     return LoadedModel(model, model.place(weights), tokenizer, name)
 
@@ -180,8 +200,11 @@ def _download(name: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        value = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ModelLoadError(f"missing file {path}") from error
     except ValueError as error:
         raise ModelLoadError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} holds no JSON object")
+    return value

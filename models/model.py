@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.llama import Angles, LlamaEnds, LlamaLayer
+from kvflow_jax.models.ops import XLA, Ops
 
 Params = dict[str, jax.Array]  # dotted name -> weight, as ``Model.specs`` says
-StackedParams = Mapping[str, np.ndarray]  # the same, weights of layers as [num_layers, ...]
+StackedParams = dict[str, np.ndarray]  # the same, weights of layers as [num_layers, ...]
 Leaves = list[jax.Array]  # weights of one part of the model, in its own order
 Specs = dict[str, jax.ShapeDtypeStruct]
 
@@ -38,22 +39,26 @@ class Model:
     >>> hidden, pool = model.forward(params, tokens, positions, rows, pool)
     >>> logits = model.logits(params, hidden[last])
 
-    Files and checkpoints hold *stacked* weights. ``unroll`` decides how the device holds them:
-    stacked (``layers.mlp.down_proj.weight``) and scanned, which compiles one layer; or layer by
-    layer (``layers.0.mlp.down_proj.weight``) and one after the other, because XLA's CPU backend
-    copies each slice that a scan takes (1.4 times the time of a step that decodes).
+    Files and checkpoints hold *stacked* weights, plain. ``ops`` decide how the device holds them:
+    in what form each matrix, and stacked (``layers.mlp.down_proj.weight``) and scanned, which
+    compiles one layer, or layer by layer (``layers.0.mlp.down_proj.weight``), one after the other.
     """
 
     config: ModelConfig
     dtype: str
-    unroll: bool
+    ops: Ops
     specs: Specs  # what ``params`` must be
     stacked_specs: Specs  # what ``place`` takes
     _ends: _Part
     _layer: _Part
 
+    @property
+    def unroll(self) -> bool:
+        """Whether layers run one after the other, each with weights of its own."""
+        return self.ops.unroll
+
     @classmethod
-    def build(cls, config: ModelConfig, dtype: str = "float32", *, unroll: bool = False) -> Model:
+    def build(cls, config: ModelConfig, dtype: str = "float32", *, ops: Ops = XLA) -> Model:
         """Define the model; allocates nothing.
 
         Raises:
@@ -63,43 +68,49 @@ class Model:
             raise ModelLoadError(
                 f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
             )
-        ends, layer = (_Part.of(kind, config, dtype) for kind in _FAMILIES[config.family])
         num = config.num_layers
-        stacked_specs = ends.specs | {
+        kinds = _FAMILIES[config.family]
+        plain_ends, plain_layer = (_Part.of(kind, config, dtype, XLA) for kind in kinds)
+        stacked_specs = plain_ends.specs | {
             LAYERS + name: jax.ShapeDtypeStruct((num, *spec.shape), spec.dtype)
-            for name, spec in layer.specs.items()
+            for name, spec in plain_layer.specs.items()
         }
-        unrolled_specs = ends.specs | {
-            f"{LAYERS}{i}.{name}": spec for i in range(num) for name, spec in layer.specs.items()
-        }
-        specs = unrolled_specs if unroll else stacked_specs
-        return cls(config, dtype, unroll, specs, stacked_specs, ends, layer)
+        ends, layer = (_Part.of(kind, config, dtype, ops) for kind in kinds)
+        specs = stacked_specs
+        if ops.unroll:
+            specs = ends.specs | {
+                f"{LAYERS}{i}.{name}": spec
+                for i in range(num)
+                for name, spec in layer.specs.items()
+            }
+        return cls(config, dtype, ops, specs, stacked_specs, ends, layer)
 
     def init(self, seed: int = 0) -> Params:
-        """Random weights, made on the device; the same for either ``unroll``."""
+        """Random weights, made on the device; the same whatever the ``ops``."""
 
         @jax.jit
         def make(key: jax.Array) -> Params:
+            ends, layer = (
+                _Part.of(part.kind, self.config, self.dtype, XLA)
+                for part in (self._ends, self._layer)
+            )
             ends_key, layers_key = jax.random.split(key)
             layer_keys = jax.random.split(layers_key, self.config.num_layers)
-            stacked = jax.vmap(partial(self._layer.init, self.config, self.dtype))(layer_keys)
-            leaves = dict(zip(self._layer.specs, stacked, strict=True))
-            ends = self._ends.init(self.config, self.dtype, ends_key)
-            return self._arrange(
-                dict(zip(self._ends.specs, ends, strict=True))
-                | {LAYERS + name: leaf for name, leaf in leaves.items()}
-            )
+            stacked = jax.vmap(partial(layer.init, self.config, self.dtype))(layer_keys)
+            leaves = {LAYERS + name: leaf for name, leaf in zip(layer.specs, stacked, strict=True)}
+            outer = ends.init(self.config, self.dtype, ends_key)
+            return dict(self._arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
 
         return make(jax.random.key(seed))
 
     def place(self, stacked: StackedParams) -> Params:
         """Put weights on the default device, in the form ``forward`` takes.
 
-        A CPU device may keep using the memory of ``stacked``: do not write to it afterwards.
+        A CPU device may keep using the memory of ``stacked``: do not write to it afterwards. Its
+        entries are taken out as they are placed, so that a packed copy does not double them all.
         """
         return {
-            name: jax.device_put(weight, may_alias=True)
-            for name, weight in self._arrange(stacked).items()
+            name: jax.device_put(weight, may_alias=True) for name, weight in self._arrange(stacked)
         }
 
     def forward(
@@ -182,18 +193,20 @@ class Model:
         logits: jax.Array = self._ends.merge(ends).logits(hidden)
         return logits
 
-    def _arrange(self, stacked: Mapping[str, Any]) -> dict[str, Any]:
-        """Stacked weights, or views of them layer by layer where layers are unrolled."""
-        if not self.unroll:
-            return {name: stacked[name] for name in self.specs}
-        arranged = {}
-        for name in self.specs:
-            if name.startswith(LAYERS):
-                index, _, rest = name.removeprefix(LAYERS).partition(".")
-                arranged[name] = stacked[LAYERS + rest][int(index)]
+    def _arrange(self, stacked: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Plain stacked weights, taken out one by one, as this model's ``ops`` want them."""
+        for name in list(stacked):
+            weight = stacked.pop(name)
+            if not name.startswith(LAYERS):
+                # Matrices outside the layers are tables.
+                yield name, self.ops.pack_table(weight) if weight.ndim == 2 else weight
+            elif not self.unroll:
+                yield name, weight
             else:
-                arranged[name] = stacked[name]
-        return arranged
+                rest = name.removeprefix(LAYERS)
+                for i in range(self.config.num_layers):
+                    one = weight[i]
+                    yield f"{LAYERS}{i}.{rest}", self.ops.pack(one) if one.ndim == 2 else one
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions
@@ -201,19 +214,21 @@ class _Part:
     """An nnx module split once: its structure, and the names and shapes of its weights."""
 
     kind: type[nnx.Module]
+    ops: Ops
     specs: Specs
     graphdef: nnx.GraphDef[Any]
     treedef: jax.tree_util.PyTreeDef
 
     @classmethod
-    def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str) -> _Part:
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: _define(kind, config, dtype, 0)))
+    def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str, ops: Ops) -> _Part:
+        define = partial(_define, kind, config, dtype, ops)
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: define(0)))
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         specs = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}
-        return cls(kind, specs, graphdef, treedef)
+        return cls(kind, ops, specs, graphdef, treedef)
 
     def init(self, config: ModelConfig, dtype: str, key: jax.Array) -> Leaves:
-        return jax.tree.leaves(nnx.state(_define(self.kind, config, dtype, key)))
+        return jax.tree.leaves(nnx.state(_define(self.kind, config, dtype, self.ops, key)))
 
     def merge(self, leaves: Leaves) -> Any:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
@@ -235,8 +250,8 @@ def _run_layer(
     return out
 
 
-def _define(kind: Any, config: ModelConfig, dtype: str, key: jax.Array | int) -> Any:
-    return kind(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=key))
+def _define(kind: Any, config: ModelConfig, dtype: str, ops: Ops, key: jax.Array | int) -> Any:
+    return kind(config, ops=ops, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=key))
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+MIN_TOP_P = 1e-9
 _BLOCK = 256  # vocabulary entries summed together by the two-level inverse CDF
 
 
@@ -24,7 +25,9 @@ def sample(
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw() -> jax.Array:
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        # The peak is subtracted first: divided by a small temperature it would overflow.
+        scaled = logits - logits.max(axis=-1, keepdims=True)
+        scaled /= jnp.where(temperature > 0, temperature, 1.0)[:, None]
         probs = jax.nn.softmax(scaled, axis=-1)
         is_cut = (top_k > 0) | (top_p < 1)
         probs = jax.lax.cond(is_cut.any(), lambda: _truncate(probs, top_k, top_p), lambda: probs)
@@ -48,7 +51,8 @@ def _truncate(probs: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array
     vocab = probs.shape[-1]
     k = jnp.where(top_k > 0, top_k, vocab)
     kept = _cut(probs, lambda at_least: at_least.sum(-1) >= k)
-    target = top_p * kept.sum(-1)
+    # Never 0, which a float32 top_p may have become: the likeliest token stays.
+    target = jnp.maximum(top_p, MIN_TOP_P) * kept.sum(-1)
     inner = _cut(kept, lambda at_least: jnp.where(at_least, kept, 0.0).sum(-1) >= target)
     return jnp.where((top_p < 1)[:, None], inner, kept)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,23 @@ class Tokenizer:
         ends = [*eos_token_ids]
         for name in ("config.json", "generation_config.json"):
             if (folder / name).exists():
-                ends += token_ids(json.loads((folder / name).read_text()).get("eos_token_id"))
+                try:
+                    ends += token_ids(json.loads((folder / name).read_text()).get("eos_token_id"))
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise ModelLoadError(
+                        f"{folder / name} is no JSON object with token ids in eos_token_id: {error}"
+                    ) from error
         return cls(hf, ends)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return len(self.hf)
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """UTF-8 bytes of the longest token: no text has fewer tokens than its bytes over this."""
+        return max(len(self.token_bytes(i)) for i in range(self.vocab_size))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a text, with those the model expects around it (a BOS, where it has one)."""

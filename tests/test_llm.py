@@ -94,11 +94,15 @@ def test_what_cannot_run_says_so_and_nothing_leaks(llm):
     assert llm.stats.num_running == llm.stats.num_blocks_leased == 0
 
 
-def test_a_stream_that_nobody_reads_does_not_run(llm):
+def test_a_stream_that_nobody_reads_ends_when_it_is_let_go(llm):
     stream = llm.stream("never read", SamplingParams(ignore_eos=True))
     del stream
+    llm.engine.settle()
     assert llm.stats.num_running == 0
     assert llm.flush_cache()
+    stream = llm.stream("never read", SamplingParams(ignore_eos=True))
+    stream.close()
+    assert list(stream) == []
     with pytest.raises(InvalidRequestError):
         llm.stream([])  # said at once
 

@@ -12,7 +12,7 @@ from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.serve import chat, completions
 from kvflow_jax.serve.auth import cache_salt
 from kvflow_jax.serve.body import parse_body
-from kvflow_jax.serve.errors import ApiError, install_error_handlers
+from kvflow_jax.serve.errors import ApiError, QuietWhenGone, install_error_handlers
 from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
@@ -36,6 +36,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(open_routes)
     app.include_router(routes)
     install_error_handlers(app)
+    app.add_middleware(QuietWhenGone)
     return app
 
 
@@ -98,7 +99,8 @@ async def create_chat_completion(
     service.check_model(body.model)
     params = body.sampling_params()
     messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
-    prompt_ids = await service.tokenize(lambda t: t.apply_chat_template(messages, **kwargs))
+    texts = [message["content"] for message in messages]
+    prompt_ids = await service.tokenize(texts, lambda t: t.apply_chat_template(messages, **kwargs))
     form = chat.ChatFormat(service.model_name)
     return await _answer(request, service, tenant, body, params, [prompt_ids], form)
 
@@ -110,9 +112,11 @@ async def create_completion(request: Request, service: TheService, tenant: TheTe
     service.check_model(body.model)
     params = body.sampling_params()
     prompts = completions.read_prompts(body.prompt)
+    service.check_num_prompts(len(prompts))
     encoded = completions.token_prompts(prompts)
     if encoded is None:
-        encoded = await service.tokenize(lambda t: completions.encode_prompts(t, prompts))
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = await service.tokenize(texts, lambda t: completions.encode_prompts(t, prompts))
     form = completions.CompletionFormat(service.model_name)
     return await _answer(request, service, tenant, body, params, encoded, form)
 

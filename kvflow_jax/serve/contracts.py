@@ -16,6 +16,10 @@ class Engine(Protocol):
     def max_model_len(self) -> int: ...
 
     @property
+    def max_pending(self) -> int:
+        """Requests that may run and wait together."""
+
+    @property
     def is_alive(self) -> bool:
         """False after the engine's thread has died."""
 
@@ -55,6 +59,10 @@ class Engine(Protocol):
 
 class Tokenizer(Protocol):
     """``kvflow_jax.models.tokenizer.Tokenizer``, called from the server's small thread pool."""
+
+    @property
+    def max_token_bytes(self) -> int:
+        """UTF-8 bytes of the longest token."""
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError, QueueFullError
+
+logger = logging.getLogger("kvflow_jax.serve")
 
 STATUS_CLIENT_CLOSED = 499  # nginx's number; nobody is left to read it
 
@@ -99,6 +103,31 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     # Starlette answers with this one, then raises again: uvicorn logs the traceback.
     app.add_exception_handler(Exception, _answer)
+
+
+class QuietWhenGone:
+    """ASGI middleware: a client that left before its answer is no failure of the server.
+
+    The transport tells only by raising at the next send; outside of this a traceback would be
+    logged for each.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_or_give_up(message: Message) -> None:
+            try:
+                await send(message)
+            except (RuntimeError, OSError) as error:
+                if isinstance(error, RuntimeError) and "closed" not in str(error):
+                    raise
+                raise ClientGoneError("the client closed its connection") from error
+
+        try:
+            await self._app(scope, receive, send_or_give_up)
+        except ClientGoneError:
+            logger.debug("a client left before its answer")
 
 
 async def _answer(request: Request, error: Exception) -> Response:

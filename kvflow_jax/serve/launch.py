@@ -46,4 +46,6 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         max_waiting=config.max_waiting,
         seed=config.seed,
     )
+    if loaded.tokenizer is not None:
+        _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop
     return EngineThread(build(loaded, sizes, progress=progress)), loaded.tokenizer, loaded.name

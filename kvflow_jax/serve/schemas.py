@@ -81,7 +81,7 @@ class GenerationRequest(BaseModel):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     priority: int | None = None
-    cache_salt: str | None = None
+    cache_salt: str | None = Field(None, max_length=1024)
 
     @property
     def include_usage(self) -> bool:

@@ -108,13 +108,18 @@ class Service:
             "max_model_len": engine.max_model_len,
         }
 
-    async def tokenize(self, encode: Callable[[Tokenizer], Result]) -> Result:
+    async def tokenize(self, texts: Sequence[str], encode: Callable[[Tokenizer], Result]) -> Result:
         """Run ``encode`` with the tokenizer on the pool.
 
+        Args:
+            texts: what it will encode, each into one prompt at most; a text that cannot fit the
+                context is refused here, because tokenizing it would hold up everyone's.
+
         Raises:
-            InvalidRequestError: the model has no tokenizer, or what ``encode`` raises.
+            InvalidRequestError: a text is too long, the model has no tokenizer, or what ``encode``
+                raises.
         """
-        self._ready()
+        engine, _ = self._ready()
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
@@ -122,7 +127,31 @@ class Service:
                 "/v1/completions",
                 code="no_tokenizer",
             )
+        max_bytes = engine.max_model_len * tokenizer.max_token_bytes
+        for text in texts:
+            # A character is one byte at least: the common case encodes nothing here.
+            if len(text) > max_bytes or len(text.encode(errors="replace")) > max_bytes:
+                raise InvalidRequestError(
+                    f"this model's context is {engine.max_model_len} tokens, which a text of "
+                    f"{len(text)} characters cannot fit; shorten it",
+                    param="prompt",
+                    code="context_length_exceeded",
+                )
         return await self._in_thread(lambda: encode(tokenizer))
+
+    def check_num_prompts(self, num_prompts: int) -> None:
+        """Refuse what could never be queued at once, before any work is done for it.
+
+        Raises:
+            InvalidRequestError: names the bound.
+        """
+        engine, _ = self._ready()
+        if num_prompts > engine.max_pending:
+            raise InvalidRequestError(
+                f"one request may ask for up to {engine.max_pending} completions here, "
+                f"got {num_prompts}; split it",
+                param="prompt",
+            )
 
     def generate(
         self,

@@ -179,6 +179,16 @@ def test_a_step_that_cannot_be_dispatched_fails_its_requests_alone():
     assert again.tokens == again.cold
 
 
+def test_those_that_wait_outlive_a_step_that_cannot_be_dispatched():
+    engine = make_engine(max_num_seqs=1)
+    clients = [Client(engine, prompt_without_eos(9, seed)) for seed in range(3)]
+    engine.runner.fail_submit = RuntimeError("out of memory")
+    assert engine.step()  # it did something: it failed
+    run(engine)
+    assert clients[0].reason is FinishReason.ERROR
+    assert [c.tokens for c in clients[1:]] == [c.cold for c in clients[1:]]
+
+
 def test_a_step_that_fails_on_the_device_ends_everything_and_starts_over():
     engine = make_engine()
     clients = [Client(engine, prompt_without_eos(9, seed), max_tokens=20) for seed in range(3)]

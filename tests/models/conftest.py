@@ -4,6 +4,7 @@ import pytest
 
 from kvflow_jax.models import embedded
 from kvflow_jax.models.loading import load_model
+from kvflow_jax.models.ops import XLA
 from tests.models import tiny
 
 
@@ -19,7 +20,7 @@ def embedded_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2(embedded_cache):
     """The embedded model, converted once for all tests; scanned, which compiles fast."""
-    return load_model(embedded.NAME, cache_dir=embedded_cache, unroll=False, progress=False)
+    return load_model(embedded.NAME, cache_dir=embedded_cache, ops=XLA, progress=False)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from kvflow_jax.models import embedded
 from kvflow_jax.models.config import ModelConfig, RopeConfig
 from kvflow_jax.models.loading import SHAPES
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
 
 LLAMA3 = tiny.CONFIGS["llama3-rope"]
@@ -62,6 +63,24 @@ def test_every_problem_is_named_at_once():
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"hidden_size": "x"}, "wrong type"),
+        ({"max_position_embeddings": "x"}, "wrong type"),
+        ({"rope_scaling": 5}, "wrong type"),
+        ({"rope_scaling": {"rope_theta": "x"}}, "wrong type"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        ({"eos_token_id": "x"}, "wrong type"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+    ],
+)
+def test_values_that_cannot_be(change, part):
+    with pytest.raises(ModelLoadError, match=part):
+        ModelConfig.from_hf(LLAMA3 | change)
+
+
 def test_rope_scaling_that_lacks_a_field():
     with pytest.raises(ModelLoadError, match="'llama3' lacks low_freq_factor, high_freq_factor"):
         ModelConfig.from_hf(LLAMA3 | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
@@ -84,6 +103,6 @@ def test_num_params_of_named_shapes(name, millions):
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_num_params_counts_every_weight(name):
     config = ModelConfig.from_hf(tiny.CONFIGS[name])
-    for unroll in (False, True):
-        specs = Model.build(config, unroll=unroll).specs
+    for ops in (XLA, XLA_ON_CPU):
+        specs = Model.build(config, ops=ops).specs
         assert config.num_params == sum(spec.size for spec in specs.values())

@@ -7,6 +7,7 @@ import pytest
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models import embedded
 from kvflow_jax.models.loading import load_model
+from kvflow_jax.models.ops import XLA
 from tests.models import tiny
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -29,7 +30,7 @@ def test_embedded_model_starts_again_without_its_gguf(smollm2, embedded_cache, m
         raise AssertionError("the GGUF was looked for")
 
     monkeypatch.setattr(embedded, "locate", forbidden)
-    again = load_model(embedded.NAME, cache_dir=embedded_cache, unroll=False)
+    again = load_model(embedded.NAME, cache_dir=embedded_cache, ops=XLA)
     assert again.params.keys() == smollm2.params.keys()
     for name, weight in smollm2.params.items():
         np.testing.assert_array_equal(again.params[name], weight)
@@ -150,6 +151,6 @@ def test_params_need_no_work_from_a_jitted_step(folder):
 
 def test_cpu_unrolls_unless_told(folder):
     unrolled = load_model(str(folder), progress=False)
-    scanned = load_model(str(folder), unroll=False, progress=False)
+    scanned = load_model(str(folder), ops=XLA, progress=False)
     assert unrolled.model.unroll == (jax.default_backend() == "cpu")
     assert "layers.mlp.down_proj.weight" in scanned.params

@@ -6,6 +6,7 @@ import pytest
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading import load_model
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
 from tests.models.make_reference import FILE, NUM_TOKENS, POSITIONS
 
@@ -52,8 +53,8 @@ def test_scanned_equals_unrolled():
     config = ModelConfig.from_hf(tiny.CONFIGS["linear-rope-biased"])
     tokens = tiny.prompt_tokens(24)
     logits = []
-    for unroll in (False, True):
-        model = Model.build(config, unroll=unroll)
+    for ops in (XLA, XLA_ON_CPU):
+        model = Model.build(config, ops=ops)
         logits.append(tiny.Sequence(model, model.init(seed=3), 24).feed(tokens))
     np.testing.assert_allclose(*logits, atol=1e-5)
 

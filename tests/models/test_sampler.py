@@ -51,6 +51,13 @@ def test_zero_temperature_takes_the_likeliest(draw):
     assert (draw(logits, temperature=0.0, top_k=5, top_p=0.1) == logits.argmax(-1)).all()
 
 
+@pytest.mark.parametrize("how", [{"top_p": p} for p in (1e-9, 1e-40, 1e-45)])
+@pytest.mark.parametrize("temperature", [1.0, 1e-5, 1e-37, 1e-45])
+def test_vanishing_settings_take_the_likeliest(draw, how, temperature):
+    logits = np.random.default_rng(0).normal(size=(64, VOCAB)) * 30
+    assert (draw(logits, temperature=temperature, **how) == logits.argmax(-1)).all()
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -41,6 +41,7 @@ class FakeEngine:
     """
 
     max_model_len = 512
+    max_pending = 8
     vocab_size = 0x110000
 
     def __init__(self) -> None:
@@ -191,7 +192,13 @@ class FakeEngine:
 class FakeTokenizer:
     """One token a character."""
 
+    max_token_bytes = 4
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
     def encode(self, text: str) -> list[int]:
+        self.encoded.append(text)
         return [ord(character) for character in text]
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
@@ -227,7 +234,8 @@ class LiveServer:
     ) -> None:
         self.engine = FakeEngine()
         self.config = ServerConfig(port=0, model="tiny-dir", **settings)
-        build = build or (lambda engine: (engine, FakeTokenizer(), "tiny"))
+        self.tokenizer = FakeTokenizer()
+        build = build or (lambda engine: (engine, self.tokenizer, "tiny"))
         listener = bind("127.0.0.1", 0)
         self.server = WatchedServer(self.config, listener, lambda config: build(self.engine))
         self.url = self.server.url

@@ -93,7 +93,9 @@ def test_bodies_that_are_no_json_object(
         ({"stop": 3}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"cache_salt": 3}, "cache_salt"),
+        ({"cache_salt": "s" * 1025}, "cache_salt"),
         ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
     ],
 )
 def test_bad_fields_are_named(
@@ -161,6 +163,23 @@ def test_a_prompt_over_the_context(http: httpx.Client, engine: FakeEngine, strea
     prompt = "x" * engine.max_model_len
     answer = http.post("/v1/completions", json={"prompt": prompt, "stream": stream})
     assert error_of(answer, 400)["code"] == "context_length_exceeded"
+
+
+def test_a_text_that_cannot_fit_is_not_even_tokenized(http: httpx.Client, live: LiveServer) -> None:
+    live.tokenizer.encoded.clear()
+    text = "x" * (live.engine.max_model_len * live.tokenizer.max_token_bytes + 1)
+    for path, body in (
+        ("/v1/completions", {"prompt": ["a", text]}),
+        (CHAT, {"messages": [{"role": "user", "content": text}]}),
+    ):
+        assert error_of(http.post(path, json=body), 400)["code"] == "context_length_exceeded"
+    assert not live.tokenizer.encoded
+
+
+def test_more_prompts_than_can_ever_wait(http: httpx.Client, engine: FakeEngine) -> None:
+    answer = http.post("/v1/completions", json={"prompt": ["a"] * (engine.max_pending + 1)})
+    assert "split it" in error_of(answer, 400)["message"]
+    assert not engine.requests
 
 
 def test_an_unknown_model(http: httpx.Client) -> None:

@@ -1,0 +1,1 @@
+"""CPU kernels in C++ behind ``jax.ffi``, built with the machine's own compiler."""

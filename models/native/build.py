@@ -1,0 +1,114 @@
+"""Builds the kernels with the machine's C++ compiler, once, and keeps the library."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import jax
+
+log = logging.getLogger(__name__)
+
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-w",
+)
+TARGETS = ("kvflow_linear", "kvflow_decode_attention", "kvflow_tile_attention")
+_SOURCES = Path(__file__).parent
+
+_lock = threading.Lock()
+_is_registered = False  # a name can be registered once in a process
+
+
+def register(cache_dir: Path) -> bool:
+    """Make the kernels known to JAX, building them first where that has not been done.
+
+    Args:
+        cache_dir: where libraries are kept, by what they were built from and for.
+
+    Returns:
+        False where they cannot be had; why is in the log.
+    """
+    global _is_registered
+    with _lock:
+        _is_registered = _is_registered or _register(cache_dir)
+        return _is_registered
+
+
+def _register(cache_dir: Path) -> bool:
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        log.warning(
+            "no C++ compiler (%s) here: this CPU decodes at XLA's speed, up to 2 times slower; "
+            "install one and start again",
+            ", ".join(COMPILERS),
+        )
+        return False
+    path = cache_dir / "native" / f"{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            _build(compiler, path)
+        library = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        log.warning("the CPU kernels cannot be built, XLA's are used: %s", detail)
+        return False
+    for name in TARGETS:
+        handler = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    return True
+
+
+def _build(compiler: str, path: Path) -> None:
+    log.info("building the CPU kernels with %s, once", compiler)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written elsewhere and moved: another process may be building the same.
+    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".so")
+    os.close(handle)
+    try:
+        subprocess.run(
+            [
+                compiler,
+                *FLAGS,
+                "-isystem",
+                jax.ffi.include_dir(),
+                str(_SOURCES / "kernels.cc"),
+                "-o",
+                scratch,
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        os.replace(scratch, path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _key(compiler: str) -> str:
+    """Names a library by its sources, the compiler, JAX's headers and the kind of CPU."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    features = sorted({line for line in lines if line.startswith(("model name", "flags", "Feat"))})
+    parts = [version.stdout, jax.lib.__version__, platform.machine(), *features, *FLAGS]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for source in sorted(_SOURCES.glob("*.h")) + sorted(_SOURCES.glob("*.cc")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,108 @@
+"""What costs time in a model, and how a kind of device computes it.
+
+Layers are written once, against ``Ops``. An implementation also decides how it wants its weights:
+files and checkpoints hold them plain, ``pack`` brings them into its form when they are placed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from kvflow_jax.cache.pool import KVPool
+from kvflow_jax.models import attention
+from kvflow_jax.models.attention import Rows
+
+
+class Ops(Protocol):
+    """Hashed by identity: a static part of the model's structure."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unroll(self) -> bool:
+        """Whether layers run one after the other rather than in a scan over stacked weights."""
+
+    def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
+        """Shape of a packed matrix."""
+
+    def pack(self, weight: Any) -> Any:
+        """A matrix [num_in, num_out], numpy or jax, in the form that ``linear`` takes."""
+
+    def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
+        """x W: [T, num_in] to [T, num_out]."""
+
+    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]: ...
+
+    def pack_table(self, table: Any) -> Any:
+        """A table [num_rows, width] in the form that ``lookup`` and ``project`` take."""
+
+    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        """Rows of a table, i32[T] to [T, width]; past its end the last one."""
+
+    def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+        """Products with every row of a table: [T, width] to f32[T, num_rows]."""
+
+    def attend(
+        self,
+        layer: jax.Array,  # i32[]
+        q: jax.Array,  # [num_tokens, num_heads, head_dim]
+        k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
+        v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
+        rows: Rows,
+        pool: KVPool,
+    ) -> tuple[jax.Array, KVPool]:
+        """See ``attention.attend``."""
+
+
+class XlaOps:
+    """What XLA makes of it, on any device and in any dtype; matrices are [in, out].
+
+    Args:
+        unroll: on a CPU a scan copies every slice of the weights that it takes, which makes a
+            decode step 1.2 to 1.7 times slower.
+    """
+
+    name = "xla"
+
+    def __init__(self, *, unroll: bool = False) -> None:
+        self.unroll = unroll
+
+    def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
+        return num_in, num_out
+
+    def pack(self, weight: Any) -> Any:
+        return weight
+
+    def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
+        return jnp.einsum("ti,io->to", x, weight)
+
+    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
+        return num_rows, width
+
+    def pack_table(self, table: Any) -> Any:
+        return table
+
+    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        return table.at[rows].get(mode="clip")
+
+    def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+        return jnp.einsum("td,vd->tv", x, table, preferred_element_type=jnp.float32)
+
+    def attend(
+        self,
+        layer: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rows: Rows,
+        pool: KVPool,
+    ) -> tuple[jax.Array, KVPool]:
+        return attention.attend(layer, q, k, v, rows, pool)
+
+
+XLA = XlaOps()
+XLA_ON_CPU = XlaOps(unroll=True)
