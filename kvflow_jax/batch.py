@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kvflow_jax.models.sampler import SamplingRows
 from kvflow_jax.request import Chunk
 
 
@@ -44,11 +45,7 @@ class BatchShape:
         "query_start",
         "query_len",
         "token_source",
-        "sample_slot",
-        "temperature",
-        "top_k",
-        "top_p",
-        "seed",
+        "sampling",
     ],
     meta_fields=["shape"],
 )
@@ -65,11 +62,7 @@ class Batch:
     query_start: Any  # i32[num_rows], position of the first query token
     query_len: Any  # i32[num_rows]
     token_source: Any  # i32[num_decode], slot whose last sample is the token; -1: tokens
-    sample_slot: Any  # i32[num_rows], slot that keeps the sample; out of range: dropped
-    temperature: Any  # f32[num_rows], 0 is greedy
-    top_k: Any  # i32[num_rows], 0 is all
-    top_p: Any  # f32[num_rows]
-    seed: Any  # u32[num_rows, 2]
+    sampling: SamplingRows  # of every row; only those that end a chunk that samples count
 
     @classmethod
     def empty(cls, shape: BatchShape, pages_per_seq: int, num_slots: int) -> Batch:
@@ -82,11 +75,7 @@ class Batch:
             query_start=np.zeros(rows, np.int32),
             query_len=np.zeros(rows, np.int32),
             token_source=np.full(shape.num_decode, -1, np.int32),
-            sample_slot=np.full(rows, num_slots, np.int32),
-            temperature=np.zeros(rows, np.float32),
-            top_k=np.zeros(rows, np.int32),
-            top_p=np.ones(rows, np.float32),
-            seed=np.zeros((rows, 2), np.uint32),
+            sampling=SamplingRows.empty(rows, num_slots),
         )
 
 
@@ -148,35 +137,32 @@ class BatchShapes:
                 most = max(most, (shape.num_tiles - taken) * shape.tile)
         return wanted if wanted <= most else most // self.page_size * self.page_size
 
-    def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray]:
+    def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray, np.ndarray]:
         """Lay ``chunks`` out in the smallest shape that holds them.
 
         Returns:
-            The batch, and i32[num_chunks]: the row whose sample belongs to each chunk.
+            The batch, and of each chunk, i32[num_chunks], the row whose sample is its own, and
+            where among the flat tokens it begins.
         """
         lengths = [chunk.length for chunk in chunks]
         shape = next(shape for shape in self.shapes if shape.holds(lengths))
         batch = Batch.empty(shape, self.pages_per_seq, self.num_slots)
         sample_rows = np.empty(len(chunks), np.int32)
+        starts = np.empty(len(chunks), np.int32)
         next_decode, next_tile = 0, shape.num_decode
         for i, chunk in enumerate(chunks):
             if chunk.length == 1:
-                row = next_decode
+                starts[i] = row = next_decode
                 next_decode += 1
                 self._fill_decode(batch, row, chunk)
             else:
+                starts[i] = shape.num_decode + (next_tile - shape.num_decode) * shape.tile
                 next_tile = self._fill_tiles(batch, next_tile, chunk)
                 row = next_tile - 1
             sample_rows[i] = row
             if chunk.samples:
-                request = chunk.request
-                batch.sample_slot[row] = request.slot
-                params = request.params
-                batch.temperature[row] = 0.0 if params.is_greedy else params.temperature
-                batch.top_k[row] = request.params.top_k
-                batch.top_p[row] = request.params.top_p
-                batch.seed[row] = request.seed
-        return batch, sample_rows
+                _fill_sampling(batch.sampling, row, chunk)
+        return batch, sample_rows, starts
 
     def _fill_decode(self, batch: Batch, row: int, chunk: Chunk) -> None:
         batch.page_table[row, : len(chunk.pages)] = chunk.pages
@@ -199,3 +185,20 @@ class BatchShapes:
         batch.query_start[rows] = starts
         batch.query_len[rows] = np.minimum(shape.tile, end - starts)
         return rows.stop
+
+
+def _fill_sampling(rows: SamplingRows, row: int, chunk: Chunk) -> None:
+    request, params = chunk.request, chunk.request.params
+    num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
+    rows.slot[row] = request.slot
+    rows.temperature[row] = 0.0 if params.is_greedy else params.temperature
+    rows.top_k[row] = params.top_k
+    rows.top_p[row] = params.top_p
+    rows.min_p[row] = params.min_p
+    rows.repetition[row] = params.repetition_penalty
+    rows.frequency[row] = params.frequency_penalty
+    rows.presence[row] = params.presence_penalty
+    rows.seed[row] = request.seed
+    rows.uses_memory[row] = params.uses_memory
+    rows.bans_stops[row] = num_output < params.min_tokens
+    rows.wants_logprobs[row] = params.logprobs is not None

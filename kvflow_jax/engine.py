@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,12 +19,14 @@ from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.errors import InvalidRequestError, KVFlowError, StepFailedError
+from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
-from kvflow_jax.outputs import EngineStats, FinishReason, Output
-from kvflow_jax.protocols import Clock, Runner, StepHandle
-from kvflow_jax.request import Request
+from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
+from kvflow_jax.protocols import Clock, Runner, ScoreHandle, StepHandle
+from kvflow_jax.request import NO_SLOT, Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
+from kvflow_jax.stop_strings import StopStrings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class _InFlight:
     plan: StepPlan
     handle: StepHandle
     sample_rows: np.ndarray  # i32[num_chunks]
+    scores: list[tuple[Request, int, ScoreHandle]]  # of prompt tokens from a position on
 
 
 class Engine:
@@ -104,6 +107,14 @@ class Engine:
             raise InvalidRequestError(
                 f"stop_token_ids must be between 0 and {self.vocab_size - 1}", "stop_token_ids"
             )
+        if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
+            raise InvalidRequestError(
+                f"token ids of logit_bias must be between 0 and {self.vocab_size - 1}", "logit_bias"
+            )
+        if params.stop and self._tokenizer is None:
+            raise InvalidRequestError(
+                "this model has no tokenizer, so no stop strings: use stop_token_ids", "stop"
+            )
 
     def add(
         self,
@@ -113,11 +124,13 @@ class Engine:
         *,
         salt: str = "",
         priority: int = 0,
+        client: str = "",
         arrival_s: float | None = None,
         request_id: int | None = None,
     ) -> int:
         """Queue a request that ``check_prompt`` has passed; its id.
 
+        Requests of equal priority run in turns of their ``client``, then by arrival.
         ``on_output`` is called from ``step``, in order; the last output has a finish reason.
         """
         if request_id is None:
@@ -139,7 +152,15 @@ class Engine:
             max_len=max_len,
             stop_ids=eos.union(params.stop_token_ids),
             seed=(int(seed[0]), int(seed[1])),
-            detokenizer=self._tokenizer.detokenizer() if self._tokenizer else None,
+            detokenizer=(
+                self._tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens)
+                if self._tokenizer
+                else None
+            ),
+            stop_strings=(
+                StopStrings(params.stop, is_kept=params.include_stop) if params.stop else None
+            ),
+            client=client,
         )
         self._requests[request_id] = request
         self.scheduler.add(request)
@@ -201,9 +222,13 @@ class Engine:
             self._finish(request, FinishReason.ERROR, now, error)
 
     def _launch(self, plan: StepPlan) -> _InFlight | None:
-        batch, sample_rows = self.sizes.shapes.build(plan.chunks)
+        batch, sample_rows, starts = self.sizes.shapes.build(plan.chunks)
         try:
+            for request in plan.admitted:
+                if request.params.uses_memory and request.slot != NO_SLOT:
+                    self.runner.recall(request.slot, request)
             handle = self.runner.submit(batch)
+            scores = self._score_prompts(plan, starts)
         except Exception as error:
             log.exception("a step could not be dispatched")
             failure = StepFailedError(f"the step could not be dispatched: {error}")
@@ -215,7 +240,24 @@ class Engine:
                 self._finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += 1
-        return _InFlight(plan, handle, sample_rows)
+        return _InFlight(plan, handle, sample_rows, scores)
+
+    def _score_prompts(
+        self,
+        plan: StepPlan,
+        starts: np.ndarray,  # i32[num_chunks]
+    ) -> list[tuple[Request, int, ScoreHandle]]:
+        scores: list[tuple[Request, int, ScoreHandle]] = []
+        for chunk, start in zip(plan.chunks, starts.tolist(), strict=True):
+            request, end = chunk.request, chunk.start + chunk.length
+            if not request.scores_prompt:
+                continue
+            targets = request.tokens[chunk.start + 1 : min(end + 1, request.num_prompt)]
+            position = chunk.start + 1
+            for handle in self.runner.score(start, targets) if len(targets) else ():
+                scores.append((request, position, handle))
+                position += SCORED_AT_ONCE
+        return scores
 
     def _retire(self) -> bool:
         """Wait for the step in flight and hand out its tokens; False where it failed."""
@@ -224,33 +266,47 @@ class Engine:
             return False
         try:
             sampled = step.handle.result()
+            logprobs = step.handle.logprobs()
+            scores = [(request, at, handle.result()) for request, at, handle in step.scores]
         except Exception as error:
             # What it wrote, and what came after it on the device, cannot be trusted.
             log.exception("a step failed on the device")
             self.fail_all(StepFailedError(f"the step failed on the device: {error}"))
             return False
+        for request, position, scored in scores:
+            _note_scores(request, position, scored)
         now = self.clock.now()
         tokens = sampled[step.sample_rows].tolist()
-        for chunk, token in zip(step.plan.chunks, tokens, strict=True):
-            if chunk.samples and not chunk.request.is_finished:
-                self._take_token(chunk.request, token, now)
+        rows = step.sample_rows.tolist()
+        for chunk, token, row in zip(step.plan.chunks, tokens, rows, strict=True):
+            request = chunk.request
+            if chunk.samples and not request.is_finished:
+                news = _logprobs_of(logprobs, row, token, request.params.logprobs)
+                self._take_token(request, token, news, now)
         return True
 
-    def _take_token(self, request: Request, token: int, now: float) -> None:
+    def _take_token(
+        self, request: Request, token: int, logprobs: tuple[TokenLogprobs, ...], now: float
+    ) -> None:
         request.append(token)
         self._num_generated += 1
-        if request.first_token_s is None:
+        first = request.first_token_s is None
+        if first:
             request.first_token_s = now
         self.scheduler.publish(request, now)
-        if token in request.stop_ids:
-            # The token that ends a text is no part of it.
-            self._finish(request, FinishReason.STOP, now, token=token)
-            return
-        text = request.detokenizer.push([token]) if request.detokenizer else ""
-        if request.num_known == request.max_len:
-            self._finish(request, FinishReason.LENGTH, now, text=text, token=token)
+        piece = request.take(token)
+        news = Output(
+            request.id,
+            piece.text,
+            (token,),
+            logprobs=logprobs,
+            prompt_logprobs=tuple(request.prompt_logprobs) if first else (),
+            stop_reason=piece.stop_reason,
+        )
+        if piece.finish_reason is not None:
+            self._finish(request, piece.finish_reason, now, news=news)
         else:
-            self._say(request, Output(request.id, text, (token,)))
+            self._say(request, news)
 
     def _finish(
         self,
@@ -259,28 +315,19 @@ class Engine:
         now: float,
         error: KVFlowError | None = None,
         *,
-        text: str = "",
-        token: int | None = None,
+        news: Output | None = None,
     ) -> None:
+        """End a request; ``news`` is what its last token brought, its text complete."""
         if request.is_finished:
             return
         request.finish_reason = reason
         self.scheduler.remove(request, now)
         del self._requests[request.id]
         self._num_finished[reason.value] += 1
-        if request.detokenizer is not None:
-            text += request.detokenizer.flush()
-        self._say(
-            request,
-            Output(
-                request_id=request.id,
-                text=text,
-                token_ids=() if token is None else (token,),
-                finish_reason=reason,
-                stats=request.stats(now),
-                error=error,
-            ),
-        )
+        if news is None:
+            news = Output(request.id, request.rest_of_text(), ())
+        last = replace(news, finish_reason=reason, stats=request.stats(now), error=error)
+        self._say(request, last)
 
     def _say(self, request: Request, output: Output) -> None:
         try:
@@ -319,3 +366,22 @@ class Engine:
             generation_tokens=self._num_generated,
             num_finished=dict(self._num_finished),
         )
+
+
+def _logprobs_of(
+    logprobs: Logprobs | None, row: int, token: int, num_top: int | None
+) -> tuple[TokenLogprobs, ...]:
+    if logprobs is None or num_top is None:
+        return ()
+    ids, values = logprobs.top_ids[row, :num_top], logprobs.top[row, :num_top]
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return (TokenLogprobs(token, float(logprobs.chosen[row]), top),)
+
+
+def _note_scores(request: Request, position: int, scores: Logprobs) -> None:
+    """Keep scores of prompt tokens from ``position`` on; a preempted request makes some again."""
+    num_top = request.params.prompt_logprobs
+    for row in range(len(scores.chosen)):
+        if position + row == len(request.prompt_logprobs) + 1:
+            token = int(request.tokens[position + row])
+            request.prompt_logprobs += _logprobs_of(scores, row, token, num_top)

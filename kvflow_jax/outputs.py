@@ -9,7 +9,7 @@ from kvflow_jax.errors import KVFlowError
 
 
 class FinishReason(StrEnum):
-    STOP = "stop"  # an end-of-text or stop token
+    STOP = "stop"  # an end-of-text or stop token, or a stop string
     LENGTH = "length"  # max_tokens or the context
     ABORT = "abort"  # the client went away, or asked for it
     ERROR = "error"  # see Output.error
@@ -30,11 +30,30 @@ class RequestStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was to the model, and what else would have been.
+
+    Natural logarithms of the model's own probabilities, before sampling parameters change them.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), likeliest first
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """News of one request, in order. The last one has ``finish_reason`` and ``stats``.
 
     ``text`` holds whole characters only: bytes of a character still incomplete come with a later
-    output. ``token_ids`` may therefore run ahead of ``text``.
+    output, and so does text that may be the beginning of a stop string. ``token_ids`` may therefore
+    run ahead of ``text``.
+
+    Attributes:
+        logprobs: one for each of ``token_ids``, if the request wants them.
+        prompt_logprobs: in the first output, if the request wants them: one for each token of the
+            prompt but the first.
+        stop_reason: in the last output, the stop string or token id that ended the text.
     """
 
     request_id: int
@@ -43,6 +62,9 @@ class Output:
     finish_reason: FinishReason | None = None
     stats: RequestStats | None = None
     error: KVFlowError | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from kvflow_jax.batch import Batch
+from kvflow_jax.models.sampler import Logprobs
+from kvflow_jax.request import Request
 
 
 class Clock(Protocol):
@@ -29,12 +31,31 @@ class StepHandle(Protocol):
     def result(self) -> np.ndarray:
         """Wait for the step; the sampled token of each row, i32[num_rows]."""
 
+    def logprobs(self) -> Logprobs | None:
+        """Of each row's sample, numpy; None where no row wanted any."""
+
+
+class ScoreHandle(Protocol):
+    def result(self) -> Logprobs:
+        """Wait for the scores, numpy, one for each target."""
+
 
 class Runner(Protocol):
     """Runs steps on a device, in the order they are submitted."""
 
     def submit(self, batch: Batch) -> StepHandle:
         """Dispatch a step and return at once."""
+
+    def recall(self, slot: int, request: Request) -> None:
+        """Remember the tokens, stops and bias of the request that now has ``slot``."""
+
+    def score(self, start: int, targets: np.ndarray) -> Sequence[ScoreHandle]:
+        """Score tokens against the step submitted last.
+
+        Args:
+            start: flat token of that step that comes before the first target.
+            targets: i32[n], what follows that token and each after it.
+        """
 
     @property
     def is_intact(self) -> bool:

@@ -10,10 +10,20 @@ import numpy as np
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease
 from kvflow_jax.models.tokenizer import Detokenizer
-from kvflow_jax.outputs import FinishReason, Output, RequestStats
+from kvflow_jax.outputs import FinishReason, Output, RequestStats, TokenLogprobs
 from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.stop_strings import StopStrings
 
 NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token adds to an answer."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
 
 
 class Request:
@@ -40,6 +50,8 @@ class Request:
         stop_ids: frozenset[int],
         seed: tuple[int, int],  # two u32
         detokenizer: Detokenizer | None,
+        stop_strings: StopStrings | None = None,
+        client: str = "",
     ) -> None:
         self.id = request_id
         self.params = params
@@ -49,8 +61,10 @@ class Request:
         self.stop_ids = stop_ids
         self.seed = seed
         self.detokenizer = detokenizer
-        # Higher priority first, then by arrival.
-        self.order = (-priority, request_id)
+        self.stop_strings = stop_strings
+        self.client = client
+        self.priority = priority
+        self.turn = 0  # among requests of equal priority; the scheduler's to give
 
         self.num_prompt = len(prompt_ids)
         self.num_known = self.num_prompt
@@ -58,6 +72,8 @@ class Request:
         self.num_computed = 0
         self.tokens = np.empty(self.num_prompt + 16, np.int32)
         self.tokens[: self.num_prompt] = prompt_ids
+
+        self.prompt_logprobs: list[TokenLogprobs] = []  # of the tokens from the second on
 
         self.lease: Lease | None = None
         self.slot = NO_SLOT
@@ -68,6 +84,16 @@ class Request:
         self.first_token_s: float | None = None
         self.num_cached = 0
         self.num_preemptions = 0
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Lowest runs first: higher priority, then the client's turn, then arrival."""
+        return -self.priority, self.turn, self.id
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether its prompt must be computed whole, and no hit may shorten it."""
+        return self.params.prompt_logprobs is not None
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +124,33 @@ class Request:
         self.tokens[self.num_known] = token
         self.num_known += 1
         self.num_in_flight -= 1
+
+    def take(self, token: int) -> Piece:
+        """What an appended token means: the text it completes, and whether it is the last."""
+        may_stop = self.num_output >= self.params.min_tokens
+        if token in self.stop_ids and may_stop:
+            # The token that ends a text is no part of it; the end-of-text token needs no naming.
+            named = token if token in self.params.stop_token_ids else None
+            return Piece(self.rest_of_text(), FinishReason.STOP, named)
+        text = self.detokenizer.push([token]) if self.detokenizer else ""
+        is_last = self.num_known == self.max_len
+        if is_last and self.detokenizer is not None:
+            text += self.detokenizer.flush()
+        if self.stop_strings is not None and may_stop:
+            text, stop = self.stop_strings.push(text)
+            if stop is not None:
+                return Piece(text, FinishReason.STOP, stop)
+            if is_last:
+                text += self.stop_strings.flush()
+        return Piece(text, FinishReason.LENGTH if is_last else None)
+
+    def rest_of_text(self) -> str:
+        """Text that was waiting for tokens that will not come."""
+        text = self.detokenizer.flush() if self.detokenizer else ""
+        if self.stop_strings is None:
+            return text
+        text, stop = self.stop_strings.push(text)
+        return text if stop is not None else text + self.stop_strings.flush()
 
     def stats(self, now: float) -> RequestStats:
         return RequestStats(

@@ -4,8 +4,9 @@
        ▲                                                                    │
        └──────────────── preempt the last in order, when blocks run out ────┘
 
-Both lists are ordered by priority, then arrival. A waiting request holds nothing, so nothing can
-deadlock: the first in order always gets the blocks of those behind it.
+Both lists are ordered by priority; then clients take turns; then by arrival. A waiting request
+holds nothing, so nothing can deadlock: the first in order always gets the blocks of those behind
+it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class StepPlan:
     """What one step computes, and what it put into the index ahead of computing it."""
 
     chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[Request] = field(default_factory=list)
     published: list[tuple[Lease, int]] = field(default_factory=list)  # (lease, blocks before)
     prefill_lengths: list[int] = field(default_factory=list)  # of chunks of more than one token
 
@@ -47,8 +49,19 @@ class Scheduler:
         self._cache = cache
         self._shapes = shapes
         self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
+        self._turn = 0  # of those admitted last
+        self._last_turn: dict[str, int] = {}  # of each client with requests waiting
 
     def add(self, request: Request) -> None:
+        """Queue a request behind its client's others, one turn later each.
+
+        Who asks for a hundred at once thus waits no longer for the first, and lets a newcomer in
+        after it: start-time fair queueing, with requests as the unit.
+        """
+        if not self.waiting:
+            self._last_turn.clear()
+        request.turn = max(self._turn, self._last_turn.get(request.client, -1) + 1)
+        self._last_turn[request.client] = request.turn
         insort(self.waiting, request, key=_BY_ORDER)
 
     def remove(self, request: Request, now: float) -> None:
@@ -112,7 +125,7 @@ class Scheduler:
 
     def _plan_chunk(self, plan: StepPlan, request: Request, now: float) -> bool:
         """Add the next chunk of a running request to the plan, as long as rows allow."""
-        if request.num_computed + 1 < request.num_known:
+        if request.num_computed + 1 < request.num_known and not request.scores_prompt:
             self._adopt(request, now)
         length = request.num_tokens - request.num_computed
         if length > 1:
@@ -193,12 +206,16 @@ class Scheduler:
                 continue  # preempted in mid-step: its last token is still to come
             # At least one token is always computed: its logits are what the prompt asks for.
             matched = self._cache.match(request.root, request.known[:-1])
-            if self._block_key(request, matched) in in_progress:
+            if request.scores_prompt:
+                matched = matched[:0]
+            elif self._block_key(request, matched) in in_progress:
                 continue  # another computes its next block: share it rather than compute it twice
             if not self._has_room(request, matched):
                 return
             self.waiting.remove(request)
             insort(self.running, request, key=_BY_ORDER)
+            plan.admitted.append(request)
+            self._turn = max(self._turn, request.turn)
             request.slot = self._free_slots.pop()
             request.lease = self._cache.lease(request.root, matched, now)
             request.num_computed = len(matched) * self._cache.page_size

@@ -113,6 +113,13 @@ def test_nothing_compiles_after_warm_up(tiny):
                 top_p=(1.0, 0.5)[number % 2],
                 max_tokens=1 + number % 9,
                 seed=number if number % 2 else None,
+                min_p=(0.0, 0.1)[number % 2],
+                repetition_penalty=(1.0, 1.1)[number % 2],
+                frequency_penalty=(0.0, 0.5, 0.0)[number % 3],
+                logit_bias={5: 1.0, number: -3.0} if number % 4 == 0 else {},
+                min_tokens=number % 2,
+                logprobs=(None, 0, 5)[number % 3],
+                prompt_logprobs=(None, 3)[number % 6 == 0],
             )
             one = Collected(engine, prompt, params)
             engine.step()
@@ -140,3 +147,73 @@ def test_a_lost_pool_is_made_anew(tiny):
     again = Collected(engine, range(10, 50), GREEDY)
     run(engine)
     tiny.assert_greedy(again.prompt, again.tokens)
+
+
+def test_logprobs_and_prompt_logprobs_are_the_models(tiny):
+    rng = np.random.default_rng(5)
+    engine = tiny.engine()
+    params = SamplingParams(max_tokens=6, seed=1, logprobs=4, prompt_logprobs=3, ignore_eos=True)
+    prompt = rng.integers(3, CONFIG.vocab_size, 75).tolist()
+    plain = Collected(engine, prompt, GREEDY)
+    run(engine)
+    one = Collected(engine, prompt, params)  # the cache holds its prefix, which must not matter
+    beside = [Collected(engine, p, GREEDY) for p in prompts(rng, 3)]
+    run(engine)
+    assert plain.outputs[0].logprobs == beside[0].outputs[0].prompt_logprobs == ()
+    logits = tiny.cold_logits([*prompt, *one.tokens])
+    exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert one.last.stats.num_cached_tokens == 0
+    scored = [score for output in one.outputs for score in (*output.prompt_logprobs,)]
+    assert [score.token_id for score in scored] == prompt[1:]
+    new = [score for output in one.outputs for score in output.logprobs]
+    assert [score.token_id for score in new] == one.tokens
+    for position, score in enumerate([*scored, *new]):
+        row = exact[position]
+        assert abs(score.logprob - row[score.token_id]) < 1e-3
+        assert len(score.top) == (3 if position < len(scored) else 4)
+        best = np.sort(row)[::-1][: len(score.top)]
+        np.testing.assert_allclose([value for _, value in score.top], best, atol=1e-3)
+        np.testing.assert_allclose([row[token] for token, _ in score.top], best, atol=1e-3)
+
+
+def test_penalties_hold_across_preemption_and_steps_in_flight(tiny):
+    """With a strong presence penalty greedy text never repeats a token, whatever happened."""
+    rng = np.random.default_rng(6)
+    engine = tiny.engine(num_pages=40)
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=60,
+        presence_penalty=2.0,
+        frequency_penalty=2.0,
+        repetition_penalty=10.0,
+        logit_bias={17: -100.0},
+        ignore_eos=True,
+    )
+    asked = [Collected(engine, p, params) for p in prompts(rng, 8, 30, 60)]
+    run(engine)
+    alone = []
+    for one in asked:
+        alone.append(Collected(engine, one.prompt, params))
+        run(engine)
+    assert engine.stats.num_preemptions > 0
+    for one, other in zip(asked, alone, strict=True):
+        assert one.tokens == other.tokens
+        assert 17 not in one.tokens
+
+
+def test_min_tokens_holds_every_end_back(tiny):
+    engine = tiny.engine()
+    prompt = list(range(10, 40))
+    free = Collected(engine, prompt, SamplingParams(temperature=0.0, max_tokens=12))
+    run(engine)
+    ends = tuple(set(free.tokens))
+    params = SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=ends, min_tokens=5)
+    held = Collected(engine, prompt, params)
+    stopped = Collected(
+        engine, prompt, SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=ends)
+    )
+    run(engine)
+    assert len(stopped.tokens) == 1
+    assert stopped.last.stop_reason == stopped.tokens[0]
+    assert len(held.tokens) >= 5
+    assert not set(held.tokens[:5]) & set(ends)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from experiments.cold import ColdModel
 from kvflow_jax.batch import BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
@@ -68,6 +70,10 @@ class TinyModel:
             eos_token_ids=CONFIG.eos_token_ids,
             seed=0,
         )
+
+    def cold_logits(self, sequence) -> np.ndarray:
+        """f32[len(sequence), vocab_size], no cache and no batch."""
+        return self._cold.logits(sequence)
 
     def assert_greedy(self, prompt, output) -> None:
         """Each token is the likeliest after those before it, up to float32 rounding."""

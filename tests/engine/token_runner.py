@@ -46,6 +46,9 @@ class TokenStep:
             raise self._error
         return self._sampled
 
+    def logprobs(self):
+        return None
+
 
 class TokenRunner:
     """Set ``fail_submit`` or ``fail_result`` to an exception to fail the next step so."""
@@ -62,6 +65,9 @@ class TokenRunner:
         self.pool = np.full(self.spec.num_slots, -1, np.int64)
         self.last_tokens = np.full(self.shapes.num_slots, -1, np.int64)
         self.is_intact = True
+
+    def recall(self, slot, request) -> None:
+        """Sampling here has no memory: the tokens are a hash of the sequence."""
 
     def submit(self, batch: Batch) -> TokenStep:
         if self.fail_submit is not None:
@@ -82,12 +88,12 @@ class TokenRunner:
             self.pool[where] = tokens[:count]
         sampled = np.full(shape.num_rows, -1, np.int32)
         for row in range(shape.num_rows):
-            if batch.sample_slot[row] < self.shapes.num_slots:
+            if batch.sampling.slot[row] < self.shapes.num_slots:
                 end = int(batch.query_start[row] + batch.query_len[row])
                 sequence = self.pool[self._slots(batch, row, np.arange(end))]
                 assert (sequence >= 0).all(), "KV was read that nobody wrote"
                 sampled[row] = next_token(sequence)
-                self.last_tokens[batch.sample_slot[row]] = sampled[row]
+                self.last_tokens[batch.sampling.slot[row]] = sampled[row]
         error, self.fail_result = self.fail_result, None
         return TokenStep(sampled, error)
 

@@ -119,7 +119,7 @@ def test_arrays_can_be_used_in_place(folder):
     """Alignment that lets a CPU device share the memory: the host arrays are the only copy."""
     stacked = read_folder(MODEL, folder)
     assert all(weight.ctypes.data % 64 == 0 for weight in stacked.values())
-    placed = MODEL.place(stacked)
+    placed = MODEL.place(dict(stacked))
     embed = placed["embed.weight"]
     assert embed.unsafe_buffer_pointer() == stacked["embed.weight"].ctypes.data
 
