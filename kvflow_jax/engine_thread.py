@@ -81,8 +81,9 @@ class EngineThread:
         *,
         salt: str = "",
         priority: int = 0,
+        client: str = "",
     ) -> int:
-        """Queue a request; its id.
+        """Queue a request; its id. See ``Engine.add``.
 
         ``on_output`` is called on the engine's thread, in order; the last output has a finish
         reason. It must not block.
@@ -115,6 +116,7 @@ class EngineThread:
                     partial(self._hand_over, on_output),
                     salt=salt,
                     priority=priority,
+                    client=client,
                     arrival_s=arrival_s,
                     request_id=request_id,
                 )

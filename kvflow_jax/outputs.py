@@ -66,6 +66,11 @@ class Output:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stop_reason: str | int | None = None
 
+    @property
+    def ends_at_token(self) -> bool:
+        """Whether the last of ``token_ids`` ended the text, of which it is no part."""
+        return self.finish_reason is FinishReason.STOP and not isinstance(self.stop_reason, str)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:

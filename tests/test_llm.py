@@ -1,9 +1,13 @@
 """The Python API and the server over a real, tiny model: the whole way, once."""
 
+import contextlib
+import functools
 import json
 import threading
 
 import httpx
+import numpy as np
+import openai
 import pytest
 
 from kvflow_jax import (
@@ -126,6 +130,101 @@ def test_too_little_memory_is_said_before_anything_runs(folder, tmp_path):
 
 def test_the_server_serves_this_engine(llm):
     """HTTP to device and back; what HTTP alone does is tested in tests/serve."""
+    with served(llm) as url, httpx.Client(base_url=url, timeout=60) as client:
+        body = {"prompt": "hello over there, dear server", "max_tokens": 5, "temperature": 0}
+        first = client.post("/v1/completions", json=body).json()
+        again = client.post("/v1/completions", json=body).json()
+        assert first["choices"] == again["choices"]
+        assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        text = ""
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: {"):
+                    text += json.loads(line[6:])["choices"][0]["text"]
+        assert text == first["choices"][0]["text"]
+        metrics = client.get("/metrics").text
+        assert "vllm:prefix_cache_hits_total" in metrics
+
+
+def test_the_openai_client_uses_every_sampling_feature(llm):
+    with served(llm) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+        ask = functools.partial(
+            client.completions.create, model="tiny", prompt="hello over there", temperature=0
+        )
+        plain = ask(max_tokens=12)
+        text = plain.choices[0].text
+        # A stop string across the borders of tokens; with it, and streamed.
+        stop = text[3:6]
+        cut = text[: text.find(stop)]
+        assert ask(max_tokens=12, stop=stop).choices[0].text == cut
+        assert ask(max_tokens=12, stop=[stop, "§"]).choices[0].finish_reason == "stop"
+        kept = ask(max_tokens=12, stop=stop, extra_body={"include_stop_str_in_output": True})
+        assert kept.choices[0].text == cut + stop
+        pieces = [chunk.choices[0].text for chunk in ask(max_tokens=12, stop=stop, stream=True)]
+        assert "".join(pieces) == cut
+        # Logprobs, echo, scoring alone.
+        scored = ask(max_tokens=4, logprobs=2)
+        logprobs = scored.choices[0].logprobs
+        assert "".join(logprobs.tokens) == scored.choices[0].text
+        assert len(logprobs.token_logprobs) == len(logprobs.tokens) == 4
+        assert all(len(top) in (2, 3) for top in logprobs.top_logprobs)
+        echoed = ask(max_tokens=4, logprobs=2, echo=True).choices[0]
+        assert echoed.text == "hello over there" + scored.choices[0].text
+        assert echoed.logprobs.token_logprobs[0] is None
+        assert "".join(echoed.logprobs.tokens) == echoed.text
+        assert echoed.logprobs.text_offset[-1] + len(echoed.logprobs.tokens[-1]) == len(echoed.text)
+        np.testing.assert_allclose(
+            echoed.logprobs.token_logprobs[-4:], logprobs.token_logprobs, atol=1e-3
+        )
+        alone = ask(max_tokens=0, logprobs=0, echo=True)
+        assert alone.choices[0].text == "hello over there"
+        assert "".join(alone.choices[0].logprobs.tokens) == "hello over there"
+        assert alone.usage.completion_tokens == 0
+        streamed = list(ask(max_tokens=4, logprobs=2, echo=True, stream=True))
+        assert "".join(chunk.choices[0].text for chunk in streamed) == echoed.text
+        offsets = [at for chunk in streamed for at in chunk.choices[0].logprobs.text_offset]
+        assert offsets == echoed.logprobs.text_offset
+        # n, seeds, penalties, bias, min_tokens.
+        drawn = ask(max_tokens=8, n=3, seed=5, extra_body={"temperature": 1.0})
+        assert len({choice.text for choice in drawn.choices}) > 1
+        again = ask(max_tokens=8, n=3, seed=5, extra_body={"temperature": 1.0})
+        assert [c.text for c in again.choices] == [c.text for c in drawn.choices]
+        token = llm.generate("hello over there", GREEDY).token_ids[0]
+        banned = ask(max_tokens=4, logit_bias={str(token): -100})
+        assert banned.choices[0].text != scored.choices[0].text
+        flat = ask(
+            max_tokens=20,
+            presence_penalty=2,
+            frequency_penalty=2,
+            extra_body={"repetition_penalty": 10, "ignore_eos": True},
+        )
+        assert flat.choices[0].text != ask(max_tokens=20).choices[0].text
+        # Chat's own form of logprobs, whole and streamed.
+        chat = functools.partial(
+            client.chat.completions.create,
+            model="tiny",
+            messages=[{"role": "user", "content": "hello"}],
+            temperature=0,
+            max_tokens=5,
+            logprobs=True,
+            top_logprobs=3,
+        )
+        answer = chat().choices[0]
+        content = answer.logprobs.content
+        said = b"".join(bytes(one.bytes) for one in content).decode(errors="replace")
+        assert said == answer.message.content
+        assert all(len(one.top_logprobs) == 3 for one in content)
+        assert all(one.logprob <= one.top_logprobs[0].logprob + 1e-5 for one in content)
+        news = [chunk.choices[0].logprobs for chunk in chat(stream=True) if chunk.choices]
+        tokens = [one.token for logprobs in news if logprobs for one in logprobs.content]
+        assert tokens == [one.token for one in content]
+    llm.engine.check_integrity()
+
+
+@contextlib.contextmanager
+def served(llm):
+    """The engine of ``llm`` behind HTTP; its URL."""
     from kvflow_jax.serve.config import ServerConfig
     from kvflow_jax.serve.server import Server, bind
 
@@ -142,20 +241,7 @@ def test_the_server_serves_this_engine(llm):
         with httpx.Client(base_url=server.url, timeout=60) as client:
             while client.get("/ready").status_code != 200:
                 pass
-            body = {"prompt": "hello over there, dear server", "max_tokens": 5, "temperature": 0}
-            first = client.post("/v1/completions", json=body).json()
-            again = client.post("/v1/completions", json=body).json()
-            assert first["choices"] == again["choices"]
-            assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
-            assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
-            text = ""
-            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
-                for line in stream.iter_lines():
-                    if line.startswith("data: {"):
-                        text += json.loads(line[6:])["choices"][0]["text"]
-            assert text == first["choices"][0]["text"]
-            metrics = client.get("/metrics").text
-            assert "vllm:prefix_cache_hits_total" in metrics
+        yield server.url
     finally:
         server.should_exit = True
         thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -10,9 +11,10 @@ from fastapi.responses import JSONResponse, Response
 from kvflow_jax import __version__
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.serve import chat, completions
-from kvflow_jax.serve.auth import cache_salt
+from kvflow_jax.serve.auth import cache_salt, client_of
 from kvflow_jax.serve.body import parse_body
 from kvflow_jax.serve.errors import ApiError, QuietWhenGone, install_error_handlers
+from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
@@ -101,7 +103,7 @@ async def create_chat_completion(
     messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
     texts = [message["content"] for message in messages]
     prompt_ids = await service.tokenize(texts, lambda t: t.apply_chat_template(messages, **kwargs))
-    form = chat.ChatFormat(service.model_name)
+    form = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
     return await _answer(request, service, tenant, body, params, [prompt_ids], form)
 
 
@@ -112,12 +114,15 @@ async def create_completion(request: Request, service: TheService, tenant: TheTe
     service.check_model(body.model)
     params = body.sampling_params()
     prompts = completions.read_prompts(body.prompt)
-    service.check_num_prompts(len(prompts))
+    service.check_num_prompts(len(prompts) * len(params))
     encoded = completions.token_prompts(prompts)
     if encoded is None:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = await service.tokenize(texts, lambda t: completions.encode_prompts(t, prompts))
-    form = completions.CompletionFormat(service.model_name)
+    echoes = completions.echo_prompts(service.tokenizer, prompts, encoded) if body.echo else ()
+    form = completions.CompletionFormat(
+        service.model_name, body, LogprobWriter(service.tokenizer), echoes
+    )
     return await _answer(request, service, tenant, body, params, encoded, form)
 
 
@@ -139,7 +144,7 @@ async def _answer(
     service: Service,
     tenant: str,
     body: GenerationRequest,
-    params: SamplingParams,
+    params: Sequence[SamplingParams],
     prompts: list[list[int]],
     form: Format,
 ) -> Response:
@@ -148,6 +153,7 @@ async def _answer(
         params,
         salt=cache_salt(tenant, body.cache_salt),
         priority=body.priority or 0,
+        client=client_of(request, tenant, body.user),
     )
     if body.stream:
         return EventStream(generation, form, include_usage=body.include_usage)

@@ -6,6 +6,8 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
+from starlette.requests import Request
+
 from kvflow_jax.serve.errors import ApiError
 
 
@@ -44,6 +46,12 @@ def cache_salt(tenant: str, request_salt: str | None) -> str:
     """Salt of the index's root: requests share cached blocks only under equal salts."""
     salt = request_salt or ""
     return f"{tenant}:{salt}" if tenant else salt  # tenants are of one length: unambiguous
+
+
+def client_of(request: Request, tenant: str, user: str | None) -> str:
+    """Whose turn a request takes: the key's or the host's, and within it the user's."""
+    host = request.client.host if request.client is not None else ""
+    return f"{tenant or host}:{user or ''}"
 
 
 def _digest(key: bytes) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.generation import News
+from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.serve.stream import finish_name
 
@@ -40,7 +41,9 @@ _RESERVED_KWARGS = frozenset(
 class ChatFormat:
     """Objects of one chat completion."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, body: ChatRequest, writer: LogprobWriter) -> None:
+        self._wants_logprobs = bool(body.logprobs)
+        self._writer = writer
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -48,11 +51,11 @@ class ChatFormat:
         }
 
     def opening(self, index: int) -> dict[str, Any]:
-        return self._chunk(index, {"role": "assistant", "content": ""}, None)
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
     def chunk(self, news: News) -> dict[str, Any]:
         delta = {"content": news.text} if news.text else {}
-        return self._chunk(news.index, delta, finish_name(news.finish_reason))
+        return self._chunk(news.index, delta, news)
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
@@ -65,17 +68,38 @@ class ChatFormat:
                 {
                     "index": choice.index,
                     "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                    "logprobs": None,
+                    "logprobs": self._logprobs(choice),
                     "finish_reason": finish_name(choice.finish_reason),
+                    "stop_reason": choice.stop_reason,
+                    **self._prompt_logprobs(choice),
                 }
                 for choice in choices
             ],
             "usage": usage,
         }
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, index: int, delta: dict[str, Any], news: News | None = None) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        if news is not None:
+            choice["logprobs"] = self._logprobs(news)
+            choice["finish_reason"] = finish_name(news.finish_reason)
+            choice |= self._prompt_logprobs(news)
+            if news.finish_reason is not None:
+                choice["stop_reason"] = news.stop_reason
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _logprobs(self, news: News) -> dict[str, Any] | None:
+        return self._writer.chat(news.logprobs) if self._wants_logprobs else None
+
+    def _prompt_logprobs(self, news: News) -> dict[str, Any]:
+        if not news.prompt_logprobs:
+            return {}
+        return {"prompt_logprobs": self._writer.prompt(news.prompt_logprobs)}
 
 
 def read_messages(body: ChatRequest) -> list[dict[str, Any]]:

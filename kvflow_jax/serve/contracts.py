@@ -35,6 +35,7 @@ class Engine(Protocol):
         *,
         salt: str = "",
         priority: int = 0,
+        client: str = "",
     ) -> int:
         """Queue a request, return its id at once.
 
@@ -65,6 +66,11 @@ class Tokenizer(Protocol):
         """UTF-8 bytes of the longest token."""
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """UTF-8 bytes a token stands for; may be part of a character."""
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
         """Prompt ids of a chat.

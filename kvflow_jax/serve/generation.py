@@ -6,12 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from starlette.types import Receive
 
-from kvflow_jax.outputs import FinishReason, Output
+from kvflow_jax.outputs import FinishReason, Output, TokenLogprobs
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.serve.contracts import Engine
 from kvflow_jax.serve.errors import ApiError, ClientGoneError, to_api_error
@@ -56,6 +56,19 @@ class News:
     index: int
     text: str = ""
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def add(self, output: Output | News) -> None:
+        """Append what came later."""
+        self.text += output.text
+        self.prompt_logprobs += output.prompt_logprobs
+        self.logprobs += output.logprobs
+        if isinstance(output, Output) and output.ends_at_token:
+            self.logprobs = self.logprobs[:-1]  # the token that ends a text is no part of it
+        if output.finish_reason is not None:
+            self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
 
 @dataclass(slots=True)
@@ -66,15 +79,16 @@ class Usage:
 
 
 class Generation:
-    """The running requests of one HTTP request: one a prompt, numbered in order.
+    """The running requests of one HTTP request, numbered in order: ``n`` for each prompt.
 
     Lives on the loop. Every path out of it must end in ``close``, which aborts what still runs.
 
     Args:
         engine: where prompts are submitted.
         mailbox: brings their outputs here.
-        on_finished: called once with the last output of each prompt.
+        on_finished: called once with the last output of each request.
         on_closed: called once by ``close``.
+        num_each: answers to each prompt.
     """
 
     def __init__(
@@ -83,7 +97,9 @@ class Generation:
         mailbox: Mailbox,
         on_finished: Callable[[Output], None],
         on_closed: Callable[[Generation], None],
+        num_each: int = 1,
     ) -> None:
+        self.num_each = num_each
         self.usage = Usage()
         self._engine = engine
         self._mailbox = mailbox
@@ -94,20 +110,27 @@ class Generation:
         self._wake = asyncio.Event()
         self._failure: Exception | None = None
         self._is_closed = False
-        self.num_prompts = 0
+        self.num_choices = 0
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, salt: str, priority: int
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        salt: str,
+        priority: int,
+        client: str,
     ) -> None:
-        """Queue one more prompt; errors are those of ``Engine.submit``."""
-        index = self.num_prompts
-        self.num_prompts += 1
+        """Queue one more answer; errors are those of ``Engine.submit``."""
+        index = self.num_choices
+        self.num_choices += 1
         self._running[index] = self._engine.submit(
             prompt_ids,
             params,
             partial(self._mailbox.post, self, index),
             salt=salt,
             priority=priority,
+            client=client,
         )
 
     def receive(self, index: int, output: Output) -> None:
@@ -134,13 +157,13 @@ class Generation:
         self._on_closed(self)
 
     async def news(self) -> AsyncIterator[list[News]]:
-        """What has been said since the last look, prompts in order, until all have finished.
+        """What has been said since the last look, choices in order, until all have finished.
 
         Raises:
             ApiError: the engine failed or cut off a prompt.
             ClientGoneError: the client has left.
         """
-        num_unfinished = self.num_prompts
+        num_unfinished = self.num_choices
         while num_unfinished:
             await self._wake.wait()
             self._wake.clear()
@@ -178,18 +201,20 @@ class Generation:
             if output.finish_reason is FinishReason.ABORT:
                 raise ApiError(503, "the server cut this request off", code="request_aborted")
             item = by_index.setdefault(index, News(index))
-            item.text += output.text
+            item.add(output)
             if output.finish_reason is not None:
-                item.finish_reason = output.finish_reason
-                self._count(output)
+                self._count(index, output)
         self._unread.clear()
         return [by_index[index] for index in sorted(by_index)]
 
-    def _count(self, output: Output) -> None:
-        if output.stats is not None:
-            self.usage.prompt_tokens += output.stats.num_prompt_tokens
-            self.usage.cached_tokens += output.stats.num_cached_tokens
-            self.usage.completion_tokens += output.stats.num_output_tokens
+    def _count(self, index: int, output: Output) -> None:
+        stats = output.stats
+        if stats is None:
+            return
+        self.usage.completion_tokens += stats.num_output_tokens
+        if index % self.num_each == 0:  # a prompt counts once, however many answer it
+            self.usage.prompt_tokens += stats.num_prompt_tokens
+            self.usage.cached_tokens += stats.num_cached_tokens
 
     def _abort(self) -> None:
         for request_id in self._running.values():

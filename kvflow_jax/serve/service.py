@@ -156,26 +156,36 @@ class Service:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        params: SamplingParams,
+        params: Sequence[SamplingParams],
         *,
         salt: str,
         priority: int,
+        client: str,
     ) -> Generation:
-        """Submit all prompts or none. The caller closes the generation, usually by ``watching``.
+        """Submit all prompts or none, each once for each of ``params``.
+
+        The caller closes the generation, usually by ``watching``.
 
         Raises:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
         """
         engine, mailbox = self._ready()
-        generation = Generation(engine, mailbox, self.metrics.observe, self._open.discard)
+        generation = Generation(
+            engine, mailbox, self.metrics.observe, self._open.discard, num_each=len(params)
+        )
         self._open.add(generation)
         try:
             for prompt_ids in prompts:
-                generation.submit(prompt_ids, params, salt=salt, priority=priority)
+                for one in params:
+                    generation.submit(prompt_ids, one, salt=salt, priority=priority, client=client)
         except BaseException:
             generation.close()
             raise
         return generation
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
 
     async def flush_cache(self) -> bool:
         """Drop all cached blocks; True too where there is none to drop."""

@@ -39,13 +39,11 @@ async def answer_whole(generation: Generation, form: Format, receive: Receive) -
     Raises:
         ApiError, ClientGoneError.
     """
-    choices = [News(index) for index in range(generation.num_prompts)]
+    choices = [News(index) for index in range(generation.num_choices)]
     async with generation.watching(receive):
         async for batch in generation.news():
             for news in batch:
-                choice = choices[news.index]
-                choice.text += news.text
-                choice.finish_reason = news.finish_reason
+                choices[news.index].add(news)
     return JSONResponse(form.whole(choices, usage_body(generation.usage)))
 
 
@@ -93,7 +91,7 @@ class EventStream(Response):
                 if news.index not in opened:
                     opened.add(news.index)
                     events += self._optional(self._form.opening(news.index))
-                if news.text or news.finish_reason is not None:
+                if news.text or news.logprobs or news.finish_reason is not None:
                     chunk = self._form.chunk(news)
                     if self._include_usage:
                         chunk["usage"] = None  # as OpenAI has it

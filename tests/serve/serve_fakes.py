@@ -26,6 +26,7 @@ class FakeRequest:
     on_output: Callable[[Output], None]
     salt: str
     priority: int
+    client: str = ""
     num_output_tokens: int = 0
 
     @property
@@ -75,6 +76,7 @@ class FakeEngine:
         *,
         salt: str = "",
         priority: int = 0,
+        client: str = "",
     ) -> int:
         if self.is_closed:
             raise EngineClosedError("the engine is draining")
@@ -89,7 +91,9 @@ class FakeEngine:
         with self._changed:
             request_id = self.num_submitted
             self.num_submitted += 1
-            request = FakeRequest(request_id, list(prompt_ids), params, on_output, salt, priority)
+            request = FakeRequest(
+                request_id, list(prompt_ids), params, on_output, salt, priority, client
+            )
             self.requests[request_id] = self.running[request_id] = request
             self._changed.notify_all()
         reply = self.reply(request) if callable(self.reply) else self.reply
@@ -200,6 +204,12 @@ class FakeTokenizer:
     def encode(self, text: str) -> list[int]:
         self.encoded.append(text)
         return [ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return chr(token_id).encode()
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
         if messages[-1]["content"] == "explode":

@@ -183,10 +183,64 @@ def test_parameters_reach_the_engine(http: httpx.Client, engine: FakeEngine) -> 
             "ignore_eos": True,
             "priority": 2,
             "cache_salt": "mine",
+            "min_p": 0.1,
+            "repetition_penalty": 1.1,
+            "frequency_penalty": 0.2,
+            "presence_penalty": 0.3,
+            "logit_bias": {"5": 1},
+            "stop": "END",
+            "include_stop_str_in_output": True,
+            "min_tokens": 2,
+            "skip_special_tokens": False,
+            "logprobs": True,
+            "top_logprobs": 3,
+            "prompt_logprobs": 1,
+            "user": "me",
         },
     ).raise_for_status()
-    assert engine.last.params == SamplingParams(7, 0, 3, 0.5, 11, (4,), True)
+    assert engine.last.params == SamplingParams(
+        max_tokens=7,
+        temperature=0,
+        top_k=3,
+        top_p=0.5,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        frequency_penalty=0.2,
+        presence_penalty=0.3,
+        logit_bias={5: 1.0},
+        seed=11,
+        stop=("END",),
+        include_stop=True,
+        stop_token_ids=(4,),
+        min_tokens=2,
+        ignore_eos=True,
+        skip_special_tokens=False,
+        logprobs=3,
+        prompt_logprobs=1,
+    )
     assert (engine.last.priority, engine.last.salt) == (2, "mine")
+    assert engine.last.client == "127.0.0.1:me"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_n_answers_to_each_prompt(client: openai.OpenAI, engine: FakeEngine, stream: bool) -> None:
+    engine.reply = lambda request: [f"{request.prompt}{request.params.seed}"]
+    asked = {"model": "tiny", "prompt": ["a", "bb"], "n": 3, "seed": 7}
+    if stream:
+        chunks = list(
+            client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        )
+        texts = dict.fromkeys(range(6), "")
+        for chunk in chunks:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+        usage = chunks[-1].usage
+    else:
+        answer = client.completions.create(**asked)
+        texts = {choice.index: choice.text for choice in answer.choices}
+        usage = answer.usage
+    assert texts == {0: "a7", 1: "a8", 2: "a9", 3: "bb7", 4: "bb8", 5: "bb9"}
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 6)
 
 
 def test_null_is_absent_and_unknown_fields_pass(http: httpx.Client, engine: FakeEngine) -> None:

@@ -94,6 +94,32 @@ def test_bodies_that_are_no_json_object(
         ({"stop": ["a"] * 17}, "stop"),
         ({"cache_salt": 3}, "cache_salt"),
         ({"cache_salt": "s" * 1025}, "cache_salt"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"n": True}, "n"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"min_p": "0.5"}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(10_000)}}, "logit_bias"),
+        ({"stop": ["s"] * 100}, "stop"),
+        ({"stop": "s" * 257}, "stop"),
+        ({"stop": [3]}, "stop"),
+        ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"user": 3}, "user"),
         ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
     ],
@@ -114,19 +140,9 @@ def test_a_number_beyond_floats_is_refused(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("stop", "END"),
-        ("stop", ["END"]),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -0.5),
-        ("logit_bias", {"5": 1}),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 2),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("response_format", {"type": "json_object"}),
-        ("min_p", 0.1),
         ("chat_template", "{{ 1 }}"),
     ],
 )
@@ -140,11 +156,30 @@ def test_what_is_not_supported_yet_says_so(
     assert not engine.requests
 
 
-@pytest.mark.parametrize("field", ["echo", "best_of", "suffix", "logprobs"])
+@pytest.mark.parametrize("field", ["best_of", "suffix"])
 def test_completions_not_supported_yet(http: httpx.Client, field: str) -> None:
-    value = {"echo": True, "best_of": 2, "suffix": "x", "logprobs": 1}[field]
+    value = {"best_of": 2, "suffix": "x"}[field]
     answer = http.post("/v1/completions", json={"prompt": "a", field: value})
     assert error_of(answer, 400)["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"echo": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 129}, "n"),
+    ],
+)
+def test_bad_fields_of_completions(
+    http: httpx.Client, engine: FakeEngine, change: dict[str, Any], param: str
+) -> None:
+    answer = http.post("/v1/completions", json={"prompt": "a", **change})
+    assert error_of(answer, 400)["param"] == param
+    assert not engine.requests
 
 
 @pytest.mark.parametrize(
