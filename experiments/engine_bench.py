@@ -1,4 +1,4 @@
-"""The engine on this machine: prefill rate, cached start, compilations, start-up, memory.
+"""The engine on this machine: prefill, decode, batching, cached start, start-up, memory.
 
 python -m experiments.engine_bench --json FILE
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.measure import (
+    BandwidthCeiling,
     MatmulCeiling,
     arguments,
     counted_compiles,
@@ -24,7 +25,12 @@ from experiments.measure import (
 )
 
 REACH = {
-    "prefill_vs_matmul_ceiling": ">= 0.65",
+    "prefill_vs_matmul_ceiling": ">= 0.80",
+    "decode_b1_vs_ceiling": ">= 0.70",
+    "decode_b8_1024_vs_ceiling": ">= 0.30",
+    "device_idle_ms_per_step": "<= 0.3",
+    "host_cpu_ms_per_step": "<= 2",
+    "mixed_throughput_ratio": ">= 3",
     "cached_ttft_ratio": "<= 0.06",
     "compiles_after_warmup": "0",
     "ready_s": "<= 20",
@@ -47,6 +53,7 @@ def main() -> None:
     second = run_child(options.model)
     figures = {
         **engine_figures(options.model),
+        **decode_figures(options.model),
         "first_start_s": first["ready_s"],
         "ready_s": second["ready_s"],
         "rss_overhead_ratio": second["rss_overhead_ratio"],
@@ -98,6 +105,57 @@ def engine_figures(model: str) -> dict[str, Any]:
         }
 
 
+def decode_figures(model: str) -> dict[str, Any]:
+    """Decode steps against the time it takes to read weights and KV once, and batching's gain."""
+    from experiments.decode import watch_decode
+    from kvflow_jax import LLM
+
+    with LLM(model, pool_gib=POOL_GIB) as llm:
+        ceiling = BandwidthCeiling(llm.config)
+        token_bytes = llm.sizes.pool.page_bytes / llm.sizes.pool.page_size
+        figures: dict[str, Any] = {}
+        for batch_size, context_len in ((1, 256), (8, 256), (8, 1024)):
+            before = ceiling.bytes_per_s()
+            seen = watch_decode(llm, batch_size, context_len)
+            rate = (before + ceiling.bytes_per_s()) / 2
+            read = llm.weights_bytes + batch_size * context_len * token_bytes
+            name = f"decode_b{batch_size}_{context_len}"
+            figures[f"{name}_ms"] = seen.step_ms
+            figures[f"{name}_vs_ceiling"] = read / rate / (seen.step_ms / 1e3)
+            figures[f"{name}_bandwidth_gb_per_s"] = rate / 1e9
+            if (batch_size, context_len) == (8, 256):
+                figures["device_idle_ms_per_step"] = seen.device_idle_ms
+                figures["host_cpu_ms_per_step"] = seen.host_cpu_ms
+        figures["decode_b1_ms"] = figures.pop("decode_b1_256_ms")
+        figures["decode_b1_vs_ceiling"] = figures.pop("decode_b1_256_vs_ceiling")
+        return {**figures, **batching_gain(llm)}
+
+
+def batching_gain(llm: Any, num_at_once: int = 32, num_alone: int = 6) -> dict[str, float]:
+    """Tokens/s of requests at once, 512 in and 64 out, over one after the other."""
+    from kvflow_jax import SamplingParams
+
+    rng = np.random.default_rng(1)
+    params = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
+
+    def seconds_each(count: int, at_once: bool) -> float:
+        prompts = rng.integers(0, llm.config.vocab_size, (count, 512)).tolist()
+        start = time.perf_counter()
+        for some in [prompts] if at_once else [[prompt] for prompt in prompts]:
+            llm.generate(some, params, progress=False)
+        return (time.perf_counter() - start) / count
+
+    # Half of those alone before and half after: the machine's mood changes.
+    alone = seconds_each(num_alone // 2, False)
+    together = seconds_each(num_at_once, True)
+    alone = (alone + seconds_each(num_alone - num_alone // 2, False)) / 2
+    return {
+        "mixed_tokens_per_s": (512 + 64) / together,
+        "sequential_tokens_per_s": (512 + 64) / alone,
+        "mixed_throughput_ratio": alone / together,
+    }
+
+
 def compiles_under_mixed_load(llm: Any, rng: np.random.Generator) -> int:
     """100 requests of mixed lengths, arrivals and sampling, every fifth aborted."""
     from kvflow_jax import SamplingParams
@@ -112,6 +170,12 @@ def compiles_under_mixed_load(llm: Any, rng: np.random.Generator) -> int:
                 top_k=int(rng.choice([0, 1, 40])),
                 top_p=float(rng.choice([1.0, 0.9])),
                 seed=int(rng.integers(0, 100)) if i % 2 else None,
+                min_p=float(rng.choice([0.0, 0.1])),
+                repetition_penalty=float(rng.choice([1.0, 1.2])),
+                logit_bias={5: 2.0} if i % 7 == 0 else {},
+                stop=["the"] if i % 4 == 0 else [],
+                logprobs=3 if i % 5 == 0 else None,
+                prompt_logprobs=1 if i % 11 == 0 else None,
             )
             streams.append(llm.stream(ids, params))
             if i % 3 == 0:

@@ -96,6 +96,34 @@ class MatmulCeiling:
         return num_runs * self._flops / spent
 
 
+class BandwidthCeiling:
+    """The rate at which matrix-vector products read a model's weights, by numpy's BLAS.
+
+    On all cores, over plain matrices of the model's shapes, as many bytes as its weights have.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        shapes = [
+            (num_out, num_in)
+            for num_in, num_out in projections(config)
+            for _ in range(config.num_layers)
+        ]
+        shapes.append((config.vocab_size, config.hidden_size))
+        self._weights = [np.full(shape, 0.01, np.float32) for shape in shapes]
+        self._vectors = {shape[1]: np.ones(shape[1], np.float32) for shape in shapes}
+        self.nbytes = sum(weight.nbytes for weight in self._weights)
+
+    def bytes_per_s(self, repeats: int = 5) -> float:
+        """Of the best of some passes over all weights."""
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for weight in self._weights:
+                np.dot(weight, self._vectors[weight.shape[1]])
+            times.append(time.perf_counter() - start)
+        return self.nbytes / min(times)
+
+
 def resident_bytes() -> int:
     """Resident memory of this process, bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
