@@ -30,10 +30,9 @@ class BatchShape:
     def num_tokens(self) -> int:
         return self.num_decode + self.num_tiles * self.tile
 
-    def holds(self, lengths: Sequence[int]) -> bool:
-        """Whether chunks of these lengths fit: single tokens in decode rows, others in tiles."""
-        num_decode = lengths.count(1)
-        num_tiles = sum(-(-length // self.tile) for length in lengths if length > 1)
+    def holds(self, num_decode: int, lengths: Sequence[int]) -> bool:
+        """Whether so many decode rows fit, and chunks of these lengths into the tiles."""
+        num_tiles = sum(-(-length // self.tile) for length in lengths)
         return num_decode <= self.num_decode and num_tiles <= self.num_tiles
 
 
@@ -89,6 +88,8 @@ class BatchShapes:
         page_size: tokens of a block.
         pages_per_seq: width of a page table.
         num_slots: how many requests can run; samples are kept by slot.
+        deterministic: prompts and decoding each have one shape and never share a step, so that a
+            row is computed by the same program whatever else there is to do.
     """
 
     shapes: tuple[BatchShape, ...]
@@ -97,6 +98,7 @@ class BatchShapes:
     page_size: int
     pages_per_seq: int
     num_slots: int
+    deterministic: bool = False
 
     @classmethod
     def plan(
@@ -107,6 +109,7 @@ class BatchShapes:
         tile: int,
         page_size: int,
         pages_per_seq: int,
+        deterministic: bool = False,
     ) -> BatchShapes:
         """Powers of two for pure decode; where prompts are in the batch, a few sizes.
 
@@ -114,6 +117,9 @@ class BatchShapes:
         in them. So there are shapes for one chunk by size, for a full budget of few long chunks,
         and for a full budget of many short ones.
         """
+        if deterministic:
+            two = (BatchShape(0, max_num_seqs, tile), BatchShape(1, 0, tile))
+            return cls(two, tile, tile, page_size, pages_per_seq, max_num_seqs, True)
         most = -(-max_prefill_tokens // tile)
         half, quarter = -(-tile // 2), -(-tile // 4)
         decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
@@ -127,9 +133,11 @@ class BatchShapes:
     def longest_chunk(self, lengths: Sequence[int], wanted: int) -> int:
         """Most tokens, at most ``wanted``, that a step can compute beside chunks of ``lengths``.
 
-        All of them longer than one token; those take decode rows, which every size of tiles comes
-        with. What is cut off ends where a block does, so that it can be shared; 0 where none fits.
+        All of them in tiles; decode rows come with every size of those. What is cut off ends where
+        a block does, so that it can be shared; 0 where none fits.
         """
+        if self.deterministic:
+            return 0 if lengths else min(wanted, self.tile)
         most = 0
         for shape in self.shapes:
             if shape.num_decode == self.num_slots:
@@ -144,14 +152,15 @@ class BatchShapes:
             The batch, and of each chunk, i32[num_chunks], the row whose sample is its own, and
             where among the flat tokens it begins.
         """
-        lengths = [chunk.length for chunk in chunks]
-        shape = next(shape for shape in self.shapes if shape.holds(lengths))
+        lengths = [chunk.length for chunk in chunks if not chunk.is_decode]
+        num_decode = len(chunks) - len(lengths)
+        shape = next(shape for shape in self.shapes if shape.holds(num_decode, lengths))
         batch = Batch.empty(shape, self.pages_per_seq, self.num_slots)
         sample_rows = np.empty(len(chunks), np.int32)
         starts = np.empty(len(chunks), np.int32)
         next_decode, next_tile = 0, shape.num_decode
         for i, chunk in enumerate(chunks):
-            if chunk.length == 1:
+            if chunk.is_decode:
                 starts[i] = row = next_decode
                 next_decode += 1
                 self._fill_decode(batch, row, chunk)

@@ -41,6 +41,9 @@ class EngineConfig:
             most of the device's.
         max_waiting: most requests that wait; beyond it they are refused.
         seed: from which requests without a seed of their own draw theirs; None: from the system.
+        deterministic: the same tokens for the same request to the last bit, whatever runs beside
+            it and whatever the cache holds; slower, because prompts and decoding take turns, and
+            outputs are not shared as prefixes.
     """
 
     max_model_len: int | None = None
@@ -51,6 +54,7 @@ class EngineConfig:
     pool_gib: float | None = None
     max_waiting: int = 1024
     seed: int | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "max_waiting"):
@@ -126,6 +130,7 @@ class EngineSizes:
             tile=tile,
             page_size=page,
             pages_per_seq=-(-wanted_len // page),
+            deterministic=config.deterministic,
         )
         pool = PoolSpec(
             num_layers=model.num_layers,

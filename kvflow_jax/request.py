@@ -172,6 +172,7 @@ class Chunk:
     Args:
         pages: i32[n], the pool's pages of its sequence up to the end of the chunk.
         samples: whether the step samples the token that follows.
+        is_decode: whether it takes a decode row, one token, rather than tiles.
     """
 
     request: Request
@@ -179,3 +180,4 @@ class Chunk:
     length: int
     pages: np.ndarray
     samples: bool
+    is_decode: bool

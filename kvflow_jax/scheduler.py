@@ -12,6 +12,7 @@ it.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -49,6 +50,7 @@ class Scheduler:
         self._cache = cache
         self._shapes = shapes
         self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
+        self._decoded_last = False
         self._turn = 0  # of those admitted last
         self._last_turn: dict[str, int] = {}  # of each client with requests waiting
 
@@ -78,11 +80,33 @@ class Scheduler:
         Running requests come first, one token or the next chunk of their prompt each; then
         waiting ones are admitted while rows, slots and blocks last.
         """
+        if self._shapes.deterministic:
+            return self._schedule_apart(now)
         plan = StepPlan()
-        for request in list(self.running):
-            if request.lease is not None and request.wants_step:
-                self._plan_chunk(plan, request, now)
+        self._plan_chunks(plan, self.running, now)
         self._admit(plan, now)
+        return plan if plan.chunks else None
+
+    def _schedule_apart(self, now: float) -> StepPlan | None:
+        """Plan a step that either computes one chunk of a prompt or decodes, in turns.
+
+        A sequence is then always cut alike: its prompt into tiles from its start, each hit as long
+        as whole tiles, and every token after the prompt by itself, also when a preempted request
+        computes them again. Only blocks of prompts are shared: those of outputs differ in the last
+        bits from what a prompt with the same tokens would hold.
+        """
+        plan = StepPlan()
+        decoding = [r for r in self.running if r.wants_step and r.num_computed >= r.num_prompt]
+        if not self._decoded_last:
+            self._plan_chunks(plan, decoding, now)
+        self._decoded_last = bool(plan.chunks)
+        if not plan.chunks:
+            prompts = [r for r in self.running if r.num_computed < r.num_prompt]
+            self._plan_chunks(plan, prompts[:1], now)
+        if not plan.chunks:
+            self._admit(plan, now)
+        if not plan.chunks:
+            self._plan_chunks(plan, [r for r in decoding if r.lease is not None], now)
         return plan if plan.chunks else None
 
     def publish(self, request: Request, now: float) -> None:
@@ -123,13 +147,28 @@ class Scheduler:
         if self._cache.num_leased != len(held):
             raise IntegrityError("blocks are leased by no running request")
 
+    def _plan_chunks(self, plan: StepPlan, requests: Sequence[Request], now: float) -> None:
+        for request in list(requests):
+            # One before it may have preempted it.
+            if request.lease is not None and request.wants_step:
+                self._plan_chunk(plan, request, now)
+
+    def _next_length(self, plan: StepPlan, request: Request) -> tuple[int, bool]:
+        """Tokens of a request's next chunk, as rows allow, and whether it takes a decode row."""
+        length = request.num_tokens - request.num_computed
+        if self._shapes.deterministic:
+            length = request.num_prompt - request.num_computed
+            if length <= 0:
+                return 1, True
+        elif length == 1:
+            return 1, True
+        return self._shapes.longest_chunk(plan.prefill_lengths, length), False
+
     def _plan_chunk(self, plan: StepPlan, request: Request, now: float) -> bool:
         """Add the next chunk of a running request to the plan, as long as rows allow."""
-        if request.num_computed + 1 < request.num_known and not request.scores_prompt:
+        if request.num_computed + 1 < request.num_known and self._may_hit(request):
             self._adopt(request, now)
-        length = request.num_tokens - request.num_computed
-        if length > 1:
-            length = self._shapes.longest_chunk(plan.prefill_lengths, length)
+        length, is_decode = self._next_length(plan, request)
         if length == 0 or not self._grow(request, request.num_computed + length, now):
             return False
         start = request.num_computed
@@ -145,8 +184,8 @@ class Scheduler:
                 plan.published.append((lease, before))
         num_pages = -(-request.num_computed // self._cache.page_size)
         pages = self._cache.table.slot[lease.blocks[:num_pages]]
-        plan.chunks.append(Chunk(request, start, length, pages, samples))
-        if length > 1:
+        plan.chunks.append(Chunk(request, start, length, pages, samples, is_decode))
+        if not is_decode:
             plan.prefill_lengths.append(length)
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now
@@ -159,15 +198,22 @@ class Scheduler:
         num_shared = request.lease.num_indexed * self._cache.page_size
         request.num_computed = max(request.num_computed, num_shared)
 
+    def _may_hit(self, request: Request) -> bool:
+        """Whether a running request may take blocks that others have computed since."""
+        return not (request.scores_prompt or self._shapes.deterministic)
+
+    def _num_writable(self, request: Request) -> int:
+        """Tokens that are known, whose KV is written or planned to be, and that may be shared."""
+        num_tokens = min(request.num_known, request.num_computed)
+        return min(num_tokens, request.num_prompt) if self._shapes.deterministic else num_tokens
+
     def _writable(self, request: Request) -> np.ndarray:
-        """i32[n], the tokens that are known and whose KV is written, or planned to be."""
-        return request.tokens[: min(request.num_known, request.num_computed)]
+        return request.tokens[: self._num_writable(request)]
 
     def _has_news(self, request: Request) -> bool:
         """Whether a block of a running request is full that is not indexed."""
         assert request.lease is not None
-        num_tokens = min(request.num_known, request.num_computed)
-        return num_tokens // self._cache.page_size > request.lease.num_indexed
+        return self._num_writable(request) // self._cache.page_size > request.lease.num_indexed
 
     def _grow(self, request: Request, num_tokens: int, now: float) -> bool:
         """Lease blocks up to ``num_tokens``, preempting from the end of the order for room."""
@@ -205,10 +251,9 @@ class Scheduler:
             if request.num_in_flight:
                 continue  # preempted in mid-step: its last token is still to come
             # At least one token is always computed: its logits are what the prompt asks for.
-            matched = self._cache.match(request.root, request.known[:-1])
-            if request.scores_prompt:
-                matched = matched[:0]
-            elif self._block_key(request, matched) in in_progress:
+            matched = self._match(request)
+            is_shared = self._block_key(request, matched) in in_progress
+            if is_shared and not request.scores_prompt:
                 continue  # another computes its next block: share it rather than compute it twice
             if not self._has_room(request, matched):
                 return
@@ -229,6 +274,16 @@ class Scheduler:
             self._plan_chunk(plan, request, now)
             if (key := self._next_block(request)) is not None:
                 in_progress.add(key)
+
+    def _match(self, request: Request) -> np.ndarray:
+        """Blocks i32[n] of the cached prefix that a waiting request may use."""
+        if request.scores_prompt:
+            return np.empty(0, np.int32)
+        if not self._shapes.deterministic:
+            return self._cache.match(request.root, request.known[:-1])
+        matched = self._cache.match(request.root, request.known[: request.num_prompt - 1])
+        per_tile = self._shapes.tile // self._cache.page_size
+        return matched[: len(matched) // per_tile * per_tile]
 
     def _has_room(self, request: Request, matched: np.ndarray) -> bool:
         """Whether the whole sequence fits beside a next block for each running request."""

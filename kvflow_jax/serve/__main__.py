@@ -100,6 +100,11 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         help="of random weights, and of requests without one; default: from the system",
     )
     add(
+        "--deterministic",
+        action="store_true",
+        help="the same tokens whatever runs beside a request or is cached; slower",
+    )
+    add(
         "--max-waiting",
         type=_count,
         default=default.max_waiting,

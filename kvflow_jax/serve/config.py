@@ -24,6 +24,7 @@ class ServerConfig:
         dtype: of weights and KV.
         random_weights: build the architecture without reading weights.
         seed: of random weights, and of requests that bring none of their own.
+        deterministic: tokens that do not depend on the batch or the cache, at some cost in speed.
         max_waiting: requests that may wait before new ones get 429.
         max_body_mib: largest request body, MiB; more gets 413.
         drain_timeout_s: seconds that running requests get after Ctrl-C or SIGTERM.
@@ -46,6 +47,7 @@ class ServerConfig:
     dtype: str = "float32"
     random_weights: bool = False
     seed: int | None = None
+    deterministic: bool = False
     max_waiting: int = 1024
     max_body_mib: float = 32.0
     drain_timeout_s: float = 30.0

@@ -45,6 +45,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         pool_gib=config.pool_gib,
         max_waiting=config.max_waiting,
         seed=config.seed,
+        deterministic=config.deterministic,
     )
     if loaded.tokenizer is not None:
         _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop

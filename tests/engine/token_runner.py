@@ -133,7 +133,14 @@ class Client:
 
 
 def make_engine(
-    *, num_pages=32, page_size=4, max_num_seqs=4, max_prefill_tokens=16, tile=8, max_model_len=64
+    *,
+    num_pages=32,
+    page_size=4,
+    max_num_seqs=4,
+    max_prefill_tokens=16,
+    tile=8,
+    max_model_len=64,
+    deterministic=False,
 ) -> Engine:
     sizes = EngineSizes(
         max_model_len=max_model_len,
@@ -145,6 +152,7 @@ def make_engine(
             tile=tile,
             page_size=page_size,
             pages_per_seq=-(-max_model_len // page_size),
+            deterministic=deterministic,
         ),
     )
     runner = TokenRunner(sizes.pool, sizes.shapes)

@@ -1,0 +1,122 @@
+"""The same tokens to the last bit, whatever the batch, the cache and the pool were like."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from kvflow_jax.batch import BatchShapes
+from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.config import EngineSizes
+from kvflow_jax.engine import Engine
+from kvflow_jax.models.checkpoint import default_cache_dir
+from kvflow_jax.models.model import Model
+from kvflow_jax.models.native import build
+from kvflow_jax.models.native.ops import NATIVE
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.protocols import WallClock
+from kvflow_jax.runner import ModelRunner
+from kvflow_jax.sampling import SamplingParams
+from tests.engine import tiny_engine
+from tests.engine.test_real_steps import Collected, run
+from tests.engine.token_runner import Client, make_engine
+from tests.engine.token_runner import run as run_tokens
+
+PAGE, MAX_LEN = 8, 256
+CONFIG = replace(tiny_engine.CONFIG, head_dim=16, max_model_len=MAX_LEN)
+SHAPES = BatchShapes.plan(
+    max_num_seqs=6,
+    max_prefill_tokens=64,
+    tile=32,
+    page_size=PAGE,
+    pages_per_seq=MAX_LEN // PAGE,
+    deterministic=True,
+)
+POOL = PoolSpec(CONFIG.num_layers, 400, PAGE, CONFIG.num_kv_heads, 16)
+
+
+@pytest.fixture(
+    scope="module", params=[XLA, XLA_ON_CPU, NATIVE], ids=["scan", "unrolled", "native"]
+)
+def runner(request):
+    if request.param is NATIVE and (
+        jax.default_backend() != "cpu" or not build.register(default_cache_dir())
+    ):
+        pytest.skip("needs a CPU and a C++ compiler")
+    model = Model.build(CONFIG, ops=request.param)
+    runner = ModelRunner(model, model.init(seed=5), POOL, SHAPES)
+    runner.warm_up()
+    return runner
+
+
+def make(runner, num_pages):
+    runner.reset()
+    return Engine(
+        EngineSizes(MAX_LEN, 1000, replace(POOL, num_pages=num_pages + 1), SHAPES),
+        runner,
+        WallClock(),
+        tokenizer=None,
+        vocab_size=CONFIG.vocab_size,
+        seed=0,
+    )
+
+
+def test_tokens_do_not_depend_on_batch_cache_or_preemption(runner):
+    rng = np.random.default_rng(0)
+    shared = [rng.integers(3, CONFIG.vocab_size, 100).tolist() for _ in range(2)]
+    asked = []
+    for number in range(16):
+        head = shared[number % 2][: int(rng.integers(0, 100))]
+        prompt = head + rng.integers(3, CONFIG.vocab_size, int(rng.integers(1, 40))).tolist()
+        params = SamplingParams(
+            max_tokens=int(rng.integers(20, 90)),
+            temperature=(0.0, 1.0, 1.5)[number % 3],
+            top_p=(1.0, 0.9)[number % 2],
+            repetition_penalty=(1.0, 1.1)[number % 2],
+            seed=number,
+            ignore_eos=True,
+        )
+        asked.append((prompt, params))
+
+    engine = make(runner, num_pages=200)
+    alone = []
+    for prompt, params in asked:
+        one = Collected(engine, prompt, params)
+        run(engine)
+        alone.append(one.tokens)
+        engine.flush_cache()
+    engine = make(runner, num_pages=46)  # a full context and half another: they are preempted
+    for order in (range(16), rng.permutation(16)):
+        crowd = {int(i): Collected(engine, *asked[int(i)]) for i in order}
+        run(engine)
+        assert {i: one.tokens for i, one in crowd.items()} == dict(enumerate(alone))
+    assert engine.stats.num_preemptions > 0
+    assert engine.stats.cached_prompt_tokens > 0
+
+
+def test_hits_are_whole_tiles_and_outputs_are_not_shared():
+    engine = make_engine(deterministic=True)
+    prompt = list(range(8, 8 + 27))  # three tiles of eight and three tokens
+    first = Client(engine, prompt)
+    run_tokens(engine)
+    again, longer = Client(engine, prompt), Client(engine, prompt + first.tokens + [9])
+    run_tokens(engine)
+    assert first.tokens == first.cold == again.tokens
+    assert again.stats.num_cached_tokens == longer.stats.num_cached_tokens == 24
+    assert longer.tokens == longer.cold
+    kinds = [(b.query_len[: b.shape.num_decode] > 0).any() for b in engine.runner.batches]
+    tiles = [(b.query_len[b.shape.num_decode :] > 0).any() for b in engine.runner.batches]
+    assert not any(a and b for a, b in zip(kinds, tiles, strict=True))
+
+
+def test_decoding_goes_on_between_the_chunks_of_a_long_prompt():
+    engine = make_engine(deterministic=True, max_model_len=64)
+    early = Client(engine, range(8, 13), max_tokens=30, ignore_eos=True)
+    engine.step()
+    late = Client(engine, [8 + i % 40 for i in range(50)])
+    for _ in range(10):
+        engine.step()
+    assert len(early.tokens) >= 4
+    run_tokens(engine)
+    assert (early.tokens, late.tokens) == (early.cold, late.cold)
