@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -36,45 +37,103 @@ class BatchShape:
         return num_decode <= self.num_decode and num_tiles <= self.num_tiles
 
 
+class _Column(IntEnum):
+    """Of ``Batch.ints``; the page table follows."""
+
+    START = 0  # position of the first query token
+    LEN = 1  # query tokens; 0 is padding
+    SOURCE = 2  # of a decode row: slot whose last sample is its token; -1: it is in ``tokens``
+    SLOT = 3  # that keeps the sample; out of range: nobody's
+    TOP_K = 4
+    SEED = 5  # two of them, bits of unsigned integers
+    USES_MEMORY = 7
+    BANS_STOPS = 8
+    WANTS_LOGPROBS = 9
+    PAGES = 10
+
+
+class _Float(IntEnum):
+    """Column of ``Batch.floats``."""
+
+    TEMPERATURE = 0
+    TOP_P = 1
+    MIN_P = 2
+    REPETITION = 3
+    FREQUENCY = 4
+    PRESENCE = 5
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=[
-        "tokens",
-        "page_table",
-        "query_start",
-        "query_len",
-        "token_source",
-        "sampling",
-    ],
+    data_fields=["tokens", "ints", "floats"],
     meta_fields=["shape"],
 )
 @dataclass(frozen=True)
 class Batch:
     """One step's input. Rows with ``query_len`` 0 are padding.
 
-    Numpy arrays on the host, traced ones within the step.
+    Numpy arrays on the host, traced ones within the step; the properties work on either. Few
+    arrays, because each costs its dispatch more than what is in it.
     """
 
     shape: BatchShape
     tokens: Any  # i32[num_tokens], in row order
-    page_table: Any  # i32[num_rows, pages_per_seq], padded with the null page
-    query_start: Any  # i32[num_rows], position of the first query token
-    query_len: Any  # i32[num_rows]
-    token_source: Any  # i32[num_decode], slot whose last sample is the token; -1: tokens
-    sampling: SamplingRows  # of every row; only those that end a chunk that samples count
+    ints: Any  # i32[num_rows, _Column.PAGES + pages_per_seq]
+    floats: Any  # f32[num_rows, len(_Float)]
 
     @classmethod
     def empty(cls, shape: BatchShape, pages_per_seq: int, num_slots: int) -> Batch:
-        """All padding: what warm-up runs, and what ``BatchBuilder`` fills."""
-        rows = shape.num_rows
-        return cls(
-            shape=shape,
-            tokens=np.zeros(shape.num_tokens, np.int32),
-            page_table=np.zeros((rows, pages_per_seq), np.int32),
-            query_start=np.zeros(rows, np.int32),
-            query_len=np.zeros(rows, np.int32),
-            token_source=np.full(shape.num_decode, -1, np.int32),
-            sampling=SamplingRows.empty(rows, num_slots),
+        """All padding: what warm-up runs, and what ``BatchShapes.build`` fills."""
+        ints = np.zeros((shape.num_rows, _Column.PAGES + pages_per_seq), np.int32)
+        ints[:, _Column.SOURCE] = -1
+        ints[:, _Column.SLOT] = num_slots
+        floats = np.zeros((shape.num_rows, len(_Float)), np.float32)
+        floats[:, [_Float.TOP_P, _Float.REPETITION]] = 1.0
+        return cls(shape, np.zeros(shape.num_tokens, np.int32), ints, floats)
+
+    @property
+    def page_table(self) -> Any:
+        """i32[num_rows, pages_per_seq], padded with the null page."""
+        return self.ints[:, _Column.PAGES :]
+
+    @property
+    def query_start(self) -> Any:
+        """i32[num_rows], position of the first query token."""
+        return self.ints[:, _Column.START]
+
+    @property
+    def query_len(self) -> Any:
+        """i32[num_rows]"""
+        return self.ints[:, _Column.LEN]
+
+    @property
+    def token_source(self) -> Any:
+        """i32[num_decode], slot whose last sample is the token; -1: ``tokens`` has it."""
+        return self.ints[: self.shape.num_decode, _Column.SOURCE]
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether any row does; on the host."""
+        return bool(self.ints[:, _Column.WANTS_LOGPROBS].any())
+
+    @property
+    def sampling(self) -> SamplingRows:
+        """Of every row; only those that end a chunk that samples count."""
+        ints, floats = self.ints, self.floats
+        seed = ints[:, _Column.SEED : _Column.SEED + 2]
+        return SamplingRows(
+            slot=ints[:, _Column.SLOT],
+            temperature=floats[:, _Float.TEMPERATURE],
+            top_k=ints[:, _Column.TOP_K],
+            top_p=floats[:, _Float.TOP_P],
+            min_p=floats[:, _Float.MIN_P],
+            repetition=floats[:, _Float.REPETITION],
+            frequency=floats[:, _Float.FREQUENCY],
+            presence=floats[:, _Float.PRESENCE],
+            seed=seed.astype(np.uint32),  # modulo 2**32: the bits stay
+            uses_memory=ints[:, _Column.USES_MEMORY] != 0,
+            bans_stops=ints[:, _Column.BANS_STOPS] != 0,
+            wants_logprobs=ints[:, _Column.WANTS_LOGPROBS] != 0,
         )
 
 
@@ -170,7 +229,7 @@ class BatchShapes:
                 row = next_tile - 1
             sample_rows[i] = row
             if chunk.samples:
-                _fill_sampling(batch.sampling, row, chunk)
+                _fill_sampling(batch, row, chunk)
         return batch, sample_rows, starts
 
     def _fill_decode(self, batch: Batch, row: int, chunk: Chunk) -> None:
@@ -196,18 +255,19 @@ class BatchShapes:
         return rows.stop
 
 
-def _fill_sampling(rows: SamplingRows, row: int, chunk: Chunk) -> None:
+def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
     request, params = chunk.request, chunk.request.params
     num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
-    rows.slot[row] = request.slot
-    rows.temperature[row] = 0.0 if params.is_greedy else params.temperature
-    rows.top_k[row] = params.top_k
-    rows.top_p[row] = params.top_p
-    rows.min_p[row] = params.min_p
-    rows.repetition[row] = params.repetition_penalty
-    rows.frequency[row] = params.frequency_penalty
-    rows.presence[row] = params.presence_penalty
-    rows.seed[row] = request.seed
-    rows.uses_memory[row] = params.uses_memory
-    rows.bans_stops[row] = num_output < params.min_tokens
-    rows.wants_logprobs[row] = params.logprobs is not None
+    ints, floats = batch.ints[row], batch.floats[row]
+    ints[_Column.SLOT] = request.slot
+    ints[_Column.TOP_K] = params.top_k
+    ints[_Column.SEED : _Column.SEED + 2] = np.array(request.seed, np.uint32).view(np.int32)
+    ints[_Column.USES_MEMORY] = params.uses_memory
+    ints[_Column.BANS_STOPS] = num_output < params.min_tokens
+    ints[_Column.WANTS_LOGPROBS] = params.logprobs is not None
+    floats[_Float.TEMPERATURE] = 0.0 if params.is_greedy else params.temperature
+    floats[_Float.TOP_P] = params.top_p
+    floats[_Float.MIN_P] = params.min_p
+    floats[_Float.REPETITION] = params.repetition_penalty
+    floats[_Float.FREQUENCY] = params.frequency_penalty
+    floats[_Float.PRESENCE] = params.presence_penalty

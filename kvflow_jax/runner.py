@@ -103,7 +103,7 @@ class ModelRunner:
         pool_spec: PoolSpec,
         shapes: BatchShapes,
         *,
-        layers_per_call: int = 6,
+        layers_per_call: int = 15,
     ) -> None:
         self.pool_spec = pool_spec
         self.shapes = shapes
@@ -178,7 +178,7 @@ class ModelRunner:
         return lowered.compile().memory_analysis()
 
     def _submit(self, batch: Batch, groups: Sequence[LayerGroup]) -> JaxStep:
-        wants_logprobs = bool(batch.sampling.wants_logprobs.any())
+        wants_logprobs = batch.wants_logprobs
         if not self._groups:
             self._state, tokens, logprobs = self._step(self._params, self._state, batch)
             return JaxStep(tokens, logprobs if wants_logprobs else None)
@@ -280,8 +280,9 @@ def _finish(
     last = starts + jnp.maximum(batch.query_len - 1, 0)
     logits = model.finish(ends, hidden[last])
     position = batch.query_start + batch.query_len
-    tokens, logprobs = sample(logits, batch.sampling, state.memory, position)
-    slot = batch.sampling.slot
+    rows = batch.sampling
+    tokens, logprobs = sample(logits, rows, state.memory, position)
+    slot = rows.slot
     state = SamplerState(
         last_tokens=state.last_tokens.at[slot].set(tokens, mode="drop"),
         memory=state.memory.count(slot, tokens),
