@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvflow_jax.completion import Completion
     from kvflow_jax.config import EngineConfig
     from kvflow_jax.errors import (
         CapacityError,
@@ -15,20 +16,21 @@ if TYPE_CHECKING:
         QueueFullError,
         StepFailedError,
     )
-    from kvflow_jax.llm import LLM, Completion
-    from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
+    from kvflow_jax.llm import LLM
+    from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats, TokenLogprobs
     from kvflow_jax.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "llm",
-    "Completion": "llm",
+    "Completion": "completion",
     "EngineConfig": "config",
     "EngineStats": "outputs",
     "FinishReason": "outputs",
     "Output": "outputs",
     "RequestStats": "outputs",
+    "TokenLogprobs": "outputs",
     "SamplingParams": "sampling",
     "CapacityError": "errors",
     "ConfigError": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "RequestStats",
     "SamplingParams",
     "StepFailedError",
+    "TokenLogprobs",
     "__version__",
 ]
 

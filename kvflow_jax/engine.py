@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.config import EngineSizes
-from kvflow_jax.errors import InvalidRequestError, KVFlowError, StepFailedError
+from kvflow_jax.errors import KVFlowError, StepFailedError
+from kvflow_jax.intake import Intake
 from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
@@ -26,7 +26,6 @@ from kvflow_jax.protocols import Clock, Runner, ScoreHandle, StepHandle
 from kvflow_jax.request import NO_SLOT, Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
-from kvflow_jax.stop_strings import StopStrings
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +65,18 @@ class Engine:
     ) -> None:
         self.sizes = sizes
         self.clock = clock
-        self.vocab_size = vocab_size
         self.cache = self._fresh_cache()
         self.scheduler = Scheduler(self.cache, sizes.shapes)
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
         self.runner = runner
-        self._tokenizer = tokenizer
-        self._eos = frozenset(eos_token_ids)
-        self._model_name = model_name
-        self._rng = np.random.default_rng(seed)
+        self._intake = Intake(
+            sizes.max_model_len,
+            vocab_size,
+            tokenizer=tokenizer,
+            eos_token_ids=eos_token_ids,
+            model_name=model_name,
+            seed=seed,
+        )
         self._requests: dict[int, Request] = {}
         self._in_flight: _InFlight | None = None
         self._next_id = 0
@@ -89,32 +91,7 @@ class Engine:
 
     def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
         """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
-        limit = self.sizes.max_model_len
-        if len(prompt_ids) == 0:
-            raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
-        if len(prompt_ids) >= limit:
-            raise InvalidRequestError(
-                f"this model's context is {limit} tokens and the prompt has {len(prompt_ids)}, "
-                "which leaves no room for an answer; shorten it",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if prompt_ids.min() < 0 or prompt_ids.max() >= self.vocab_size:
-            raise InvalidRequestError(
-                f"token ids must be between 0 and {self.vocab_size - 1}", param="prompt"
-            )
-        if params.stop_token_ids and max(params.stop_token_ids) >= self.vocab_size:
-            raise InvalidRequestError(
-                f"stop_token_ids must be between 0 and {self.vocab_size - 1}", "stop_token_ids"
-            )
-        if params.logit_bias and max(params.logit_bias) >= self.vocab_size:
-            raise InvalidRequestError(
-                f"token ids of logit_bias must be between 0 and {self.vocab_size - 1}", "logit_bias"
-            )
-        if params.stop and self._tokenizer is None:
-            raise InvalidRequestError(
-                "this model has no tokenizer, so no stop strings: use stop_token_ids", "stop"
-            )
+        self._intake.check(prompt_ids, params)
 
     def add(
         self,
@@ -135,32 +112,15 @@ class Engine:
         """
         if request_id is None:
             request_id, self._next_id = self._next_id, self._next_id + 1
-        draws = np.random.SeedSequence(params.seed % 2**64) if params.seed is not None else None
-        seed = draws.generate_state(2) if draws else self._rng.integers(0, 2**32, 2, np.uint32)
-        eos = frozenset() if params.ignore_eos else self._eos
-        max_len = self.sizes.max_model_len
-        if params.max_tokens is not None:
-            max_len = min(max_len, len(prompt_ids) + params.max_tokens)
-        request = Request(
+        request = self._intake.request(
             request_id,
             prompt_ids,
             params,
             on_output,
-            root=RootKey(self._model_name, salt),
+            salt=salt,
             priority=priority,
-            arrival_s=self.clock.now() if arrival_s is None else arrival_s,
-            max_len=max_len,
-            stop_ids=eos.union(params.stop_token_ids),
-            seed=(int(seed[0]), int(seed[1])),
-            detokenizer=(
-                self._tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens)
-                if self._tokenizer
-                else None
-            ),
-            stop_strings=(
-                StopStrings(params.stop, is_kept=params.include_stop) if params.stop else None
-            ),
             client=client,
+            arrival_s=self.clock.now() if arrival_s is None else arrival_s,
         )
         self._requests[request_id] = request
         self.scheduler.add(request)

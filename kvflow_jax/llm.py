@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
 
+from kvflow_jax.completion import Collector, Completion, Stream
 from kvflow_jax.config import EngineConfig
 from kvflow_jax.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.launch import build_engine, use_compilation_cache
 from kvflow_jax.models.checkpoint import default_cache_dir
 from kvflow_jax.models.loading import load_model
-from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.outputs import EngineStats, Output
 from kvflow_jax.sampling import SamplingParams
 
 Prompt = str | Sequence[int]  # text, or token ids
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One finished generation. ``token_ids`` include the token that ended it."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    stats: RequestStats
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens whose KV came from the cache."""
-        return self.stats.num_cached_tokens
 
 
 class LLM:
@@ -242,7 +227,7 @@ class LLM:
         bar = _progress_bar(len(prompts)) if progress and prompts else None
         try:
             for i, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-                listener = _Collector(outputs[i], last)
+                listener = Collector(outputs[i], last)
                 request_ids.append(self.engine.submit(prompt, one, listener))
             for _ in prompts:
                 if (output := last.get()).error is not None:
@@ -258,57 +243,7 @@ class LLM:
         finally:
             if bar is not None:
                 bar.close()
-        return [_join(parts) for parts in outputs]
-
-
-class Stream(Iterator[Output]):
-    """The outputs of one running request, as they come.
-
-    Closing it, or letting go of it, ends the generation.
-    """
-
-    def __init__(self, engine: EngineThread, prompt: Sequence[int], params: SamplingParams) -> None:
-        self._is_over = True  # until the request is queued there is nothing to end
-        self._news: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        self._engine = engine
-        self._request_id = engine.submit(prompt, params, self._news.put)
-        self._is_over = False
-
-    def __next__(self) -> Output:
-        if self._is_over:
-            raise StopIteration
-        try:
-            output = self._news.get()
-        except BaseException:  # Ctrl-C
-            self.close()
-            raise
-        self._is_over = output.finish_reason is not None
-        if output.error is not None:
-            raise output.error
-        return output
-
-    def close(self) -> None:
-        """End the generation. Closing twice is fine."""
-        if not self._is_over:
-            self._is_over = True
-            self._engine.abort(self._request_id)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Collector:
-    """Keeps a request's outputs and tells of the last: to wake the caller for each costs a step
-    0.1 ms a token."""
-
-    outputs: list[Output]
-    last: queue.SimpleQueue[Output]
-
-    def __call__(self, output: Output) -> None:
-        self.outputs.append(output)
-        if output.finish_reason is not None:
-            self.last.put(output)
+        return [Completion.of(parts) for parts in outputs]
 
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
@@ -327,18 +262,6 @@ def _params_of_each(
     if len(each) != num_prompts:
         raise InvalidRequestError(f"{num_prompts} prompts but {len(each)} sampling params")
     return each
-
-
-def _join(outputs: Sequence[Output]) -> Completion:
-    last = outputs[-1]
-    assert last.finish_reason is not None
-    assert last.stats is not None
-    return Completion(
-        text="".join(output.text for output in outputs),
-        token_ids=tuple(token for output in outputs for token in output.token_ids),
-        finish_reason=last.finish_reason,
-        stats=last.stats,
-    )
 
 
 def _progress_bar(total: int) -> Any:

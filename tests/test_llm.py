@@ -111,6 +111,24 @@ def test_a_stream_that_nobody_reads_ends_when_it_is_let_go(llm):
         llm.stream([])  # said at once
 
 
+def test_completions_carry_logprobs_and_what_stopped_them(llm):
+    params = SamplingParams(
+        temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=2, prompt_logprobs=0
+    )
+    plain = llm.generate("hello there", GREEDY)
+    one = llm.generate("hello there", params)
+    assert (plain.logprobs, plain.prompt_logprobs, plain.stop_reason) == ((), (), None)
+    assert one.text == plain.text
+    assert [score.token_id for score in one.logprobs] == list(one.token_ids)
+    ids = llm.tokenizer.encode("hello there")
+    assert [score.token_id for score in one.prompt_logprobs] == ids[1:]
+    assert all(score.top == () for score in one.prompt_logprobs)
+    stop = plain.text[2:4]
+    cut = llm.generate("hello there", SamplingParams(temperature=0.0, max_tokens=6, stop=stop))
+    assert cut.stop_reason == stop
+    assert cut.finish_reason is FinishReason.STOP
+
+
 def test_closed_means_closed(folder, tmp_path):
     llm = LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES)
     stream = llm.stream("cut off", SamplingParams(max_tokens=400, ignore_eos=True))
