@@ -73,7 +73,7 @@ class ModelRunner:
         pool_spec: PoolSpec,
         shapes: BatchShapes,
         *,
-        layers_per_call: int = 15,
+        layers_per_call: int = 10,
     ) -> None:
         self.pool_spec = pool_spec
         self.shapes = shapes
