@@ -136,8 +136,8 @@ class Request:
         is_last = self.num_known == self.max_len
         if is_last and self.detokenizer is not None:
             text += self.detokenizer.flush()
-        if self.stop_strings is not None and may_stop:
-            text, stop = self.stop_strings.push(text)
+        if self.stop_strings is not None:
+            text, stop = self.stop_strings.push(text, may_stop=may_stop)
             if stop is not None:
                 return Piece(text, FinishReason.STOP, stop)
             if is_last:

@@ -34,7 +34,7 @@ class SamplingParams:
         top_p: sample among the fewest tokens whose probabilities sum to top_p, in (0, 1].
         min_p: leave out tokens less likely than min_p times the likeliest, in [0, 1].
         repetition_penalty: logits of tokens that prompt or output hold are divided by it where
-            positive and multiplied where negative (arXiv 1909.05858), in (0, 10].
+            positive and multiplied where negative (arXiv 1909.05858), in [0.01, 10].
         frequency_penalty: taken off a token's logit for each time the output holds it, in [-2, 2].
         presence_penalty: taken off once if the output holds it at all, in [-2, 2].
         logit_bias: added to logits, token id to a number in [-100, 100]; at most 1024 entries.
@@ -80,7 +80,7 @@ class SamplingParams:
         _check_int("top_k", self.top_k, low=0, high=MAX_TOP_K)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, low_open=True)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, low_open=True)
+        _check_float("repetition_penalty", self.repetition_penalty, low=0.01, high=10.0)
         _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
         _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         if self.seed is not None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 class StopStrings:
     """Lets text through up to the first stop string, whatever the pieces it comes in.
 
-    Text that may turn out to be the beginning of a stop string waits for what follows.
+    Of several the one that is complete first ends the text. Text that may turn out to be the
+    beginning of a stop string waits for what follows.
 
     Args:
         stops: none of them empty.
@@ -20,12 +21,23 @@ class StopStrings:
         self._is_kept = is_kept
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Text that may go out, and the stop string that ends it, if one has come."""
+    def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
+        """Text that may go out, and the stop string that ends it, if one has come.
+
+        Args:
+            may_stop: whether a stop string that this text completes counts. One that it begins
+                does either way.
+        """
         held = self._held + text
-        hits = [(at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
-        if hits:
-            at, stop = min(hits, key=lambda hit: hit[0])
+        # What was held was no stop string, or none that counted: only new ends are looked for.
+        first = len(self._held) + 1
+        ends = [
+            (at + len(stop), at, stop)
+            for stop in self._stops
+            if may_stop and (at := held.find(stop, max(0, first - len(stop)))) >= 0
+        ]
+        if ends:
+            _, at, stop = min(ends)
             self._held = ""
             return held[: at + len(stop)] if self._is_kept else held[:at], stop
         num_held = max(_overlap(held, stop) for stop in self._stops)

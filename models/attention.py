@@ -89,6 +89,12 @@ class _EqualRows:
         causal = positions <= (self.query_start[:, None] + query)[..., None]
         return causal & (query < self.query_len[:, None])[..., None]
 
+    def only_context(self, v: jax.Array, positions: jax.Array) -> jax.Array:
+        """V [R, S, K, H] with zeros past each row's context: what a page held before may be
+        anything, and 0 times infinity is no number."""
+        is_context = positions < (self.query_start + self.query_len)[:, None]
+        return jnp.where(is_context[..., None, None], v, 0.0)
+
 
 RowAttention = Callable[[jax.Array, _EqualRows, KVPool], jax.Array]  # -> like q
 
@@ -121,6 +127,7 @@ def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
     mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
     scores = jnp.where(mask, scores * rows.q.shape[-1] ** -0.5, MASKED)
     weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
+    v = rows.only_context(v, jnp.arange(v.shape[1]))
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), TINY)
     return jnp.einsum("rkgqs,rskh->rqkgh", weights, v)
 
@@ -161,7 +168,9 @@ def _attend_groups(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Arra
         peak, total, acc = carry  # f32[R, K, M], f32[R, K, M], f32[R, K, M, H]
         pages = jax.lax.dynamic_slice_in_dim(page_table, i * group, group, axis=1)
         k, v = (_tokens(kv) for kv in pool.read(layer, pages))  # f32[R, S, K, H]
-        mask = rows.mask(i * group_len + jnp.arange(group_len))[:, None, None]
+        positions = i * group_len + jnp.arange(group_len)
+        v = rows.only_context(v, positions)
+        mask = rows.mask(positions)[:, None, None]
         mask = jnp.broadcast_to(mask, (num_rows, 1, per_kv, num_queries, group_len))
         mask = mask.reshape(num_rows, 1, -1, group_len)  # [R, 1, M, S]
         scores = jnp.where(mask, jnp.einsum("rkmh,rskh->rkms", q, k), MASKED)

@@ -203,6 +203,34 @@ def test_the_openai_client_uses_every_sampling_feature(llm):
         assert "".join(chunk.choices[0].text for chunk in streamed) == echoed.text
         offsets = [at for chunk in streamed for at in chunk.choices[0].logprobs.text_offset]
         assert offsets == echoed.logprobs.text_offset
+        # Nothing of the token that echo alone computes is seen.
+        forced = ask(max_tokens=0, echo=True, logit_bias={"2": 100}).choices[0]
+        assert (forced.finish_reason, forced.stop_reason) == ("length", None)
+        both = ask(max_tokens=0, echo=True, logprobs=3, extra_body={"prompt_logprobs": 1})
+        assert max(len(top) for top in both.choices[0].logprobs.top_logprobs[1:]) >= 3
+        assert all(len(one) <= 2 for one in both.choices[0].prompt_logprobs[1:])
+        # Characters of several bytes: offsets point into the text.
+        letters = "I \u2764 \U0001f389 \u65e5\u672c and more"
+        wide = ask(prompt=letters, max_tokens=0, echo=True, logprobs=0).choices[0]
+        assert wide.text == letters
+        ends = [*wide.logprobs.text_offset[1:], len(letters)]
+        for token, start, end in zip(
+            wide.logprobs.tokens, wide.logprobs.text_offset, ends, strict=True
+        ):
+            if "\ufffd" not in token:
+                assert letters[start:end] == token
+        # The prompt's scores come with the first news, text or not.
+        for stop in (None, text[:1] + "never"):
+            chunks = list(
+                ask(max_tokens=6, stop=stop, stream=True, extra_body={"prompt_logprobs": 1})
+            )
+            whole = ask(max_tokens=6, stop=stop, extra_body={"prompt_logprobs": 1})
+            streamed = [
+                c.choices[0].prompt_logprobs
+                for c in chunks
+                if hasattr(c.choices[0], "prompt_logprobs")
+            ]
+            assert [len(one) for one in streamed] == [len(whole.choices[0].prompt_logprobs)]
         # n, seeds, penalties, bias, min_tokens.
         drawn = ask(max_tokens=8, n=3, seed=5, extra_body={"temperature": 1.0})
         assert len({choice.text for choice in drawn.choices}) > 1

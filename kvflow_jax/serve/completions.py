@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.outputs import FinishReason, TokenLogprobs
 from kvflow_jax.serve.contracts import Tokenizer
 from kvflow_jax.serve.generation import News
-from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.logprobs import LogprobWriter, TextOffsets
 from kvflow_jax.serve.schemas import CompletionRequest
 from kvflow_jax.serve.stream import finish_name
 
@@ -24,6 +25,7 @@ class Echo:
 
     text: str
     first_token: int
+    is_text: bool  # rather than token ids
 
 
 class CompletionFormat:
@@ -47,12 +49,13 @@ class CompletionFormat:
             "model": model_name,
         }
         self._n = body.n or 1
-        self._wants_logprobs = body.logprobs is not None
-        self._wants_prompt_logprobs = body.prompt_logprobs is not None
+        self._num_logprobs = body.logprobs
+        self._num_prompt_logprobs = body.prompt_logprobs
+        self._skips_special = body.skip_special_tokens is not False
         self._is_echo_alone = body.is_echo_alone
         self._writer = writer
         self._echoes = echoes
-        self._text_len: dict[int, int] = {}  # characters of each choice's tokens so far
+        self._offsets: dict[int, TextOffsets] = {}  # of each choice
 
     def opening(self, index: int) -> None:
         return None
@@ -68,34 +71,38 @@ class CompletionFormat:
         return {**self._head, "choices": written, "usage": self._usage(usage)}
 
     def _choice(self, news: News) -> dict[str, Any]:
-        is_first = news.index not in self._text_len
-        text, logprobs = news.text, news.logprobs
-        if self._is_echo_alone:
-            text, logprobs = "", []
-        offset = self._text_len.get(news.index, 0)
-        self._text_len[news.index] = offset + sum(
-            len(self._writer.text(one.token_id)) for one in logprobs
-        )
+        is_first = news.index not in self._offsets
+        offsets = self._offsets.setdefault(news.index, self._writer.offsets())
+        text, logprobs, finish = news.text, news.logprobs, finish_name(news.finish_reason)
+        stop_reason = news.stop_reason
+        if self._is_echo_alone:  # nobody asked for the token that was computed
+            text, logprobs, stop_reason = "", [], None
+            finish = finish and FinishReason.LENGTH.value
         choice: dict[str, Any] = {
             "index": news.index,
             "text": text,
             "logprobs": None,
-            "finish_reason": finish_name(news.finish_reason),
-            "stop_reason": news.stop_reason,
+            "finish_reason": finish,
+            "stop_reason": stop_reason,
         }
-        scores = news.prompt_logprobs  # comes with the first news
-        if self._wants_prompt_logprobs and is_first:
+        if self._num_prompt_logprobs is not None and is_first:
+            scores = _cut(news.prompt_logprobs, self._num_prompt_logprobs)
             choice["prompt_logprobs"] = self._writer.prompt(scores)
-        first_token = None
+        written = None
         if self._echoes and is_first:
             echo = self._echoes[news.index // self._n]
             choice["text"] = echo.text + text
-            if self._wants_logprobs:
-                first_token, logprobs = echo.first_token, [*scores, *logprobs]
-                said = [first_token, *(one.token_id for one in scores)]
-                self._text_len[news.index] += sum(len(self._writer.text(t)) for t in said)
-        if self._wants_logprobs:
-            choice["logprobs"] = self._writer.completion(logprobs, offset, first_token)
+            if self._num_logprobs is not None:
+                # Special tokens that the tokenizer put around a text are not part of it.
+                offsets.skips_special = echo.is_text
+                scores = _cut(news.prompt_logprobs, self._num_logprobs)
+                written = self._writer.completion(scores, offsets, echo.first_token)
+        if self._num_logprobs is not None:
+            offsets.skips_special = self._skips_special
+            rest = self._writer.completion(logprobs, offsets)
+            choice["logprobs"] = (
+                rest if written is None else {key: written[key] + rest[key] for key in rest}
+            )
         return choice
 
     def _usage(self, usage: dict[str, Any]) -> dict[str, Any]:
@@ -147,9 +154,14 @@ def echo_prompts(
             text = prompt
         else:
             text = tokenizer.decode(prompt, skip_special_tokens=False) if tokenizer else ""
-        echoes.append(Echo(text, ids[0] if ids else 0))
+        echoes.append(Echo(text, ids[0] if ids else 0, isinstance(prompt, str)))
     return echoes
 
 
 def _are_token_ids(items: list[Any]) -> bool:
     return all(type(item) is int for item in items)  # bool is an int to isinstance
+
+
+def _cut(scores: Sequence[TokenLogprobs], num_top: int) -> list[TokenLogprobs]:
+    """Scores with so many alternatives: echo and ``prompt_logprobs`` may ask for different ones."""
+    return [replace(score, top=score.top[:num_top]) for score in scores]

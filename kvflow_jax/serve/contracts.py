@@ -69,6 +69,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether text leaves this token out, unless special tokens are asked for."""
+
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes a token stands for; may be part of a character."""
 

@@ -60,6 +60,12 @@ class News:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
+    @property
+    def is_worth_a_chunk(self) -> bool:
+        """A token whose text is still held back says nothing by itself."""
+        says = self.text or self.logprobs or self.prompt_logprobs
+        return bool(says) or self.finish_reason is not None
+
     def add(self, output: Output | News) -> None:
         """Append what came later."""
         self.text += output.text

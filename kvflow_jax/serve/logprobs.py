@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,30 @@ from kvflow_jax.outputs import TokenLogprobs
 from kvflow_jax.serve.contracts import Tokenizer
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's own floor
+
+
+class TextOffsets:
+    """Where each token begins in the text, in characters, as one token after the other goes by.
+
+    A character whose bytes several tokens bring counts once it is whole.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._num_characters = 0
+        self.skips_special = False
+
+    def pass_by(self, token_id: int) -> int:
+        """Characters before this token."""
+        before, tokenizer = self._num_characters, self._tokenizer
+        if tokenizer is None or (self.skips_special and tokenizer.is_special(token_id)):
+            return before
+        data = tokenizer.token_bytes(token_id)
+        text = self._utf8.decode(data)
+        self._num_characters += len(text)
+        # Bytes from before that turn out to be no character become one of their own, ahead of it.
+        return before + max(0, len(text) - len(data.decode(errors="replace")))
 
 
 class LogprobWriter:
@@ -31,15 +56,17 @@ class LogprobWriter:
     def completion(
         self,
         logprobs: Sequence[TokenLogprobs],
-        offset: int,
+        offsets: TextOffsets,
         first_token: int | None = None,
     ) -> dict[str, Any]:
         """``logprobs`` of a completion choice or chunk.
 
         Args:
-            offset: characters of the text before the first of these tokens.
+            offsets: of the choice, past the tokens written before.
             first_token: of an echoed prompt, which follows nothing and so has no probability.
         """
+        ids = [] if first_token is None else [first_token]
+        ids += [one.token_id for one in logprobs]
         texts: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
@@ -54,16 +81,15 @@ class LogprobWriter:
             # always among them.
             top = {self.text(token): _finite(value) for token, value in reversed(one.top)}
             tops.append({**top, self.text(one.token_id): _finite(one.logprob)})
-        offsets = []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
         return {
             "tokens": texts,
             "token_logprobs": values,
             "top_logprobs": tops,
-            "text_offset": offsets,
+            "text_offset": [offsets.pass_by(token_id) for token_id in ids],
         }
+
+    def offsets(self) -> TextOffsets:
+        return TextOffsets(self._tokenizer)
 
     def prompt(self, logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any] | None]:
         """vLLM's ``prompt_logprobs``: nothing for the first token, then by token id."""

@@ -206,9 +206,8 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        if self.echo and self.prompt_logprobs is None:
-            return self.num_logprobs
-        return self.prompt_logprobs
+        asked = [self.prompt_logprobs, self.num_logprobs if self.echo else None]
+        return max((num for num in asked if num is not None), default=None)
 
 
 def _read_bias(bias: dict[str, float]) -> dict[int, float]:

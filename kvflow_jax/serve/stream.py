@@ -91,7 +91,7 @@ class EventStream(Response):
                 if news.index not in opened:
                     opened.add(news.index)
                     events += self._optional(self._form.opening(news.index))
-                if news.text or news.logprobs or news.finish_reason is not None:
+                if news.is_worth_a_chunk:
                     chunk = self._form.chunk(news)
                     if self._include_usage:
                         chunk["usage"] = None  # as OpenAI has it

@@ -17,7 +17,7 @@ def pieces_of(text, cuts):
 
 
 def first_stop(text, stops):
-    """(start, end) of the stop string that is complete first; of those the earliest."""
+    """(start, end) of the stop string that is complete first; of those the longest."""
     ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
     return min(ends)[::-1] if ends else None
 
@@ -32,14 +32,34 @@ def test_whatever_the_pieces(text, stops, cuts, is_kept):
             break
     else:
         out += matcher.flush()
-    if hit is None:
-        assert out == text
-        assert not any(stop in text for stop in stops)
+    if (first := first_stop(text, stops)) is None:
+        assert (hit, out) == (None, text)
     else:
-        assert hit in stops
-        assert text.startswith(out)
-        before = out.removesuffix(hit) if is_kept else out
-        assert text.startswith(before + hit)
+        start, end = first
+        assert hit == text[start:end]
+        assert out == (text[:end] if is_kept else text[:start])
+
+
+@given(before=TEXT, after=TEXT, stops=STOPS)
+def test_what_is_complete_before_it_may_stop_does_not_count(before, after, stops):
+    matcher = StopStrings(stops)
+    out, hit = matcher.push(before, may_stop=False)
+    assert hit is None
+    news, hit = matcher.push(after)
+    out += news if hit else news + matcher.flush()
+    ends = sorted(
+        (at + len(stop), at)
+        for stop in stops
+        for at in range(len(before + after))
+        if (before + after).startswith(stop, at) and at + len(stop) > len(before)
+    )
+    # A stop string may begin in text that has gone out: then it is found only if it was held.
+    if hit is None:
+        assert out == before + after
+        assert all(at < len(before) for _, at in ends)
+    else:
+        assert (before + after).startswith(out + hit)
+        assert len(out + hit) > len(before)
 
 
 @given(text=TEXT, stops=STOPS)

@@ -114,6 +114,26 @@ def test_attention_of_ragged_batches(heads, page_size):
     np.testing.assert_array_equal(pool, expected_pool)
 
 
+@pytest.mark.parametrize("attend", ["reference", "xla", "native"])
+def test_what_a_page_held_before_does_not_matter(attend):
+    """Past a context's end pages hold what their last owners wrote, numbers or not."""
+    case = Case((9, 3, 64), 16, decode=[5, 300], tiles=[(0, 9), (250, 40)], tile=40)
+    implementation = {
+        "reference": attention.attend_reference,
+        "xla": attention.attend,
+        "native": NATIVE.attend,
+    }[attend]
+    expected, _ = case.attend(implementation)
+    data = np.array(case.pool.data).reshape(3, case.spec.num_slots, -1)
+    table, ends = np.asarray(case.rows.page_table), case.rows.query_start + case.rows.query_len
+    for row, end in enumerate(np.asarray(ends).tolist()):
+        for position in range(end, table.shape[1] * 16):
+            data[:, table[row, position // 16] * 16 + position % 16] = np.nan
+    case.pool = KVPool(jnp.asarray(data.reshape(case.pool.data.shape)), case.spec)
+    out, _ = case.attend(implementation)
+    np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize(
     ("decode", "tiles"), [([5], []), ([], [(0, 9)]), ([], [(511, 1)]), ([0, 0], [(0, 0)])]
 )

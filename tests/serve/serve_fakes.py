@@ -208,6 +208,9 @@ class FakeTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(map(chr, ids))
 
+    def is_special(self, token_id: int) -> bool:
+        return False
+
     def token_bytes(self, token_id: int) -> bytes:
         return chr(token_id).encode()
 

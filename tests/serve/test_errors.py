@@ -100,6 +100,7 @@ def test_bodies_that_are_no_json_object(
         ({"min_p": 1.5}, "min_p"),
         ({"min_p": "0.5"}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-38}, "repetition_penalty"),
         ({"repetition_penalty": -1.0}, "repetition_penalty"),
         ({"frequency_penalty": 2.1}, "frequency_penalty"),
         ({"presence_penalty": -2.1}, "presence_penalty"),
