@@ -13,6 +13,7 @@ import numpy as np
 
 from kvflow_jax.models.sampler import SamplingRows
 from kvflow_jax.request import Chunk
+from kvflow_jax.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +257,23 @@ class BatchShapes:
 
 
 def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
-    request, params = chunk.request, chunk.request.params
-    num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
-    ints, floats = batch.ints[row], batch.floats[row]
+    request = chunk.request
+    if request.sampling_row is None:
+        request.sampling_row = _sampling_row(request.params, request.seed)
+    ints = batch.ints[row]
+    ints[_Column.TOP_K : _Column.PAGES], batch.floats[row] = request.sampling_row
     ints[_Column.SLOT] = request.slot
+    num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
+    ints[_Column.BANS_STOPS] = num_output < request.params.min_tokens
+
+
+def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """What a request's rows hold at every step: i32, columns TOP_K to PAGES, and the floats."""
+    ints = np.zeros(_Column.PAGES, np.int32)
+    floats = np.empty(len(_Float), np.float32)
     ints[_Column.TOP_K] = params.top_k
-    ints[_Column.SEED : _Column.SEED + 2] = np.array(request.seed, np.uint32).view(np.int32)
+    ints[_Column.SEED : _Column.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
     ints[_Column.USES_MEMORY] = params.uses_memory
-    ints[_Column.BANS_STOPS] = num_output < params.min_tokens
     ints[_Column.WANTS_LOGPROBS] = params.logprobs is not None
     floats[_Float.TEMPERATURE] = 0.0 if params.is_greedy else params.temperature
     floats[_Float.TOP_P] = params.top_p
@@ -271,3 +281,4 @@ def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
     floats[_Float.REPETITION] = params.repetition_penalty
     floats[_Float.FREQUENCY] = params.frequency_penalty
     floats[_Float.PRESENCE] = params.presence_penalty
+    return ints[_Column.TOP_K :], floats

@@ -75,6 +75,8 @@ class Request:
 
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the tokens from the second on
 
+        self.sampling_row: tuple[np.ndarray, np.ndarray] | None = None  # kept by ``batch``
+
         self.lease: Lease | None = None
         self.slot = NO_SLOT
         self.finish_reason: FinishReason | None = None
