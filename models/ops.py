@@ -20,9 +20,6 @@ class Ops(Protocol):
     """Hashed by identity: a static part of the model's structure."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
     def unroll(self) -> bool:
         """Whether layers run one after the other rather than in a scan over stacked weights."""
 
@@ -65,8 +62,6 @@ class XlaOps:
         unroll: on a CPU a scan copies every slice of the weights that it takes, which makes a
             decode step 1.2 to 1.7 times slower.
     """
-
-    name = "xla"
 
     def __init__(self, *, unroll: bool = False) -> None:
         self.unroll = unroll

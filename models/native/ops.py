@@ -27,7 +27,6 @@ HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
 class NativeOps:
     """Holds matrices in panels of 24 columns, [num_panels, in, 24], read from end to end."""
 
-    name = "native"
     unroll = True
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
