@@ -77,9 +77,7 @@ class ModelRunner:
     ) -> None:
         self.pool_spec = pool_spec
         self.shapes = shapes
-        self._config, self._dtype = model.config, model.dtype
-        self._vocab_size = model.config.vocab_size
-        self._params = params
+        self._model, self._params = model, params
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
         self._state = self._fresh_state()
@@ -98,10 +96,7 @@ class ModelRunner:
         return self._submit(batch, self._groups)
 
     def recall(self, slot: int, request: Request) -> None:
-        past = _past(slot, request, self.shapes, self._vocab_size)
-        sampler = self._state.sampler
-        memory = self._recall(sampler.memory, past)
-        self._state = replace(self._state, sampler=replace(sampler, memory=memory))
+        self._remember(_past(slot, request, self.shapes, self._model.config.vocab_size))
 
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
         hidden, scores = self._state.sampler.hidden, []
@@ -124,10 +119,7 @@ class ModelRunner:
         for shape in track(self.shapes.shapes):
             # One group of layers is enough: its program is that of all groups.
             self._submit(self._padding(shape), self._groups[:1]).result()
-        past = _empty_past(self.shapes, self._vocab_size)
-        memory = self._recall(self._state.sampler.memory, past)
-        sampler = replace(self._state.sampler, memory=memory)
-        self._state = replace(self._state, sampler=sampler)
+        self._remember(_empty_past(self.shapes, self._model.config.vocab_size))
         for scores in self.score(0, np.zeros(1, np.int32)):
             scores.result()
 
@@ -162,11 +154,16 @@ class ModelRunner:
         self._state = DeviceState(pool, sampler)
         return JaxStep(tokens, logprobs if wants_logprobs else None)
 
+    def _remember(self, past: Past) -> None:
+        sampler = self._state.sampler
+        memory = self._recall(sampler.memory, past)
+        self._state = replace(self._state, sampler=replace(sampler, memory=memory))
+
     def _padding(self, shape: BatchShape) -> Batch:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_slots)
 
     def _fresh_state(self) -> DeviceState:
-        num_slots, config = self.shapes.num_slots, self._config
+        num_slots, config = self.shapes.num_slots, self._model.config
         most_tokens = max(shape.num_tokens for shape in self.shapes.shapes)
         hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
         return DeviceState(
@@ -174,7 +171,7 @@ class ModelRunner:
             sampler=SamplerState(
                 last_tokens=jnp.zeros(num_slots, jnp.int32),
                 memory=TokenMemory.zeros(num_slots, config.vocab_size),
-                hidden=jnp.zeros(hidden_shape, jnp.dtype(self._dtype)),
+                hidden=jnp.zeros(hidden_shape, jnp.dtype(self._model.dtype)),
             ),
         )
 
