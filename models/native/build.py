@@ -65,9 +65,11 @@ def _register(cache_dir: Path) -> bool:
         if not path.exists():
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        log.warning("the CPU kernels cannot be built, XLA's are used: %s", detail)
+    except subprocess.CalledProcessError as error:
+        log.warning("the CPU kernels cannot be built, XLA's are used: %s", error.stderr)
+        return False
+    except OSError as error:
+        log.warning("the CPU kernels cannot be kept or loaded, XLA's are used: %s", error)
         return False
     for name in TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, name))
