@@ -13,24 +13,24 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_linear, kvflow::linear,
                                   .Arg<ffi::Buffer<F32>>()
                                   .Ret<ffi::Buffer<F32>>());
 
+// What both kinds of attention begin with: q, the pool, the layer and the page table.
+static auto bind_attention() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::Buffer<F32>>()
+      .Arg<ffi::Buffer<F32>>()
+      .Arg<ffi::Buffer<S32>>()
+      .Arg<ffi::Buffer<S32>>();
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_decode_attention, kvflow::decode_attention,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<F32>>()
-                                  .Arg<ffi::Buffer<F32>>()
-                                  .Arg<ffi::Buffer<S32>>()
-                                  .Arg<ffi::Buffer<S32>>()
+                              bind_attention()
                                   .Arg<ffi::Buffer<S32>>()
                                   .Attr<int64_t>("num_pages")
                                   .Ret<ffi::Buffer<F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_tile_attention, kvflow::tile_attention,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<F32>>()
-                                  .Arg<ffi::Buffer<F32>>()
-                                  .Arg<ffi::Buffer<S32>>()
-                                  .Arg<ffi::Buffer<S32>>()
+                              bind_attention()
                                   .Arg<ffi::Buffer<S32>>()
                                   .Arg<ffi::Buffer<S32>>()
                                   .Attr<int64_t>("num_pages")
