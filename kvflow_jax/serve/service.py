@@ -129,8 +129,8 @@ class Service:
             )
         max_bytes = engine.max_model_len * tokenizer.max_token_bytes
         for text in texts:
-            # A character is one byte at least: the common case encodes nothing here.
-            if len(text) > max_bytes or len(text.encode(errors="replace")) > max_bytes:
+            # A character is four bytes at most: the common case encodes nothing here.
+            if 4 * len(text) > max_bytes and len(text.encode(errors="replace")) > max_bytes:
                 raise InvalidRequestError(
                     f"this model's context is {engine.max_model_len} tokens, which a text of "
                     f"{len(text)} characters cannot fit; shorten it",
