@@ -101,6 +101,7 @@ async def create_chat_completion(
     service.check_model(body.model)
     params = body.sampling_params()
     messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
+    service.check_num_answers(len(params))
     texts = [message["content"] for message in messages]
     prompt_ids = await service.tokenize(texts, lambda t: t.apply_chat_template(messages, **kwargs))
     form = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
@@ -114,7 +115,7 @@ async def create_completion(request: Request, service: TheService, tenant: TheTe
     service.check_model(body.model)
     params = body.sampling_params()
     prompts = completions.read_prompts(body.prompt)
-    service.check_num_prompts(len(prompts) * len(params))
+    service.check_num_answers(len(prompts) * len(params))
     encoded = completions.token_prompts(prompts)
     if encoded is None:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]

@@ -139,18 +139,18 @@ class Service:
                 )
         return await self._in_thread(lambda: encode(tokenizer))
 
-    def check_num_prompts(self, num_prompts: int) -> None:
+    def check_num_answers(self, num_answers: int) -> None:
         """Refuse what could never be queued at once, before any work is done for it.
 
         Raises:
             InvalidRequestError: names the bound.
         """
         engine, _ = self._ready()
-        if num_prompts > engine.max_pending:
+        if num_answers > engine.max_pending:
             raise InvalidRequestError(
                 f"one request may ask for up to {engine.max_pending} completions here, "
-                f"got {num_prompts}; split it",
-                param="prompt",
+                f"got {num_answers}; split it",
+                param="n",
             )
 
     def generate(

@@ -215,6 +215,9 @@ def test_a_text_that_cannot_fit_is_not_even_tokenized(http: httpx.Client, live: 
 def test_more_prompts_than_can_ever_wait(http: httpx.Client, engine: FakeEngine) -> None:
     answer = http.post("/v1/completions", json={"prompt": ["a"] * (engine.max_pending + 1)})
     assert "split it" in error_of(answer, 400)["message"]
+    for path, body in (("/v1/completions", {"prompt": "a"}), (CHAT, {"messages": HELLO})):
+        answer = http.post(path, json={**body, "n": engine.max_pending + 1})
+        assert error_of(answer, 400)["param"] == "n"
     assert not engine.requests
 
 
