@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvflow_jax import sampling
 from kvflow_jax.batch import BatchShapes
 from kvflow_jax.config import GIB, EngineConfig, EngineSizes
 from kvflow_jax.errors import CapacityError, ConfigError
+from kvflow_jax.models import sampler
 from tests.engine.tiny_engine import CONFIG
 
 PAGE_BYTES = 2 * 2 * 2 * 12 * 4 * 16  # layers, K and V, heads, width, float32, tokens
@@ -63,6 +65,10 @@ def test_a_context_that_was_not_asked_for_is_cut_to_the_pool(caplog):
 def test_settings_that_cannot_be(given, says):
     with pytest.raises(ConfigError, match=says):
         resolve(**given)
+
+
+def test_as_many_logprobs_may_be_asked_for_as_a_step_reports():
+    assert sampling.MAX_LOGPROBS == sampler.MAX_LOGPROBS
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 5, 8, 32, 256])
