@@ -23,7 +23,7 @@ from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
 from kvflow_jax.protocols import Clock, Runner, ScoreHandle, StepHandle
-from kvflow_jax.request import NO_SLOT, Request
+from kvflow_jax.request import Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
 
@@ -185,8 +185,8 @@ class Engine:
         batch, sample_rows, starts = self.sizes.shapes.build(plan.chunks)
         try:
             for request in plan.admitted:
-                if request.params.uses_memory and request.slot != NO_SLOT:
-                    self.runner.recall(request.slot, request)
+                if request.params.uses_memory:
+                    self.runner.recall(request)
             handle = self.runner.submit(batch)
             scores = self._score_prompts(plan, starts)
         except Exception as error:

@@ -46,8 +46,8 @@ class Runner(Protocol):
     def submit(self, batch: Batch) -> StepHandle:
         """Dispatch a step and return at once."""
 
-    def recall(self, slot: int, request: Request) -> None:
-        """Remember the tokens, stops and bias of the request that now has ``slot``."""
+    def recall(self, request: Request) -> None:
+        """Remember the tokens, stops and bias of a request for the slot that it now has."""
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[ScoreHandle]:
         """Score tokens against the step submitted last.

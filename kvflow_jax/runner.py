@@ -95,8 +95,8 @@ class ModelRunner:
     def submit(self, batch: Batch) -> JaxStep:
         return self._submit(batch, self._groups)
 
-    def recall(self, slot: int, request: Request) -> None:
-        self._remember(_past(slot, request, self.shapes, self._model.config.vocab_size))
+    def recall(self, request: Request) -> None:
+        self._remember(_past(request, self.shapes, self._model.config.vocab_size))
 
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
         hidden, scores = self._state.sampler.hidden, []
@@ -191,7 +191,7 @@ def _layer_groups(model: Model, params: Params, most: int) -> list[LayerGroup]:
     ]
 
 
-def _past(slot: int, request: Request, shapes: BatchShapes, vocab_size: int) -> Past:
+def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> Past:
     """A request's past as arrays of fixed sizes."""
     past = _empty_past(shapes, vocab_size)
     bias = request.params.logit_bias
@@ -201,7 +201,7 @@ def _past(slot: int, request: Request, shapes: BatchShapes, vocab_size: int) -> 
     past.bias[: len(bias)] = list(bias.values())
     return replace(
         past,
-        slot=np.int32(slot),
+        slot=np.int32(request.slot),
         num_prompt=np.int32(request.num_prompt),
         num_tokens=np.int32(request.num_known),
     )

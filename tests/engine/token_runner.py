@@ -66,7 +66,7 @@ class TokenRunner:
         self.last_tokens = np.full(self.shapes.num_slots, -1, np.int64)
         self.is_intact = True
 
-    def recall(self, slot, request) -> None:
+    def recall(self, request) -> None:
         """Sampling here has no memory: the tokens are a hash of the sequence."""
 
     def submit(self, batch: Batch) -> TokenStep:
