@@ -30,6 +30,8 @@ def watch_decode(llm: LLM, batch_size: int, context_len: int, seed: int = 0) -> 
     prompts = rng.integers(
         0, llm.config.vocab_size, (batch_size, context_len - STEPS // 2)
     ).tolist()
+    # Once ahead, so that all find their prompts cached and decode together.
+    llm.generate(prompts, SamplingParams(max_tokens=1), progress=False)
     with _Watch(llm) as watch:
         params = SamplingParams(max_tokens=STEPS + 20, temperature=0.0, ignore_eos=True)
         llm.generate(prompts, params, progress=False)

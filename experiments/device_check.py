@@ -143,8 +143,6 @@ def model_rates(
     """Prefill and decode of a model, in the engine, as fractions of the ceilings above."""
     on_cpu = ceiling["device"]["platform"] == "cpu"
     sizes = {"max_num_seqs": 8, "max_model_len": 4096, "pool_gib": 1 if on_cpu else 8}
-    if not on_cpu:
-        sizes["max_num_batched_tokens"] = 2048
     start = time.monotonic()
     with LLM(name, random_weights=random_weights, dtype=dtype, progress=False, **sizes) as llm:
         ready_s = time.monotonic() - start

@@ -20,7 +20,7 @@ from kvflow_jax.sampling import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from kvflow_jax.step import DeviceState, SamplerState, begin, finish, run_step, score_hidden
 
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
-LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, weights of each
+LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, matrices of each
 
 
 class JaxStep:
@@ -80,6 +80,7 @@ class ModelRunner:
         self._model, self._params = model, params
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
+        self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
         self._step = jax.jit(partial(run_step, model), donate_argnums=1)
         self._begin = jax.jit(partial(begin, model, pool_spec))
@@ -133,10 +134,9 @@ class ModelRunner:
             return self._step.lower(self._params, self._state, batch).compile().memory_analysis()
         last_tokens = self._state.sampler.last_tokens
         hidden, angles, rows = self._begin(self._ends, last_tokens, batch)
-        first, layers = self._groups[0]
-        lowered = self._run_layers.lower(
-            layers, first, hidden=hidden, angles=angles, rows=rows, pool=self._state.pool
-        )
+        first, matrices = self._groups[0]
+        rest = {"hidden": hidden, "angles": angles, "rows": rows, "pool": self._state.pool}
+        lowered = self._run_layers.lower(matrices, self._vectors, first, **rest)
         return lowered.compile().memory_analysis()
 
     def _submit(self, batch: Batch, groups: Sequence[LayerGroup]) -> JaxStep:
@@ -146,9 +146,9 @@ class ModelRunner:
             return JaxStep(tokens, logprobs if wants_logprobs else None)
         pool, sampler = self._state.pool, self._state.sampler
         hidden, angles, rows = self._begin(self._ends, sampler.last_tokens, batch)
-        for first, layers in groups:
+        for first, matrices in groups:
             hidden, pool = self._run_layers(
-                layers, first, hidden=hidden, angles=angles, rows=rows, pool=pool
+                matrices, self._vectors, first, hidden=hidden, angles=angles, rows=rows, pool=pool
             )
         sampler, tokens, logprobs = self._finish(self._ends, sampler, hidden, batch)
         self._state = DeviceState(pool, sampler)
@@ -186,7 +186,7 @@ def _layer_groups(model: Model, params: Params, most: int) -> list[LayerGroup]:
     num = model.config.num_layers
     size = max(n for n in range(1, most + 1) if num % n == 0)
     return [
-        (np.int32(first), [model.layer_leaves(params, i) for i in range(first, first + size)])
+        (np.int32(first), [model.matrix_leaves(params, i) for i in range(first, first + size)])
         for first in range(0, num, size)
     ]
 

@@ -41,7 +41,8 @@ class Model:
 
     Files and checkpoints hold *stacked* weights, plain. ``ops`` decide how the device holds them:
     in what form each matrix, and stacked (``layers.mlp.down_proj.weight``) and scanned, which
-    compiles one layer, or layer by layer (``layers.0.mlp.down_proj.weight``), one after the other.
+    compiles one layer, or layer by layer (``layers.0.mlp.down_proj.weight``), one after the other;
+    vectors of layers (norms, biases) are stacked always, because a dispatch pays for each leaf.
     """
 
     config: ModelConfig
@@ -79,9 +80,15 @@ class Model:
         specs = stacked_specs
         if ops.unroll:
             specs = ends.specs | {
+                name: stacked_specs[name]
+                for name in (LAYERS + name for name in layer.specs)
+                if len(stacked_specs[name].shape) == 2
+            }
+            specs |= {
                 f"{LAYERS}{i}.{name}": spec
                 for i in range(num)
                 for name, spec in layer.specs.items()
+                if LAYERS + name not in specs
             }
         return cls(config, dtype, ops, specs, stacked_specs, ends, layer)
 
@@ -137,9 +144,15 @@ class Model:
         """The weights before and after the layers, which ``begin`` and ``finish`` take."""
         return [params[name] for name in self._ends.specs]
 
-    def layer_leaves(self, params: Params, layer: int) -> Leaves:
-        """The weights of one layer of an unrolled model, which ``run_layers`` takes."""
-        return [params[f"{LAYERS}{layer}.{name}"] for name in self._layer.specs]
+    def matrix_leaves(self, params: Params, layer: int) -> Leaves:
+        """The matrices of one layer of an unrolled model, which ``run_layers`` takes."""
+        names = (f"{LAYERS}{layer}.{name}" for name in self._layer.specs)
+        return [params[name] for name in names if name in params]
+
+    def vector_leaves(self, params: Params) -> Leaves:
+        """The vectors of all layers of an unrolled model, stacked, which ``run_layers`` takes."""
+        names = (LAYERS + name for name in self._layer.specs)
+        return [params[name] for name in names if name in params]
 
     def begin(
         self,
@@ -152,7 +165,8 @@ class Model:
 
     def run_layers(
         self,
-        layers: Sequence[Leaves],
+        matrices: Sequence[Leaves],  # of each of these layers
+        vectors: Leaves,  # of all layers
         first: jax.Array,  # i32[], which layer the first of them is
         hidden: jax.Array,  # [num_tokens, hidden_size]
         angles: Angles,
@@ -160,7 +174,10 @@ class Model:
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         """Run consecutive layers one after the other."""
-        for i, leaves in enumerate(layers):
+        is_vector = [LAYERS + name in self.specs for name in self._layer.specs]
+        for i, of_layer in enumerate(matrices):
+            rest, own = iter(of_layer), iter([vector[first + i] for vector in vectors])
+            leaves = [next(own if stacked else rest) for stacked in is_vector]
             hidden, pool = _run_layer(self._layer, leaves, first + i, hidden, angles, rows, pool)
         return hidden, pool
 
@@ -174,14 +191,15 @@ class Model:
     ) -> tuple[jax.Array, KVPool]:
         """Run every layer, by a scan where they are stacked."""
         if self.unroll:
-            layers = [self.layer_leaves(params, i) for i in range(self.config.num_layers)]
-            return self.run_layers(layers, jnp.int32(0), hidden, angles, rows, pool)
+            matrices = [self.matrix_leaves(params, i) for i in range(self.config.num_layers)]
+            vectors = self.vector_leaves(params)
+            return self.run_layers(matrices, vectors, jnp.int32(0), hidden, angles, rows, pool)
 
         def body(
             carry: tuple[jax.Array, KVPool], xs: tuple[jax.Array, Leaves]
         ) -> tuple[tuple[jax.Array, KVPool], None]:
             index, leaves = xs
-            return self.run_layers([leaves], index, carry[0], angles, rows, carry[1]), None
+            return _run_layer(self._layer, leaves, index, carry[0], angles, rows, carry[1]), None
 
         # The pool is carried: as xs or ys the scan would copy it.
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
@@ -200,13 +218,12 @@ class Model:
             if not name.startswith(LAYERS):
                 # Matrices outside the layers are tables.
                 yield name, self.ops.pack_table(weight) if weight.ndim == 2 else weight
-            elif not self.unroll:
+            elif not self.unroll or weight.ndim == 2:
                 yield name, weight
             else:
                 rest = name.removeprefix(LAYERS)
                 for i in range(self.config.num_layers):
-                    one = weight[i]
-                    yield f"{LAYERS}{i}.{rest}", self.ops.pack(one) if one.ndim == 2 else one
+                    yield f"{LAYERS}{i}.{rest}", self.ops.pack(weight[i])
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions

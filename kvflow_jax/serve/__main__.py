@@ -69,8 +69,7 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     add(
         "--max-num-batched-tokens",
         type=_count,
-        default=default.max_num_batched_tokens,
-        help="prompt tokens of one engine step; default: %(default)s",
+        help="prompt tokens of one engine step; default: 256 on CPU, else 2048",
     )
     add(
         "--page-size",

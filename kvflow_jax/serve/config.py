@@ -17,7 +17,7 @@ class ServerConfig:
         api_keys: Bearer keys; empty: no key is asked for. With several, tenants share no cache.
         max_model_len: tokens of prompt and answer together; None: the model's context.
         max_num_seqs: requests that run at once.
-        max_num_batched_tokens: token budget of one engine step.
+        max_num_batched_tokens: prompt tokens of one engine step; None: by the device.
         page_size: tokens per cache block.
         pool_gib: device memory for the KV pool, GiB. Excludes ``num_pages``.
         num_pages: size of the KV pool in blocks. Excludes ``pool_gib``.
@@ -40,7 +40,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     max_model_len: int | None = None
     max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int | None = None
     page_size: int = 16
     pool_gib: float | None = None
     num_pages: int | None = None
