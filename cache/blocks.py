@@ -1,8 +1,13 @@
 """The block table: what is true of each block, as numpy arrays by block id.
 
 A *block* is page_size tokens of K and V for all layers under a stable logical id. Where it lives
-is a fact of the table, so moving it rewrites nothing else. An id that is freed and taken again has
-another generation: whoever still names the old one can tell.
+is a fact of the table, so moving it rewrites nothing else. Two facts, independent of each other:
+
+    device   NONE ──▶ LOADING ──▶ VALID      a slot of the pool, unless NONE
+    host     NONE ──▶ WRITING ──▶ VALID      a place in a host extent, unless NONE
+
+An id that is freed and taken again has another generation: whoever still names the old one can
+tell.
 """
 
 from __future__ import annotations
@@ -15,11 +20,19 @@ from kvflow_jax.errors import CapacityError, IntegrityError
 
 NO_BLOCK = -1
 NO_SLOT = -1
+NO_EXTENT = -1
+SUFFIX = np.inf  # steps of a block that nobody is known to read again
 
 
 class DeviceState(IntEnum):
     NONE = 0
     LOADING = 1
+    VALID = 2
+
+
+class HostState(IntEnum):
+    NONE = 0
+    WRITING = 1
     VALID = 2
 
 
@@ -31,10 +44,14 @@ class BlockTable:
     Attributes:
         slot: i32[num_blocks], page of the pool, NO_SLOT where not on the device.
         device_state: u8[num_blocks], a DeviceState.
+        host_state: u8[num_blocks], a HostState.
+        extent: i32[num_blocks], the host extent it has a place in, else NO_EXTENT.
         leases: i32[num_blocks], how many leases hold the block.
         parent: i32[num_blocks], the block before it in its indexed sequence, else NO_BLOCK.
-        num_children: i32[num_blocks], indexed blocks whose parent it is.
+        num_children: i32[num_blocks], indexed blocks whose parent it is and that have a slot.
         head: i32[num_blocks], first block of its node in the index; NO_BLOCK: not indexed.
+        steps: f64[num_blocks], by head of a node: steps-to-execution of the agents that will read
+            the node, the least of them; SUFFIX where none is known.
         last_use: f64[num_blocks], seconds of the engine's clock.
         generation: u32[num_blocks], counts how often the id was freed.
     """
@@ -42,10 +59,13 @@ class BlockTable:
     def __init__(self, num_blocks: int, num_slots: int) -> None:
         self.slot = np.full(num_blocks, NO_SLOT, np.int32)
         self.device_state = np.zeros(num_blocks, np.uint8)
+        self.host_state = np.zeros(num_blocks, np.uint8)
+        self.extent = np.full(num_blocks, NO_EXTENT, np.int32)
         self.leases = np.zeros(num_blocks, np.int32)
         self.parent = np.full(num_blocks, NO_BLOCK, np.int32)
         self.num_children = np.zeros(num_blocks, np.int32)
         self.head = np.full(num_blocks, NO_BLOCK, np.int32)
+        self.steps = np.full(num_blocks, SUFFIX, np.float64)
         self.last_use = np.zeros(num_blocks, np.float64)
         self.generation = np.zeros(num_blocks, np.uint32)
         # Stacks: the id and slot freed last are taken first, while they are warm.
@@ -75,38 +95,70 @@ class BlockTable:
         if count == 0:
             return np.empty(0, np.int32)
         blocks = np.array(self._free_ids[-count:][::-1], np.int32)
-        slots = np.array(self._free_slots[-count:][::-1], np.int32)
-        del self._free_ids[-count:], self._free_slots[-count:]
-        self.slot[blocks] = slots
-        self.device_state[blocks] = DeviceState.VALID
+        del self._free_ids[-count:]
+        self.assign_slots(blocks, DeviceState.VALID)
         self.last_use[blocks] = now
         return blocks
 
-    def free(self, blocks: np.ndarray) -> None:
-        """Give ids and slots back. The device runs in order, so they are reusable at once.
+    def assign_slots(self, blocks: np.ndarray, state: DeviceState) -> None:
+        """Give a device slot to each of ``blocks`` (i32[n]), which have none.
 
         Raises:
-            IntegrityError: a block is leased, indexed or free already.
+            CapacityError: fewer slots are free.
+        """
+        count = len(blocks)
+        if count > len(self._free_slots):
+            raise CapacityError(f"{count} slots asked for, {len(self._free_slots)} are free")
+        if count:
+            self.slot[blocks] = self._free_slots[-count:][::-1]
+            del self._free_slots[-count:]
+            self.device_state[blocks] = state
+
+    def drop_slots(self, blocks: np.ndarray) -> None:
+        """Take the device slots of ``blocks`` (i32[n]) back; their ids stay.
+
+        The device runs in order, so the slots are reusable at once.
+        """
+        self._free_slots.extend(self.slot[blocks].tolist())
+        self.slot[blocks] = NO_SLOT
+        self.device_state[blocks] = DeviceState.NONE
+
+    def move_slot(self, source: int, target: int) -> None:
+        """Give the slot of one block to another, which has none."""
+        self.slot[target], self.slot[source] = self.slot[source], NO_SLOT
+        self.device_state[target] = self.device_state[source]
+        self.device_state[source] = DeviceState.NONE
+
+    def free(self, blocks: np.ndarray) -> None:
+        """Give ids back, and the slots of those that have one.
+
+        Raises:
+            IntegrityError: a block is leased, indexed, on the host or free already.
         """
         if not len(blocks):
             return
-        if (self.leases[blocks] != 0).any() or (self.head[blocks] != NO_BLOCK).any():
-            raise IntegrityError(f"blocks {blocks.tolist()} are leased or indexed, not to be freed")
-        slots = self.slot[blocks]
-        if (slots == NO_SLOT).any():
-            raise IntegrityError(f"blocks {blocks.tolist()} are freed a second time")
-        self._free_slots.extend(slots.tolist())
+        in_use = self.leases[blocks] != 0
+        in_use |= self.head[blocks] != NO_BLOCK
+        in_use |= self.host_state[blocks] != HostState.NONE
+        if in_use.any():
+            raise IntegrityError(f"blocks {blocks[in_use].tolist()} are in use, not to be freed")
+        with_slot = blocks[self.slot[blocks] != NO_SLOT]
+        if len(with_slot):
+            self.drop_slots(with_slot)
         self._free_ids.extend(blocks.tolist())
-        self.slot[blocks] = NO_SLOT
-        self.device_state[blocks] = DeviceState.NONE
         self.generation[blocks] += 1
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless ids and slots are each in exactly one place."""
-        used = np.flatnonzero(self.slot != NO_SLOT)
-        slots = sorted(self._free_slots + self.slot[used].tolist())
+        with_slot = np.flatnonzero(self.slot != NO_SLOT)
+        slots = sorted(self._free_slots + self.slot[with_slot].tolist())
         if slots != list(range(1, self._num_slots + 1)):
             raise IntegrityError("a device slot is lost, or held twice")
+        if ((self.device_state != DeviceState.NONE) != (self.slot != NO_SLOT)).any():
+            raise IntegrityError("a block's slot and its device state contradict each other")
+        if ((self.host_state != HostState.NONE) != (self.extent != NO_EXTENT)).any():
+            raise IntegrityError("a block's extent and its host state contradict each other")
+        used = np.flatnonzero((self.slot != NO_SLOT) | (self.extent != NO_EXTENT))
         if sorted(self._free_ids + used.tolist()) != list(range(len(self.slot))):
             raise IntegrityError("a block id is lost, or free and in use at once")
         free = np.array(self._free_ids, np.int32)
@@ -114,5 +166,3 @@ class BlockTable:
             raise IntegrityError("a free block is leased or indexed")
         if (self.leases < 0).any() or (self.num_children < 0).any():
             raise IntegrityError("a count of leases or children is negative")
-        if (self.device_state[used] == DeviceState.NONE).any():
-            raise IntegrityError("a block has a slot and no device state")

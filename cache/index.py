@@ -102,8 +102,14 @@ class RadixIndex:
         root: RootKey,
         tokens: np.ndarray,  # i32[num_blocks * page_size]
         blocks: np.ndarray,  # i32[num_blocks]
+        *,
+        may_grow: bool = True,
     ) -> Insertion:
         """Index ``blocks`` under ``tokens``. Pages that are indexed already keep their blocks.
+
+        Args:
+            may_grow: whether new blocks may continue the node of the block before them; else they
+                become a node of their own.
 
         Raises:
             ValueError: tokens and blocks do not fit together.
@@ -132,7 +138,11 @@ class RadixIndex:
                 return Insertion(self, np.concatenate(existing), split=None, is_grown=False)
             if num_equal < len(node.blocks):
                 node, split = _split(node, num_equal, page)
-            elif not len(node.children) and num_equal + len(blocks) - start <= MAX_GROWN_BLOCKS:
+            elif (
+                may_grow
+                and not len(node.children)
+                and num_equal + len(blocks) - start <= MAX_GROWN_BLOCKS
+            ):
                 is_grown = True
                 longer = Node(
                     np.concatenate([node.tokens, tokens[start * page :]]),
@@ -150,20 +160,32 @@ class RadixIndex:
             is_grown=is_grown,
         )
 
+    def split(
+        self, root: RootKey, path: Sequence[bytes], num_blocks: int
+    ) -> tuple[RadixIndex, Node]:
+        """Cut the node that ``path`` (first-page keys) leads to after its first ``num_blocks``.
+
+        Returns:
+            The new index, and the lower half, now a node of its own.
+
+        Raises:
+            IntegrityError: the path leads nowhere, or the node is not longer than that.
+        """
+        trail = self._trail(root, path)
+        children, key, node = trail.pop()
+        if not 0 < num_blocks < len(node.blocks):
+            raise IntegrityError(f"cannot cut a node of {len(node.blocks)} after {num_blocks}")
+        upper, lower = _split(node, num_blocks, self.page_size)
+        top = _rebuild(trail, children.set(key, upper))
+        return RadixIndex(self.page_size, self._roots.set(root, top)), lower
+
     def prune(self, root: RootKey, path: Sequence[bytes], num_blocks: int) -> RadixIndex:
         """Drop the last ``num_blocks`` blocks of the leaf that ``path`` (first-page keys) leads to.
 
         Raises:
             IntegrityError: the path leads nowhere, or to a node with children, or past its start.
         """
-        trail: list[tuple[PersistentMap[bytes, Node], bytes, Node]] = []
-        children = self._roots.get(root) or EMPTY
-        for key in path:
-            node = children.get(key)
-            if node is None:
-                raise IntegrityError("a path to prune leaves the index")
-            trail.append((children, key, node))
-            children = node.children
+        trail = self._trail(root, path)
         above, key, leaf = trail.pop()
         num_kept = len(leaf.blocks) - num_blocks
         if len(leaf.children) or num_kept < 0:
@@ -176,6 +198,20 @@ class RadixIndex:
         top = _rebuild(trail, children)
         roots = self._roots.set(root, top) if len(top) else self._roots.delete(root)
         return RadixIndex(self.page_size, roots)
+
+    def _trail(
+        self, root: RootKey, path: Sequence[bytes]
+    ) -> list[tuple[PersistentMap[bytes, Node], bytes, Node]]:
+        """Each node on a path, with the map and key it stands under."""
+        trail = []
+        children = self._roots.get(root) or EMPTY
+        for key in path:
+            node = children.get(key)
+            if node is None:
+                raise IntegrityError("a path leaves the index")
+            trail.append((children, key, node))
+            children = node.children
+        return trail
 
     def nodes(self) -> Iterator[tuple[RootKey, int, Node]]:
         """Every node with its root and its parent's last block (-1 at the top). For checks."""

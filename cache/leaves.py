@@ -1,64 +1,65 @@
-"""The leaves of the index that may be evicted, in the order of the policy."""
+"""What may be evicted, in the order of the policy."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Iterable
 from itertools import count
 
-import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, BlockTable
-from kvflow_jax.cache.policy import EvictionOrder
+class EvictionQueue:
+    """Items by id, lowest key first.
 
+    An item is offered with its key of that moment, and offered anew when the key changes: of two
+    entries for one item the later counts. Entries are never taken out when an item must stay after
+    all, only seen to be stale when they come up.
 
-class EvictableLeaves:
-    """A heap of indexed blocks that no lease holds and none continues, lowest key first.
-
-    Entries are never removed when a block is leased, continued or used again, only seen to be
-    stale when they come up: the table says which of them still tell the truth.
+    Args:
+        may_go: whether an item may be evicted now.
     """
 
-    def __init__(self, table: BlockTable, order: EvictionOrder) -> None:
-        self._table = table
-        self._order = order
-        self._heap: list[tuple[float, int, int, int]] = []  # key, tiebreak, block, generation
-        self._tiebreak = count()
+    def __init__(self, may_go: Callable[[int], bool]) -> None:
+        self._may_go = may_go
+        self._heap: list[tuple[list[float], int, int]] = []  # key, entry number, item
+        self._last: dict[int, int] = {}  # item -> number of its entry that counts
+        self._numbers = count()
 
     def __len__(self) -> int:
         """Entries, stale ones too."""
         return len(self._heap)
 
-    def offer(self, blocks: np.ndarray) -> None:
-        """Add leaves i32[n] that may go from now on, each with its key of now."""
-        if not len(blocks):
-            return
-        keys = self._order(self._table, blocks).tolist()
-        generations = self._table.generation[blocks].tolist()
-        for key, block, generation in zip(keys, blocks.tolist(), generations, strict=True):
-            heapq.heappush(self._heap, (key, next(self._tiebreak), block, generation))
-        if len(self._heap) > 2 * self._table.num_slots + 64:
-            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+    def offer(self, items: Iterable[int], keys: Iterable[list[float]]) -> None:
+        """Add items that may go from now on, each with its key."""
+        heap, last = self._heap, self._last
+        for item, key in zip(items, keys, strict=True):
+            number = next(self._numbers)
+            last[item] = number
+            heapq.heappush(heap, (key, number, item))
+        if len(heap) > 2 * len(last) + 64:
+            # Once for as many offers as there are items: what it costs is spread over them.
+            self._heap = [entry for entry in heap if last.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)
 
-    def pop(self) -> int | None:
-        """The leaf that goes next; None where there is none."""
+    def peek(self) -> tuple[list[float], int] | None:
+        """Key and item that go next; None where there is none."""
         while self._heap:
-            entry = heapq.heappop(self._heap)
-            if self._is_current(entry):
-                return entry[2]
+            key, number, item = self._heap[0]
+            if self._last.get(item) == number:
+                if self._may_go(item):
+                    return key, item
+                del self._last[item]
+            heapq.heappop(self._heap)
         return None
 
-    def blocks(self) -> set[int]:
-        """All that are on offer."""
-        return {entry[2] for entry in self._heap if self._is_current(entry)}
+    def pop(self) -> int | None:
+        """The item that goes next; None where there is none."""
+        top = self.peek()
+        if top is None:
+            return None
+        heapq.heappop(self._heap)
+        del self._last[top[1]]
+        return top[1]
 
-    def _is_current(self, entry: tuple[float, int, int, int]) -> bool:
-        key, _, block, generation = entry
-        table = self._table
-        return bool(
-            table.generation[block] == generation
-            and table.num_children[block] == 0
-            and table.leases[block] == 0
-            and table.head[block] != NO_BLOCK
-            and self._order(table, np.array([block], np.int32))[0] == key
-        )
+    def items(self) -> set[int]:
+        """All that are on offer and may go."""
+        return {item for item in self._last if self._may_go(item)}

@@ -90,3 +90,16 @@ class KVPool:
         kv = self.data.at[layer * self.spec.num_pages + pages].get(mode="promise_in_bounds")
         heads = self.spec.num_kv_heads
         return kv[..., :heads, :], kv[..., heads:, :]
+
+    def gather(self, slots: jax.Array) -> jax.Array:
+        """Whole blocks, [num_layers, n, page_size, 2 * num_kv_heads, head_dim], of i32[n] slots."""
+        return self.data.at[self._rows(slots)].get(mode="promise_in_bounds")
+
+    def scatter(self, slots: jax.Array, blocks: jax.Array) -> KVPool:
+        """Store what ``gather`` gave at i32[n] slots; one at or past ``num_pages`` is dropped."""
+        rows = jnp.where(slots < self.spec.num_pages, self._rows(slots), self.data.shape[0])
+        return KVPool(self.data.at[rows].set(blocks, mode="drop"), self.spec)
+
+    def _rows(self, slots: jax.Array) -> jax.Array:  # i32[n] -> i32[num_layers, n]
+        layers = jnp.arange(self.spec.num_layers, dtype=jnp.int32)
+        return layers[:, None] * self.spec.num_pages + slots

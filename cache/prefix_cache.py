@@ -1,33 +1,46 @@
-"""The prefix cache: index and block table as one thing, and who holds what.
+"""The prefix cache: index, block table and tiers as one thing, and who holds what.
 
-    request ──lease──▶ blocks ──slot──▶ pages of the pool
-                         ▲
-    tokens ──index───────┘
+    request ──lease──▶ blocks ──slot──▶ pages of the pool ◀─load, backup─▶ host extents
+                         ▲  ▲
+    tokens ──index───────┘  └──anchors── agents and conversations that will read a prefix again
 
 A block is *private* (leased by the one request that writes it, not indexed), *indexed* (found by
 tokens, leased or not) or free. An indexed block without leases stays until room is needed; then
-blocks go in the order of the eviction policy, each after all that continue it.
+blocks go in the order of the eviction policy, each after all that continue it: to the host, where
+they have a copy or are worth one, or out of the index.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, BlockTable
-from kvflow_jax.cache.index import RadixIndex, RootKey
-from kvflow_jax.cache.leaves import EvictableLeaves
+from kvflow_jax.cache.anchors import Anchors
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_SLOT, SUFFIX, BlockTable, DeviceState, HostState
+from kvflow_jax.cache.host import HostTier
+from kvflow_jax.cache.index import NO_BLOCKS, RadixIndex, RootKey
 from kvflow_jax.cache.policy import EvictionOrder, lru
+from kvflow_jax.cache.residency import Residency
 from kvflow_jax.errors import IntegrityError
+
+
+def anchored(table: BlockTable, block: int) -> bool:
+    """Whether somebody is known to read a block again: KVFlow's rule for host copies."""
+    return bool(table.steps[table.head[block]] != SUFFIX)
+
+
+def everything(table: BlockTable, block: int) -> bool:
+    """Hierarchical caches' rule for host copies."""
+    return True
 
 
 class Lease:
     """The blocks a request holds, in sequence order. Released exactly once.
 
     Attributes:
-        blocks: i32[num_blocks].
+        blocks: i32[num_blocks], each with a device slot.
         num_indexed: how many leading blocks are indexed.
     """
 
@@ -43,32 +56,61 @@ class Lease:
         return len(self.blocks)
 
 
+class _Node:
+    """Facts of a node of the index, kept by its first block.
+
+    Attributes:
+        key: its first page, as the index keys it.
+        root: where it is a top node, else None.
+        blocks: i32[n].
+    """
+
+    __slots__ = ("blocks", "key", "root")
+
+    def __init__(self, key: bytes, root: RootKey | None, blocks: np.ndarray) -> None:
+        self.key = key
+        self.root = root
+        self.blocks = blocks
+
+
 class PrefixCache:
     """Shares KV blocks between all sequences that begin with the same tokens.
 
     Args:
         num_slots: usable pages of the pool (its null page not counted).
         page_size: tokens of a block.
-        order: the eviction policy.
+        order: the eviction policy, of both tiers.
+        num_host_blocks: budget of the host tier.
+        extent_sizes: lengths of host extents, blocks, ascending from 1.
+        backs_up: which blocks are worth a host copy.
     """
 
-    def __init__(self, num_slots: int, page_size: int, order: EvictionOrder = lru) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        page_size: int,
+        order: EvictionOrder = lru,
+        *,
+        num_host_blocks: int = 0,
+        extent_sizes: Sequence[int] = (1,),
+        backs_up: Callable[[BlockTable, int], bool] = anchored,
+    ) -> None:
         self.page_size = page_size
         self.index = RadixIndex(page_size)
-        self.table = BlockTable(num_blocks=num_slots, num_slots=num_slots)
-        self.num_evicted = 0
+        self.table = BlockTable(num_slots + num_host_blocks, num_slots)
+        self.anchors = Anchors(self.table)
+        host = HostTier(self.table, order, num_host_blocks, extent_sizes)
+        self.residency = Residency(self.table, order, host, backs_up, self._forget)
+        self.backs_up = backs_up
         self._leases: set[Lease] = set()
-        self._num_evictable = 0
         self._num_indexed = 0
-        # Path facts of nodes, by the first block of the node.
-        self._page_key: dict[int, bytes] = {}
-        self._root: dict[int, RootKey] = {}
-        self._leaves = EvictableLeaves(self.table, order)
+        self._nodes: dict[int, _Node] = {}
+        self._moved: set[int] = set()  # nodes whose steps have changed since somebody asked
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be had now: free ones and those that can be evicted."""
-        return self.table.num_free_slots + self._num_evictable
+        """Slots that can be had now: free ones and those of blocks that can go."""
+        return self.residency.num_available
 
     @property
     def num_leased(self) -> int:
@@ -77,16 +119,27 @@ class PrefixCache:
 
     @property
     def num_indexed(self) -> int:
+        """Blocks in the index, on the device or the host."""
         return self._num_indexed
 
     def match(self, root: RootKey, tokens: np.ndarray) -> np.ndarray:
-        """Blocks i32[n] of the longest cached prefix of ``tokens`` (i32[num_tokens])."""
+        """Blocks i32[n] of the longest cached prefix of ``tokens`` (i32[num_tokens]).
+
+        First those with a device slot, then those that are on the host alone.
+        """
         return self.index.match(root, tokens)
 
     def lease(self, root: RootKey, blocks: np.ndarray, now: float) -> Lease:
-        """Hold indexed ``blocks`` (a match, i32[n]) so that they stay until released."""
+        """Hold indexed ``blocks`` (a match, i32[n]) so that they stay until released.
+
+        Those on the host alone are loaded: there must be room for them (``num_available``).
+        """
+        num_on_device = self.residency.num_on_device(blocks)
         lease = Lease(root, blocks.copy())
-        self._hold(blocks, now)
+        self.residency.hold(blocks[:num_on_device], now)
+        if num_on_device < len(blocks):
+            self.residency.load(blocks[num_on_device:])
+            self.residency.hold(blocks[num_on_device:], now)
         self._leases.add(lease)
         return lease
 
@@ -100,28 +153,46 @@ class PrefixCache:
             return False
         short = num_blocks - self.table.num_free_slots
         if short > 0:
-            self.evict(short)
+            self.residency.evict(short)
         fresh = self.table.allocate(num_blocks, now)
         self.table.leases[fresh] += 1
         lease.blocks = np.concatenate([lease.blocks, fresh])
         return True
 
-    def adopt(self, lease: Lease, tokens: np.ndarray, now: float) -> None:
+    def adopt(self, lease: Lease, tokens: np.ndarray, now: float, *, num_written: int) -> None:
         """Put blocks that others have indexed since in the place of the lease's private ones.
 
-        ``tokens`` (i32[num_tokens]) are the sequence of the lease. The copies are freed: call
-        between steps, when no step still to be dispatched names their pages.
+        The copies are freed: call between steps, when no step still to be dispatched names their
+        pages. An indexed block that is on the host alone takes over the page of its copy instead.
+
+        Args:
+            tokens: i32[num_tokens], the sequence of the lease.
+            num_written: leading blocks of the lease that dispatched steps have written.
         """
         matched = self.match(lease.root, tokens)
         start, end = lease.num_indexed, min(len(matched), len(lease))
-        if end <= start:
-            return
-        table, originals, copies = self.table, matched[start:end], lease.blocks[start:end].copy()
-        self._hold(originals, now)
-        lease.blocks[start:end] = originals
-        lease.num_indexed = end
-        table.leases[copies] -= 1
-        table.free(copies[table.leases[copies] == 0])
+        table = self.table
+        for at in range(start, end):
+            original, copy = int(matched[at]), int(lease.blocks[at])
+            state = table.device_state[original]
+            if state == DeviceState.LOADING or (state == DeviceState.NONE and at >= num_written):
+                end = at
+                break
+            if state == DeviceState.NONE:
+                # No step has named the original's page: it has none.
+                table.move_slot(copy, original)
+                parent = int(table.parent[original])
+                if parent != NO_BLOCK:
+                    table.num_children[parent] += 1
+                table.leases[original] += 1
+                table.last_use[original] = now
+            else:
+                self.residency.hold(matched[at : at + 1], now)
+            lease.blocks[at] = original
+            table.leases[copy] -= 1
+            if not table.leases[copy]:
+                table.free(np.array([copy], np.int32))
+        lease.num_indexed = max(start, end)
 
     def publish(self, lease: Lease, tokens: np.ndarray, now: float) -> None:
         """Index the blocks of the lease that ``tokens`` (i32[num_tokens]) fill whole.
@@ -134,27 +205,30 @@ class PrefixCache:
         tokens = tokens[: num_full * page]
         if num_full <= start or len(self.match(lease.root, tokens)) > start:
             return
-        done = self.index.insert(lease.root, tokens, lease.blocks[:num_full])
+        before = int(lease.blocks[start - 1]) if start else NO_BLOCK
+        # What an owner reads again ends with a node: its suffixes are nodes of their own.
+        may_grow = before == NO_BLOCK or not self.anchors.holds(int(table.head[before]))
+        done = self.index.insert(lease.root, tokens, lease.blocks[:num_full], may_grow=may_grow)
         if not np.array_equal(done.existing, lease.blocks[:start]):
             raise IntegrityError("indexed blocks of a lease have left the index")
         self.index = done.index
         if done.split is not None:
-            self._add_node(done.split.blocks, done.split.tokens)
-        new = lease.blocks[start:num_full]
-        if len(new):
-            before = int(lease.blocks[start - 1]) if start else NO_BLOCK
-            table.parent[new[1:]] = new[:-1]
-            table.parent[new[0]] = before
-            table.num_children[new[:-1]] = 1
-            if before != NO_BLOCK:
-                table.num_children[before] += 1
-            else:
-                self._root[int(new[0])] = lease.root
-            if done.is_grown:
-                table.head[new] = table.head[before]
-            else:
-                self._add_node(new, tokens[start * page :])
-            self._num_indexed += len(new)
+            self._note_split(done.split.blocks, done.split.tokens)
+        new = lease.blocks[start:num_full].copy()
+        table.parent[new[1:]] = new[:-1]
+        table.parent[new[0]] = before
+        table.num_children[new[:-1]] = 1
+        if before != NO_BLOCK:
+            table.num_children[before] += 1
+        if done.is_grown:
+            head = int(table.head[before])
+            table.head[new] = head
+            node = self._nodes[head]
+            node.blocks = np.concatenate([node.blocks, new])
+        else:
+            root = lease.root if before == NO_BLOCK else None
+            self._note_node(new, tokens[start * page :], root)
+        self._num_indexed += len(new)
         lease.num_indexed = num_full
 
     def retract(self, lease: Lease, num_indexed: int) -> np.ndarray:
@@ -169,10 +243,12 @@ class PrefixCache:
         tail = lease.blocks[num_indexed : lease.num_indexed]
         if (self.table.num_children[tail] != (np.arange(len(tail)) < len(tail) - 1)).any():
             raise IntegrityError("blocks are retracted before those that continue them")
-        cuts: _Cuts = {}
-        for block in tail[::-1].tolist():
-            self._detach(block, cuts)
-        self._prune(cuts)
+        if len(tail):
+            before = int(self.table.parent[tail[0]])
+            if before != NO_BLOCK:
+                self.table.num_children[before] -= 1
+            self.table.num_children[tail] = 0
+            self._cut(tail[::-1].tolist())
         lease.num_indexed = min(lease.num_indexed, num_indexed)
         return tail
 
@@ -192,132 +268,184 @@ class PrefixCache:
         table.free(blocks[~indexed & (table.leases[blocks] == 0)])
         kept = blocks[indexed]
         table.last_use[kept] = now
-        idle = kept[table.leases[kept] == 0]
-        self._num_evictable += len(idle)
-        self._leaves.offer(idle[table.num_children[idle] == 0])
+        self.residency.let_go(kept[table.leases[kept] == 0])
 
-    def evict(self, num_blocks: int) -> None:
-        """Free ``num_blocks`` unleased blocks, lowest key of the policy first, leaves first."""
+    def anchor(self, owner: Hashable, root: RootKey, tokens: np.ndarray, steps: float) -> int:
+        """Let an owner read ``tokens`` (i32[num_tokens]) again, as far as they are indexed.
+
+        Args:
+            steps: after how many steps; see ``anchors``.
+
+        Returns:
+            How many blocks that are; with none the owner is forgotten.
+        """
+        matched = self.match(root, tokens[: len(tokens) // self.page_size * self.page_size])
+        if not len(matched):
+            self.unanchor(owner)
+            return 0
+        head = int(self.table.head[matched[-1]])
+        num_in_node = int(np.count_nonzero(self.table.head[matched] == head))
+        if num_in_node < len(self._nodes[head].blocks):
+            at_root, path = self._path(head)
+            self.index, lower = self.index.split(at_root, path, num_in_node)
+            self._note_split(lower.blocks, lower.tokens)
+        self.anchors.set(owner, head, steps)
+        self._reorder_changed()
+        return len(matched)
+
+    def set_steps(self, owner: Hashable, steps: float) -> None:
+        """Say anew how soon an owner reads its prefix; fine where it is not anchored."""
+        self.anchors.set_steps(owner, steps)
+        self._reorder_changed()
+
+    def unanchor(self, owner: Hashable) -> None:
+        """Nobody of this name reads anything again; fine where it is not anchored."""
+        self.anchors.remove(owner)
+        self._reorder_changed()
+
+    def steps_of(self, block: int) -> float:
+        """Steps-to-execution of an indexed block."""
+        return float(self.table.steps[self.table.head[block]])
+
+    def take_moved(self) -> set[int]:
+        """Nodes whose steps have changed, or of which a block left for the host, since asked."""
+        moved, self._moved = self._moved | self.residency.left, set()
+        self.residency.left = set()
+        return moved & self._nodes.keys()
+
+    def missing(self, head: int) -> np.ndarray:
+        """Blocks i32[n] of the path to a node's end that are on the host alone, in path order.
+
+        None of a node that has left the index, or whose copies are still being written.
+        """
+        runs: list[np.ndarray] = []
         table = self.table
-        victims: list[int] = []
-        cuts: _Cuts = {}
-        while len(victims) < num_blocks:
-            block = self._leaves.pop()
-            if block is None:
-                raise IntegrityError(f"{num_blocks - len(victims)} evictable blocks are missing")
-            victims.append(block)
-            before = self._detach(block, cuts)
-            if before != NO_BLOCK and not table.num_children[before] and not table.leases[before]:
-                self._leaves.offer(np.array([before], np.int32))
-        self._prune(cuts)
-        self._num_evictable -= len(victims)
-        self.num_evicted += len(victims)
-        table.free(np.array(victims, np.int32))
+        while head in self._nodes:
+            blocks = self._nodes[head].blocks
+            runs.append(blocks[table.slot[blocks] == NO_SLOT])
+            parent = int(table.parent[head])
+            if parent == NO_BLOCK or len(runs[-1]) < len(blocks):
+                break
+            head = int(table.head[parent])
+        path = np.concatenate(runs[::-1]) if runs else NO_BLOCKS
+        return path[: int((table.host_state[path] == HostState.VALID).sum())]
+
+    def end_of(self, head: int) -> int | None:
+        """The last block of a node; None where it has left the index."""
+        node = self._nodes.get(head)
+        return None if node is None else int(node.blocks[-1])
 
     def flush(self) -> int:
-        """Drop every block that no lease holds; how many were dropped."""
-        dropped = self._num_evictable
-        self.evict(dropped)
-        return dropped
+        """Drop every block that no lease holds, of both tiers; how many were dropped."""
+        before = self._num_indexed
+        self.residency.flush()
+        return before - self._num_indexed
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless index, table and leases agree in everything."""
+        """Raise IntegrityError unless index, table, leases and tiers agree in everything."""
         table = self.table
         table.check_integrity()
         self.index.check_integrity()
         held = Counter(int(block) for lease in self._leases for block in lease.blocks)
         if {int(b): int(table.leases[b]) for b in np.flatnonzero(table.leases)} != dict(held):
             raise IntegrityError("the lease counts of the table are not those of the leases")
-        heads, children, indexed = self._check_nodes()
+        if (table.slot[list(held)] == NO_SLOT).any():
+            raise IntegrityError("a leased block has no device slot")
+        below, children, indexed = self._check_nodes()
         if set(np.flatnonzero(table.head != NO_BLOCK).tolist()) != indexed:
             raise IntegrityError("the table counts blocks as indexed that are not, or misses some")
-        if len(indexed) != self._num_indexed or set(self._page_key) != heads:
+        if len(indexed) != self._num_indexed or set(self._nodes) != below.keys():
             raise IntegrityError("counts of indexed blocks or nodes are off")
         counts = {b: int(table.num_children[b]) for b in indexed if table.num_children[b]}
         if counts != dict(children):
             raise IntegrityError("the table's counts of children are wrong")
-        idle = {b for b in indexed if table.leases[b] == 0}
-        if len(idle) != self._num_evictable:
-            raise IntegrityError(f"{len(idle)} blocks can go, {self._num_evictable} are counted")
-        if self._leaves.blocks() != {b for b in idle if table.num_children[b] == 0}:
-            raise IntegrityError("the leaves that may go are not those on offer")
-        leaked = set(np.flatnonzero(table.slot >= 0).tolist()) - indexed - set(held)
+        self.anchors.check_integrity(below)
+        self.residency.check_integrity()
+        used = np.flatnonzero((table.slot != NO_SLOT) | (table.host_state != HostState.NONE))
+        leaked = set(used.tolist()) - indexed - set(held)
         if leaked:
             raise IntegrityError(f"blocks {leaked} are neither leased nor indexed nor free")
 
-    def _check_nodes(self) -> tuple[set[int], Counter[int], set[int]]:
-        """Heads of nodes, children by block and blocks of the index, each node checked."""
+    def _check_nodes(self) -> tuple[dict[int, list[int]], Counter[int], set[int]]:
+        """Nodes below each node, device children by block, and blocks of the index, checked."""
         table = self.table
-        heads: set[int] = set()
+        below: dict[int, list[int]] = {}
         children: Counter[int] = Counter()
         indexed: set[int] = set()
         for root, parent, node in self.index.nodes():
             blocks = node.blocks.tolist()
             first = blocks[0]
-            heads.add(first)
+            below.setdefault(first, [])
+            if parent != NO_BLOCK:
+                below.setdefault(int(table.head[parent]), []).append(first)
             indexed.update(blocks)
             before = [parent, *blocks[:-1]]
-            children.update(before)
+            with_slot = (table.slot[node.blocks] != NO_SLOT).tolist()
+            children.update(b for b, counts in zip(before, with_slot, strict=True) if counts)
             if table.parent[node.blocks].tolist() != before:
                 raise IntegrityError(f"the parents of blocks {blocks} are wrong")
             if (table.head[node.blocks] != first).any():
                 raise IntegrityError(f"blocks {blocks} do not know the head of their node")
-            if self._page_key.get(first) != node.tokens[: self.page_size].tobytes():
+            facts = self._nodes.get(first)
+            if facts is None or not np.array_equal(facts.blocks, node.blocks):
+                raise IntegrityError(f"the facts of node {first} are not those of the index")
+            if facts.key != node.tokens[: self.page_size].tobytes():
                 raise IntegrityError(f"the path key of block {first} is wrong")
-            if self._root.get(first) != (root if parent == NO_BLOCK else None):
+            if facts.root != (root if parent == NO_BLOCK else None):
                 raise IntegrityError(f"the root of block {first} is wrong")
         children.pop(NO_BLOCK, None)
-        return heads, children, indexed
+        return below, children, indexed
 
-    def _hold(self, blocks: np.ndarray, now: float) -> None:
-        table = self.table
-        self._num_evictable -= int((table.leases[blocks] == 0).sum())
-        table.leases[blocks] += 1
-        table.last_use[blocks] = now
+    def _reorder_changed(self) -> None:
+        changed = self.anchors.changed
+        for head in changed:
+            self.residency.reorder(self._nodes[head].blocks)
+        self._moved |= changed
+        changed.clear()
 
-    def _add_node(self, blocks: np.ndarray, tokens: np.ndarray) -> None:
-        """Note that ``blocks`` now are a node of their own, whose first page starts ``tokens``."""
+    def _note_node(self, blocks: np.ndarray, tokens: np.ndarray, root: RootKey | None) -> None:
+        """``blocks`` now are a node of their own, whose first page starts ``tokens``."""
         first = int(blocks[0])
         self.table.head[blocks] = first
-        self._page_key[first] = tokens[: self.page_size].tobytes()
+        self._nodes[first] = _Node(tokens[: self.page_size].tobytes(), root, blocks)
 
-    def _detach(self, block: int, cuts: _Cuts) -> int:
-        """Clear the index facts of a leaf and note its cut; the block before it."""
+    def _note_split(self, lower: np.ndarray, tokens: np.ndarray) -> None:
+        """The end of a node, ``lower`` (i32[n]), is now a node of its own."""
+        head = int(self.table.head[lower[0]])
+        upper = self._nodes[head]
+        upper.blocks = upper.blocks[: len(upper.blocks) - len(lower)]
+        self._note_node(lower, tokens, None)
+        self.anchors.split(head, int(lower[0]))
+
+    def _forget(self, blocks: list[int]) -> None:
+        """Blocks that live nowhere any more leave the index, each after what continues it."""
+        self._cut(blocks)
+        self.table.free(np.array(blocks, np.int32))
+
+    def _cut(self, blocks: list[int]) -> None:
+        """Take blocks out of the index; of each node a tail, and children before their parents."""
         table = self.table
-        head, before = int(table.head[block]), int(table.parent[block])
-        if head not in cuts:
-            # Its ancestors' facts are still whole: they go after it.
-            cuts[head] = _Cut(*self._path(head))
-        cuts[head].num_blocks += 1
-        table.head[block] = table.parent[block] = NO_BLOCK
-        if before != NO_BLOCK:
-            table.num_children[before] -= 1
-        if block == head:
-            del self._page_key[head]
-            self._root.pop(head, None)
-        self._num_indexed -= 1
-        return before
-
-    def _prune(self, cuts: _Cuts) -> None:
-        # In the order noted, children come before their parents.
-        for cut in cuts.values():
-            self.index = self.index.prune(cut.root, cut.path, cut.num_blocks)
+        ids = np.array(blocks, np.int32)
+        # First seen, first cut: so paths are read while what lies above is whole.
+        for head, count in Counter(table.head[ids].tolist()).items():
+            root, path = self._path(head)
+            node = self._nodes[head]
+            before = int(table.parent[head])
+            node.blocks = node.blocks[: len(node.blocks) - count]
+            self.index = self.index.prune(root, path, count)
+            if not len(node.blocks):
+                del self._nodes[head]
+                self.anchors.drop(head, before)
+        table.head[ids] = table.parent[ids] = NO_BLOCK
+        self._num_indexed -= len(blocks)
+        if self.anchors.changed:
+            self._reorder_changed()
 
     def _path(self, head: int) -> tuple[RootKey, list[bytes]]:
-        path = [self._page_key[head]]
-        while (before := int(self.table.parent[head])) != NO_BLOCK:
-            head = int(self.table.head[before])
-            path.append(self._page_key[head])
-        return self._root[head], path[::-1]
-
-
-@dataclass(slots=True)
-class _Cut:
-    """How many blocks to prune from the end of one node."""
-
-    root: RootKey
-    path: list[bytes]
-    num_blocks: int = 0
-
-
-_Cuts = dict[int, _Cut]
+        node = self._nodes[head]
+        path = [node.key]
+        while node.root is None:
+            node = self._nodes[int(self.table.head[self.table.parent[head]])]
+            head = int(node.blocks[0])
+            path.append(node.key)
+        return node.root, path[::-1]

@@ -12,6 +12,7 @@ import jax
 
 from kvflow_jax.batch import BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.cache_settings import CacheConfig, CacheSettings
 from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
 
@@ -45,6 +46,7 @@ class EngineConfig:
         deterministic: the same tokens for the same request to the last bit, whatever runs beside
             it and whatever the cache holds; slower, because prompts and decoding take turns, and
             outputs are not shared as prefixes.
+        cache: what is kept where, and what goes first.
     """
 
     max_model_len: int | None = None
@@ -56,6 +58,7 @@ class EngineConfig:
     max_waiting: int = 1024
     seed: int | None = None
     deterministic: bool = False
+    cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "page_size", "max_waiting"):
@@ -79,6 +82,7 @@ class EngineSizes:
     max_waiting: int
     pool: PoolSpec
     shapes: BatchShapes
+    cache: CacheSettings = CacheSettings()
 
     @classmethod
     def resolve(
@@ -154,7 +158,19 @@ class EngineSizes:
             shapes.max_prefill_tokens,
             len(shapes.shapes),
         )
-        return cls(wanted_len, config.max_waiting, pool, shapes)
+        cache = CacheSettings.resolve(
+            config.cache,
+            block_bytes=pool.page_bytes,
+            num_slots=num_pages,
+            free_host_bytes=_spare_host_bytes(device, pool.nbytes),
+        )
+        if cache.num_host_blocks:
+            log.info(
+                "host tier of %d KV blocks (%.2f GiB)",
+                cache.num_host_blocks,
+                cache.num_host_blocks * pool.page_bytes / GIB,
+            )
+        return cls(wanted_len, config.max_waiting, pool, shapes, cache)
 
 
 def _batched_tokens(device: jax.Device) -> int:
@@ -172,6 +188,12 @@ def _pool_budget(device: jax.Device) -> int:
     if device.platform != "cpu" and stats and "bytes_limit" in stats:
         return int((stats["bytes_limit"] - stats["bytes_in_use"]) * _DEVICE_SHARE)
     return min(int(_free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
+
+
+def _spare_host_bytes(device: jax.Device, pool_bytes: int) -> int:
+    """Bytes for the host tier, the pool not being allocated yet."""
+    free = _free_host_bytes() - (pool_bytes if device.platform == "cpu" else 0)
+    return max(0, int(free * _HOST_SHARE))
 
 
 def _free_host_bytes() -> int:

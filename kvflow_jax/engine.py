@@ -15,14 +15,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.cache.policy import POLICIES
+from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
+from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.config import EngineSizes
+from kvflow_jax.controller import Controller
 from kvflow_jax.errors import KVFlowError, StepFailedError
+from kvflow_jax.hints import Hints
 from kvflow_jax.intake import Intake
 from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.mover import Mover
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
-from kvflow_jax.protocols import Clock, Runner, ScoreHandle, StepHandle
+from kvflow_jax.protocols import Clock, NoTransfers, Runner, ScoreHandle, StepHandle, Transfers
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
@@ -43,7 +48,8 @@ class Engine:
 
     Args:
         sizes: what ``EngineSizes.resolve`` decided.
-        runner, clock: the world it acts through, real or simulated.
+        runner, clock, transfers: the world it acts through, real or simulated. Without a host tier
+            (``sizes.cache``) no transfers are needed.
         tokenizer: for text; None: outputs carry token ids alone.
         vocab_size: token ids of prompts must be below it.
         eos_token_ids: end a text, unless a request ignores them.
@@ -56,6 +62,7 @@ class Engine:
         sizes: EngineSizes,
         runner: Runner,
         clock: Clock,
+        transfers: Transfers | None = None,
         *,
         tokenizer: Tokenizer | None,
         vocab_size: int,
@@ -69,6 +76,20 @@ class Engine:
         self.scheduler = Scheduler(self.cache, sizes.shapes)
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
         self.runner = runner
+        self.transfers = transfers or NoTransfers()
+        self.mover = Mover(
+            self.cache,
+            runner,
+            self.transfers,
+            clock,
+            block_bytes=sizes.pool.page_bytes,
+        )
+        self.controller = Controller(
+            self.cache,
+            prefetches=sizes.cache.prefetches,
+            backs_up_early=sizes.cache.backs_up_early,
+            keeps_everything=sizes.cache.keeps_everything,
+        )
         self._intake = Intake(
             sizes.max_model_len,
             vocab_size,
@@ -83,11 +104,18 @@ class Engine:
         self._num_steps = 0
         self._num_generated = 0
         self._num_finished: Counter[str] = Counter()
+        self._stalled_since_s: float | None = None
+        self._stall_s = 0.0
         self._past = EngineStats()  # counters of schedulers that a failure has replaced
 
     @property
     def is_idle(self) -> bool:
         return not self._requests and self._in_flight is None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is nothing to do until a transfer lands."""
+        return self.mover.is_moving and self._in_flight is None
 
     def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
         """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
@@ -104,12 +132,14 @@ class Engine:
         client: str = "",
         arrival_s: float | None = None,
         request_id: int | None = None,
+        hints: Hints | None = None,
     ) -> int:
         """Queue a request that ``check_prompt`` has passed; its id.
 
         Requests of equal priority run in turns of their ``client``, then by arrival.
         ``on_output`` is called from ``step``, in order; the last output has a finish reason.
         """
+        now = self.clock.now()
         if request_id is None:
             request_id, self._next_id = self._next_id, self._next_id + 1
         request = self._intake.request(
@@ -120,9 +150,11 @@ class Engine:
             salt=salt,
             priority=priority,
             client=client,
-            arrival_s=self.clock.now() if arrival_s is None else arrival_s,
+            arrival_s=now if arrival_s is None else arrival_s,
+            hints=hints,
         )
         self._requests[request_id] = request
+        request.hint_status = self.controller.arrive(request, now)
         self.scheduler.add(request)
         return request_id
 
@@ -145,14 +177,20 @@ class Engine:
 
         A step that fails ends the requests in it with an error; the engine serves on.
         """
+        self._settle_moves()
         ahead_of = self._in_flight
         if ahead_of is not None and ahead_of.plan.prefill_lengths:
             # Behind a step that holds a prompt, wait: running ahead would keep arrivals waiting
             # for two long steps, to hide a host time that is nothing beside one.
             self._retire()
             ahead_of = None
-        plan = self.scheduler.schedule(self.clock.now())
-        launched = self._launch(plan) if plan is not None else None
+        now = self.clock.now()
+        self.controller.expire(now)
+        self.controller.plan_backups(self.mover)
+        plan = self.scheduler.schedule(now)
+        self.controller.plan_prefetch(self.mover, len(self.scheduler.running))
+        launched = self._launch(plan)
+        self._note_stall(launched is not None or ahead_of is not None)
         if ahead_of is not None and not self._retire():
             launched = None  # it ran on what the failed step left behind
         self._in_flight = launched
@@ -169,6 +207,8 @@ class Engine:
         # Replaced, not tidied up: after a failure nothing of them can be trusted.
         self.cache = self._fresh_cache()
         self.scheduler = Scheduler(self.cache, self.sizes.shapes)
+        self.mover.reset(self.cache)
+        self.controller.reset(self.cache)
         self.abandon(error)
         self.runner.reset()
         self._publish_stats()
@@ -181,7 +221,37 @@ class Engine:
             request.lease = None
             self._finish(request, FinishReason.ERROR, now, error)
 
-    def _launch(self, plan: StepPlan) -> _InFlight | None:
+    def _settle_moves(self) -> None:
+        """Take in what has landed. What did not arrive is computed by those who waited for it."""
+        try:
+            failed = self.mover.settle()
+        except Exception as error:
+            log.exception("blocks could not be written to the pool")
+            self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
+            return
+        self.scheduler.uses_host = self.mover.is_usable
+        if len(failed):
+            self.scheduler.give_up_loads(failed, self.clock.now())
+            self.mover.drop_failed()
+
+    def _note_stall(self, is_busy: bool) -> None:
+        """Count the time in which requests wait for loads and nothing else runs."""
+        now, since_s = self.clock.now(), self._stalled_since_s
+        if since_s is not None:
+            self._stall_s += now - since_s
+        is_stalled = not is_busy and self.scheduler.num_loading > 0
+        self._stalled_since_s = now if is_stalled else None
+
+    def _launch(self, plan: StepPlan | None) -> _InFlight | None:
+        """Dispatch the moves that were planned, then the step."""
+        try:
+            self.mover.dispatch()
+        except Exception as error:
+            log.exception("moves could not be dispatched")
+            self.fail_all(StepFailedError(f"moves could not be dispatched: {error}"))
+            return None
+        if plan is None:
+            return None
         batch, sample_rows, starts = self.sizes.shapes.build(plan.chunks)
         try:
             for request in plan.admitted:
@@ -254,6 +324,8 @@ class Engine:
         if first:
             request.first_token_s = now
         self.scheduler.publish(request, now)
+        if first:
+            self.controller.computed(request, now)
         piece = request.take(token)
         news = Output(
             request.id,
@@ -281,6 +353,8 @@ class Engine:
         if request.is_finished:
             return
         request.finish_reason = reason
+        is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        self.controller.finish(request, now, is_done=is_done)
         self.scheduler.remove(request, now)
         del self._requests[request.id]
         self._num_finished[reason.value] += 1
@@ -298,31 +372,51 @@ class Engine:
             self.abort(request.id)
 
     def _fresh_cache(self) -> PrefixCache:
-        pool = self.sizes.pool
-        return PrefixCache(num_slots=pool.num_pages - 1, page_size=pool.page_size)
+        pool, cache = self.sizes.pool, self.sizes.cache
+        return PrefixCache(
+            num_slots=pool.num_pages - 1,
+            page_size=pool.page_size,
+            order=POLICIES[cache.eviction],
+            num_host_blocks=cache.num_host_blocks,
+            extent_sizes=cache.extent_sizes,
+            backs_up=everything if cache.keeps_everything else anchored,
+        )
 
     def _counters(self) -> EngineStats:
-        past, scheduler = self._past, self.scheduler
+        past, scheduler, residency = self._past, self.scheduler, self.cache.residency
         return EngineStats(
             num_preemptions=past.num_preemptions + scheduler.num_preemptions,
-            num_evicted_blocks=past.num_evicted_blocks + self.cache.num_evicted,
+            num_evicted_blocks=past.num_evicted_blocks + residency.num_evicted,
+            num_backed_up_blocks=past.num_backed_up_blocks + residency.num_backed_up,
+            num_loaded_blocks=past.num_loaded_blocks + residency.num_loaded,
+            num_prefetched_blocks=past.num_prefetched_blocks + residency.num_prefetched,
+            num_useful_blocks=past.num_useful_blocks + residency.num_useful,
+            num_late_blocks=past.num_late_blocks + residency.num_late,
+            num_wasted_blocks=past.num_wasted_blocks + residency.num_wasted,
             prompt_tokens=past.prompt_tokens + scheduler.num_prompt_tokens,
             cached_prompt_tokens=past.cached_prompt_tokens + scheduler.num_cached_tokens,
+            host_prompt_tokens=past.host_prompt_tokens + scheduler.num_host_tokens,
         )
 
     def _publish_stats(self) -> None:
-        counters = self._counters()
-        self.stats = EngineStats(
+        links = self.mover.links
+        self.stats = replace(
+            self._counters(),
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
             num_blocks=self.cache.table.num_slots,
             num_blocks_leased=self.cache.num_leased,
             num_blocks_cached=self.cache.num_indexed,
+            num_blocks_host=self.cache.residency.host.num_blocks,
+            max_blocks_host=self.cache.residency.host.max_blocks,
             num_steps=self._num_steps,
-            num_preemptions=counters.num_preemptions,
-            num_evicted_blocks=counters.num_evicted_blocks,
-            prompt_tokens=counters.prompt_tokens,
-            cached_prompt_tokens=counters.cached_prompt_tokens,
+            stall_s=self._stall_s,
+            load_bytes=links[Direction.LOAD].num_bytes,
+            load_s=links[Direction.LOAD].busy_s,
+            save_bytes=links[Direction.SAVE].num_bytes,
+            save_s=links[Direction.SAVE].busy_s,
+            num_failed_transfers=sum(link.num_failed for link in links.values()),
+            num_runs=len(self.controller.progress),
             generation_tokens=self._num_generated,
             num_finished=dict(self._num_finished),
         )

@@ -22,12 +22,16 @@ from kvflow_jax.errors import (
     QueueFullError,
     StepFailedError,
 )
+from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.outputs import EngineStats, FinishReason, Output
 from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.step_graph import Graph
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TRANSFER_CHECK_S = 1.0
 
 
 class EngineThread:
@@ -48,6 +52,7 @@ class EngineThread:
 
         self._ids = itertools.count()
         self._idle = threading.Event()
+        engine.transfers.listen(self._wake.set)
         self._thread = threading.Thread(target=self._run, name="kvflow-engine", daemon=True)
         self._thread.start()
 
@@ -82,6 +87,7 @@ class EngineThread:
         salt: str = "",
         priority: int = 0,
         client: str = "",
+        hints: Hints | None = None,
     ) -> int:
         """Queue a request; its id. See ``Engine.add``.
 
@@ -119,6 +125,7 @@ class EngineThread:
                     client=client,
                     arrival_s=arrival_s,
                     request_id=request_id,
+                    hints=hints,
                 )
             )
         return request_id
@@ -135,6 +142,32 @@ class EngineThread:
     def flush_cache(self) -> bool:
         """Drop every cached block; False, and nothing is dropped, while requests are about."""
         return self._ask(self._engine.flush_cache)
+
+    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
+        """Keep a workflow under a name for the client's runs."""
+        self._ask(partial(self._engine.controller.register, client, graph_id, graph))
+
+    def unregister_graph(self, client: str, graph_id: str) -> bool:
+        """Forget a workflow; False where there is none of this name."""
+        return self._ask(partial(self._engine.controller.unregister, client, graph_id))
+
+    def begin_run(
+        self, client: str, workflow_id: str, graph: Graph | None, graph_id: str | None = None
+    ) -> HintStatus:
+        """Begin a run of a workflow before its first request."""
+        controller, now = self._engine.controller, self._engine.clock.now
+        return self._ask(lambda: controller.begin_run(client, workflow_id, graph, graph_id, now()))
+
+    def advance_run(
+        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+    ) -> list[str] | None:
+        """Take in a run's progress; agents its graph lacks, None where there is no such run."""
+        controller, now = self._engine.controller, self._engine.clock.now
+        return self._ask(lambda: controller.advance(client, workflow_id, completed, running, now()))
+
+    def end_run(self, client: str, workflow_id: str) -> bool:
+        """A run is over; False where there is none of this name."""
+        return self._ask(partial(self._engine.controller.end_run, client, workflow_id))
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the engine's structures agree, between two steps."""
@@ -197,6 +230,7 @@ class EngineThread:
                 self._is_open = False
             self._empty_inbox()
             self._end_all(why)
+            self._engine.transfers.close()
             self._idle.set()
 
     def _round(self) -> None:
@@ -205,15 +239,18 @@ class EngineThread:
         self._wake.clear()
         self._empty_inbox()
         try:
-            if not engine.step() and not engine.is_idle:
+            is_busy = engine.step()
+            if not is_busy and not engine.is_idle and not engine.is_waiting:
                 raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
         except Exception as error:
             log.exception("the engine failed; it starts over with an empty cache")
             engine.fail_all(StepFailedError(f"the engine failed: {error}"))
-        if engine.is_idle:
-            if not self._is_open:
-                self._idle.set()
-            engine.clock.wait(self._wake)
+            is_busy = True
+        if engine.is_idle and not self._is_open:
+            self._idle.set()
+        if not is_busy:
+            # Whatever comes wakes it, transfers too; copies that do not end are looked for.
+            engine.clock.wait(self._wake, TRANSFER_CHECK_S if engine.is_waiting else None)
 
     def _empty_inbox(self) -> None:
         with contextlib.suppress(queue.Empty):

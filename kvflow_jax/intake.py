@@ -8,6 +8,7 @@ import numpy as np
 
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.hints import Hints
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.outputs import Output
 from kvflow_jax.request import Request
@@ -83,6 +84,7 @@ class Intake:
         priority: int,
         client: str,
         arrival_s: float,
+        hints: Hints | None = None,
     ) -> Request:
         eos = frozenset() if params.ignore_eos else self._eos
         max_len = self._max_model_len
@@ -108,6 +110,7 @@ class Intake:
             seed=self._seed(params),
             detokenizer=detokenizer,
             stop_strings=stop_strings,
+            hints=hints,
         )
 
     def _seed(self, params: SamplingParams) -> tuple[int, int]:

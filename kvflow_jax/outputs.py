@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kvflow_jax.errors import KVFlowError
+from kvflow_jax.hints import HintStatus
 
 
 class FinishReason(StrEnum):
@@ -21,8 +22,10 @@ class RequestStats:
 
     num_prompt_tokens: int
     num_cached_tokens: int  # prompt tokens whose KV came from the cache, at first admission
+    num_cached_host_tokens: int  # of those, loaded from the host for this request
     num_output_tokens: int
     num_preemptions: int
+    hint_status: HintStatus | None  # None where the request had no hints
     arrival_s: float
     first_scheduled_s: float | None  # None where it never ran
     first_token_s: float | None
@@ -81,10 +84,26 @@ class EngineStats:
     num_blocks: int = 0  # usable blocks of the pool
     num_blocks_leased: int = 0  # held by running requests
     num_blocks_cached: int = 0  # valid in the index, leased or not
+    num_blocks_host: int = 0  # with a copy in the host tier, and
+    max_blocks_host: int = 0  # how many may have one
+    num_runs: int = 0  # of workflows, alive
     num_steps: int = 0
+    stall_s: float = 0.0  # in which requests waited for loads and nothing else ran
     num_preemptions: int = 0
-    num_evicted_blocks: int = 0
+    num_evicted_blocks: int = 0  # from the device
+    num_backed_up_blocks: int = 0  # copied to the host, and
+    num_loaded_blocks: int = 0  # back
+    num_prefetched_blocks: int = 0  # ordered before a request asked for them; of those:
+    num_useful_blocks: int = 0  # there when one did
+    num_late_blocks: int = 0  # under way when one did
+    num_wasted_blocks: int = 0  # evicted or cancelled before
+    load_bytes: int = 0  # host to device, and the seconds that took
+    load_s: float = 0.0
+    save_bytes: int = 0  # device to host
+    save_s: float = 0.0
+    num_failed_transfers: int = 0
     prompt_tokens: int = 0  # of admitted requests
-    cached_prompt_tokens: int = 0  # of those, found in the cache
+    cached_prompt_tokens: int = 0  # of those, found in the cache, and
+    host_prompt_tokens: int = 0  # of those again, not on the device when the request began
     generation_tokens: int = 0
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value

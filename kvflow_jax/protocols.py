@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from kvflow_jax.batch import Batch
+from kvflow_jax.cache.transfer import Direction, Transfer
+from kvflow_jax.errors import IntegrityError
 from kvflow_jax.models.sampler import Logprobs
 from kvflow_jax.request import Request
 
@@ -57,6 +59,18 @@ class Runner(Protocol):
             targets: i32[n], what follows that token and each after it.
         """
 
+    def read_blocks(self, slots: np.ndarray) -> Any:
+        """Dispatch a copy of blocks (slots i32[n]) out of the pool; later steps may reuse them."""
+
+    def write_blocks(self, blocks: Any, places: np.ndarray, slots: np.ndarray) -> None:
+        """Dispatch a copy into the pool.
+
+        Args:
+            blocks: what ``read_blocks`` gave, of n blocks, wherever it has been since.
+            places: i32[m], which of them to write; the rest is ignored.
+            slots: i32[m], where to.
+        """
+
     @property
     def is_intact(self) -> bool:
         """Whether the KV of earlier steps is still there; False after a step broke the pool."""
@@ -66,13 +80,43 @@ class Runner(Protocol):
 
 
 class Transfers(Protocol):
-    """Moves blocks between host and device, beside the steps."""
+    """Copies extents between host and device, beside the steps; in order in each direction."""
 
-    def submit(self, blocks: np.ndarray) -> None:
-        """Start to bring ``blocks`` (i32[num_blocks]) to the device."""
+    @property
+    def bytes_per_s(self) -> Mapping[Direction, float]:
+        """Of each direction, as far as it is known at the start."""
 
-    def poll(self) -> Sequence[np.ndarray]:
-        """Blocks of the transfers that have finished since the last call; never waits."""
+    def submit(self, transfer: Transfer) -> None:
+        """Begin to copy, once those before it in its direction are done."""
+
+    def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
+        """Return once the device knows of the transfer, or after ``timeout_s`` seconds."""
+
+    def poll(self) -> Sequence[Transfer]:
+        """Those that have finished since the last call, copied or failed; never waits."""
+
+    def listen(self, notify: Callable[[], object]) -> None:
+        """Call ``notify`` whenever one has finished; from any thread."""
+
+    def close(self) -> None: ...
+
+
+class NoTransfers:
+    """For engines without a host tier."""
+
+    bytes_per_s = dict.fromkeys(Direction, 1.0)
+
+    def submit(self, transfer: Transfer) -> None:
+        raise IntegrityError("there is no host tier to move blocks to or from")
+
+    def wait_issued(self, transfer: Transfer, timeout_s: float) -> None: ...
+
+    def poll(self) -> Sequence[Transfer]:
+        return ()
+
+    def listen(self, notify: Callable[[], object]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class WallClock:

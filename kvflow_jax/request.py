@@ -9,6 +9,7 @@ import numpy as np
 
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease
+from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.models.tokenizer import Detokenizer
 from kvflow_jax.outputs import FinishReason, Output, RequestStats, TokenLogprobs
 from kvflow_jax.sampling import SamplingParams
@@ -52,7 +53,10 @@ class Request:
         detokenizer: Detokenizer | None,
         stop_strings: StopStrings | None = None,
         client: str = "",
+        hints: Hints | None = None,
     ) -> None:
+        self.hints = hints
+        self.hint_status: HintStatus | None = None
         self.id = request_id
         self.params = params
         self.on_output = on_output
@@ -79,12 +83,14 @@ class Request:
 
         self.lease: Lease | None = None
         self.slot = NO_SLOT
+        self.is_loading = False  # part of its prefix is still on its way to the device
         self.finish_reason: FinishReason | None = None
 
         self.arrival_s = arrival_s
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
-        self.num_cached = 0
+        self.num_cached: int | None = None  # prompt tokens found cached, at first admission
+        self.num_cached_host = 0  # of those, not on the device then
         self.num_preemptions = 0
 
     @property
@@ -157,9 +163,11 @@ class Request:
     def stats(self, now: float) -> RequestStats:
         return RequestStats(
             num_prompt_tokens=self.num_prompt,
-            num_cached_tokens=self.num_cached,
+            num_cached_tokens=self.num_cached or 0,
+            num_cached_host_tokens=self.num_cached_host,
             num_output_tokens=self.num_output,
             num_preemptions=self.num_preemptions,
+            hint_status=self.hint_status,
             arrival_s=self.arrival_s,
             first_scheduled_s=self.first_scheduled_s,
             first_token_s=self.first_token_s,

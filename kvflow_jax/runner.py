@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -63,6 +64,7 @@ class ModelRunner:
         model, params: the definition and its weights, on the device.
         pool_spec: sizes of the pool that it allocates.
         shapes: the batch shapes that may come; ``warm_up`` compiles programs for each.
+        extent_sizes: how many blocks may be moved at once; empty: none ever are.
         layers_per_call: most layers of one program, where layers are unrolled.
     """
 
@@ -73,10 +75,12 @@ class ModelRunner:
         pool_spec: PoolSpec,
         shapes: BatchShapes,
         *,
+        extent_sizes: Sequence[int] = (),
         layers_per_call: int = 10,
     ) -> None:
         self.pool_spec = pool_spec
         self.shapes = shapes
+        self._extent_sizes = extent_sizes
         self._model, self._params = model, params
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
@@ -88,6 +92,17 @@ class ModelRunner:
         self._finish = jax.jit(partial(finish, model), donate_argnums=1)
         self._score = jax.jit(partial(score_hidden, model))
         self._recall = jax.jit(TokenMemory.recall, donate_argnums=0)
+        self._read = jax.jit(KVPool.gather)
+        self._write = jax.jit(KVPool.scatter, donate_argnums=0)
+
+    def read_blocks(self, slots: np.ndarray) -> jax.Array:
+        return self._read(self._state.pool, slots)
+
+    def write_blocks(self, blocks: jax.Array, places: np.ndarray, slots: np.ndarray) -> None:
+        where = np.full(blocks.shape[1], self.pool_spec.num_pages, np.int32)
+        where[places] = slots
+        pool = self._write(self._state.pool, where, blocks)
+        self._state = replace(self._state, pool=pool)
 
     @property
     def is_intact(self) -> bool:
@@ -123,6 +138,20 @@ class ModelRunner:
         self._remember(_empty_past(self.shapes, self._model.config.vocab_size))
         for scores in self.score(0, np.zeros(1, np.int32)):
             scores.result()
+        for size in self._extent_sizes:
+            # From and to the null page, of which nothing is ever read.
+            nothing = np.empty(0, np.int32)
+            self.write_blocks(self.read_blocks(np.zeros(size, np.int32)), nothing, nothing)
+
+    def prefill_s_per_token(self) -> float:
+        """Seconds that a token of a prompt takes, without attention. Warm up first."""
+        shape = max((s for s in self.shapes.shapes if not s.num_decode), key=lambda s: s.num_tokens)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._submit(self._padding(shape), self._groups).result()
+            times.append(time.perf_counter() - start)
+        return min(times) / shape.num_tokens
 
     def memory_analysis(self, shape: BatchShape) -> Any:
         """What the compiler says of the memory of the program that writes the pool, bytes.

@@ -7,6 +7,10 @@
 Both lists are ordered by priority; then clients take turns; then by arrival. A waiting request
 holds nothing, so nothing can deadlock: the first in order always gets the blocks of those behind
 it.
+
+Where part of its prefix is on the host alone, a request is admitted all the same: with its prefix
+and its suffix reserved it waits among the running for the load, and steps pass it over until the
+load has landed. Nobody waits for it, and it waits for nobody.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from operator import attrgetter
 import numpy as np
 
 from kvflow_jax.batch import BatchShapes
-from kvflow_jax.cache.blocks import NO_BLOCK
+from kvflow_jax.cache.blocks import NO_BLOCK, DeviceState
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
 from kvflow_jax.errors import IntegrityError
@@ -47,6 +51,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
+        self.num_host_tokens = 0  # of those, loaded from the host for the request
+        self.uses_host = True  # False: what is on the host alone is computed anew
         self._cache = cache
         self._shapes = shapes
         self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
@@ -80,6 +86,10 @@ class Scheduler:
         Running requests come first, one token or the next chunk of their prompt each; then
         waiting ones are admitted while rows, slots and blocks last.
         """
+        for request in self.running:
+            if request.is_loading:
+                assert request.lease is not None
+                request.is_loading = self._cache.residency.is_loading(request.lease.blocks)
         if self._shapes.deterministic:
             return self._schedule_apart(now)
         plan = StepPlan()
@@ -101,7 +111,9 @@ class Scheduler:
             self._plan_chunks(plan, decoding, now)
         self._decoded_last = bool(plan.chunks)
         if not plan.chunks:
-            prompts = [r for r in self.running if r.num_computed < r.num_prompt]
+            prompts = [
+                r for r in self.running if r.num_computed < r.num_prompt and not r.is_loading
+            ]
             self._plan_chunks(plan, prompts[:1], now)
         if not plan.chunks:
             self._admit(plan, now)
@@ -115,8 +127,10 @@ class Scheduler:
         Call between steps: copies of what others have indexed are given up for theirs.
         """
         if request.lease is not None and self._has_news(request):
-            self._cache.adopt(request.lease, self._writable(request), now)
-            self._cache.publish(request.lease, self._writable(request), now)
+            tokens = self._writable(request)
+            num_written = len(tokens) // self._cache.page_size
+            self._cache.adopt(request.lease, tokens, now, num_written=num_written)
+            self._cache.publish(request.lease, tokens, now)
 
     def retract(self, plan: StepPlan) -> list[Request]:
         """Take back what a plan published, for a step that was never dispatched.
@@ -135,6 +149,17 @@ class Scheduler:
             or (request.lease is not None and np.isin(request.lease.blocks, blocks).any())
         ]
 
+    def give_up_loads(self, blocks: np.ndarray, now: float) -> None:
+        """Let requests that wait for a load of ``blocks`` (i32[n]) wait for their turn anew."""
+        for request in list(self.running):
+            if request.lease is not None and np.isin(request.lease.blocks, blocks).any():
+                self._set_back(request, now)
+
+    @property
+    def num_loading(self) -> int:
+        """Running requests that wait for a load."""
+        return sum(request.is_loading for request in self.running)
+
     def check_integrity(self) -> None:
         """Check the cache, and that slots and leases are held by running requests alone."""
         self._cache.check_integrity()
@@ -150,7 +175,7 @@ class Scheduler:
     def _plan_chunks(self, plan: StepPlan, requests: Sequence[Request], now: float) -> None:
         for request in list(requests):
             # One before it may have preempted it.
-            if request.lease is not None and request.wants_step:
+            if request.lease is not None and request.wants_step and not request.is_loading:
                 self._plan_chunk(plan, request, now)
 
     def _next_length(self, plan: StepPlan, request: Request) -> tuple[int, bool]:
@@ -194,7 +219,8 @@ class Scheduler:
     def _adopt(self, request: Request, now: float) -> None:
         """Skip what another request has computed of the same prompt since the last chunk."""
         assert request.lease is not None
-        self._cache.adopt(request.lease, request.known[:-1], now)
+        num_written = request.num_computed // self._cache.page_size
+        self._cache.adopt(request.lease, request.known[:-1], now, num_written=num_written)
         num_shared = request.lease.num_indexed * self._cache.page_size
         request.num_computed = max(request.num_computed, num_shared)
 
@@ -229,17 +255,21 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request, now: float) -> None:
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._set_back(request, now)
+
+    def _set_back(self, request: Request, now: float) -> None:
         self.running.remove(request)
         self._give_up(request, now)
         request.num_computed = 0
-        request.num_preemptions += 1
-        self.num_preemptions += 1
         insort(self.waiting, request, key=_BY_ORDER)
 
     def _give_up(self, request: Request, now: float) -> None:
         assert request.lease is not None
         self._cache.release(request.lease, now)
         request.lease = None
+        request.is_loading = False
         self._free_slots.append(request.slot)
         request.slot = NO_SLOT
 
@@ -262,34 +292,55 @@ class Scheduler:
             plan.admitted.append(request)
             self._turn = max(self._turn, request.turn)
             request.slot = self._free_slots.pop()
-            request.lease = self._cache.lease(request.root, matched, now)
-            request.num_computed = len(matched) * self._cache.page_size
-            if request.first_scheduled_s is None:
-                request.num_cached = request.num_computed
-                self.num_prompt_tokens += request.num_prompt
-                self.num_cached_tokens += request.num_cached
+            lease = self._lease(request, matched, now)
             num_blocks = -(-request.num_known // self._cache.page_size)
-            if not self._cache.grow(request.lease, num_blocks - len(matched), now):
+            if not self._cache.grow(lease, num_blocks - len(matched), now):
                 raise IntegrityError("blocks counted as available cannot be had")
-            self._plan_chunk(plan, request, now)
+            if not request.is_loading:
+                self._plan_chunk(plan, request, now)
             if (key := self._next_block(request)) is not None:
                 in_progress.add(key)
 
+    def _lease(self, request: Request, matched: np.ndarray, now: float) -> Lease:
+        """Begin a request with its cached prefix, blocks i32[n], loading what is on the host."""
+        cache = self._cache
+        valid = cache.table.device_state[matched] == DeviceState.VALID
+        lease = request.lease = cache.lease(request.root, matched, now)
+        request.num_computed = len(matched) * cache.page_size
+        request.is_loading = not valid.all()
+        if request.num_cached is None:
+            request.num_cached = request.num_computed
+            request.num_cached_host = int((~valid).sum()) * cache.page_size
+            self.num_prompt_tokens += request.num_prompt
+            self.num_cached_tokens += request.num_cached
+            self.num_host_tokens += request.num_cached_host
+        return lease
+
     def _match(self, request: Request) -> np.ndarray:
         """Blocks i32[n] of the cached prefix that a waiting request may use."""
+        matched = self._indexed(request)
+        residency = self._cache.residency
+        num_on_device = residency.num_on_device(matched)
+        matched = residency.usable(matched) if self.uses_host else matched[:num_on_device]
+        if not self._shapes.deterministic:
+            return matched
+        per_tile = self._shapes.tile // self._cache.page_size
+        return matched[: len(matched) // per_tile * per_tile]
+
+    def _indexed(self, request: Request) -> np.ndarray:
+        """Blocks i32[n] of a request's longest indexed prefix that leaves a token to compute."""
         if request.scores_prompt:
             return np.empty(0, np.int32)
         if not self._shapes.deterministic:
             return self._cache.match(request.root, request.known[:-1])
-        matched = self._cache.match(request.root, request.known[: request.num_prompt - 1])
-        per_tile = self._shapes.tile // self._cache.page_size
-        return matched[: len(matched) // per_tile * per_tile]
+        return self._cache.match(request.root, request.known[: request.num_prompt - 1])
 
     def _has_room(self, request: Request, matched: np.ndarray) -> bool:
         """Whether the whole sequence fits beside a next block for each running request."""
         cache = self._cache
-        needed = -(-request.num_tokens // cache.page_size) - len(matched)
-        now_idle = int((cache.table.leases[matched] == 0).sum())
+        on_device = matched[: cache.residency.num_on_device(matched)]
+        needed = -(-request.num_tokens // cache.page_size) - len(on_device)
+        now_idle = int((cache.table.leases[on_device] == 0).sum())
         return needed + now_idle + len(self.running) <= cache.num_available
 
     def _next_block(self, request: Request) -> tuple[RootKey, int, bytes] | None:

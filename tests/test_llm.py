@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 import threading
 
 import httpx
@@ -18,6 +19,10 @@ from kvflow_jax import (
     InvalidRequestError,
     SamplingParams,
 )
+from kvflow_jax.models.native import build
+from kvflow_jax.models.native.ops import NATIVE
+from kvflow_jax.models.ops import XLA_ON_CPU
+from kvflow_jax.runner import ModelRunner
 from tests.models import tiny
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -144,6 +149,29 @@ def test_closed_means_closed(folder, tmp_path):
 def test_too_little_memory_is_said_before_anything_runs(folder, tmp_path):
     with pytest.raises(CapacityError, match="GiB more are needed"):
         LLM(str(folder), cache_dir=tmp_path, progress=False, pool_gib=1e-6, max_model_len=256)
+
+
+def test_without_a_compiler_it_says_so_and_writes_the_same(
+    llm, folder, tmp_path, monkeypatch, caplog
+):
+    if llm.model.ops is not NATIVE:
+        pytest.skip("needs a CPU and a C++ compiler")
+    monkeypatch.setattr(build, "_is_registered", False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    # Compiling every shape takes long, and few come.
+    monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)
+    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=3)
+    with LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES) as plain:
+        assert plain.model.ops is XLA_ON_CPU
+        assert sum("no C++ compiler" in record.message for record in caplog.records) == 1
+        for prompt in ("hello there", "a prompt of some blocks of tokens, but one tile"):
+            expected, got = llm.generate(prompt, params), plain.generate(prompt, params)
+            assert len(got.token_ids) == 16
+            for one, other in zip(expected.logprobs, got.logprobs, strict=True):
+                assert dict(one.top)[other.token_id] == pytest.approx(one.logprob, abs=1e-3)
+                if other.token_id != one.token_id:
+                    break  # a near tie, and from here on other texts
+                assert other.logprob == pytest.approx(one.logprob, abs=1e-3)
 
 
 def test_the_server_serves_this_engine(llm):

@@ -99,7 +99,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(KVFlowError, _answer)
     app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_exception_handler(ClientGoneError, _answer_nobody)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     # Starlette answers with this one, then raises again: uvicorn logs the traceback.
     app.add_exception_handler(Exception, _answer)

@@ -67,7 +67,7 @@ def test_two_that_computed_the_same_share_one_copy():
     cache.publish(second, tokens, 1.0)
     assert second.num_indexed == 0  # its copies are its own until it adopts the other's
     assert cache.num_leased == 4
-    cache.adopt(second, tokens, 1.0)
+    cache.adopt(second, tokens, 1.0, num_written=2)
     assert second.blocks.tolist() == first.blocks.tolist()
     assert cache.num_leased == 2
     cache.check_integrity()
@@ -108,7 +108,7 @@ def test_eviction_under_churn_keeps_the_heap_small():
     cache = PrefixCache(num_slots=16, page_size=PAGE)
     for now in range(2000):
         cache.release(serve(cache, [now % 5, 0, now % 3, 0], float(now)), float(now))
-    assert len(cache._leaves) < 200  # entries, stale ones too
+    assert len(cache.residency._device) < 200  # entries, stale ones too
     cache.check_integrity()
 
 
@@ -137,7 +137,7 @@ class Interleavings(RuleBasedStateMachine):
         if not self.cache.grow(lease, pages, self.now):
             assert pages > room
             return
-        self.cache.adopt(lease, tokens[: len(lease) * PAGE], self.now)
+        self.cache.adopt(lease, tokens[: len(lease) * PAGE], self.now, num_written=0)
         before = lease.num_indexed
         self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
         if fails and lease.num_indexed > before:
@@ -160,7 +160,8 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def evict(self, count):
-        self.cache.evict(min(count, self.cache.num_available - self.cache.table.num_free_slots))
+        idle = self.cache.num_available - self.cache.table.num_free_slots
+        self.cache.residency.evict(min(count, idle))
 
     @invariant()
     def is_whole(self):

@@ -1,17 +1,30 @@
 """Random interleavings: whatever happens, structures agree and every text is its cold text."""
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvflow_jax.cache_settings import CacheSettings
+from kvflow_jax.hints import Hints, Reuse
 from kvflow_jax.outputs import FinishReason
+from kvflow_jax.workflow import Workflow
 from tests.engine.token_runner import Client, make_engine, run
+
+TIERED = CacheSettings(num_host_blocks=12, extent_sizes=(1, 4))
+GRAPHS = [
+    Workflow().edge("a", "b").edge("b", "c").edge("c", "a").freeze(),
+    Workflow().edge("a", "b", True).edge("a", "c", True).join("c", "any").edge("b", "c").freeze(),
+]
 
 
 class Serving(RuleBasedStateMachine):
+    cache = CacheSettings()
+
     def __init__(self):
         super().__init__()
-        self.engine = make_engine(num_pages=14, max_model_len=48, max_num_seqs=3)
+        self.engine = make_engine(num_pages=14, max_model_len=48, max_num_seqs=3, cache=self.cache)
         self.clients: list[Client] = []
         self.failed = False
 
@@ -23,8 +36,20 @@ class Serving(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         salt=st.sampled_from(["", "", "", "tenant"]),
         priority=st.sampled_from([0, 0, 0, 1]),
+        hints=st.none()
+        | st.builds(
+            Hints,
+            workflow_id=st.sampled_from([None, "run", "other"]),
+            agent_id=st.sampled_from([None, "a", "b", "c"]),
+            session_id=st.sampled_from([None, None, "s"]),
+            session_final=st.booleans(),
+            graph=st.sampled_from([None, *GRAPHS]),
+            next_agents=st.sampled_from([{}, {"b": 0.5}]),
+            num_fixed=st.sampled_from([None, 0, 8, 17]),
+            reuse=st.sampled_from(Reuse),
+        ),
     )
-    def arrive(self, head, tail, max_tokens, ignore_eos, salt, priority):
+    def arrive(self, head, tail, max_tokens, ignore_eos, salt, priority, hints):
         self.clients.append(
             Client(
                 self.engine,
@@ -33,6 +58,7 @@ class Serving(RuleBasedStateMachine):
                 ignore_eos=ignore_eos,
                 salt=salt,
                 priority=priority,
+                hints=hints,
             )
         )
 
@@ -67,12 +93,32 @@ class Serving(RuleBasedStateMachine):
         self.failed = True
         self.engine.step()
 
+    @rule(holds=st.booleans(), count=st.integers(0, 3), fails=st.booleans())
+    def transfer(self, holds, count, fails):
+        """The link is slow, lets some through, or fails."""
+        transfers = self.engine.transfers
+        transfers.holds = holds
+        transfers.land(count, RuntimeError("the link is down") if fails else None)
+
+    @rule(count=st.integers(1, 8))
+    def evict(self, count):
+        residency = self.engine.cache.residency
+        residency.evict(min(count, residency.num_idle))
+
+    @rule(completed=st.sampled_from([[], ["a"], ["b", "x"]]), ends=st.booleans())
+    def advance(self, completed, ends):
+        controller = self.engine.controller
+        controller.advance("", "run", completed, ["c"], self.engine.clock.now())
+        if ends:
+            controller.end_run("", "run")
+
     @invariant()
     def is_whole(self):
         self.engine.check_integrity()
 
     def teardown(self):
         self.engine.runner.fail_submit = self.engine.runner.fail_result = None
+        self.engine.transfers.holds = False
         run(self.engine)
         assert self.engine.cache.num_leased == 0
         for client in self.clients:
@@ -85,5 +131,21 @@ class Serving(RuleBasedStateMachine):
                 assert client.reason is FinishReason.ABORT or self.failed
 
 
-Serving.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+class ServingWorkflows(Serving):
+    cache = replace(TIERED, eviction="kvflow", prefetches=True)
+
+
+class ServingHierarchically(Serving):
+    cache = replace(TIERED, keeps_everything=True)
+
+
+class ServingLateBackups(Serving):
+    cache = replace(TIERED, eviction="kvflow", prefetches=True, backs_up_early=False)
+
+
+for machine in (Serving, ServingWorkflows, ServingHierarchically, ServingLateBackups):
+    machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestServing = Serving.TestCase
+TestServingWorkflows = ServingWorkflows.TestCase
+TestServingHierarchically = ServingHierarchically.TestCase
+TestServingLateBackups = ServingLateBackups.TestCase

@@ -13,6 +13,8 @@ import numpy as np
 
 from kvflow_jax.batch import Batch, BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.cache.transfer import Direction, Transfer
+from kvflow_jax.cache_settings import CacheSettings
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
 from kvflow_jax.outputs import Output
@@ -69,6 +71,12 @@ class TokenRunner:
     def recall(self, request) -> None:
         """Sampling here has no memory: the tokens are a hash of the sequence."""
 
+    def read_blocks(self, slots) -> np.ndarray:
+        return self.pool.reshape(-1, self.spec.page_size)[slots].copy()
+
+    def write_blocks(self, blocks, places, slots) -> None:
+        self.pool.reshape(-1, self.spec.page_size)[slots] = blocks[places]
+
     def submit(self, batch: Batch) -> TokenStep:
         if self.fail_submit is not None:
             error, self.fail_submit = self.fail_submit, None
@@ -100,6 +108,44 @@ class TokenRunner:
     def _slots(self, batch, row, positions):
         page = self.spec.page_size
         return batch.page_table[row, positions // page].astype(np.int64) * page + positions % page
+
+
+class FakeTransfers:
+    """Copies when the test says so: ``land`` some, ``fail`` one, or ``hold`` them all."""
+
+    bytes_per_s = dict.fromkeys(Direction, 1e9)
+
+    def __init__(self) -> None:
+        self.flying: list[Transfer] = []
+        self.done: list[Transfer] = []
+        self.holds = False
+        self.notify = lambda: None
+
+    def submit(self, transfer) -> None:
+        self.flying.append(transfer)
+        transfer.is_issued.set()
+
+    def wait_issued(self, transfer, timeout_s) -> None: ...
+
+    def poll(self) -> list[Transfer]:
+        if not self.holds:
+            self.land(len(self.flying))
+        done, self.done = self.done, []
+        return done
+
+    def land(self, count=1, error=None) -> None:
+        """Finish the oldest transfers, or fail them."""
+        for _ in range(min(count, len(self.flying))):
+            transfer = self.flying.pop(0)
+            transfer.data = None if error else transfer.data.copy()
+            transfer.error = error
+            self.done.append(transfer)
+        self.notify()
+
+    def listen(self, notify) -> None:
+        self.notify = notify
+
+    def close(self) -> None: ...
 
 
 class Client:
@@ -141,6 +187,8 @@ def make_engine(
     tile=8,
     max_model_len=64,
     deterministic=False,
+    cache=CacheSettings(),
+    clock=None,
 ) -> Engine:
     sizes = EngineSizes(
         max_model_len=max_model_len,
@@ -154,12 +202,14 @@ def make_engine(
             pages_per_seq=-(-max_model_len // page_size),
             deterministic=deterministic,
         ),
+        cache=cache,
     )
     runner = TokenRunner(sizes.pool, sizes.shapes)
     return Engine(
         sizes,
         runner,
-        WallClock(),
+        clock or WallClock(),
+        FakeTransfers(),
         tokenizer=None,
         vocab_size=VOCAB,
         eos_token_ids=(EOS,),

@@ -1,0 +1,223 @@
+"""Who will read which prefix again, and how soon.
+
+An *owner* (an agent, a conversation) is anchored at the node of the index where what it will read
+again ends. Every node counts as the soonest of the owners at it and below it:
+
+    steps(node) = min(steps of owners anchored at it, steps of its children)
+
+A change travels up only as far as it changes a minimum, so a moved run touches the few nodes on
+the way to the root, however many agents share them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+
+import numpy as np
+
+from kvflow_jax.cache.blocks import NO_BLOCK, SUFFIX, BlockTable
+from kvflow_jax.errors import IntegrityError
+
+# Steps of an owner of whom no order is known, and of one that will never run: both after any that
+# a graph can give, and before a suffix.
+UNKNOWN_STEPS = float(1 << 20)
+NEVER_STEPS = float(1 << 30)
+
+
+class MinBag:
+    """A multiset of numbers that knows its least."""
+
+    __slots__ = ("_counts", "_heap")
+
+    def __init__(self) -> None:
+        self._counts: dict[float, int] = {}
+        self._heap: list[float] = []  # every value of the bag, and values that have left it
+
+    def __len__(self) -> int:
+        """How many different numbers it holds."""
+        return len(self._counts)
+
+    @property
+    def least(self) -> float:
+        """Infinity where it is empty."""
+        heap, counts = self._heap, self._counts
+        while heap and heap[0] not in counts:
+            heapq.heappop(heap)
+        return heap[0] if heap else SUFFIX
+
+    def add(self, value: float) -> None:
+        if value in self._counts:
+            self._counts[value] += 1
+            return
+        self._counts[value] = 1
+        heapq.heappush(self._heap, value)
+        if len(self._heap) > 2 * len(self._counts) + 8:
+            self._heap = sorted(self._counts)
+
+    def remove(self, value: float) -> None:
+        """Take one of the value out; KeyError where there is none."""
+        if self._counts[value] == 1:
+            del self._counts[value]
+        else:
+            self._counts[value] -= 1
+
+
+class _Anchor:
+    __slots__ = ("head", "steps")
+
+    def __init__(self, head: int, steps: float) -> None:
+        self.head = head
+        self.steps = steps
+
+
+class Anchors:
+    """Owners at the nodes of the index, nodes named by their first block.
+
+    Attributes:
+        changed: nodes whose steps have changed, for whoever orders by them to take.
+    """
+
+    def __init__(self, table: BlockTable) -> None:
+        self.changed: set[int] = set()
+        self._table = table
+        self._owners: dict[Hashable, _Anchor] = {}
+        self._at: dict[int, set[Hashable]] = {}
+        self._bags: dict[int, MinBag] = {}
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def holds(self, head: int) -> bool:
+        """Whether an owner's prefix ends with this node."""
+        return head in self._at
+
+    def node_of(self, owner: Hashable) -> int | None:
+        """Where an owner is anchored; None if nowhere, or no longer."""
+        anchor = self._owners.get(owner)
+        return None if anchor is None else anchor.head
+
+    def set(self, owner: Hashable, head: int, steps: float) -> None:
+        """Anchor an owner at a node, or move it there."""
+        anchor = self._owners.get(owner)
+        if anchor is not None:
+            if anchor.head == head:
+                self.set_steps(owner, steps)
+                return
+            self.remove(owner)
+        self._owners[owner] = _Anchor(head, steps)
+        self._at.setdefault(head, set()).add(owner)
+        self._replace(head, None, steps)
+
+    def set_steps(self, owner: Hashable, steps: float) -> None:
+        """Say how soon an owner reads; nothing happens where it is not anchored."""
+        anchor = self._owners.get(owner)
+        if anchor is not None and anchor.steps != steps:
+            before, anchor.steps = anchor.steps, steps
+            self._replace(anchor.head, before, steps)
+
+    def remove(self, owner: Hashable) -> None:
+        """Forget an owner; fine where it is not anchored."""
+        anchor = self._owners.pop(owner, None)
+        if anchor is None:
+            return
+        self._leave(owner, anchor.head)
+        self._replace(anchor.head, anchor.steps, None)
+
+    def split(self, head: int, lower: int) -> None:
+        """A node was cut: the node ``lower`` is its lower half, and owners stand at its end."""
+        bag = self._bags.pop(head, None)
+        if bag is None:
+            return
+        self._bags[lower] = bag
+        owners = self._at.pop(head, None)
+        if owners is not None:
+            self._at[lower] = owners
+            for owner in owners:
+                self._owners[owner].head = lower
+        self._table.steps[lower] = self._table.steps[head]
+        upper = self._bags[head] = MinBag()
+        upper.add(float(self._table.steps[head]))
+
+    def drop(self, head: int, before: int) -> None:
+        """A node without children leaves the index; its owners wait at the one above.
+
+        Args:
+            before: the block before the node, NO_BLOCK at the top.
+        """
+        table = self._table
+        self.changed.discard(head)
+        if self._bags.pop(head, None) is None:
+            return
+        steps = float(table.steps[head])
+        table.steps[head] = SUFFIX
+        owners = self._at.pop(head)
+        if before == NO_BLOCK:
+            for owner in owners:
+                del self._owners[owner]
+            return
+        above = int(table.head[before])
+        self._at.setdefault(above, set()).update(owners)
+        for owner in owners:
+            self._owners[owner].head = above
+            self._replace(above, None, self._owners[owner].steps)
+        self._replace(above, steps, None)
+
+    def check_integrity(self, children: dict[int, list[int]]) -> None:
+        """Raise IntegrityError unless every node's steps are the least at and below it.
+
+        Args:
+            children: of every node of the index, the nodes below it.
+        """
+        at: dict[int, set[Hashable]] = {}
+        for owner, anchor in self._owners.items():
+            at.setdefault(anchor.head, set()).add(owner)
+        if at != self._at or not at.keys() <= children.keys():
+            raise IntegrityError("owners are anchored at nodes that do not know them")
+        least: dict[int, float] = {}
+        tops = children.keys() - {child for below in children.values() for child in below}
+        order = list(tops)
+        for head in order:
+            order.extend(children[head])
+        for head in reversed(order):
+            values = [self._owners[owner].steps for owner in at.get(head, ())]
+            values += [least[child] for child in children[head]]
+            least[head] = min(values, default=SUFFIX)
+            if self._table.steps[head] != least[head]:
+                raise IntegrityError(f"node {head} has wrong steps")
+        others = np.isfinite(self._table.steps)
+        others[list(children)] = False
+        if others.any():
+            raise IntegrityError("a block that begins no node has steps")
+
+    def _leave(self, owner: Hashable, head: int) -> None:
+        owners = self._at[head]
+        owners.remove(owner)
+        if not owners:
+            del self._at[head]
+
+    def _replace(self, head: int, old: float | None, new: float | None) -> None:
+        """Put one value in the place of another at a node, and above it as far as that shows."""
+        table, bags = self._table, self._bags
+        while True:
+            bag = bags.get(head)
+            if bag is None:
+                bag = bags[head] = MinBag()
+            before = float(table.steps[head])
+            if new is not None:
+                bag.add(new)
+            if old is not None:
+                bag.remove(old)
+            after = bag.least
+            if not bag:
+                del bags[head]
+            if before == after:
+                return
+            table.steps[head] = after
+            self.changed.add(head)
+            parent = int(table.parent[head])
+            if parent == NO_BLOCK:
+                return
+            head = int(table.head[parent])
+            old = None if before == SUFFIX else before
+            new = None if after == SUFFIX else after

@@ -1,0 +1,176 @@
+"""Copies of extents between host and device, on threads of their own.
+
+    engine thread                         lane thread, one a direction
+    ─────────────                         ────────────────────────────
+    submit(transfer) ───────queue───────▶ device_put into a fresh buffer  ──▶ "issued"
+    wait_issued (bounded)                 wait until it is there, pace it
+    poll() ◀──────────────done────────── hand it over, notify
+
+A lane never sees the pool: what it brings is written into the pool by the engine, what it takes
+away was read out of the pool by the engine. It copies one extent at a time, so that what is more
+urgent waits for one at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import jax
+import numpy as np
+
+from kvflow_jax.cache.residency import Backup, Load
+
+log = logging.getLogger(__name__)
+
+
+class Direction(Enum):
+    LOAD = "host to device"
+    SAVE = "device to host"
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """One extent on its way.
+
+    Attributes:
+        job: what it is for.
+        data: what to copy; once it is done, the copy.
+        submitted_s, started_s, finished_s: of the engine's clock; 0 until it has happened.
+        error: why there is no copy.
+    """
+
+    direction: Direction
+    job: Load | Backup
+    data: Any
+    nbytes: int
+    submitted_s: float
+    started_s: float = 0.0
+    finished_s: float = 0.0
+    error: Exception | None = None
+    is_issued: threading.Event = field(default_factory=threading.Event)
+
+
+class DeviceTransfers:
+    """Moves extents between a device's memory and ``pinned_host``.
+
+    Args:
+        device: whose memory.
+        bytes_per_s: of each direction, measured.
+        pace_s_per_byte: what a copy takes at least, where host and device memory are the same and
+            a slower link is to be emulated; 0 copies as fast as it goes.
+        now: the engine's clock.
+    """
+
+    def __init__(
+        self,
+        device: jax.Device,
+        bytes_per_s: Mapping[Direction, float],
+        *,
+        pace_s_per_byte: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        single = jax.sharding.SingleDeviceSharding
+        pace = 1 / pace_s_per_byte if pace_s_per_byte else float("inf")
+        self.bytes_per_s = {way: min(rate, pace) for way, rate in bytes_per_s.items()}
+        self._pace_s_per_byte = pace_s_per_byte
+        self._now = now
+        self._notify: Callable[[], object] = lambda: None
+        self._done: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
+        self._is_closing = threading.Event()
+        targets = {
+            Direction.LOAD: single(device),
+            Direction.SAVE: single(device, memory_kind="pinned_host"),
+        }
+        self._lanes = {way: queue.SimpleQueue[Transfer | None]() for way in Direction}
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(self._lanes[way], targets[way]),
+                name=f"kvflow-{way.name.lower()}",
+                daemon=True,
+            )
+            for way in Direction
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def listen(self, notify: Callable[[], object]) -> None:
+        """Call ``notify`` from a lane's thread whenever a transfer is done."""
+        self._notify = notify
+
+    def submit(self, transfer: Transfer) -> None:
+        """Queue a transfer behind those of its direction."""
+        self._lanes[transfer.direction].put(transfer)
+
+    def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
+        """Wait until the device knows of a transfer, which then waits for no later step."""
+        transfer.is_issued.wait(timeout_s)
+
+    def poll(self) -> list[Transfer]:
+        """Transfers done since the last call, copied or failed; never waits."""
+        done = []
+        while True:
+            try:
+                done.append(self._done.get_nowait())
+            except queue.Empty:
+                return done
+
+    def close(self) -> None:
+        """Stop the threads. A copy that never ends is left to the end of the process."""
+        self._is_closing.set()
+        for lane in self._lanes.values():
+            lane.put(None)
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+
+    def _run(self, lane: queue.SimpleQueue[Transfer | None], target: jax.sharding.Sharding) -> None:
+        while (transfer := lane.get()) is not None and not self._is_closing.is_set():
+            transfer.started_s = self._now()
+            try:
+                # may_alias would hand out the source itself where both memories are one.
+                copy = jax.device_put(transfer.data, target, may_alias=False)
+                transfer.is_issued.set()
+                transfer.data = jax.block_until_ready(copy)
+            except Exception as error:
+                # Whatever it is, the blocks can be computed again: the engine counts and goes on.
+                log.warning("a copy from %s failed: %s", transfer.direction.value, error)
+                transfer.error, transfer.data = error, None
+                transfer.is_issued.set()
+            rest_s = transfer.nbytes * self._pace_s_per_byte + transfer.started_s - self._now()
+            if rest_s > 0:
+                self._is_closing.wait(rest_s)
+            transfer.finished_s = self._now()
+            self._done.put(transfer)
+            del transfer  # or the last copy would stay until the next
+            self._notify()
+
+
+def measure_bandwidth(device: jax.Device, nbytes: int, repeats: int = 3) -> dict[Direction, float]:
+    """Bytes per second of one plain copy of ``nbytes`` each way, the best of some.
+
+    Raises:
+        NotImplementedError: the device has no pinned host memory.
+    """
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if "pinned_host" not in kinds:
+        raise NotImplementedError(f"{device.device_kind} has no pinned host memory")
+    single = jax.sharding.SingleDeviceSharding
+    host, here = single(device, memory_kind="pinned_host"), single(device)
+    best = dict.fromkeys(Direction, 0.0)
+    data = jax.device_put(np.zeros(nbytes // 4, np.float32), here)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        saved = jax.block_until_ready(jax.device_put(data, host, may_alias=False))
+        middle = time.perf_counter()
+        jax.block_until_ready(jax.device_put(saved, here, may_alias=False))
+        end = time.perf_counter()
+        best[Direction.SAVE] = max(best[Direction.SAVE], nbytes / (middle - start))
+        best[Direction.LOAD] = max(best[Direction.LOAD], nbytes / (end - middle))
+    return best

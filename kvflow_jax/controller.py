@@ -1,0 +1,395 @@
+"""Says what the cache keeps, brings back and copies ahead, from what is known of who runs next.
+
+    hints of requests ──▶ Progress (runs, steps) ──▶ anchors of the cache ──▶ eviction
+                              │                            │
+                              └── plan_backups, plan_prefetch ──▶ moves
+
+Knows nobody's tokens and nobody's device: it reads requests as they begin and end, and tells the
+cache. Everything here is advice made of advice: wrong guesses cost hits, never tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from kvflow_jax.cache.anchors import UNKNOWN_STEPS
+from kvflow_jax.cache.blocks import NO_SLOT
+from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.cache.transfer import Direction
+from kvflow_jax.hints import Hints, HintStatus, Reuse
+from kvflow_jax.mover import Mover
+from kvflow_jax.progress import LIKELIHOOD_SPREAD, OTHER_BRANCH, AgentKey, Progress, Run
+from kvflow_jax.request import Request
+from kvflow_jax.step_graph import Graph
+
+MAX_GRAPHS = 10_000
+MAX_AGENTS = 200_000
+AGENT_TTL_S = 3600.0  # a fixed prefix that no call has read for this long is nobody's
+HISTORY_TTL_S = 600.0  # a conversation of which nothing is heard
+EXPIRE_EVERY_S = 1.0
+# Copies under way in a direction: enough to keep the link busy, few enough that what turns out to
+# be more urgent is next but one.
+MAX_QUEUED = 2
+_FRESH = 0.2  # weight of the newest call in the estimate of how long a call takes
+
+
+@dataclass(slots=True)
+class _Agent:
+    """What is known of an agent beside its steps."""
+
+    last_seen_s: float
+    pages: np.ndarray | None = None  # i64[n], hashes of the pages of its last prompt
+    call_s: float | None = None  # how long a call takes, of late
+
+
+@dataclass(slots=True)
+class _History:
+    """A conversation that will be continued, or what a caller asked to keep."""
+
+    expires_s: float
+    run: Run | None
+    agent: str | None
+
+
+class Controller:
+    """Advises one cache.
+
+    Args:
+        prefetches: bring back what agents will read before they ask.
+        backs_up_early: copy what is worth it while the link is idle, not only when it must go.
+        keeps_everything: whether everything cached is worth a copy, as hierarchical caches have
+            it, or only what somebody is known to read again.
+    """
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        *,
+        prefetches: bool,
+        backs_up_early: bool,
+        keeps_everything: bool,
+    ) -> None:
+        self.progress = Progress()
+        self._prefetches = prefetches
+        self._backs_up_early = backs_up_early
+        self._keeps_everything = keeps_everything
+        self._graphs: OrderedDict[tuple[str, str], Graph] = OrderedDict()
+        self._agents: OrderedDict[AgentKey, _Agent] = OrderedDict()
+        self._histories: OrderedDict[Hashable, _History] = OrderedDict()
+        self._runs: dict[int, Run] = {}  # of requests in progress
+        self._fixed: dict[int, int] = {}  # tokens of their fixed prefixes
+        self._expired_s = 0.0
+        self._numbers = count()
+        self.reset(cache)
+
+    def reset(self, cache: PrefixCache) -> None:
+        """Advise another cache, which is empty."""
+        self._cache = cache
+        self._to_save: deque[tuple[int, int]] = deque()  # block and generation
+        self._wanted: list[tuple[float, int, int]] = []  # steps, entry number, node
+
+    # Graphs and runs, as clients tell of them.
+
+    def register(self, client: str, graph_id: str, graph: Graph) -> None:
+        """Keep a workflow under a name for the client's runs."""
+        self._graphs[client, graph_id] = graph
+        self._graphs.move_to_end((client, graph_id))
+        while len(self._graphs) > MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+
+    def unregister(self, client: str, graph_id: str) -> bool:
+        """Forget a workflow; False where there is none of this name. Its runs go on."""
+        return self._graphs.pop((client, graph_id), None) is not None
+
+    def begin_run(
+        self, client: str, workflow_id: str, graph: Graph | None, graph_id: str | None, now: float
+    ) -> HintStatus:
+        """Begin a run before its first request."""
+        registered = self._graphs.get((client, graph_id)) if graph_id is not None else None
+        self.progress.run((client, workflow_id), graph or registered, now)
+        self._tell()
+        is_known = graph_id is None or registered is not None or graph is not None
+        return HintStatus.APPLIED if is_known else HintStatus.UNKNOWN_GRAPH
+
+    def advance(
+        self, client: str, workflow_id: str, completed: list[str], running: list[str], now: float
+    ) -> list[str] | None:
+        """Take in progress that a client reports; agents its graph lacks, None: no such run."""
+        run = self.progress.find((client, workflow_id))
+        if run is None:
+            return None
+        run.last_seen_s = now
+        unknown = self.progress.advance(run, completed, running)
+        self._tell()
+        return unknown
+
+    def end_run(self, client: str, workflow_id: str) -> bool:
+        """A run is over; False where there is none of this name."""
+        run = self.progress.find((client, workflow_id))
+        if run is None:
+            return False
+        self._end_run(run)
+        self._tell()
+        return True
+
+    # A request's life.
+
+    def arrive(self, request: Request, now: float) -> HintStatus | None:
+        """A request was queued; what became of its hints, None where it has none."""
+        hints = request.hints
+        if hints is None:
+            return None
+        if hints.is_empty:
+            return HintStatus.IGNORED
+        status = HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
+        if hints.workflow_id is not None:
+            key = (request.client, hints.workflow_id)
+            graph, is_known = self._graph_of(request.client, hints)
+            run = self.progress.run(key, graph, now)
+            if not is_known:
+                status = HintStatus.UNKNOWN_GRAPH
+            self._runs[request.id] = run
+            if hints.agent_id is not None:
+                self.progress.start(run, hints.agent_id)
+        if hints.agent_id is not None:
+            self._note_agent(request, hints.agent_id, now)
+        self._tell()
+        return status
+
+    def computed(self, request: Request, now: float) -> None:
+        """A request's prompt is in the cache."""
+        hints = request.hints
+        num_fixed = self._fixed.pop(request.id, 0)
+        if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
+            return
+        agent = (request.client, hints.agent_id)
+        prefix = request.tokens[: min(num_fixed, request.num_prompt)]
+        self._anchor(("agent", *agent), request, prefix, self.progress.steps(agent))
+
+    def finish(self, request: Request, now: float, *, is_done: bool) -> None:
+        """A request ended, with an answer or without one; its blocks are still leased."""
+        hints = request.hints
+        self._fixed.pop(request.id, None)
+        if self._keeps_everything and self._backs_up_early and request.lease is not None:
+            num_indexed = request.lease.num_indexed
+            if num_indexed:
+                self._save_later(int(request.lease.blocks[num_indexed - 1]))
+        if hints is None or hints.is_empty:
+            return
+        run = self._runs.pop(request.id, None)
+        agent = hints.agent_id
+        if agent is not None:
+            record = self._agents.get((request.client, agent))
+            if record is not None and is_done and request.first_scheduled_s is not None:
+                took_s = now - request.first_scheduled_s
+                before_s = took_s if record.call_s is None else record.call_s
+                record.call_s = before_s + _FRESH * (took_s - before_s)
+        if run is not None and agent is not None:
+            chances = hints.next_agents.items()
+            said = {name: LIKELIHOOD_SPREAD * (1.0 - chance) for name, chance in chances}
+            said.update(hints.steps_to_execution)
+            self.progress.finish(run, agent, is_done=is_done, said=said)
+        self._note_history(request, hints, run, now)
+        if hints.session_final and run is not None and hints.session_id is None:
+            self._end_run(run)
+        self._tell()
+
+    # Plans, once a step.
+
+    def plan_backups(self, mover: Mover) -> None:
+        """Copy what is worth it while the link is idle. Call before the step's blocks change.
+
+        What was published is then written by steps dispatched already.
+        """
+        cache = self._cache
+        residency = cache.residency
+        if not mover.is_usable:
+            return
+        while (
+            self._to_save and mover.num_queued(Direction.SAVE) + len(residency.backups) < MAX_QUEUED
+        ):
+            block, generation = self._to_save[0]
+            table = cache.table
+            is_here = table.generation[block] == generation and table.slot[block] != NO_SLOT
+            if not is_here or not residency.back_up(block, most=residency.host.longest):
+                self._to_save.popleft()
+
+    def plan_prefetch(self, mover: Mover, num_reserved: int) -> None:
+        """Bring back what will be read, soonest first, as long as nothing needed sooner must go.
+
+        Args:
+            num_reserved: slots to be left free for those that run.
+        """
+        cache = self._cache
+        residency, table = cache.residency, cache.table
+        for head in cache.take_moved():
+            steps = float(table.steps[head])
+            if steps < UNKNOWN_STEPS and steps % 1 < OTHER_BRANCH:
+                heapq.heappush(self._wanted, (steps, next(self._numbers), head))
+        if not self._prefetches or not mover.is_usable:
+            self._wanted.clear()
+            return
+        for load in residency.prefetches():
+            if cache.steps_of(int(load.blocks[-1])) >= UNKNOWN_STEPS:
+                residency.cancel(load)  # the run went elsewhere
+        later = []
+        while self._wanted and mover.num_queued(Direction.LOAD) + len(residency.loads) < MAX_QUEUED:
+            steps, _, head = self._wanted[0]
+            end = cache.end_of(head)
+            if end is None or table.steps[head] != steps or table.slot[end] != NO_SLOT:
+                heapq.heappop(self._wanted)  # it is no more, has moved, or is here
+                continue
+            missing = cache.missing(head)
+            if not len(missing):
+                later.append(heapq.heappop(self._wanted))  # its copy is still being written
+                continue
+            same = table.extent[missing] == table.extent[missing[0]]
+            some = missing[same]
+            if not self._lands_in_time(steps, mover.seconds(Direction.LOAD, len(some))):
+                break
+            if not self._make_room(len(some) + num_reserved, steps):
+                break
+            residency.load(some, is_prefetch=True)
+        for entry in later:
+            heapq.heappush(self._wanted, entry)
+
+    def expire(self, now: float) -> None:
+        """Forget runs, conversations and agents of which nothing has been heard for long."""
+        if now - self._expired_s < EXPIRE_EVERY_S:
+            return
+        self._expired_s = now
+        self.progress.expire(now)
+        for owner, history in list(self._histories.items()):
+            if now < history.expires_s:
+                break
+            self._forget_history(owner)
+        while self._agents:
+            agent, record = next(iter(self._agents.items()))
+            if now - record.last_seen_s < AGENT_TTL_S:
+                break
+            del self._agents[agent]
+            self._cache.unanchor(("agent", *agent))
+        self._tell()
+
+    def _graph_of(self, client: str, hints: Hints) -> tuple[Graph | None, bool]:
+        if hints.graph is not None:
+            return hints.graph, True
+        if hints.graph_id is None:
+            return None, True
+        graph = self._graphs.get((client, hints.graph_id))
+        return graph, graph is not None
+
+    def _note_agent(self, request: Request, agent_id: str, now: float) -> None:
+        """Note a call, and how far the agent's prompts agree."""
+        key = (request.client, agent_id)
+        record = self._agents.get(key)
+        if record is None:
+            record = self._agents[key] = _Agent(now)
+            while len(self._agents) > MAX_AGENTS:
+                oldest, _ = self._agents.popitem(last=False)
+                self._cache.unanchor(("agent", *oldest))
+        record.last_seen_s = now
+        self._agents.move_to_end(key)
+        hints = request.hints
+        assert hints is not None
+        if hints.num_fixed is not None:
+            self._fixed[request.id] = hints.num_fixed
+            record.pages = None
+            return
+        page = self._cache.page_size
+        num_pages = request.num_prompt // page
+        pages = request.tokens[: num_pages * page].reshape(num_pages, page)
+        hashes = np.fromiter((hash(one.tobytes()) for one in pages), np.int64, num_pages)
+        if record.pages is not None:
+            both = min(len(hashes), len(record.pages))
+            differ = hashes[:both] != record.pages[:both]
+            self._fixed[request.id] = (int(differ.argmax()) if differ.any() else both) * page
+        record.pages = hashes
+
+    def _note_history(self, request: Request, hints: Hints, run: Run | None, now: float) -> None:
+        """Keep what a conversation will be continued from, or let it go."""
+        owner: Hashable
+        if hints.session_id is not None:
+            owner = ("session", request.client, hints.session_id)
+        else:
+            owner = ("kept", request.client, hints.workflow_id, hints.agent_id)
+        is_over = hints.session_final or hints.reuse is Reuse.DISCARD
+        if is_over or (hints.session_id is None and hints.reuse is not Reuse.KEEP):
+            self._forget_history(owner)
+            return
+        ttl_s = HISTORY_TTL_S if hints.ttl_s is None else hints.ttl_s
+        self._forget_history(owner, keeps_anchor=True)
+        self._histories[owner] = _History(now + ttl_s, run, hints.agent_id)
+        while len(self._histories) > MAX_AGENTS:
+            self._forget_history(next(iter(self._histories)))
+        steps = UNKNOWN_STEPS
+        if run is not None and hints.agent_id is not None:
+            steps = self.progress.attach(run, hints.agent_id, owner)
+        num_written = min(request.num_computed, request.num_known)
+        if num_written:  # else it never ran, and the history is as it was
+            self._anchor(owner, request, request.tokens[:num_written], steps)
+
+    def _forget_history(self, owner: Hashable, *, keeps_anchor: bool = False) -> None:
+        history = self._histories.pop(owner, None)
+        if history is None:
+            return
+        if history.run is not None and history.agent is not None:
+            self.progress.detach(history.run, history.agent, owner)
+        if not keeps_anchor:
+            self._cache.unanchor(owner)
+
+    def _end_run(self, run: Run) -> None:
+        """A run and the conversations of its agents are over."""
+        for owners in list(run.owners.values()):
+            for owner in list(owners):
+                self._forget_history(owner)
+        self.progress.end(run.key)
+
+    def _anchor(self, owner: Hashable, request: Request, tokens: np.ndarray, steps: float) -> None:
+        if not self._cache.anchor(owner, request.root, tokens, steps):
+            return
+        if self._backs_up_early and not self._keeps_everything:
+            head = self._cache.anchors.node_of(owner)
+            end = None if head is None else self._cache.end_of(head)
+            if end is not None:
+                self._save_later(end)
+
+    def _save_later(self, block: int) -> None:
+        if self._cache.residency.host.max_blocks:
+            self._to_save.append((block, int(self._cache.table.generation[block])))
+
+    def _tell(self) -> None:
+        """Pass on to the cache whose steps have changed."""
+        changes = self.progress.changes
+        for owner, steps in changes.items():
+            self._cache.set_steps(owner, steps)
+        changes.clear()
+
+    def _lands_in_time(self, steps: float, load_s: float) -> bool:
+        """Whether a load pays now: for who runs next always, it waits the less for it."""
+        if steps < 2.0:
+            return True
+        calls = [record.call_s for record in self._recent() if record.call_s is not None]
+        return bool(calls) and load_s <= int(steps) * float(np.mean(calls))
+
+    def _recent(self) -> list[_Agent]:
+        """The agents heard of last."""
+        newest = reversed(self._agents.values())
+        return [record for record, _ in zip(newest, range(8), strict=False)]
+
+    def _make_room(self, num_slots: int, steps: float) -> bool:
+        """Free slots, evicting only what is needed later than ``steps``."""
+        cache = self._cache
+        residency, table = cache.residency, cache.table
+        while table.num_free_slots < num_slots:
+            victim = residency.next_victim()
+            if victim is None or cache.steps_of(victim) <= steps:
+                return False
+            residency.evict(1)
+        return True

@@ -1,0 +1,211 @@
+"""Carries out what the cache has decided to move, and tells it what has landed.
+
+    cache.residency ──loads, backups──▶ Mover ──▶ Runner (out of and into the pool)
+          ▲                               │
+          └──landed, saved, lost──────────┴──▶ Transfers (over the link)
+
+Runs on the engine's thread. A transfer that fails, or does not end, costs its blocks their host
+copies, which are then computed again; a link that hangs is left alone until it answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvflow_jax.cache.blocks import DeviceState
+from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.cache.residency import Backup, Load
+from kvflow_jax.cache.transfer import Direction, Transfer
+from kvflow_jax.protocols import Clock, Runner, Transfers
+
+log = logging.getLogger(__name__)
+
+ISSUE_TIMEOUT_S = 0.05  # a step is not held up longer than this by a lane that is busy
+# A copy that takes this long beyond all that were queued before it will not come.
+_MIN_TIMEOUT_S, _TIMEOUT_FACTOR = 5.0, 20.0
+_FRESH = 0.2  # weight of the newest copy in the estimate of a direction's bandwidth
+
+
+@dataclass(slots=True)
+class LinkStats:
+    """Of one direction; counters only grow.
+
+    Attributes:
+        bytes_per_s: of late, while it copied.
+        busy_s: in which it copied.
+    """
+
+    bytes_per_s: float
+    num_bytes: int = 0
+    busy_s: float = 0.0
+    num_failed: int = 0
+
+
+class Mover:
+    """Moves blocks for one cache.
+
+    Args:
+        block_bytes: size of a block.
+    """
+
+    def __init__(
+        self,
+        cache: PrefixCache,
+        runner: Runner,
+        transfers: Transfers,
+        clock: Clock,
+        *,
+        block_bytes: int,
+    ) -> None:
+        # As measured at the start, until copies show otherwise.
+        self.links = {way: LinkStats(transfers.bytes_per_s[way]) for way in Direction}
+        self.finished: list[Transfer] = []  # since somebody asked, for a trace
+        self._cache = cache
+        self._runner = runner
+        self._transfers = transfers
+        self._clock = clock
+        self._block_bytes = block_bytes
+        self._flying: dict[Transfer, float] = {}  # to the time by which it must have landed
+        self._bytes_queued = dict.fromkeys(Direction, 0)
+        self._is_stuck = False
+        self._failed: list[Load] = []
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether something is still to land."""
+        return bool(self._flying)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the link answers. While it does not, nothing is to be asked of it."""
+        return not self._is_stuck
+
+    def num_queued(self, way: Direction) -> int:
+        """Transfers under way in a direction."""
+        return sum(transfer.direction is way for transfer in self._flying)
+
+    def seconds(self, way: Direction, num_blocks: int) -> float:
+        """How long so many blocks take behind what is under way already."""
+        num_bytes = self._bytes_queued[way] + num_blocks * self._block_bytes
+        return num_bytes / self.links[way].bytes_per_s
+
+    def reset(self, cache: PrefixCache) -> None:
+        """Start over with another cache; what is under way is for nobody."""
+        self._cache = cache
+        self._flying.clear()
+        self._bytes_queued = dict.fromkeys(Direction, 0)
+
+    def settle(self) -> np.ndarray:
+        """Publish what has landed.
+
+        Returns:
+            i32[n], blocks whose loads failed. Requests that lease them must give them up, and then
+            ``drop_failed`` must be called, before anything else is asked of the cache.
+        """
+        failed: list[Load] = []
+        for transfer in self._transfers.poll():
+            self._is_stuck = False
+            if self._flying.pop(transfer, None) is None:
+                continue  # its cache is no more, or it was given up
+            self._note(transfer)
+            if isinstance(transfer.job, Backup):
+                self._end_backup(transfer, transfer.job)
+            elif transfer.error is not None:
+                failed.append(transfer.job)
+            else:
+                self._land(transfer, transfer.job)
+        now = self._clock.now()
+        for transfer, deadline_s in list(self._flying.items()):
+            if now > deadline_s:
+                log.warning("a copy from %s does not end", transfer.direction.value)
+                self._is_stuck = True
+                self._drop(transfer)
+                if isinstance(transfer.job, Load):
+                    failed.append(transfer.job)
+                else:
+                    self._cache.residency.lost(transfer.job.extent)
+        self._failed = [load for load in failed if self._cache.residency.is_wanted(load)]
+        if not self._failed:
+            return np.empty(0, np.int32)
+        # Loads are of paths: what continues a block that did not come is of no use either.
+        loading = self._cache.table.device_state == DeviceState.LOADING
+        return np.flatnonzero(loading).astype(np.int32)
+
+    def drop_failed(self) -> None:
+        """Forget the host copies that could not be read, no lease holding their blocks now."""
+        residency = self._cache.residency
+        loads = dict.fromkeys(
+            transfer.job for transfer in self._flying if isinstance(transfer.job, Load)
+        )
+        pending = [*loads, *residency.loads, *self._failed]
+        # A load is cancelled from its end, once what continues it is: in as many rounds as needed.
+        while sum(residency.cancel(load) for load in reversed(pending)):
+            pass
+        residency.loads.clear()
+        for load in self._failed:
+            residency.lost(load.extent)
+        self._failed = []
+
+    def dispatch(self) -> None:
+        """Begin what the cache has planned. Call before the step that may reuse its slots."""
+        residency = self._cache.residency
+        backups, residency.backups = residency.backups, []
+        for backup in backups:
+            staged = self._runner.read_blocks(backup.slots)
+            self._submit(Direction.SAVE, backup, staged, len(backup.slots))
+        loads, residency.loads = residency.loads, []
+        first = None
+        for load in loads:
+            if residency.is_wanted(load):
+                transfer = self._submit(
+                    Direction.LOAD, load, load.extent.data, len(load.extent.blocks)
+                )
+                first = first or transfer
+        if first is not None and self.num_queued(Direction.LOAD) == len(loads):
+            # On a GPU a copy into fresh memory waits for the steps dispatched before it was: let
+            # it be known to the device first. Those behind it are issued while it is under way.
+            self._transfers.wait_issued(first, ISSUE_TIMEOUT_S)
+
+    def _submit(self, way: Direction, job: Load | Backup, data: object, num: int) -> Transfer:
+        now = self._clock.now()
+        transfer = Transfer(way, job, data, num * self._block_bytes, submitted_s=now)
+        self._bytes_queued[way] += transfer.nbytes
+        expected_s = self._bytes_queued[way] / self.links[way].bytes_per_s
+        self._flying[transfer] = now + max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * expected_s)
+        self._transfers.submit(transfer)
+        return transfer
+
+    def _note(self, transfer: Transfer) -> None:
+        self._bytes_queued[transfer.direction] -= transfer.nbytes
+        self.finished.append(transfer)
+        link = self.links[transfer.direction]
+        if transfer.error is not None:
+            link.num_failed += 1
+            return
+        took_s = transfer.finished_s - transfer.started_s
+        link.num_bytes += transfer.nbytes
+        link.busy_s += took_s
+        if took_s > 0:
+            link.bytes_per_s += _FRESH * (transfer.nbytes / took_s - link.bytes_per_s)
+
+    def _drop(self, transfer: Transfer) -> None:
+        del self._flying[transfer]
+        self._bytes_queued[transfer.direction] -= transfer.nbytes
+        self.links[transfer.direction].num_failed += 1
+
+    def _land(self, transfer: Transfer, load: Load) -> None:
+        places, slots = self._cache.residency.landed(load)
+        if len(places):
+            self._runner.write_blocks(transfer.data, places, slots)
+
+    def _end_backup(self, transfer: Transfer, backup: Backup) -> None:
+        residency = self._cache.residency
+        if transfer.error is None:
+            residency.saved(backup.extent, transfer.data)
+            return
+        residency.lost(backup.extent)
+        # The host refuses memory: live with what it has given.
+        residency.host.max_blocks = residency.host.num_blocks

@@ -1,0 +1,191 @@
+"""Where the runs of workflows stand, and what that says of each agent: how soon it runs again."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from kvflow_jax.cache.anchors import NEVER_STEPS, UNKNOWN_STEPS, MinBag
+from kvflow_jax.step_graph import NEVER, Graph, RunState
+
+AgentKey = tuple[str, str]  # client, agent
+RunKey = tuple[str, str]  # client, workflow_id
+
+MAX_RUNS = 100_000
+RUN_TTL_S = 600.0  # a run of which nothing is heard is abandoned
+# Of agents equally near, those less likely to run count as up to this much farther. Whole steps
+# stay apart.
+LIKELIHOOD_SPREAD = 0.4
+# How many of the ways a run may take are prepared for; the others count as this much farther.
+MAX_BRANCHES, OTHER_BRANCH = 4, 0.5
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a workflow.
+
+    Attributes:
+        state: where it stands in its graph; None without one.
+        said: steps of agents as the caller gave them, which go before the graph's.
+        calls: agents with calls in progress.
+        values: what the run says of each agent now.
+        owners: conversations of its agents, which wait as long as the agent does.
+    """
+
+    key: RunKey
+    state: RunState | None
+    last_seen_s: float
+    said: dict[str, float] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    values: dict[str, float] = field(default_factory=dict)
+    owners: dict[str, set[Hashable]] = field(default_factory=dict)
+
+
+class Progress:
+    """All runs, and for each agent the soonest that any of them says.
+
+    ``changes`` collects agents and owners whose steps are others than before, for the cache to be
+    told: only those that the moved run touches.
+    """
+
+    def __init__(self) -> None:
+        self.changes: dict[Hashable, float] = {}
+        self._runs: OrderedDict[RunKey, Run] = OrderedDict()  # heard of longest ago first
+        self._steps: dict[AgentKey, MinBag] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def run(self, key: RunKey, graph: Graph | None, now: float) -> Run:
+        """The run of this name, begun if there is none."""
+        run = self._runs.get(key)
+        if run is None or (run.state is not None and run.state.is_over):
+            if run is not None:
+                self.end(key)
+            state = RunState(graph) if graph is not None else None
+            run = self._runs[key] = Run(key, state, now)
+            while len(self._runs) > MAX_RUNS:
+                self.end(next(iter(self._runs)))
+        elif run.state is None and graph is not None:
+            run.state = RunState(graph)
+            for agent, count in run.calls.items():
+                for _ in range(count):
+                    run.state.start(agent)
+        run.last_seen_s = now
+        self._runs.move_to_end(key)
+        return run
+
+    def find(self, key: RunKey) -> Run | None:
+        return self._runs.get(key)
+
+    def steps(self, agent: AgentKey) -> float:
+        """Steps-to-execution of an agent over all runs; UNKNOWN_STEPS where none knows."""
+        bag = self._steps.get(agent)
+        return bag.least if bag else UNKNOWN_STEPS
+
+    def start(self, run: Run, agent: str) -> None:
+        """A call of an agent began."""
+        run.calls[agent] += 1
+        run.said.pop(agent, None)
+        if run.state is not None:
+            run.state.start(agent)
+        self._update(run)
+
+    def finish(self, run: Run, agent: str, *, is_done: bool, said: Mapping[str, float]) -> None:
+        """A call of an agent ended, with an answer or without; its caller said what is next."""
+        run.calls[agent] -= 1
+        if run.calls[agent] <= 0:
+            del run.calls[agent]
+        if run.state is not None:
+            if is_done:
+                run.state.finish(agent)
+            else:
+                run.state.abandon(agent)
+        if is_done:
+            run.said = dict(said)
+        self._update(run)
+        if run.state is not None and run.state.is_over:
+            self.end(run.key)
+
+    def advance(self, run: Run, completed: Iterable[str], running: Iterable[str]) -> list[str]:
+        """Progress that a client reports by itself; the agents that the graph does not know."""
+        unknown = run.state.advance(completed, running) if run.state is not None else []
+        self._update(run)
+        if run.state is not None and run.state.is_over and not run.calls:
+            self.end(run.key)
+        return unknown
+
+    def attach(self, run: Run, agent: str, owner: Hashable) -> float:
+        """Let a conversation wait as long as an agent of the run does; its steps now."""
+        run.owners.setdefault(agent, set()).add(owner)
+        return run.values.get(agent, UNKNOWN_STEPS)
+
+    def detach(self, run: Run, agent: str, owner: Hashable) -> None:
+        run.owners.get(agent, set()).discard(owner)
+
+    def end(self, key: RunKey) -> bool:
+        """Forget a run; False where there is none of this name."""
+        run = self._runs.pop(key, None)
+        if run is None:
+            return False
+        run.state, run.said = None, {}
+        run.calls.clear()
+        self._update(run)
+        return True
+
+    def expire(self, now: float) -> None:
+        """End the runs of which nothing has been heard for long and that have no call."""
+        while self._runs:
+            key, run = next(iter(self._runs.items()))
+            if now - run.last_seen_s < RUN_TTL_S:
+                return
+            if run.calls:
+                run.last_seen_s = now
+                self._runs.move_to_end(key)
+            else:
+                self.end(key)
+
+    def _update(self, run: Run) -> None:
+        client = run.key[0]
+        new = _values(run)
+        old, run.values = run.values, new
+        for agent in old.keys() | new.keys():
+            before, after = old.get(agent), new.get(agent)
+            if before == after:
+                continue
+            key = (client, agent)
+            bag = self._steps.get(key)
+            if bag is None:
+                bag = self._steps[key] = MinBag()
+            if after is not None:
+                bag.add(after)
+            if before is not None:
+                bag.remove(before)
+            if not bag:
+                del self._steps[key]
+            self.changes["agent", *key] = self.steps(key)
+            for owner in run.owners.get(agent, ()):
+                self.changes[owner] = UNKNOWN_STEPS if after is None else after
+
+
+def _values(run: Run) -> dict[str, float]:
+    values: dict[str, float] = {}
+    if run.state is not None:
+        graph, chances = run.state.graph, run.state.probabilities()
+        branches = sorted(
+            (node for node, chance in chances.items() if chance < 1.0),
+            key=chances.__getitem__,
+            reverse=True,
+        )
+        others = set(branches[MAX_BRANCHES:])
+        for node, steps in enumerate(run.state.steps()):
+            value = NEVER_STEPS if steps == NEVER else float(steps)
+            if node in chances:
+                value += LIKELIHOOD_SPREAD * (1.0 - chances[node])
+                value += OTHER_BRANCH * (node in others)
+            agent = graph.agents[node]
+            values[agent] = min(values.get(agent, value), value)
+    values.update(run.said)
+    values.update(dict.fromkeys(run.calls, 0.0))
+    return values

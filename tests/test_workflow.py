@@ -1,0 +1,597 @@
+import random
+from itertools import islice, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvflow_jax.errors import IntegrityError, InvalidRequestError
+from kvflow_jax.step_graph import NEVER, Edge, RunState
+from kvflow_jax.workflow import MAX_EDGES, MAX_ID_LEN, MAX_NODES, Workflow
+
+
+def chain(*names):
+    workflow = Workflow()
+    for source, target in pairwise(names):
+        workflow.edge(source, target)
+    return workflow
+
+
+def run_of(workflow):
+    return RunState(workflow.freeze())
+
+
+def by_node(run):
+    return dict(zip(run.graph.names, run.steps(), strict=True))
+
+
+def chances(run):
+    return {run.graph.names[node]: chance for node, chance in run.probabilities().items()}
+
+
+def play(run, *agents):
+    for agent in agents:
+        assert run.start(agent)
+        assert run.finish(agent)
+    return run
+
+
+def test_a_chain_counts_down_to_each_agent():
+    run = run_of(chain("plan", "code", "review"))
+    assert by_node(run) == {"plan": 0, "code": 1, "review": 2}
+    run.start("plan")
+    assert by_node(run) == {"plan": 0, "code": 1, "review": 2}
+    run.finish("plan")
+    assert by_node(run) == {"plan": NEVER, "code": 0, "review": 1}
+    play(run, "code")
+    assert not run.is_over
+    play(run, "review")
+    assert by_node(run) == {"plan": NEVER, "code": NEVER, "review": NEVER}
+    assert run.is_over
+
+
+def test_in_a_cycle_the_agent_that_just_ran_is_the_furthest():
+    names = [f"agent-{i}" for i in range(10)]
+    run = run_of(chain(*names, names[0]).entry(names[0]).join(names[0], "any"))
+    assert list(run.steps()) == list(range(10))
+    for _ in range(2):
+        for i, name in enumerate(names):
+            play(run, name)
+            assert run.steps()[i] == 9
+            assert run.steps()[(i + 1) % 10] == 0
+    assert not run.is_over
+
+
+@pytest.mark.parametrize(("mode", "after_one", "before"), [("all", 3, 4), ("any", 0, 2)])
+def test_a_diamond_waits_for_its_slowest_or_its_fastest_branch(mode, after_one, before):
+    workflow = chain("split", "short", "merge").edge("split", "long-1").edge("long-1", "long-2")
+    run = run_of(workflow.edge("long-2", "long-3").edge("long-3", "merge").join("merge", mode))
+    assert by_node(run)["merge"] == before
+    play(run, "split", "short")
+    assert by_node(run)["merge"] == after_one
+    play(run, "long-1", "long-2")
+    run.start("long-3")
+    assert by_node(run)["merge"] == min(after_one, 1)
+
+
+def test_an_any_join_may_run_once_for_each_branch_that_comes_in():
+    run = run_of(chain("split", "left", "merge").edge("split", "right").edge("right", "merge"))
+    any_run = run_of(
+        chain("split", "left", "merge")
+        .edge("split", "right")
+        .edge("right", "merge")
+        .join("merge", "any")
+    )
+    play(run, "split", "left")
+    play(any_run, "split", "left", "merge")
+    assert by_node(run)["merge"] == by_node(any_run)["merge"] == 1
+    assert play(run, "right", "merge").is_over
+    assert play(any_run, "right", "merge").is_over
+
+
+def test_nested_fan_out_meets_again_from_the_inside_out():
+    workflow = Workflow()
+    for inner in ("left", "right"):
+        workflow.edge("root", inner)
+        for leaf in ("1", "2"):
+            workflow.edge(inner, f"{inner}-{leaf}").edge(f"{inner}-{leaf}", f"{inner}-merge")
+        workflow.edge(f"{inner}-merge", "summary")
+    run = run_of(workflow)
+    assert by_node(run)["summary"] == 4
+    play(run, "root", "left", "left-1", "left-2", "left-merge")
+    assert by_node(run) | {"right": 0, "right-merge": 2, "summary": 3} == by_node(run)
+    play(run, "right", "right-2")
+    assert by_node(run)["right-merge"] == 1
+    play(run, "right-1", "right-merge", "summary")
+    assert run.is_over
+
+
+def test_both_branches_of_a_choice_are_due_until_one_is_taken():
+    workflow = chain("review", "publish", "archive")
+    workflow.edge("review", "fix", conditional=True).edge("review", "publish", conditional=True)
+    run = play(run_of(workflow), "review")
+    assert by_node(run) == {"review": NEVER, "publish": 0, "fix": 0, "archive": 1}
+    run.start("fix")
+    assert by_node(run) == {"review": NEVER, "publish": NEVER, "fix": 0, "archive": NEVER}
+    run.finish("fix")
+    assert run.is_over
+
+
+def test_the_branch_not_taken_comes_back_with_the_loop():
+    workflow = chain("write", "review").edge("review", "write", conditional=True)
+    workflow.edge("review", "publish", conditional=True).join("write", "any").entry("write")
+    run = play(run_of(workflow), "write", "review")
+    assert by_node(run) == {"write": 0, "review": 1, "publish": 0}
+    run.start("write")
+    assert by_node(run) == {"write": 0, "review": 1, "publish": 2}
+    run.finish("write")
+    play(run, "review")
+    assert by_node(run)["publish"] == 0
+    assert play(run, "publish").is_over
+
+
+def test_a_choice_leaves_what_follows_unconditionally_alone():
+    workflow = chain("route", "log").edge("route", "a", True).edge("route", "b", True)
+    run = play(run_of(workflow), "route", "a")
+    assert by_node(run) == {"route": NEVER, "log": 0, "a": NEVER, "b": NEVER}
+    run = play(run_of(workflow), "route", "log")
+    assert by_node(run) == {"route": NEVER, "log": NEVER, "a": 0, "b": 0}
+
+
+def test_a_choice_takes_back_only_its_own_sources_branches():
+    workflow = Workflow().edge("x", "a", True).edge("x", "b", True).edge("y", "b", True)
+    run = play(run_of(workflow.edge("y", "c", True).join("b", "any")), "x", "y")
+    run.start("a")
+    assert by_node(run) == {"x": NEVER, "a": 0, "b": 0, "y": NEVER, "c": 0}
+    run.start("b")
+    assert by_node(run)["c"] == NEVER
+
+
+def test_an_agent_that_repeats_is_as_near_as_its_nearest_call():
+    workflow = chain("review-1", "code", "review-2", "publish")
+    workflow.node("review-1", agent="reviewer").node("review-2", agent="reviewer")
+    run = run_of(workflow)
+    assert run.agent_steps() == {"reviewer": 0, "code": 1, "publish": 3}
+    play(run, "reviewer")
+    assert run.agent_steps() == {"reviewer": 1, "code": 0, "publish": 2}
+    play(run, "code", "reviewer")
+    assert run.agent_steps() == {"reviewer": NEVER, "code": NEVER, "publish": 0}
+
+
+def test_a_call_too_many_of_a_repeating_agent_goes_where_it_is_due_next():
+    workflow = chain("far", "b", "late").edge("b", "soon").edge("late", "far").entry("b")
+    workflow.node("far", agent="x").node("soon", agent="x")
+    run = run_of(workflow)
+    assert by_node(run) == {"far": 2, "b": 0, "late": 1, "soon": 1}
+    play(run, "x")
+    assert by_node(run) == {"far": 2, "b": 0, "late": 1, "soon": 1}  # an output of soon: none
+    run.start("x")
+    assert run.graph.names[run.running[0]] == "soon"
+
+
+def test_a_loop_comes_back_through_a_join_of_all():
+    workflow = chain("plan", "code", "merge").edge("plan", "test").edge("test", "merge")
+    workflow.edge("merge", "plan", conditional=True).edge("merge", "done", conditional=True)
+    run = run_of(workflow.entry("plan"))
+    for _ in range(3):
+        play(run, "plan", "test")
+        assert by_node(run)["merge"] == 1
+        play(run, "code", "merge")
+        assert by_node(run) == {"plan": 0, "code": 1, "merge": 2, "test": 1, "done": 0}
+    assert play(run, "done").is_over
+
+
+def test_a_join_of_all_in_front_of_its_own_loop_never_comes_due():
+    workflow = chain("start", "body", "body").join("body", "all")
+    assert by_node(run_of(workflow)) == {"start": 0, "body": NEVER}
+    assert by_node(run_of(workflow.join("body", "any"))) == {"start": 0, "body": 1}
+
+
+def test_an_abandoned_call_may_be_tried_again():
+    run = play(run_of(chain("plan", "code", "review")), "plan")
+    run.start("code")
+    assert run.abandon("code")
+    assert by_node(run) == {"plan": NEVER, "code": 0, "review": 1}
+    assert run.running == ()
+    assert play(run, "code", "review").is_over
+
+
+def test_concurrent_calls_of_one_node_end_one_by_one():
+    run = run_of(chain("map", "reduce"))
+    run.start("map")
+    run.start("map")
+    assert run.running == (0, 0)
+    run.finish("map")
+    assert by_node(run) == {"map": 0, "reduce": 0}
+    run.start("reduce")
+    run.finish("map")
+    assert by_node(run) == {"map": NEVER, "reduce": 0}
+    assert not run.finish("map")
+
+
+def test_calls_of_an_agent_end_in_the_order_they_began():
+    workflow = Workflow().node("a-1", agent="a").node("a-2", agent="a")
+    run = run_of(workflow.edge("a-1", "b").edge("a-2", "c"))
+    run.start("a")
+    run.start("a")
+    run.finish("a")
+    assert by_node(run) == {"a-1": NEVER, "a-2": 0, "b": 0, "c": 1}
+
+
+def test_calls_out_of_turn_are_taken_as_they_come():
+    run = run_of(chain("plan", "code", "review"))
+    play(run, "code")
+    assert by_node(run) == {"plan": 0, "code": 1, "review": 0}
+
+
+def test_what_the_graph_does_not_know_changes_nothing():
+    run = run_of(chain("plan", "code"))
+    before = run.key
+    assert not run.start("stranger")
+    assert not run.finish("stranger")
+    assert not run.finish("plan")
+    assert not run.abandon("plan")
+    assert run.advance(completed=["stranger"], running=["other"]) == ["stranger", "other"]
+    assert run.key == before
+
+
+def test_a_client_may_report_progress_itself():
+    run = run_of(chain("plan", "code", "review"))
+    assert run.advance(completed=["plan"], running=["code"]) == []
+    assert by_node(run) == {"plan": NEVER, "code": 0, "review": 1}
+    run.advance(running=["code"])  # said twice, running once
+    assert run.running == (1,)
+    run.advance(running=["code", "code"])
+    assert run.running == (1, 1)
+    run.advance(completed=["code", "code", "review"])
+    assert run.is_over
+
+
+def test_runs_of_one_graph_do_not_disturb_each_other():
+    graph = chain("plan", "code").freeze()
+    first, second = RunState(graph), RunState(graph)
+    assert first.key == second.key
+    play(first, "plan")
+    assert by_node(second) == {"plan": 0, "code": 1}
+    assert first.key != second.key
+    play(second, "plan")
+    assert first.key == second.key
+    assert len({(graph, first.key), (graph, second.key)}) == 1
+    first.start("code")
+    second.start("code")
+    second.finish("code")
+    assert first.key != second.key
+
+
+def test_runs_begin_where_no_edge_leads_unless_told():
+    assert chain("a", "b").edge("c", "b").entries == ("a", "c")
+    assert chain("a", "b").agent("alone").entries == ("a", "alone")
+    assert chain("a", "b").agent("c").entry("b").entries == ("b",)
+    assert Workflow().agent("c").edge("a", "b").edge("b", "c").edge("c", "a").entries == ("a",)
+    assert Workflow().agent("only").entries == ("only",)
+    assert Workflow().entries == ()
+    assert run_of(Workflow()).is_over
+
+
+def test_choices_share_what_labels_leave():
+    workflow = Workflow().edge("route", "a", probability=0.5).edge("route", "b", True)
+    workflow.edge("route", "c", True).edge("route", "log").edge("a", "after-a").edge("b", "end")
+    run = run_of(workflow)
+    assert chances(run) == {"route": 1.0, "a": 0.5, "b": 0.25, "c": 0.25, "log": 1.0}
+    play(run, "route")
+    assert chances(run) == {
+        "a": 0.5, "b": 0.25, "c": 0.25, "log": 1.0, "after-a": 0.5, "end": 0.25,
+    }  # fmt: skip
+    run.start("a")
+    assert chances(run) == {"a": 1.0, "log": 1.0, "after-a": 1.0}
+
+
+@pytest.mark.parametrize(("mode", "chance"), [("all", 0.2), ("any", 0.7)])
+def test_a_join_of_choices_is_as_likely_as_both_or_either(mode, chance):
+    workflow = Workflow().edge("x", "merge", True, 0.5).edge("y", "merge", True, 0.4)
+    run = run_of(workflow.join("merge", mode))
+    assert chances(run)["merge"] == pytest.approx(chance)
+    assert chances(play(run, "x", "y"))["merge"] == pytest.approx(chance)
+
+
+def test_labels_that_sum_to_more_than_one_leave_nothing_for_the_others():
+    workflow = Workflow().edge("x", "a", True, 0.9).edge("x", "b", True, 0.9).edge("x", "c", True)
+    assert chances(run_of(workflow)) == {"x": 1.0, "a": 0.9, "b": 0.9, "c": 0.0}
+
+
+def test_the_graph_is_the_same_object_until_the_workflow_changes():
+    workflow = chain("a", "b")
+    first = workflow.freeze()
+    assert workflow.freeze() is first
+    assert workflow.edge("b", "c").freeze() is not first
+    for change in (
+        lambda: workflow.agent("d"),
+        lambda: workflow.join("c", "any"),
+        lambda: workflow.entry("b"),
+    ):
+        before = workflow.freeze()
+        change()
+        assert workflow.freeze() is not before
+    assert first.names == ("a", "b")
+
+
+def test_a_workflow_shows_what_was_said():
+    workflow = chain("plan", "code").node("again", agent="plan").agent("plan").join("code", "any")
+    workflow.edge("code", "again", probability=0.25).node("code", agent="coder").edge(
+        "plan", "code"
+    )
+    assert dict(workflow.nodes) == {"plan": "plan", "code": "coder", "again": "plan"}
+    assert workflow.edges == (Edge("plan", "code"), Edge("code", "again", True, 0.25))
+    assert dict(workflow.joins) == {"code": "any"}
+
+
+def test_the_json_form_of_a_step_graph_is_read():
+    workflow = Workflow.from_dict(
+        {
+            "name": "review",
+            "nodes": ["plan", {"id": "review-2", "agent": "reviewer"}, {"id": "x", "agent": None}],
+            "edges": [
+                {"source": "plan", "target": "code", "label": "unknown keys pass"},
+                {"source": "code", "target": "review-2", "conditional": True, "probability": 1},
+                {"source": "code", "target": "x", "conditional": None, "probability": None},
+            ],
+            "joins": [
+                {"target": "merge", "mode": "any", "sources": ["plan", "x"]},
+                {"target": "review-2", "sources": ["code"]},
+            ],
+            "entries": ["plan"],
+        }
+    )
+    assert workflow.name == "review"
+    assert list(workflow.nodes) == ["plan", "review-2", "x", "code", "merge"]
+    assert workflow.nodes["review-2"] == "reviewer"
+    assert workflow.edges == (
+        Edge("plan", "code"),
+        Edge("code", "review-2", True, 1.0),
+        Edge("code", "x"),
+        Edge("plan", "merge"),
+        Edge("x", "merge"),
+    )
+    assert dict(workflow.joins) == {"merge": "any", "review-2": "all"}
+    assert workflow.entries == ("plan",)
+    assert Workflow.from_dict({"nodes": None}).to_dict() == {"nodes": [], "edges": []}
+
+
+IDS = st.sampled_from(["a", "b", "c", "d", "é"])
+
+
+@given(
+    st.lists(st.tuples(IDS, st.none() | IDS)),
+    st.lists(st.tuples(IDS, IDS, st.booleans(), st.none() | st.floats(0, 1))),
+    st.lists(st.tuples(IDS, st.sampled_from(["all", "any"]))),
+    st.lists(IDS),
+)
+def test_a_workflow_survives_its_json_form(nodes, edges, joins, entries):
+    workflow = Workflow("w")
+    for node in nodes:
+        workflow.node(*node)
+    for edge in edges:
+        workflow.edge(*edge)
+    for join in joins:
+        workflow.join(*join)
+    for entry in entries:
+        workflow.entry(entry)
+    again = Workflow.from_dict(workflow.to_dict())
+    assert again.to_dict() == workflow.to_dict()
+    assert again.edges == workflow.edges
+    assert vars(again.freeze()) == vars(workflow.freeze())
+
+
+LONG = "x" * (MAX_ID_LEN + 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "param", "message"),
+    [
+        ([], None, "an object"),
+        ({"name": 3}, "name", "at most 256"),
+        ({"name": LONG}, "name", "at most 256"),
+        ({"nodes": "plan"}, "nodes", "a list"),
+        ({"nodes": {"id": "plan"}}, "nodes", "a list"),
+        ({"nodes": [3]}, "nodes[0]", "an object"),
+        ({"nodes": ["plan", ""]}, "nodes[1].id", "1 to 256"),
+        ({"nodes": [{}]}, "nodes[0].id", "1 to 256"),
+        ({"nodes": [{"id": LONG}]}, "nodes[0].id", "1 to 256"),
+        ({"nodes": [{"id": "a", "agent": 3}]}, "nodes[0].agent", "1 to 256"),
+        ({"nodes": [{"id": "a", "agent": ""}]}, "nodes[0].agent", "1 to 256"),
+        ({"edges": 7}, "edges", "a list"),
+        ({"edges": [["a", "b"]]}, "edges[0]", "an object"),
+        ({"edges": [{"target": "a"}]}, "edges[0].source", "1 to 256"),
+        ({"edges": [{"source": "a", "target": ["b"]}]}, "edges[0].target", "1 to 256"),
+        ({"joins": [{"target": {}}]}, "joins[0].target", "1 to 256"),
+        ({"joins": [{"target": "a", "mode": "some"}]}, "joins[0].mode", "'all' or 'any'"),
+        ({"joins": [{"target": "a", "mode": []}]}, "joins[0].mode", "'all' or 'any'"),
+        ({"joins": [{"target": "a", "sources": "b"}]}, "joins[0].sources", "a list"),
+        ({"joins": [{"target": "a", "sources": [[]]}]}, "joins[0].sources[0]", "1 to 256"),
+        ({"joins": [None]}, "joins[0]", "an object"),
+        ({"entries": "a"}, "entries", "a list"),
+        ({"entries": [True]}, "entries[0]", "1 to 256"),
+    ],
+)
+def test_a_bad_step_graph_names_the_field_and_its_bound(data, param, message):
+    with pytest.raises(InvalidRequestError, match=message) as error:
+        Workflow.from_dict(data)
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), 10**400, True, "0.5", [0.5]])
+def test_a_probability_is_a_number_in_its_bounds(value):
+    edge = {"source": "a", "target": "b", "probability": value}
+    with pytest.raises(InvalidRequestError, match=r"a number in \[0, 1\]") as error:
+        Workflow.from_dict({"edges": [edge]})
+    assert error.value.param == "edges[0].probability"
+    with pytest.raises(InvalidRequestError, match=r"a number in \[0, 1\]") as error:
+        Workflow().edge("a", "b", probability=value)
+    assert error.value.param == "probability"
+
+
+@pytest.mark.parametrize("value", [1, "true", []])
+def test_conditional_is_true_or_false(value):
+    edge = {"source": "a", "target": "b", "conditional": value}
+    with pytest.raises(InvalidRequestError, match="true or false") as error:
+        Workflow.from_dict({"edges": [edge]})
+    assert error.value.param == "edges[0].conditional"
+
+
+@pytest.mark.parametrize(
+    ("build", "param"),
+    [
+        (lambda w: w.agent(""), "name"),
+        (lambda w: w.agent(None), "name"),
+        (lambda w: w.node("a", agent=LONG), "agent"),
+        (lambda w: w.edge(1, "b"), "source"),
+        (lambda w: w.edge("b", LONG), "target"),
+        (lambda w: w.join("a", "most"), "mode"),
+        (lambda w: w.join("", "any"), "target"),
+        (lambda w: w.entry(b"a"), "name"),
+    ],
+)
+def test_a_builder_refuses_what_cannot_be_and_stays_as_it_was(build, param):
+    workflow = Workflow()
+    with pytest.raises(InvalidRequestError) as error:
+        build(workflow)
+    assert error.value.param == param
+    assert not workflow.nodes
+
+
+def test_a_workflow_is_bounded_and_its_largest_still_runs():
+    workflow = chain(*(f"n{i}" for i in range(MAX_NODES)))
+    with pytest.raises(InvalidRequestError, match="at most 4096 nodes"):
+        workflow.agent("one more")
+    skips = ((i, i + far) for far in range(2, MAX_NODES) for i in range(MAX_NODES - far))
+    for source, target in islice(skips, MAX_EDGES - len(workflow.edges)):
+        workflow.edge(f"n{source}", f"n{target}")
+    with pytest.raises(InvalidRequestError, match="at most 65536 edges"):
+        workflow.edge(f"n{MAX_NODES - 1}", "n0")
+    run = run_of(workflow.edge("n0", "n1"))
+    assert run.steps() == tuple(range(MAX_NODES))
+    assert play(run, "n0").steps()[1:] == tuple(range(MAX_NODES - 1))
+
+
+def test_a_choice_half_taken_back_is_found():
+    run = play(run_of(Workflow().edge("x", "a", True).edge("x", "b", True)), "x")
+    run.check_integrity()
+    run._arrived -= {0}
+    with pytest.raises(IntegrityError, match="half taken back"):
+        run.check_integrity()
+
+
+class SlowRun:
+    """The rules of a run over sets of names, and steps found by playing rounds to the end."""
+
+    def __init__(self, workflow):
+        self.agent_of = dict(workflow.nodes)
+        self.edges = {(edge.source, edge.target): edge for edge in workflow.edges}
+        self.any = {node for node, mode in workflow.joins.items() if mode == "any"}
+        self.running = []
+        self.granted = set(workflow.entries)
+        self.arrived = set()
+
+    def can_run(self, node, arrived):
+        inputs = [edge for edge in self.edges if edge[1] == node]
+        if node in self.any:
+            return any(edge in arrived for edge in inputs)
+        return inputs != [] and all(edge in arrived for edge in inputs)
+
+    def is_ready(self, node):
+        return node in self.granted or self.can_run(node, self.arrived)
+
+    def start(self, agent):
+        steps = self.steps()
+        node = min(
+            (node for node in self.agent_of if self.agent_of[node] == agent),
+            key=lambda node: (not self.is_ready(node), steps[node]),
+        )
+        chosen_by = {
+            source
+            for (source, target), edge in self.edges.items()
+            if target == node and edge.conditional and (source, target) in self.arrived
+        }
+        self.arrived = {
+            (source, target)
+            for source, target in self.arrived
+            if target != node
+            and not (source in chosen_by and self.edges[source, target].conditional)
+        }
+        self.granted.discard(node)
+        self.running.append(node)
+
+    def stop(self, agent):
+        node = next(node for node in self.running if self.agent_of[node] == agent)
+        self.running.remove(node)
+        return node
+
+    def finish(self, agent):
+        node = self.stop(agent)
+        self.arrived |= {edge for edge in self.edges if edge[0] == node}
+
+    def abandon(self, agent):
+        self.granted.add(self.stop(agent))
+
+    def steps(self):
+        """In each round every node that can run does, and is done at the end of the round."""
+        first = {node: 0 for node in self.agent_of if node in self.running or self.is_ready(node)}
+        arrived, this_round = set(self.arrived), 0
+        while True:
+            this_round += 1
+            arrived |= {edge for edge in self.edges if edge[0] in first}
+            new = [n for n in self.agent_of if n not in first and self.can_run(n, arrived)]
+            if not new:
+                return {node: first.get(node, NEVER) for node in self.agent_of}
+            first.update(dict.fromkeys(new, this_round))
+
+
+def random_workflow(rng):
+    nodes = "abcdefg"[: rng.randint(1, 7)]
+    workflow = Workflow()
+    for node in nodes:
+        workflow.node(node, agent=rng.choice(nodes) if rng.random() < 0.2 else None)
+        if rng.random() < 0.5:
+            workflow.join(node, rng.choice(["all", "any"]))
+    for _ in range(rng.randint(0, 2 * len(nodes))):
+        workflow.edge(rng.choice(nodes), rng.choice(nodes), conditional=rng.random() < 0.4)
+    for node in nodes:
+        if rng.random() < 0.1:
+            workflow.entry(node)
+    return workflow
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_steps_are_the_rounds_in_which_nodes_could_first_run(seed):
+    rng = random.Random(seed)
+    seen = set()
+    for _ in range(300):
+        workflow = random_workflow(rng)
+        run, slow = run_of(workflow), SlowRun(workflow)
+        for _ in range(12):
+            steps = slow.steps()
+            assert by_node(run) == steps
+            assert [run.graph.names[node] for node in run.running] == slow.running
+            assert {run.graph.names[node] for node in run.ready} == {
+                node for node in slow.agent_of if slow.is_ready(node)
+            }
+            run.check_integrity()
+            assert run.is_over == (min(steps.values()) == NEVER)
+            assert all(0 <= chance <= 1 for chance in run.probabilities().values())
+            assert set(chances(run)) == {node for node, far in steps.items() if far <= 1}
+            seen.update(steps.values())
+            move(rng, run, slow)
+    assert {0, 1, 2, 3, NEVER} <= seen
+
+
+def move(rng, run, slow):
+    """Make the same random move in both: mostly what is due, at times what is not."""
+    due = [slow.agent_of[node] for node in slow.agent_of if slow.is_ready(node)]
+    if slow.running and rng.random() < 0.5:
+        agent = slow.agent_of[rng.choice(slow.running)]
+        way = "abandon" if rng.random() < 0.2 else "finish"
+    else:
+        agents = due if due and rng.random() < 0.8 else list(slow.agent_of.values())
+        agent, way = rng.choice(agents), "start"
+    getattr(slow, way)(agent)
+    assert getattr(run, way)(agent)
