@@ -253,9 +253,14 @@ class Controller:
             some = missing[same]
             if not self._lands_in_time(steps, mover.seconds(Direction.LOAD, len(some))):
                 break
-            if not self._make_room(len(some) + num_reserved, steps):
+            extent = residency.host.extents[int(table.extent[some[0]])]
+            residency.host.pin(extent)  # making room may want the host's, too
+            has_room = self._make_room(len(some) + num_reserved, steps)
+            if has_room:
+                residency.load(some, is_prefetch=True)
+            residency.host.unpin(extent)
+            if not has_room:
                 break
-            residency.load(some, is_prefetch=True)
         for entry in later:
             heapq.heappush(self._wanted, entry)
 

@@ -230,7 +230,7 @@ class Engine:
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
         self.scheduler.uses_host = self.mover.is_usable
-        if len(failed):
+        if failed is not None:
             self.scheduler.give_up_loads(failed, self.clock.now())
             self.mover.drop_failed()
 

@@ -71,7 +71,8 @@ class Mover:
         self._flying: dict[Transfer, float] = {}  # to the time by which it must have landed
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._is_stuck = False
-        self._failed: list[Load] = []
+        self._failed: list[Load] = []  # their copies are lost
+        self._void: list[Load] = []  # came behind those
 
     @property
     def is_moving(self) -> bool:
@@ -98,12 +99,13 @@ class Mover:
         self._flying.clear()
         self._bytes_queued = dict.fromkeys(Direction, 0)
 
-    def settle(self) -> np.ndarray:
+    def settle(self) -> np.ndarray | None:
         """Publish what has landed.
 
         Returns:
-            i32[n], blocks whose loads failed. Requests that lease them must give them up, and then
-            ``drop_failed`` must be called, before anything else is asked of the cache.
+            None where all is well; else i32[n], blocks that will not come. Requests that lease
+            them must give them up, and then ``drop_failed`` must be called, before anything else
+            is asked of the cache.
         """
         failed: list[Load] = []
         for transfer in self._transfers.poll():
@@ -115,6 +117,8 @@ class Mover:
                 self._end_backup(transfer, transfer.job)
             elif transfer.error is not None:
                 failed.append(transfer.job)
+            elif failed:
+                self._void.append(transfer.job)  # it may continue what did not come
             else:
                 self._land(transfer, transfer.job)
         now = self._clock.now()
@@ -127,9 +131,9 @@ class Mover:
                     failed.append(transfer.job)
                 else:
                     self._cache.residency.lost(transfer.job.extent)
-        self._failed = [load for load in failed if self._cache.residency.is_wanted(load)]
-        if not self._failed:
-            return np.empty(0, np.int32)
+        self._failed = failed
+        if not failed:
+            return None
         # Loads are of paths: what continues a block that did not come is of no use either.
         loading = self._cache.table.device_state == DeviceState.LOADING
         return np.flatnonzero(loading).astype(np.int32)
@@ -140,14 +144,13 @@ class Mover:
         loads = dict.fromkeys(
             transfer.job for transfer in self._flying if isinstance(transfer.job, Load)
         )
-        pending = [*loads, *residency.loads, *self._failed]
+        pending = [*loads, *self._void, *self._failed]
         # A load is cancelled from its end, once what continues it is: in as many rounds as needed.
         while sum(residency.cancel(load) for load in reversed(pending)):
             pass
-        residency.loads.clear()
         for load in self._failed:
             residency.lost(load.extent)
-        self._failed = []
+        self._failed, self._void = [], []
 
     def dispatch(self) -> None:
         """Begin what the cache has planned. Call before the step that may reuse its slots."""

@@ -177,8 +177,10 @@ class FakeEngine:
         stats = RequestStats(
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=self.num_cached,
+            num_cached_host_tokens=0,
             num_output_tokens=request.num_output_tokens,
             num_preemptions=0,
+            hint_status=None,
             arrival_s=10.0,
             first_scheduled_s=10.25,
             first_token_s=10.75 if request.num_output_tokens else None,

@@ -1,0 +1,123 @@
+"""A long random life of agents over a slow and faulty link: every text is its cold text.
+
+The state machines of ``test_engine_random`` shrink what they find; this one goes deeper, where
+prefixes leave for the host, come back, and loads are cancelled and lost.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from kvflow_jax.cache_settings import CacheSettings
+from kvflow_jax.hints import Hints
+from kvflow_jax.outputs import FinishReason
+from kvflow_jax.workflow import Workflow
+from tests.engine.token_runner import Client, make_engine, run
+
+AGENTS = "abcdef"
+GRAPH = Workflow()
+for agent, following in zip(AGENTS, AGENTS[1:] + AGENTS[:1], strict=True):
+    GRAPH.edge(agent, following)
+BRANCHES = Workflow()
+for agent in "bcde":
+    BRANCHES.edge("a", agent, conditional=True).edge(agent, "f")
+BRANCHES.join("f", "any").edge("f", "a")
+
+COMMON = {"num_host_blocks": 20, "extent_sizes": (1, 4)}
+SETTINGS = {
+    "kvflow": CacheSettings(eviction="kvflow", prefetches=True, **COMMON),
+    "kvflow, late backups": CacheSettings(
+        eviction="kvflow", prefetches=True, backs_up_early=False, **COMMON
+    ),
+    "hicache": CacheSettings(keeps_everything=True, **COMMON),
+    "lru with prefetch": CacheSettings(prefetches=True, **COMMON),
+}
+
+
+class Life:
+    def __init__(self, seed, settings):
+        self.rng = np.random.default_rng(seed)
+        self.engine = make_engine(num_pages=20, max_model_len=48, cache=settings)
+        self.engine.transfers.holds = True
+        self.clients = []
+        self.counts = Counter()
+        for of, name in (
+            (self.engine.cache.residency, "cancel"),
+            (self.engine.cache.residency, "landed"),
+            (self.engine.cache.residency, "lost"),
+            (self.engine.scheduler, "give_up_loads"),
+            (self.engine.scheduler, "_preempt"),
+        ):
+            self.count(of, name)
+
+    def count(self, of, name):
+        function = getattr(of, name)
+
+        def counted(*args, **kwargs):
+            result = function(*args, **kwargs)
+            # A cancellation counts that freed something.
+            self.counts[name] += bool(result) if name == "cancel" else 1
+            return result
+
+        setattr(of, name, counted)
+
+    def arrive(self):
+        rng = self.rng
+        which = int(rng.integers(0, len(AGENTS)))
+        fixed = [9] * int(rng.choice([0, 8])) + [10 + which] * 12
+        prompt = fixed + rng.integers(0, 2, int(rng.integers(1, 6))).tolist()
+        graph = (GRAPH if rng.random() < 0.5 else BRANCHES).freeze()
+        hints = Hints(
+            workflow_id=str(rng.integers(0, 2)),
+            agent_id=AGENTS[which],
+            session_id="s" if rng.random() < 0.1 else None,
+            graph=graph,
+            num_fixed=len(fixed),
+        )
+        kind = {"max_tokens": int(rng.integers(1, 10)), "hints": hints}
+        self.clients.append(Client(self.engine, prompt, **kind))
+
+    def live(self, num_moves):
+        engine, rng = self.engine, self.rng
+        for _ in range(num_moves):
+            move = rng.random()
+            if move < 0.2 and sum(client.reason is None for client in self.clients) < 6:
+                self.arrive()
+            elif move < 0.25 and self.clients:
+                engine.abort(self.clients[int(rng.integers(0, len(self.clients)))].id)
+            elif move < 0.45:
+                engine.transfers.land(int(rng.integers(1, 4)))
+            elif move < 0.48:
+                engine.transfers.land(1, RuntimeError("the link is down"))
+            elif move < 0.50:
+                engine.flush_cache()
+            else:
+                engine.step()
+            engine.check_integrity()
+
+    def end(self):
+        self.engine.transfers.holds = False
+        run(self.engine)
+        assert self.engine.cache.num_leased == 0
+        for client in self.clients:
+            if client.reason is FinishReason.ABORT:
+                assert client.tokens == client.cold[: len(client.tokens)]
+            else:
+                assert client.reason in (FinishReason.STOP, FinishReason.LENGTH)
+                assert client.tokens == client.cold
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_texts_are_cold_texts_whatever_the_link_does(name):
+    counts = Counter()
+    for seed in range(25):
+        life = Life(seed, SETTINGS[name])
+        life.live(250)
+        life.end()
+        counts += life.counts
+    # Or it has shown nothing.
+    expected = {"landed", "lost", "give_up_loads", "_preempt"}
+    if SETTINGS[name].prefetches:
+        expected.add("cancel")
+    assert expected <= counts.keys(), counts
