@@ -158,10 +158,15 @@ class Anchors:
             return
         above = int(table.head[before])
         self._at.setdefault(above, set()).update(owners)
+        # Above, the node counted as the soonest of them: he takes its place, the others are new.
+        is_counted = True
         for owner in owners:
-            self._owners[owner].head = above
-            self._replace(above, None, self._owners[owner].steps)
-        self._replace(above, steps, None)
+            anchor = self._owners[owner]
+            anchor.head = above
+            if is_counted and anchor.steps == steps:
+                is_counted = False
+            else:
+                self._replace(above, None, anchor.steps)
 
     def check_integrity(self, children: dict[int, list[int]]) -> None:
         """Raise IntegrityError unless every node's steps are the least at and below it.

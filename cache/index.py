@@ -179,22 +179,33 @@ class RadixIndex:
         top = _rebuild(trail, children.set(key, upper))
         return RadixIndex(self.page_size, self._roots.set(root, top)), lower
 
-    def prune(self, root: RootKey, path: Sequence[bytes], num_blocks: int) -> RadixIndex:
-        """Drop the last ``num_blocks`` blocks of the leaf that ``path`` (first-page keys) leads to.
+    def prune(
+        self, root: RootKey, path: Sequence[bytes], cuts: Sequence[tuple[bytes, int]]
+    ) -> RadixIndex:
+        """Drop tails of leaves below the node that ``path`` (first-page keys) leads to.
+
+        Args:
+            cuts: the first-page key of each leaf, and how many of its blocks go.
 
         Raises:
-            IntegrityError: the path leads nowhere, or to a node with children, or past its start.
+            IntegrityError: a path leads nowhere, or to a node with children, or past its start.
         """
         trail = self._trail(root, path)
-        above, key, leaf = trail.pop()
-        num_kept = len(leaf.blocks) - num_blocks
-        if len(leaf.children) or num_kept < 0:
-            raise IntegrityError(f"cannot prune {num_blocks} blocks of a node that others continue")
-        if num_kept == 0:
-            children = above.delete(key)
-        else:
-            tokens = leaf.tokens[: num_kept * self.page_size]
-            children = above.set(key, Node(tokens, leaf.blocks[:num_kept], EMPTY))
+        children = trail[-1][2].children if trail else self._roots.get(root) or EMPTY
+        for key, num_blocks in cuts:
+            leaf = children.get(key)
+            if leaf is None:
+                raise IntegrityError("a path leaves the index")
+            num_kept = len(leaf.blocks) - num_blocks
+            if len(leaf.children) or num_kept < 0:
+                raise IntegrityError(
+                    f"cannot prune {num_blocks} blocks of a node that others continue"
+                )
+            if num_kept == 0:
+                children = children.delete(key)
+            else:
+                tokens = leaf.tokens[: num_kept * self.page_size]
+                children = children.set(key, Node(tokens, leaf.blocks[:num_kept], EMPTY))
         top = _rebuild(trail, children)
         roots = self._roots.set(root, top) if len(top) else self._roots.delete(root)
         return RadixIndex(self.page_size, roots)

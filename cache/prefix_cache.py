@@ -426,26 +426,35 @@ class PrefixCache:
         """Take blocks out of the index; of each node a tail, and children before their parents."""
         table = self.table
         ids = np.array(blocks, np.int32)
-        # First seen, first cut: so paths are read while what lies above is whole.
+        # Leaves of one parent go together: its path is copied once. Deepest parents first.
+        below: dict[tuple[RootKey, tuple[bytes, ...]], list[tuple[bytes, int]]] = {}
+        emptied: list[tuple[int, int]] = []
         for head, count in Counter(table.head[ids].tolist()).items():
             root, path = self._path(head)
+            below.setdefault((root, path[:-1]), []).append((path[-1], count))
             node = self._nodes[head]
-            before = int(table.parent[head])
-            node.blocks = node.blocks[: len(node.blocks) - count]
-            self.index = self.index.prune(root, path, count)
-            if not len(node.blocks):
-                del self._nodes[head]
-                self.anchors.drop(head, before)
+            num_kept = len(node.blocks) - count
+            if num_kept:
+                node.blocks = node.blocks[:num_kept]
+            else:
+                emptied.append((head, int(table.parent[head])))
+        for (root, above), cuts in sorted(below.items(), key=lambda item: -len(item[0][1])):
+            self.index = self.index.prune(root, above, cuts)
+        for head, before in emptied:  # each after those below it
+            del self._nodes[head]
+            self.anchors.drop(head, before)
         table.head[ids] = table.parent[ids] = NO_BLOCK
         self._num_indexed -= len(blocks)
         if self.anchors.changed:
             self._reorder_changed()
 
-    def _path(self, head: int) -> tuple[RootKey, list[bytes]]:
-        node = self._nodes[head]
+    def _path(self, head: int) -> tuple[RootKey, tuple[bytes, ...]]:
+        """Where a node stands: its root, and the first pages of the nodes down to it."""
+        nodes, table = self._nodes, self.table
+        node = nodes[head]
         path = [node.key]
         while node.root is None:
-            node = self._nodes[int(self.table.head[self.table.parent[head]])]
-            head = int(node.blocks[0])
+            head = int(table.head[table.parent[head]])
+            node = nodes[head]
             path.append(node.key)
-        return node.root, path[::-1]
+        return node.root, tuple(path[::-1])

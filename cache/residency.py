@@ -30,6 +30,8 @@ from kvflow_jax.cache.leaves import EvictionQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
+_VALID = int(DeviceState.VALID)  # to look a member up takes longer than to look at a block
+
 
 @dataclass(slots=True, eq=False)
 class Load:
@@ -327,10 +329,10 @@ class Residency:
 
     def _may_leave_device(self, block: int) -> bool:
         table = self._table
-        return (
+        return bool(
             not table.leases[block]
             and not table.num_children[block]
-            and table.device_state[block] == DeviceState.VALID
+            and table.device_state[block] == _VALID
             and table.head[block] != NO_BLOCK
         )
 
@@ -348,10 +350,10 @@ class Residency:
 
     def _evict_leaves(self, most: int) -> int:
         """Free up to ``most`` slots of leaves; how many there were."""
-        table = self._table
+        table, has_host = self._table, self.host.max_blocks > 0
         victims: list[int] = []
         while len(victims) < most and (block := self._device.pop()) is not None:
-            if table.host_state[block] == HostState.NONE and self._backs_up(table, block):
+            if has_host and not table.host_state[block] and self._backs_up(table, block):
                 self.back_up(block)
             victims.append(block)
             self._unlink(block)

@@ -2,13 +2,13 @@
 
     engine thread                         lane thread, one a direction
     ─────────────                         ────────────────────────────
-    submit(transfer) ───────queue───────▶ device_put into a fresh buffer  ──▶ "issued"
+    submit(transfer) ───────queue───────▶ device_put into a fresh buffer ──▶ "issued"
     wait_issued (bounded)                 wait until it is there, pace it
-    poll() ◀──────────────done────────── hand it over, notify
+    poll() ◀──────────────done─────────── hand it over, notify
 
 A lane never sees the pool: what it brings is written into the pool by the engine, what it takes
-away was read out of the pool by the engine. It copies one extent at a time, so that what is more
-urgent waits for one at most.
+away was read out of the pool by the engine. It has few extents under way at a time, so that what
+is more urgent does not wait for long.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,6 +29,8 @@ import numpy as np
 from kvflow_jax.cache.residency import Backup, Load
 
 log = logging.getLogger(__name__)
+
+MAX_ISSUED = 2  # a second copy keeps the link busy while the first is handed over
 
 
 class Direction(Enum):
@@ -131,25 +134,51 @@ class DeviceTransfers:
             thread.join(timeout=1.0)
 
     def _run(self, lane: queue.SimpleQueue[Transfer | None], target: jax.sharding.Sharding) -> None:
-        while (transfer := lane.get()) is not None and not self._is_closing.is_set():
-            transfer.started_s = self._now()
+        issued: deque[Transfer] = deque()
+        free_s = 0.0  # when the copy before has left the link
+        is_open = True
+        while is_open or issued:
+            if issued and (len(issued) == MAX_ISSUED or lane.empty() or not is_open):
+                transfer = issued.popleft()
+                # Two under way share the link: each counts from when it had it to itself.
+                transfer.started_s = max(transfer.started_s, free_s)
+                self._finish(transfer)
+                free_s = transfer.finished_s
+                self._done.put(transfer)
+                del transfer  # or the last copy would stay until the next
+                self._notify()
+                continue
+            following = lane.get()
+            if following is None or self._is_closing.is_set():
+                is_open = False
+                continue
+            self._issue(following, target)
+            issued.append(following)
+
+    def _issue(self, transfer: Transfer, target: jax.sharding.Sharding) -> None:
+        transfer.started_s = self._now()
+        try:
+            # may_alias would hand out the source itself where both memories are one.
+            transfer.data = jax.device_put(transfer.data, target, may_alias=False)
+        except Exception as error:
+            self._fail(transfer, error)
+        transfer.is_issued.set()
+
+    def _finish(self, transfer: Transfer) -> None:
+        if transfer.error is None:
             try:
-                # may_alias would hand out the source itself where both memories are one.
-                copy = jax.device_put(transfer.data, target, may_alias=False)
-                transfer.is_issued.set()
-                transfer.data = jax.block_until_ready(copy)
+                jax.block_until_ready(transfer.data)
             except Exception as error:
-                # Whatever it is, the blocks can be computed again: the engine counts and goes on.
-                log.warning("a copy from %s failed: %s", transfer.direction.value, error)
-                transfer.error, transfer.data = error, None
-                transfer.is_issued.set()
-            rest_s = transfer.nbytes * self._pace_s_per_byte + transfer.started_s - self._now()
-            if rest_s > 0:
-                self._is_closing.wait(rest_s)
-            transfer.finished_s = self._now()
-            self._done.put(transfer)
-            del transfer  # or the last copy would stay until the next
-            self._notify()
+                self._fail(transfer, error)
+        rest_s = transfer.nbytes * self._pace_s_per_byte + transfer.started_s - self._now()
+        if rest_s > 0:
+            self._is_closing.wait(rest_s)
+        transfer.finished_s = self._now()
+
+    def _fail(self, transfer: Transfer, error: Exception) -> None:
+        # Whatever it is, the blocks can be computed again: the engine counts it and goes on.
+        log.warning("a copy from %s failed: %s", transfer.direction.value, error)
+        transfer.error, transfer.data = error, None
 
 
 def measure_bandwidth(device: jax.Device, nbytes: int, repeats: int = 3) -> dict[Direction, float]:
