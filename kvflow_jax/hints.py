@@ -7,13 +7,13 @@ became of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.graph_store import GraphStore
 from kvflow_jax.step_graph import Graph
-from kvflow_jax.workflow import Workflow
 
 MAX_ID_LEN = 256  # characters
 MAX_NAMED = 4096  # agents in one request's hints
@@ -34,6 +34,9 @@ class Reuse(StrEnum):
     KEEP = "keep"
     NEUTRAL = "neutral"
     DISCARD = "discard"
+
+
+_REUSE = {reuse.value: reuse for reuse in Reuse}  # Python 3.11 asks enums for members only
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +80,43 @@ class Hints:
             and self.reuse is Reuse.NEUTRAL
         )
 
+    def with_fixed(self, num_fixed: int | None, num_prompt: int) -> Hints:
+        """The same with a fixed prefix, tokens; cut to the prompt's."""
+        if num_fixed is None or num_fixed <= num_prompt:
+            return replace(self, num_fixed=num_fixed)
+        return replace(self, num_fixed=num_prompt, is_clipped=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPrefix:
+    """What a caller calls its fixed prefix: so many tokens, or so many messages."""
+
+    unit: Literal["token", "message"]
+    end: int
+
 
 class HintReader:
-    """Reads the JSON form of hints, field by field; what it cannot use it notes."""
+    """Reads the JSON form of hints, field by field; what it cannot use it notes.
 
-    def __init__(self, data: Any) -> None:
+    Args:
+        data: what was sent, of any type.
+        graphs: where step graphs are frozen; a caller with many requests keeps one.
+
+    Attributes:
+        priority: higher runs sooner; None: not said.
+        fixed_prefix: None: not said. ``read`` leaves ``num_fixed`` open, for which the prompt's
+            tokens are needed.
+    """
+
+    def __init__(self, data: Any, graphs: GraphStore | None = None) -> None:
         self._data = data if isinstance(data, Mapping) else {}
+        self._graphs = GraphStore() if graphs is None else graphs
         self._is_clipped = data is not None and not isinstance(data, Mapping)
+        self.priority = self._priority()
+        self.fixed_prefix = self._fixed_prefix()
 
     def read(self) -> Hints:
-        """The hints without ``num_fixed``, for which the prompt's tokens are needed."""
+        """The hints. Milliseconds for a large step graph that is new."""
         agent_id = self._id("agent_id")
         steps = self._steps(agent_id)
         return Hints(
@@ -103,20 +133,18 @@ class HintReader:
             is_clipped=self._is_clipped,
         )
 
-    def fixed_prefix(self) -> tuple[str, int] | None:
-        """What the caller calls its fixed prefix: a unit, token or message, and how many."""
+    def _fixed_prefix(self) -> FixedPrefix | None:
         prefix = self._data.get("fixed_prefix")
         if prefix is None:
             return None
         if isinstance(prefix, Mapping):
-            unit, end = prefix.get("unit", "token"), prefix.get("end")
-            if unit in ("token", "message") and _is_int(end) and end >= 0:
-                return unit, end
+            unit, end = prefix.get("unit"), prefix.get("end")
+            if unit in (None, "token", "message") and _is_int(end) and end >= 0:
+                return FixedPrefix("message" if unit == "message" else "token", end)
         self._is_clipped = True
         return None
 
-    def priority(self) -> int | None:
-        """Higher runs sooner."""
+    def _priority(self) -> int | None:
         value = self._data.get("priority")
         if value is None or (_is_int(value) and abs(value) < 1 << 31):
             return value
@@ -140,7 +168,7 @@ class HintReader:
         if given is None:
             return None
         try:
-            return Workflow.from_dict(given).freeze()
+            return self._graphs.graph(given)
         except InvalidRequestError:
             self._is_clipped = True
             return None
@@ -181,8 +209,8 @@ class HintReader:
 
     def _reuse(self) -> Reuse:
         given = self._data.get("reuse_hint")
-        if isinstance(given, str) and given in Reuse:
-            return Reuse(given)
+        if isinstance(given, str) and given in _REUSE:
+            return _REUSE[given]
         self._is_clipped |= given is not None
         return Reuse.NEUTRAL
 
@@ -191,8 +219,8 @@ class HintReader:
         if given is None:
             return None
         if _is_number(given) and given >= 0:
-            self._is_clipped |= given / 1e3 > MAX_TTL_S
-            return min(given / 1e3, MAX_TTL_S)
+            self._is_clipped |= given > 1e3 * MAX_TTL_S
+            return min(given, 1e3 * MAX_TTL_S) / 1e3  # in this order: an int may be of any size
         self._is_clipped = True
         return None
 

@@ -9,8 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import kvflow_jax.errors
+from kvflow_jax.cache.policy import POLICIES
+from kvflow_jax.cache_settings import BackupTime, CacheConfig, CacheMode
 from kvflow_jax.serve.config import ServerConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -103,6 +106,7 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         action="store_true",
         help="the same tokens whatever runs beside a request or is cached; slower",
     )
+    _add_cache_flags(parser)
     add(
         "--max-waiting",
         type=_count,
@@ -137,7 +141,57 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     flags = vars(parser.parse_args(argv))
     flags["api_keys"] = tuple(flags.pop("api_key"))
     flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
+    flags["cache"] = _cache_config(parser, flags)
     return ServerConfig(**flags)
+
+
+def _add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "cache", "what is kept where; all but --cache are for measuring one thing at a time"
+    )
+    default, add = CacheConfig(), group.add_argument
+    add(
+        "--cache",
+        choices=get_args(CacheMode),
+        default=default.mode,
+        help="gpu-only: what was used longest ago goes, and is computed again. hicache: it goes to "
+        "host memory, and is loaded when a request asks. kvflow: workflows say what goes and what "
+        "is brought back before it is asked for; default: %(default)s",
+    )
+    add("--eviction", choices=tuple(POLICIES), help="what goes first; default: by --cache")
+    add(
+        "--prefetch",
+        action=argparse.BooleanOptionalAction,
+        help="bring back what agents read next; default: by --cache",
+    )
+    add(
+        "--host-cache-gib",
+        type=_budget,
+        help="host memory for KV, GiB, 0 for none; default: as large as the pool, if there is room",
+    )
+    add(
+        "--backup",
+        choices=get_args(BackupTime),
+        default=default.backup,
+        help="copy blocks to the host while the link is idle, or when they are evicted; "
+        "default: %(default)s",
+    )
+    add(
+        "--link-ratio",
+        type=_size,
+        help="emulate a link over which loading a block takes this many times as long as computing "
+        "it; default: the link there is",
+    )
+
+
+def _cache_config(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> CacheConfig:
+    """Takes its flags out of ``flags``; exits with 2 where they contradict each other."""
+    names = ("eviction", "prefetch", "host_cache_gib", "backup", "link_ratio")
+    switches = {name: flags.pop(name) for name in names}
+    try:
+        return CacheConfig(flags.pop("cache"), **switches)
+    except kvflow_jax.errors.ConfigError as error:
+        parser.error(str(error))
 
 
 def _set_up_logging(level: str) -> None:
@@ -175,6 +229,7 @@ def _number(
 _count = _number(int, lambda value: value >= 1, "a whole number of at least 1")
 _port = _number(int, lambda value: 0 <= value <= 65535, "a port between 0 and 65535")
 _size = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+_budget = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 _duration = _number(float, lambda value: 0 <= value < float("inf"), "a number of seconds")
 
 

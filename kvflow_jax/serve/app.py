@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from functools import partial
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax import __version__
+from kvflow_jax.hints import HintReader, Hints
 from kvflow_jax.sampling import SamplingParams
-from kvflow_jax.serve import chat, completions
+from kvflow_jax.serve import chat, completions, workflows
 from kvflow_jax.serve.auth import cache_salt, client_of
 from kvflow_jax.serve.body import parse_body
+from kvflow_jax.serve.dependencies import TheService, TheTenant
 from kvflow_jax.serve.errors import ApiError, QuietWhenGone, install_error_handlers
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.metrics import CONTENT_TYPE
@@ -37,25 +39,10 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(open_routes)
     app.include_router(routes)
+    app.include_router(workflows.routes)
     install_error_handlers(app)
     app.add_middleware(QuietWhenGone)
     return app
-
-
-async def the_service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-async def the_tenant(request: Request) -> str:
-    """Who asks; 401 before the body is read."""
-    headers = dict(request.scope["headers"])
-    service: Service = request.app.state.service
-    return service.keys.authenticate(headers.get(b"authorization"))
-
-
-TheService = Annotated[Service, Depends(the_service)]
-TheTenant = Annotated[str, Depends(the_tenant)]
 
 
 @open_routes.get("/health")
@@ -103,9 +90,14 @@ async def create_chat_completion(
     messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
     service.check_num_answers(len(params))
     texts = [message["content"] for message in messages]
-    prompt_ids = await service.tokenize(texts, lambda t: t.apply_chat_template(messages, **kwargs))
+    reader = service.hint_reader(body.agent_hints)
+    prompt_ids, hints = await service.tokenize(
+        texts, lambda t: chat.encode_chat(t, messages, kwargs, reader)
+    )
     form = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
-    return await _answer(request, service, tenant, body, params, [prompt_ids], form)
+    return await _answer(
+        request, service, tenant, body, params, [prompt_ids], form, [hints], reader
+    )
 
 
 @routes.post("/v1/completions")
@@ -124,7 +116,11 @@ async def create_completion(request: Request, service: TheService, tenant: TheTe
     form = completions.CompletionFormat(
         service.model_name, body, LogprobWriter(service.tokenizer), echoes
     )
-    return await _answer(request, service, tenant, body, params, encoded, form)
+    reader = service.hint_reader(body.agent_hints)
+    hints: Sequence[Hints | None] = [None] * len(encoded)
+    if reader is not None:
+        hints = await service.in_thread(partial(completions.read_hints, reader, encoded))
+    return await _answer(request, service, tenant, body, params, encoded, form, hints, reader)
 
 
 @routes.post("/flush_cache")
@@ -148,13 +144,22 @@ async def _answer(
     params: Sequence[SamplingParams],
     prompts: list[list[int]],
     form: Format,
+    hints: Sequence[Hints | None],
+    reader: HintReader | None,
 ) -> Response:
+    priority = body.priority
+    if reader is None:
+        client = client_of(request, tenant, body.user)
+    else:
+        client = tenant  # whose agents they are; the engine takes one name for both
+        priority = reader.priority if priority is None else priority
     generation = service.generate(
         prompts,
         params,
         salt=cache_salt(tenant, body.cache_salt),
-        priority=body.priority or 0,
-        client=client_of(request, tenant, body.user),
+        priority=priority or 0,
+        client=client,
+        hints=hints,
     )
     if body.stream:
         return EventStream(generation, form, include_usage=body.include_usage)

@@ -22,11 +22,16 @@ async def parse_body(request: Request, schema: type[Schema], max_bytes: int) -> 
         ApiError: 413 over ``max_bytes`` (no more than that is ever held), 400 for anything that
             is not a JSON object in UTF-8 or does not fit the schema; the message names the field.
     """
-    body = _parse_object(await _read(request, max_bytes))
+    body = await read_object(request, max_bytes)
     try:
         return schema.model_validate(body)
     except ValidationError as error:
         raise _readable(error) from None
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The request's body, a JSON object of whatever fields. Errors as of ``parse_body``."""
+    return _parse_object(await _read(request, max_bytes))
 
 
 async def _read(request: Request, max_bytes: int) -> bytearray:

@@ -8,6 +8,9 @@ import uuid
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.fixed_prefix import chat_prefix_len
+from kvflow_jax.hints import HintReader, Hints
+from kvflow_jax.serve.contracts import Tokenizer
 from kvflow_jax.serve.generation import News
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.schemas import ChatRequest
@@ -125,6 +128,30 @@ def template_kwargs(body: ChatRequest) -> dict[str, Any]:
             param="chat_template_kwargs",
         )
     return kwargs
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    kwargs: dict[str, Any],
+    reader: HintReader | None,
+) -> tuple[list[int], Hints | None]:
+    """Prompt ids of a chat, and its hints with the agent's fixed prefix.
+
+    Runs on the tokenizer's threads. What is fixed, if the caller does not say it, are the system
+    messages; a caller who names no agent pays for nothing.
+    """
+    prompt_ids = tokenizer.apply_chat_template(messages, **kwargs)
+    if reader is None:
+        return prompt_ids, None
+    hints, given = reader.read(), reader.fixed_prefix
+    if hints.agent_id is None:
+        return prompt_ids, hints
+    if given is not None and given.unit == "token":
+        return prompt_ids, hints.with_fixed(given.end, len(prompt_ids))
+    num_messages = None if given is None else given.end
+    num_fixed = chat_prefix_len(tokenizer, messages, prompt_ids, num_messages, **kwargs)
+    return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 
 
 def _read_message(where: str, message: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.hints import HintReader, Hints
 from kvflow_jax.outputs import FinishReason, TokenLogprobs
 from kvflow_jax.serve.contracts import Tokenizer
 from kvflow_jax.serve.generation import News
@@ -142,6 +143,16 @@ def token_prompts(prompts: list[Prompt]) -> list[list[int]] | None:
 def encode_prompts(tokenizer: Tokenizer, prompts: list[Prompt]) -> list[list[int]]:
     """Prompt ids of each prompt. Runs on the tokenizer's threads."""
     return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+
+
+def read_hints(reader: HintReader, prompts: Sequence[Sequence[int]]) -> list[Hints]:
+    """Hints of each prompt, tokens already. Runs on the tokenizer's threads."""
+    hints, given = reader.read(), reader.fixed_prefix
+    if given is None:
+        return [hints] * len(prompts)
+    if given.unit == "message":  # there are none here
+        return [replace(hints, is_clipped=True)] * len(prompts)
+    return [hints.with_fixed(given.end, len(prompt)) for prompt in prompts]
 
 
 def echo_prompts(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvflow_jax.cache_settings import CacheConfig
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -25,6 +27,7 @@ class ServerConfig:
         random_weights: build the architecture without reading weights.
         seed: of random weights, and of requests that bring none of their own.
         deterministic: tokens that do not depend on the batch or the cache, at some cost in speed.
+        cache: what is kept where, and what goes first.
         max_waiting: requests that may wait before new ones get 429.
         max_body_mib: largest request body, MiB; more gets 413.
         drain_timeout_s: seconds that running requests get after Ctrl-C or SIGTERM.
@@ -48,6 +51,7 @@ class ServerConfig:
     random_weights: bool = False
     seed: int | None = None
     deterministic: bool = False
+    cache: CacheConfig = CacheConfig()
     max_waiting: int = 1024
     max_body_mib: float = 32.0
     drain_timeout_s: float = 30.0

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from kvflow_jax.hints import Hints
 from kvflow_jax.outputs import EngineStats, Output
 from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.step_graph import Graph
 
 
 class Engine(Protocol):
@@ -36,6 +38,7 @@ class Engine(Protocol):
         salt: str = "",
         priority: int = 0,
         client: str = "",
+        hints: Hints | None = None,
     ) -> int:
         """Queue a request, return its id at once.
 
@@ -51,6 +54,20 @@ class Engine(Protocol):
 
     def flush_cache(self) -> bool:
         """Drop all unleased cached blocks; False (nothing dropped) while requests are about."""
+
+    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
+        """Keep a workflow under a name for the client's runs."""
+
+    def unregister_graph(self, client: str, graph_id: str) -> bool:
+        """Forget a workflow; False where there is none of this name."""
+
+    def advance_run(
+        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+    ) -> list[str] | None:
+        """Take in a run's progress; agents its graph lacks, None where there is no such run."""
+
+    def end_run(self, client: str, workflow_id: str) -> bool:
+        """A run is over; False where there is none of this name."""
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and finish the running ones; False if some were cut off."""

@@ -11,6 +11,7 @@ from functools import partial
 
 from starlette.types import Receive
 
+from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.outputs import FinishReason, Output, TokenLogprobs
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.serve.contracts import Engine
@@ -81,7 +82,9 @@ class News:
 class Usage:
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    host_tokens: int = 0  # of the cached ones, loaded from the host
     completion_tokens: int = 0
+    hint_status: HintStatus | None = None
 
 
 class Generation:
@@ -126,6 +129,7 @@ class Generation:
         salt: str,
         priority: int,
         client: str,
+        hints: Hints | None = None,
     ) -> None:
         """Queue one more answer; errors are those of ``Engine.submit``."""
         index = self.num_choices
@@ -137,6 +141,7 @@ class Generation:
             salt=salt,
             priority=priority,
             client=client,
+            hints=hints,
         )
 
     def receive(self, index: int, output: Output) -> None:
@@ -218,9 +223,11 @@ class Generation:
         if stats is None:
             return
         self.usage.completion_tokens += stats.num_output_tokens
+        self.usage.hint_status = self.usage.hint_status or stats.hint_status
         if index % self.num_each == 0:  # a prompt counts once, however many answer it
             self.usage.prompt_tokens += stats.num_prompt_tokens
             self.usage.cached_tokens += stats.num_cached_tokens
+            self.usage.host_tokens += stats.num_cached_host_tokens
 
     def _abort(self) -> None:
         for request_id in self._running.values():

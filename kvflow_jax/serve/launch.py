@@ -46,6 +46,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         max_waiting=config.max_waiting,
         seed=config.seed,
         deterministic=config.deterministic,
+        cache=config.cache,
     )
     if loaded.tokenizer is not None:
         _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop

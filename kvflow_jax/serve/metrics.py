@@ -1,8 +1,9 @@
-"""Prometheus metrics under vLLM's names, so that its boards and llm-d's scraper work."""
+"""Prometheus metrics under vLLM's names, so that its boards and llm-d's scraper work, and ours."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from kvflow_jax.hints import HintStatus
 from kvflow_jax.outputs import EngineStats, FinishReason, Output
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -41,7 +43,7 @@ class Metrics:
     Args:
         model_name: label of every sample, asked at each scrape.
         engine_stats: the engine's last published snapshot.
-        page_size: tokens per block, a label of ``vllm:cache_config_info``.
+        page_size: tokens per block.
     """
 
     def __init__(
@@ -73,14 +75,20 @@ class Metrics:
         self._decode = _Histogram(
             "vllm:request_decode_time_seconds", "First token to last token.", _REQUEST
         )
+        self._num_hints: Counter[HintStatus] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def observe(self, output: Output) -> None:
-        """Add the times of a finished request. One that was cut off counts as far as it came."""
+        """Add the times of a finished request and what became of its hints.
+
+        One that was cut off counts as far as it came.
+        """
         stats = output.stats
         if stats is None:
             return
+        if stats.hint_status is not None:
+            self._num_hints[stats.hint_status] += 1
         first, scheduled = stats.first_token_s, stats.first_scheduled_s
         if scheduled is not None:
             self._queue.add(scheduled - stats.arrival_s)
@@ -110,24 +118,70 @@ class Metrics:
 
         used = stats.num_blocks_leased / stats.num_blocks if stats.num_blocks else 0.0
         for name, text, gauge in (
-            ("num_requests_running", "Requests in the batch.", stats.num_running),
-            ("num_requests_waiting", "Requests in the queue.", stats.num_waiting),
-            ("kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1.", used),
+            ("vllm:num_requests_running", "Requests in the batch.", stats.num_running),
+            ("vllm:num_requests_waiting", "Requests in the queue.", stats.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1.", used),
+            ("kvflow:host_blocks", "KV blocks with a copy on the host.", stats.num_blocks_host),
+            ("kvflow:runs", "Runs of workflows that are alive.", stats.num_runs),
         ):
-            family = GaugeMetricFamily(f"vllm:{name}", text, labels=names)
+            family = GaugeMetricFamily(name, text, labels=names)
             family.add_metric(values, gauge)
             yield family
 
+        page = self._page_size
         for name, text, count in (
-            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens),
-            ("prefix_cache_hits", "Prompt tokens found cached.", stats.cached_prompt_tokens),
-            ("prompt_tokens", "Prompt tokens of admitted requests.", stats.prompt_tokens),
-            ("generation_tokens", "Tokens generated.", stats.generation_tokens),
-            ("num_preemptions", "Requests set back to the queue.", stats.num_preemptions),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens),
+            ("vllm:prefix_cache_hits", "Prompt tokens found cached.", stats.cached_prompt_tokens),
+            ("vllm:prompt_tokens", "Prompt tokens of admitted requests.", stats.prompt_tokens),
+            ("vllm:generation_tokens", "Tokens generated.", stats.generation_tokens),
+            ("vllm:num_preemptions", "Requests set back to the queue.", stats.num_preemptions),
+            (
+                "kvflow:prefetch_issued_tokens",
+                "Tokens ordered from the host before a request asked for them.",
+                stats.num_prefetched_blocks * page,
+            ),
+            (
+                "kvflow:prefetch_useful_tokens",
+                "Of those, on the device when a request asked.",
+                stats.num_useful_blocks * page,
+            ),
+            (
+                "kvflow:prefetch_late_tokens",
+                "Of those, still under way when a request asked.",
+                stats.num_late_blocks * page,
+            ),
+            (
+                "kvflow:prefetch_wasted_tokens",
+                "Of those, gone again before a request asked.",
+                stats.num_wasted_blocks * page,
+            ),
+            (
+                "kvflow:stall_seconds",
+                "Time in which requests waited for loads and nothing else ran.",
+                stats.stall_s,
+            ),
+            (
+                "kvflow:failed_transfers",
+                "Copies between device and host that failed.",
+                stats.num_failed_transfers,
+            ),
+            (
+                "kvflow:evicted_blocks",
+                "KV blocks that left the device.",
+                stats.num_evicted_blocks,
+            ),
         ):
-            counter = CounterMetricFamily(f"vllm:{name}", text, labels=names)
+            counter = CounterMetricFamily(name, text, labels=names)
             counter.add_metric(values, count)
             yield counter
+
+        yield from self._transfers(stats, labels)
+        hints = CounterMetricFamily(
+            "kvflow:hints", "Requests with hints, by their outcome.", labels=[*names, "outcome"]
+        )
+        for status in HintStatus:
+            hints.add_metric([*values, status.value], self._num_hints[status])
+        yield hints
 
         finished = CounterMetricFamily(
             "vllm:request_success", "Finished requests.", labels=[*names, "finished_reason"]
@@ -157,6 +211,19 @@ class Metrics:
             self._decode,
         ):
             yield histogram.family(labels)
+
+    def _transfers(self, stats: EngineStats, labels: dict[str, str]) -> Iterator[Metric]:
+        """Copies to the device (load) and to the host (save)."""
+        for name, text, load, save in (
+            ("bytes", "Bytes copied.", stats.load_bytes, stats.save_bytes),
+            ("seconds", "Seconds that copies took.", stats.load_s, stats.save_s),
+        ):
+            family = CounterMetricFamily(
+                f"kvflow:transfer_{name}", text, labels=[*labels, "direction"]
+            )
+            family.add_metric([*labels.values(), "load"], load)
+            family.add_metric([*labels.values(), "save"], save)
+            yield family
 
 
 class _Histogram:

@@ -86,6 +86,7 @@ class GenerationRequest(BaseModel):
     priority: int | None = None
     user: str | None = Field(None, max_length=1024)
     cache_salt: str | None = Field(None, max_length=1024)
+    agent_hints: Any = None  # advice: of whatever form, it is no reason to refuse
 
     @property
     def include_usage(self) -> bool:

@@ -10,6 +10,8 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.graph_store import GraphStore
+from kvflow_jax.hints import HintReader, Hints
 from kvflow_jax.outputs import EngineStats
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
@@ -18,8 +20,10 @@ from kvflow_jax.serve.contracts import Engine, Tokenizer
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.metrics import Metrics
+from kvflow_jax.serve.registered import RegisteredGraphs
 
 NUM_TOKENIZER_THREADS = 2
+NUM_ASKING_THREADS = 32  # each waits for the end of a step, and all that wait are answered then
 
 Result = TypeVar("Result")
 
@@ -33,9 +37,9 @@ class Phase(Enum):
 class Service:
     """What the routes work with. Lives on the server's loop.
 
-    The engine may block for a moment in ``flush_cache`` and ``drain``, and a long prompt takes the
-    tokenizer tens of milliseconds: those run on a small thread pool, so that the loop goes on
-    serving streams.
+    What is asked of the engine is answered after its step, and a long prompt takes the tokenizer
+    tens of milliseconds: those run on thread pools, one for each, so that the loop goes on serving
+    streams.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -44,12 +48,15 @@ class Service:
         self.keys = KeyRing(config.api_keys)
         self.model_name = config.served_model_name or config.model
         self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.page_size)
+        self.registered = RegisteredGraphs()
+        self._graphs = GraphStore()
         self._created = int(time.time())
         self._engine: Engine | None = None
         self._tokenizer: Tokenizer | None = None
         self._mailbox: Mailbox | None = None
         self._open: set[Generation] = set()
         self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._askers = ThreadPoolExecutor(NUM_ASKING_THREADS, thread_name_prefix="ask")
 
     def start(self, engine: Engine, tokenizer: Tokenizer | None, model_name: str) -> None:
         """Take requests from now on. Called on the loop.
@@ -137,7 +144,11 @@ class Service:
                     param="prompt",
                     code="context_length_exceeded",
                 )
-        return await self._in_thread(lambda: encode(tokenizer))
+        return await self.in_thread(lambda: encode(tokenizer))
+
+    def hint_reader(self, data: Any) -> HintReader | None:
+        """Of a body's ``agent_hints``; None where it has none."""
+        return None if data is None else HintReader(data, self._graphs)
 
     def check_num_answers(self, num_answers: int) -> None:
         """Refuse what could never be queued at once, before any work is done for it.
@@ -161,8 +172,9 @@ class Service:
         salt: str,
         priority: int,
         client: str,
+        hints: Sequence[Hints | None],
     ) -> Generation:
-        """Submit all prompts or none, each once for each of ``params``.
+        """Submit all prompts or none, each with its hints and once for each of ``params``.
 
         The caller closes the generation, usually by ``watching``.
 
@@ -175,9 +187,16 @@ class Service:
         )
         self._open.add(generation)
         try:
-            for prompt_ids in prompts:
+            for prompt_ids, its_hints in zip(prompts, hints, strict=True):
                 for one in params:
-                    generation.submit(prompt_ids, one, salt=salt, priority=priority, client=client)
+                    generation.submit(
+                        prompt_ids,
+                        one,
+                        salt=salt,
+                        priority=priority,
+                        client=client,
+                        hints=its_hints,
+                    )
         except BaseException:
             generation.close()
             raise
@@ -189,8 +208,17 @@ class Service:
 
     async def flush_cache(self) -> bool:
         """Drop all cached blocks; True too where there is none to drop."""
+        return await self.ask(lambda e: e.flush_cache() or e.stats.num_blocks_cached == 0)
+
+    async def ask(self, question: Callable[[Engine], Result]) -> Result:
+        """Put a question to the engine that it answers between two steps."""
         engine, _ = self._ready()
-        return await self._in_thread(engine.flush_cache) or engine.stats.num_blocks_cached == 0
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._askers, lambda: question(engine))
+
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """Do what takes the processor for milliseconds, beside the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def fail_if_engine_died(self) -> None:
         """Free clients that wait for an engine that is no more."""
@@ -204,11 +232,13 @@ class Service:
         engine = self._engine
         if engine is None or not engine.is_alive:
             return True
-        return await self._in_thread(lambda: engine.drain(timeout_s))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._askers, lambda: engine.drain(timeout_s))
 
     def close(self) -> None:
         """Stop the engine. Called after the loop has ended."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._askers.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
 
@@ -220,9 +250,6 @@ class Service:
         if not self._engine.is_alive:
             raise _engine_died()
         return self._engine, self._mailbox
-
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def _engine_died() -> ApiError:

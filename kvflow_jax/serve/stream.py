@@ -44,7 +44,8 @@ async def answer_whole(generation: Generation, form: Format, receive: Receive) -
         async for batch in generation.news():
             for news in batch:
                 choices[news.index].add(news)
-    return JSONResponse(form.whole(choices, usage_body(generation.usage)))
+    answer = form.whole(choices, usage_body(generation.usage))
+    return JSONResponse({**answer, "kvflow": kvflow_body(generation.usage)})
 
 
 class EventStream(Response):
@@ -85,6 +86,7 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncIterator[bytes]:
         opened: set[int] = set()
+        num_unfinished = self._generation.num_choices
         async for batch in self._generation.news():
             events = bytearray()
             for news in batch:
@@ -93,13 +95,18 @@ class EventStream(Response):
                     events += self._optional(self._form.opening(news.index))
                 if news.is_worth_a_chunk:
                     chunk = self._form.chunk(news)
+                    num_unfinished -= news.finish_reason is not None
                     if self._include_usage:
                         chunk["usage"] = None  # as OpenAI has it
+                    elif not num_unfinished:
+                        chunk["kvflow"] = kvflow_body(self._generation.usage)
                     events += _event(chunk)
             if events:
                 yield bytes(events)
         if self._include_usage:
-            yield _event(self._form.usage_chunk(usage_body(self._generation.usage)))
+            usage = self._generation.usage
+            chunk = self._form.usage_chunk(usage_body(usage))
+            yield _event({**chunk, "kvflow": kvflow_body(usage)})
 
     def _optional(self, chunk: dict[str, Any] | None) -> bytes:
         if chunk is None:
@@ -123,6 +130,17 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def kvflow_body(usage: Usage) -> dict[str, Any]:
+    """What OpenAI's ``usage`` has no field for: where the cache was, and what hints came to."""
+    return {
+        "cached_tokens_details": {
+            "device": usage.cached_tokens - usage.host_tokens,
+            "host": usage.host_tokens,
+        },
+        "hint_status": None if usage.hint_status is None else usage.hint_status.value,
     }
 
 

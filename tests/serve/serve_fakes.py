@@ -10,10 +10,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
+from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.server import Server, bind
+from kvflow_jax.step_graph import Graph
 
 PATIENCE_S = 20.0  # never waited for by a test that passes
 
@@ -27,6 +29,7 @@ class FakeRequest:
     salt: str
     priority: int
     client: str = ""
+    hints: Hints | None = None
     num_output_tokens: int = 0
 
     @property
@@ -61,7 +64,10 @@ class FakeEngine:
         self.is_alive = True
         self.is_closed = False
         self.can_flush = True
-        self.num_cached = 0
+        self.num_cached = self.num_cached_host = 0
+        self.graphs: dict[tuple[str, str], Graph] = {}
+        self.runs: dict[tuple[str, str], set[str]] = {}  # client and run -> agents it knows
+        self.advanced: list[tuple[str, str, list[str], list[str]]] = []
         self.requests: dict[int, FakeRequest] = {}
         self.running: dict[int, FakeRequest] = {}
         self.aborted: list[int] = []
@@ -77,6 +83,7 @@ class FakeEngine:
         salt: str = "",
         priority: int = 0,
         client: str = "",
+        hints: Hints | None = None,
     ) -> int:
         if self.is_closed:
             raise EngineClosedError("the engine is draining")
@@ -92,7 +99,7 @@ class FakeEngine:
             request_id = self.num_submitted
             self.num_submitted += 1
             request = FakeRequest(
-                request_id, list(prompt_ids), params, on_output, salt, priority, client
+                request_id, list(prompt_ids), params, on_output, salt, priority, client, hints
             )
             self.requests[request_id] = self.running[request_id] = request
             self._changed.notify_all()
@@ -113,6 +120,24 @@ class FakeEngine:
 
     def flush_cache(self) -> bool:
         return self.can_flush
+
+    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
+        self.graphs[client, graph_id] = graph
+
+    def unregister_graph(self, client: str, graph_id: str) -> bool:
+        return self.graphs.pop((client, graph_id), None) is not None
+
+    def advance_run(
+        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+    ) -> list[str] | None:
+        known = self.runs.get((client, workflow_id))
+        if known is None:
+            return None
+        self.advanced.append((client, workflow_id, completed, running))
+        return [agent for agent in [*completed, *running] if agent not in known]
+
+    def end_run(self, client: str, workflow_id: str) -> bool:
+        return self.runs.pop((client, workflow_id), None) is not None
 
     def drain(self, timeout_s: float) -> bool:
         self.is_closed = True
@@ -177,10 +202,10 @@ class FakeEngine:
         stats = RequestStats(
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=self.num_cached,
-            num_cached_host_tokens=0,
+            num_cached_host_tokens=self.num_cached_host,
             num_output_tokens=request.num_output_tokens,
             num_preemptions=0,
-            hint_status=None,
+            hint_status=_status(request.hints),
             arrival_s=10.0,
             first_scheduled_s=10.25,
             first_token_s=10.75 if request.num_output_tokens else None,
@@ -195,6 +220,18 @@ class FakeEngine:
         request.on_output(Output(request.request_id, text, (), reason, stats, error))
 
 
+def _status(hints: Hints | None) -> HintStatus | None:
+    """As the controller has it, but for graphs that are not registered."""
+    if hints is None:
+        return None
+    if hints.is_empty:
+        return HintStatus.IGNORED
+    return HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
+
+
+_UNSEEN = "add_generation_prompt"  # this template writes none
+
+
 class FakeTokenizer:
     """One token a character."""
 
@@ -202,6 +239,8 @@ class FakeTokenizer:
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
+        self.num_rendered = 0
+        self.refuses_alone = False  # system messages without any other
 
     def encode(self, text: str) -> list[int]:
         self.encoded.append(text)
@@ -219,11 +258,14 @@ class FakeTokenizer:
     def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
         if messages[-1]["content"] == "explode":
             raise RuntimeError("secret detail")
+        self.num_rendered += 1
+        if self.refuses_alone and messages[-1]["role"] == "system":
+            raise InvalidRequestError("the template wants a user", param="messages")
         if messages[0]["role"] == "tool":
             raise InvalidRequestError("the template wants a call first", param="messages")
         lines = [f"<{m['role']}>{m['content']}" for m in messages]
         lines += [f"[calls {m['tool_calls']}]" for m in messages if "tool_calls" in m]
-        lines += [f"[{name}={value}]" for name, value in kw.items()]
+        lines += [f"[{name}={value}]" for name, value in kw.items() if name != _UNSEEN]
         return self.encode("".join(lines))
 
 

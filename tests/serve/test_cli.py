@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvflow_jax.cache_settings import CacheConfig
 from kvflow_jax.serve.__main__ import main, parse_config
 from kvflow_jax.serve.config import ServerConfig
 
@@ -21,7 +22,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
         --pool-gib 0.5 --dtype bfloat16 --random-weights --seed 3 --max-waiting 9
-        --max-body-mib 1.5 --drain-timeout-s 0 --log-level debug"""
+        --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
+        --link-ratio 0.5 --max-body-mib 1.5 --drain-timeout-s 0 --log-level debug"""
     assert parse_config(flags.split()) == ServerConfig(
         model="m",
         served_model_name="s",
@@ -36,6 +38,14 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         dtype="bfloat16",
         random_weights=True,
         seed=3,
+        cache=CacheConfig(
+            "hicache",
+            eviction="kvflow",
+            prefetch=True,
+            host_cache_gib=2.5,
+            backup="evict",
+            link_ratio=0.5,
+        ),
         max_waiting=9,
         max_body_mib=1.5,
         drain_timeout_s=0.0,
@@ -43,6 +53,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         log_level="debug",
     )
     assert parse_config(["--num-pages", "64", "--cache-dir", "/here"]).cache_dir == Path("/here")
+    assert parse_config(["--no-prefetch"]).cache == CacheConfig(prefetch=False)
+    assert parse_config(["--host-cache-gib", "0"]).cache == CacheConfig(host_cache_gib=0)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +68,11 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--pool-gib", "1", "--num-pages", "2"],
         ["--drain-timeout-s", "-1"],
         ["--dtype", "int4"],
+        ["--cache", "vllm"],
+        ["--eviction", "mru"],
+        ["--backup", "never"],
+        ["--host-cache-gib", "-1"],
+        ["--link-ratio", "0"],
     ],
 )
 def test_flags_that_make_no_sense(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,6 +80,23 @@ def test_flags_that_make_no_sense(flags: list[str], capsys: pytest.CaptureFixtur
         parse_config(flags)
     assert stop.value.code == 2
     assert flags[-2] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--cache gpu-only --host-cache-gib 1", "gpu-only has no host tier"),
+        ("--cache gpu-only --prefetch", "prefetch needs a host tier"),
+        ("--prefetch --host-cache-gib 0", "prefetch needs a host tier"),
+    ],
+)
+def test_cache_flags_that_contradict_each_other(
+    flags: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(flags.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_keys_are_not_printed() -> None:

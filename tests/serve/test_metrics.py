@@ -4,6 +4,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvflow_jax.hints import HintStatus
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.serve.metrics import Metrics
 
@@ -24,7 +25,8 @@ def samples_of(text: str) -> dict[str, float]:
 def finished(reason: FinishReason, **change: object) -> Output:
     times = {"arrival_s": 10.0, "first_scheduled_s": 10.25, "first_token_s": 10.75}
     stats = {"num_prompt_tokens": 8, "num_cached_tokens": 4, "num_output_tokens": 5}
-    both = {**times, **stats, "num_preemptions": 0, "finished_s": 12.75, **change}
+    hints = {"num_cached_host_tokens": 0, "hint_status": None}
+    both = {**times, **stats, **hints, "num_preemptions": 0, "finished_s": 12.75, **change}
     return Output(0, "", (), reason, RequestStats(**both))
 
 
@@ -69,6 +71,48 @@ def test_names_and_values() -> None:
     assert found["vllm:inter_token_latency_seconds_bucket{le=0.4}"] == 0
     assert found["vllm:inter_token_latency_seconds_bucket{le=0.5}"] == 4
     assert found["vllm:inter_token_latency_seconds_bucket{le=+Inf}"] == 4
+
+
+def test_what_the_cache_moved_and_what_hints_came_to() -> None:
+    stats = EngineStats(
+        num_blocks_host=7,
+        num_runs=2,
+        stall_s=1.5,
+        num_evicted_blocks=9,
+        num_prefetched_blocks=6,
+        num_useful_blocks=3,
+        num_late_blocks=2,
+        num_wasted_blocks=1,
+        load_bytes=1000,
+        load_s=0.25,
+        save_bytes=2000,
+        save_s=0.5,
+        num_failed_transfers=4,
+    )
+    metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16)
+    for status in (HintStatus.APPLIED, HintStatus.APPLIED, HintStatus.CLIPPED, None):
+        metrics.observe(finished(FinishReason.STOP, hint_status=status))
+    metrics.observe(finished(FinishReason.ABORT, hint_status=HintStatus.IGNORED))
+    found = samples_of(metrics.render().decode())
+    assert {name: value for name, value in found.items() if name.startswith("kvflow:")} == {
+        "kvflow:host_blocks": 7,
+        "kvflow:runs": 2,
+        "kvflow:prefetch_issued_tokens_total": 6 * 16,
+        "kvflow:prefetch_useful_tokens_total": 3 * 16,
+        "kvflow:prefetch_late_tokens_total": 2 * 16,
+        "kvflow:prefetch_wasted_tokens_total": 16,
+        "kvflow:stall_seconds_total": 1.5,
+        "kvflow:failed_transfers_total": 4,
+        "kvflow:evicted_blocks_total": 9,
+        "kvflow:transfer_bytes_total{direction=load}": 1000,
+        "kvflow:transfer_bytes_total{direction=save}": 2000,
+        "kvflow:transfer_seconds_total{direction=load}": 0.25,
+        "kvflow:transfer_seconds_total{direction=save}": 0.5,
+        "kvflow:hints_total{outcome=applied}": 2,
+        "kvflow:hints_total{outcome=clipped}": 1,
+        "kvflow:hints_total{outcome=ignored}": 1,
+        "kvflow:hints_total{outcome=unknown_graph}": 0,
+    }
 
 
 def test_cut_off_requests_count_as_far_as_they_came() -> None:

@@ -1,0 +1,130 @@
+"""``/v1/workflows``: step graphs by name, and how far a run has come."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.hints import MAX_ID_LEN, MAX_NAMED
+from kvflow_jax.serve.body import parse_body, read_object
+from kvflow_jax.serve.contracts import Engine
+from kvflow_jax.serve.dependencies import TheService, TheTenant
+from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.registered import GraphKey
+from kvflow_jax.step_graph import Graph
+from kvflow_jax.workflow import Workflow
+
+routes = APIRouter()
+
+Agents = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_ID_LEN)]], Field(max_length=MAX_NAMED)
+]
+
+
+class AdvanceRequest(BaseModel):
+    """Body of ``POST /v1/workflows/{workflow_id}/advance``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    completed: Agents | None = None  # in the order in which they ended
+    running: Agents | None = None  # once for each call
+    finished: bool | None = None
+
+
+@routes.put("/v1/workflows/{graph_id:path}")
+async def register_graph(
+    graph_id: str, request: Request, service: TheService, tenant: TheTenant
+) -> Response:
+    service.check_ready()
+    _check_id(graph_id)
+    data = await read_object(request, service.config.max_body_bytes)
+    graph, text = await service.in_thread(lambda: _read_graph(data))
+    registered = service.registered
+    async with registered.lock:
+        await service.ask(lambda engine: engine.register_graph(tenant, graph_id, graph))
+        gone = registered.put((tenant, graph_id), text)
+        if gone:
+            await service.ask(lambda engine: _unregister(engine, gone))
+    return JSONResponse(
+        {"graph_id": graph_id, "nodes": len(graph.names), "edges": len(graph.sources)}
+    )
+
+
+@routes.get("/v1/workflows/{graph_id:path}")
+async def show_graph(graph_id: str, service: TheService, tenant: TheTenant) -> Response:
+    text = service.registered.get((tenant, graph_id))
+    if text is None:
+        raise _unknown_graph(graph_id)
+    return Response(text, media_type="application/json")
+
+
+@routes.delete("/v1/workflows/{graph_id:path}")
+async def unregister_graph(graph_id: str, service: TheService, tenant: TheTenant) -> Response:
+    service.check_ready()
+    registered = service.registered
+    async with registered.lock:
+        if not registered.remove((tenant, graph_id)):
+            raise _unknown_graph(graph_id)
+        await service.ask(lambda engine: engine.unregister_graph(tenant, graph_id))
+    return JSONResponse({"graph_id": graph_id, "deleted": True})
+
+
+@routes.post("/v1/workflows/{workflow_id:path}/advance")
+async def advance_run(
+    workflow_id: str, request: Request, service: TheService, tenant: TheTenant
+) -> Response:
+    service.check_ready()
+    body = await parse_body(request, AdvanceRequest, service.config.max_body_bytes)
+    unknown = await service.ask(lambda engine: _advance(engine, tenant, workflow_id, body))
+    if unknown is None:
+        raise ApiError(
+            404,
+            f"no run '{workflow_id}' is known: it begins with its first request, and ends when "
+            "its graph has, or when nothing is heard of it for long",
+            param="workflow_id",
+            code="run_not_found",
+        )
+    return JSONResponse({"unknown_agents": unknown})
+
+
+def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes]:
+    """A graph and the JSON that ``GET`` gives back."""
+    workflow = Workflow.from_dict(data)
+    if not workflow.nodes:
+        raise InvalidRequestError("a workflow needs at least one node", param="nodes")
+    return workflow.freeze(), json.dumps(workflow.to_dict()).encode()
+
+
+def _advance(
+    engine: Engine, tenant: str, workflow_id: str, body: AdvanceRequest
+) -> list[str] | None:
+    unknown = engine.advance_run(tenant, workflow_id, body.completed or [], body.running or [])
+    if unknown is not None and body.finished:
+        engine.end_run(tenant, workflow_id)
+    return unknown
+
+
+def _unregister(engine: Engine, gone: list[GraphKey]) -> None:
+    for tenant, graph_id in gone:
+        engine.unregister_graph(tenant, graph_id)
+
+
+def _check_id(graph_id: str) -> None:
+    if not 1 <= len(graph_id) <= MAX_ID_LEN:
+        raise InvalidRequestError(
+            f"graph_id must have 1 to {MAX_ID_LEN} characters", param="graph_id"
+        )
+
+
+def _unknown_graph(graph_id: str) -> ApiError:
+    return ApiError(
+        404,
+        f"no workflow '{graph_id}' is registered; PUT it first",
+        param="graph_id",
+        code="graph_not_found",
+    )

@@ -1,0 +1,168 @@
+"""``/v1/workflows``: registering step graphs, and telling how far a run has come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from serve_fakes import FakeEngine, LiveServer, live_server
+
+from kvflow_jax.serve.registered import RegisteredGraphs
+
+REVIEW = {
+    "name": "review",
+    "nodes": ["planner", {"id": "again", "agent": "planner"}],
+    "edges": [
+        {"source": "planner", "target": "coder"},
+        {"source": "coder", "target": "again", "probability": 0.5},
+    ],
+    "joins": [{"target": "again", "mode": "any"}],
+}
+
+
+def test_a_graph_is_put_shown_replaced_and_deleted(http: httpx.Client, engine: FakeEngine) -> None:
+    where = "/v1/workflows/team/review"  # a name may hold a slash
+    answer = http.put(where, json=REVIEW)
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"graph_id": "team/review", "nodes": 3, "edges": 2},
+    )
+    graph = engine.graphs["", "team/review"]
+    assert graph.agents == ("planner", "planner", "coder")
+    shown = http.get(where)
+    assert shown.headers["content-type"] == "application/json"
+    assert shown.json() == {
+        "name": "review",
+        "nodes": [
+            {"id": "planner", "agent": "planner"},
+            {"id": "again", "agent": "planner"},
+            {"id": "coder", "agent": "coder"},
+        ],
+        "edges": [
+            {"source": "planner", "target": "coder", "conditional": False},
+            {"source": "coder", "target": "again", "conditional": True, "probability": 0.5},
+        ],
+        "joins": [{"target": "again", "mode": "any", "sources": ["coder"]}],
+    }
+    http.put(where, json=shown.json()).raise_for_status()
+    assert http.get(where).json() == shown.json()
+    http.put(where, json={"nodes": ["alone"]}).raise_for_status()
+    assert engine.graphs["", "team/review"].names == ("alone",)
+    assert http.delete(where).json() == {"graph_id": "team/review", "deleted": True}
+    assert engine.graphs == {}
+    for answer in (http.get(where), http.delete(where)):
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "graph_not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ([], None),
+        ("a->b", None),
+        ({}, "nodes"),
+        ({"nodes": "planner"}, "nodes"),
+        ({"nodes": [{"id": 5}]}, "nodes[0].id"),
+        ({"edges": [{"source": "a"}]}, "edges[0].target"),
+        ({"edges": [{"source": "a", "target": "b", "probability": 2}]}, "edges[0].probability"),
+        ({"joins": [{"target": "a", "mode": "most"}]}, "joins[0].mode"),
+        ({"entries": [""]}, "entries[0]"),
+        ({"nodes": [f"n{i}" for i in range(4097)]}, "nodes"),
+    ],
+)
+def test_graphs_that_cannot_be(
+    http: httpx.Client, engine: FakeEngine, body: Any, param: str | None
+) -> None:
+    answer = http.put("/v1/workflows/review", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert engine.graphs == {}
+
+
+def test_names_and_bodies_that_cannot_be(http: httpx.Client, engine: FakeEngine) -> None:
+    for name in ("", "x" * 257):
+        answer = http.put(f"/v1/workflows/{name}", json=REVIEW)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "graph_id")
+    answer = http.put("/v1/workflows/a", content="{")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    answer = http.put("/v1/workflows/a", content=b" " * (1 << 20))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert http.post("/v1/workflows/a", json=REVIEW).status_code == 405
+
+
+def test_a_run_moves_and_ends(http: httpx.Client, engine: FakeEngine) -> None:
+    where = "/v1/workflows/run 7/advance"
+    assert http.post(where, json={}).status_code == 404
+    engine.runs["", "run 7"] = {"planner", "coder"}
+    body = {"completed": ["planner", "stranger"], "running": ["coder"], "unheard_of": 1}
+    assert http.post(where, json=body).json() == {"unknown_agents": ["stranger"]}
+    assert engine.advanced == [("", "run 7", ["planner", "stranger"], ["coder"])]
+    ended = http.post(where, json={"completed": None, "finished": True})
+    assert ended.json() == {"unknown_agents": []}
+    answer = http.post(where, json={"finished": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "run_not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"completed": "planner"}, "completed"),
+        ({"completed": ["a", 5]}, "completed[1]"),
+        ({"running": [""]}, "running[0]"),
+        ({"running": ["x" * 257]}, "running[0]"),
+        ({"running": ["a"] * 4097}, "running"),
+        ({"finished": "yes"}, "finished"),
+    ],
+)
+def test_progress_that_makes_no_sense(
+    http: httpx.Client, engine: FakeEngine, body: dict[str, Any], param: str
+) -> None:
+    engine.runs["", "w"] = set()
+    answer = http.post("/v1/workflows/w/advance", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert engine.advanced == []
+
+
+def test_each_key_has_graphs_and_runs_of_its_own() -> None:
+    with live_server(api_keys=("one", "two")) as live, httpx.Client(base_url=live.url) as http:
+        for method, path in (
+            ("PUT", "g"),
+            ("GET", "g"),
+            ("DELETE", "g"),
+            ("POST", "g/advance"),
+        ):
+            assert http.request(method, f"/v1/workflows/{path}", json={}).status_code == 401
+        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        http.put("/v1/workflows/g", json=REVIEW, headers=one).raise_for_status()
+        assert http.get("/v1/workflows/g", headers=two).status_code == 404
+        assert http.delete("/v1/workflows/g", headers=two).status_code == 404
+        assert http.get("/v1/workflows/g", headers=one).status_code == 200
+        ((tenant, _),) = live.engine.graphs
+        live.engine.runs[tenant, "w"] = set()
+        assert http.post("/v1/workflows/w/advance", json={}, headers=two).status_code == 404
+        assert http.post("/v1/workflows/w/advance", json={}, headers=one).status_code == 200
+
+
+def test_the_oldest_graphs_go_from_both_registers(http: httpx.Client, live: LiveServer) -> None:
+    service = live.server.service
+    before, service.registered = service.registered, RegisteredGraphs(max_graphs=2)
+    try:
+        for name in "abac":
+            http.put(f"/v1/workflows/{name}", json=REVIEW).raise_for_status()
+        assert {graph_id for _, graph_id in live.engine.graphs} == {"a", "c"}
+        assert http.get("/v1/workflows/b").status_code == 404
+    finally:
+        service.registered = before
+
+
+def test_registered_graphs_are_bounded_in_bytes() -> None:
+    graphs = RegisteredGraphs(max_bytes=10)
+    assert graphs.put(("", "a"), b"x" * 6) == []
+    assert graphs.put(("", "a"), b"x" * 8) == []
+    assert graphs.put(("", "b"), b"x" * 2) == []
+    assert graphs.put(("", "c"), b"x") == [("", "a")]
+    assert graphs.put(("", "d"), b"x" * 20) == [("", "b"), ("", "c")]
+    assert graphs.get(("", "d")) == b"x" * 20  # one is kept however large
+    assert graphs.remove(("", "d"))
+    assert not graphs.remove(("", "d"))
