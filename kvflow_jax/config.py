@@ -47,6 +47,7 @@ class EngineConfig:
             it and whatever the cache holds; slower, because prompts and decoding take turns, and
             outputs are not shared as prefixes.
         cache: what is kept where, and what goes first.
+        trace: file for a trace of what the engine does, for Perfetto; None: no trace.
     """
 
     max_model_len: int | None = None
@@ -59,6 +60,7 @@ class EngineConfig:
     seed: int | None = None
     deterministic: bool = False
     cache: CacheConfig = CacheConfig()
+    trace: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "page_size", "max_waiting"):

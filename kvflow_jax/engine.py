@@ -31,6 +31,7 @@ from kvflow_jax.protocols import Clock, NoTransfers, Runner, ScoreHandle, StepHa
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
+from kvflow_jax.trace import NoTrace, Tracer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class _InFlight:
     handle: StepHandle
     sample_rows: np.ndarray  # i32[num_chunks]
     scores: list[tuple[Request, int, ScoreHandle]]  # of prompt tokens from a position on
+    dispatched_s: float
 
 
 class Engine:
@@ -55,6 +57,7 @@ class Engine:
         eos_token_ids: end a text, unless a request ignores them.
         model_name: part of the root of the index.
         seed: from which requests without a seed of their own draw theirs.
+        tracer: is told of everything that took time.
     """
 
     def __init__(
@@ -69,12 +72,14 @@ class Engine:
         eos_token_ids: tuple[int, ...] = (),
         model_name: str = "",
         seed: int | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.sizes = sizes
         self.clock = clock
         self.cache = self._fresh_cache()
         self.scheduler = Scheduler(self.cache, sizes.shapes)
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
+        self.tracer = tracer or NoTrace()
         self.runner = runner
         self.transfers = transfers or NoTransfers()
         self.mover = Mover(
@@ -230,6 +235,8 @@ class Engine:
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
         self.scheduler.uses_host = self.mover.is_usable
+        self.tracer.moved(self.mover.finished)
+        self.mover.finished.clear()
         if failed is not None:
             self.scheduler.give_up_loads(failed, self.clock.now())
             self.mover.drop_failed()
@@ -239,6 +246,7 @@ class Engine:
         now, since_s = self.clock.now(), self._stalled_since_s
         if since_s is not None:
             self._stall_s += now - since_s
+            self.tracer.stalled(since_s, now)
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
@@ -253,6 +261,7 @@ class Engine:
         if plan is None:
             return None
         batch, sample_rows, starts = self.sizes.shapes.build(plan.chunks)
+        dispatched_s = self.clock.now()
         try:
             for request in plan.admitted:
                 if request.params.uses_memory:
@@ -270,7 +279,7 @@ class Engine:
                 self._finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += 1
-        return _InFlight(plan, handle, sample_rows, scores)
+        return _InFlight(plan, handle, sample_rows, scores, dispatched_s)
 
     def _score_prompts(
         self,
@@ -306,6 +315,7 @@ class Engine:
         for request, position, scored in scores:
             _note_scores(request, position, scored)
         now = self.clock.now()
+        self.tracer.step(step.plan, step.dispatched_s, now)
         tokens = sampled[step.sample_rows].tolist()
         rows = step.sample_rows.tolist()
         for chunk, token, row in zip(step.plan.chunks, tokens, rows, strict=True):
@@ -355,6 +365,7 @@ class Engine:
         request.finish_reason = reason
         is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
         self.controller.finish(request, now, is_done=is_done)
+        self.tracer.finished(request, now)
         self.scheduler.remove(request, now)
         del self._requests[request.id]
         self._num_finished[reason.value] += 1

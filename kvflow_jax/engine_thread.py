@@ -231,6 +231,7 @@ class EngineThread:
             self._empty_inbox()
             self._end_all(why)
             self._engine.transfers.close()
+            self._engine.tracer.close()
             self._idle.set()
 
     def _round(self) -> None:

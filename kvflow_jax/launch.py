@@ -17,6 +17,7 @@ from kvflow_jax.engine import Engine
 from kvflow_jax.models.loading import LoadedModel
 from kvflow_jax.protocols import NoTransfers, Transfers, WallClock
 from kvflow_jax.runner import ModelRunner
+from kvflow_jax.trace import ChromeTrace, NoTrace
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
         CapacityError: not even one request fits the memory there is.
         ConfigError: sizes that contradict the model.
     """
+    tracer = ChromeTrace(config.trace) if config.trace is not None else NoTrace()
     device = next(iter(loaded.params.values())).device
     sizes = EngineSizes.resolve(config, loaded.config, loaded.model.dtype, device)
     bandwidth = _measured_link(device, sizes)
@@ -69,6 +71,7 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
         eos_token_ids=tokenizer.eos_token_ids if tokenizer else loaded.config.eos_token_ids,
         model_name=loaded.name,
         seed=config.seed,
+        tracer=tracer,
     )
 
 

@@ -85,6 +85,8 @@ class ModelRunner:
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
+        device = next(iter(params.values())).device
+        self._here = jax.sharding.SingleDeviceSharding(device)
         self._state = self._fresh_state()
         self._step = jax.jit(partial(run_step, model), donate_argnums=1)
         self._begin = jax.jit(partial(begin, model, pool_spec))
@@ -195,7 +197,7 @@ class ModelRunner:
         num_slots, config = self.shapes.num_slots, self._model.config
         most_tokens = max(shape.num_tokens for shape in self.shapes.shapes)
         hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
-        return DeviceState(
+        state = DeviceState(
             pool=KVPool.zeros(self.pool_spec),
             sampler=SamplerState(
                 last_tokens=jnp.zeros(num_slots, jnp.int32),
@@ -203,6 +205,9 @@ class ModelRunner:
                 hidden=jnp.zeros(hidden_shape, jnp.dtype(self._model.dtype)),
             ),
         )
+        # Blocks that come from the host are bound to the device. Were the state not, it would be
+        # from the first of them on, and every program would be compiled a second time.
+        return jax.device_put(state, self._here)
 
 
 def _start_copy(logprobs: Logprobs) -> None:

@@ -1,12 +1,18 @@
 """The engine over real JAX steps: exactness, sampling, memory, and no compilation once warm."""
 
+import threading
+
 import jax
 import numpy as np
+import pytest
 
 from experiments.measure import counted_compiles
+from kvflow_jax.cache_settings import CacheSettings
+from kvflow_jax.hints import Hints
 from kvflow_jax.outputs import FinishReason
 from kvflow_jax.sampling import SamplingParams
-from tests.engine.tiny_engine import CONFIG
+from kvflow_jax.workflow import Workflow
+from tests.engine.tiny_engine import CONFIG, EXTENTS
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 
@@ -127,6 +133,50 @@ def test_nothing_compiles_after_warm_up(tiny):
                 engine.abort(one.id)
         run(engine)
     assert compiles == []
+
+
+TIERED = {"num_host_blocks": 200, "extent_sizes": EXTENTS}
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        CacheSettings(eviction="kvflow", prefetches=True, **TIERED),
+        CacheSettings(keeps_everything=True, **TIERED),
+    ],
+    ids=["kvflow", "hicache"],
+)
+def test_blocks_that_went_to_the_host_and_back_change_no_token(tiny, cache):
+    """Six agents in a cycle, three of whose prefixes fit; nothing compiles on the way."""
+    rng = np.random.default_rng(7)
+    engine = tiny.engine(num_pages=60, cache=cache)
+    ring = Workflow()
+    for i in range(6):
+        ring.edge(f"agent{i}", f"agent{(i + 1) % 6}")
+    fixed = [rng.integers(3, CONFIG.vocab_size, 64).tolist() for _ in range(6)]
+    landed = threading.Event()
+    engine.transfers.listen(landed.set)
+    tiny.cold_logits([3])
+    with counted_compiles() as compiles:
+        for call in range(24):
+            hints = Hints(
+                workflow_id="w", agent_id=f"agent{call % 6}", graph=ring.freeze(), num_fixed=64
+            )
+            prompt = fixed[call % 6] + rng.integers(3, CONFIG.vocab_size, 9).tolist()
+            one = Collected(engine, prompt, GREEDY, hints=hints)
+            while not engine.is_idle:
+                landed.clear()
+                if not engine.step():
+                    assert engine.is_waiting
+                    landed.wait(10)
+            engine.check_integrity()
+            tiny.assert_greedy(one.prompt, one.tokens)
+            if call >= 6:
+                assert one.last.stats.num_cached_tokens == 64
+    assert compiles == []
+    assert engine.stats.num_loaded_blocks > 0
+    assert engine.stats.num_failed_transfers == 0
+    engine.transfers.close()
 
 
 def test_the_pool_is_updated_in_place(tiny):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 
 from experiments.cold import ColdModel
 from kvflow_jax.batch import BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.cache.transfer import DeviceTransfers, Direction
+from kvflow_jax.cache_settings import CacheSettings
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
 from kvflow_jax.models.config import ModelConfig, RopeConfig
 from kvflow_jax.models.model import Model
-from kvflow_jax.protocols import WallClock
+from kvflow_jax.protocols import NoTransfers, WallClock
 from kvflow_jax.runner import ModelRunner
 
 CONFIG = ModelConfig(
@@ -43,6 +46,7 @@ SHAPES = BatchShapes.plan(
     page_size=PAGE,
     pages_per_seq=CONFIG.max_model_len // PAGE,
 )
+EXTENTS = (1, 4)
 # Large against a step's temporaries, so that a copy of the pool could not hide among them.
 RUNNER_POOL = PoolSpec(CONFIG.num_layers, 4000, PAGE, 2, 12)
 
@@ -53,18 +57,27 @@ class TinyModel:
     def __init__(self) -> None:
         self.model = Model.build(CONFIG)
         self.params = self.model.init(seed=3)
-        self.runner = ModelRunner(self.model, self.params, RUNNER_POOL, SHAPES)
+        self.runner = ModelRunner(
+            self.model, self.params, RUNNER_POOL, SHAPES, extent_sizes=EXTENTS
+        )
         self.runner.warm_up()
         self._cold = ColdModel(self.model, self.params, CONFIG.max_model_len)
 
-    def engine(self, *, num_pages=64) -> Engine:
-        """An engine with an empty cache of ``num_pages`` blocks."""
+    def engine(self, *, num_pages=64, cache=None) -> Engine:
+        """An engine with an empty cache of ``num_pages`` blocks; close its transfers."""
         self.runner.reset()
+        cache = cache or CacheSettings()
+        transfers = NoTransfers()
+        if cache.num_host_blocks:
+            transfers = DeviceTransfers(jax.devices()[0], dict.fromkeys(Direction, 1e9))
         pool = replace(RUNNER_POOL, num_pages=num_pages + 1)
         return Engine(
-            EngineSizes(CONFIG.max_model_len, max_waiting=1000, pool=pool, shapes=SHAPES),
+            EngineSizes(
+                CONFIG.max_model_len, max_waiting=1000, pool=pool, shapes=SHAPES, cache=cache
+            ),
             self.runner,
             WallClock(),
+            transfers,
             tokenizer=None,
             vocab_size=CONFIG.vocab_size,
             eos_token_ids=CONFIG.eos_token_ids,

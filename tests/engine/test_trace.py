@@ -1,0 +1,48 @@
+"""The trace of a run, as a viewer reads it."""
+
+import json
+
+import pytest
+
+from kvflow_jax.errors import ConfigError
+from kvflow_jax.trace import ChromeTrace
+from tests.engine.test_workflow_cache import AGENTS, KVFLOW, call, cycle
+from tests.engine.token_runner import make_engine
+
+
+def test_steps_moves_and_calls_each_have_their_lane(tmp_path):
+    path = tmp_path / "trace.json"
+    engine = make_engine(num_pages=32, cache=KVFLOW)
+    engine.tracer = ChromeTrace(path)
+    graph = cycle()
+    for turn in range(2):
+        for agent in AGENTS:
+            call(engine, agent, turn, graph)
+    engine.tracer.stalled(1.0, 2.0)
+    engine.tracer.close()
+    engine.tracer.close()
+    events = [event for event in json.loads(path.read_text()) if event]
+    lanes = {
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in events
+        if event["name"] == "thread_name"
+    }
+    by_lane = {name: [] for name in lanes.values()}
+    for event in events:
+        if event["ph"] == "X":
+            by_lane[lanes[event["pid"], event["tid"]]].append(event)
+    assert len(by_lane["steps"]) == engine.stats.num_steps
+    assert by_lane["host to device"][0]["name"] in ("prefetch", "load")
+    assert by_lane["device to host"][0]["args"]["bytes"] > 0
+    assert by_lane["stall"][0]["dur"] == 1e6
+    steps = by_lane["steps"]
+    for one, following in zip(steps, steps[1:], strict=False):
+        assert following["ts"] >= one["ts"] + one["dur"] - 1.0  # one device, one step at a time
+    begun = [event["name"] for event in events if event["ph"] == "b"]
+    assert begun.count("agent0") == 2
+    assert len(begun) == sum(event["ph"] == "e" for event in events)
+
+
+def test_a_trace_that_cannot_be_written_is_said_at_the_start(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        ChromeTrace(tmp_path / "missing" / "trace.json")
