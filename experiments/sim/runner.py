@@ -1,0 +1,100 @@
+"""A runner whose steps only take time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.sim.clock import VirtualClock
+from experiments.sim.profile import ModelShape, Profile
+from kvflow_jax.batch import Batch
+from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
+from kvflow_jax.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class SimBlocks:
+    """Stands for the KV of blocks; there once the device has copied them at ``ready_s``."""
+
+    num_blocks: int
+    ready_s: float
+
+
+class SimStep:
+    def __init__(self, clock: VirtualClock, end_s: float, tokens: np.ndarray) -> None:
+        self._clock, self._end_s, self._tokens = clock, end_s, tokens
+
+    def result(self) -> np.ndarray:
+        self._clock.advance_to(self._end_s)
+        return self._tokens
+
+    def logprobs(self) -> None:
+        return None
+
+
+class SimScores:
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+
+    def result(self) -> Logprobs:
+        num = self._num_tokens
+        zeros, ids = np.zeros((num, 1), np.float32), np.zeros((num, 1), np.int32)
+        return Logprobs(chosen=zeros[:, 0], top_ids=ids, top=zeros)
+
+
+class SimRunner:
+    """Runs steps one after the other, as the profile says; the host's part goes beside them.
+
+    Its tokens are a hash of slot and position: the same run gives the same tokens.
+
+    Attributes:
+        busy_s: in which the device worked.
+    """
+
+    is_intact = True
+
+    def __init__(
+        self, clock: VirtualClock, profile: Profile, shape: ModelShape, block_bytes: int
+    ) -> None:
+        self.busy_s = 0.0
+        self._clock = clock
+        self._profile = profile
+        self._shape = shape
+        self._block_bytes = block_bytes
+        self._free_s = 0.0  # when the device has done all that it was given
+
+    def submit(self, batch: Batch) -> SimStep:
+        self._clock.advance(self._profile.host_s)
+        end_s = self._occupy(self._profile.step_s(self._shape, batch))
+        slot = batch.sampling.slot.astype(np.int64)
+        position = (batch.query_start + batch.query_len).astype(np.int64)
+        tokens = (slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
+        return SimStep(self._clock, end_s, tokens.astype(np.int32))
+
+    def recall(self, request: Request) -> None:
+        """Sampling here has no memory."""
+
+    def score(self, start: int, targets: np.ndarray) -> Sequence[SimScores]:
+        num = len(targets)
+        return [SimScores(min(SCORED_AT_ONCE, num - at)) for at in range(0, num, SCORED_AT_ONCE)]
+
+    def read_blocks(self, slots: np.ndarray) -> SimBlocks:
+        num_blocks = len(slots)
+        return SimBlocks(num_blocks, self._occupy(self._copy_s(num_blocks)))
+
+    def write_blocks(self, blocks: SimBlocks, places: np.ndarray, slots: np.ndarray) -> None:
+        self._occupy(self._copy_s(len(places)))
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def _copy_s(self, num_blocks: int) -> float:
+        return self._profile.copy_s(num_blocks * self._block_bytes)
+
+    def _occupy(self, seconds: float) -> float:
+        """Queue work on the device; when it will be done."""
+        self._free_s = max(self._free_s, self._clock.now()) + seconds
+        self.busy_s += seconds
+        return self._free_s
