@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.joins import exclusive_joins
 from kvflow_jax.step_graph import Edge, Graph
 
 MAX_NODES = 4096
@@ -22,9 +23,9 @@ class Workflow:
         Workflow("review").edge("planner", "coder").edge("coder", "reviewer")
 
     A node is one call of an agent in the graph; an agent that is called at several places has a
-    node for each. A node with several inputs waits for all of them unless ``join`` says ``any``.
-    Say so where branches of a choice meet again and where a loop comes back: those inputs never
-    all arrive.
+    node for each. A node with several inputs waits for all of them, or for any one where they
+    cannot all arrive: where branches of a choice meet again, and where a loop comes back. ``join``
+    says otherwise.
 
     Every method raises InvalidRequestError, naming the field and its bound, for what cannot be.
     """
@@ -107,7 +108,7 @@ class Workflow:
 
     @property
     def joins(self) -> Mapping[str, JoinMode]:
-        """Node -> mode, where one was declared; others wait for all of their inputs."""
+        """Node -> mode, where one was declared."""
         return MappingProxyType(self._joins)
 
     @property
@@ -170,6 +171,7 @@ class Workflow:
         """The graph as it stands; the same object until something changes."""
         if self._graph is None:
             any_joins = {node for node, mode in self._joins.items() if mode == "any"}
+            any_joins |= exclusive_joins(self.edges, self.entries) - self._joins.keys()
             self._graph = Graph.build(self._agent_of, self.edges, any_joins, self.entries)
         return self._graph
 

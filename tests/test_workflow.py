@@ -187,6 +187,23 @@ def test_a_join_of_all_in_front_of_its_own_loop_never_comes_due():
     assert by_node(run_of(workflow.join("body", "any"))) == {"start": 0, "body": 1}
 
 
+def test_undeclared_joins_wait_for_all_that_can_arrive():
+    """Two writers before a merge; a choice that meets again; a loop back; a loop around it all."""
+    fan = Workflow().edge("plan", "a").edge("plan", "b").edge("a", "merge").edge("b", "merge")
+    fan.edge("merge", "plan")
+    assert play(run_of(fan), "plan", "a").agent_steps()["merge"] == 1
+    choice = Workflow().edge("plan", "a", True).edge("plan", "b", True)
+    choice.edge("a", "merge").edge("b", "merge").edge("merge", "plan")
+    run = play(run_of(choice), "plan", "a")
+    assert run.agent_steps()["merge"] == 0
+    loop = Workflow().edge("plan", "code").edge("code", "review").edge("review", "code")
+    run = play(run_of(loop), "plan", "code", "review")
+    assert run.agent_steps()["code"] == 0
+    around = Workflow().edge("plan", "a").edge("plan", "b").edge("a", "plan").edge("b", "plan")
+    run = play(run_of(around), "plan", "a")
+    assert run.agent_steps()["plan"] == 1
+
+
 def test_an_abandoned_call_may_be_tried_again():
     run = play(run_of(chain("plan", "code", "review")), "plan")
     run.start("code")
@@ -551,8 +568,7 @@ def random_workflow(rng):
     workflow = Workflow()
     for node in nodes:
         workflow.node(node, agent=rng.choice(nodes) if rng.random() < 0.2 else None)
-        if rng.random() < 0.5:
-            workflow.join(node, rng.choice(["all", "any"]))
+        workflow.join(node, rng.choice(["all", "all", "all", "any"]))
     for _ in range(rng.randint(0, 2 * len(nodes))):
         workflow.edge(rng.choice(nodes), rng.choice(nodes), conditional=rng.random() < 0.4)
     for node in nodes:
