@@ -192,6 +192,7 @@ class RadixIndex:
         """
         trail = self._trail(root, path)
         children = trail[-1][2].children if trail else self._roots.get(root) or EMPTY
+        emptied = []
         for key, num_blocks in cuts:
             leaf = children.get(key)
             if leaf is None:
@@ -202,10 +203,12 @@ class RadixIndex:
                     f"cannot prune {num_blocks} blocks of a node that others continue"
                 )
             if num_kept == 0:
-                children = children.delete(key)
+                emptied.append(key)
             else:
                 tokens = leaf.tokens[: num_kept * self.page_size]
                 children = children.set(key, Node(tokens, leaf.blocks[:num_kept], EMPTY))
+        if emptied:
+            children = children.delete_all(emptied)
         top = _rebuild(trail, children)
         roots = self._roots.set(root, top) if len(top) else self._roots.delete(root)
         return RadixIndex(self.page_size, roots)

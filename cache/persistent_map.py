@@ -6,7 +6,7 @@ children costs 0.9 ms; here an update copies one small leaf and a branch or two:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
@@ -58,6 +58,21 @@ class PersistentMap(Generic[K, V]):
             return EMPTY
         return self._of(_delete(self._root, hash(key), key), self._len - 1)
 
+    def delete_all(self, keys: Collection[K]) -> PersistentMap[K, V]:
+        """The map without ``keys``, all different; KeyError where one is not in it.
+
+        Branches that several of them share are copied once.
+        """
+        if len(keys) == 1:
+            return self.delete(*keys)
+        if len(keys) == self._len:
+            for key in keys:
+                if key not in self:
+                    raise KeyError(key)
+            return EMPTY
+        root = _delete_all(self._root, [(hash(key), key) for key in keys])
+        return self._of(root, self._len - len(keys))
+
     def items(self) -> Iterator[tuple[K, V]]:
         stack = [self._root]
         while stack:
@@ -107,3 +122,18 @@ def _delete(node: Any, bits: int, key: Any) -> Any:
     leaf = node.copy()
     del leaf[key]
     return leaf
+
+
+def _delete_all(node: Any, items: list[tuple[int, Any]]) -> Any:
+    if type(node) is not list:
+        leaf = node.copy()
+        for _, key in items:
+            del leaf[key]
+        return leaf
+    by_slot: dict[int, list[tuple[int, Any]]] = {}
+    for bits, key in items:
+        by_slot.setdefault(bits & _MASK, []).append((bits >> _BITS, key))
+    branch = node.copy()
+    for slot, below in by_slot.items():
+        branch[slot] = _delete_all(node[slot], below)
+    return branch

@@ -14,8 +14,8 @@ def exclusive_joins(edges: Collection[Edge], entries: Iterable[str]) -> set[str]
     """Nodes with several inputs that cannot all arrive.
 
     One of them is a choice of its source; or one comes back in a loop, from behind the node, and
-    another does not; or they follow different choices. What follows a choice is looked at as if the node were not there, so
-    that a loop around everything does not make all follow all.
+    another does not; or they follow different choices. What follows a choice is looked at as if
+    the node were not there, so that a loop around everything does not make all follow all.
     """
     inputs: dict[str, list[Edge]] = {}
     following: dict[str, list[str]] = {}

@@ -53,3 +53,19 @@ def test_many_keys_and_equal_hashes():
     smaller = clashing.delete(Clash(77))
     assert Clash(77) not in smaller
     assert Clash(77) in clashing
+
+
+@given(st.sets(st.integers(0, 3000), min_size=1), st.integers(0, 2**32))
+def test_many_keys_go_at_once(present, seed):
+    before = PersistentMap({key: -key for key in present})
+    ordered = sorted(present)
+    gone = ordered[seed % len(ordered) :]
+    after = before.delete_all(gone)
+    assert dict(after.items()) == {key: -key for key in present.difference(gone)}
+    assert len(after) == len(present) - len(gone)
+    assert len(before) == len(present)
+    with pytest.raises(KeyError):
+        before.delete_all([-1] * len(present))
+    clashing = PersistentMap({Clash(i): i for i in range(200)})
+    left = clashing.delete_all([Clash(i) for i in range(100)])
+    assert sorted(left.values()) == list(range(100, 200))

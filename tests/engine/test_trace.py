@@ -1,6 +1,7 @@
 """The trace of a run, as a viewer reads it."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_steps_moves_and_calls_each_have_their_lane(tmp_path):
     assert by_lane["device to host"][0]["args"]["bytes"] > 0
     assert by_lane["stall"][0]["dur"] == 1e6
     steps = by_lane["steps"]
-    for one, following in zip(steps, steps[1:], strict=False):
+    for one, following in pairwise(steps):
         assert following["ts"] >= one["ts"] + one["dur"] - 1.0  # one device, one step at a time
     begun = [event["name"] for event in events if event["ph"] == "b"]
     assert begun.count("agent0") == 2
