@@ -227,7 +227,7 @@ class _Prompts:
         agent: str,
         sizes: Sizes,
         after: tuple[int, ...],
-        round: int,  # noqa: A002
+        round: int,
     ) -> Call:
         fixed = self._fixed.get((client, agent))
         if fixed is None:
