@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvflow_jax.cache_settings import CacheConfig
     from kvflow_jax.completion import Completion
     from kvflow_jax.config import EngineConfig
     from kvflow_jax.errors import (
@@ -16,22 +17,31 @@ if TYPE_CHECKING:
         QueueFullError,
         StepFailedError,
     )
+    from kvflow_jax.hints import Hints, HintStatus, Reuse
     from kvflow_jax.llm import LLM
     from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats, TokenLogprobs
     from kvflow_jax.sampling import SamplingParams
+    from kvflow_jax.workflow import Workflow
+    from kvflow_jax.workflow_run import WorkflowRun
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LLM": "llm",
+    "CacheConfig": "cache_settings",
     "Completion": "completion",
     "EngineConfig": "config",
     "EngineStats": "outputs",
     "FinishReason": "outputs",
+    "Hints": "hints",
+    "HintStatus": "hints",
+    "Reuse": "hints",
     "Output": "outputs",
     "RequestStats": "outputs",
     "TokenLogprobs": "outputs",
     "SamplingParams": "sampling",
+    "Workflow": "workflow",
+    "WorkflowRun": "workflow_run",
     "CapacityError": "errors",
     "ConfigError": "errors",
     "EngineClosedError": "errors",
@@ -43,6 +53,7 @@ _HOME = {
 }
 __all__ = [
     "LLM",
+    "CacheConfig",
     "CapacityError",
     "Completion",
     "ConfigError",
@@ -50,15 +61,20 @@ __all__ = [
     "EngineConfig",
     "EngineStats",
     "FinishReason",
+    "HintStatus",
+    "Hints",
     "InvalidRequestError",
     "KVFlowError",
     "ModelLoadError",
     "Output",
     "QueueFullError",
     "RequestStats",
+    "Reuse",
     "SamplingParams",
     "StepFailedError",
     "TokenLogprobs",
+    "Workflow",
+    "WorkflowRun",
     "__version__",
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kvflow_jax.engine_thread import EngineThread
+from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.outputs import FinishReason, Output, RequestStats, TokenLogprobs
 from kvflow_jax.sampling import SamplingParams
 
@@ -34,6 +35,16 @@ class Completion:
         """Prompt tokens whose KV came from the cache."""
         return self.stats.num_cached_tokens
 
+    @property
+    def num_cached_host_tokens(self) -> int:
+        """Of those, tokens whose KV was loaded from the host for this call."""
+        return self.stats.num_cached_host_tokens
+
+    @property
+    def hint_status(self) -> HintStatus | None:
+        """What became of the call's hints; None where it had none."""
+        return self.stats.hint_status
+
     @classmethod
     def of(cls, outputs: Sequence[Output]) -> Completion:
         """The outputs of a finished request as one."""
@@ -57,11 +68,17 @@ class Stream(Iterator[Output]):
     Closing it, or letting go of it, ends the generation.
     """
 
-    def __init__(self, engine: EngineThread, prompt: Sequence[int], params: SamplingParams) -> None:
+    def __init__(
+        self,
+        engine: EngineThread,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        hints: Hints | None = None,
+    ) -> None:
         self._is_over = True  # until the request is queued there is nothing to end
         self._news: queue.SimpleQueue[Output] = queue.SimpleQueue()
         self._engine = engine
-        self._request_id = engine.submit(prompt, params, self._news.put)
+        self._request_id = engine.submit(prompt, params, self._news.put, hints=hints)
         self._is_over = False
 
     def __next__(self) -> Output:

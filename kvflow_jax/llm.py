@@ -8,20 +8,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-import numpy as np
-
+from kvflow_jax.cache_settings import BackupTime, CacheConfig, CacheMode
 from kvflow_jax.completion import Collector, Completion, Stream
 from kvflow_jax.config import EngineConfig
 from kvflow_jax.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.hints import Hints
 from kvflow_jax.launch import build_engine, use_compilation_cache
 from kvflow_jax.models.checkpoint import default_cache_dir
 from kvflow_jax.models.loading import load_model
 from kvflow_jax.outputs import EngineStats, Output
+from kvflow_jax.prompts import Call, Message, Prompt, PromptWriter, is_one
 from kvflow_jax.sampling import SamplingParams
-
-Prompt = str | Sequence[int]  # text, or token ids
-Message = Mapping[str, Any]  # {"role": ..., "content": ...}
+from kvflow_jax.workflow import Workflow
+from kvflow_jax.workflow_run import WorkflowRun
 
 
 class LLM:
@@ -38,6 +38,9 @@ class LLM:
         random_weights: make the weights up; for measuring a shape without its checkpoint.
         cache_dir: where the converted model and compiled programs are kept.
         progress: show progress while loading and compiling.
+        cache: gpu-only, hicache or kvflow; or a ``CacheConfig``, which says what these are and
+            stands for the next five too.
+        eviction, prefetch, host_cache_gib, backup, link_ratio: see ``CacheConfig``.
         **sizes: fields of ``EngineConfig``: max_model_len, max_num_seqs, pool_gib and more.
 
     Attributes:
@@ -60,9 +63,17 @@ class LLM:
         random_weights: bool = False,
         cache_dir: Path | None = None,
         progress: bool = True,
+        cache: CacheMode | CacheConfig = "kvflow",
+        eviction: str | None = None,
+        prefetch: bool | None = None,
+        host_cache_gib: float | None = None,
+        backup: BackupTime = "early",
+        link_ratio: float | None = None,
         **sizes: Any,
     ) -> None:
-        config = EngineConfig(**sizes)
+        if not isinstance(cache, CacheConfig):
+            cache = CacheConfig(cache, eviction, prefetch, host_cache_gib, backup, link_ratio)
+        config = EngineConfig(cache=cache, **sizes)
         cache_dir = cache_dir or default_cache_dir()
         use_compilation_cache(cache_dir)
         loaded = load_model(
@@ -80,14 +91,25 @@ class LLM:
         self.runner = engine.runner
         self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())
         self.engine = EngineThread(engine)
+        self._prompts = PromptWriter(loaded.tokenizer)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: str, params: SamplingParams = ..., *, progress: bool = ...
+        self,
+        prompts: str,
+        params: SamplingParams = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
     ) -> Completion: ...
     @overload
     def generate(
-        self, prompts: Sequence[int], params: SamplingParams = ..., *, progress: bool = ...
+        self,
+        prompts: Sequence[int],
+        params: SamplingParams = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
     ) -> Completion: ...
     @overload
     def generate(
@@ -95,6 +117,7 @@ class LLM:
         prompts: Sequence[str] | Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] = ...,
         *,
+        hints: Hints | None = ...,
         progress: bool = ...,
     ) -> list[Completion]: ...
 
@@ -103,6 +126,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
         *,
+        hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
         """Continue one prompt, or many at once.
@@ -110,6 +134,7 @@ class LLM:
         Args:
             prompts: text or token ids; or a list of those.
             params: for all prompts, or one for each.
+            hints: of each call; ``run`` makes them for the agents of a workflow.
             progress: show a bar where there are many.
 
         Returns:
@@ -118,15 +143,20 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt that can never run; nothing has run then.
         """
-        if _is_one(prompts):
-            return self._run([self._encode(prompts)], params, progress=False)[0]  # type: ignore[arg-type]
+        if is_one(prompts):
+            return self._run([self._prompts.text(prompts, hints)], params, progress=False)[0]  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence):
             raise InvalidRequestError("prompts must be text, token ids, or a list of those")
-        return self._run([self._encode(p) for p in prompts], params, progress=progress)  # type: ignore[arg-type]
+        return self._run([self._prompts.text(p, hints) for p in prompts], params, progress=progress)  # type: ignore[arg-type]
 
     @overload
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams = ..., *, progress: bool = ...
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
     ) -> Completion: ...
     @overload
     def chat(
@@ -134,6 +164,7 @@ class LLM:
         messages: Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] = ...,
         *,
+        hints: Hints | None = ...,
         progress: bool = ...,
     ) -> list[Completion]: ...
 
@@ -142,6 +173,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
         *,
+        hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
         """Answer one conversation, or many at once, each a list of role and content.
@@ -154,10 +186,17 @@ class LLM:
                 'messages must be a list like [{"role": "user", "content": "..."}]', "messages"
             )
         if not messages or isinstance(messages[0], Mapping):
-            return self._run([self._template(messages)], params, progress=False)[0]  # type: ignore[arg-type]
-        return self._run([self._template(m) for m in messages], params, progress=progress)  # type: ignore[arg-type]
+            return self._run([self._prompts.chat(messages, hints)], params, progress=False)[0]  # type: ignore[arg-type]
+        calls = [self._prompts.chat(m, hints) for m in messages]  # type: ignore[arg-type]
+        return self._run(calls, params, progress=progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams = SamplingParams()) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams = SamplingParams(),
+        *,
+        hints: Hints | None = None,
+    ) -> Stream:
         """Continue one prompt, giving text as it comes.
 
         The generation begins at once, and ends when the stream is closed or let go of.
@@ -165,13 +204,31 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt that can never run.
         """
-        return Stream(self.engine, self._encode(prompt), params)
+        call = self._prompts.text(prompt, hints)
+        return Stream(self.engine, call.prompt, params, call.hints)
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams = SamplingParams()
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams = SamplingParams(),
+        *,
+        hints: Hints | None = None,
     ) -> Stream:
         """Answer one conversation, giving text as it comes."""
-        return Stream(self.engine, self._template(messages), params)
+        call = self._prompts.chat(messages, hints)
+        return Stream(self.engine, call.prompt, params, call.hints)
+
+    def run(self, workflow: Workflow | None = None, workflow_id: str | None = None) -> WorkflowRun:
+        """Begin a run of a workflow, in which its agents are called by name.
+
+        Args:
+            workflow: None: what comes next is learned from hints alone.
+            workflow_id: the run's name; None: one of its own.
+
+        Raises:
+            InvalidRequestError: it is no workflow, or the name cannot be.
+        """
+        return WorkflowRun(self, workflow, workflow_id)
 
     @property
     def stats(self) -> EngineStats:
@@ -197,39 +254,25 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _encode(self, prompt: Prompt) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        if self.tokenizer is None:
-            raise InvalidRequestError("this model has no tokenizer: give token ids", "prompt")
-        return self.tokenizer.encode(prompt)
-
-    def _template(self, messages: Sequence[Message]) -> Sequence[int]:
-        if self.tokenizer is None:
-            raise InvalidRequestError("this model has no tokenizer: give token ids", "messages")
-        if not messages:
-            raise InvalidRequestError("a conversation needs at least one message", "messages")
-        return self.tokenizer.apply_chat_template(messages)
-
     def _run(
         self,
-        prompts: Sequence[Sequence[int]],
+        calls: Sequence[Call],
         params: SamplingParams | Sequence[SamplingParams],
         *,
         progress: bool,
     ) -> list[Completion]:
-        each = _params_of_each(params, len(prompts))
-        for prompt, one in zip(prompts, each, strict=True):
-            self.engine.check(prompt, one)
+        each = _params_of_each(params, len(calls))
+        for call, one in zip(calls, each, strict=True):
+            self.engine.check(call.prompt, one)
         last: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        outputs: list[list[Output]] = [[] for _ in prompts]
+        outputs: list[list[Output]] = [[] for _ in calls]
         request_ids: list[int] = []
-        bar = _progress_bar(len(prompts)) if progress and prompts else None
+        bar = _progress_bar(len(calls)) if progress and calls else None
         try:
-            for i, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            for i, (call, one) in enumerate(zip(calls, each, strict=True)):
                 listener = Collector(outputs[i], last)
-                request_ids.append(self.engine.submit(prompt, one, listener))
-            for _ in prompts:
+                request_ids.append(self.engine.submit(call.prompt, one, listener, hints=call.hints))
+            for _ in calls:
                 if (output := last.get()).error is not None:
                     raise output.error
                 if bar is not None:
@@ -244,13 +287,6 @@ class LLM:
             if bar is not None:
                 bar.close()
         return [Completion.of(parts) for parts in outputs]
-
-
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    if isinstance(prompts, str | np.ndarray):
-        return True
-    is_list = isinstance(prompts, Sequence) and len(prompts) > 0
-    return is_list and isinstance(prompts[0], int | np.integer)
 
 
 def _params_of_each(

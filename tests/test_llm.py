@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -13,20 +13,26 @@ import pytest
 
 from kvflow_jax import (
     LLM,
+    CacheConfig,
     CapacityError,
+    ConfigError,
     EngineClosedError,
     FinishReason,
+    Hints,
+    HintStatus,
     InvalidRequestError,
     SamplingParams,
+    Workflow,
 )
 from kvflow_jax.models.native import build
 from kvflow_jax.models.native.ops import NATIVE
 from kvflow_jax.models.ops import XLA_ON_CPU
 from kvflow_jax.runner import ModelRunner
 from tests.models import tiny
+from tests.served import running
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-SIZES = {"num_pages": 40, "max_num_seqs": 2, "max_num_batched_tokens": 64}
+SIZES = {"num_pages": 18, "max_num_seqs": 2, "max_num_batched_tokens": 64}
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +140,109 @@ def test_completions_carry_logprobs_and_what_stopped_them(llm):
     assert cut.finish_reason is FinishReason.STOP
 
 
+def talk(agent, task):
+    system = f"{agent}: you do what {agent}s do, with care and in few words."
+    return [{"role": "system", "content": system}, {"role": "user", "content": task}]
+
+
+def review():
+    workflow = Workflow("review").edge("planner", "coder").edge("planner", "tester")
+    return workflow.edge("coder", "reviewer").edge("tester", "reviewer")
+
+
+def test_a_run_calls_its_agents_from_many_threads_and_finds_their_prefixes(llm):
+    llm.flush_cache()
+    with llm.run(review()) as run, ThreadPoolExecutor(2) as pool:
+        for turn in range(2):
+            answers = [run.chat("planner", talk("planner", f"plan {turn}"), GREEDY)]
+            assert llm.stats.num_runs == 1
+            branches = [
+                pool.submit(run.chat, agent, talk(agent, f"do {turn}"), GREEDY)
+                for agent in ("coder", "tester")
+            ]
+            answers += [branch.result() for branch in branches]
+            pieces = list(run.stream_chat("reviewer", talk("reviewer", f"judge {turn}"), GREEDY))
+            assert {answer.hint_status for answer in answers} == {HintStatus.APPLIED}
+            assert pieces[-1].stats.hint_status is HintStatus.APPLIED
+            cached = [answer.stats.num_cached_tokens for answer in [*answers, pieces[-1]]]
+            assert all(cached) if turn else not any(cached)
+            assert all(a.num_cached_host_tokens <= a.num_cached_tokens for a in answers)
+        plain = llm.chat(talk("planner", "plan 1"), GREEDY)
+        assert (plain.text, plain.hint_status) == (answers[0].text, None)
+    llm.generate("any", GREEDY)
+    assert llm.stats.num_runs == 0
+
+
+def test_a_run_takes_every_kind_of_call(llm):
+    with llm.run(review(), "named") as run:
+        assert run.workflow_id == "named"
+        one = run.generate("planner", "hello there", GREEDY)
+        assert one.text == llm.generate("hello there", GREEDY).text
+        many = run.generate("coder", ["hello there", "and more"], GREEDY, progress=False)
+        assert many[0].text == one.text
+        assert "".join(o.text for o in run.stream("tester", "hello there", GREEDY)) == one.text
+        both = run.chat("stranger", [talk("x", "a"), talk("y", "b")], GREEDY, progress=False)
+        assert [answer.hint_status for answer in both] == [HintStatus.APPLIED] * 2
+        hints = Hints(session_id="s", next_agents={"reviewer": 1.0})
+        kept = run.chat("coder", talk("coder", "keep this"), GREEDY, hints=hints)
+        assert kept.hint_status is HintStatus.APPLIED
+        assert run.advance(["tester", "nobody"], running=["reviewer"]) == ["nobody"]
+        assert run.advance(completed=["reviewer"]) == []  # the last of the graph: the run ends
+        assert run.advance(completed=["planner"]) == []  # and begins anew
+    with llm.run() as run:
+        assert run.generate("anyone", "hello there", GREEDY).hint_status is HintStatus.APPLIED
+    run.end()
+
+
+def test_what_a_run_cannot_take(llm):
+    for workflow in ("planner -> coder", {"nodes": ["a"]}, 5):
+        with pytest.raises(InvalidRequestError, match="of a Workflow"):
+            llm.run(workflow)
+    for workflow_id in ("", "x" * 257, 5):
+        with pytest.raises(InvalidRequestError, match="workflow_id"):
+            llm.run(review(), workflow_id)
+    with llm.run(review()) as run:
+        for agent in ("", None, "x" * 257, ["planner"]):
+            with pytest.raises(InvalidRequestError, match="agent must be"):
+                run.generate(agent, "hello", GREEDY)
+        for bad in ("planner", [5], [""]):
+            with pytest.raises(InvalidRequestError, match="completed"):
+                run.advance(bad)
+        for call in (run.chat, run.stream_chat):
+            with pytest.raises(InvalidRequestError, match="at least one message"):
+                call("planner", [], GREEDY)
+        with pytest.raises(InvalidRequestError):
+            run.generate("planner", "x" * 5000, GREEDY)
+    for call in (run.chat, run.generate, run.stream, run.stream_chat):
+        with pytest.raises(InvalidRequestError, match="this run is over"):
+            call("planner", "hello", GREEDY)
+    with pytest.raises(InvalidRequestError, match="this run is over"):
+        run.advance()
+    for call in (llm.chat, llm.generate, llm.stream):
+        with pytest.raises(InvalidRequestError, match="hints must be"):
+            call([1, 2], GREEDY, hints={"agent_id": "planner"})
+    llm.engine.check_integrity()
+    assert llm.stats.num_running == llm.stats.num_blocks_leased == 0
+
+
+def test_cache_switches_that_cannot_be_are_said_before_anything_is_loaded():
+    for switches, message in (
+        ({"cache": "vllm"}, "cache must be one of"),
+        ({"cache": "gpu-only", "host_cache_gib": 1}, "no host tier"),
+        ({"host_cache_gib": 0, "prefetch": True}, "prefetch needs a host tier"),
+        ({"eviction": "mru"}, "eviction must be one of"),
+        ({"backup": "never"}, "backup must be one of"),
+        ({"link_ratio": 0}, "link_ratio must be above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM("no such model", **switches)
+
+
 def test_closed_means_closed(folder, tmp_path):
-    llm = LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES)
+    cache = CacheConfig("gpu-only")
+    llm = LLM(str(folder), cache_dir=tmp_path, progress=False, cache=cache, **SIZES)
+    assert llm.sizes.cache.num_host_blocks == 0
+    run = llm.run()
     stream = llm.stream("cut off", SamplingParams(max_tokens=400, ignore_eos=True))
     next(stream)
     llm.close()
@@ -144,6 +251,9 @@ def test_closed_means_closed(folder, tmp_path):
         list(stream)
     with pytest.raises(EngineClosedError):
         llm.generate("too late")
+    with pytest.raises(EngineClosedError):
+        llm.run()
+    run.end()
 
 
 def test_too_little_memory_is_said_before_anything_runs(folder, tmp_path):
@@ -309,13 +419,5 @@ def served(llm):
     )
     server.service.close = lambda: None  # the engine belongs to the other tests too
     llm.engine.drain = lambda timeout_s: True
-    thread = threading.Thread(target=server.serve_until_stopped)
-    thread.start()
-    try:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            while client.get("/ready").status_code != 200:
-                pass
-        yield server.url
-    finally:
-        server.should_exit = True
-        thread.join()
+    with running(server) as url:
+        yield url
