@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, BlockTable, HostState
-from kvflow_jax.cache.leaves import EvictionQueue
+from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
@@ -57,7 +57,7 @@ class HostTier:
         self._table = table
         self._order = order
         self._sizes = tuple(sizes)
-        self._queue = EvictionQueue(self._may_go)
+        self._queue = LazyQueue(self._may_go)
         self._next_number = 0
 
     @property

@@ -1,4 +1,4 @@
-"""What may be evicted, in the order of the policy."""
+"""A queue by keys that change: what may be evicted or is to be loaded, what is first first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import count
 from typing import Any
 
 
-class EvictionQueue:
+class LazyQueue:
     """Items by id, lowest key first.
 
     An item is offered with its key of that moment, and offered anew when the key changes: of two
     entries for one item the later counts. Entries are never taken out when an item must stay after
-    all, only seen to be stale when they come up.
+    all, only seen to be stale when they come up; it must be offered again when it may go again.
 
     Args:
-        may_go: whether an item may be evicted now.
+        may_go: whether an item may be taken now.
     """
 
     def __init__(self, may_go: Callable[[int], bool]) -> None:

@@ -21,6 +21,7 @@ from kvflow_jax.cache.anchors import Anchors
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_SLOT, SUFFIX, BlockTable, DeviceState, HostState
 from kvflow_jax.cache.host import HostTier
 from kvflow_jax.cache.index import NO_BLOCKS, RadixIndex, RootKey
+from kvflow_jax.cache.integrity import check_cache, nodes_below
 from kvflow_jax.cache.policy import EvictionOrder, lru
 from kvflow_jax.cache.residency import Residency
 from kvflow_jax.errors import IntegrityError
@@ -343,58 +344,11 @@ class PrefixCache:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless index, table, leases and tiers agree in everything."""
-        table = self.table
-        table.check_integrity()
-        self.index.check_integrity()
-        held = Counter(int(block) for lease in self._leases for block in lease.blocks)
-        if {int(b): int(table.leases[b]) for b in np.flatnonzero(table.leases)} != dict(held):
-            raise IntegrityError("the lease counts of the table are not those of the leases")
-        if (table.slot[list(held)] == NO_SLOT).any():
-            raise IntegrityError("a leased block has no device slot")
-        below, children, indexed = self._check_nodes()
-        if set(np.flatnonzero(table.head != NO_BLOCK).tolist()) != indexed:
-            raise IntegrityError("the table counts blocks as indexed that are not, or misses some")
-        if len(indexed) != self._num_indexed or set(self._nodes) != below.keys():
-            raise IntegrityError("counts of indexed blocks or nodes are off")
-        counts = {b: int(table.num_children[b]) for b in indexed if table.num_children[b]}
-        if counts != dict(children):
-            raise IntegrityError("the table's counts of children are wrong")
-        self.anchors.check_integrity(below)
+        check_cache(self.index, self.table, self._nodes, [one.blocks for one in self._leases])
+        self.anchors.check_integrity(nodes_below(self.index, self.table))
         self.residency.check_integrity()
-        used = np.flatnonzero((table.slot != NO_SLOT) | (table.host_state != HostState.NONE))
-        leaked = set(used.tolist()) - indexed - set(held)
-        if leaked:
-            raise IntegrityError(f"blocks {leaked} are neither leased nor indexed nor free")
-
-    def _check_nodes(self) -> tuple[dict[int, list[int]], Counter[int], set[int]]:
-        """Nodes below each node, device children by block, and blocks of the index, checked."""
-        table = self.table
-        below: dict[int, list[int]] = {}
-        children: Counter[int] = Counter()
-        indexed: set[int] = set()
-        for root, parent, node in self.index.nodes():
-            blocks = node.blocks.tolist()
-            first = blocks[0]
-            below.setdefault(first, [])
-            if parent != NO_BLOCK:
-                below.setdefault(int(table.head[parent]), []).append(first)
-            indexed.update(blocks)
-            before = [parent, *blocks[:-1]]
-            with_slot = (table.slot[node.blocks] != NO_SLOT).tolist()
-            children.update(b for b, counts in zip(before, with_slot, strict=True) if counts)
-            if table.parent[node.blocks].tolist() != before:
-                raise IntegrityError(f"the parents of blocks {blocks} are wrong")
-            if (table.head[node.blocks] != first).any():
-                raise IntegrityError(f"blocks {blocks} do not know the head of their node")
-            facts = self._nodes.get(first)
-            if facts is None or not np.array_equal(facts.blocks, node.blocks):
-                raise IntegrityError(f"the facts of node {first} are not those of the index")
-            if facts.key != node.tokens[: self.page_size].tobytes():
-                raise IntegrityError(f"the path key of block {first} is wrong")
-            if facts.root != (root if parent == NO_BLOCK else None):
-                raise IntegrityError(f"the root of block {first} is wrong")
-        children.pop(NO_BLOCK, None)
-        return below, children, indexed
+        if np.count_nonzero(self.table.head != NO_BLOCK) != self._num_indexed:
+            raise IntegrityError("the count of indexed blocks is off")
 
     def _reorder_changed(self) -> None:
         changed = self.anchors.changed

@@ -26,7 +26,7 @@ from kvflow_jax.cache.blocks import (
     HostState,
 )
 from kvflow_jax.cache.host import Extent, HostTier
-from kvflow_jax.cache.leaves import EvictionQueue
+from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
@@ -85,12 +85,12 @@ class Residency:
         self.num_useful = 0  # leased after they had landed
         self.num_late = 0  # leased while they were on their way
         self.num_wasted = 0  # evicted or cancelled before any lease
-        self.left: set[int] = set()  # nodes of which a block has left the device for the host
+        self.left: set[int] = set()  # nodes of which a block now is on the host alone
         self._table = table
         self._order = order
         self._backs_up = backs_up
         self._forget = forget
-        self._device = EvictionQueue(self._may_leave_device)
+        self._device = LazyQueue(self._may_leave_device)
         self._loading: dict[int, Load] = {}  # block -> the load that brings it
         self._unread: set[int] = set()  # prefetched and not leased since
 
@@ -273,6 +273,8 @@ class Residency:
         """A backup has landed; one that was given up meanwhile is let go."""
         if self.host.extents.get(extent.number) is extent:
             self.host.landed(extent, data)
+            away = extent.blocks[self._table.slot[extent.blocks] == NO_SLOT]
+            self.left.update(self._table.head[away].tolist())
 
     def lost(self, extent: Extent) -> None:
         """The copies of an extent are none: drop it, and all that continue it.

@@ -249,18 +249,19 @@ def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str
         engine.add(prompt, params, lambda _: None, client=str(i), hints=hints)
     plans, steps = [], []
 
-    def timed(name: str) -> None:
-        plan: Callable[..., Any] = getattr(engine.controller, name)
+    def timed(of: Any, name: str) -> None:
+        plan: Callable[..., Any] = getattr(of, name)
 
         def measured(*args: Any) -> None:
             start = time.perf_counter()
             plan(*args)
             plans[-1] += time.perf_counter() - start
 
-        setattr(engine.controller, name, measured)
+        setattr(of, name, measured)
 
-    for name in ("expire", "plan_backups", "plan_prefetch"):
-        timed(name)
+    timed(engine.controller, "expire")
+    timed(engine.controller.planner, "plan_backups")
+    timed(engine.controller.planner, "plan_prefetch")
     for _ in range(300):
         plans.append(0.0)
         start = time.perf_counter()

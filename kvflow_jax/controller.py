@@ -1,8 +1,8 @@
-"""Says what the cache keeps, brings back and copies ahead, from what is known of who runs next.
+"""Tells the cache who will read what again and how soon, from what callers say and do.
 
     hints of requests ──▶ Progress (runs, steps) ──▶ anchors of the cache ──▶ eviction
-                              │                            │
-                              └── plan_backups, plan_prefetch ──▶ moves
+                                                          │
+                                                          └──▶ Planner ──▶ moves
 
 Knows nobody's tokens and nobody's device: it reads requests as they begin and end, and tells the
 cache. Everything here is advice made of advice: wrong guesses cost hits, never tokens.
@@ -10,21 +10,17 @@ cache. Everything here is advice made of advice: wrong guesses cost hits, never 
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
 from kvflow_jax.cache.anchors import UNKNOWN_STEPS
-from kvflow_jax.cache.blocks import NO_SLOT
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.hints import Hints, HintStatus, Reuse
-from kvflow_jax.mover import Mover
-from kvflow_jax.progress import LIKELIHOOD_SPREAD, OTHER_BRANCH, AgentKey, Progress, Run
+from kvflow_jax.planner import Planner
+from kvflow_jax.progress import LIKELIHOOD_SPREAD, AgentKey, Progress, Run
 from kvflow_jax.request import Request
 from kvflow_jax.step_graph import Graph
 
@@ -33,10 +29,6 @@ MAX_AGENTS = 200_000
 AGENT_TTL_S = 3600.0  # a fixed prefix that no call has read for this long is nobody's
 HISTORY_TTL_S = 600.0  # a conversation of which nothing is heard
 EXPIRE_EVERY_S = 1.0
-# Copies under way in a direction: enough to keep the link busy, few enough that what turns out to
-# be more urgent is next but one.
-MAX_QUEUED = 2
-_FRESH = 0.2  # weight of the newest call in the estimate of how long a call takes
 
 
 @dataclass(slots=True)
@@ -45,7 +37,6 @@ class _Agent:
 
     last_seen_s: float
     pages: np.ndarray | None = None  # i64[n], hashes of the pages of its last prompt
-    call_s: float | None = None  # how long a call takes, of late
 
 
 @dataclass(slots=True)
@@ -76,7 +67,7 @@ class Controller:
         keeps_everything: bool,
     ) -> None:
         self.progress = Progress()
-        self._prefetches = prefetches
+        self.planner = Planner(cache, prefetches=prefetches)
         self._backs_up_early = backs_up_early
         self._keeps_everything = keeps_everything
         self._graphs: OrderedDict[tuple[str, str], Graph] = OrderedDict()
@@ -85,14 +76,12 @@ class Controller:
         self._runs: dict[int, Run] = {}  # of requests in progress
         self._fixed: dict[int, int] = {}  # tokens of their fixed prefixes
         self._expired_s = 0.0
-        self._numbers = count()
-        self.reset(cache)
+        self._cache = cache
 
     def reset(self, cache: PrefixCache) -> None:
         """Advise another cache, which is empty."""
         self._cache = cache
-        self._to_save: deque[tuple[int, int]] = deque()  # block and generation
-        self._wanted: list[tuple[float, int, int]] = []  # steps, entry number, node
+        self.planner.reset(cache)
 
     # Graphs and runs, as clients tell of them.
 
@@ -179,17 +168,13 @@ class Controller:
         if self._keeps_everything and self._backs_up_early and request.lease is not None:
             num_indexed = request.lease.num_indexed
             if num_indexed:
-                self._save_later(int(request.lease.blocks[num_indexed - 1]))
+                self.planner.save_later(int(request.lease.blocks[num_indexed - 1]))
         if hints is None or hints.is_empty:
             return
         run = self._runs.pop(request.id, None)
         agent = hints.agent_id
-        if agent is not None:
-            record = self._agents.get((request.client, agent))
-            if record is not None and is_done and request.first_scheduled_s is not None:
-                took_s = now - request.first_scheduled_s
-                before_s = took_s if record.call_s is None else record.call_s
-                record.call_s = before_s + _FRESH * (took_s - before_s)
+        if agent is not None and is_done and request.first_scheduled_s is not None:
+            self.planner.note_call(now - request.first_scheduled_s)
         if run is not None and agent is not None:
             chances = hints.next_agents.items()
             said = {name: LIKELIHOOD_SPREAD * (1.0 - chance) for name, chance in chances}
@@ -199,70 +184,6 @@ class Controller:
         if hints.session_final and run is not None and hints.session_id is None:
             self._end_run(run)
         self._tell()
-
-    # Plans, once a step.
-
-    def plan_backups(self, mover: Mover) -> None:
-        """Copy what is worth it while the link is idle. Call before the step's blocks change.
-
-        What was published is then written by steps dispatched already.
-        """
-        cache = self._cache
-        residency = cache.residency
-        if not mover.is_usable:
-            return
-        while (
-            self._to_save and mover.num_queued(Direction.SAVE) + len(residency.backups) < MAX_QUEUED
-        ):
-            block, generation = self._to_save[0]
-            table = cache.table
-            is_here = table.generation[block] == generation and table.slot[block] != NO_SLOT
-            if not is_here or not residency.back_up(block, most=residency.host.longest):
-                self._to_save.popleft()
-
-    def plan_prefetch(self, mover: Mover, num_reserved: int) -> None:
-        """Bring back what will be read, soonest first, as long as nothing needed sooner must go.
-
-        Args:
-            num_reserved: slots to be left free for those that run.
-        """
-        cache = self._cache
-        residency, table = cache.residency, cache.table
-        for head in cache.take_moved():
-            steps = float(table.steps[head])
-            if steps < UNKNOWN_STEPS and steps % 1 < OTHER_BRANCH:
-                heapq.heappush(self._wanted, (steps, next(self._numbers), head))
-        if not self._prefetches or not mover.is_usable:
-            self._wanted.clear()
-            return
-        for load in residency.prefetches():
-            if cache.steps_of(int(load.blocks[-1])) >= UNKNOWN_STEPS:
-                residency.cancel(load)  # the run went elsewhere
-        later = []
-        while self._wanted and mover.num_queued(Direction.LOAD) + len(residency.loads) < MAX_QUEUED:
-            steps, _, head = self._wanted[0]
-            end = cache.end_of(head)
-            if end is None or table.steps[head] != steps or table.slot[end] != NO_SLOT:
-                heapq.heappop(self._wanted)  # it is no more, has moved, or is here
-                continue
-            missing = cache.missing(head)
-            if not len(missing):
-                later.append(heapq.heappop(self._wanted))  # its copy is still being written
-                continue
-            same = table.extent[missing] == table.extent[missing[0]]
-            some = missing[same]
-            if not self._lands_in_time(steps, mover.seconds(Direction.LOAD, len(some))):
-                break
-            extent = residency.host.extents[int(table.extent[some[0]])]
-            residency.host.pin(extent)  # making room may want the host's, too
-            has_room = self._make_room(len(some) + num_reserved, steps)
-            if has_room:
-                residency.load(some, is_prefetch=True)
-            residency.host.unpin(extent)
-            if not has_room:
-                break
-        for entry in later:
-            heapq.heappush(self._wanted, entry)
 
     def expire(self, now: float) -> None:
         """Forget runs, conversations and agents of which nothing has been heard for long."""
@@ -363,11 +284,7 @@ class Controller:
             head = self._cache.anchors.node_of(owner)
             end = None if head is None else self._cache.end_of(head)
             if end is not None:
-                self._save_later(end)
-
-    def _save_later(self, block: int) -> None:
-        if self._cache.residency.host.max_blocks:
-            self._to_save.append((block, int(self._cache.table.generation[block])))
+                self.planner.save_later(end)
 
     def _tell(self) -> None:
         """Pass on to the cache whose steps have changed."""
@@ -375,26 +292,3 @@ class Controller:
         for owner, steps in changes.items():
             self._cache.set_steps(owner, steps)
         changes.clear()
-
-    def _lands_in_time(self, steps: float, load_s: float) -> bool:
-        """Whether a load pays now: for who runs next always, it waits the less for it."""
-        if steps < 2.0:
-            return True
-        calls = [record.call_s for record in self._recent() if record.call_s is not None]
-        return bool(calls) and load_s <= int(steps) * float(np.mean(calls))
-
-    def _recent(self) -> list[_Agent]:
-        """The agents heard of last."""
-        newest = reversed(self._agents.values())
-        return [record for record, _ in zip(newest, range(8), strict=False)]
-
-    def _make_room(self, num_slots: int, steps: float) -> bool:
-        """Free slots, evicting only what is needed later than ``steps``."""
-        cache = self._cache
-        residency, table = cache.residency, cache.table
-        while table.num_free_slots < num_slots:
-            victim = residency.next_victim()
-            if victim is None or cache.steps_of(victim) <= steps:
-                return False
-            residency.evict(1)
-        return True

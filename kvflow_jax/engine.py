@@ -191,9 +191,9 @@ class Engine:
             ahead_of = None
         now = self.clock.now()
         self.controller.expire(now)
-        self.controller.plan_backups(self.mover)
+        self.controller.planner.plan_backups(self.mover)
         plan = self.scheduler.schedule(now)
-        self.controller.plan_prefetch(self.mover, len(self.scheduler.running))
+        self.controller.planner.plan_prefetch(self.mover, len(self.scheduler.running))
         launched = self._launch(plan)
         self._note_stall(launched is not None or ahead_of is not None)
         if ahead_of is not None and not self._retire():

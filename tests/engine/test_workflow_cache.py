@@ -119,7 +119,7 @@ def test_what_a_caller_discards_is_not_kept():
 def test_a_ready_request_runs_while_another_waits_for_its_load():
     engine = make_engine(num_pages=32, cache=HICACHE)
     call(engine, "agent0", 0, None)
-    engine.controller.plan_backups(engine.mover)
+    engine.controller.planner.plan_backups(engine.mover)
     run(engine)
     engine.cache.residency.evict(engine.cache.residency.num_idle)
     run(engine)
