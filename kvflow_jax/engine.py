@@ -17,7 +17,6 @@ import numpy as np
 
 from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
-from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.controller import Controller
 from kvflow_jax.errors import KVFlowError, StepFailedError
@@ -31,6 +30,7 @@ from kvflow_jax.protocols import Clock, NoTransfers, Runner, ScoreHandle, StepHa
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
+from kvflow_jax.stats import counters, snapshot
 from kvflow_jax.trace import NoTrace, Tracer
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class Engine:
 
     def fail_all(self, error: KVFlowError) -> None:
         """End every request with ``error`` and start over with an empty pool and cache."""
-        self._past = self._counters()
+        self._past = counters(self.cache, self.scheduler, self._past)
         # Replaced, not tidied up: after a failure nothing of them can be trusted.
         self.cache = self._fresh_cache()
         self.scheduler = Scheduler(self.cache, self.sizes.shapes)
@@ -393,41 +393,12 @@ class Engine:
             backs_up=everything if cache.keeps_everything else anchored,
         )
 
-    def _counters(self) -> EngineStats:
-        past, scheduler, residency = self._past, self.scheduler, self.cache.residency
-        return EngineStats(
-            num_preemptions=past.num_preemptions + scheduler.num_preemptions,
-            num_evicted_blocks=past.num_evicted_blocks + residency.num_evicted,
-            num_backed_up_blocks=past.num_backed_up_blocks + residency.num_backed_up,
-            num_loaded_blocks=past.num_loaded_blocks + residency.num_loaded,
-            num_prefetched_blocks=past.num_prefetched_blocks + residency.num_prefetched,
-            num_useful_blocks=past.num_useful_blocks + residency.num_useful,
-            num_late_blocks=past.num_late_blocks + residency.num_late,
-            num_wasted_blocks=past.num_wasted_blocks + residency.num_wasted,
-            prompt_tokens=past.prompt_tokens + scheduler.num_prompt_tokens,
-            cached_prompt_tokens=past.cached_prompt_tokens + scheduler.num_cached_tokens,
-            host_prompt_tokens=past.host_prompt_tokens + scheduler.num_host_tokens,
-        )
-
     def _publish_stats(self) -> None:
-        links = self.mover.links
         self.stats = replace(
-            self._counters(),
-            num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
-            num_blocks=self.cache.table.num_slots,
-            num_blocks_leased=self.cache.num_leased,
-            num_blocks_cached=self.cache.num_indexed,
-            num_blocks_host=self.cache.residency.host.num_blocks,
-            max_blocks_host=self.cache.residency.host.max_blocks,
+            snapshot(self.cache, self.scheduler, self.mover, self._past),
+            num_runs=len(self.controller.progress),
             num_steps=self._num_steps,
             stall_s=self._stall_s,
-            load_bytes=links[Direction.LOAD].num_bytes,
-            load_s=links[Direction.LOAD].busy_s,
-            save_bytes=links[Direction.SAVE].num_bytes,
-            save_s=links[Direction.SAVE].busy_s,
-            num_failed_transfers=sum(link.num_failed for link in links.values()),
-            num_runs=len(self.controller.progress),
             generation_tokens=self._num_generated,
             num_finished=dict(self._num_finished),
         )
