@@ -8,6 +8,7 @@ import pytest
 
 from kvflow_jax.batch import BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.cache_settings import CacheSettings
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
 from kvflow_jax.models.checkpoint import default_cache_dir
@@ -20,7 +21,7 @@ from kvflow_jax.runner import ModelRunner
 from kvflow_jax.sampling import SamplingParams
 from tests.engine import tiny_engine
 from tests.engine.test_real_steps import Collected, run
-from tests.engine.token_runner import Client, make_engine
+from tests.engine.token_runner import Client, FakeTransfers, make_engine
 from tests.engine.token_runner import run as run_tokens
 
 PAGE, MAX_LEN = 8, 256
@@ -33,6 +34,7 @@ SHAPES = BatchShapes.plan(
     pages_per_seq=MAX_LEN // PAGE,
     deterministic=True,
 )
+TIERED = CacheSettings(keeps_everything=True, num_host_blocks=200, extent_sizes=(1, 4))
 POOL = PoolSpec(CONFIG.num_layers, 400, PAGE, CONFIG.num_kv_heads, 16)
 
 
@@ -45,17 +47,18 @@ def runner(request):
     ):
         pytest.skip("needs a CPU and a C++ compiler")
     model = Model.build(CONFIG, ops=request.param)
-    runner = ModelRunner(model, model.init(seed=5), POOL, SHAPES)
+    runner = ModelRunner(model, model.init(seed=5), POOL, SHAPES, extent_sizes=TIERED.extent_sizes)
     runner.warm_up()
     return runner
 
 
-def make(runner, num_pages):
+def make(runner, num_pages, cache=CacheSettings()):
     runner.reset()
     return Engine(
-        EngineSizes(MAX_LEN, 1000, replace(POOL, num_pages=num_pages + 1), SHAPES),
+        EngineSizes(MAX_LEN, 1000, replace(POOL, num_pages=num_pages + 1), SHAPES, cache),
         runner,
         WallClock(),
+        FakeTransfers(),
         tokenizer=None,
         vocab_size=CONFIG.vocab_size,
         seed=0,
@@ -86,13 +89,15 @@ def test_tokens_do_not_depend_on_batch_cache_or_preemption(runner):
         run(engine)
         alone.append(one.tokens)
         engine.flush_cache()
-    engine = make(runner, num_pages=46)  # a full context and half another: they are preempted
-    for order in (range(16), rng.permutation(16)):
-        crowd = {int(i): Collected(engine, *asked[int(i)]) for i in order}
-        run(engine)
-        assert {i: one.tokens for i, one in crowd.items()} == dict(enumerate(alone))
-    assert engine.stats.num_preemptions > 0
-    assert engine.stats.cached_prompt_tokens > 0
+    for cache in (CacheSettings(), TIERED):
+        engine = make(runner, 46, cache)  # a full context and half another: they are preempted
+        for order in (range(16), rng.permutation(16)):
+            crowd = {int(i): Collected(engine, *asked[int(i)]) for i in order}
+            run(engine)
+            assert {i: one.tokens for i, one in crowd.items()} == dict(enumerate(alone))
+        assert engine.stats.num_preemptions > 0
+        assert engine.stats.cached_prompt_tokens > 0
+    assert engine.stats.num_loaded_blocks > 0
 
 
 def test_hits_are_whole_tiles_and_outputs_are_not_shared():
