@@ -138,8 +138,8 @@ class Controller:
             return HintStatus.IGNORED
         status = HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
         if hints.workflow_id is not None:
-            key = (request.client, hints.workflow_id)
-            graph, is_known = self._graph_of(request.client, hints)
+            key = (request.owner, hints.workflow_id)
+            graph, is_known = self._graph_of(request.owner, hints)
             run = self.progress.run(key, graph, now)
             if not is_known:
                 status = HintStatus.UNKNOWN_GRAPH
@@ -157,7 +157,7 @@ class Controller:
         num_fixed = self._fixed.pop(request.id, 0)
         if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
             return
-        agent = (request.client, hints.agent_id)
+        agent = (request.owner, hints.agent_id)
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
         self._anchor(("agent", *agent), request, prefix, self.progress.steps(agent))
 
@@ -213,7 +213,7 @@ class Controller:
 
     def _note_agent(self, request: Request, agent_id: str, now: float) -> None:
         """Note a call, and how far the agent's prompts agree."""
-        key = (request.client, agent_id)
+        key = (request.owner, agent_id)
         record = self._agents.get(key)
         if record is None:
             record = self._agents[key] = _Agent(now)
@@ -242,9 +242,9 @@ class Controller:
         """Keep what a conversation will be continued from, or let it go."""
         owner: Hashable
         if hints.session_id is not None:
-            owner = ("session", request.client, hints.session_id)
+            owner = ("session", request.owner, hints.session_id)
         else:
-            owner = ("kept", request.client, hints.workflow_id, hints.agent_id)
+            owner = ("kept", request.owner, hints.workflow_id, hints.agent_id)
         is_over = hints.session_final or hints.reuse is Reuse.DISCARD
         if is_over or (hints.session_id is None and hints.reuse is not Reuse.KEEP):
             self._forget_history(owner)

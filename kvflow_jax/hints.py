@@ -55,6 +55,7 @@ class Hints:
         reuse: of the whole sequence.
         ttl_s: how long history and ``keep`` count; None: the engine's default.
         is_clipped: whether something was passed over.
+        owner: whose agents, runs and sessions they are; None: the request's client's.
     """
 
     workflow_id: str | None = None
@@ -69,6 +70,7 @@ class Hints:
     reuse: Reuse = Reuse.NEUTRAL
     ttl_s: float | None = None
     is_clipped: bool = False
+    owner: str | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -102,6 +102,8 @@ class Progress:
                 run.state.finish(agent)
             else:
                 run.state.abandon(agent)
+        if self._runs.get(run.key) is not run:
+            return  # it was ended meanwhile, and says nothing any more
         if is_done:
             run.said = dict(said)
         self._update(run)

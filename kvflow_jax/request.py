@@ -56,6 +56,8 @@ class Request:
         hints: Hints | None = None,
     ) -> None:
         self.hints = hints
+        # Whose its agent, run and session are.
+        self.owner = client if hints is None or hints.owner is None else hints.owner
         self.hint_status: HintStatus | None = None
         self.id = request_id
         self.params = params

@@ -132,6 +132,12 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         help="models and compiled programs; default: %(default)s, or KVFLOW_CACHE_DIR",
     )
     add(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write what the engine does and when, for ui.perfetto.dev",
+    )
+    add(
         "--log-level",
         choices=LOG_LEVELS,
         default=default.log_level,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, FastAPI, Request
@@ -148,18 +149,17 @@ async def _answer(
     reader: HintReader | None,
 ) -> Response:
     priority = body.priority
-    if reader is None:
-        client = client_of(request, tenant, body.user)
-    else:
-        client = tenant  # whose agents they are; the engine takes one name for both
-        priority = reader.priority if priority is None else priority
+    if reader is not None and priority is None:
+        priority = reader.priority
+    # Turns are the client's, agents the key's: users and hosts of one app share its roles.
+    owned = [None if one is None else replace(one, owner=tenant) for one in hints]
     generation = service.generate(
         prompts,
         params,
         salt=cache_salt(tenant, body.cache_salt),
         priority=priority or 0,
-        client=client,
-        hints=hints,
+        client=client_of(request, tenant, body.user),
+        hints=owned,
     )
     if body.stream:
         return EventStream(generation, form, include_usage=body.include_usage)

@@ -31,6 +31,7 @@ class ServerConfig:
         max_waiting: requests that may wait before new ones get 429.
         max_body_mib: largest request body, MiB; more gets 413.
         drain_timeout_s: seconds that running requests get after Ctrl-C or SIGTERM.
+        trace: file for a trace of the engine; None: no trace.
         cache_dir: where models and compiled programs are kept.
         log_level: a name that ``logging`` knows, lower case.
     """
@@ -55,6 +56,7 @@ class ServerConfig:
     max_waiting: int = 1024
     max_body_mib: float = 32.0
     drain_timeout_s: float = 30.0
+    trace: Path | None = None
     cache_dir: Path = Path("~/.cache/kvflow-jax")
     log_level: str = "info"
 

@@ -47,6 +47,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         seed=config.seed,
         deterministic=config.deterministic,
         cache=config.cache,
+        trace=config.trace,
     )
     if loaded.tokenizer is not None:
         _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop

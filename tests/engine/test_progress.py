@@ -92,6 +92,16 @@ def test_an_aborted_call_may_come_again():
     assert [progress.steps(("", agent)) for agent in "abc"] == [0, 1, 2]
 
 
+def test_a_call_that_ends_after_its_run_says_nothing():
+    progress = Progress()
+    run = progress.run(("", "w"), ring(), 0.0)
+    progress.start(run, "a")
+    progress.end(("", "w"))
+    progress.finish(run, "a", is_done=True, said={"x": 2.0})
+    assert progress.steps(("", "x")) == UNKNOWN_STEPS
+    assert not run.values
+
+
 def test_a_graph_that_comes_late_finds_the_calls_in_progress():
     progress = Progress()
     run = progress.run(("", "w"), None, 0.0)

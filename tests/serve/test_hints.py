@@ -217,7 +217,7 @@ def test_agents_belong_to_the_key_whatever_user_and_host() -> None:
             ) as http:
                 for user in ("a", "b"):
                     chat(http, FIRST, user=user)
-                    seen[key, user] = live.engine.last.client
+                    seen[key, user] = live.engine.last.hints.owner
         assert seen["one", "a"] == seen["one", "b"] != ""
         assert seen["two", "a"] == seen["two", "b"] != seen["one", "a"]
 
