@@ -51,7 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     use_compilation_cache(default_cache_dir())
     loaded = load_model(options.model, progress=False)
-    samples = measure(loaded)
+    timer = StepTimer(loaded)
+    samples = timer.samples(timer.times())
     shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)
     profile = fit(shape, samples)
     reach = {"worst_error": "<= 0.2"}
@@ -81,45 +82,54 @@ def predicted_s(shape: ModelShape, profile: Profile, work: Work) -> float:
     return max(profile.compute_s(shape, work), profile.memory_s(shape, work)) + profile.launch_s
 
 
-def measure(loaded: LoadedModel, repeats: int = 5) -> list[Sample]:
-    """Time the steps of ``PREFILLS`` and ``DECODES`` one by one, in rounds over all of them.
+class StepTimer:
+    """Times the steps of ``PREFILLS`` and ``DECODES`` on a runner of its own."""
 
-    In rounds, so that a slow minute of a shared machine touches all alike.
-    """
-    config, pages = loaded.config, -(-CONTEXT_LEN // PAGE)
-    pool = PoolSpec(
-        config.num_layers,
-        MOST_DECODE * pages + 1,
-        PAGE,
-        config.num_kv_heads,
-        config.head_dim,
-        loaded.model.dtype,
-    )
-    shapes = BatchShapes.plan(
-        max_num_seqs=MOST_DECODE,
-        max_prefill_tokens=MOST_PREFILL,
-        tile=PREFILL_TILE,
-        page_size=PAGE,
-        pages_per_seq=pages,
-    )
-    runner = ModelRunner(loaded.model, loaded.params, pool, shapes)
-    batches = [_prefill(shapes, *one) for one in PREFILLS]
-    batches += [_decode(shapes, *one) for one in DECODES]
-    for batch in batches:
-        runner.submit(batch).result()  # compiled now
-    times = np.empty((repeats, len(batches), 2))
-    for number in range(repeats):
-        for i, batch in enumerate(batches):
-            begun, cpu = time.perf_counter(), time.thread_time()
-            step = runner.submit(batch)
-            times[number, i, 1] = time.thread_time() - cpu
-            step.result()
-            times[number, i, 0] = time.perf_counter() - begun
-    medians = np.median(times, axis=0)
-    return [
-        Sample(work_of(batch), float(taken), float(host))
-        for batch, (taken, host) in zip(batches, medians, strict=True)
-    ]
+    def __init__(self, loaded: LoadedModel) -> None:
+        config, pages = loaded.config, -(-CONTEXT_LEN // PAGE)
+        pool = PoolSpec(
+            config.num_layers,
+            MOST_DECODE * pages + 1,
+            PAGE,
+            config.num_kv_heads,
+            config.head_dim,
+            loaded.model.dtype,
+        )
+        shapes = BatchShapes.plan(
+            max_num_seqs=MOST_DECODE,
+            max_prefill_tokens=MOST_PREFILL,
+            tile=PREFILL_TILE,
+            page_size=PAGE,
+            pages_per_seq=pages,
+        )
+        self._runner = ModelRunner(loaded.model, loaded.params, pool, shapes)
+        self._batches = [_prefill(shapes, *one) for one in PREFILLS]
+        self._batches += [_decode(shapes, *one) for one in DECODES]
+        for batch in self._batches:
+            self._runner.submit(batch).result()  # compiled now
+
+    def times(self, repeats: int = 5) -> np.ndarray:
+        """f64[repeats, steps, 2]: seconds of each step, and CPU seconds of its dispatch.
+
+        In rounds over all steps, so that a slow minute of a shared machine touches all alike.
+        """
+        times = np.empty((repeats, len(self._batches), 2))
+        for number in range(repeats):
+            for i, batch in enumerate(self._batches):
+                begun, cpu = time.perf_counter(), time.thread_time()
+                step = self._runner.submit(batch)
+                times[number, i, 1] = time.thread_time() - cpu
+                step.result()
+                times[number, i, 0] = time.perf_counter() - begun
+        return times
+
+    def samples(self, times: np.ndarray) -> list[Sample]:
+        """The medians of ``times``, f64[any, steps, 2]."""
+        medians = np.median(times, axis=0)
+        return [
+            Sample(work_of(batch), float(taken), float(host))
+            for batch, (taken, host) in zip(self._batches, medians, strict=True)
+        ]
 
 
 def fit(shape: ModelShape, samples: list[Sample]) -> Profile:
