@@ -52,6 +52,7 @@ def test_every_field_reaches_the_engine(http: httpx.Client, engine: FakeEngine) 
         reuse=Reuse.KEEP,
         ttl_s=1.5,
         num_fixed=4,
+        owner="",
     )
     assert engine.last.priority == 3
     chat(http, hints, priority=-1)
