@@ -60,7 +60,7 @@ class EngineConfig:
     seed: int | None = None
     deterministic: bool = False
     cache: CacheConfig = CacheConfig()
-    trace: Path | None = None
+    trace: Path | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "page_size", "max_waiting"):

@@ -69,9 +69,9 @@ class ChromeTrace:
         ConfigError: the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         try:
-            self._file = path.open("w")
+            self._file = Path(path).open("w")
         except OSError as error:
             raise ConfigError(f"the trace cannot be written to {path}: {error}") from None
         self._file.write("[\n")
