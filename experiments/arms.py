@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.workloads import CallRecord
+from experiments.driver import CallRecord
 from kvflow_jax.cache_settings import CacheConfig
 from kvflow_jax.outputs import EngineStats
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from experiments.arms import ARMS, figures, speedups
+from experiments.driver import Driver
 from experiments.measure import arguments, counted_compiles, report
 from experiments.sim import fit
 from experiments.sim.profile import (
@@ -33,7 +34,7 @@ from experiments.sim.profile import (
     Profile,
 )
 from experiments.sim.simulation import Simulation
-from experiments.workloads import Driver, Sizes, Workload, cycle
+from experiments.workloads import Sizes, Workload, cycle
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.cache_settings import CacheConfig
 from kvflow_jax.config import GIB, EngineConfig

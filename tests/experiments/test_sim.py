@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from experiments.arms import ARMS, figures
+from experiments.driver import Driver
 from experiments.sim.clock import VirtualClock
 from experiments.sim.profile import A10G, LLAMA_3_1_8B, SMOLLM2_135M, Profile
 from experiments.sim.runner import SimBlocks, SimRunner
 from experiments.sim.simulation import Simulation
 from experiments.sim.transfers import SimTransfers
-from experiments.workloads import Driver, Sizes, branching, concurrent, cycle
+from experiments.workloads import Sizes, branching, concurrent, cycle
 from kvflow_jax.batch import Batch, BatchShape
 from kvflow_jax.cache.transfer import Direction, Transfer
 
