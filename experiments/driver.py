@@ -1,4 +1,4 @@
-"""Plays a workload against any server, in a closed loop: a call starts when those before it ended."""
+"""Plays a workload against any server, in a closed loop: a call starts when those before end."""
 
 from __future__ import annotations
 
