@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any
+
+_Key = tuple[float, ...]
 
 
 class LazyQueue:
@@ -15,57 +16,83 @@ class LazyQueue:
     entries for one item the later counts. Entries are never taken out when an item must stay after
     all, only seen to be stale when they come up; it must be offered again when it may go again.
 
+    Keys compare lexicographically. Items whose keys agree in all but the last number share a heap,
+    as many blocks do that are as many steps away: small heaps of flat entries are what makes
+    tens of thousands of items cheap.
+
     Args:
         may_go: whether an item may be taken now.
     """
 
     def __init__(self, may_go: Callable[[int], bool]) -> None:
         self._may_go = may_go
-        # Keys, entry number, item: flat, because comparing nested ones takes twice as long.
-        self._heap: list[tuple[Any, ...]] = []
+        self._heaps: dict[_Key, list[tuple[float, int, int]]] = {}  # last of key, entry no., item
+        self._firsts: list[_Key] = []  # a heap of what those are keyed by
+        self._num_entries = 0
         self._last: dict[int, int] = {}  # item -> number of its entry that counts
         self._numbers = count()
 
     def __len__(self) -> int:
         """Entries, stale ones too."""
-        return len(self._heap)
+        return self._num_entries
 
     def offer(self, items: Iterable[int], keys: Iterable[list[float]]) -> None:
         """Add items that may go from now on, each with its key."""
-        heap, last = self._heap, self._last
         for item, key in zip(items, keys, strict=True):
-            number = next(self._numbers)
-            last[item] = number
-            heapq.heappush(heap, (*key, number, item))
-        if len(heap) > 2 * len(last) + 64:
-            # Once for as many offers as there are items: what it costs is spread over them.
-            self._heap = [entry for entry in heap if last.get(entry[-1]) == entry[-2]]
-            heapq.heapify(self._heap)
+            number = self._last[item] = next(self._numbers)
+            heapq.heappush(self._heap_of(tuple(key[:-1])), (key[-1], number, item))
+            self._num_entries += 1
+        if self._num_entries > 2 * len(self._last) + 64:
+            self._compact()
 
     def peek(self) -> tuple[list[float], int] | None:
         """Key and item that go next; None where there is none."""
-        heap, last = self._heap, self._last
-        while heap:
-            *key, number, item = heap[0]
-            if last.get(item) == number:
-                if self._may_go(item):
-                    return key, item
-                del last[item]
-            heapq.heappop(heap)
+        last = self._last
+        while self._firsts:
+            first = self._firsts[0]
+            heap = self._heaps[first]
+            while heap:
+                end, number, item = heap[0]
+                if last.get(item) == number:
+                    if self._may_go(item):
+                        return [*first, end], item
+                    del last[item]
+                heapq.heappop(heap)
+                self._num_entries -= 1
+            heapq.heappop(self._firsts)
+            del self._heaps[first]
         return None
 
     def pop(self) -> int | None:
         """The item that goes next; None where there is none."""
-        heap, last = self._heap, self._last
-        while heap:
-            entry = heapq.heappop(heap)
-            item: int = entry[-1]
-            if last.get(item) == entry[-2]:
-                del last[item]
-                if self._may_go(item):
-                    return item
-        return None
+        top = self.peek()
+        if top is None:
+            return None
+        heapq.heappop(self._heaps[self._firsts[0]])
+        self._num_entries -= 1
+        del self._last[top[1]]
+        return top[1]
 
     def items(self) -> set[int]:
         """All that are on offer and may go."""
         return {item for item in self._last if self._may_go(item)}
+
+    def _heap_of(self, first: _Key) -> list[tuple[float, int, int]]:
+        heap = self._heaps.get(first)
+        if heap is None:
+            heap = self._heaps[first] = []
+            heapq.heappush(self._firsts, first)
+        return heap
+
+    def _compact(self) -> None:
+        """Drop stale entries; once for as many offers as there are items."""
+        last = self._last
+        for first, heap in list(self._heaps.items()):
+            current = [entry for entry in heap if last.get(entry[2]) == entry[1]]
+            heapq.heapify(current)
+            if current:
+                self._heaps[first] = current
+            else:
+                del self._heaps[first]
+        self._firsts = sorted(self._heaps)
+        self._num_entries = sum(map(len, self._heaps.values()))

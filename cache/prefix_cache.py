@@ -381,19 +381,26 @@ class PrefixCache:
         table = self.table
         ids = np.array(blocks, np.int32)
         # Leaves of one parent go together: its path is copied once. Deepest parents first.
-        below: dict[tuple[RootKey, tuple[bytes, ...]], list[tuple[bytes, int]]] = {}
+        counts = Counter(table.head[ids].tolist())
+        heads = list(counts)
+        parents = table.parent[heads]
+        above = np.where(parents == NO_BLOCK, NO_BLOCK, table.head[parents]).tolist()
+        below: dict[tuple[int, RootKey | None], list[tuple[bytes, int]]] = {}
         emptied: list[tuple[int, int]] = []
-        for head, count in Counter(table.head[ids].tolist()).items():
-            root, path = self._path(head)
-            below.setdefault((root, path[:-1]), []).append((path[-1], count))
-            node = self._nodes[head]
+        for head, before, over in zip(heads, parents.tolist(), above, strict=True):
+            node, count = self._nodes[head], counts[head]
+            below.setdefault((over, node.root), []).append((node.key, count))
             num_kept = len(node.blocks) - count
             if num_kept:
                 node.blocks = node.blocks[:num_kept]
             else:
-                emptied.append((head, int(table.parent[head])))
-        for (root, above), cuts in sorted(below.items(), key=lambda item: -len(item[0][1])):
-            self.index = self.index.prune(root, above, cuts)
+                emptied.append((head, before))
+        cuts_at = [
+            (*((root, ()) if root is not None else self._path(over)), cuts)
+            for (over, root), cuts in below.items()
+        ]
+        for at_root, path, cuts in sorted(cuts_at, key=lambda item: -len(item[1])):
+            self.index = self.index.prune(at_root, path, cuts)
         for head, before in emptied:  # each after those below it
             del self._nodes[head]
             self.anchors.drop(head, before)
