@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, BlockTable, HostState
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, NO_SLOT, BlockTable, HostState
 from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError
@@ -133,7 +133,8 @@ class HostTier:
         """The extent that goes next, and its key; None where none can."""
         while (top := self._queue.peek()) is not None:
             key, extent = top[0], self.extents[top[1]]
-            # Uses of its blocks since it was offered are not told: they only raise its key.
+            # Neither uses of its blocks since it was offered nor their leaving the device are
+            # told: both only raise its key.
             now = self._key(extent)
             if now == key:
                 return key, extent
@@ -176,6 +177,7 @@ class HostTier:
         )
 
     def _key(self, extent: Extent) -> list[float]:
-        # Its first block's: where a node was split since, the part that more agents share.
-        key: list[float] = self._order(self._table, extent.blocks[:1])[0].tolist()
-        return key
+        # Copies of what is on the device go before the only ones there are. Else its first block
+        # counts: where a node was split since, the part that more agents share.
+        is_only_copy = bool(self._table.slot[extent.blocks[-1]] == NO_SLOT)
+        return [float(is_only_copy), *self._order(self._table, extent.blocks[:1])[0].tolist()]

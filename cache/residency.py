@@ -125,7 +125,7 @@ class Residency:
         if self._unread:
             for block in self._unread.intersection(blocks.tolist()):
                 self._unread.remove(block)
-                is_late = table.device_state[block] == DeviceState.LOADING
+                is_late = bool(table.device_state[block] == DeviceState.LOADING)
                 self.num_late += is_late
                 self.num_useful += not is_late
 
@@ -239,13 +239,14 @@ class Residency:
         table.drop_slots(np.array(given_up, np.int32))
         return len(given_up)
 
-    def back_up(self, block: int, *, most: int | None = None) -> int:
+    def back_up(self, block: int, *, most: int | None = None, is_leaving: bool = False) -> int:
         """Begin to copy a path to the host, down to ``block``, as far as it has no copy.
 
         What does not fit the host's budget beside what is needed sooner is left out, from the end.
 
         Args:
             most: blocks that may be begun now.
+            is_leaving: whether the device is about to let go of it.
 
         Returns:
             How many blocks were begun.
@@ -260,7 +261,7 @@ class Residency:
         if above is not None:
             host.pin(above)
         wanted = np.array(path[::-1], np.int32)
-        num = self._make_host_room(wanted if most is None else wanted[:most])
+        num = self._make_host_room(wanted if most is None else wanted[:most], is_leaving)
         for run in host.cut(wanted[:num]) if num else ():
             extent = host.add(run)
             self.backups.append(Backup(extent, table.slot[run].copy()))
@@ -356,7 +357,7 @@ class Residency:
         victims: list[int] = []
         while len(victims) < most and (block := self._device.pop()) is not None:
             if has_host and not table.host_state[block] and self._backs_up(table, block):
-                self.back_up(block)
+                self.back_up(block, is_leaving=True)
             victims.append(block)
             self._unlink(block)
         if not victims:
@@ -385,12 +386,12 @@ class Residency:
         if blocks and not load.num_wanted:
             self.host.unpin(load.extent)
 
-    def _make_host_room(self, blocks: np.ndarray) -> int:
-        """Drop host copies for ``blocks``, none that is needed sooner; how many of them fit."""
+    def _make_host_room(self, blocks: np.ndarray, is_leaving: bool) -> int:
+        """Drop host copies for ``blocks``, none that is needed more; how many of them fit."""
         host = self.host
         if not len(blocks) or not host.max_blocks:
             return 0
-        keys = self._order(self._table, blocks).tolist()
+        keys = [[float(is_leaving), *key] for key in self._order(self._table, blocks).tolist()]
         while (free := max(host.max_blocks - host.num_blocks, 0)) < len(blocks):
             victim = host.victim()
             if victim is None or not victim[0] < keys[free]:

@@ -182,8 +182,15 @@ class BatchShapes:
             return cls(two, tile, tile, page_size, pages_per_seq, max_num_seqs, True)
         most = -(-max_prefill_tokens // tile)
         half, quarter = -(-tile // 2), -(-tile // 4)
-        decode = {max_num_seqs, *(1 << i for i in range(6) if 1 << i < max_num_seqs)}
-        alone = {(1, quarter), (1, half), (1, tile), (most, tile)}
+        if most < 4:
+            decode = {1 << i for i in range(6)}
+            alone = {(1, quarter), (1, half), (1, tile), (most, tile)}
+        else:
+            # A large budget: for an accelerator, to which a few more rows to decode are nothing,
+            # and a budget of padding is much.
+            decode = {1, 4, 16}
+            alone = {(1, half), (1, tile), (-(-most // 4), tile), (most, tile)}
+        decode = {num for num in decode if num < max_num_seqs} | {max_num_seqs}
         shapes = {BatchShape(0, d, tile) for d in decode}
         shapes |= {BatchShape(n, d, t) for n, t in alone for d in (0, max_num_seqs)}
         shapes.add(BatchShape(4 * most, max_num_seqs, quarter))

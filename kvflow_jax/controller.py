@@ -161,10 +161,17 @@ class Controller:
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
         self._anchor(("agent", *agent), request, prefix, self.progress.steps(agent))
 
+    def hold_place(self, request: Request, num_tokens: int) -> None:
+        """A request was set back with ``num_tokens`` computed, which it will soon read again."""
+        tokens = request.tokens[: min(num_tokens, request.num_known)]
+        if not request.is_finished:
+            self._cache.anchor(("request", request.id), request.root, tokens, 0.0)
+
     def finish(self, request: Request, now: float, *, is_done: bool) -> None:
         """A request ended, with an answer or without one; its blocks are still leased."""
         hints = request.hints
         self._fixed.pop(request.id, None)
+        self._cache.unanchor(("request", request.id))
         if self._keeps_everything and self._backs_up_early and request.lease is not None:
             num_indexed = request.lease.num_indexed
             if num_indexed:

@@ -193,6 +193,9 @@ class Engine:
         self.controller.expire(now)
         self.controller.planner.plan_backups(self.mover)
         plan = self.scheduler.schedule(now)
+        for request, num_tokens in self.scheduler.set_back:
+            self.controller.hold_place(request, num_tokens)
+        self.scheduler.set_back.clear()
         self.controller.planner.plan_prefetch(self.mover, len(self.scheduler.running))
         launched = self._launch(plan)
         self._note_stall(launched is not None or ahead_of is not None)

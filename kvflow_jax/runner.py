@@ -81,12 +81,14 @@ class ModelRunner:
         self.pool_spec = pool_spec
         self.shapes = shapes
         self._extent_sizes = extent_sizes
+        # Blocks that come from the host are bound to the device, and what is computed with them is,
+        # too. Were not everything from the start, each program would be compiled a second time.
+        self._here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
+        params = jax.device_put(params, self._here)
         self._model, self._params = model, params
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
-        device = next(iter(params.values())).device
-        self._here = jax.sharding.SingleDeviceSharding(device)
         self._state = self._fresh_state()
         self._step = jax.jit(partial(run_step, model), donate_argnums=1)
         self._begin = jax.jit(partial(begin, model, pool_spec))
@@ -205,8 +207,6 @@ class ModelRunner:
                 hidden=jnp.zeros(hidden_shape, jnp.dtype(self._model.dtype)),
             ),
         )
-        # Blocks that come from the host are bound to the device. Were the state not, it would be
-        # from the first of them on, and every program would be compiled a second time.
         return jax.device_put(state, self._here)
 
 

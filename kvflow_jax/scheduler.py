@@ -52,6 +52,9 @@ class Scheduler:
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_host_tokens = 0  # of those, loaded from the host for the request
+        self.set_back: list[
+            tuple[Request, int]
+        ] = []  # since asked, and the tokens computed of each
         self.uses_host = True  # False: what is on the host alone is computed anew
         self._cache = cache
         self._shapes = shapes
@@ -262,6 +265,7 @@ class Scheduler:
     def _set_back(self, request: Request, now: float) -> None:
         self.running.remove(request)
         self._give_up(request, now)
+        self.set_back.append((request, request.num_computed))
         request.num_computed = 0
         insort(self.waiting, request, key=_BY_ORDER)
 

@@ -71,7 +71,7 @@ class ChromeTrace:
 
     def __init__(self, path: Path | str) -> None:
         try:
-            self._file = Path(path).open("w")
+            self._file = Path(path).open("w")  # noqa: SIM115 (it stays open)
         except OSError as error:
             raise ConfigError(f"the trace cannot be written to {path}: {error}") from None
         self._file.write("[\n")
