@@ -85,6 +85,7 @@ class Residency:
         self.num_useful = 0  # leased after they had landed
         self.num_late = 0  # leased while they were on their way
         self.num_wasted = 0  # evicted or cancelled before any lease
+        self.save_room = 1 << 30  # blocks whose copying may begin now; whoever copies sets it
         self.left: set[int] = set()  # nodes of which a block now is on the host alone
         self._table = table
         self._order = order
@@ -236,7 +237,9 @@ class Residency:
             self._unlink(block)
         self._end(load, given_up)
         self.num_idle -= len(given_up)
-        table.drop_slots(np.array(given_up, np.int32))
+        gone = np.array(given_up, np.int32)
+        self.left.update(table.head[gone].tolist())
+        table.drop_slots(gone)
         return len(given_up)
 
     def back_up(self, block: int, *, most: int | None = None, is_leaving: bool = False) -> int:
@@ -261,7 +264,9 @@ class Residency:
         if above is not None:
             host.pin(above)
         wanted = np.array(path[::-1], np.int32)
-        num = self._make_host_room(wanted if most is None else wanted[:most], is_leaving)
+        most = self.save_room if most is None else min(most, self.save_room)
+        num = self._make_host_room(wanted[: max(most, 0)], is_leaving)
+        self.save_room -= num
         for run in host.cut(wanted[:num]) if num else ():
             extent = host.add(run)
             self.backups.append(Backup(extent, table.slot[run].copy()))

@@ -47,6 +47,7 @@ class Transfer:
         data: what to copy; once it is done, the copy.
         submitted_s, started_s, finished_s: of the engine's clock; 0 until it has happened.
         error: why there is no copy.
+        is_cancelled: nobody waits for it; if it has not begun, it need not.
     """
 
     direction: Direction
@@ -57,6 +58,7 @@ class Transfer:
     started_s: float = 0.0
     finished_s: float = 0.0
     error: Exception | None = None
+    is_cancelled: bool = False
     is_issued: threading.Event = field(default_factory=threading.Event)
 
 
@@ -157,6 +159,10 @@ class DeviceTransfers:
 
     def _issue(self, transfer: Transfer, target: jax.sharding.Sharding) -> None:
         transfer.started_s = self._now()
+        if transfer.is_cancelled:
+            transfer.data = None
+            transfer.is_issued.set()
+            return
         try:
             # may_alias would hand out the source itself where both memories are one.
             transfer.data = jax.device_put(transfer.data, target, may_alias=False)

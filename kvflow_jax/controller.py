@@ -10,9 +10,11 @@ cache. Everything here is advice made of advice: wrong guesses cost hits, never 
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -75,6 +77,8 @@ class Controller:
         self._histories: OrderedDict[Hashable, _History] = OrderedDict()
         self._runs: dict[int, Run] = {}  # of requests in progress
         self._fixed: dict[int, int] = {}  # tokens of their fixed prefixes
+        self._expiries: list[tuple[float, int, Hashable]] = []  # a heap; some are out of date
+        self._numbers = count()
         self._expired_s = 0.0
         self._cache = cache
 
@@ -113,7 +117,7 @@ class Controller:
         run = self.progress.find((client, workflow_id))
         if run is None:
             return None
-        run.last_seen_s = now
+        self.progress.touch(run, now)
         unknown = self.progress.advance(run, completed, running)
         self._tell()
         return unknown
@@ -187,6 +191,7 @@ class Controller:
             said = {name: LIKELIHOOD_SPREAD * (1.0 - chance) for name, chance in chances}
             said.update(hints.steps_to_execution)
             self.progress.finish(run, agent, is_done=is_done, said=said)
+            self.progress.touch(run, now)
         self._note_history(request, hints, run, now)
         if hints.session_final and run is not None and hints.session_id is None:
             self._end_run(run)
@@ -198,10 +203,11 @@ class Controller:
             return
         self._expired_s = now
         self.progress.expire(now)
-        for owner, history in list(self._histories.items()):
-            if now < history.expires_s:
-                break
-            self._forget_history(owner)
+        while self._expiries and self._expiries[0][0] <= now:
+            expires_s, _, owner = heapq.heappop(self._expiries)
+            history = self._histories.get(owner)
+            if history is not None and history.expires_s == expires_s:
+                self._forget_history(owner)
         while self._agents:
             agent, record = next(iter(self._agents.items()))
             if now - record.last_seen_s < AGENT_TTL_S:
@@ -259,6 +265,13 @@ class Controller:
         ttl_s = HISTORY_TTL_S if hints.ttl_s is None else hints.ttl_s
         self._forget_history(owner, keeps_anchor=True)
         self._histories[owner] = _History(now + ttl_s, run, hints.agent_id)
+        heapq.heappush(self._expiries, (now + ttl_s, next(self._numbers), owner))
+        if len(self._expiries) > 2 * len(self._histories) + 64:
+            self._expiries = [
+                (history.expires_s, next(self._numbers), owner)
+                for owner, history in self._histories.items()
+            ]
+            heapq.heapify(self._expiries)
         while len(self._histories) > MAX_AGENTS:
             self._forget_history(next(iter(self._histories)))
         steps = UNKNOWN_STEPS
@@ -282,7 +295,8 @@ class Controller:
         for owners in list(run.owners.values()):
             for owner in list(owners):
                 self._forget_history(owner)
-        self.progress.end(run.key)
+        if self.progress.find(run.key) is run:  # not another of its name
+            self.progress.end(run.key)
 
     def _anchor(self, owner: Hashable, request: Request, tokens: np.ndarray, steps: float) -> None:
         if not self._cache.anchor(owner, request.root, tokens, steps):

@@ -17,10 +17,11 @@ import numpy as np
 
 from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
+from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.controller import Controller
 from kvflow_jax.errors import KVFlowError, StepFailedError
-from kvflow_jax.hints import Hints
+from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.intake import Intake
 from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
@@ -158,8 +159,12 @@ class Engine:
             arrival_s=now if arrival_s is None else arrival_s,
             hints=hints,
         )
+        try:
+            request.hint_status = self.controller.arrive(request, now)
+        except Exception:
+            log.exception("the hints of request %d could not be used", request_id)
+            request.hint_status = HintStatus.IGNORED
         self._requests[request_id] = request
-        request.hint_status = self.controller.arrive(request, now)
         self.scheduler.add(request)
         return request_id
 
@@ -237,7 +242,8 @@ class Engine:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
-        self.scheduler.uses_host = self.mover.is_usable
+        self.scheduler.uses_host = self.mover.is_usable(Direction.LOAD)
+        self.mover.limit_saves()
         self.tracer.moved(self.mover.finished)
         self.mover.finished.clear()
         if failed is not None:
@@ -366,11 +372,14 @@ class Engine:
         if request.is_finished:
             return
         request.finish_reason = reason
+        del self._requests[request.id]
         is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        self.controller.finish(request, now, is_done=is_done)
+        try:
+            self.controller.finish(request, now, is_done=is_done)
+        except Exception:  # hints are advice: none costs an answer
+            log.exception("the hints of request %d could not be used", request.id)
         self.tracer.finished(request, now)
         self.scheduler.remove(request, now)
-        del self._requests[request.id]
         self._num_finished[reason.value] += 1
         if news is None:
             news = Output(request.id, request.rest_of_text(), ())

@@ -184,7 +184,8 @@ class EngineThread:
         self._do(lambda: None)
         if self._idle.wait(timeout_s) or not self.is_alive:
             return True
-        self._ask(partial(self._end_all, "the server is shutting down"))
+        why = EngineClosedError("the server is shutting down")
+        self._ask(partial(self._engine.fail_all, why))
         return False
 
     def close(self) -> None:
@@ -238,8 +239,8 @@ class EngineThread:
         """Do what was asked, then one step; wait where there is nothing to do."""
         engine = self._engine
         self._wake.clear()
-        self._empty_inbox()
         try:
+            self._empty_inbox()
             is_busy = engine.step()
             if not is_busy and not engine.is_idle and not engine.is_waiting:
                 raise IntegrityError("requests wait, nothing runs, and none can be scheduled")

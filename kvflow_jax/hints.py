@@ -6,6 +6,7 @@ became of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -185,7 +186,7 @@ class HintReader:
             self._is_clipped = True
             return {}
         read = {
-            agent: float(min(max(steps, 0), MAX_STEPS))
+            agent: float(math.floor(min(max(steps, 0), MAX_STEPS)))
             for agent, steps in list(given.items())[:MAX_NAMED]
             if _is_id(agent) and _is_number(steps)
         }

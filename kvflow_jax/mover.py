@@ -23,6 +23,10 @@ from kvflow_jax.protocols import Clock, Runner, Transfers
 
 log = logging.getLogger(__name__)
 
+# Blocks that may be on their way to the host at once, in extents: each is a second copy of its
+# blocks on the device until it has left.
+MAX_SAVING_EXTENTS = 4
+REFUSED_S = 60.0  # a host that has refused memory is asked again after so long
 ISSUE_TIMEOUT_S = 0.05  # a step is not held up longer than this by a lane that is busy
 # A copy that takes this long beyond all that were queued before it will not come.
 _MIN_TIMEOUT_S, _TIMEOUT_FACTOR = 5.0, 20.0
@@ -70,7 +74,8 @@ class Mover:
         self._block_bytes = block_bytes
         self._flying: dict[Transfer, float] = {}  # to the time by which it must have landed
         self._bytes_queued = dict.fromkeys(Direction, 0)
-        self._is_stuck = False
+        self._stuck: set[Direction] = set()
+        self._refused_until_s = 0.0
         self._failed: list[Load] = []  # their copies are lost
         self._void: list[Load] = []  # came behind those
 
@@ -79,10 +84,18 @@ class Mover:
         """Whether something is still to land."""
         return bool(self._flying)
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether the link answers. While it does not, nothing is to be asked of it."""
-        return not self._is_stuck
+    def is_usable(self, way: Direction) -> bool:
+        """Whether a direction answers. While it does not, nothing is to be asked of it."""
+        if way is Direction.SAVE and self._clock.now() < self._refused_until_s:
+            return False
+        return way not in self._stuck
+
+    def limit_saves(self) -> None:
+        """Tell the cache how much may be copied to the host in this step."""
+        residency = self._cache.residency
+        num_saving = self._bytes_queued[Direction.SAVE] // self._block_bytes
+        most = MAX_SAVING_EXTENTS * residency.host.longest
+        residency.save_room = most - num_saving if self.is_usable(Direction.SAVE) else 0
 
     def num_queued(self, way: Direction) -> int:
         """Transfers under way in a direction."""
@@ -98,6 +111,7 @@ class Mover:
         self._cache = cache
         self._flying.clear()
         self._bytes_queued = dict.fromkeys(Direction, 0)
+        self._failed, self._void = [], []
 
     def settle(self) -> np.ndarray | None:
         """Publish what has landed.
@@ -109,7 +123,7 @@ class Mover:
         """
         failed: list[Load] = []
         for transfer in self._transfers.poll():
-            self._is_stuck = False
+            self._stuck.discard(transfer.direction)
             if self._flying.pop(transfer, None) is None:
                 continue  # its cache is no more, or it was given up
             self._note(transfer)
@@ -125,7 +139,7 @@ class Mover:
         for transfer, deadline_s in list(self._flying.items()):
             if now > deadline_s:
                 log.warning("a copy from %s does not end", transfer.direction.value)
-                self._is_stuck = True
+                self._stuck.add(transfer.direction)
                 self._drop(transfer)
                 if isinstance(transfer.job, Load):
                     failed.append(transfer.job)
@@ -196,6 +210,7 @@ class Mover:
 
     def _drop(self, transfer: Transfer) -> None:
         del self._flying[transfer]
+        transfer.is_cancelled = True
         self._bytes_queued[transfer.direction] -= transfer.nbytes
         self.links[transfer.direction].num_failed += 1
 
@@ -210,5 +225,4 @@ class Mover:
             residency.saved(backup.extent, transfer.data)
             return
         residency.lost(backup.extent)
-        # The host refuses memory: live with what it has given.
-        residency.host.max_blocks = residency.host.num_blocks
+        self._refused_until_s = self._clock.now() + REFUSED_S

@@ -36,7 +36,8 @@ class Planner:
     def reset(self, cache: PrefixCache) -> None:
         """Plan for another cache, which is empty."""
         self._cache = cache
-        self._to_save: deque[tuple[int, int]] = deque()  # block and generation
+        # Block and generation; of more than the pool holds the oldest are not here any more.
+        self._to_save: deque[tuple[int, int]] = deque(maxlen=cache.table.num_slots)
         self._wanted = LazyQueue(self._is_wanted)  # nodes by steps
 
     def save_later(self, block: int) -> None:
@@ -57,7 +58,7 @@ class Planner:
         residency, table = self._cache.residency, self._cache.table
         while (
             self._to_save
-            and mover.is_usable
+            and residency.save_room > 0
             and mover.num_queued(Direction.SAVE) + len(residency.backups) < MAX_QUEUED
         ):
             block, generation = self._to_save[0]
@@ -81,7 +82,7 @@ class Planner:
             if cache.steps_of(int(load.blocks[-1])) >= UNKNOWN_STEPS:
                 residency.cancel(load)  # the run went elsewhere
         while (
-            mover.is_usable
+            mover.is_usable(Direction.LOAD)
             and mover.num_queued(Direction.LOAD) + len(residency.loads) < MAX_QUEUED
             and (top := self._wanted.peek()) is not None
         ):
@@ -125,8 +126,9 @@ class Planner:
             if victim is None or cache.steps_of(victim) <= steps:
                 break
             residency.evict(1)
-        has_room = cache.table.num_free_slots >= num_slots
-        if has_room:
-            residency.load(blocks, is_prefetch=True)
+        # What room there is serves the first of them: a prefix is of use from its start.
+        room = cache.table.num_free_slots - num_reserved
+        if room > 0:
+            residency.load(blocks[:room], is_prefetch=True)
         residency.host.unpin(extent)
-        return has_room
+        return room >= len(blocks)

@@ -67,14 +67,21 @@ class Progress:
             run = self._runs[key] = Run(key, state, now)
             while len(self._runs) > MAX_RUNS:
                 self.end(next(iter(self._runs)))
+            self._update(run)
         elif run.state is None and graph is not None:
             run.state = RunState(graph)
             for agent, count in run.calls.items():
                 for _ in range(count):
                     run.state.start(agent)
-        run.last_seen_s = now
-        self._runs.move_to_end(key)
+            self._update(run)
+        self.touch(run, now)
         return run
+
+    def touch(self, run: Run, now: float) -> None:
+        """Something was heard of a run."""
+        run.last_seen_s = now
+        if self._runs.get(run.key) is run:
+            self._runs.move_to_end(run.key)
 
     def find(self, key: RunKey) -> Run | None:
         return self._runs.get(key)
@@ -121,10 +128,13 @@ class Progress:
     def attach(self, run: Run, agent: str, owner: Hashable) -> float:
         """Let a conversation wait as long as an agent of the run does; its steps now."""
         run.owners.setdefault(agent, set()).add(owner)
-        return run.values.get(agent, UNKNOWN_STEPS)
+        return _until_again(run, agent)
 
     def detach(self, run: Run, agent: str, owner: Hashable) -> None:
-        run.owners.get(agent, set()).discard(owner)
+        owners = run.owners.get(agent, set())
+        owners.discard(owner)
+        if not owners:
+            run.owners.pop(agent, None)
 
     def end(self, key: RunKey) -> bool:
         """Forget a run; False where there is none of this name."""
@@ -167,8 +177,16 @@ class Progress:
             if not bag:
                 del self._steps[key]
             self.changes["agent", *key] = self.steps(key)
-            for owner in run.owners.get(agent, ()):
-                self.changes[owner] = UNKNOWN_STEPS if after is None else after
+        for agent, owners in run.owners.items():
+            self.changes.update(dict.fromkeys(owners, _until_again(run, agent)))
+
+
+def _until_again(run: Run, agent: str) -> float:
+    """Steps of a conversation of an agent. While another runs, it waits for the next call at least,
+    and is not brought back for this one."""
+    if agent in run.calls:
+        return 1.0 + OTHER_BRANCH
+    return run.values.get(agent, UNKNOWN_STEPS)
 
 
 def _values(run: Run) -> dict[str, float]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from kvflow_jax.errors import IntegrityError
 
+MAX_COMPARED = 512  # in larger graphs which of an agent's nodes is nearest is not asked
 NEVER = 1 << 30  # steps of a node that cannot be reached from where the run stands
 
 
@@ -310,7 +311,9 @@ class RunState:
         for node in nodes:
             if self._is_ready(node):
                 return node
-        return nodes[0] if len(nodes) == 1 else min(nodes, key=self.steps().__getitem__)
+        if len(nodes) == 1 or len(self.graph.names) > MAX_COMPARED:
+            return nodes[0]
+        return min(nodes, key=self.steps().__getitem__)
 
     def _spent_by(self, node: int) -> frozenset[int]:
         """Edges that the start of a node takes back: its inputs, and the roads not taken."""

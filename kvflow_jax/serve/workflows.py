@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.hints import MAX_ID_LEN, MAX_NAMED
+from kvflow_jax.hints import MAX_ID_LEN
 from kvflow_jax.serve.body import parse_body, read_object
 from kvflow_jax.serve.contracts import Engine
 from kvflow_jax.serve.dependencies import TheService, TheTenant
@@ -21,8 +21,10 @@ from kvflow_jax.workflow import Workflow
 
 routes = APIRouter()
 
+MAX_ADVANCED = 256  # agents in one report: each may be looked for in the whole graph
+
 Agents = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=MAX_ID_LEN)]], Field(max_length=MAX_NAMED)
+    list[Annotated[str, Field(min_length=1, max_length=MAX_ID_LEN)]], Field(max_length=MAX_ADVANCED)
 ]
 
 

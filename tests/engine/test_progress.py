@@ -102,6 +102,36 @@ def test_a_call_that_ends_after_its_run_says_nothing():
     assert not run.values
 
 
+def test_a_run_that_has_begun_says_who_may_start():
+    progress = Progress()
+    progress.run(("", "w"), ring(), 0.0)
+    assert [progress.steps(("", agent)) for agent in "abc"] == [0, 1, 2]
+
+
+def test_runs_heard_of_by_other_ways_than_requests_hold_no_other_back():
+    progress = Progress()
+    live = progress.run(("", "live"), ring(), 0.0)
+    progress.run(("", "dead"), ring(), 0.0)
+    progress.advance(live, ["a"], [])
+    progress.touch(live, RUN_TTL_S)
+    progress.expire(RUN_TTL_S + 1)
+    assert progress.find(("", "live")) is live
+    assert progress.find(("", "dead")) is None
+
+
+def test_other_conversations_of_a_running_agent_are_not_due():
+    progress = Progress()
+    run = progress.run(("", "w"), ring(), 0.0)
+    for session in "xy":
+        progress.attach(run, "a", session)
+    progress.start(run, "a")
+    assert progress.changes["x"] == progress.changes["y"] > 1
+    assert progress.steps(("", "a")) == 0
+    progress.detach(run, "a", "x")
+    progress.detach(run, "a", "y")
+    assert not run.owners
+
+
 def test_a_graph_that_comes_late_finds_the_calls_in_progress():
     progress = Progress()
     run = progress.run(("", "w"), None, 0.0)

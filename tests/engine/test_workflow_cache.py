@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.cache_settings import CacheSettings
 from kvflow_jax.hints import Hints, HintStatus, Reuse
 from kvflow_jax.outputs import FinishReason
@@ -189,13 +190,13 @@ def test_a_load_that_never_ends_is_given_up_and_the_link_left_alone():
     clock.time_s += 1000.0
     run_held(engine, first)
     assert first.tokens == first.cold
-    assert not engine.mover.is_usable
+    assert not engine.mover.is_usable(Direction.LOAD)
     second = Client(engine, prompt_of("agent1", 1), max_tokens=3)
     run_held(engine, second)
     assert second.tokens == second.cold  # computed: nothing is asked of the link
     engine.transfers.holds = False
     run(engine)
-    assert engine.mover.is_usable
+    assert engine.mover.is_usable(Direction.LOAD)
     assert engine.cache.num_leased == 0
 
 
@@ -241,3 +242,51 @@ def test_runs_that_are_abandoned_expire():
     assert engine.stats.num_runs == 0
     assert len(engine.cache.anchors) == 0
     assert np.isinf(engine.cache.table.steps).all()
+
+
+def test_a_long_lived_conversation_holds_no_other_back():
+    clock = Clock()
+    engine = make_engine(num_pages=200, cache=KVFLOW, clock=clock)
+    for i, ttl_s in enumerate([86_400.0, 1.0, 1.0, 1.0]):
+        hints = Hints(agent_id="chat", session_id=str(i), ttl_s=ttl_s)
+        Client(engine, [5 + i] * 20, max_tokens=2, hints=hints)
+        run(engine)
+    clock.time_s += 10.0
+    engine.step()
+    kept = [i for i in range(4) if engine.cache.anchors.node_of(("session", "", str(i)))]
+    assert len(engine.controller._histories) == 1
+    assert len(kept) <= 1
+
+
+@pytest.mark.parametrize("backs_up_early", [True, False])
+def test_a_slow_link_to_the_host_holds_few_copies_on_the_device(backs_up_early):
+    """Each block on its way is there twice: with none landing, eviction must do without."""
+    settings = CacheSettings(
+        eviction="kvflow",
+        prefetches=True,
+        backs_up_early=backs_up_early,
+        num_host_blocks=10_000,
+        extent_sizes=(1, 4),
+    )
+    engine = make_engine(num_pages=32, cache=settings)
+    engine.transfers.holds = True
+    for turn in range(10):
+        for agent in AGENTS:
+            hints = Hints(workflow_id=str(turn), agent_id=f"{agent}{turn}", num_fixed=32)
+            number = 60 + 6 * turn + AGENTS.index(agent)
+            client = Client(engine, [number % 50] * 31 + [turn], max_tokens=2, hints=hints)
+            run_held(engine, client)
+    assert sum(len(one.job.slots) for one in engine.transfers.flying) <= 16
+    engine.transfers.holds = False
+    run(engine)
+
+
+def test_hints_that_break_something_cost_no_answer(caplog):
+    engine = make_engine(cache=KVFLOW)
+    for bad in ({"next_agents": ["b"]}, {"next_agents": {"b": "high"}}, {"workflow_id": ["x"]}):
+        hints = Hints(**{"workflow_id": "w", "agent_id": "a", **bad})
+        client = Client(engine, [1, 2, 3], max_tokens=2, ignore_eos=True, hints=hints)
+        run(engine)
+        assert client.tokens == client.cold
+    assert "could not be used" in caplog.text
+    assert engine.is_idle

@@ -137,7 +137,8 @@ class FakeTransfers:
         """Finish the oldest transfers, or fail them."""
         for _ in range(min(count, len(self.flying))):
             transfer = self.flying.pop(0)
-            transfer.data = None if error else transfer.data.copy()
+            is_void = error is not None or transfer.is_cancelled
+            transfer.data = None if is_void else transfer.data.copy()
             transfer.error = error
             self.done.append(transfer)
         self.notify()
