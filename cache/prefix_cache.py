@@ -102,7 +102,6 @@ class PrefixCache:
         self.anchors = Anchors(self.table)
         host = HostTier(self.table, order, num_host_blocks, extent_sizes)
         self.residency = Residency(self.table, order, host, backs_up, self._forget)
-        self.backs_up = backs_up
         self._leases: set[Lease] = set()
         self._num_indexed = 0
         self._nodes: dict[int, _Node] = {}
