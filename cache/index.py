@@ -8,7 +8,7 @@ or moving a block rewrites no node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -180,35 +180,29 @@ class RadixIndex:
         return RadixIndex(self.page_size, self._roots.set(root, top)), lower
 
     def prune(
-        self, root: RootKey, path: Sequence[bytes], cuts: Sequence[tuple[bytes, int]]
+        self, root: RootKey, path: Sequence[bytes], lengths: Mapping[bytes, int]
     ) -> RadixIndex:
         """Drop tails of leaves below the node that ``path`` (first-page keys) leads to.
 
         Args:
-            cuts: the first-page key of each leaf, and how many of its blocks go.
+            lengths: by the first-page key of each leaf, how many of its blocks stay; with none
+                the leaf goes.
 
         Raises:
-            IntegrityError: a path leads nowhere, or to a node with children, or past its start.
+            IntegrityError: a path leads nowhere, or to a node with children, or past its end.
         """
         trail = self._trail(root, path)
         children = trail[-1][2].children if trail else self._roots.get(root) or EMPTY
-        emptied = []
-        for key, num_blocks in cuts:
-            leaf = children.get(key)
-            if leaf is None:
-                raise IntegrityError("a path leaves the index")
-            num_kept = len(leaf.blocks) - num_blocks
-            if len(leaf.children) or num_kept < 0:
-                raise IntegrityError(
-                    f"cannot prune {num_blocks} blocks of a node that others continue"
-                )
-            if num_kept == 0:
-                emptied.append(key)
-            else:
-                tokens = leaf.tokens[: num_kept * self.page_size]
-                children = children.set(key, Node(tokens, leaf.blocks[:num_kept], EMPTY))
-        if emptied:
-            children = children.delete_all(emptied)
+        try:
+            children, leaves = children.take(lengths)
+        except KeyError:
+            raise IntegrityError("a path leaves the index") from None
+        for (key, length), leaf in zip(lengths.items(), leaves, strict=True):
+            if leaf.children is not EMPTY or length >= len(leaf.blocks):
+                raise IntegrityError(f"cannot cut a node after {length} blocks: others continue it")
+            if length:
+                tokens = leaf.tokens[: length * self.page_size]
+                children = children.set(key, Node(tokens, leaf.blocks[:length], EMPTY))
         top = _rebuild(trail, children)
         roots = self._roots.set(root, top) if len(top) else self._roots.delete(root)
         return RadixIndex(self.page_size, roots)

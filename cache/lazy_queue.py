@@ -47,35 +47,41 @@ class LazyQueue:
 
     def peek(self) -> tuple[list[float], int] | None:
         """Key and item that go next; None where there is none."""
-        last = self._last
-        while self._firsts:
-            first = self._firsts[0]
-            heap = self._heaps[first]
-            while heap:
-                end, number, item = heap[0]
-                if last.get(item) == number:
-                    if self._may_go(item):
-                        return [*first, end], item
-                    del last[item]
-                heapq.heappop(heap)
-                self._num_entries -= 1
-            heapq.heappop(self._firsts)
-            del self._heaps[first]
-        return None
+        heap = self._first()
+        if heap is None:
+            return None
+        end, _, item = heap[0]
+        return [*self._firsts[0], end], item
 
     def pop(self) -> int | None:
         """The item that goes next; None where there is none."""
-        top = self.peek()
-        if top is None:
+        heap = self._first()
+        if heap is None:
             return None
-        heapq.heappop(self._heaps[self._firsts[0]])
+        item = heapq.heappop(heap)[2]
         self._num_entries -= 1
-        del self._last[top[1]]
-        return top[1]
+        del self._last[item]
+        return item
 
     def items(self) -> set[int]:
         """All that are on offer and may go."""
         return {item for item in self._last if self._may_go(item)}
+
+    def _first(self) -> list[tuple[float, int, int]] | None:
+        """The heap on whose top is what goes next; stale entries before it are dropped."""
+        last, may_go = self._last, self._may_go
+        while self._firsts:
+            heap = self._heaps[self._firsts[0]]
+            while heap:
+                _, number, item = heap[0]
+                if last.get(item) == number:
+                    if may_go(item):
+                        return heap
+                    del last[item]
+                heapq.heappop(heap)
+                self._num_entries -= 1
+            del self._heaps[heapq.heappop(self._firsts)]
+        return None
 
     def _heap_of(self, first: _Key) -> list[tuple[float, int, int]]:
         heap = self._heaps.get(first)

@@ -58,20 +58,30 @@ class PersistentMap(Generic[K, V]):
             return EMPTY
         return self._of(_delete(self._root, hash(key), key), self._len - 1)
 
-    def delete_all(self, keys: Collection[K]) -> PersistentMap[K, V]:
-        """The map without ``keys``, all different; KeyError where one is not in it.
+    def take(self, keys: Collection[K]) -> tuple[PersistentMap[K, V], list[V]]:
+        """The map without ``keys``, all different, and what stood under them.
 
-        Branches that several of them share are copied once.
+        What several of them share is copied once.
+
+        Raises:
+            KeyError: one is not in the map.
         """
-        if len(keys) == 1:
-            return self.delete(*keys)
-        if len(keys) == self._len:
-            for key in keys:
-                if key not in self:
-                    raise KeyError(key)
-            return EMPTY
-        root = _delete_all(self._root, [(hash(key), key) for key in keys])
-        return self._of(root, self._len - len(keys))
+        root = self._root.copy()
+        ours = {id(root)}  # copies that this call made and may change
+        taken: list[V] = []
+        for key in keys:
+            node, bits = root, hash(key)
+            while type(node) is list:
+                slot = bits & _MASK
+                below = node[slot]
+                if id(below) not in ours:
+                    below = node[slot] = below.copy()
+                    ours.add(id(below))
+                node = below
+                bits >>= _BITS
+            taken.append(node.pop(key))
+        length = self._len - len(taken)
+        return (self._of(root, length) if length else EMPTY), taken
 
     def items(self) -> Iterator[tuple[K, V]]:
         stack = [self._root]
@@ -122,18 +132,3 @@ def _delete(node: Any, bits: int, key: Any) -> Any:
     leaf = node.copy()
     del leaf[key]
     return leaf
-
-
-def _delete_all(node: Any, items: list[tuple[int, Any]]) -> Any:
-    if type(node) is not list:
-        leaf = node.copy()
-        for _, key in items:
-            del leaf[key]
-        return leaf
-    by_slot: dict[int, list[tuple[int, Any]]] = {}
-    for bits, key in items:
-        by_slot.setdefault(bits & _MASK, []).append((bits >> _BITS, key))
-    branch = node.copy()
-    for slot, below in by_slot.items():
-        branch[slot] = _delete_all(node[slot], below)
-    return branch

@@ -381,25 +381,30 @@ class PrefixCache:
         ids = np.array(blocks, np.int32)
         # Leaves of one parent go together: its path is copied once. Deepest parents first.
         counts = Counter(table.head[ids].tolist())
-        heads = list(counts)
-        parents = table.parent[heads]
+        parents = table.parent[list(counts)]
         above = np.where(parents == NO_BLOCK, NO_BLOCK, table.head[parents]).tolist()
-        below: dict[tuple[int, RootKey | None], list[tuple[bytes, int]]] = {}
+        lengths_at: dict[int | RootKey | None, dict[bytes, int]] = {}
         emptied: list[tuple[int, int]] = []
-        for head, before, over in zip(heads, parents.tolist(), above, strict=True):
-            node, count = self._nodes[head], counts[head]
-            below.setdefault((over, node.root), []).append((node.key, count))
+        for (head, count), before, over in zip(
+            counts.items(), parents.tolist(), above, strict=True
+        ):
+            node = self._nodes[head]
             num_kept = len(node.blocks) - count
             if num_kept:
                 node.blocks = node.blocks[:num_kept]
             else:
                 emptied.append((head, before))
-        cuts_at = [
-            (*((root, ()) if root is not None else self._path(over)), cuts)
-            for (over, root), cuts in below.items()
+            at = node.root if over == NO_BLOCK else over
+            lengths = lengths_at.get(at)
+            if lengths is None:
+                lengths = lengths_at[at] = {}
+            lengths[node.key] = num_kept
+        cuts = [
+            (*(self._path(at) if isinstance(at, int) else (at, ())), lengths)
+            for at, lengths in lengths_at.items()
         ]
-        for at_root, path, cuts in sorted(cuts_at, key=lambda item: -len(item[1])):
-            self.index = self.index.prune(at_root, path, cuts)
+        for root, path, lengths in sorted(cuts, key=lambda cut: -len(cut[1])):
+            self.index = self.index.prune(root, path, lengths)
         for head, before in emptied:  # each after those below it
             del self._nodes[head]
             self.anchors.drop(head, before)

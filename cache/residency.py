@@ -88,6 +88,7 @@ class Residency:
         self.save_room = 1 << 30  # blocks whose copying may begin now; whoever copies sets it
         self.left: set[int] = set()  # nodes of which a block now is on the host alone
         self._table = table
+        self._one = table.one
         self._order = order
         self._backs_up = backs_up
         self._forget = forget
@@ -336,24 +337,24 @@ class Residency:
         self.host.check_integrity()
 
     def _may_leave_device(self, block: int) -> bool:
-        table = self._table
-        return bool(
-            not table.leases[block]
-            and not table.num_children[block]
-            and table.device_state[block] == _VALID
-            and table.head[block] != NO_BLOCK
+        one = self._one
+        return (
+            not one.leases[block]
+            and not one.num_children[block]
+            and one.device_state[block] == _VALID
+            and one.head[block] != NO_BLOCK
         )
 
     def _unlink(self, block: int) -> None:
         """A block leaves the device: its parent may be a leaf now."""
-        table = self._table
+        one = self._one
         if self._unread and block in self._unread:
             self._unread.remove(block)
             self.num_wasted += 1
-        parent = int(table.parent[block])
+        parent = one.parent[block]
         if parent != NO_BLOCK:
-            table.num_children[parent] -= 1
-            if not table.num_children[parent] and not table.leases[parent]:
+            num_left = one.num_children[parent] = one.num_children[parent] - 1
+            if not num_left and not one.leases[parent]:
                 self.offer(np.array([parent], np.int32))
 
     def _evict_leaves(self, most: int) -> int:
@@ -361,7 +362,7 @@ class Residency:
         table, has_host = self._table, self.host.max_blocks > 0
         victims: list[int] = []
         while len(victims) < most and (block := self._device.pop()) is not None:
-            if has_host and not table.host_state[block] and self._backs_up(table, block):
+            if has_host and not table.one.host_state[block] and self._backs_up(table, block):
                 self.back_up(block, is_leaving=True)
             victims.append(block)
             self._unlink(block)

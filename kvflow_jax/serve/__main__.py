@@ -14,6 +14,7 @@ from typing import Any, get_args
 import kvflow_jax.errors
 from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.cache_settings import BackupTime, CacheConfig, CacheMode
+from kvflow_jax.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -22,8 +23,14 @@ WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse flags, serve until stopped, return the exit code."""
+    """Parse flags, serve until stopped, return the exit code.
+
+    Args:
+        argv: the flags; None: those of the process, which this call may begin anew.
+    """
     config = parse_config(argv)
+    if argv is None:
+        restart_with_huge_pages()
     missing = [name for name in WEB_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         print(

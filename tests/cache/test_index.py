@@ -53,12 +53,12 @@ def test_prune_takes_tails_and_refuses_what_others_continue():
     index = index.insert(ROOT, ids(1, 2, 9, 9), ids(10, 21)).index
     top, left = ids(1, 2).tobytes(), ids(3, 4).tobytes()
     with pytest.raises(IntegrityError, match="others continue"):
-        index.prune(ROOT, [], [(top, 1)])
+        index.prune(ROOT, [], {top: 0})
     with pytest.raises(IntegrityError, match="leaves the index"):
-        index.prune(ROOT, [], [(left, 1)])
-    pruned = index.prune(ROOT, [top], [(left, 1)])
+        index.prune(ROOT, [], {left: 0})
+    pruned = index.prune(ROOT, [top], {left: 0})
     assert pruned.match(ROOT, ids(1, 2, 3, 4)).tolist() == [10]
-    empty = pruned.prune(ROOT, [top], [(ids(9, 9).tobytes(), 1)]).prune(ROOT, [], [(top, 1)])
+    empty = pruned.prune(ROOT, [top], {ids(9, 9).tobytes(): 0}).prune(ROOT, [], {top: 0})
     assert list(empty.nodes()) == []
     assert index.match(ROOT, ids(1, 2, 3, 4)).tolist() == [10, 11]
 
