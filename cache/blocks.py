@@ -12,8 +12,6 @@ tell.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 
 from kvflow_jax.errors import CapacityError, IntegrityError
@@ -24,13 +22,16 @@ NO_EXTENT = -1
 SUFFIX = np.inf  # steps of a block that nobody is known to read again
 
 
-class DeviceState(IntEnum):
+# Plain numbers, not enums: they are compared with arrays in every step.
+
+
+class DeviceState:
     NONE = 0
     LOADING = 1
     VALID = 2
 
 
-class HostState(IntEnum):
+class HostState:
     NONE = 0
     WRITING = 1
     VALID = 2
@@ -120,7 +121,7 @@ class BlockTable:
         self.last_use[blocks] = now
         return blocks
 
-    def assign_slots(self, blocks: np.ndarray, state: DeviceState) -> None:
+    def assign_slots(self, blocks: np.ndarray, state: int) -> None:
         """Give a device slot to each of ``blocks`` (i32[n]), which have none.
 
         Raises:

@@ -30,8 +30,10 @@ def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
     which no order is known are needed after those of which one is, and before those that will
     never run.
     """
-    steps = table.steps[table.head[blocks]]
-    return np.stack([-steps, table.last_use[blocks]], axis=1)
+    keys = np.empty((len(blocks), 2))
+    np.negative(table.steps[table.head[blocks]], out=keys[:, 0])
+    keys[:, 1] = table.last_use[blocks]
+    return keys
 
 
 POLICIES: dict[str, EvictionOrder] = {"lru": lru, "kvflow": kvflow}

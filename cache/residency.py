@@ -30,8 +30,6 @@ from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
-_VALID = int(DeviceState.VALID)  # to look a member up takes longer than to look at a block
-
 
 @dataclass(slots=True, eq=False)
 class Load:
@@ -173,6 +171,11 @@ class Residency:
             if not self._evict_leaves(short) and not self._cancel_one():
                 raise IntegrityError(f"{short} evictable blocks are missing")
 
+    def evict_while(self, count: int, may_go: Callable[[int], bool]) -> None:
+        """Free up to ``count`` slots, as long as the next node to lose blocks ``may_go``."""
+        while count > 0 and (num := self._evict_leaves(count, may_go)):
+            count -= num
+
     def load(self, blocks: np.ndarray, *, is_prefetch: bool = False) -> None:
         """Bring blocks i32[n] of a path, valid on the host alone, to the device.
 
@@ -235,7 +238,9 @@ class Residency:
             if table.leases[block] or table.num_children[block]:
                 break
             given_up.append(block)
-            self._unlink(block)
+            parent = self._unlink(block)
+            if parent is not None:
+                self.offer(np.array([parent], np.int32))
         self._end(load, given_up)
         self.num_idle -= len(given_up)
         gone = np.array(given_up, np.int32)
@@ -341,31 +346,63 @@ class Residency:
         return (
             not one.leases[block]
             and not one.num_children[block]
-            and one.device_state[block] == _VALID
+            and one.device_state[block] == DeviceState.VALID
             and one.head[block] != NO_BLOCK
         )
 
-    def _unlink(self, block: int) -> None:
-        """A block leaves the device: its parent may be a leaf now."""
+    def _unlink(self, block: int) -> int | None:
+        """A block leaves the device; its parent, if that may go now, too."""
         one = self._one
+        one.device_state[block] = DeviceState.NONE  # its slot is dropped with others', it is no victim again
         if self._unread and block in self._unread:
             self._unread.remove(block)
             self.num_wasted += 1
         parent = one.parent[block]
-        if parent != NO_BLOCK:
-            num_left = one.num_children[parent] = one.num_children[parent] - 1
-            if not num_left and not one.leases[parent]:
-                self.offer(np.array([parent], np.int32))
+        if parent == NO_BLOCK:
+            return None
+        one.num_children[parent] -= 1
+        return parent if self._may_leave_device(parent) else None
 
-    def _evict_leaves(self, most: int) -> int:
-        """Free up to ``most`` slots of leaves; how many there were."""
-        table, has_host = self._table, self.host.max_blocks > 0
+    def _run_before(self, block: int, most: int) -> list[int]:
+        """A leaf, and the blocks before it in its node that would be leaves one by one."""
+        one, run = self._one, [block]
+        head = one.head[block]
+        while len(run) < most:
+            block = one.parent[block]
+            if (
+                block == NO_BLOCK
+                or one.head[block] != head
+                or one.num_children[block] != 1
+                or one.leases[block]
+                or one.device_state[block] != DeviceState.VALID
+            ):
+                break
+            run.append(block)
+        return run
+
+    def _evict_leaves(self, most: int, may_go: Callable[[int], bool] | None = None) -> int:
+        """Free up to ``most`` slots of leaves, until one may not go; how many there were."""
+        table, one, has_host = self._table, self._one, self.host.max_blocks > 0
         victims: list[int] = []
-        while len(victims) < most and (block := self._device.pop()) is not None:
-            if has_host and not table.one.host_state[block] and self._backs_up(table, block):
-                self.back_up(block, is_leaving=True)
-            victims.append(block)
-            self._unlink(block)
+        while len(victims) < most and (block := self.next_victim()) is not None:
+            if may_go is not None and not may_go(block):
+                break
+            self._device.pop()
+            # Those before it are likely to follow: their keys are asked for once, and the queue
+            # is not asked at all while they go before whatever is in it.
+            run = self._run_before(block, most - len(victims))
+            keys = self._order(table, np.array(run, np.int32)).tolist() if len(run) > 1 else []
+            top = self._device.peek() if keys else None
+            following: int | None = block
+            for place, at in enumerate(run):
+                if place and top is not None and keys[place] > top[0]:
+                    break
+                if has_host and not one.host_state[at] and self._backs_up(table, at):
+                    self.back_up(at, is_leaving=True)
+                victims.append(at)
+                following = self._unlink(at)
+            if following is not None:
+                self.offer(np.array([following], np.int32))
         if not victims:
             return 0
         gone = np.array(victims, np.int32)

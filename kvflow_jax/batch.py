@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -38,7 +37,7 @@ class BatchShape:
         return num_decode <= self.num_decode and num_tiles <= self.num_tiles
 
 
-class _Column(IntEnum):
+class _Column:
     """Of ``Batch.ints``; the page table follows."""
 
     START = 0  # position of the first query token
@@ -53,7 +52,7 @@ class _Column(IntEnum):
     PAGES = 10
 
 
-class _Float(IntEnum):
+class _Float:
     """Column of ``Batch.floats``."""
 
     TEMPERATURE = 0
@@ -62,6 +61,7 @@ class _Float(IntEnum):
     REPETITION = 3
     FREQUENCY = 4
     PRESENCE = 5
+    COUNT = 6
 
 
 @partial(
@@ -80,7 +80,7 @@ class Batch:
     shape: BatchShape
     tokens: Any  # i32[num_tokens], in row order
     ints: Any  # i32[num_rows, _Column.PAGES + pages_per_seq]
-    floats: Any  # f32[num_rows, len(_Float)]
+    floats: Any  # f32[num_rows, _Float.COUNT]
 
     @classmethod
     def empty(cls, shape: BatchShape, pages_per_seq: int, num_slots: int) -> Batch:
@@ -88,7 +88,7 @@ class Batch:
         ints = np.zeros((shape.num_rows, _Column.PAGES + pages_per_seq), np.int32)
         ints[:, _Column.SOURCE] = -1
         ints[:, _Column.SLOT] = num_slots
-        floats = np.zeros((shape.num_rows, len(_Float)), np.float32)
+        floats = np.zeros((shape.num_rows, _Float.COUNT), np.float32)
         floats[:, [_Float.TOP_P, _Float.REPETITION]] = 1.0
         return cls(shape, np.zeros(shape.num_tokens, np.int32), ints, floats)
 
@@ -277,7 +277,7 @@ def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
 def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """What a request's rows hold at every step: i32, columns TOP_K to PAGES, and the floats."""
     ints = np.zeros(_Column.PAGES, np.int32)
-    floats = np.empty(len(_Float), np.float32)
+    floats = np.empty(_Float.COUNT, np.float32)
     ints[_Column.TOP_K] = params.top_k
     ints[_Column.SEED : _Column.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
     ints[_Column.USES_MEMORY] = params.uses_memory

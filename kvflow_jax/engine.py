@@ -27,7 +27,15 @@ from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.mover import Mover
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
-from kvflow_jax.protocols import Clock, NoTransfers, Runner, ScoreHandle, StepHandle, Transfers
+from kvflow_jax.protocols import (
+    Clock,
+    NoTransfers,
+    RepeatingRunner,
+    Runner,
+    ScoreHandle,
+    StepHandle,
+    Transfers,
+)
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import SamplingParams
 from kvflow_jax.scheduler import Scheduler, StepPlan
@@ -82,6 +90,7 @@ class Engine:
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
         self.tracer = tracer or NoTrace()
         self.runner = runner
+        self._repeater = runner if isinstance(runner, RepeatingRunner) else None
         self.transfers = transfers or NoTransfers()
         self.mover = Mover(
             self.cache,
@@ -187,13 +196,13 @@ class Engine:
 
         A step that fails ends the requests in it with an error; the engine serves on.
         """
-        self._settle_moves()
-        ahead_of = self._in_flight
-        if ahead_of is not None and ahead_of.plan.prefill_lengths:
+        was_busy = self._in_flight is not None
+        if self._in_flight is not None and self._in_flight.plan.prefill_lengths:
             # Behind a step that holds a prompt, wait: running ahead would keep arrivals waiting
             # for two long steps, to hide a host time that is nothing beside one.
             self._retire()
-            ahead_of = None
+        self._settle_moves()
+        ahead_of = self._in_flight
         now = self.clock.now()
         self.controller.expire(now)
         self.controller.planner.plan_backups(self.mover)
@@ -202,13 +211,15 @@ class Engine:
             self.controller.hold_place(request, num_tokens)
         self.scheduler.set_back.clear()
         self.controller.planner.plan_prefetch(self.mover, len(self.scheduler.running))
+        if plan is not None and self._repeater is not None:
+            self._repeat(plan, ahead_of, self._repeater)
         launched = self._launch(plan)
         self._note_stall(launched is not None or ahead_of is not None)
         if ahead_of is not None and not self._retire():
             launched = None  # it ran on what the failed step left behind
         self._in_flight = launched
         self._publish_stats()
-        return plan is not None or ahead_of is not None
+        return plan is not None or was_busy
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every structure agrees with every other."""
@@ -259,6 +270,20 @@ class Engine:
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
+    def _repeat(self, plan: StepPlan, ahead_of: _InFlight | None, runner: RepeatingRunner) -> None:
+        """Let a step that would be planned again and again run as one."""
+        if self.mover.has_plans:
+            return  # what is begun with this step will want an answer when it lands
+        if ahead_of is not None and any(
+            request.num_tokens == request.max_len
+            for request in (chunk.request for chunk in ahead_of.plan.chunks)
+        ):
+            return  # who waits for that one to end may ask for something
+        most = self.scheduler.most_repeats(plan)
+        if most > 1:
+            batch, _, _ = self.sizes.shapes.build(plan.chunks)
+            self.scheduler.repeat(plan, runner.num_repeats(batch, most), self.clock.now())
+
     def _launch(self, plan: StepPlan | None) -> _InFlight | None:
         """Dispatch the moves that were planned, then the step."""
         try:
@@ -275,7 +300,10 @@ class Engine:
             for request in plan.admitted:
                 if request.params.uses_memory:
                     self.runner.recall(request)
-            handle = self.runner.submit(batch)
+            if plan.num_repeats > 1 and self._repeater is not None:
+                handle = self._repeater.submit_repeated(batch, plan.num_repeats)
+            else:
+                handle = self.runner.submit(batch)
             scores = self._score_prompts(plan, starts)
         except Exception as error:
             log.exception("a step could not be dispatched")
@@ -287,7 +315,7 @@ class Engine:
             for request in self.scheduler.retract(plan):
                 self._finish(request, FinishReason.ERROR, now, failure)
             return None
-        self._num_steps += 1
+        self._num_steps += plan.num_repeats
         return _InFlight(plan, handle, sample_rows, scores, dispatched_s)
 
     def _score_prompts(
@@ -325,31 +353,38 @@ class Engine:
             _note_scores(request, position, scored)
         now = self.clock.now()
         self.tracer.step(step.plan, step.dispatched_s, now)
-        tokens = sampled[step.sample_rows].tolist()
+        by_chunk = np.atleast_2d(sampled)[:, step.sample_rows].T.tolist()
         rows = step.sample_rows.tolist()
-        for chunk, token, row in zip(step.plan.chunks, tokens, rows, strict=True):
+        for chunk, tokens, row in zip(step.plan.chunks, by_chunk, rows, strict=True):
             request = chunk.request
-            if chunk.samples and not request.is_finished:
-                news = _logprobs_of(logprobs, row, token, request.params.logprobs)
-                self._take_token(request, token, news, now)
+            if not chunk.samples:
+                continue
+            if not request.is_finished:
+                news = _logprobs_of(logprobs, row, tokens[0], request.params.logprobs)
+                self._take_tokens(request, tokens, news, now)
         return True
 
-    def _take_token(
-        self, request: Request, token: int, logprobs: tuple[TokenLogprobs, ...], now: float
+    def _take_tokens(
+        self, request: Request, tokens: list[int], logprobs: tuple[TokenLogprobs, ...], now: float
     ) -> None:
-        request.append(token)
-        self._num_generated += 1
+        text = ""
+        for num_taken, token in enumerate(tokens, 1):
+            request.append(token)
+            piece = request.take(token)
+            text += piece.text
+            if piece.finish_reason is not None:
+                break
+        self._num_generated += num_taken
         first = request.first_token_s is None
         if first:
             request.first_token_s = now
         self.scheduler.publish(request, now)
         if first:
             self.controller.computed(request, now)
-        piece = request.take(token)
         news = Output(
             request.id,
-            piece.text,
-            (token,),
+            text,
+            tuple(tokens[:num_taken]),
             logprobs=logprobs,
             prompt_logprobs=tuple(request.prompt_logprobs) if first else (),
             stop_reason=piece.stop_reason,

@@ -84,6 +84,12 @@ class Mover:
         """Whether something is still to land."""
         return bool(self._flying)
 
+    @property
+    def has_plans(self) -> bool:
+        """Whether something is to be dispatched."""
+        residency = self._cache.residency
+        return bool(residency.loads or residency.backups)
+
     def is_usable(self, way: Direction) -> bool:
         """Whether a direction answers. While it does not, nothing is to be asked of it."""
         if way is Direction.SAVE and self._clock.now() < self._refused_until_s:

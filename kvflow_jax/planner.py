@@ -121,11 +121,8 @@ class Planner:
         extent = residency.host.extents[int(cache.table.extent[blocks[0]])]
         num_slots = len(blocks) + num_reserved
         residency.host.pin(extent)  # what is evicted may want the host's room, too
-        while cache.table.num_free_slots < num_slots:
-            victim = residency.next_victim()
-            if victim is None or cache.steps_of(victim) <= steps:
-                break
-            residency.evict(1)
+        short = num_slots - cache.table.num_free_slots
+        residency.evict_while(short, lambda victim: cache.steps_of(victim) > steps)
         # What room there is serves the first of them: a prefix is of use from its start.
         room = cache.table.num_free_slots - num_reserved
         if room > 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -77,6 +77,17 @@ class Runner(Protocol):
 
     def reset(self) -> None:
         """Start over with an empty pool."""
+
+
+@runtime_checkable
+class RepeatingRunner(Runner, Protocol):
+    """A runner that runs a decode step several times as one, each row going on from its sample."""
+
+    def num_repeats(self, batch: Batch, most: int) -> int:
+        """How often the batch may be run, 1 to ``most``, before anything else is due."""
+
+    def submit_repeated(self, batch: Batch, num_repeats: int) -> StepHandle:
+        """Dispatch so many steps and return at once; the result is i32[num_repeats, num_rows]."""
 
 
 class Transfers(Protocol):

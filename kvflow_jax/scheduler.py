@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 import numpy as np
@@ -40,6 +40,7 @@ class StepPlan:
     admitted: list[Request] = field(default_factory=list)
     published: list[tuple[Lease, int]] = field(default_factory=list)  # (lease, blocks before)
     prefill_lengths: list[int] = field(default_factory=list)  # of chunks of more than one token
+    num_repeats: int = 1  # of a decode step, each chunk going on where it ended
 
 
 class Scheduler:
@@ -123,6 +124,37 @@ class Scheduler:
         if not plan.chunks:
             self._plan_chunks(plan, [r for r in decoding if r.lease is not None], now)
         return plan if plan.chunks else None
+
+    def most_repeats(self, plan: StepPlan) -> int:
+        """How often a planned step may be run before it could be another: 1 unless all decode."""
+        if plan.prefill_lengths or plan.admitted or self._shapes.deterministic:
+            return 1
+        if any(request.num_in_flight for request in self.waiting):
+            return 1  # it can go on when that has been sampled
+        return 1 + min(r.max_len - r.num_tokens for r in (one.request for one in plan.chunks))
+
+    def repeat(self, plan: StepPlan, num_repeats: int, now: float) -> None:
+        """Run a planned decode step so often, as far as there are blocks without preemption."""
+        page, num_available = self._cache.page_size, self._cache.num_available
+        leases = [(chunk.request.lease, chunk.start) for chunk in plan.chunks]
+
+        def num_short(count: int) -> list[int]:
+            return [max(0, -(-(start + count) // page) - len(lease or ())) for lease, start in leases]
+
+        while num_repeats > 1 and sum(num_short(num_repeats)) > num_available:
+            num_repeats //= 2
+        if num_repeats == 1:
+            return
+        plan.num_repeats = num_repeats
+        for i, (chunk, short) in enumerate(zip(plan.chunks, num_short(num_repeats), strict=True)):
+            request, lease = chunk.request, chunk.request.lease
+            assert lease is not None
+            if short and not self._cache.grow(lease, short, now):
+                raise IntegrityError("blocks counted as available cannot be had")
+            request.num_computed += num_repeats - 1
+            request.num_in_flight += num_repeats - 1
+            num_pages = -(-request.num_computed // page)
+            plan.chunks[i] = replace(chunk, pages=self._cache.table.slot[lease.blocks[:num_pages]])
 
     def publish(self, request: Request, now: float) -> None:
         """Index the blocks of a running request whose tokens the host has come to know.

@@ -19,6 +19,11 @@ class VirtualClock:
     def now(self) -> float:
         return self._now
 
+    @property
+    def next_event_s(self) -> float | None:
+        """When something happens next; None where nothing is due."""
+        return self._events[0][0] if self._events else None
+
     def at(self, time_s: float, call: Callable[[], object]) -> None:
         """Run ``call`` once it is ``time_s``; a time that is past is now."""
         heapq.heappush(self._events, (max(time_s, self._now), next(self._numbers), call))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,10 +68,21 @@ class SimRunner:
     def submit(self, batch: Batch) -> SimStep:
         self._clock.advance(self._profile.host_s)
         end_s = self._occupy(self._profile.step_s(self._shape, batch))
-        slot = batch.sampling.slot.astype(np.int64)
-        position = (batch.query_start + batch.query_len).astype(np.int64)
-        tokens = (slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
-        return SimStep(self._clock, end_s, tokens.astype(np.int32))
+        return SimStep(self._clock, end_s, self._tokens(batch, 0))
+
+    def num_repeats(self, batch: Batch, most: int) -> int:
+        """How often the batch can run before something happens elsewhere."""
+        event_s = self._clock.next_event_s
+        if event_s is None:
+            return most
+        left_s = event_s - max(self._free_s, self._clock.now() + self._profile.host_s)
+        return min(most, max(1, int(left_s / self._repeat_s(batch, 1))))
+
+    def submit_repeated(self, batch: Batch, num_repeats: int) -> SimStep:
+        self._clock.advance(self._profile.host_s)
+        end_s = self._occupy(num_repeats * self._repeat_s(batch, num_repeats))
+        steps = [self._tokens(batch, i) for i in range(num_repeats)]
+        return SimStep(self._clock, end_s, np.stack(steps))
 
     def recall(self, request: Request) -> None:
         """Sampling here has no memory."""
@@ -89,6 +100,21 @@ class SimRunner:
 
     def reset(self) -> None:
         """Nothing is kept."""
+
+    def _tokens(self, batch: Batch, num_before: int) -> np.ndarray:
+        slot = batch.sampling.slot.astype(np.int64)
+        position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
+        tokens = (slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
+        return tokens.astype(np.int32)
+
+    def _repeat_s(self, batch: Batch, num_repeats: int) -> float:
+        """Seconds of a step of so many, on average: a step as long as the one in the middle.
+
+        The host plans each while the one before runs, and holds the device up where it is slower.
+        """
+        middle = replace(batch, ints=batch.ints.copy())
+        middle.query_start[middle.query_len > 0] += num_repeats // 2
+        return max(self._profile.step_s(self._shape, middle), self._profile.host_s)
 
     def _copy_s(self, num_blocks: int) -> float:
         return self._profile.copy_s(num_blocks * self._block_bytes)
