@@ -353,7 +353,9 @@ class Residency:
     def _unlink(self, block: int) -> int | None:
         """A block leaves the device; its parent, if that may go now, too."""
         one = self._one
-        one.device_state[block] = DeviceState.NONE  # its slot is dropped with others', it is no victim again
+        one.device_state[block] = (
+            DeviceState.NONE
+        )  # its slot is dropped with others', it is no victim again
         if self._unread and block in self._unread:
             self._unread.remove(block)
             self.num_wasted += 1

@@ -60,7 +60,11 @@ class CacheConfig:
             raise ConfigError(f"link_ratio must be above 0, got {self.link_ratio}")
         if self.mode == "gpu-only" and self.host_cache_gib:
             raise ConfigError("cache gpu-only has no host tier: leave host_cache_gib out")
-        if self.prefetch and (self.mode == "gpu-only" or self.host_cache_gib == 0):
+        if self.prefetch and self.mode == "gpu-only":
+            raise ConfigError(
+                "cache gpu-only has no host tier to prefetch from: leave prefetch out"
+            )
+        if self.prefetch and self.host_cache_gib == 0:
             raise ConfigError("prefetch needs a host tier: give it memory with host_cache_gib")
 
 

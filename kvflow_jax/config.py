@@ -160,11 +160,18 @@ class EngineSizes:
             shapes.max_prefill_tokens,
             len(shapes.shapes),
         )
+        free_host = _free_host_bytes() - (pool.nbytes if device.platform == "cpu" else 0)
+        if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
+            raise CapacityError(
+                f"a host tier of {config.cache.host_cache_gib:g} GiB does not fit: "
+                f"{max(free_host, 0) / GIB:.1f} GiB are free beside the pool; "
+                "lower host_cache_gib (--host-cache-gib)"
+            )
         cache = CacheSettings.resolve(
             config.cache,
             block_bytes=pool.page_bytes,
             num_slots=num_pages,
-            free_host_bytes=_spare_host_bytes(device, pool.nbytes),
+            free_host_bytes=max(0, int(free_host * _HOST_SHARE)),
         )
         if cache.num_host_blocks:
             log.info(
@@ -190,12 +197,6 @@ def _pool_budget(device: jax.Device) -> int:
     if device.platform != "cpu" and stats and "bytes_limit" in stats:
         return int((stats["bytes_limit"] - stats["bytes_in_use"]) * _DEVICE_SHARE)
     return min(int(_free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
-
-
-def _spare_host_bytes(device: jax.Device, pool_bytes: int) -> int:
-    """Bytes for the host tier, the pool not being allocated yet."""
-    free = _free_host_bytes() - (pool_bytes if device.platform == "cpu" else 0)
-    return max(0, int(free * _HOST_SHARE))
 
 
 def _free_host_bytes() -> int:

@@ -149,6 +149,9 @@ class Controller:
                 status = HintStatus.UNKNOWN_GRAPH
             self._runs[request.id] = run
             if hints.agent_id is not None:
+                follows = run.state.graph if run.state is not None else None
+                if follows is not None and hints.agent_id not in follows.nodes_of:
+                    status = HintStatus.CLIPPED
                 self.progress.start(run, hints.agent_id)
         if hints.agent_id is not None:
             self._note_agent(request, hints.agent_id, now)

@@ -30,7 +30,7 @@ from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
 from kvflow_jax.protocols import (
     Clock,
     NoTransfers,
-    RepeatingRunner,
+    Repeating,
     Runner,
     ScoreHandle,
     StepHandle,
@@ -90,7 +90,7 @@ class Engine:
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
         self.tracer = tracer or NoTrace()
         self.runner = runner
-        self._repeater = runner if isinstance(runner, RepeatingRunner) else None
+        self._repeater = runner if isinstance(runner, Repeating) else None
         self.transfers = transfers or NoTransfers()
         self.mover = Mover(
             self.cache,
@@ -270,7 +270,7 @@ class Engine:
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
-    def _repeat(self, plan: StepPlan, ahead_of: _InFlight | None, runner: RepeatingRunner) -> None:
+    def _repeat(self, plan: StepPlan, ahead_of: _InFlight | None, runner: Repeating) -> None:
         """Let a step that would be planned again and again run as one."""
         if self.mover.has_plans:
             return  # what is begun with this step will want an answer when it lands
@@ -367,13 +367,14 @@ class Engine:
     def _take_tokens(
         self, request: Request, tokens: list[int], logprobs: tuple[TokenLogprobs, ...], now: float
     ) -> None:
-        text = ""
-        for num_taken, token in enumerate(tokens, 1):
+        text, num_before = "", request.num_known
+        for token in tokens:
             request.append(token)
             piece = request.take(token)
             text += piece.text
             if piece.finish_reason is not None:
                 break
+        num_taken = request.num_known - num_before
         self._num_generated += num_taken
         first = request.first_token_s is None
         if first:

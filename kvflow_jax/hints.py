@@ -171,10 +171,12 @@ class HintReader:
         if given is None:
             return None
         try:
-            return self._graphs.graph(given)
+            graph = self._graphs.graph(given)
         except InvalidRequestError:
             self._is_clipped = True
             return None
+        self._is_clipped |= not graph.names
+        return graph if graph.names else None
 
     def _steps(self, agent_id: str | None) -> dict[str, float]:
         given = self._data.get("steps_to_execution")

@@ -80,8 +80,9 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class RepeatingRunner(Runner, Protocol):
-    """A runner that runs a decode step several times as one, each row going on from its sample."""
+class Repeating(Protocol):
+    """What a runner adds that runs a decode step several times as one, each row going on from its
+    sample."""
 
     def num_repeats(self, batch: Batch, most: int) -> int:
         """How often the batch may be run, 1 to ``most``, before anything else is due."""

@@ -139,7 +139,9 @@ class Scheduler:
         leases = [(chunk.request.lease, chunk.start) for chunk in plan.chunks]
 
         def num_short(count: int) -> list[int]:
-            return [max(0, -(-(start + count) // page) - len(lease or ())) for lease, start in leases]
+            return [
+                max(0, -(-(start + count) // page) - len(lease or ())) for lease, start in leases
+            ]
 
         while num_repeats > 1 and sum(num_short(num_repeats)) > num_available:
             num_repeats //= 2

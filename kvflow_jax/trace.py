@@ -75,6 +75,7 @@ class ChromeTrace:
         except OSError as error:
             raise ConfigError(f"the trace cannot be written to {path}: {error}") from None
         self._file.write("[\n")
+        self._separator = ""
         self._last_step_s = 0.0
         self._name("process_name", _ENGINE, 0, "engine")
         self._name("process_name", _AGENTS, 0, "agents")
@@ -99,7 +100,8 @@ class ChromeTrace:
             lane = _LOADS if transfer.direction is Direction.LOAD else _SAVES
             is_prefetch = getattr(transfer.job, "is_prefetch", False)
             name = "prefetch" if is_prefetch else "load" if lane == _LOADS else "backup"
-            what: dict[str, Any] = {"bytes": transfer.nbytes, "queued_s": transfer.submitted_s}
+            queued_s = max(transfer.started_s - transfer.submitted_s, 0.0)
+            what: dict[str, Any] = {"bytes": transfer.nbytes, "queued_ms": queued_s * 1e3}
             if transfer.error is not None:
                 name, what["error"] = f"{name} failed", str(transfer.error)
             self._slice(_ENGINE, lane, name, transfer.started_s, transfer.finished_s, what)
@@ -130,7 +132,7 @@ class ChromeTrace:
     def close(self) -> None:
         """Finish the file. Closing twice is fine."""
         if not self._file.closed:
-            self._file.write("{}]\n")
+            self._file.write("\n]\n")
             self._file.close()
 
     def _slice(
@@ -156,4 +158,5 @@ class ChromeTrace:
         self._write(name=kind, ph="M", pid=process, tid=lane, args={"name": name})
 
     def _write(self, **event: Any) -> None:
-        self._file.write(json.dumps(event, separators=(",", ":")) + ",\n")
+        self._file.write(self._separator + json.dumps(event, separators=(",", ":")))
+        self._separator = ",\n"

@@ -123,6 +123,16 @@ class Workflow:
         roots = tuple(node for node in self._agent_of if node not in targets)
         return roots or tuple(source for source, _ in list(self._edges)[:1])
 
+    @property
+    def has_entry(self) -> bool:
+        """Whether it is said, or follows from the edges, where a run begins."""
+        targets = {target for _, target in self._edges}
+        return bool(self._entries) or not self._agent_of.keys() <= targets
+
+    def __repr__(self) -> str:
+        edges = ", ".join(f"{source} -> {target}" for source, target in self._edges)
+        return f"Workflow({self.name!r}, {len(self._agent_of)} nodes: {edges or 'no edges'})"
+
     def agent(self, name: str) -> Workflow:
         """Declare an agent that is called at one place, the node of its name."""
         self._add_node(name, None, "")

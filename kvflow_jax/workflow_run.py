@@ -33,8 +33,8 @@ class WorkflowRun:
 
     Each call is that of ``LLM`` with an agent's name before it. The engine follows the run from
     call to call: what agents read next stays or is brought back, what none will read goes first.
-    An agent that the graph does not know is served like the others. Where a run has come to its
-    end and is called on, it begins anew.
+    An agent that the graph does not know is served like the others, and its ``hint_status`` says
+    so. Where a run has come to its end and is called on, it begins anew.
 
     Calls raise InvalidRequestError after ``end``, and for an agent that is no name.
 
@@ -49,6 +49,8 @@ class WorkflowRun:
             raise InvalidRequestError(
                 'a run is of a Workflow, like Workflow().edge("planner", "coder")', "workflow"
             )
+        if workflow is not None and not workflow.nodes:
+            raise InvalidRequestError("a workflow needs at least one node", "workflow")
         if workflow_id is not None:
             _check_name(workflow_id, "workflow_id")
         self.workflow_id = workflow_id or uuid.uuid4().hex

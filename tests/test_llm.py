@@ -182,7 +182,7 @@ def test_a_run_takes_every_kind_of_call(llm):
         assert many[0].text == one.text
         assert "".join(o.text for o in run.stream("tester", "hello there", GREEDY)) == one.text
         both = run.chat("stranger", [talk("x", "a"), talk("y", "b")], GREEDY, progress=False)
-        assert [answer.hint_status for answer in both] == [HintStatus.APPLIED] * 2
+        assert [answer.hint_status for answer in both] == [HintStatus.CLIPPED] * 2
         hints = Hints(session_id="s", next_agents={"reviewer": 1.0})
         kept = run.chat("coder", talk("coder", "keep this"), GREEDY, hints=hints)
         assert kept.hint_status is HintStatus.APPLIED

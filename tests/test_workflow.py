@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.step_graph import Edge
 from kvflow_jax.workflow import MAX_EDGES, MAX_ID_LEN, MAX_NODES, Workflow
+from kvflow_jax.workflow_warnings import warnings_of
 from tests.step_graphs import chain, play, run_of
 
 
@@ -184,3 +185,35 @@ def test_a_workflow_is_bounded_and_its_largest_still_runs():
     run = run_of(workflow.edge("n0", "n1"))
     assert run.steps() == tuple(range(MAX_NODES))
     assert play(run, "n0").steps()[1:] == tuple(range(MAX_NODES - 1))
+
+
+def test_what_is_likely_not_meant_is_said():
+    data = {
+        "nodes": ["a", "b"],
+        "edges": [
+            {"source": "a", "target": "b", "probability": 0.9},
+            {"source": "a", "target": "b", "probability": 0.7},
+            {"source": "a", "target": "c", "probability": 0.6},
+            {"source": "d", "target": "e"},
+            {"source": "e", "target": "d"},
+        ],
+        "entry": ["a"],
+    }
+    workflow = Workflow.from_dict(data)
+    assert warnings_of(data, workflow, workflow.freeze()) == [
+        'unknown field "entry"',
+        '"c" is not among nodes, and was added to them',
+        '"d" is not among nodes, and was added to them',
+        '"e" is not among nodes, and was added to them',
+        'the edge ["a", "b"] is given 2 times: the last one holds',
+        'the choices of "a" have probabilities of 1.3 in all',
+        '"d" can never run: its inputs do not all come',
+        '"e" can never run: its inputs do not all come',
+    ]
+    ring = Workflow().edge("a", "b").edge("b", "a")
+    assert warnings_of(ring.to_dict(), ring, ring.freeze()) == [
+        'no node is without inputs: a run begins at "a"'
+    ]
+    fine = Workflow("x").edge("a", "b").edge("b", "a", probability=0.5).entry("a")
+    assert warnings_of(fine.to_dict(), fine, fine.freeze()) == []
+    assert repr(fine) == "Workflow('x', 2 nodes: a -> b, b -> a)"

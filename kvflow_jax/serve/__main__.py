@@ -140,7 +140,7 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     )
     add(
         "--trace",
-        type=Path,
+        type=_new_file,
         metavar="FILE",
         help="write what the engine does and when, for ui.perfetto.dev",
     )
@@ -244,6 +244,13 @@ _port = _number(int, lambda value: 0 <= value <= 65535, "a port between 0 and 65
 _size = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 _budget = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
 _duration = _number(float, lambda value: 0 <= value < float("inf"), "a number of seconds")
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if not text or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"no file can be written at {text!r}")
+    return path
 
 
 def _key(text: str) -> str:

@@ -53,7 +53,7 @@ def _parse_object(body: bytearray) -> dict[str, Any]:
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(parsed, dict):
-        raise ApiError(400, 'the body must be a JSON object, like {"model": ...}')
+        raise ApiError(400, "the body must be a JSON object")
     return parsed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
@@ -150,6 +151,8 @@ def encode_chat(
     if given is not None and given.unit == "token":
         return prompt_ids, hints.with_fixed(given.end, len(prompt_ids))
     num_messages = None if given is None else given.end
+    if given is not None and given.end > len(messages):
+        hints = replace(hints, is_clipped=True)
     num_fixed = chat_prefix_len(tokenizer, messages, prompt_ids, num_messages, **kwargs)
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError, QueueFullError
@@ -139,12 +140,25 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     if error.status_code == 404:
         message = f"no such route: {where}"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = _allowed(request)
         message = f"wrong method: {where}; this route takes {allowed}"
+        return ApiError(405, message, headers={"Allow": allowed}).response()
     else:
         message = str(error.detail)
     headers = dict(error.headers) if error.headers else None
     return ApiError(error.status_code, message, headers=headers).response()
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path, over all routes: the framework names those of the first alone."""
+    return ", ".join(
+        method
+        for method in ("DELETE", "GET", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    )
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

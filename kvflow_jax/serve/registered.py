@@ -37,6 +37,10 @@ class RegisteredGraphs:
             gone.append(oldest)
         return gone
 
+    def names(self, tenant: str) -> list[str]:
+        """Of a tenant's graphs, those registered longest ago first."""
+        return [graph_id for owner, graph_id in self._texts if owner == tenant]
+
     def get(self, key: GraphKey) -> bytes | None:
         return self._texts.get(key)
 

@@ -18,6 +18,7 @@ from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.registered import GraphKey
 from kvflow_jax.step_graph import Graph
 from kvflow_jax.workflow import Workflow
+from kvflow_jax.workflow_warnings import warnings_of
 
 routes = APIRouter()
 
@@ -45,7 +46,7 @@ async def register_graph(
     service.check_ready()
     _check_id(graph_id)
     data = await read_object(request, service.config.max_body_bytes)
-    graph, text = await service.in_thread(lambda: _read_graph(data))
+    graph, text, warnings = await service.in_thread(lambda: _read_graph(data))
     registered = service.registered
     async with registered.lock:
         await service.ask(lambda engine: engine.register_graph(tenant, graph_id, graph))
@@ -53,8 +54,19 @@ async def register_graph(
         if gone:
             await service.ask(lambda engine: _unregister(engine, gone))
     return JSONResponse(
-        {"graph_id": graph_id, "nodes": len(graph.names), "edges": len(graph.sources)}
+        {
+            "graph_id": graph_id,
+            "nodes": len(graph.names),
+            "edges": len(graph.sources),
+            "warnings": warnings,
+        }
     )
+
+
+@routes.get("/v1/workflows")
+async def list_graphs(service: TheService, tenant: TheTenant) -> Response:
+    names = service.registered.names(tenant)
+    return JSONResponse({"object": "list", "data": [{"graph_id": name} for name in names]})
 
 
 @routes.get("/v1/workflows/{graph_id:path}")
@@ -94,12 +106,13 @@ async def advance_run(
     return JSONResponse({"unknown_agents": unknown})
 
 
-def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes]:
-    """A graph and the JSON that ``GET`` gives back."""
+def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes, list[str]]:
+    """A graph, the JSON that ``GET`` gives back, and what in it is likely not meant."""
     workflow = Workflow.from_dict(data)
     if not workflow.nodes:
         raise InvalidRequestError("a workflow needs at least one node", param="nodes")
-    return workflow.freeze(), json.dumps(workflow.to_dict()).encode()
+    graph = workflow.freeze()
+    return graph, json.dumps(workflow.to_dict()).encode(), warnings_of(data, workflow, graph)
 
 
 def _advance(
@@ -117,9 +130,10 @@ def _unregister(engine: Engine, gone: list[GraphKey]) -> None:
 
 
 def _check_id(graph_id: str) -> None:
-    if not 1 <= len(graph_id) <= MAX_ID_LEN:
+    if not 1 <= len(graph_id) <= MAX_ID_LEN or graph_id.endswith("/advance"):
         raise InvalidRequestError(
-            f"graph_id must have 1 to {MAX_ID_LEN} characters", param="graph_id"
+            f"graph_id must have 1 to {MAX_ID_LEN} characters and not end with /advance",
+            param="graph_id",
         )
 
 

@@ -21,10 +21,17 @@ GRAPHS = [
 
 class Serving(RuleBasedStateMachine):
     cache = CacheSettings()
+    repeats = False
 
     def __init__(self):
         super().__init__()
-        self.engine = make_engine(num_pages=14, max_model_len=48, max_num_seqs=3, cache=self.cache)
+        self.engine = make_engine(
+            num_pages=14,
+            max_model_len=48,
+            max_num_seqs=3,
+            cache=self.cache,
+            repeats=self.repeats,
+        )
         self.clients: list[Client] = []
         self.failed = False
 
@@ -143,9 +150,20 @@ class ServingLateBackups(Serving):
     cache = replace(TIERED, eviction="kvflow", prefetches=True, backs_up_early=False)
 
 
-for machine in (Serving, ServingWorkflows, ServingHierarchically, ServingLateBackups):
+class ServingManyStepsAsOne(ServingWorkflows):
+    repeats = True
+
+
+for machine in (
+    Serving,
+    ServingWorkflows,
+    ServingHierarchically,
+    ServingLateBackups,
+    ServingManyStepsAsOne,
+):
     machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestServing = Serving.TestCase
 TestServingWorkflows = ServingWorkflows.TestCase
 TestServingHierarchically = ServingHierarchically.TestCase
 TestServingLateBackups = ServingLateBackups.TestCase
+TestServingManyStepsAsOne = ServingManyStepsAsOne.TestCase

@@ -22,7 +22,7 @@ def test_steps_moves_and_calls_each_have_their_lane(tmp_path):
     engine.tracer.stalled(1.0, 2.0)
     engine.tracer.close()
     engine.tracer.close()
-    events = [event for event in json.loads(path.read_text()) if event]
+    events = json.loads(path.read_text())
     lanes = {
         (event["pid"], event["tid"]): event["args"]["name"]
         for event in events

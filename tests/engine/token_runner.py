@@ -8,6 +8,7 @@ early or never written changes the tokens, exactly and at once, and nothing comp
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -110,6 +111,24 @@ class TokenRunner:
         return batch.page_table[row, positions // page].astype(np.int64) * page + positions % page
 
 
+class RepeatingTokenRunner(TokenRunner):
+    """Runs up to five decode steps as one."""
+
+    def num_repeats(self, batch: Batch, most: int) -> int:
+        return min(most, 5)
+
+    def submit_repeated(self, batch: Batch, num_repeats: int) -> TokenStep:
+        steps = []
+        for _ in range(num_repeats):
+            steps.append(self.submit(batch))
+            batch = replace(batch, ints=batch.ints.copy())
+            batch.query_start[batch.query_len > 0] += 1
+            batch.token_source[:] = batch.sampling.slot[: batch.shape.num_decode]
+            batch.token_source[batch.query_len[: batch.shape.num_decode] == 0] = -1
+        errors = [step._error for step in steps if step._error is not None]
+        return TokenStep(np.stack([step._sampled for step in steps]), *errors[:1])
+
+
 class FakeTransfers:
     """Copies when the test says so: ``land`` some, ``fail`` one, or ``hold`` them all."""
 
@@ -190,6 +209,7 @@ def make_engine(
     deterministic=False,
     cache=CacheSettings(),
     clock=None,
+    repeats=False,
 ) -> Engine:
     sizes = EngineSizes(
         max_model_len=max_model_len,
@@ -205,7 +225,7 @@ def make_engine(
         ),
         cache=cache,
     )
-    runner = TokenRunner(sizes.pool, sizes.shapes)
+    runner = (RepeatingTokenRunner if repeats else TokenRunner)(sizes.pool, sizes.shapes)
     return Engine(
         sizes,
         runner,

@@ -86,7 +86,7 @@ def test_flags_that_make_no_sense(flags: list[str], capsys: pytest.CaptureFixtur
     ("flags", "message"),
     [
         ("--cache gpu-only --host-cache-gib 1", "gpu-only has no host tier"),
-        ("--cache gpu-only --prefetch", "prefetch needs a host tier"),
+        ("--cache gpu-only --prefetch", "gpu-only has no host tier to prefetch from"),
         ("--prefetch --host-cache-gib 0", "prefetch needs a host tier"),
     ],
 )

@@ -26,8 +26,15 @@ def test_a_graph_is_put_shown_replaced_and_deleted(http: httpx.Client, engine: F
     answer = http.put(where, json=REVIEW)
     assert (answer.status_code, answer.json()) == (
         200,
-        {"graph_id": "team/review", "nodes": 3, "edges": 2},
+        {
+            "graph_id": "team/review",
+            "nodes": 3,
+            "edges": 2,
+            "warnings": ['"coder" is not among nodes, and was added to them'],
+        },
     )
+    listed = http.get("/v1/workflows").json()
+    assert listed == {"object": "list", "data": [{"graph_id": "team/review"}]}
     graph = engine.graphs["", "team/review"]
     assert graph.agents == ("planner", "planner", "coder")
     shown = http.get(where)
@@ -81,14 +88,15 @@ def test_graphs_that_cannot_be(
 
 
 def test_names_and_bodies_that_cannot_be(http: httpx.Client, engine: FakeEngine) -> None:
-    for name in ("", "x" * 257):
+    for name in ("", "x" * 257, "a/advance"):
         answer = http.put(f"/v1/workflows/{name}", json=REVIEW)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "graph_id")
     answer = http.put("/v1/workflows/a", content="{")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
     answer = http.put("/v1/workflows/a", content=b" " * (1 << 20))
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-    assert http.post("/v1/workflows/a", json=REVIEW).status_code == 405
+    wrong = http.post("/v1/workflows/a", json=REVIEW)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "DELETE, GET, PUT")
 
 
 def test_a_run_moves_and_ends(http: httpx.Client, engine: FakeEngine) -> None:
