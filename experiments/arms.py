@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from experiments.driver import CallRecord
+from experiments.sim.machines import UnknownNameError
 from kvflow_jax.cache_settings import CacheConfig
 from kvflow_jax.outputs import EngineStats
 
-# The paper's three: least recently used blocks go; so over two tiers; and what it proposes.
-ARMS: Mapping[str, CacheConfig] = {
-    "gpu-only": CacheConfig(mode="gpu-only"),
-    "hicache": CacheConfig(mode="hicache"),
-    "kvflow": CacheConfig(mode="kvflow"),
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to cache.
+
+    Attributes:
+        is_unlimited: whether the device holds all there is.
+        is_oracle: whether what goes is decided by when each block will be read next, as recorded
+            from the arm's own run before.
+    """
+
+    about: str
+    cache: CacheConfig
+    is_unlimited: bool = False
+    is_oracle: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    "gpu-only": Arm("least recently used goes, no host tier", CacheConfig(mode="gpu-only")),
+    "hicache": Arm(
+        "least recently used over device and host, loaded when asked for",
+        CacheConfig(mode="hicache"),
+    ),
+    "kvflow-evict": Arm(
+        "KVFlow's eviction over device and host, loaded when asked for",
+        CacheConfig(mode="kvflow", prefetch=False),
+    ),
+    "kvflow": Arm("and what runs next is prefetched", CacheConfig(mode="kvflow")),
+    "oracle": Arm(
+        "what is read last goes first; KVFlow's prefetch",
+        CacheConfig(mode="kvflow"),
+        is_oracle=True,
+    ),
+    "unlimited": Arm(
+        "everything stays on the device", CacheConfig(mode="gpu-only"), is_unlimited=True
+    ),
 }
+# The paper's three.
+PAPER_ARMS = ("gpu-only", "hicache", "kvflow")
+
+
+def arms_named(names: str) -> list[str]:
+    """Names from a comma-separated list, or ``all``. Raises UnknownNameError."""
+    if names == "all":
+        return list(ARMS)
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in ARMS:
+            raise UnknownNameError("arm", name, ["all", *ARMS])
+    return wanted
 
 
 def figures(
@@ -24,12 +71,19 @@ def figures(
 ) -> dict[str, Any]:
     """Of the calls after round 0, while the engine's counters went from ``before`` to ``after``.
 
-    Times are seconds; recomputed tokens are those of fixed prefixes, and per call.
+    Times are seconds; a completion is that of a run, from its first counted call to its last;
+    recomputed tokens are those of fixed prefixes, and per call.
     """
     warm = [record for record in records if record.round]
     latency = np.array([record.latency_s for record in warm])
     ttft = np.array([record.ttft_s for record in warm])
     recomputed = np.array([record.num_fixed_recomputed for record in warm])
+    spans = defaultdict[tuple[str, str], list[CallRecord]](list)
+    for record in warm:
+        spans[record.client, record.workflow_id].append(record)
+    completion = np.array(
+        [max(r.end_s for r in run) - min(r.start_s for r in run) for run in spans.values()]
+    )
     makespan_s = max(r.end_s for r in warm) - min(r.start_s for r in warm)
     stall_s = after.stall_s - before.stall_s
     num_prompt = sum(record.num_prompt for record in warm)
@@ -38,6 +92,9 @@ def figures(
     return {
         "calls": len(warm),
         "makespan_s": makespan_s,
+        "completion_mean_s": float(completion.mean()),
+        "completion_p50_s": float(np.median(completion)),
+        "completion_p99_s": float(np.percentile(completion, 99)),
         "latency_mean_s": float(latency.mean()),
         "latency_p99_s": float(np.percentile(latency, 99)),
         "ttft_mean_s": float(ttft.mean()),
@@ -52,6 +109,7 @@ def figures(
         "prefetch_useful_blocks": int(after.num_useful_blocks - before.num_useful_blocks),
         "prefetch_late_blocks": int(after.num_late_blocks - before.num_late_blocks),
         "prefetch_wasted_blocks": int(after.num_wasted_blocks - before.num_wasted_blocks),
+        "evicted_blocks": int(after.num_evicted_blocks - before.num_evicted_blocks),
         "load_bytes": after.load_bytes - before.load_bytes,
         "save_bytes": after.save_bytes - before.save_bytes,
         "load_bytes_per_s": _rate(
@@ -65,6 +123,19 @@ def speedups(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """How many times as fast as gpu-only each arm has played the workload."""
     base = arms["gpu-only"]["makespan_s"]
     return {name: base / arm["makespan_s"] for name, arm in arms.items()}
+
+
+def gap_closed(arms: Mapping[str, Mapping[str, Any]], arm: str, key: str) -> float | None:
+    """Share of the time between gpu-only and the oracle that an arm saves.
+
+    None where that gap is below 5% of gpu-only's time, or one of the two is not there.
+    """
+    if "gpu-only" not in arms or "oracle" not in arms:
+        return None
+    base, best = arms["gpu-only"][key], arms["oracle"][key]
+    if base - best < 0.05 * base:
+        return None
+    return float((base - arms[arm][key]) / (base - best))
 
 
 def _rate(num_bytes: int, seconds: float) -> float:

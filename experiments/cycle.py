@@ -21,20 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arms import ARMS, figures, speedups
-from experiments.driver import Driver
+from experiments.arms import ARMS, PAPER_ARMS, figures, speedups
+from experiments.driver import Driver, RealServer
 from experiments.measure import arguments, counted_compiles, report
 from experiments.sim import fit
-from experiments.sim.profile import (
-    A10G,
-    LLAMA_3_1_8B,
-    SMOLLM2_135M,
-    THIS_MACHINE,
-    ModelShape,
-    Profile,
-)
+from experiments.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M, THIS_MACHINE
+from experiments.sim.profile import ModelShape, Profile
 from experiments.sim.simulation import Simulation
-from experiments.workloads import Sizes, Workload, cycle
+from experiments.workloads.base import Sizes, Workload
+from experiments.workloads.paper import cycle
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.cache_settings import CacheConfig
 from kvflow_jax.config import GIB, EngineConfig
@@ -71,7 +66,7 @@ def main() -> None:
     results: dict[str, Any] = {"link_ratio": LINK_RATIO, "rounds": options.rounds}
     if options.mode == "sim":
         profile = Profile.read(THIS_MACHINE)
-        results |= simulated(SMOLLM2_135M, dict.fromkeys(ARMS, profile), options.rounds)
+        results |= simulated(SMOLLM2_135M, dict.fromkeys(PAPER_ARMS, profile), options.rounds)
     else:
         use_compilation_cache(default_cache_dir())
         loaded = load_model(options.model, progress=False)
@@ -97,7 +92,8 @@ def real(
     timer = fit.StepTimer(loaded)
     arms, profiles = {}, {}
     times = timer.times(TIMED)
-    for name, cache in ARMS.items():
+    for name in PAPER_ARMS:
+        cache = ARMS[name].cache
         host_gib = 0.75 if cache.mode != "gpu-only" else None  # for all prefixes, and suffixes
         cache = CacheConfig(mode=cache.mode, host_cache_gib=host_gib, link_ratio=LINK_RATIO)
         config = EngineConfig(
@@ -113,7 +109,7 @@ def real(
         link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
         engine = EngineThread(built)
         try:
-            driver = Driver(workload, engine)
+            driver = Driver(workload, RealServer(engine))
             with counted_compiles() as compiles:
                 driver.start()
                 records = driver.finish(TIMEOUT_S)
@@ -141,7 +137,7 @@ def simulated(
         _workload(PAPER_SIZES, num_rounds, LLAMA_3_1_8B.vocab_size),
         PAPER_SIZES,
         LLAMA_3_1_8B,
-        dict.fromkeys(ARMS, A10G),
+        dict.fromkeys(PAPER_ARMS, A10G),
         2048,
     )
     return {
@@ -162,7 +158,8 @@ def play(
 ) -> dict[str, dict[str, Any]]:
     """Every arm's figures in virtual time."""
     arms = {}
-    for name, cache in ARMS.items():
+    for name in PAPER_ARMS:
+        cache = ARMS[name].cache
         simulation = Simulation(
             shape,
             profiles[name],

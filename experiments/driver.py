@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from experiments.workloads import Run, Workload
+from experiments.workloads.base import Run, Workload
+from kvflow_jax.engine_thread import EngineThread
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.hints import Hints
 from kvflow_jax.outputs import EngineStats, Output
 from kvflow_jax.sampling import SamplingParams
+
+Submitted = tuple[Run, int]  # a run, and the number of one of its calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,9 @@ class CallRecord:
     """What a call met. Times are seconds of the server's clock."""
 
     client: str
+    workflow_id: str
     agent: str
+    number: int  # among the calls of its run
     round: int
     start_s: float
     first_token_s: float
@@ -41,7 +47,7 @@ class CallRecord:
 
 
 class Server(Protocol):
-    """``EngineThread``, or a ``Simulation``."""
+    """A ``Simulation``, or a ``RealServer``."""
 
     @property
     def stats(self) -> EngineStats: ...
@@ -56,36 +62,70 @@ class Server(Protocol):
         hints: Hints | None = None,
     ) -> Any: ...
 
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call once so many seconds of the server's clock are over."""
+
+
+class RealServer:
+    """An engine on its thread, with a clock that waits."""
+
+    def __init__(self, engine: EngineThread) -> None:
+        self._engine = engine
+        self.submit = engine.submit
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._engine.stats
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, call)
+        timer.daemon = True
+        timer.start()
+
 
 class Driver:
     """Plays a workload. What follows a call is submitted from its last output.
 
     Attributes:
         records: in the order in which the calls ended.
+        submitted: in the order in which they were, as requests are numbered.
         warm_stats: the server's, when the first call after round 0 started.
         is_done: set when the last call has ended, or one has failed.
     """
 
-    def __init__(self, workload: Workload, server: Server, *, hinted: bool = True) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        server: Server,
+        *,
+        hinted: bool = True,
+        on_record: Callable[[CallRecord], object] = lambda _: None,
+    ) -> None:
         self.records: list[CallRecord] = []
+        self.submitted: list[Submitted] = []
         self.warm_stats: EngineStats | None = None
         self.is_done = threading.Event()
         self._workload = workload
         self._server = server
         self._hinted = hinted
+        self._on_record = on_record
         self._lock = threading.Lock()  # guards what follows, and the records
-        self._missing = {
-            (run, number): set(call.after)
+        self._num_missing = {run: [len(call.after) for call in run.calls] for run in workload.runs}
+        self._answers = {
+            (run, part): list[int]()
             for run in workload.runs
-            for number, call in enumerate(run.calls)
+            for call in run.calls
+            for part in call.parts
+            if isinstance(part, int)
         }
         self._error: Exception | None = None
 
     def start(self) -> None:
-        """Start the calls that wait for none."""
-        for (run, number), missing in list(self._missing.items()):
-            if not missing:
-                self._submit(run, number)
+        """Start the runs, each at its time."""
+        for run in self._workload.runs:
+            for number, call in enumerate(run.calls):
+                if not call.after:
+                    self._later(run, number, run.start_s + call.pause_s)
 
     def finish(self, timeout_s: float | None = None) -> list[CallRecord]:
         """Wait for the end; what all calls met.
@@ -99,6 +139,12 @@ class Driver:
             raise self._error
         return self.records
 
+    def _later(self, run: Run, number: int, seconds: float) -> None:
+        if seconds > 0:
+            self._server.later(seconds, partial(self._submit, run, number))
+        else:
+            self._submit(run, number)
+
     def _submit(self, run: Run, number: int) -> None:
         call = run.calls[number]
         if call.round and self.warm_stats is None:
@@ -108,28 +154,44 @@ class Driver:
             agent_id=call.agent,
             graph=run.graph,
             num_fixed=call.num_fixed,
+            session_id=call.session,
+            session_final=call.is_last,
         )
+        prompt = np.concatenate(
+            [
+                np.array(self._answers[run, part], np.int32) if isinstance(part, int) else part
+                for part in call.parts
+            ]
+        )
+        answer = self._answers.get((run, number))
 
         def listen(output: Output) -> None:
+            if answer is not None:
+                answer.extend(output.token_ids)
             if output.finish_reason is not None:
                 self._end(run, number, output)
 
         params = SamplingParams(max_tokens=call.num_output, temperature=0.0, ignore_eos=True)
-        self._server.submit(
-            call.prompt, params, listen, client=run.client, hints=hints if self._hinted else None
-        )
+        self.submitted.append((run, number))
+        try:
+            self._server.submit(
+                prompt, params, listen, client=run.client, hints=hints if self._hinted else None
+            )
+        except KVFlowError as error:
+            self._fail(error)
 
     def _end(self, run: Run, number: int, output: Output) -> None:
         # On the engine's thread, where nobody would see an error.
-        try:
-            if output.error is not None:
-                raise output.error
-            self._note(run, number, output)
-            for following in self._ready_after(run, number):
-                self._submit(run, following)
-        except KVFlowError as error:
-            self._error = error
-            self.is_done.set()
+        if output.error is not None:
+            self._fail(output.error)
+            return
+        self._note(run, number, output)
+        for following in self._ready_after(run, number):
+            self._later(run, following, run.calls[following].pause_s)
+
+    def _fail(self, error: KVFlowError) -> None:
+        self._error = error
+        self.is_done.set()
 
     def _note(self, run: Run, number: int, output: Output) -> None:
         call, stats = run.calls[number], output.stats
@@ -137,7 +199,9 @@ class Driver:
         assert stats.first_token_s is not None
         record = CallRecord(
             client=run.client,
+            workflow_id=run.workflow_id,
             agent=call.agent,
+            number=number,
             round=call.round,
             start_s=stats.arrival_s,
             first_token_s=stats.first_token_s,
@@ -151,14 +215,14 @@ class Driver:
             self.records.append(record)
             if len(self.records) == self._workload.num_calls:
                 self.is_done.set()
+        self._on_record(record)
 
     def _ready_after(self, run: Run, number: int) -> list[int]:
         ready = []
         with self._lock:
-            for following, call in enumerate(run.calls):
-                if number in call.after:
-                    missing = self._missing[run, following]
-                    missing.discard(number)
-                    if not missing:
-                        ready.append(following)
+            missing = self._num_missing[run]
+            for following in run.followers[number]:
+                missing[following] -= 1
+                if not missing[following]:
+                    ready.append(following)
         return ready

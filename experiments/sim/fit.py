@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from experiments.measure import arguments, report
-from experiments.sim.profile import A10G, LLAMA_3_1_8B, ModelShape, Profile, Work, work_of
+from experiments.sim.machines import A10G, LLAMA_3_1_8B
+from experiments.sim.profile import ModelShape, Profile, Work, work_of
 from kvflow_jax.batch import Batch, BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.config import PREFILL_TILE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ class ModelShape:
 
     Attributes:
         itemsize: bytes of a number.
+        is_tied: whether one matrix serves both embedding and logits.
     """
 
     name: str
@@ -29,10 +30,11 @@ class ModelShape:
     intermediate_size: int
     vocab_size: int
     itemsize: int
+    is_tied: bool = False
 
     @classmethod
     def of(cls, name: str, config: ModelConfig, itemsize: int) -> ModelShape:
-        own = ("name", "itemsize")
+        own = ("name", "itemsize", "is_tied")
         same = {f.name: getattr(config, f.name) for f in fields(cls) if f.name not in own}
         return cls(name=name, itemsize=itemsize, **same)
 
@@ -64,6 +66,12 @@ class ModelShape:
         return weights * self.itemsize
 
     @property
+    def param_bytes(self) -> int:
+        """Of all weights, the embedding included."""
+        embedding = 0 if self.is_tied else self.hidden_size * self.vocab_size * self.itemsize
+        return self.weight_bytes + embedding
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.itemsize
 
@@ -80,6 +88,7 @@ class Profile:
         host_s: of the engine's loop, for each step; hidden while the device is busy.
         link_bytes_per_s: between host and device, each way.
         link_latency_s: for each transfer.
+        memory_bytes: of the device; 0: not known.
     """
 
     name: str
@@ -90,6 +99,26 @@ class Profile:
     host_s: float
     link_bytes_per_s: float
     link_latency_s: float
+    memory_bytes: float = 0.0
+
+    def times(self, num_devices: int) -> Profile:
+        """So many devices that share every step, each with a link of its own.
+
+        They add up to 0.9 of their number where products are split among them; a step's launch
+        takes 10 us a device longer, for what they tell each other.
+        """
+        if num_devices == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name} x{num_devices}",
+            flops_per_s=0.9 * num_devices * self.flops_per_s,
+            attention_flops_per_s=0.9 * num_devices * self.attention_flops_per_s,
+            mem_bytes_per_s=0.9 * num_devices * self.mem_bytes_per_s,
+            launch_s=self.launch_s + 10e-6 * num_devices,
+            link_bytes_per_s=num_devices * self.link_bytes_per_s,
+            memory_bytes=num_devices * self.memory_bytes,
+        )
 
     def step_s(self, shape: ModelShape, batch: Batch) -> float:
         """Seconds of the device for a batch."""
@@ -156,24 +185,3 @@ def work_of(batch: Batch) -> Work:
         num_pairs=int((length * start + length * (length + 1) // 2).sum()),
         num_read=int((start + length)[length > 0].sum()),
     )
-
-
-SMOLLM2_135M = ModelShape("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, itemsize=4)
-LLAMA_3_1_8B = ModelShape("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, itemsize=2)
-
-# NVIDIA's data sheet of the A10G: 70 TFLOP/s of dense bfloat16, 600 GB/s. Taken to achieve 0.6 of
-# the first (0.3 in attention) and 0.8 of the second, as serving engines do; the link is the 2 GB/s
-# that version 1 of the paper (arXiv 2507.07400) states. Launch and host times are guesses of what
-# a CUDA graph and a Python loop cost.
-A10G = Profile(
-    name="a10g",
-    flops_per_s=0.6 * 70e12,
-    attention_flops_per_s=0.3 * 70e12,
-    mem_bytes_per_s=0.8 * 600e9,
-    launch_s=1e-3,
-    host_s=1e-3,
-    link_bytes_per_s=2e9,
-    link_latency_s=50e-6,
-)
-
-THIS_MACHINE = Path(__file__).parents[1] / "results" / "profile_this_machine.json"

@@ -113,6 +113,10 @@ class Simulation:
             )
         )
 
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call once so many seconds have passed."""
+        self.clock.at(self.clock.now() + seconds, call)
+
     def run(self) -> None:
         """Let time pass until nothing is left to be done, not even copies.
 

@@ -5,14 +5,17 @@ import threading
 import numpy as np
 import pytest
 
-from experiments.arms import ARMS, figures
+from experiments.arms import ARMS, PAPER_ARMS, figures
 from experiments.driver import Driver
 from experiments.sim.clock import VirtualClock
-from experiments.sim.profile import A10G, LLAMA_3_1_8B, SMOLLM2_135M, Profile
+from experiments.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M
+from experiments.sim.profile import Profile
 from experiments.sim.runner import SimBlocks, SimRunner
 from experiments.sim.simulation import Simulation
 from experiments.sim.transfers import SimTransfers
-from experiments.workloads import Sizes, branching, concurrent, cycle
+from experiments.workloads.agents import branching
+from experiments.workloads.base import Sizes
+from experiments.workloads.paper import concurrent, cycle
 from kvflow_jax.batch import Batch, BatchShape
 from kvflow_jax.cache.transfer import Direction, Transfer
 
@@ -25,7 +28,7 @@ def play(workload, arm, *, pool_tokens, checks_every=0, profile=A10G):
     simulation = Simulation(
         LLAMA_3_1_8B,
         profile,
-        ARMS[arm],
+        ARMS[arm].cache,
         pool_tokens=pool_tokens,
         host_tokens=40 * SIZES.fixed,
         max_num_seqs=8,
@@ -125,7 +128,7 @@ def test_a_backup_waits_for_the_step_that_writes_its_blocks():
 
 
 def test_the_more_is_known_of_a_cycle_the_sooner_it_is_round():
-    arms = {arm: play_cycle(arm) for arm in ARMS}
+    arms = {arm: play_cycle(arm) for arm in PAPER_ARMS}
     times = [arms[arm]["makespan_s"] for arm in ("kvflow", "hicache", "gpu-only")]
     assert times == sorted(times)
     assert arms["gpu-only"]["fixed_recomputed_mean"] == SIZES.fixed
@@ -147,14 +150,14 @@ def test_the_same_seed_gives_the_same_figures():
     assert play_cycle("kvflow", seed=3) == play_cycle("kvflow", seed=3)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", PAPER_ARMS)
 def test_branches_and_joins_come_to_an_end(arm):
     workload = branching(num_runs=2, num_rounds=3, sizes=SIZES, vocab_size=1000)
     done = play(workload, arm, pool_tokens=6 * SIZES.fixed, checks_every=10)
     assert done["calls"] == 2 * 3 * 6
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", PAPER_ARMS)
 def test_many_runs_at_once_come_to_an_end(arm):
     sizes = Sizes(fixed=256, dynamic=64, output=16)
     workload = concurrent(num_runs=16, num_agents=3, num_rounds=2, sizes=sizes, vocab_size=1000)
