@@ -176,6 +176,11 @@ def report(figures: Mapping[str, Any], reach: Mapping[str, str], path: Path | No
         elif isinstance(value, float):
             value = f"{value:.4g}"
         print(f"{key:{width}}  {value}" + (f"   ({reach[key]})" if key in reach else ""))
+    write_json(figures, path)
+
+
+def write_json(figures: Mapping[str, Any], path: Path | None) -> None:
+    """Write figures beside what they were measured on, if asked."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")

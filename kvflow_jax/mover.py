@@ -11,6 +11,7 @@ copies, which are then computed again; a link that hangs is left alone until it 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +24,12 @@ from kvflow_jax.protocols import Clock, Runner, Transfers
 
 log = logging.getLogger(__name__)
 
-# Blocks that may be on their way to the host at once, in extents: each is a second copy of its
-# blocks on the device until it has left.
-MAX_SAVING_EXTENTS = 4
+# Extents under way in a direction: at least so many, to keep the link busy, and so few, that what
+# turns out to be more urgent is soon next. More where the link would else fall idle before the
+# engine's next turn, as beside a long step; but each is a second copy of its blocks on the device.
+MIN_EXTENTS, MAX_STAGED_SHARE = 2, 1 / 16
+_SLACK = 1.5  # turns for which the link has work
+_FADING = 0.9  # of the longest turn of late, a turn
 REFUSED_S = 60.0  # a host that has refused memory is asked again after so long
 ISSUE_TIMEOUT_S = 0.05  # a step is not held up longer than this by a lane that is busy
 # A copy that takes this long beyond all that were queued before it will not come.
@@ -76,6 +80,8 @@ class Mover:
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._stuck: set[Direction] = set()
         self._refused_until_s = 0.0
+        self._turn_s = 0.0  # the longest between two turns of the engine, of late
+        self._last_turn_s: float | None = None
         self._failed: list[Load] = []  # their copies are lost
         self._void: list[Load] = []  # came behind those
 
@@ -99,13 +105,32 @@ class Mover:
     def limit_saves(self) -> None:
         """Tell the cache how much may be copied to the host in this step."""
         residency = self._cache.residency
+        most = max(2 * MIN_EXTENTS * residency.host.longest, self._most_staged)
         num_saving = self._bytes_queued[Direction.SAVE] // self._block_bytes
-        most = MAX_SAVING_EXTENTS * residency.host.longest
         residency.save_room = most - num_saving if self.is_usable(Direction.SAVE) else 0
 
-    def num_queued(self, way: Direction) -> int:
-        """Transfers under way in a direction."""
-        return sum(transfer.direction is way for transfer in self._flying)
+    def has_work(self, way: Direction, planned: Sequence[Load | Backup]) -> bool:
+        """Whether a direction is busy until the engine's next turn, with what is planned for it."""
+        num_flying = sum(transfer.direction is way for transfer in self._flying)
+        if num_flying + len(planned) < MIN_EXTENTS:
+            return False
+        num_planned = sum(len(job.extent.blocks) for job in planned)
+        num_blocks = self._bytes_queued[way] // self._block_bytes + num_planned
+        return (
+            self.seconds(way, num_planned) >= _SLACK * self._turn_s
+            or num_blocks >= self._most_staged
+        )
+
+    @property
+    def _most_staged(self) -> int:
+        """Blocks that may be on their way at once in a direction, beyond a few extents."""
+        return int(self._cache.table.num_slots * MAX_STAGED_SHARE)
+
+    def _note_turn(self) -> None:
+        now = self._clock.now()
+        if self._last_turn_s is not None:
+            self._turn_s = max(now - self._last_turn_s, _FADING * self._turn_s)
+        self._last_turn_s = now
 
     def seconds(self, way: Direction, num_blocks: int) -> float:
         """How long so many blocks take behind what is under way already."""
@@ -127,6 +152,7 @@ class Mover:
             them must give them up, and then ``drop_failed`` must be called, before anything else
             is asked of the cache.
         """
+        self._note_turn()
         failed: list[Load] = []
         for transfer in self._transfers.poll():
             self._stuck.discard(transfer.direction)
@@ -180,6 +206,7 @@ class Mover:
             staged = self._runner.read_blocks(backup.slots)
             self._submit(Direction.SAVE, backup, staged, len(backup.slots))
         loads, residency.loads = residency.loads, []
+        was_idle = not self._bytes_queued[Direction.LOAD]
         first = None
         for load in loads:
             if residency.is_wanted(load):
@@ -187,7 +214,7 @@ class Mover:
                     Direction.LOAD, load, load.extent.data, len(load.extent.blocks)
                 )
                 first = first or transfer
-        if first is not None and self.num_queued(Direction.LOAD) == len(loads):
+        if first is not None and was_idle:
             # On a GPU a copy into fresh memory waits for the steps dispatched before it was: let
             # it be known to the device first. Those behind it are issued while it is under way.
             self._transfers.wait_issued(first, ISSUE_TIMEOUT_S)

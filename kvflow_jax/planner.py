@@ -15,9 +15,6 @@ from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.mover import Mover
 from kvflow_jax.progress import OTHER_BRANCH
 
-# Copies under way in a direction: enough to keep the link busy, few enough that what turns out to
-# be more urgent is next but one.
-MAX_QUEUED = 2
 _FRESH = 0.2  # weight of the newest call in the estimate of how long a call takes
 
 
@@ -59,7 +56,7 @@ class Planner:
         while (
             self._to_save
             and residency.save_room > 0
-            and mover.num_queued(Direction.SAVE) + len(residency.backups) < MAX_QUEUED
+            and not mover.has_work(Direction.SAVE, residency.backups)
         ):
             block, generation = self._to_save[0]
             is_here = table.generation[block] == generation and table.slot[block] != NO_SLOT
@@ -83,7 +80,7 @@ class Planner:
                 residency.cancel(load)  # the run went elsewhere
         while (
             mover.is_usable(Direction.LOAD)
-            and mover.num_queued(Direction.LOAD) + len(residency.loads) < MAX_QUEUED
+            and not mover.has_work(Direction.LOAD, residency.loads)
             and (top := self._wanted.peek()) is not None
         ):
             (steps,), head = top

@@ -7,15 +7,23 @@ import pytest
 
 from experiments.arms import ARMS, PAPER_ARMS, figures
 from experiments.driver import Driver
+from experiments.play import Setting, play
 from experiments.sim.clock import VirtualClock
-from experiments.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M
+from experiments.sim.machines import (
+    A10G,
+    H100_PCIE,
+    LLAMA_3_1_8B,
+    QWEN2_5_32B,
+    SMOLLM2_135M,
+    pool_tokens,
+)
 from experiments.sim.profile import Profile
 from experiments.sim.runner import SimBlocks, SimRunner
 from experiments.sim.simulation import Simulation
 from experiments.sim.transfers import SimTransfers
 from experiments.workloads.agents import branching
 from experiments.workloads.base import Sizes
-from experiments.workloads.paper import concurrent, cycle
+from experiments.workloads.paper import concurrent, cycle, stages
 from kvflow_jax.batch import Batch, BatchShape
 from kvflow_jax.cache.transfer import Direction, Transfer
 
@@ -24,7 +32,7 @@ from kvflow_jax.cache.transfer import Direction, Transfer
 SIZES = Sizes(fixed=2048, dynamic=32, output=16)
 
 
-def play(workload, arm, *, pool_tokens, checks_every=0, profile=A10G):
+def play_arm(workload, arm, *, pool_tokens, checks_every=0, profile=A10G):
     simulation = Simulation(
         LLAMA_3_1_8B,
         profile,
@@ -46,7 +54,7 @@ def play(workload, arm, *, pool_tokens, checks_every=0, profile=A10G):
 
 def play_cycle(arm, seed=0):
     workload = cycle(num_agents=6, num_rounds=2, sizes=SIZES, vocab_size=1000, seed=seed)
-    return play(workload, arm, pool_tokens=3 * SIZES.fixed + 80)
+    return play_arm(workload, arm, pool_tokens=3 * SIZES.fixed + 80)
 
 
 def test_events_run_in_order_and_at_their_time():
@@ -141,7 +149,7 @@ def test_the_more_is_known_of_a_cycle_the_sooner_it_is_round():
 def test_a_link_that_is_slower_than_a_call_is_waited_for():
     slow = Profile(**{**A10G.to_dict(), "link_bytes_per_s": 0.2e9})
     workload = cycle(num_agents=6, num_rounds=2, sizes=SIZES, vocab_size=1000)
-    slowly = play(workload, "kvflow", pool_tokens=3 * SIZES.fixed + 80, profile=slow)
+    slowly = play_arm(workload, "kvflow", pool_tokens=3 * SIZES.fixed + 80, profile=slow)
     assert slowly["makespan_s"] > play_cycle("kvflow")["makespan_s"]
     assert slowly["prefetch_late_blocks"] + slowly["tokens_recomputed"] > 0
 
@@ -153,7 +161,7 @@ def test_the_same_seed_gives_the_same_figures():
 @pytest.mark.parametrize("arm", PAPER_ARMS)
 def test_branches_and_joins_come_to_an_end(arm):
     workload = branching(num_runs=2, num_rounds=3, sizes=SIZES, vocab_size=1000)
-    done = play(workload, arm, pool_tokens=6 * SIZES.fixed, checks_every=10)
+    done = play_arm(workload, arm, pool_tokens=6 * SIZES.fixed, checks_every=10)
     assert done["calls"] == 2 * 3 * 6
 
 
@@ -161,5 +169,14 @@ def test_branches_and_joins_come_to_an_end(arm):
 def test_many_runs_at_once_come_to_an_end(arm):
     sizes = Sizes(fixed=256, dynamic=64, output=16)
     workload = concurrent(num_runs=16, num_agents=3, num_rounds=2, sizes=sizes, vocab_size=1000)
-    done = play(workload, arm, pool_tokens=3072, checks_every=20)
+    done = play_arm(workload, arm, pool_tokens=3072, checks_every=20)
     assert done["calls"] == 16 * 3 * 2
+
+
+def test_a_fast_link_is_kept_busy_beside_long_steps():
+    """Of a large model an extent is soon over and a step takes long: two at a time would crawl."""
+    workload = stages(num_branches=1, num_rounds=1, sizes=Sizes(4096, 32, 32), vocab_size=1000)
+    setting = Setting(QWEN2_5_32B, H100_PCIE, pool_tokens(H100_PCIE, QWEN2_5_32B), 80_000)
+    arms = {name: play(setting, workload, ARMS[name]).figures for name in ("kvflow", "unlimited")}
+    assert arms["kvflow"]["fixed_recomputed_max"] == 0
+    assert arms["kvflow"]["makespan_s"] < 1.02 * arms["unlimited"]["makespan_s"]

@@ -1,0 +1,192 @@
+"""Workloads by name, each in a size that presses on the cache of its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from experiments.sim.machines import UnknownNameError
+from experiments.workloads import agents, paper, sessions
+from experiments.workloads.base import Run, Sizes, Workload
+
+Build = Callable[[int, int, bool], Workload]  # (vocab_size, seed, is_quick)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A workload and where it is played unless somebody says otherwise."""
+
+    about: str
+    build: Build
+    machine: str = "a10g"
+    model: str = "llama-3.1-8b"
+
+
+def _cycle(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return paper.cycle(
+        num_agents=10,
+        num_rounds=2 if is_quick else 10,
+        sizes=Sizes(8192, 32, 32),
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
+def _stages(num_branches: int) -> Build:
+    def build(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+        return paper.stages(
+            num_branches=num_branches,
+            num_rounds=2 if is_quick else 10,
+            sizes=Sizes(4096, 32, 32),
+            vocab_size=vocab_size,
+            seed=seed,
+        )
+
+    return build
+
+
+def _concurrent(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return paper.concurrent(
+        num_runs=16 if is_quick else 32,
+        num_agents=4,
+        num_rounds=2 if is_quick else 3,
+        sizes=Sizes(1024, 256, 256),
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
+def _peer(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return paper.peer(
+        num_runs=4 if is_quick else 16, num_rounds=3, vocab_size=vocab_size, seed=seed
+    )
+
+
+def _branching(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return agents.branching(
+        num_runs=6 if is_quick else 12,
+        num_rounds=3 if is_quick else 8,
+        sizes=Sizes(2048, 64, 64),
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
+def _arriving(make: Callable[..., Workload], rate: float, num_runs: int) -> Build:
+    def build(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+        return make(
+            num_runs=num_runs // 4 if is_quick else num_runs,
+            rate=rate,
+            sizes=Sizes(2048, 64, 64),
+            vocab_size=vocab_size,
+            seed=seed,
+        )
+
+    return build
+
+
+def _team(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return agents.team(
+        num_runs=4 if is_quick else 8,
+        num_rounds=3 if is_quick else 8,
+        sizes=Sizes(8192, 128, 128),
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
+def _leader(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return agents.leader_loop(
+        num_runs=6 if is_quick else 8,
+        num_rounds=2 if is_quick else 5,
+        sizes=Sizes(1024, 64, 64),
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
+def _coding(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    return sessions.coding(
+        num_runs=12 if is_quick else 32,
+        rate=0.2,
+        context=65_536,
+        most_turns=25 if is_quick else 60,
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
+def _mix(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    """Developers, a team and applications on one machine."""
+    sizes = Sizes(4096, 64, 128)
+    parts = [
+        sessions.coding(
+            num_runs=8 if is_quick else 20,
+            rate=0.15,
+            context=65_536,
+            most_turns=20 if is_quick else 50,
+            vocab_size=vocab_size,
+            seed=seed,
+        ),
+        agents.team(
+            num_runs=4 if is_quick else 8,
+            num_rounds=2 if is_quick else 8,
+            sizes=Sizes(8192, 128, 128),
+            vocab_size=vocab_size,
+            seed=seed + 1,
+        ),
+        agents.dag4(
+            num_runs=20 if is_quick else 80,
+            rate=0.5,
+            sizes=sizes,
+            vocab_size=vocab_size,
+            seed=seed + 2,
+        ),
+        agents.leader_loop(
+            num_runs=4 if is_quick else 8,
+            num_rounds=1 if is_quick else 5,
+            sizes=sizes,
+            vocab_size=vocab_size,
+            seed=seed + 3,
+        ),
+    ]
+    runs: list[Run] = []
+    for part in parts:
+        for run in part.runs:
+            calls = tuple(replace(call, round=1) for call in run.calls)
+            runs.append(replace(run, client=f"{part.name} {run.client}", calls=calls))
+    return Workload("mix", tuple(runs), sum(part.distinct_tokens for part in parts))
+
+
+WORKLOADS: dict[str, Entry] = {
+    "cycle": Entry("the paper's ten agents in a ring, 8192/32/32", _cycle),
+    "stages-1": Entry("ten stages in a ring, 4096/32/32", _stages(1), "h100-pcie", "qwen2.5-32b"),
+    "stages-2": Entry(
+        "ten stages of two agents that share a quarter", _stages(2), "h100-pcie", "qwen2.5-32b"
+    ),
+    "concurrent": Entry(
+        "32 clients with four agents each, 1024/256/256", _concurrent, "h100-pcie", "qwen2.5-32b"
+    ),
+    "peer": Entry("PEER's four roles on financial questions", _peer, "h100-pcie", "qwen2.5-32b"),
+    "branching": Entry("a choice, a fan-out and a join in a loop", _branching),
+    "chain-3": Entry("three in a row, Poisson arrivals", _arriving(agents.chain3, 0.25, 120)),
+    "dag-4": Entry("a diamond, Poisson arrivals", _arriving(agents.dag4, 0.2, 120)),
+    "dag-10-wide": Entry(
+        "eight at once between two, Poisson arrivals", _arriving(agents.dag10_wide, 0.07, 48)
+    ),
+    "team": Entry("five roles whose reviews send work back", _team),
+    "leader": Entry("a leader and eight specialists, nine stages a round", _leader),
+    "coding": Entry(
+        "coding sessions with tools and subagents", _coding, "h100-pcie", "llama-3.1-8b"
+    ),
+    "mix": Entry(
+        "coding, teams, diamonds and leaders on one machine", _mix, "h100-pcie", "llama-3.1-8b"
+    ),
+}
+
+
+def workload(name: str) -> Entry:
+    """An entry by name. Raises UnknownNameError where there is none."""
+    if name not in WORKLOADS:
+        raise UnknownNameError("workload", name, ["all", *WORKLOADS])
+    return WORKLOADS[name]
