@@ -23,6 +23,9 @@ from kvflow_jax.errors import IntegrityError
 # a graph can give, and before a suffix.
 UNKNOWN_STEPS = float(1 << 20)
 NEVER_STEPS = float(1 << 30)
+# Of owners equally near, those less likely to read count as up to so much farther; and those that
+# are not prepared for as this much. Whole steps stay apart.
+LIKELIHOOD_SPREAD, OTHER_BRANCH = 0.4, 0.5
 
 
 class MinBag:

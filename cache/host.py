@@ -134,7 +134,7 @@ class HostTier:
         while (top := self._queue.peek()) is not None:
             key, extent = top[0], self.extents[top[1]]
             # Neither uses of its blocks since it was offered nor their leaving the device are
-            # told: both only raise its key.
+            # told.
             now = self._key(extent)
             if now == key:
                 return key, extent
@@ -177,7 +177,11 @@ class HostTier:
         )
 
     def _key(self, extent: Extent) -> list[float]:
-        # Copies of what is on the device go before the only ones there are. Else its first block
-        # counts: where a node was split since, the part that more agents share.
-        is_only_copy = bool(self._table.slot[extent.blocks[-1]] == NO_SLOT)
-        return [float(is_only_copy), *self._order(self._table, extent.blocks[:1])[0].tolist()]
+        # Of an extent its first block counts: where a node was split since, the part that more
+        # agents share.
+        key = self._order(self._table, extent.blocks[:1])[0].tolist()
+        if self._table.slot[extent.blocks[-1]] == NO_SLOT:
+            return [1.0, *key]
+        # Copies of what is on the device go before the only ones there are; and first of those
+        # what will be there longest, as the device lets go of the others sooner.
+        return [0.0, *(-part for part in key)]

@@ -215,6 +215,7 @@ class PrefixCache:
         if done.split is not None:
             self._note_split(done.split.blocks, done.split.tokens)
         new = lease.blocks[start:num_full].copy()
+        table.depth[new] = np.arange(start, num_full)
         table.parent[new[1:]] = new[:-1]
         table.parent[new[0]] = before
         table.num_children[new[:-1]] = 1

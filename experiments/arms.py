@@ -39,12 +39,19 @@ ARMS: dict[str, Arm] = {
     ),
     "kvflow-evict": Arm(
         "KVFlow's eviction over device and host, loaded when asked for",
-        CacheConfig(mode="kvflow", prefetch=False),
+        CacheConfig(mode="kvflow", prefetch=False, guard=False),
     ),
-    "kvflow": Arm("and what runs next is prefetched", CacheConfig(mode="kvflow")),
+    "kvflow": Arm("and what runs next is prefetched", CacheConfig(mode="kvflow", guard=False)),
+    "kvflow-guard": Arm(
+        "and what would take longer to load is computed", CacheConfig(mode="kvflow", guard=True)
+    ),
+    "kvflow-cost": Arm(
+        "and least expected loss goes first",
+        CacheConfig(mode="kvflow", eviction="kvflow-cost", guard=True),
+    ),
     "oracle": Arm(
         "what is read last goes first; KVFlow's prefetch",
-        CacheConfig(mode="kvflow"),
+        CacheConfig(mode="kvflow", guard=True),
         is_oracle=True,
     ),
     "unlimited": Arm(

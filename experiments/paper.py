@@ -1,4 +1,4 @@
-"""KVFlow's evaluation (arXiv 2507.07400, version 1 and the NeurIPS 2025 camera-ready), cell by cell.
+"""KVFlow's evaluation (arXiv 2507.07400, version 1 and the camera-ready), cell by cell.
 
     python -m experiments.paper --mode sim --quick --json FILE
     python -m experiments.paper --mode real --quick

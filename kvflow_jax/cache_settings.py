@@ -36,6 +36,7 @@ class CacheConfig:
         backup: ``early``, while the link is idle, or when a block is evicted.
         link_ratio: emulate a link over which to load a block takes this many times as long as to
             compute it; for machines where host and device memory are the same.
+        guard: compute again what would take longer to load, by what either has cost of late.
     """
 
     mode: CacheMode = "kvflow"
@@ -44,6 +45,7 @@ class CacheConfig:
     host_cache_gib: float | None = None
     backup: BackupTime = "early"
     link_ratio: float | None = None
+    guard: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -81,6 +83,7 @@ class CacheSettings:
 
     eviction: str = "lru"
     prefetches: bool = False
+    guards: bool = False
     backs_up_early: bool = True
     keeps_everything: bool = False
     num_host_blocks: int = 0
@@ -102,6 +105,7 @@ class CacheSettings:
         return cls(
             eviction=config.eviction or ("kvflow" if is_kvflow else "lru"),
             prefetches=is_kvflow if config.prefetch is None else config.prefetch,
+            guards=is_kvflow if config.guard is None else config.guard,
             backs_up_early=config.backup == "early",
             keeps_everything=config.mode == "hicache",
             num_host_blocks=num_host_blocks,

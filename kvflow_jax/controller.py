@@ -18,11 +18,11 @@ from itertools import count
 
 import numpy as np
 
-from kvflow_jax.cache.anchors import UNKNOWN_STEPS
+from kvflow_jax.cache.anchors import LIKELIHOOD_SPREAD, UNKNOWN_STEPS
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.hints import Hints, HintStatus, Reuse
-from kvflow_jax.planner import Planner
-from kvflow_jax.progress import LIKELIHOOD_SPREAD, AgentKey, Progress, Run
+from kvflow_jax.planner import LoadPays, Planner
+from kvflow_jax.progress import AgentKey, Progress, Run
 from kvflow_jax.request import Request
 from kvflow_jax.step_graph import Graph
 
@@ -58,6 +58,7 @@ class Controller:
         backs_up_early: copy what is worth it while the link is idle, not only when it must go.
         keeps_everything: whether everything cached is worth a copy, as hierarchical caches have
             it, or only what somebody is known to read again.
+        load_pays: see ``Planner``.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Controller:
         prefetches: bool,
         backs_up_early: bool,
         keeps_everything: bool,
+        load_pays: LoadPays | None = None,
     ) -> None:
         self.progress = Progress()
-        self.planner = Planner(cache, prefetches=prefetches)
+        self.planner = Planner(cache, prefetches=prefetches, load_pays=load_pays)
         self._backs_up_early = backs_up_early
         self._keeps_everything = keeps_everything
         self._graphs: OrderedDict[tuple[str, str], Graph] = OrderedDict()

@@ -20,6 +20,7 @@ from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.controller import Controller
+from kvflow_jax.costs import Costs
 from kvflow_jax.errors import KVFlowError, StepFailedError
 from kvflow_jax.hints import Hints, HintStatus
 from kvflow_jax.intake import Intake
@@ -86,7 +87,8 @@ class Engine:
         self.sizes = sizes
         self.clock = clock
         self.cache = self._fresh_cache()
-        self.scheduler = Scheduler(self.cache, sizes.shapes)
+        self.costs = Costs()
+        self.scheduler = self._fresh_scheduler()
         self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
         self.tracer = tracer or NoTrace()
         self.runner = runner
@@ -104,6 +106,7 @@ class Engine:
             prefetches=sizes.cache.prefetches,
             backs_up_early=sizes.cache.backs_up_early,
             keeps_everything=sizes.cache.keeps_everything,
+            load_pays=self._load_pays if sizes.cache.guards else None,
         )
         self._intake = Intake(
             sizes.max_model_len,
@@ -116,6 +119,7 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._in_flight: _InFlight | None = None
         self._next_id = 0
+        self._last_step_s = 0.0  # when the last one ended
         self._num_steps = 0
         self._num_generated = 0
         self._num_finished: Counter[str] = Counter()
@@ -230,7 +234,7 @@ class Engine:
         self._past = counters(self.cache, self.scheduler, self._past)
         # Replaced, not tidied up: after a failure nothing of them can be trusted.
         self.cache = self._fresh_cache()
-        self.scheduler = Scheduler(self.cache, self.sizes.shapes)
+        self.scheduler = self._fresh_scheduler()
         self.mover.reset(self.cache)
         self.controller.reset(self.cache)
         self.abandon(error)
@@ -353,6 +357,9 @@ class Engine:
             _note_scores(request, position, scored)
         now = self.clock.now()
         self.tracer.step(step.plan, step.dispatched_s, now)
+        begun_s = max(step.dispatched_s, self._last_step_s)
+        self.costs.note_step(sum(step.plan.prefill_lengths), now - begun_s)
+        self._last_step_s = now
         by_chunk = np.atleast_2d(sampled)[:, step.sample_rows].T.tolist()
         rows = step.sample_rows.tolist()
         for chunk, tokens, row in zip(step.plan.chunks, by_chunk, rows, strict=True):
@@ -429,6 +436,19 @@ class Engine:
             # The listener is broken, the others are not.
             log.exception("the listener of request %d failed; the request is aborted", request.id)
             self.abort(request.id)
+
+    def _fresh_scheduler(self) -> Scheduler:
+        scheduler = Scheduler(self.cache, self.sizes.shapes)
+        if self.sizes.cache.guards:
+            scheduler.load_pays = self._load_pays
+        return scheduler
+
+    def _load_pays(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
+        scheduler = self.scheduler
+        num_others = len(scheduler.running) - scheduler.num_loading + len(scheduler.waiting)
+        return self.costs.load_pays(
+            self.mover, num_blocks, num_tokens, num_others=max(0, num_others - 1), spare_s=spare_s
+        )
 
     def _fresh_cache(self) -> PrefixCache:
         pool, cache = self.sizes.pool, self.sizes.cache

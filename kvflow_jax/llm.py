@@ -40,7 +40,7 @@ class LLM:
         progress: show progress while loading and compiling.
         cache: gpu-only, hicache or kvflow; or a ``CacheConfig``, which says what these are and
             stands for the next five too.
-        eviction, prefetch, host_cache_gib, backup, link_ratio: see ``CacheConfig``.
+        eviction, prefetch, host_cache_gib, backup, link_ratio, guard: see ``CacheConfig``.
         **sizes: fields of ``EngineConfig``: max_model_len, max_num_seqs, pool_gib and more.
 
     Attributes:
@@ -69,10 +69,12 @@ class LLM:
         host_cache_gib: float | None = None,
         backup: BackupTime = "early",
         link_ratio: float | None = None,
+        guard: bool | None = None,
         **sizes: Any,
     ) -> None:
         if not isinstance(cache, CacheConfig):
-            cache = CacheConfig(cache, eviction, prefetch, host_cache_gib, backup, link_ratio)
+            switches = (eviction, prefetch, host_cache_gib, backup, link_ratio, guard)
+            cache = CacheConfig(cache, *switches)
         config = EngineConfig(cache=cache, **sizes)
         cache_dir = cache_dir or default_cache_dir()
         use_compilation_cache(cache_dir)

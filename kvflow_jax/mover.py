@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Extents under way in a direction: at least so many, to keep the link busy, and so few, that what
 # turns out to be more urgent is soon next. More where the link would else fall idle before the
 # engine's next turn, as beside a long step; but each is a second copy of its blocks on the device.
-MIN_EXTENTS, MAX_STAGED_SHARE = 2, 1 / 16
+MIN_EXTENTS, MAX_STAGED_SHARE = 2, 1 / 8
 _SLACK = 1.5  # turns for which the link has work
 _FADING = 0.9  # of the longest turn of late, a turn
 REFUSED_S = 60.0  # a host that has refused memory is asked again after so long

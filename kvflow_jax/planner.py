@@ -4,18 +4,22 @@ are asked for."""
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
-from kvflow_jax.cache.anchors import UNKNOWN_STEPS
+from kvflow_jax.cache.anchors import OTHER_BRANCH, UNKNOWN_STEPS
 from kvflow_jax.cache.blocks import NO_SLOT
 from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.mover import Mover
-from kvflow_jax.progress import OTHER_BRANCH
 
 _FRESH = 0.2  # weight of the newest call in the estimate of how long a call takes
+
+
+# (blocks to be loaded, tokens to be computed instead, seconds until needed) -> whether to load
+LoadPays = Callable[[int, int, float], bool]
 
 
 class Planner:
@@ -23,10 +27,14 @@ class Planner:
 
     Args:
         prefetches: bring back what agents will read before they ask.
+        load_pays: says what is not worth it; None: everything is.
     """
 
-    def __init__(self, cache: PrefixCache, *, prefetches: bool) -> None:
+    def __init__(
+        self, cache: PrefixCache, *, prefetches: bool, load_pays: LoadPays | None = None
+    ) -> None:
         self._prefetches = prefetches
+        self._load_pays = load_pays
         self._call_s: float | None = None  # how long a call of an agent takes, of late
         self.reset(cache)
 
@@ -91,6 +99,8 @@ class Planner:
             some = missing[table.extent[missing] == table.extent[missing[0]]]
             if not self._lands_in_time(steps, mover.seconds(Direction.LOAD, len(some))):
                 break
+            if not self._is_worth_it(steps, len(some)):
+                break
             if not self._load(some, num_reserved, steps):
                 break
 
@@ -111,6 +121,12 @@ class Planner:
         if steps < 2.0:
             return True
         return self._call_s is not None and load_s <= int(steps) * self._call_s
+
+    def _is_worth_it(self, steps: float, num_blocks: int) -> bool:
+        """Whether who reads them would not rather compute them than wait."""
+        spare_s = int(steps) * (self._call_s or 0.0)
+        num_tokens = num_blocks * self._cache.page_size
+        return self._load_pays is None or self._load_pays(num_blocks, num_tokens, spare_s)
 
     def _load(self, blocks: np.ndarray, num_reserved: int, steps: float) -> bool:
         """Bring blocks i32[n] of one extent back, if only what is needed later must go for it."""

@@ -6,7 +6,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kvflow_jax.cache.anchors import NEVER_STEPS, UNKNOWN_STEPS, MinBag
+from kvflow_jax.cache.anchors import (
+    LIKELIHOOD_SPREAD,
+    NEVER_STEPS,
+    OTHER_BRANCH,
+    UNKNOWN_STEPS,
+    MinBag,
+)
 from kvflow_jax.step_graph import NEVER, Graph, RunState
 
 AgentKey = tuple[str, str]  # client, agent
@@ -14,11 +20,8 @@ RunKey = tuple[str, str]  # client, workflow_id
 
 MAX_RUNS = 100_000
 RUN_TTL_S = 600.0  # a run of which nothing is heard is abandoned
-# Of agents equally near, those less likely to run count as up to this much farther. Whole steps
-# stay apart.
-LIKELIHOOD_SPREAD = 0.4
-# How many of the ways a run may take are prepared for; the others count as this much farther.
-MAX_BRANCHES, OTHER_BRANCH = 4, 0.5
+# How many of the ways a run may take are prepared for; the others count as OTHER_BRANCH farther.
+MAX_BRANCHES = 4
 
 
 @dataclass(slots=True)

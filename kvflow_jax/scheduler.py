@@ -16,7 +16,7 @@ load has landed. Nobody waits for it, and it waits for nobody.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
@@ -57,6 +57,8 @@ class Scheduler:
             tuple[Request, int]
         ] = []  # since asked, and the tokens computed of each
         self.uses_host = True  # False: what is on the host alone is computed anew
+        # (blocks to be loaded, tokens to be computed instead) -> whether to load
+        self.load_pays: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
         self._cache = cache
         self._shapes = shapes
         self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
@@ -360,6 +362,11 @@ class Scheduler:
         residency = self._cache.residency
         num_on_device = residency.num_on_device(matched)
         matched = residency.usable(matched) if self.uses_host else matched[:num_on_device]
+        is_here = self._cache.table.device_state[matched] == DeviceState.VALID
+        num_here = len(matched) if is_here.all() else int(is_here.argmin())
+        num_tokens = (len(matched) - num_here) * self._cache.page_size
+        if num_tokens and not self.load_pays(max(0, len(matched) - num_on_device), num_tokens):
+            matched = matched[:num_here]
         if not self._shapes.deterministic:
             return matched
         per_tile = self._shapes.tile // self._cache.page_size

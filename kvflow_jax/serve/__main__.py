@@ -195,11 +195,16 @@ def _add_cache_flags(parser: argparse.ArgumentParser) -> None:
         help="emulate a link over which loading a block takes this many times as long as computing "
         "it; default: the link there is",
     )
+    add(
+        "--guard",
+        action=argparse.BooleanOptionalAction,
+        help="compute again what would take longer to load; default: by --cache",
+    )
 
 
 def _cache_config(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> CacheConfig:
     """Takes its flags out of ``flags``; exits with 2 where they contradict each other."""
-    names = ("eviction", "prefetch", "host_cache_gib", "backup", "link_ratio")
+    names = ("eviction", "prefetch", "host_cache_gib", "backup", "link_ratio", "guard")
     switches = {name: flags.pop(name) for name in names}
     try:
         return CacheConfig(flags.pop("cache"), **switches)
