@@ -17,7 +17,7 @@ from kvflow_jax.outputs import EngineStats
 from kvflow_jax.trace import Tracer
 
 PAGE = 16
-ORACLE_RUNS = 4  # at most; it ends when the order of calls is the one it was told
+ORACLE_RUNS = 3  # at most; it ends when the order of calls is the one it was told
 
 
 class DoesNotFitError(ValueError):

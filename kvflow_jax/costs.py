@@ -23,6 +23,12 @@ class Costs:
         old = new if self._s_per_token is None else self._s_per_token
         self._s_per_token = old + _FRESH * (new - old)
 
+    def load_share(self, mover: Mover, page_size: int) -> float | None:
+        """What loading a block takes, as a share of computing it; None where it is not known."""
+        if self._s_per_token is None:
+            return None
+        return mover.block_s(Direction.LOAD) / (page_size * self._s_per_token)
+
     def load_pays(
         self, mover: Mover, num_blocks: int, num_tokens: int, *, num_others: int, spare_s: float = 0
     ) -> bool:

@@ -360,6 +360,9 @@ class Engine:
         begun_s = max(step.dispatched_s, self._last_step_s)
         self.costs.note_step(sum(step.plan.prefill_lengths), now - begun_s)
         self._last_step_s = now
+        share = self.costs.load_share(self.mover, self.cache.page_size)
+        if share is not None:
+            self.cache.table.load_cost = share
         by_chunk = np.atleast_2d(sampled)[:, step.sample_rows].T.tolist()
         rows = step.sample_rows.tolist()
         for chunk, tokens, row in zip(step.plan.chunks, by_chunk, rows, strict=True):

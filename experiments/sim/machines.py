@@ -41,15 +41,27 @@ def _device(name: str, tflops: float, gb_per_s: float, gb: float, link_gb_per_s:
 
 
 A10G = _device("a10g", 70, 600, 24, 2)  # the link that version 1 of the paper states
+# Rates that version 1's cell 8192/32/32 implies, 1.83x and 2.91x: products as if at 0.57 of an
+# A10's 125 TFLOP/s, and 1.15 of the link's 2 GB/s.
+A10G_EFFECTIVE = replace(
+    A10G,
+    name="a10g-effective",
+    flops_per_s=0.57 * 125e12,
+    attention_flops_per_s=0.285 * 125e12,
+    link_bytes_per_s=1.15e9,
+)
 H100_PCIE = _device("h100-pcie", 756, 2000, 80, 64)  # PCIe 5, as the paper counts it
 # The same with the rate at which the paper's reactive baseline seems to have reloaded: fitted to
 # one cell of the camera-ready grid, 4096/32/32 (``experiments.paper``; REPORT.md says how).
-H100_EFFECTIVE = replace(H100_PCIE, name="h100-effective", link_bytes_per_s=4e9)
+H100_EFFECTIVE = replace(H100_PCIE, name="h100-effective", link_bytes_per_s=3.35e9)
 H200 = _device("h200", 989, 4800, 141, 64)
 TPU_V5E = _device("tpu-v5e", 197, 819, 16, 8)
 TPU_V6E = _device("tpu-v6e", 918, 1640, 32, 16)
 
-MACHINES = {one.name: one for one in (A10G, H100_PCIE, H100_EFFECTIVE, H200, TPU_V5E, TPU_V6E)}
+MACHINES = {
+    one.name: one
+    for one in (A10G, A10G_EFFECTIVE, H100_PCIE, H100_EFFECTIVE, H200, TPU_V5E, TPU_V6E)
+}
 
 SMOLLM2_135M = ModelShape("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, itemsize=4, is_tied=True)
 LLAMA_3_1_8B = ModelShape("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, itemsize=2)

@@ -61,11 +61,9 @@ def stages(
         for s, agents in enumerate(names):
             now = []
             for agent in agents:
-                parts = (
-                    prompts.named(num_shared, f"stage{s}"),
-                    prompts.named(sizes.fixed - num_shared, agent),
-                    prompts.new(sizes.dynamic),
-                )
+                shared_part = [prompts.named(num_shared, f"stage{s}")] if num_shared else []
+                own = prompts.named(sizes.fixed - num_shared, agent)
+                parts = (*shared_part, own, prompts.new(sizes.dynamic))
                 now.append(len(calls))
                 calls.append(Call(agent, parts, sizes.fixed, sizes.output, last, round=turn))
             last = tuple(now)

@@ -107,6 +107,11 @@ class Serving(RuleBasedStateMachine):
         transfers.holds = holds
         transfers.land(count, RuntimeError("the link is down") if fails else None)
 
+    @rule(pays=st.booleans())
+    def judge(self, pays):
+        """Loads are worth it, or are not."""
+        self.engine.scheduler.load_pays = lambda num_blocks, num_tokens: pays
+
     @rule(count=st.integers(1, 8))
     def evict(self, count):
         residency = self.engine.cache.residency

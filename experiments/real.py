@@ -1,0 +1,196 @@
+"""Arms on this machine's real execution, and beside it what virtual time makes of the same.
+
+The machine is timed around each arm (``experiments.sim.fit``): what else runs on a shared machine
+changes from minute to minute. The host link is emulated at the A10G's ratio where host and device
+memory are one, as on CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.arms import ARMS, Arm, figures
+from experiments.driver import Driver, RealServer
+from experiments.measure import counted_compiles, write_json
+from experiments.play import PAGE, Setting, play
+from experiments.sim import fit
+from experiments.sim.machines import A10G, LLAMA_3_1_8B
+from experiments.sim.profile import ModelShape, Profile
+from experiments.store import Store
+from experiments.workloads import agents, paper
+from experiments.workloads.base import Sizes, Workload
+from kvflow_jax.cache.transfer import Direction
+from kvflow_jax.config import GIB, EngineConfig
+from kvflow_jax.engine_thread import EngineThread
+from kvflow_jax.launch import build_engine, use_compilation_cache
+from kvflow_jax.models.checkpoint import default_cache_dir
+from kvflow_jax.models.loading import LoadedModel, load_model
+from kvflow_jax.outputs import EngineStats
+
+LINK_RATIO = A10G.link_ratio(LLAMA_3_1_8B)
+MAX_PREFILL = 256
+TIMED = 2  # rounds of timed steps between two arms
+TIMEOUT_S = 900.0  # longer than any arm takes, so that one that hangs is noticed
+
+
+@dataclass(frozen=True)
+class Place:
+    """Sizes of an engine."""
+
+    pool_tokens: int
+    host_tokens: int
+    max_num_seqs: int
+
+
+class Machine:
+    """This machine with one model. Plays arms one after the other."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)
+        self._loaded = loaded
+        self._timer = fit.StepTimer(loaded)
+        self._times = self._timer.times(TIMED)
+
+    def play(self, workload: Workload, arm: Arm, place: Place) -> tuple[dict[str, Any], Profile]:
+        """An arm's figures, and the machine as it was around it."""
+        is_tiered = arm.cache.mode != "gpu-only"
+        host_gib = place.host_tokens * self.shape.kv_bytes_per_token / GIB
+        cache = replace(
+            arm.cache,
+            host_cache_gib=host_gib if is_tiered else None,
+            link_ratio=LINK_RATIO if jax.default_backend() == "cpu" else None,
+        )
+        config = EngineConfig(
+            max_model_len=workload.longest,
+            max_num_seqs=place.max_num_seqs,
+            max_num_batched_tokens=MAX_PREFILL,
+            page_size=PAGE,
+            num_pages=(workload.total if arm.is_unlimited else place.pool_tokens) // PAGE + 1,
+            seed=0,
+            cache=cache,
+        )
+        built = build_engine(self._loaded, config, progress=False)
+        link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
+        engine = EngineThread(built)
+        try:
+            driver = Driver(workload, RealServer(engine))
+            with counted_compiles() as compiles:
+                driver.start()
+                records = driver.finish(TIMEOUT_S)
+            engine.check_integrity()
+            played = figures(records, driver.warm_stats or EngineStats(), engine.stats)
+            played["compiles"] = len(compiles)
+        finally:
+            engine.close()
+        del engine, built
+        gc.collect()  # its pool, before the next is made
+        before, self._times = self._times, self._timer.times(TIMED)
+        profile = fit.fit(self.shape, self._timer.samples(np.concatenate([before, self._times])))
+        return played, replace(profile, link_bytes_per_s=link_bytes_per_s)
+
+    def simulate(
+        self, workload: Workload, arm: Arm, place: Place, profile: Profile
+    ) -> dict[str, Any]:
+        """The same in virtual time."""
+        where = Setting(
+            self.shape,
+            profile,
+            place.pool_tokens,
+            place.host_tokens,
+            place.max_num_seqs,
+            MAX_PREFILL,
+        )
+        return play(where, workload, arm).figures
+
+
+def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload, Place]]:
+    """The cycle, the branching graph and 32 concurrent runs, scaled to this machine."""
+    sizes = Sizes(512, 32, 16) if is_quick else Sizes(1024, 32, 32)
+    own = sizes.dynamic + sizes.output + 2 * PAGE
+    ring = paper.cycle(
+        num_agents=10,
+        num_rounds=1 if is_quick else 2,
+        sizes=sizes,
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+    graph = agents.branching(
+        num_runs=2, num_rounds=1 if is_quick else 3, sizes=sizes, vocab_size=vocab_size, seed=seed
+    )
+    short = Sizes(128, 16, 8) if is_quick else Sizes(256, 32, 16)
+    many = paper.concurrent(
+        num_runs=32, num_agents=2, num_rounds=1, sizes=short, vocab_size=vocab_size, seed=seed
+    )
+    return [
+        (ring, Place(4 * sizes.fixed + own, 14 * sizes.fixed, 4)),
+        (graph, Place(6 * (sizes.fixed + own), 20 * sizes.fixed, 8)),
+        (many, Place(24 * (short.fixed + 64), 80 * short.fixed, 16)),
+    ]
+
+
+def main(arms: list[str], options: argparse.Namespace) -> int:
+    """``experiments.paper --mode real``."""
+    arms = [arm for arm in arms if not ARMS[arm].is_oracle and not ARMS[arm].is_unlimited]
+    use_compilation_cache(default_cache_dir())
+    loaded = load_model("smollm2-135m", progress=False)
+    asked = {"mode": "real", "quick": options.quick, "arms": arms, "seed": options.seed}
+    store = Store(options.json, asked)
+    machine = Machine(loaded)
+    for workload, place in settings(loaded.config.vocab_size, options.seed, options.quick):
+        shown = tqdm(arms, desc=workload.name, unit="arm", disable=not sys.stderr.isatty())
+        for name in shown:
+            key = f"{workload.name} {name}"
+            if key not in store:
+                real, profile = machine.play(workload, ARMS[name], place)
+                virtual = machine.simulate(workload, ARMS[name], place, profile)
+                store.put(key, {"real": real, "sim": virtual, "profile": profile.to_dict()})
+            print(told(key, store.results[key]), flush=True)
+    results = {**asked, "link_ratio": LINK_RATIO, "arms_played": store.results}
+    results |= compared(store.results)
+    print(f"virtual time is off by {results['worst_error']:.1%} at most; same order of arms: ")
+    print("  " + ", ".join(f"{name}: {one}" for name, one in results["same_order"].items()))
+    write_json(results, options.json)
+    store.close()
+    return 0
+
+
+def told(key: str, result: Mapping[str, Any]) -> str:
+    real, virtual = result["real"]["makespan_s"], result["sim"]["makespan_s"]
+    return (
+        f"{key:28}{real:8.1f} s real, {virtual:8.1f} s in virtual time ({virtual / real - 1:+.1%})"
+    )
+
+
+def compared(results: Mapping[str, Any]) -> dict[str, Any]:
+    """How far off virtual time is, and whether it ranks the arms as they are.
+
+    Arms whose real times are within 3% of each other may stand in either order.
+    """
+    errors = {
+        key: one["sim"]["makespan_s"] / one["real"]["makespan_s"] - 1
+        for key, one in results.items()
+    }
+    same: dict[str, bool] = {}
+    for key in results:
+        workload = key.rsplit(" ", 1)[0]
+        arms = [one for other, one in results.items() if other.rsplit(" ", 1)[0] == workload]
+        same[workload] = all(
+            (a["sim"]["makespan_s"] < b["sim"]["makespan_s"])
+            for a in arms
+            for b in arms
+            if a["real"]["makespan_s"] < 0.97 * b["real"]["makespan_s"]
+        )
+    return {
+        "relative_error": errors,
+        "worst_error": max(map(abs, errors.values())),
+        "same_order": same,
+    }
