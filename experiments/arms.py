@@ -100,6 +100,7 @@ def figures(
         "calls": len(warm),
         "makespan_s": makespan_s,
         "completion_mean_s": float(completion.mean()),
+        "completions_s": [round(float(one), 4) for one in np.sort(completion)],
         "completion_p50_s": float(np.median(completion)),
         "completion_p99_s": float(np.percentile(completion, 99)),
         "latency_mean_s": float(latency.mean()),

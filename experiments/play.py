@@ -13,8 +13,9 @@ from experiments.sim.profile import ModelShape, Profile
 from experiments.sim.simulation import Simulation
 from experiments.workloads.base import Workload
 from kvflow_jax.cache.policy import POLICIES
+from kvflow_jax.engine import Engine
 from kvflow_jax.outputs import EngineStats
-from kvflow_jax.trace import Tracer
+from kvflow_jax.trace import NoTrace, Tracer
 
 PAGE = 16
 ORACLE_RUNS = 3  # at most; it ends when the order of calls is the one it was told
@@ -48,6 +49,12 @@ class Setting:
                 f"{self.model.name} on {self.profile.name} holds {max(self.pool_tokens, 0)}, "
                 f"{needed - self.pool_tokens} too few"
             )
+
+
+class EngineTrace(NoTrace):
+    """A tracer that looks into the engine it listens to."""
+
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ def _play(
         tracer = oracle
     if tracer is not None:
         simulation.engine.tracer = tracer
+        if isinstance(tracer, EngineTrace):
+            tracer.engine = simulation.engine
     # What the collector looks through are millions of tokens' worth of live objects, in vain.
     was_enabled = gc.isenabled()
     gc.disable()
