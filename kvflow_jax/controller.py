@@ -25,6 +25,7 @@ from kvflow_jax.planner import LoadPays, Planner
 from kvflow_jax.progress import AgentKey, Progress, Run
 from kvflow_jax.request import Request
 from kvflow_jax.step_graph import Graph
+from kvflow_jax.watch import Watch
 
 MAX_GRAPHS = 10_000
 MAX_AGENTS = 200_000
@@ -59,6 +60,7 @@ class Controller:
         keeps_everything: whether everything cached is worth a copy, as hierarchical caches have
             it, or only what somebody is known to read again.
         load_pays: see ``Planner``.
+        watches: whether recency takes over for clients whose graphs mislead.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Controller:
         backs_up_early: bool,
         keeps_everything: bool,
         load_pays: LoadPays | None = None,
+        watches: bool = False,
     ) -> None:
         self.progress = Progress()
         self.planner = Planner(cache, prefetches=prefetches, load_pays=load_pays)
@@ -83,11 +86,14 @@ class Controller:
         self._numbers = count()
         self._expired_s = 0.0
         self._cache = cache
+        self._watch = Watch(cache.table.num_slots, cache.page_size) if watches else None
 
     def reset(self, cache: PrefixCache) -> None:
         """Advise another cache, which is empty."""
         self._cache = cache
         self.planner.reset(cache)
+        if self._watch is not None:
+            self._watch.reset()
 
     # Graphs and runs, as clients tell of them.
 
@@ -164,11 +170,15 @@ class Controller:
         """A request's prompt is in the cache."""
         hints = request.hints
         num_fixed = self._fixed.pop(request.id, 0)
+        if self._watch is not None:
+            is_led = hints is not None and hints.agent_id is not None
+            if self._watch.read(request, is_led=is_led):
+                self._trust_anew(request.owner)
         if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
             return
         agent = (request.owner, hints.agent_id)
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
-        self._anchor(("agent", *agent), request, prefix, self.progress.steps(agent))
+        self._anchor(("agent", *agent), request, prefix, self._steps(agent))
 
     def hold_place(self, request: Request, num_tokens: int) -> None:
         """A request was set back with ``num_tokens`` computed, which it will soon read again."""
@@ -181,6 +191,8 @@ class Controller:
         hints = request.hints
         self._fixed.pop(request.id, None)
         self._cache.unanchor(("request", request.id))
+        if self._watch is not None:
+            self._watch.write(request)
         if self._keeps_everything and self._backs_up_early and request.lease is not None:
             num_indexed = request.lease.num_indexed
             if num_indexed:
@@ -316,5 +328,20 @@ class Controller:
         """Pass on to the cache whose steps have changed."""
         changes = self.progress.changes
         for owner, steps in changes.items():
+            match owner:
+                case ("agent", str(client), str(agent)):
+                    steps = self._steps((client, agent))
             self._cache.set_steps(owner, steps)
         changes.clear()
+
+    def _steps(self, agent: AgentKey) -> float:
+        """Steps of an agent, as far as its client's graphs are to be believed."""
+        if self._watch is not None and self._watch.is_misled(agent[0]):
+            return UNKNOWN_STEPS
+        return self.progress.steps(agent)
+
+    def _trust_anew(self, client: str) -> None:
+        """A client's graphs are believed no longer, or again."""
+        for agent in self._agents:
+            if agent[0] == client:
+                self._cache.set_steps(("agent", *agent), self._steps(agent))

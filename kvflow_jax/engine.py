@@ -107,6 +107,7 @@ class Engine:
             backs_up_early=sizes.cache.backs_up_early,
             keeps_everything=sizes.cache.keeps_everything,
             load_pays=self._load_pays if sizes.cache.guards else None,
+            watches=sizes.cache.guards and sizes.cache.eviction != "lru",
         )
         self._intake = Intake(
             sizes.max_model_len,
