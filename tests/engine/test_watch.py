@@ -30,7 +30,7 @@ def call(engine, agent, turn, client):
 
 
 def found(guards):
-    """A client whose run stands still at the ring's start, while it calls others than the ring's."""
+    """A client whose run stands still at the ring's start, while it calls strangers to it."""
     cache = CacheSettings(eviction="kvflow", guards=guards)
     engine = make_engine(num_pages=18, max_model_len=24, cache=cache)
     for turn, agent in enumerate("abcd"):
