@@ -10,9 +10,12 @@ at the A10G's ratio; and the same in virtual time beside it, with a profile fitt
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from typing import Any
 
 from tqdm import tqdm
@@ -30,6 +33,9 @@ SINGLE_SEQS = 4  # one call at a time, or the branches of a stage
 DYNAMIC_OUTPUT = ((32, 32), (32, 128), (256, 32), (256, 128), (1024, 128), (32, 512))
 FIXED = (1024, 2048, 4096, 8192)
 MEANS_OF = ("kvflow", "hicache")
+
+
+Job = tuple[str, list[str], int]  # a cell's name, arms, seed
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,7 @@ def main() -> int:
         "unlimited for the others",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
     options = parser.parse_args()
     try:
         arms = arms_named("all" if options.arms == "some" else options.arms)
@@ -199,11 +206,15 @@ def main() -> int:
     asked = {"quick": options.quick, "arms": arms, "seed": options.seed}
     store = Store(options.json, asked)
     wanted = [cell for cell in cells() if cell.is_quick or not options.quick]
+    jobs = [
+        (cell.name, arms_of(cell, arms, options.arms == "some"), options.seed)
+        for cell in wanted
+        if cell.name not in store
+    ]
+    played = played_in_turn(jobs, options.jobs)
     for cell in tqdm(wanted, unit="cell", disable=not sys.stderr.isatty()):
         if cell.name not in store:
-            is_short = options.arms == "some" and not cell.is_quick
-            few = [arm for arm in arms if not is_short or arm not in ("oracle", "unlimited")]
-            store.put(cell.name, play_cell(cell, few, options.seed))
+            store.put(cell.name, next(played))
         for line in told(cell, store.results[cell.name]):
             tqdm.write(line)
     results = {"cells": store.results, "means": means(store.results), **asked}
@@ -212,6 +223,28 @@ def main() -> int:
     write_json(results, options.json)
     store.close()
     return 0
+
+
+def arms_of(cell: Cell, arms: list[str], is_some: bool) -> list[str]:
+    """Without those that take longest, where they are not asked for and the cell is not short."""
+    if not is_some or cell.is_quick:
+        return arms
+    return [arm for arm in arms if arm not in ("oracle", "unlimited")]
+
+
+def played_in_turn(jobs: list[Job], num_at_once: int) -> Iterator[dict[str, Any]]:
+    """What comes of each job, in their order."""
+    if num_at_once <= 1 or len(jobs) <= 1:
+        yield from map(_play_job, jobs)
+        return
+    # Not forked: JAX has threads of its own.
+    with ProcessPoolExecutor(num_at_once, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_play_job, jobs)
+
+
+def _play_job(job: Job) -> dict[str, Any]:
+    name, arms, seed = job
+    return play_cell(next(cell for cell in cells() if cell.name == name), arms, seed)
 
 
 def play_cell(cell: Cell, arms: list[str], seed: int) -> dict[str, Any]:

@@ -1,0 +1,163 @@
+"""The scripts that people run, from flags to files."""
+
+import json
+import sys
+
+import pytest
+
+from experiments import compare, paper, report
+from experiments.arms import ARMS
+from experiments.play import Setting
+from experiments.sim.machines import A10G, LLAMA_3_1_8B
+from experiments.workloads import catalogue
+from experiments.workloads.agents import branching
+from experiments.workloads.base import Sizes
+from experiments.workloads.paper import cycle
+from kvflow_jax.cache.policy import POLICIES, lru
+
+
+def tiny(vocab_size, seed, is_quick):
+    return branching(
+        num_runs=6, num_rounds=1, sizes=Sizes(256, 16, 8), vocab_size=vocab_size, seed=seed
+    )
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script with flags; its exit code, what it said, what it complained of."""
+    entry = catalogue.Entry("small", tiny)
+    monkeypatch.setattr(catalogue, "WORKLOADS", {"branching": entry})
+    monkeypatch.setattr(compare, "WORKLOADS", {"branching": entry})
+
+    def call(script, *flags):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, flags)])
+        code = script.main()
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+SMALL = ("--workload", "branching", "--pool-tokens", 3000, "--host-tokens", 9000)
+
+
+def first_used(table, blocks):
+    return lru(table, blocks)
+
+
+def test_compare_writes_the_same_bytes_for_the_same_seed(run, tmp_path):
+    one, two, other = (tmp_path / name for name in ("one.json", "two.json", "other.json"))
+    for path, seed in ((one, 3), (two, 3), (other, 4)):
+        code, said, _ = run(compare, *SMALL, "--arms", "all", "--seed", seed, "--json", path)
+        assert code == 0
+        assert all(arm in said for arm in ARMS)
+    assert one.read_bytes() == two.read_bytes()
+    assert one.read_bytes() != other.read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+    arms = json.loads(one.read_text())["branching"]
+    assert arms["gpu-only"]["tokens_from_host"] == 0
+    assert arms["kvflow"]["calls"] == 6 * 6
+
+
+def test_a_policy_of_ones_own_is_an_arm(run, tmp_path):
+    where = "tests.experiments.test_scripts:first_used"
+    path, trace = tmp_path / "out.json", tmp_path / "trace.json"
+    flags = ("--arms", "gpu-only", "--policy", where, "--json", path, "--trace", trace)
+    code, said, _ = run(compare, *SMALL, *flags)
+    assert code == 0
+    assert where in said
+    assert where in json.loads(path.read_text())["branching"]
+    assert any(event["ph"] == "X" for event in json.loads(trace.read_text()))
+    POLICIES.pop(where)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--arms", "best"), "no arm 'best'; there are: all, gpu-only"),
+        (("--workload", "nothing"), "no workload 'nothing'; there are: all, branching"),
+        (("--machine", "abacus"), "no machine 'abacus'"),
+        (("--model", "gpt"), "no model 'gpt'"),
+        (("--pool-tokens", 200), "too few"),
+        (("--policy", "nowhere"), "--policy wants module:function"),
+        (("--policy", "json:nothing"), "--policy wants module:function"),
+        (("--trace-file", "/nowhere"), "/nowhere cannot be read"),
+    ],
+)
+def test_compare_says_what_it_cannot_do(run, flags, message):
+    code, _, complaint = run(compare, "--workload", "branching", *flags)
+    assert code == 2
+    assert message in complaint
+
+
+def test_a_trace_is_played(run, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    lines = [
+        {"timestamp": 400 * i, "input_length": 1024, "output_length": 4, "hash_ids": [0, i % 3]}
+        for i in range(9)
+    ]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    code, said, _ = run(compare, "--trace-file", trace, "--arms", "gpu-only,hicache")
+    assert code == 0
+    assert "trace.jsonl" in said
+
+
+def small_cells():
+    sizes = Sizes(1024, 32, 32)
+    where = Setting(LLAMA_3_1_8B, A10G, 4200, 20_000, max_num_seqs=4)
+
+    def build(vocab_size, seed):
+        return cycle(num_agents=6, num_rounds=1, sizes=sizes, vocab_size=vocab_size, seed=seed)
+
+    reported = {("kvflow", "gpu-only"): 2.0}
+    no_room = Setting(LLAMA_3_1_8B, A10G, 100, 100)
+    return [
+        paper.Cell(f"v1 a10g {sizes}", where, build, reported, is_quick=True),
+        paper.Cell("v1 a10g 2048/32/32", no_room, build, is_quick=True),
+        paper.Cell("camera-ready h100-effective x1 9/9/9", where, build),
+    ]
+
+
+def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "cells", small_cells)
+    path = tmp_path / "paper_sim.json"
+    played = []
+    whole = paper.play_cell
+
+    def play_cell(cell, arms, seed):
+        played.append(cell.name)
+        if len(played) == 2:
+            raise KeyboardInterrupt
+        return whole(cell, arms, seed)
+
+    monkeypatch.setattr(paper, "play_cell", play_cell)
+    with pytest.raises(KeyboardInterrupt):
+        run(paper, "--quick", "--jobs", 1, "--json", path)
+    code, said, _ = run(paper, "--quick", "--jobs", 1, "--json", path)
+    assert code == 0
+    assert played == ["v1 a10g 1024/32/32", "v1 a10g 2048/32/32", "v1 a10g 2048/32/32"]
+    assert "the paper 2.00x" in said
+    assert "1088 tokens do not fit" in said
+    found = json.loads(path.read_text())
+    assert found["cells"]["v1 a10g 1024/32/32"]["paper"]["kvflow over gpu-only"]["ours"] > 1
+    assert found["means"]["v1 a10g 1024"]["cells"] == 1
+    assert run(paper, "--arms", "nobody")[0] == 2
+
+    code, _, complaint = run(report, "--results", tmp_path)
+    assert code == 2
+    assert "compare.json" in complaint
+    assert run(compare, *SMALL, "--json", tmp_path / "compare.json")[0] == 0
+    monkeypatch.setattr(report, "WORKLOADS", catalogue.WORKLOADS)
+    monkeypatch.setattr(report.plots, "residency_and_lanes", lambda folder: ("a.png", "b.png"))
+    assert run(report, "--results", tmp_path)[0] == 0
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "| v1 a10g 1024/32/32 | kvflow over gpu-only | 2.00x |" in text
+    assert "Where it does not help" in text
+    for name in ("v1-a10g.png", "v1-a10g.svg", "completions.png"):
+        assert (tmp_path / "figures" / name).stat().st_size > 5000
+
+
+def test_cells_played_at_once_give_what_they_give_one_by_one():
+    names = ["v1 a10g 1024/32/32", "v1 a10g 1024/256/32"]
+    jobs = [(name, ["gpu-only", "kvflow"], 0) for name in names]
+    assert list(paper.played_in_turn(jobs, 2)) == list(paper.played_in_turn(jobs, 1))
