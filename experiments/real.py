@@ -49,6 +49,7 @@ class Place:
     pool_tokens: int
     host_tokens: int
     max_num_seqs: int
+    max_model_len: int
 
 
 class Machine:
@@ -70,7 +71,7 @@ class Machine:
             link_ratio=LINK_RATIO if jax.default_backend() == "cpu" else None,
         )
         config = EngineConfig(
-            max_model_len=workload.longest,
+            max_model_len=place.max_model_len,
             max_num_seqs=place.max_num_seqs,
             max_num_batched_tokens=MAX_PREFILL,
             page_size=PAGE,
@@ -115,7 +116,6 @@ class Machine:
 def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload, Place]]:
     """The cycle, the branching graph and 32 concurrent runs, scaled to this machine."""
     sizes = Sizes(512, 32, 16) if is_quick else Sizes(1024, 32, 32)
-    own = sizes.dynamic + sizes.output + 2 * PAGE
     ring = paper.cycle(
         num_agents=10,
         num_rounds=1 if is_quick else 2,
@@ -124,17 +124,20 @@ def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload,
         seed=seed,
     )
     graph = agents.branching(
-        num_runs=2, num_rounds=1 if is_quick else 3, sizes=sizes, vocab_size=vocab_size, seed=seed
+        num_runs=1 if is_quick else 2,
+        num_rounds=1 if is_quick else 3,
+        sizes=sizes,
+        vocab_size=vocab_size,
+        seed=seed,
     )
-    short = Sizes(128, 16, 8) if is_quick else Sizes(256, 32, 16)
+    short = Sizes(64, 16, 8) if is_quick else Sizes(128, 32, 16)
     many = paper.concurrent(
         num_runs=32, num_agents=2, num_rounds=1, sizes=short, vocab_size=vocab_size, seed=seed
     )
-    return [
-        (ring, Place(4 * sizes.fixed + own, 14 * sizes.fixed, 4)),
-        (graph, Place(6 * (sizes.fixed + own), 20 * sizes.fixed, 8)),
-        (many, Place(24 * (short.fixed + 64), 80 * short.fixed, 16)),
-    ]
+    # One size of engine for all: its programs are compiled once.
+    own = sizes.dynamic + sizes.output + 2 * PAGE
+    place = Place(4 * sizes.fixed + own, 14 * sizes.fixed, 8, ring.longest)
+    return [(ring, place), (graph, place), (many, place)]
 
 
 def main(arms: list[str], options: argparse.Namespace) -> int:
