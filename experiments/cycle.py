@@ -14,38 +14,26 @@ The same arms are then played in virtual time, with profiles fitted to this mach
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from experiments.arms import ARMS, PAPER_ARMS, figures, speedups
-from experiments.driver import Driver, RealServer
-from experiments.measure import arguments, counted_compiles, report
-from experiments.sim import fit
+from experiments.arms import ARMS, PAPER_ARMS, speedups
+from experiments.measure import arguments, report
+from experiments.play import PAGE, Setting, play
+from experiments.real import LINK_RATIO, Machine, Place
 from experiments.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M, THIS_MACHINE
 from experiments.sim.profile import ModelShape, Profile
-from experiments.sim.simulation import Simulation
 from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.paper import cycle
-from kvflow_jax.cache.transfer import Direction
-from kvflow_jax.cache_settings import CacheConfig
-from kvflow_jax.config import GIB, EngineConfig
-from kvflow_jax.engine_thread import EngineThread
-from kvflow_jax.launch import build_engine, use_compilation_cache
+from kvflow_jax.config import GIB
+from kvflow_jax.launch import use_compilation_cache
 from kvflow_jax.models.checkpoint import default_cache_dir
 from kvflow_jax.models.loading import LoadedModel, load_model
 
-PAGE, NUM_AGENTS, NUM_RESIDENT = 16, 10, 4
+NUM_AGENTS, NUM_RESIDENT = 10, 4
 SIZES = Sizes(fixed=1024, dynamic=32, output=32)
 PAPER_SIZES = Sizes(fixed=8192, dynamic=32, output=32)
 MAX_NUM_SEQS, MAX_PREFILL = 4, 256
-LINK_RATIO = A10G.link_ratio(LLAMA_3_1_8B)
-TIMED = 2  # rounds of timed steps between two arms
-# Longer than any arm takes, so that one that hangs is noticed.
-TIMEOUT_S = 600.0
 
 REACH = {
     "kvflow.fixed_recomputed_max": f"<= {PAGE - 1}",
@@ -83,48 +71,13 @@ def main() -> None:
 def real(
     loaded: LoadedModel, shape: ModelShape, num_rounds: int
 ) -> tuple[dict[str, Profile], dict[str, Any]]:
-    """The arms on this machine, one after the other, and what the machine was like under each.
-
-    Its profile is fitted to steps timed before and after the arm: what else runs on a shared
-    machine changes from minute to minute. The link is the one that the arm's engine emulates.
-    """
+    """The arms on this machine, one after the other, and what the machine was like under each."""
     workload = _workload(SIZES, num_rounds, shape.vocab_size)
-    timer = fit.StepTimer(loaded)
-    arms, profiles = {}, {}
-    times = timer.times(TIMED)
+    place = Place(_pool_tokens(SIZES), _host_tokens(SIZES, shape), MAX_NUM_SEQS, workload.longest)
+    machine, arms, profiles = Machine(loaded), {}, {}
     for name in PAPER_ARMS:
-        cache = ARMS[name].cache
-        host_gib = 0.75 if cache.mode != "gpu-only" else None  # for all prefixes, and suffixes
-        cache = CacheConfig(mode=cache.mode, host_cache_gib=host_gib, link_ratio=LINK_RATIO)
-        config = EngineConfig(
-            max_model_len=workload.longest,
-            max_num_seqs=MAX_NUM_SEQS,
-            max_num_batched_tokens=MAX_PREFILL,
-            page_size=PAGE,
-            num_pages=_pool_tokens(SIZES) // PAGE,
-            seed=0,
-            cache=cache,
-        )
-        built = build_engine(loaded, config, progress=False)
-        link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
-        engine = EngineThread(built)
-        try:
-            driver = Driver(workload, RealServer(engine))
-            with counted_compiles() as compiles:
-                driver.start()
-                records = driver.finish(TIMEOUT_S)
-            engine.check_integrity()
-            assert driver.warm_stats is not None
-            arms[name] = figures(records, driver.warm_stats, engine.stats)
-            arms[name]["compiles"] = len(compiles)
-        finally:
-            engine.close()
+        arms[name], profiles[name] = machine.play(workload, ARMS[name], place)
         print(f"real {name}: {arms[name]['makespan_s']:.1f} s", flush=True)
-        del engine, built
-        gc.collect()  # its pool, before the next is made
-        before, times = times, timer.times(TIMED)
-        profile = fit.fit(shape, timer.samples(np.concatenate([before, times])))
-        profiles[name] = replace(profile, link_bytes_per_s=link_bytes_per_s)
     return profiles, {"real": arms, "real_speedup": speedups(arms)}
 
 
@@ -132,8 +85,10 @@ def simulated(
     shape: ModelShape, profiles: Mapping[str, Profile], num_rounds: int
 ) -> dict[str, Any]:
     """The same arms in virtual time, and the paper's setting."""
-    arms = play(_workload(SIZES, num_rounds, shape.vocab_size), SIZES, shape, profiles, MAX_PREFILL)
-    paper = play(
+    arms = played(
+        _workload(SIZES, num_rounds, shape.vocab_size), SIZES, shape, profiles, MAX_PREFILL
+    )
+    paper = played(
         _workload(PAPER_SIZES, num_rounds, LLAMA_3_1_8B.vocab_size),
         PAPER_SIZES,
         LLAMA_3_1_8B,
@@ -149,7 +104,7 @@ def simulated(
     }
 
 
-def play(
+def played(
     workload: Workload,
     sizes: Sizes,
     shape: ModelShape,
@@ -157,28 +112,21 @@ def play(
     max_prefill: int,
 ) -> dict[str, dict[str, Any]]:
     """Every arm's figures in virtual time."""
-    arms = {}
-    for name in PAPER_ARMS:
-        cache = ARMS[name].cache
-        simulation = Simulation(
-            shape,
-            profiles[name],
-            cache,
-            pool_tokens=_pool_tokens(sizes),
-            host_tokens=int(0.75 * GIB) // shape.kv_bytes_per_token
-            if sizes is SIZES
-            else (NUM_AGENTS + NUM_RESIDENT) * sizes.fixed,
-            max_num_seqs=MAX_NUM_SEQS,
-            max_prefill_tokens=max_prefill,
-            max_model_len=workload.longest,
-        )
-        driver = Driver(workload, simulation)
-        driver.start()
-        simulation.run()
-        records = driver.finish(0)
-        assert driver.warm_stats is not None
-        arms[name] = figures(records, driver.warm_stats, simulation.stats)
-    return arms
+    return {
+        name: play(
+            Setting(
+                shape,
+                profiles[name],
+                _pool_tokens(sizes),
+                _host_tokens(sizes, shape),
+                MAX_NUM_SEQS,
+                max_prefill,
+            ),
+            workload,
+            ARMS[name],
+        ).figures
+        for name in PAPER_ARMS
+    }
 
 
 def compared(
@@ -220,6 +168,13 @@ def _pool_tokens(sizes: Sizes) -> int:
     """For some prefixes, and what a call adds to its own."""
     own = -(-(sizes.dynamic + sizes.output) // PAGE) * PAGE
     return NUM_RESIDENT * sizes.fixed + own + PAGE
+
+
+def _host_tokens(sizes: Sizes, shape: ModelShape) -> int:
+    """For all prefixes, and suffixes; on this machine 0.75 GiB."""
+    if sizes is SIZES:
+        return int(0.75 * GIB) // shape.kv_bytes_per_token
+    return (NUM_AGENTS + NUM_RESIDENT) * sizes.fixed
 
 
 def _workload(sizes: Sizes, num_rounds: int, vocab_size: int) -> Workload:

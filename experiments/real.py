@@ -38,6 +38,8 @@ from kvflow_jax.outputs import EngineStats
 
 LINK_RATIO = A10G.link_ratio(LLAMA_3_1_8B)
 MAX_PREFILL = 256
+# Arms that do the very same, as kvflow's do in the cycle, were so far apart on a shared machine.
+NOISE = 0.1
 TIMED = 2  # rounds of timed steps between two arms
 TIMEOUT_S = 900.0  # longer than any arm takes, so that one that hangs is noticed
 
@@ -176,7 +178,7 @@ def told(key: str, result: Mapping[str, Any]) -> str:
 def compared(results: Mapping[str, Any]) -> dict[str, Any]:
     """How far off virtual time is, and whether it ranks the arms as they are.
 
-    Arms whose real times are within 3% of each other may stand in either order.
+    Arms whose real times are within NOISE of each other may stand in either order.
     """
     errors = {
         key: one["sim"]["makespan_s"] / one["real"]["makespan_s"] - 1
@@ -190,7 +192,7 @@ def compared(results: Mapping[str, Any]) -> dict[str, Any]:
             (a["sim"]["makespan_s"] < b["sim"]["makespan_s"])
             for a in arms
             for b in arms
-            if a["real"]["makespan_s"] < 0.97 * b["real"]["makespan_s"]
+            if a["real"]["makespan_s"] < (1 - NOISE) * b["real"]["makespan_s"]
         )
     return {
         "relative_error": errors,

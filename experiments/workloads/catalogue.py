@@ -107,10 +107,10 @@ def _leader(vocab_size: int, seed: int, is_quick: bool) -> Workload:
 
 def _coding(vocab_size: int, seed: int, is_quick: bool) -> Workload:
     return sessions.coding(
-        num_runs=12 if is_quick else 32,
-        rate=0.2,
+        num_runs=12 if is_quick else 24,
+        rate=0.3,
         context=65_536,
-        most_turns=25 if is_quick else 60,
+        most_turns=25 if is_quick else 35,
         vocab_size=vocab_size,
         seed=seed,
     )
@@ -121,30 +121,30 @@ def _mix(vocab_size: int, seed: int, is_quick: bool) -> Workload:
     sizes = Sizes(4096, 64, 128)
     parts = [
         sessions.coding(
-            num_runs=8 if is_quick else 20,
-            rate=0.15,
+            num_runs=8 if is_quick else 16,
+            rate=0.3,
             context=65_536,
-            most_turns=20 if is_quick else 50,
+            most_turns=20 if is_quick else 30,
             vocab_size=vocab_size,
             seed=seed,
         ),
         agents.team(
-            num_runs=4 if is_quick else 8,
-            num_rounds=2 if is_quick else 8,
+            num_runs=4,
+            num_rounds=2 if is_quick else 3,
             sizes=Sizes(8192, 128, 128),
             vocab_size=vocab_size,
             seed=seed + 1,
         ),
         agents.dag4(
-            num_runs=20 if is_quick else 80,
+            num_runs=20 if is_quick else 40,
             rate=0.5,
             sizes=sizes,
             vocab_size=vocab_size,
             seed=seed + 2,
         ),
         agents.leader_loop(
-            num_runs=4 if is_quick else 8,
-            num_rounds=1 if is_quick else 5,
+            num_runs=4 if is_quick else 6,
+            num_rounds=1 if is_quick else 3,
             sizes=sizes,
             vocab_size=vocab_size,
             seed=seed + 3,
