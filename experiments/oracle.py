@@ -94,9 +94,12 @@ class Oracle(NoTrace):
         call = run.calls[number]
         nodes, lengths, node = [], [], -1
         for part in (*call.parts, number):
-            is_answer = isinstance(part, int)
-            name: Hashable = (id(run), part) if isinstance(part, int) else id(part)
+            name: Hashable
+            if isinstance(part, int):  # an answer
+                name, length = (id(run), part), run.calls[part].num_output
+            else:
+                name, length = id(part), len(part)
             node = self._nodes.setdefault((node, name), len(self._nodes))
             nodes.append(node)
-            lengths.append(run.calls[part].num_output if is_answer else len(part))  # type: ignore[index, arg-type]
+            lengths.append(length)
         return np.cumsum(lengths), nodes

@@ -34,10 +34,10 @@ def warnings_of(data: Mapping[str, Any], workflow: Workflow, graph: Graph) -> li
         for pair, count in pairs.items()
         if count > 1
     ]
-    chances: Counter[str] = Counter()
+    chances: dict[str, float] = {}
     for edge in workflow.edges:
         if edge.conditional:
-            chances[edge.source] += edge.probability or 0.0  # type: ignore[assignment]
+            chances[edge.source] = chances.get(edge.source, 0.0) + (edge.probability or 0.0)
     found += [
         f"the choices of {json.dumps(source)} have probabilities of {chance:g} in all"
         for source, chance in chances.items()
