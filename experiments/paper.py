@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
@@ -308,11 +308,6 @@ def means_told(means: Mapping[str, Any]) -> list[str]:
         paper_says = f", the paper {both['reported']:.2f}x" if "reported" in both else ""
         lines.append(f"  {key:34}{both['ours']:.2f}x of {both['cells']} cells{paper_says}")
     return lines
-
-
-def with_link(where: Setting, bytes_per_s: float) -> Setting:
-    """The same over another link."""
-    return replace(where, profile=replace(where.profile, link_bytes_per_s=bytes_per_s))
 
 
 if __name__ == "__main__":
