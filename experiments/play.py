@@ -68,6 +68,9 @@ class Played:
 def play(setting: Setting, workload: Workload, arm: Arm, tracer: Tracer | None = None) -> Played:
     """Play a workload under an arm.
 
+    An oracle arm is played until the order of calls is the one its oracle was told, at most
+    ORACLE_RUNS times; the fastest counts, its first run without an oracle included.
+
     Raises:
         DoesNotFitError: a call is larger than the pool.
     """
