@@ -38,7 +38,7 @@ def branching(
             read = tuple(calls.add(reader, (chosen,), turn) for reader in readers)
             last = (calls.add("write", read, turn),)
         runs.append(Run(client, "branching", graph.freeze(), tuple(calls)))
-    return Workload("branching", tuple(runs), prompts.num_named)
+    return Workload("branching", tuple(runs))
 
 
 def chain3(
@@ -103,7 +103,7 @@ def team(
                 if prompts.rng.random() < 0.8:
                     break
         runs.append(Run("company", f"team{number}", graph.freeze(), tuple(calls)))
-    return Workload("team", tuple(runs), prompts.num_named)
+    return Workload("team", tuple(runs))
 
 
 def leader_loop(
@@ -130,7 +130,7 @@ def leader_loop(
                 )
                 last = (calls.add(agent, last, turn, given=last),)
         runs.append(Run(client, "leader", graph.freeze(), tuple(calls)))
-    return Workload("leader loop", tuple(runs), prompts.num_named)
+    return Workload("leader loop", tuple(runs))
 
 
 class _Calls(list[Call]):
@@ -171,7 +171,7 @@ def _arriving(
         app = f"app{int(prompts.rng.integers(num_apps))}"
         calls = _in_order(graph, prompts, app, sizes)
         runs.append(Run(app, f"{name}-{number}", graph, calls, start_s - float(gaps[0])))
-    return Workload(name, tuple(runs), prompts.num_named)
+    return Workload(name, tuple(runs))
 
 
 def _in_order(graph: Graph, prompts: Prompts, app: str, sizes: Sizes) -> tuple[Call, ...]:

@@ -7,7 +7,7 @@ real or simulated, is asked the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -89,15 +89,10 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """What every arm is asked.
-
-    Attributes:
-        distinct_tokens: of all fixed prefixes, each counted once: what a cache would like to hold.
-    """
+    """What every arm is asked."""
 
     name: str
     runs: tuple[Run, ...]
-    distinct_tokens: int = field(default=0)
 
     @property
     def num_calls(self) -> int:
@@ -133,11 +128,6 @@ class Prompts:
         self.rng = np.random.default_rng(seed)
         self._vocab_size = vocab_size
         self._named: dict[tuple[str, ...], np.ndarray] = {}
-
-    @property
-    def num_named(self) -> int:
-        """Tokens of all that has a name."""
-        return sum(map(len, self._named.values()))
 
     def new(self, count: int) -> np.ndarray:
         """i32[count] that no other call begins with."""

@@ -155,7 +155,7 @@ def _mix(vocab_size: int, seed: int, is_quick: bool) -> Workload:
         for run in part.runs:
             calls = tuple(replace(call, round=1) for call in run.calls)
             runs.append(replace(run, client=f"{part.name} {run.client}", calls=calls))
-    return Workload("mix", tuple(runs), sum(part.distinct_tokens for part in parts))
+    return Workload("mix", tuple(runs))
 
 
 WORKLOADS: dict[str, Entry] = {

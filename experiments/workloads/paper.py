@@ -68,7 +68,7 @@ def stages(
                 calls.append(Call(agent, parts, sizes.fixed, sizes.output, last, round=turn))
             last = tuple(now)
     run = Run("client", "stages", graph.freeze(), tuple(calls))
-    return Workload(f"stages x{num_branches}", (run,), prompts.num_named)
+    return Workload(f"stages x{num_branches}", (run,))
 
 
 def _chains(
@@ -100,7 +100,7 @@ def _chains(
             for i in range(num_agents * (num_rounds + 1))
         )
         runs.append(Run(client, name, graph.freeze(), calls))
-    return Workload(name, tuple(runs), prompts.num_named)
+    return Workload(name, tuple(runs))
 
 
 # PEER's four roles (arXiv 2407.06985). The financial questions it was evaluated on are not to be
@@ -171,7 +171,7 @@ def peer(
                     Call(role, (*parts, *given), shared + own, outputs[role], after, round=turn)
                 )
         runs.append(Run("investor", f"question{number}", graph.freeze(), tuple(calls)))
-    return Workload("peer", tuple(runs), prompts.num_named)
+    return Workload("peer", tuple(runs))
 
 
 def _num_tokens(text: str) -> int:

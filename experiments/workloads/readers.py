@@ -57,7 +57,7 @@ def read_trace(path: Path, vocab_size: int, seed: int = 0) -> Workload:
     if broken:
         more = f"; and {len(broken) - MAX_SHOWN} more" if len(broken) > MAX_SHOWN else ""
         raise TraceError(f"{path}: {'; '.join(broken[:MAX_SHOWN])}{more}")
-    return Workload(path.name, runs, prompts.num_named)
+    return Workload(path.name, runs)
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def coding(
         calls = _session(prompts, number, context, scale, most_turns)
         runs.append(Run(f"developer{number}", f"session{number}", graph.freeze(), calls, start_s))
         start_s += float(prompts.rng.exponential(1.0 / rate))
-    return Workload("coding", tuple(runs), prompts.num_named)
+    return Workload("coding", tuple(runs))
 
 
 def _session(
