@@ -29,14 +29,15 @@ class CacheConfig:
             the same order over device and host; what is on the host is loaded when its request is
             scheduled, and only that request waits. ``kvflow``: workflows say what goes, what is
             kept on the host, and what is brought back before it is asked for.
-        eviction: ``lru`` or ``kvflow``, of both tiers.
+        eviction: a name in ``POLICIES``, of both tiers.
         prefetch: bring back what agents read next.
         host_cache_gib: budget of the host tier, GiB; 0 for none; None: as large as the pool, if
             there is memory.
         backup: ``early``, while the link is idle, or when a block is evicted.
         link_ratio: emulate a link over which to load a block takes this many times as long as to
             compute it; for machines where host and device memory are the same.
-        guard: compute again what would take longer to load, by what either has cost of late.
+        guard: compute again what would take longer to load, by what either has cost of late; and
+            let recency decide for clients whose graphs mislead.
     """
 
     mode: CacheMode = "kvflow"

@@ -26,7 +26,7 @@ class HintStatus(StrEnum):
     """What became of a request's hints."""
 
     APPLIED = "applied"
-    CLIPPED = "clipped"  # some fields made no sense, or were cut to a bound
+    CLIPPED = "clipped"  # a field made no sense, was cut, or names an agent its graph lacks
     IGNORED = "ignored"  # none could be used
     UNKNOWN_GRAPH = "unknown_graph"  # applied, but the graph they name is not registered
 
