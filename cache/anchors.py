@@ -19,9 +19,10 @@ import numpy as np
 from kvflow_jax.cache.blocks import NO_BLOCK, SUFFIX, BlockTable
 from kvflow_jax.errors import IntegrityError
 
-# Steps of an owner of whom no order is known, and of one that will never run: both after any that
-# a graph can give, and before a suffix.
+# Steps of an owner of whom no order is known, how many more one counts that is held back, and those
+# of one that will never run: all after any that a graph can give, and before a suffix.
 UNKNOWN_STEPS = float(1 << 20)
+PARKED_STEPS = float(1 << 21)
 NEVER_STEPS = float(1 << 30)
 # Of owners equally near, those less likely to read count as up to so much farther; and those that
 # are not prepared for as this much. Whole steps stay apart.

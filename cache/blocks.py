@@ -74,8 +74,6 @@ class BlockTable:
         last_use: f64[num_blocks], seconds of the engine's clock.
         depth: i32[num_blocks], of an indexed block, how many come before it in its sequence.
         generation: u32[num_blocks], counts how often the id was freed.
-        load_cost: what loading a block takes, as a share of computing one at the start of a
-            prompt; measured, an assumption until then.
         one: the same, of one block at a time.
     """
 
@@ -92,7 +90,6 @@ class BlockTable:
         self.last_use = np.zeros(num_blocks, np.float64)
         self.depth = np.zeros(num_blocks, np.int32)
         self.generation = np.zeros(num_blocks, np.uint32)
-        self.load_cost = 0.2
         self.one = Facts(self)
         # Stacks: the id and slot freed last are taken first, while they are warm.
         self._free_ids = list(range(num_blocks - 1, -1, -1))

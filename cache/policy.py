@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kvflow_jax.cache.anchors import LIKELIHOOD_SPREAD, NEVER_STEPS, OTHER_BRANCH
-from kvflow_jax.cache.blocks import SUFFIX, BlockTable, HostState
+from kvflow_jax.cache.blocks import SUFFIX, BlockTable
 
 # (table, blocks i32[n]) -> f64[n, any]; keys compare lexicographically
 EvictionOrder = Callable[[BlockTable, np.ndarray], np.ndarray]
@@ -39,17 +39,16 @@ def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
 
 # How much longer a block takes to compute for each block before it: attention's share of a prompt
 # grows with its length. Of a model of 8 billion parameters, 16 tokens a block; of others alike.
-DEPTH_COST = 1e-3
+DEPTH_COST = 5e-4
 
 
 def kvflow_cost(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """Least expected loss first: what a block would cost to have again, times the chance that it
-    is read, over the steps until then.
+    """Least expected loss first: what a block would cost to compute, times the chance that it is
+    read, over the steps until then.
 
-        chance * cost / max(steps, 1/2)
+        chance * (1 + DEPTH_COST * depth) / max(steps, 1/2)
 
-    Cost is that of loading where there is a host copy, else that of computing, which grows with
-    the block's depth. Suffixes go first, then what will never run, as with ``kvflow``.
+    Suffixes go first, then what will never run, as with ``kvflow``.
     """
     return _expected_loss(table, blocks, by_chance=True, by_cost=True)
 
@@ -59,7 +58,7 @@ def kvflow_chance(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
     return _expected_loss(table, blocks, by_chance=True, by_cost=False)
 
 
-def kvflow_restore(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+def kvflow_depth(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
     """``kvflow_cost`` if every branch were taken: to see what its chances bring."""
     return _expected_loss(table, blocks, by_chance=False, by_cost=True)
 
@@ -76,9 +75,7 @@ def _expected_loss(
         beyond -= OTHER_BRANCH * (beyond >= OTHER_BRANCH)
         loss *= 1.0 - beyond / LIKELIHOOD_SPREAD
     if by_cost:
-        compute = 1.0 + DEPTH_COST * table.depth[blocks]
-        has_copy = table.host_state[blocks] == HostState.VALID
-        loss *= np.where(has_copy, np.minimum(table.load_cost, compute), compute)
+        loss *= 1.0 + DEPTH_COST * table.depth[blocks]
     keys = np.empty((len(blocks), 2))
     keys[:, 0] = np.where(is_known, loss, np.where(steps == SUFFIX, -2.0, -1.0))
     keys[:, 1] = table.last_use[blocks]
@@ -90,5 +87,5 @@ POLICIES: dict[str, EvictionOrder] = {
     "kvflow": kvflow,
     "kvflow-cost": kvflow_cost,
     "kvflow-chance": kvflow_chance,
-    "kvflow-restore": kvflow_restore,
+    "kvflow-depth": kvflow_depth,
 }

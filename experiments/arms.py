@@ -78,15 +78,15 @@ def figures(
 ) -> dict[str, Any]:
     """Of the calls after round 0, while the engine's counters went from ``before`` to ``after``.
 
-    Times are seconds; a completion is that of a run, from its first counted call to its last;
-    recomputed tokens are those of fixed prefixes, and per call.
+    Times are seconds; a completion is that of a run, from its arrival, round 0 included, to its
+    end; recomputed tokens are those of fixed prefixes, and per call.
     """
     warm = [record for record in records if record.round]
     latency = np.array([record.latency_s for record in warm])
     ttft = np.array([record.ttft_s for record in warm])
     recomputed = np.array([record.num_fixed_recomputed for record in warm])
     spans = defaultdict[tuple[str, str], list[CallRecord]](list)
-    for record in warm:
+    for record in records:
         spans[record.client, record.workflow_id].append(record)
     completion = np.array(
         [max(r.end_s for r in run) - min(r.start_s for r in run) for run in spans.values()]

@@ -38,6 +38,8 @@ class CacheConfig:
             compute it; for machines where host and device memory are the same.
         guard: compute again what would take longer to load, by what either has cost of late; and
             let recency decide for clients whose graphs mislead.
+        admission: while much time goes into computing again what was evicted, let runs take
+            turns; None: with the eviction ``kvflow-cost``.
     """
 
     mode: CacheMode = "kvflow"
@@ -47,6 +49,7 @@ class CacheConfig:
     backup: BackupTime = "early"
     link_ratio: float | None = None
     guard: bool | None = None
+    admission: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -78,6 +81,7 @@ class CacheSettings:
     Attributes:
         keeps_everything: whether whatever was cached is worth a host copy, as hierarchical caches
             have it, or only what somebody is known to read again.
+        holds_back: whether runs wait for their turn where not all fit.
         num_host_blocks: budget of the host tier; 0: there is none.
         extent_sizes: lengths of host extents, blocks.
     """
@@ -87,6 +91,7 @@ class CacheSettings:
     guards: bool = False
     backs_up_early: bool = True
     keeps_everything: bool = False
+    holds_back: bool = False
     num_host_blocks: int = 0
     extent_sizes: tuple[int, ...] = (1,)
 
@@ -102,13 +107,15 @@ class CacheSettings:
             num_host_blocks = int(config.host_cache_gib * 2**30) // block_bytes
         else:
             num_host_blocks = min(num_slots, free_host_bytes // block_bytes)
+        eviction = config.eviction or ("kvflow" if is_kvflow else "lru")
         lengths = [n for n in _EXTENT_LENGTHS if n * block_bytes <= MAX_EXTENT_BYTES]
         return cls(
-            eviction=config.eviction or ("kvflow" if is_kvflow else "lru"),
+            eviction=eviction,
             prefetches=is_kvflow if config.prefetch is None else config.prefetch,
             guards=is_kvflow if config.guard is None else config.guard,
             backs_up_early=config.backup == "early",
             keeps_everything=config.mode == "hicache",
+            holds_back=eviction == "kvflow-cost" if config.admission is None else config.admission,
             num_host_blocks=num_host_blocks,
             extent_sizes=tuple(n for n in lengths if n <= num_slots) or (1,),
         )

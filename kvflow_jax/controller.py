@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import numpy as np
 
-from kvflow_jax.cache.anchors import LIKELIHOOD_SPREAD, UNKNOWN_STEPS
+from kvflow_jax.admission import Admission
+from kvflow_jax.block_keys import block_keys
+from kvflow_jax.cache.anchors import LIKELIHOOD_SPREAD, NEVER_STEPS, UNKNOWN_STEPS
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.hints import Hints, HintStatus, Reuse
 from kvflow_jax.planner import LoadPays, Planner
@@ -61,6 +64,7 @@ class Controller:
             it, or only what somebody is known to read again.
         load_pays: see ``Planner``.
         watches: whether recency takes over for clients whose graphs mislead.
+        compute_s: see ``Admission``; given, runs may be held back.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Controller:
         keeps_everything: bool,
         load_pays: LoadPays | None = None,
         watches: bool = False,
+        compute_s: Callable[[int], float] | None = None,
     ) -> None:
         self.progress = Progress()
         self.planner = Planner(cache, prefetches=prefetches, load_pays=load_pays)
@@ -87,6 +92,11 @@ class Controller:
         self._expired_s = 0.0
         self._cache = cache
         self._watch = Watch(cache.table.num_slots, cache.page_size) if watches else None
+        self._admission: Admission | None = None
+        if compute_s is not None:
+            park = partial(self.progress.park, is_parked=True)
+            resume = partial(self.progress.park, is_parked=False)
+            self._admission = Admission(self._num_blocks, compute_s, park, resume)
 
     def reset(self, cache: PrefixCache) -> None:
         """Advise another cache, which is empty."""
@@ -161,10 +171,28 @@ class Controller:
                 if follows is not None and hints.agent_id not in follows.nodes_of:
                     status = HintStatus.CLIPPED
                 self.progress.start(run, hints.agent_id)
+            self._note_arrival(run, request.owner, now)
         if hints.agent_id is not None:
             self._note_agent(request, hints.agent_id, now)
         self._tell()
         return status
+
+    def may_begin(self, request: Request) -> bool:
+        """Whether a request need not wait for its run's turn."""
+        run = self._runs.get(request.id)
+        if self._admission is None or run is None or request.first_scheduled_s is not None:
+            return True
+        return not self._admission.holds_back(run.key)
+
+    @property
+    def num_held_back(self) -> int:
+        """Runs whose requests wait until others have had their turn."""
+        return 0 if self._admission is None else self._admission.num_queued
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError where counts are wrong."""
+        if self._admission is not None:
+            self._admission.check_integrity()
 
     def computed(self, request: Request, now: float) -> None:
         """A request's prompt is in the cache."""
@@ -177,7 +205,9 @@ class Controller:
         if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
             return
         agent = (request.owner, hints.agent_id)
+        self._note_lost(request, ("agent", *agent), ("session", request.owner, hints.session_id))
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
+        self._note_reads(("agent", *agent), request, len(prefix))
         self._anchor(("agent", *agent), request, prefix, self._steps(agent))
 
     def hold_place(self, request: Request, num_tokens: int) -> None:
@@ -209,9 +239,12 @@ class Controller:
             said.update(hints.steps_to_execution)
             self.progress.finish(run, agent, is_done=is_done, said=said)
             self.progress.touch(run, now)
+        if run is not None and self._admission is not None:
+            self._admission.called(run.key, now)
         self._note_history(request, hints, run, now)
         if hints.session_final and run is not None and hints.session_id is None:
             self._end_run(run)
+        self._decide(now)
         self._tell()
 
     def expire(self, now: float) -> None:
@@ -230,7 +263,8 @@ class Controller:
             if now - record.last_seen_s < AGENT_TTL_S:
                 break
             del self._agents[agent]
-            self._cache.unanchor(("agent", *agent))
+            self._forget_agent(agent)
+        self._decide(now)
         self._tell()
 
     def _graph_of(self, client: str, hints: Hints) -> tuple[Graph | None, bool]:
@@ -248,8 +282,7 @@ class Controller:
         if record is None:
             record = self._agents[key] = _Agent(now)
             while len(self._agents) > MAX_AGENTS:
-                oldest, _ = self._agents.popitem(last=False)
-                self._cache.unanchor(("agent", *oldest))
+                self._forget_agent(self._agents.popitem(last=False)[0])
         record.last_seen_s = now
         self._agents.move_to_end(key)
         hints = request.hints
@@ -294,8 +327,11 @@ class Controller:
         steps = UNKNOWN_STEPS
         if run is not None and hints.agent_id is not None:
             steps = self.progress.attach(run, hints.agent_id, owner)
+            if self._admission is not None:
+                self._admission.join(run.key, [owner])
         num_written = min(request.num_computed, request.num_known)
         if num_written:  # else it never ran, and the history is as it was
+            self._note_reads(owner, request, num_written)
             self._anchor(owner, request, request.tokens[:num_written], steps)
 
     def _forget_history(self, owner: Hashable, *, keeps_anchor: bool = False) -> None:
@@ -306,6 +342,8 @@ class Controller:
             self.progress.detach(history.run, history.agent, owner)
         if not keeps_anchor:
             self._cache.unanchor(owner)
+            if self._admission is not None:
+                self._admission.forget(owner)
 
     def _end_run(self, run: Run) -> None:
         """A run and the conversations of its agents are over."""
@@ -323,6 +361,44 @@ class Controller:
             end = None if head is None else self._cache.end_of(head)
             if end is not None:
                 self.planner.save_later(end)
+
+    def _forget_agent(self, agent: AgentKey) -> None:
+        self._cache.unanchor(("agent", *agent))
+        if self._admission is not None:
+            self._admission.forget(("agent", *agent))
+
+    def _note_arrival(self, run: Run, client: str, now: float) -> None:
+        """A run has a call more, and may have to wait for its turn."""
+        self._drop_ended()
+        if self._admission is not None:
+            agents = [agent for agent, steps in run.values.items() if steps < NEVER_STEPS]
+            self._admission.call(run.key, [("agent", client, agent) for agent in agents], now)
+
+    def _note_reads(self, owner: Hashable, request: Request, num_tokens: int) -> None:
+        if self._admission is not None:
+            self._admission.reads(owner, block_keys(request, num_tokens, self._cache.page_size))
+
+    def _note_lost(self, request: Request, *owners: Hashable) -> None:
+        if self._admission is not None:
+            page = self._cache.page_size
+            keys = block_keys(request, request.num_prompt, page)
+            self._admission.found(keys, (request.num_cached or 0) // page, owners)
+
+    def _drop_ended(self) -> None:
+        """Runs that are over need no turn any more."""
+        if self._admission is not None:
+            for run in self.progress.ended:
+                self._admission.end(run)
+        self.progress.ended.clear()
+
+    def _decide(self, now: float) -> None:
+        self._drop_ended()
+        if self._admission is not None:
+            self._admission.decide(now)
+
+    def _num_blocks(self) -> int:
+        """What both tiers hold."""
+        return self._cache.table.num_slots + self._cache.residency.host.max_blocks
 
     def _tell(self) -> None:
         """Pass on to the cache whose steps have changed."""

@@ -23,6 +23,10 @@ class Costs:
         old = new if self._s_per_token is None else self._s_per_token
         self._s_per_token = old + _FRESH * (new - old)
 
+    def compute_s(self, num_tokens: int) -> float:
+        """Seconds to compute tokens of prompts; 0 where it is not known."""
+        return num_tokens * (self._s_per_token or 0.0)
+
     def load_share(self, mover: Mover, page_size: int) -> float | None:
         """What loading a block takes, as a share of computing it; None where it is not known."""
         if self._s_per_token is None:

@@ -108,6 +108,7 @@ class Engine:
             keeps_everything=sizes.cache.keeps_everything,
             load_pays=self._load_pays if sizes.cache.guards else None,
             watches=sizes.cache.guards and sizes.cache.eviction != "lru",
+            compute_s=self._compute_s if sizes.cache.holds_back else None,
         )
         self._intake = Intake(
             sizes.max_model_len,
@@ -134,8 +135,9 @@ class Engine:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is nothing to do until a transfer lands."""
-        return self.mover.is_moving and self._in_flight is None
+        """Whether there is nothing to do until a transfer lands, or a while has passed."""
+        is_due = self.mover.is_moving or self.controller.num_held_back > 0
+        return is_due and self._in_flight is None
 
     def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
         """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
@@ -229,6 +231,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every structure agrees with every other."""
         self.scheduler.check_integrity()
+        self.controller.check_integrity()
 
     def fail_all(self, error: KVFlowError) -> None:
         """End every request with ``error`` and start over with an empty pool and cache."""
@@ -361,9 +364,6 @@ class Engine:
         begun_s = max(step.dispatched_s, self._last_step_s)
         self.costs.note_step(sum(step.plan.prefill_lengths), now - begun_s)
         self._last_step_s = now
-        share = self.costs.load_share(self.mover, self.cache.page_size)
-        if share is not None:
-            self.cache.table.load_cost = share
         by_chunk = np.atleast_2d(sampled)[:, step.sample_rows].T.tolist()
         rows = step.sample_rows.tolist()
         for chunk, tokens, row in zip(step.plan.chunks, by_chunk, rows, strict=True):
@@ -445,6 +445,7 @@ class Engine:
         scheduler = Scheduler(self.cache, self.sizes.shapes)
         if self.sizes.cache.guards:
             scheduler.load_pays = self._load_pays
+        scheduler.may_begin = lambda request: self.controller.may_begin(request)
         return scheduler
 
     def _load_pays(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
@@ -453,6 +454,9 @@ class Engine:
         return self.costs.load_pays(
             self.mover, num_blocks, num_tokens, num_others=max(0, num_others - 1), spare_s=spare_s
         )
+
+    def _compute_s(self, num_blocks: int) -> float:
+        return self.costs.compute_s(num_blocks * self.cache.page_size)
 
     def _fresh_cache(self) -> PrefixCache:
         pool, cache = self.sizes.pool, self.sizes.cache
@@ -469,6 +473,7 @@ class Engine:
         self.stats = replace(
             snapshot(self.cache, self.scheduler, self.mover, self._past),
             num_runs=len(self.controller.progress),
+            num_runs_held_back=self.controller.num_held_back,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._num_generated,

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TRANSFER_CHECK_S = 1.0
+CHECK_S = 1.0
 
 
 class EngineThread:
@@ -251,8 +251,9 @@ class EngineThread:
         if engine.is_idle and not self._is_open:
             self._idle.set()
         if not is_busy:
-            # Whatever comes wakes it, transfers too; copies that do not end are looked for.
-            engine.clock.wait(self._wake, TRANSFER_CHECK_S if engine.is_waiting else None)
+            # Whatever comes wakes it, transfers too; copies that do not end are looked for,
+            # and runs that wait may have their turn.
+            engine.clock.wait(self._wake, CHECK_S if engine.is_waiting else None)
 
     def _empty_inbox(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -39,8 +39,9 @@ class LLM:
         cache_dir: where the converted model and compiled programs are kept.
         progress: show progress while loading and compiling.
         cache: gpu-only, hicache or kvflow; or a ``CacheConfig``, which says what these are and
-            stands for the next five too.
-        eviction, prefetch, host_cache_gib, backup, link_ratio, guard: see ``CacheConfig``.
+            stands for what follows it too.
+        eviction, prefetch, host_cache_gib, backup, link_ratio, guard, admission: see
+            ``CacheConfig``.
         **sizes: fields of ``EngineConfig``: max_model_len, max_num_seqs, pool_gib and more.
 
     Attributes:
@@ -70,10 +71,11 @@ class LLM:
         backup: BackupTime = "early",
         link_ratio: float | None = None,
         guard: bool | None = None,
+        admission: bool | None = None,
         **sizes: Any,
     ) -> None:
         if not isinstance(cache, CacheConfig):
-            switches = (eviction, prefetch, host_cache_gib, backup, link_ratio, guard)
+            switches = (eviction, prefetch, host_cache_gib, backup, link_ratio, guard, admission)
             cache = CacheConfig(cache, *switches)
         config = EngineConfig(cache=cache, **sizes)
         cache_dir = cache_dir or default_cache_dir()

@@ -87,6 +87,7 @@ class EngineStats:
     num_blocks_host: int = 0  # with a copy in the host tier, and
     max_blocks_host: int = 0  # how many may have one
     num_runs: int = 0  # of workflows, alive
+    num_runs_held_back: int = 0  # of those, that wait for their turn
     num_steps: int = 0
     stall_s: float = 0.0  # in which requests waited for loads and nothing else ran
     num_preemptions: int = 0

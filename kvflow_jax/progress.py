@@ -10,6 +10,7 @@ from kvflow_jax.cache.anchors import (
     LIKELIHOOD_SPREAD,
     NEVER_STEPS,
     OTHER_BRANCH,
+    PARKED_STEPS,
     UNKNOWN_STEPS,
     MinBag,
 )
@@ -34,6 +35,7 @@ class Run:
         calls: agents with calls in progress.
         values: what the run says of each agent now.
         owners: conversations of its agents, which wait as long as the agent does.
+        is_parked: whether it is held back, so that what it reads counts as PARKED farther.
     """
 
     key: RunKey
@@ -42,18 +44,20 @@ class Run:
     said: dict[str, float] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     values: dict[str, float] = field(default_factory=dict)
-    owners: dict[str, set[Hashable]] = field(default_factory=dict)
+    owners: dict[str, dict[Hashable, None]] = field(default_factory=dict)
+    is_parked: bool = False
 
 
 class Progress:
     """All runs, and for each agent the soonest that any of them says.
 
     ``changes`` collects agents and owners whose steps are others than before, for the cache to be
-    told: only those that the moved run touches.
+    told: only those that the moved run touches. ``ended`` collects runs that are over.
     """
 
     def __init__(self) -> None:
         self.changes: dict[Hashable, float] = {}
+        self.ended: list[RunKey] = []
         self._runs: OrderedDict[RunKey, Run] = OrderedDict()  # heard of longest ago first
         self._steps: dict[AgentKey, MinBag] = {}
 
@@ -130,12 +134,12 @@ class Progress:
 
     def attach(self, run: Run, agent: str, owner: Hashable) -> float:
         """Let a conversation wait as long as an agent of the run does; its steps now."""
-        run.owners.setdefault(agent, set()).add(owner)
+        run.owners.setdefault(agent, {})[owner] = None
         return _until_again(run, agent)
 
     def detach(self, run: Run, agent: str, owner: Hashable) -> None:
-        owners = run.owners.get(agent, set())
-        owners.discard(owner)
+        owners = run.owners.get(agent, {})
+        owners.pop(owner, None)
         if not owners:
             run.owners.pop(agent, None)
 
@@ -147,7 +151,15 @@ class Progress:
         run.state, run.said = None, {}
         run.calls.clear()
         self._update(run)
+        self.ended.append(key)
         return True
+
+    def park(self, key: RunKey, *, is_parked: bool) -> None:
+        """A run is held back, or goes on."""
+        run = self._runs.get(key)
+        if run is not None and run.is_parked != is_parked:
+            run.is_parked = is_parked
+            self._update(run)
 
     def expire(self, now: float) -> None:
         """End the runs of which nothing has been heard for long and that have no call."""
@@ -165,7 +177,7 @@ class Progress:
         client = run.key[0]
         new = _values(run)
         old, run.values = run.values, new
-        for agent in old.keys() | new.keys():
+        for agent in {**old, **new}:  # a set's order would be another in each process
             before, after = old.get(agent), new.get(agent)
             if before == after:
                 continue
@@ -188,7 +200,7 @@ def _until_again(run: Run, agent: str) -> float:
     """Steps of a conversation of an agent. While another runs, it waits for the next call at least,
     and is not brought back for this one."""
     if agent in run.calls:
-        return 1.0 + OTHER_BRANCH
+        return 1.0 + OTHER_BRANCH + PARKED_STEPS * run.is_parked
     return run.values.get(agent, UNKNOWN_STEPS)
 
 
@@ -210,5 +222,7 @@ def _values(run: Run) -> dict[str, float]:
             agent = graph.agents[node]
             values[agent] = min(values.get(agent, value), value)
     values.update(run.said)
+    if run.is_parked:
+        values = {agent: min(value + PARKED_STEPS, NEVER_STEPS) for agent, value in values.items()}
     values.update(dict.fromkeys(run.calls, 0.0))
     return values

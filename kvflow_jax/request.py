@@ -81,6 +81,8 @@ class Request:
 
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the tokens from the second on
 
+        self.block_keys: list[int] = []  # as far as ``block_keys.block_keys`` has made them
+
         self.sampling_row: tuple[np.ndarray, np.ndarray] | None = None  # kept by ``batch``
 
         self.lease: Lease | None = None

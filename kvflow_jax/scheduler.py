@@ -59,6 +59,8 @@ class Scheduler:
         self.uses_host = True  # False: what is on the host alone is computed anew
         # (blocks to be loaded, tokens to be computed instead) -> whether to load
         self.load_pays: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
+        # whether a waiting request may begin, as far as its run is concerned
+        self.may_begin: Callable[[Request], bool] = lambda request: True
         self._cache = cache
         self._shapes = shapes
         self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
@@ -320,6 +322,8 @@ class Scheduler:
                 return
             if request.num_in_flight:
                 continue  # preempted in mid-step: its last token is still to come
+            if not self.may_begin(request):
+                continue
             # At least one token is always computed: its logits are what the prompt asks for.
             matched = self._match(request)
             is_shared = self._block_key(request, matched) in in_progress

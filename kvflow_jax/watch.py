@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from kvflow_jax.block_keys import block_keys
 from kvflow_jax.request import Request
 
 _FRESH = 0.1  # weight of the newest call
@@ -77,7 +78,7 @@ class Watch:
         Returns:
             Whether its client is judged otherwise than before.
         """
-        keys = self._keys_of(request, request.num_prompt)
+        keys = block_keys(request, request.num_prompt, self._page).tolist()
         num_found = self._shadow.use(keys)
         if not is_led or not keys:
             return False
@@ -101,14 +102,5 @@ class Watch:
 
     def write(self, request: Request) -> None:
         """A request has ended: what it has written is in a cache, too."""
-        self._shadow.use(self._keys_of(request, min(request.num_computed, request.num_known)))
-
-    def _keys_of(self, request: Request, num_tokens: int) -> list[int]:
-        """A key for each full block of a sequence, that stands for all up to its end."""
-        page, keys = self._page, list[int]()
-        data = request.tokens[: num_tokens // page * page].tobytes()
-        size, key = page * request.tokens.itemsize, hash(request.root)
-        for at in range(0, len(data), size):
-            key = hash((key, data[at : at + size]))
-            keys.append(key)
-        return keys
+        num_written = min(request.num_computed, request.num_known)
+        self._shadow.use(block_keys(request, num_written, self._page).tolist())

@@ -16,6 +16,7 @@ from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.cache_settings import CacheConfig, CacheSettings
 from kvflow_jax.config import GIB, PREFILL_TILE, EngineSizes
 from kvflow_jax.engine import Engine
+from kvflow_jax.engine_thread import CHECK_S
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.hints import Hints
 from kvflow_jax.outputs import EngineStats, Output
@@ -136,7 +137,10 @@ class Simulation:
                 continue
             if not engine.is_idle and not engine.is_waiting:
                 raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
-            if not self.clock.advance_to_next():
+            if engine.controller.num_held_back:
+                due_s, next_s = self.clock.now() + CHECK_S, self.clock.next_event_s
+                self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
+            elif not self.clock.advance_to_next():
                 if engine.is_idle:
                     return
                 raise IntegrityError("requests wait for a transfer that is not under way")

@@ -200,11 +200,16 @@ def _add_cache_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="compute again what would take longer to load; default: by --cache",
     )
+    add(
+        "--admission",
+        action=argparse.BooleanOptionalAction,
+        help="while the cache thrashes, let runs of workflows take turns; default: by --eviction",
+    )
 
 
 def _cache_config(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> CacheConfig:
     """Takes its flags out of ``flags``; exits with 2 where they contradict each other."""
-    names = ("eviction", "prefetch", "host_cache_gib", "backup", "link_ratio", "guard")
+    names = ("eviction", "prefetch", "host_cache_gib", "backup", "link_ratio", "guard", "admission")
     switches = {name: flags.pop(name) for name in names}
     try:
         return CacheConfig(flags.pop("cache"), **switches)

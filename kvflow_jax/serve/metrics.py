@@ -123,6 +123,11 @@ class Metrics:
             ("vllm:kv_cache_usage_perc", "Share of KV blocks held by requests, 0 to 1.", used),
             ("kvflow:host_blocks", "KV blocks with a copy on the host.", stats.num_blocks_host),
             ("kvflow:runs", "Runs of workflows that are alive.", stats.num_runs),
+            (
+                "kvflow:runs_held_back",
+                "Runs whose calls wait until others have had their turn.",
+                stats.num_runs_held_back,
+            ),
         ):
             family = GaugeMetricFamily(name, text, labels=names)
             family.add_metric(values, gauge)

@@ -10,7 +10,7 @@ from kvflow_jax.cache.policy import (
     kvflow,
     kvflow_chance,
     kvflow_cost,
-    kvflow_restore,
+    kvflow_depth,
     lru,
 )
 
@@ -39,7 +39,7 @@ def test_recency_and_steps():
     assert first_to_last(kvflow, table) == [2, 1, 3, 0]
 
 
-@pytest.mark.parametrize("order", [kvflow_cost, kvflow_chance, kvflow_restore])
+@pytest.mark.parametrize("order", [kvflow_cost, kvflow_chance, kvflow_depth])
 def test_what_nobody_reads_goes_first_whatever_it_costs(order):
     steps = [1.0, NEVER_STEPS, SUFFIX, UNKNOWN_STEPS, 2.0, 0.0]
     assert first_to_last(order, table_of(steps)) == [2, 1, 3, 4, 0, 5]
@@ -50,16 +50,11 @@ def test_an_unlikely_next_goes_before_a_certain_later_one():
     table = table_of([unlikely_next, certain_later])
     assert first_to_last(kvflow, table) == [1, 0]
     assert first_to_last(kvflow_cost, table) == [0, 1]
-    assert first_to_last(kvflow_restore, table) == [1, 0]
+    assert first_to_last(kvflow_depth, table) == [1, 0]
     assert first_to_last(kvflow_cost, table_of([1.5 + 0.4 * 0.9, 4.0])) == [0, 1]  # other branch
 
 
 def test_what_is_cheap_to_have_again_goes_first():
-    table = table_of([2.0, 3.0], on_host=[0])
-    assert first_to_last(kvflow_cost, table) == [0, 1]  # loaded in a fifth of the time
-    assert first_to_last(kvflow_chance, table) == [1, 0]
-    table.load_cost = 2.0  # never more than computing it would be
-    assert first_to_last(kvflow_cost, table) == [1, 0]
     deep = table_of([3.0, 2.0], depth=[2000, 0])
     assert first_to_last(kvflow_cost, deep) == [1, 0]
     assert first_to_last(kvflow_chance, deep) == [0, 1]

@@ -1,6 +1,8 @@
 """The scripts that people run, from flags to files."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -161,3 +163,16 @@ def test_cells_played_at_once_give_what_they_give_one_by_one():
     names = ["v1 a10g 1024/32/32", "v1 a10g 1024/256/32"]
     jobs = [(name, ["gpu-only", "kvflow"], 0) for name in names]
     assert list(paper.played_in_turn(jobs, 2)) == list(paper.played_in_turn(jobs, 1))
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    """Python hashes strings otherwise in each; no order may hang on it."""
+    flags = ["--workload", "branching", "--quick", "--arms", "kvflow,kvflow-cost"]
+    written = []
+    for seed in ("1", "2"):
+        path = tmp_path / f"{seed}.json"
+        command = [sys.executable, "-m", "experiments.compare", *flags, "--host-tokens", "20000"]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([*command, "--json", path], env=environment, check=True, timeout=300)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]

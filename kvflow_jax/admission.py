@@ -1,0 +1,293 @@
+"""Which runs of workflows go on at a time, where they read more again than the cache holds.
+
+Where many take turns then, each finds that the others have evicted what it had computed, and all
+compute it anew: the cache thrashes, whatever its order of eviction. As an operating system does
+(Denning 1968, working sets), some are held back then, whole runs, and the others go on without loss
+until they end, wait long for a tool, or have had their turn.
+
+    arrives ──▶ queued ──there is room──▶ active ──▶ ends
+                  ▲                          │
+                  └──calls──── parked ◀──────┘ waits long; too many; had its turn
+
+How much room there is shows in use, as with congestion of a network: it shrinks while much time
+goes into computing again what had been there, and grows while none does. What a parked run reads is
+not expected soon, and goes first. A call that has begun goes on, and nothing else is held back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+
+import numpy as np
+
+from kvflow_jax.errors import IntegrityError
+
+HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
+RATE = 0.02  # how fast, of the room, a second
+MEMORY_S = 60.0  # how long lost time is remembered
+LEAST = 0.8  # of the cache; working sets that take no more are never held back
+TURN = 32  # a run that is swapped for another has been active so many times as long as that costs
+MIN_TURN_S = 10.0
+LONG = 0.8  # of the waits between the calls of a run, the share that are not long
+_FRESH = 0.1  # how far a wait moves the estimate of a long one
+_DECIDE_EVERY_S = 1.0
+_NO_KEYS = np.empty(0, np.int64)
+
+
+class Admission:
+    """Decides which runs are active. Names of runs are the caller's, and so are those of owners:
+    agents and conversations, that read something again. Keys are those of ``block_keys``.
+
+    Args:
+        num_blocks: that the cache holds, on all tiers that are worth reading from.
+        compute_s: seconds to compute so many blocks. Who is held back finds nothing: were there
+            room for what he reads, on whichever tier, he would go on.
+        park: is told of runs that are held back from now on.
+        resume: and of those that go on.
+    """
+
+    def __init__(
+        self,
+        num_blocks: Callable[[], int],
+        compute_s: Callable[[int], float],
+        park: Callable[[Hashable], object],
+        resume: Callable[[Hashable], object],
+    ) -> None:
+        self._num_blocks, self._compute_s = num_blocks, compute_s
+        self._park, self._resume = park, resume
+        self._reads: dict[Hashable, np.ndarray] = {}  # i64[n], what an owner reads again
+        self._owners: dict[Hashable, set[Hashable]] = {}  # of each run
+        self._calls: Counter[Hashable] = Counter()  # of each run, that have not ended
+        self._active: OrderedDict[Hashable, float] = OrderedDict()  # since when, longest first
+        self._queue: OrderedDict[Hashable, float] = OrderedDict()  # of parked runs with calls
+        self._idle: OrderedDict[Hashable, float] = OrderedDict()  # of runs without calls
+        self._users: Counter[Hashable] = Counter()  # active runs of each owner
+        self._held: Counter[int] = Counter()  # keys, by how many owners in use read them
+        self._cold: set[Hashable] = set()  # owners in use that have not read since they were
+        self._room = math.inf  # for keys
+        self._lost_share = 0.0
+        self._lost_s = 0.0  # since the room was last looked at
+        self._looked_s = -math.inf
+        self._long_wait_s = 1.0
+
+    @property
+    def num_queued(self) -> int:
+        """Runs that want to go on and are held back."""
+        return len(self._queue)
+
+    @property
+    def num_held(self) -> int:
+        """Blocks that active runs read again."""
+        return len(self._held)
+
+    def holds_back(self, run: Hashable) -> bool:
+        """Whether calls of a run have to wait."""
+        return run in self._queue
+
+    # Who reads what.
+
+    def reads(self, owner: Hashable, keys: np.ndarray) -> None:
+        """What an owner reads again, i64[n]."""
+        before = self._reads.get(owner, _NO_KEYS)
+        self._reads[owner] = keys
+        if self._users[owner]:
+            same = _num_common(before, keys)
+            self._hold(keys[same:])
+            self._let_go(before[same:])
+
+    def forget(self, owner: Hashable) -> None:
+        """An owner reads nothing again."""
+        if owner in self._reads:
+            self.reads(owner, _NO_KEYS)
+            del self._reads[owner]
+
+    def found(self, keys: np.ndarray, num_found: int, owners: Iterable[Hashable]) -> None:
+        """A prompt i64[n] was read and computed, as far as ``num_found`` blocks were not there.
+
+        What of it its owners had read before was computed in vain, unless they were held back.
+        """
+        num_known = 0
+        for owner in owners:
+            if owner in self._cold:
+                self._cold.remove(owner)
+            elif owner in self._reads:
+                num_known = max(num_known, _num_common(self._reads[owner], keys))
+        self._lost_s += self._compute_s(max(0, num_known - num_found))
+
+    # A run's life.
+
+    def call(self, run: Hashable, owners: Iterable[Hashable], now: float) -> None:
+        """A call of a run has arrived.
+
+        Args:
+            owners: that the run makes use of, now or later.
+        """
+        idle_since_s = self._idle.pop(run, None)
+        if idle_since_s is not None:
+            self._note_wait(now - idle_since_s)
+        self._calls[run] += 1
+        self.join(run, owners)
+        if run not in self._active:
+            self._queue.setdefault(run, now)
+            self._take_in(now)
+
+    def join(self, run: Hashable, owners: Iterable[Hashable]) -> None:
+        """A run makes use of more owners."""
+        known = self._owners.setdefault(run, set())
+        news = set(owners) - known
+        known |= news
+        if run in self._active:
+            self._use(news)
+
+    def called(self, run: Hashable, now: float) -> None:
+        """A call of a run has ended."""
+        self._calls[run] -= 1
+        if self._calls[run] > 0:
+            return
+        del self._calls[run]
+        self._queue.pop(run, None)  # whoever waited has given up
+        if run in self._owners:  # else it is over
+            self._idle[run] = now
+
+    def end(self, run: Hashable) -> None:
+        """A run is over."""
+        self._queue.pop(run, None)
+        self._idle.pop(run, None)
+        owners = self._owners.pop(run, set())
+        if self._active.pop(run, None) is not None:
+            self._leave(owners)
+
+    def decide(self, now: float) -> None:
+        """Park and resume runs, as things stand. Call it often; it looks now and then."""
+        if now - self._looked_s < _DECIDE_EVERY_S:
+            return
+        self._adapt(now)
+        while self.num_held > self._room:
+            victim = self._waits_long(now) or self._newest()
+            if victim is None:
+                break
+            self._hold_back(victim)
+        self._take_in(now)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the counts are those of the runs that are active."""
+        users = Counter(owner for run in self._active for owner in self._owners[run])
+        held = Counter(key for o in users for key in self._reads.get(o, _NO_KEYS).tolist())
+        if users != +self._users or held != self._held:
+            raise IntegrityError("admission counts what no active run reads")
+        if self._queue.keys() & self._active.keys() or not self._queue.keys() <= self._calls.keys():
+            raise IntegrityError("a run waits for a turn that it has, or does not want")
+
+    def _adapt(self, now: float) -> None:
+        """Leave working sets less room while time is lost, and more while none is."""
+        passed_s = min(now - self._looked_s, MEMORY_S)
+        fresh = 1.0 - math.exp(-passed_s / MEMORY_S)
+        self._lost_share += fresh * (self._lost_s / passed_s - self._lost_share)
+        self._looked_s, self._lost_s = now, 0.0
+        if self._lost_share > HIGH:
+            room = min(self._room, self.num_held) * math.exp(-RATE * passed_s)
+            self._room = max(room, LEAST * self._num_blocks())
+        elif self._lost_share < LOW:
+            self._room *= math.exp(RATE * passed_s)
+
+    def _take_in(self, now: float) -> None:
+        """Let runs go on for which there is room, who waits longest first."""
+        while self._queue:
+            run, queued_s = next(iter(self._queue.items()))
+            while (num := self._num_more(run)) and self.num_held + num > self._room:
+                victim = self._waits_long(now) or self._had_its_turn(now, queued_s, num)
+                if victim is None and self._active:
+                    return
+                if victim is None:
+                    break
+                self._hold_back(victim)
+            del self._queue[run]
+            self._active[run] = now
+            self._use(self._owners[run])
+            self._resume(run)
+
+    def _hold_back(self, run: Hashable) -> None:
+        del self._active[run]
+        self._leave(self._owners[run])
+        self._park(run)
+
+    def _waits_long(self, now: float) -> Hashable | None:
+        """The active run that waits longest for its next call, if that is long.
+
+        Long is longer than most waits are, and than to have again what it reads would take: whoever
+        keeps it for as long loses at most twice what he must (Continuum, arXiv 2511.02230).
+        """
+        for run, since_s in self._idle.items():
+            if run in self._active:
+                num = sum(len(self._reads.get(owner, _NO_KEYS)) for owner in self._owners[run])
+                return run if now - since_s > self._long_wait_s + self._compute_s(num) else None
+        return None
+
+    def _newest(self) -> Hashable | None:
+        """The run active shortest of those without which less is held, the last one excepted."""
+        if len(self._active) > 1:
+            for run in reversed(self._active):
+                alone = (owner for owner in self._owners[run] if self._users[owner] == 1)
+                keys = (key for o in alone for key in self._reads.get(o, _NO_KEYS).tolist())
+                if any(self._held[key] == 1 for key in keys):
+                    return run
+        return None
+
+    def _had_its_turn(self, now: float, queued_s: float, num: int) -> Hashable | None:
+        """The run active longest, if it has been for long enough to be swapped for another.
+
+        Args:
+            queued_s: since when the other waits.
+            num: blocks that the other reads and nobody else.
+        """
+        if not self._active:
+            return None
+        run, since_s = next(iter(self._active.items()))
+        turn_s = max(MIN_TURN_S, TURN * self._compute_s(num))
+        return run if now - max(queued_s, since_s) > turn_s else None
+
+    def _num_more(self, run: Hashable) -> int:
+        """Blocks that a run reads again and no active one does."""
+        keys = [self._reads.get(owner, _NO_KEYS) for owner in self._owners[run]]
+        return len(set(np.concatenate([_NO_KEYS, *keys]).tolist()) - self._held.keys())
+
+    def _use(self, owners: Iterable[Hashable]) -> None:
+        for owner in owners:
+            self._users[owner] += 1
+            if self._users[owner] == 1:
+                self._hold(self._reads.get(owner, _NO_KEYS))
+                if owner in self._reads:
+                    self._cold.add(owner)
+
+    def _leave(self, owners: Iterable[Hashable]) -> None:
+        for owner in owners:
+            self._users[owner] -= 1
+            if not self._users[owner]:
+                del self._users[owner]
+                self._cold.discard(owner)
+                self._let_go(self._reads.get(owner, _NO_KEYS))
+
+    def _hold(self, keys: np.ndarray) -> None:
+        self._held.update(keys.tolist())
+
+    def _let_go(self, keys: np.ndarray) -> None:
+        held = self._held
+        for key in keys.tolist():
+            if held[key] == 1:
+                del held[key]
+            else:
+                held[key] -= 1
+
+    def _note_wait(self, wait_s: float) -> None:
+        """Move the estimate to where a share ``LONG`` of all waits are shorter."""
+        share = LONG if wait_s > self._long_wait_s else LONG - 1
+        self._long_wait_s = max(1e-3, self._long_wait_s * (1 + _FRESH * share))
+
+
+def _num_common(a: np.ndarray, b: np.ndarray) -> int:
+    """How long two sequences agree from their start."""
+    both = min(len(a), len(b))
+    differ = a[:both] != b[:both]
+    return int(differ.argmax()) if differ.any() else both
