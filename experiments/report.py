@@ -3,6 +3,7 @@
     python -m experiments.paper --mode sim --json experiments/results/paper_sim.json
     python -m experiments.paper --mode real --quick --json experiments/results/paper_real_cpu.json
     python -m experiments.compare --workload all --arms all --json experiments/results/compare.json
+    python -m experiments.terms --json experiments/results/terms.json
     python -m experiments.report
 
 Every figure in it is one that they have measured or simulated.
@@ -20,11 +21,11 @@ from typing import Any
 
 from experiments import plots
 from experiments.arms import ARMS, gap_closed
+from experiments.terms import gain, table
 from experiments.workloads.catalogue import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = ("gpu-only", "hicache", "kvflow-evict", "kvflow", "kvflow-guard", "kvflow-cost")
-LOOPS = ("branching", "leader", "team", "coding")  # where kvflow-cost ought to gain
 
 
 def main() -> int:
@@ -37,8 +38,8 @@ def main() -> int:
     if missing:
         print(f"report: {', '.join(missing)} not found under {folder}", file=sys.stderr)
         return 2
-    real = _read(folder / "paper_real_cpu.json")
-    lines = list(_report(found["paper_sim"], found["compare"], real, folder / "figures"))
+    others = {name: _read(folder / f"{name}.json") for name in ("paper_real_cpu", "terms")}
+    lines = list(_report(**found, **others, figures=folder / "figures"))
     path = folder / "REPORT.md"
     path.write_text("\n".join(lines) + "\n")
     print(f"written to {path}")
@@ -49,8 +50,10 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _report(paper: Any, compared: Any, real: Any, figures: Path) -> Iterator[str]:
-    workloads = {name: one for name, one in compared.items() if name != "machine"}
+def _report(
+    paper_sim: Any, compare: Any, paper_real_cpu: Any, terms: Any, figures: Path
+) -> Iterator[str]:
+    workloads = _without_machine(compare)
     yield "# Results"
     yield ""
     yield "Written by `python -m experiments.report` from the JSON files beside it."
@@ -59,11 +62,17 @@ def _report(paper: Any, compared: Any, real: Any, figures: Path) -> Iterator[str
     yield "Machines and the share of their peaks that is assumed: `experiments/sim/machines.py`."
     yield ""
     yield from _arms()
-    yield from _paper(paper, figures)
-    if real is not None:
-        yield from _real(real)
+    yield from _paper(paper_sim, figures)
+    if paper_real_cpu is not None:
+        yield from _real(paper_real_cpu)
     yield from _compared(workloads, figures)
-    yield from _honest(paper, workloads)
+    if terms is not None:
+        yield from _terms(_without_machine(terms))
+    yield from _honest(paper_sim, workloads)
+
+
+def _without_machine(results: Any) -> dict[str, Any]:
+    return {name: one for name, one in results.items() if name != "machine"}
 
 
 def _arms() -> Iterator[str]:
@@ -224,20 +233,29 @@ def _honest(paper: Any, workloads: Any) -> Iterator[str]:
         + ", ".join(f"{arm} {fmean(shares):.0%}" for arm, shares in closed.items() if shares)
         + "."
     )
-    gains = {
-        name: workloads[name]["kvflow"]["completion_mean_s"]
-        / workloads[name]["kvflow-cost"]["completion_mean_s"]
-        for name in LOOPS
-        if name in workloads
+    yield ""
+
+
+def _terms(results: Any) -> Iterator[str]:
+    yield "## What each part of kvflow-cost brings"
+    yield ""
+    yield "Mean completion of `kvflow-guard` over the arm's, by the host's room for KV as a share of"
+    yield "the device's (`python -m experiments.terms`). In `kvflow-cost` without one of its parts:"
+    yield "`all branches` as if every branch were taken; `all depths` as if every block took as long"
+    yield "to compute; `all runs` holds no run back."
+    yield ""
+    yield table(results)
+    yield ""
+    means = {
+        share: fmean(gain(shares[share], "kvflow-cost") for shares in results.values())
+        for share in next(iter(results.values()))
     }
-    yield ""
     yield (
-        "kvflow-cost over kvflow, mean completion (asked: 1.15x mean): "
-        + ", ".join(f"{name} {gain:.2f}x" for name, gain in gains.items())
-        + f"; mean {fmean(gains.values()):.2f}x."
+        "kvflow-cost over kvflow-guard, mean completion (asked: 1.15x mean): "
+        + ", ".join(f"{mean:.2f}x with {share} of host memory" for share, mean in means.items())
+        + f"; of all {fmean(means.values()):.2f}x."
     )
-    yield ""
-    yield "Its terms by themselves (`--eviction kvflow-chance`, `kvflow-restore`) are policies too."
+    yield "Those who are held back wait for their first token, and the others do not."
     yield ""
 
 
