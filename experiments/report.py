@@ -239,10 +239,10 @@ def _honest(paper: Any, workloads: Any) -> Iterator[str]:
 def _terms(results: Any) -> Iterator[str]:
     yield "## What each part of kvflow-cost brings"
     yield ""
-    yield "Mean completion of `kvflow-guard` over the arm's, by the host's room for KV as a share of"
-    yield "the device's (`python -m experiments.terms`). In `kvflow-cost` without one of its parts:"
-    yield "`all branches` as if every branch were taken; `all depths` as if every block took as long"
-    yield "to compute; `all runs` holds no run back."
+    yield "Mean completion of `kvflow-guard` over the arm's, by the host's room for KV as a share"
+    yield "of the device's (`python -m experiments.terms`). `kvflow-cost` without one of its parts:"
+    yield "`all branches` as if every branch were taken; `all depths` as if every block took as"
+    yield "long to compute; `all runs` holds no run back."
     yield ""
     yield table(results)
     yield ""
