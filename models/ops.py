@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.config import AttentionKind
 
 
 class Ops(Protocol):
@@ -51,6 +52,7 @@ class Ops(Protocol):
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
         """See ``attention.attend``."""
 
@@ -95,8 +97,9 @@ class XlaOps:
         v: jax.Array,
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
-        return attention.attend(layer, q, k, v, rows, pool)
+        return attention.attend(layer, q, k, v, rows, pool, kind)
 
 
 XLA = XlaOps()

@@ -8,7 +8,7 @@ from kvflow_jax.models.loading import load_model
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
-from tests.models.make_reference import FILE, NUM_TOKENS, POSITIONS
+from tests.models.make_reference import FILE, GREEDY_PROMPT, NUM_GREEDY, NUM_TOKENS, POSITIONS
 
 REFERENCE = np.load(FILE)
 TOLERANCE = 1e-3
@@ -28,6 +28,20 @@ def test_tiny_models(name, tmp_path):
     pieces = [sequence.feed(tokens[:33], 40), sequence.feed(tokens[33:60], 40)]
     pieces += [sequence.feed([token]) for token in tokens[60:]]
     np.testing.assert_allclose(np.concatenate(pieces), cold, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_greedy_tokens_of_tiny_models(name, tmp_path):
+    """The same tokens as transformers, up to the first whose rival is as likely."""
+    loaded = load_model(str(tiny.write_folder(tmp_path / name, tiny.CONFIGS[name])), progress=False)
+    sequence = tiny.Sequence(loaded.model, loaded.params, GREEDY_PROMPT + NUM_GREEDY)
+    logits = sequence.feed(tiny.prompt_tokens(GREEDY_PROMPT))[-1]
+    for expected in REFERENCE[f"{name}_greedy"]:
+        second, first = np.sort(logits)[-2:]
+        if first - second < TOLERANCE:
+            break
+        assert logits.argmax() == expected
+        logits = sequence.feed([expected])[0]
 
 
 @pytest.mark.parametrize("prompt", [0, 1])

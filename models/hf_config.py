@@ -1,0 +1,343 @@
+"""Reads a Hugging Face config.json of any family that is served.
+
+Families share one definition (models/decoder.py): what sets one apart is data, here the fields its
+config.json has or leaves out, in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.config import ModelConfig, MoeConfig, token_ids
+from kvflow_jax.models.rope import ROPE_KINDS, RopeConfig
+
+Hf = Mapping[str, Any]  # a config.json
+
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What sets a family apart from Llama.
+
+    Attributes:
+        constants: fields of ``ModelConfig`` that hold whatever config.json says.
+        defaults: of fields that a config.json leaves out, as transformers has them.
+        biases: whether config.json says which projections have one (``attention_bias``,
+            ``mlp_bias``).
+        refused: fields that must be absent or false: what they switch on is not computed.
+    """
+
+    name: str
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    biases: bool = False
+    refused: tuple[str, ...] = ()
+
+
+_GEMMA3 = _Family(
+    "gemma3",
+    constants={"qk_norm": True, "out_norms": True},
+    # Multimodal checkpoints leave out of text_config what is so.
+    defaults={
+        "vocab_size": 262_208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131_072,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
+    biases=True,
+    refused=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
+)
+
+# architecture in config.json -> its family
+FAMILIES = {
+    "LlamaForCausalLM": _Family("llama", biases=True),
+    "MistralForCausalLM": _Family("mistral"),
+    "Qwen2ForCausalLM": _Family("qwen2", constants={"qkv_bias": True}),
+    "Qwen3ForCausalLM": _Family(
+        "qwen3", constants={"qk_norm": True}, defaults={"head_dim": 128}, biases=True
+    ),
+    "Qwen3MoeForCausalLM": _Family("qwen3moe", constants={"qk_norm": True}, biases=True),
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": _GEMMA3,  # its text part
+    "Phi3ForCausalLM": _Family("phi3"),
+}
+
+
+def read_config(hf: Hf) -> ModelConfig:
+    """See ``ModelConfig.from_hf``."""
+    try:
+        return _read(hf)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"config.json has a value of a wrong type: {error}") from error
+
+
+def _read(hf: Hf) -> ModelConfig:
+    problems: list[str] = []
+    family = _family(hf, problems)
+    present = {name: value for name, value in _text_part(hf).items() if value is not None}
+    if "hidden_activation" in present:  # Gemma's name for it
+        present["hidden_act"] = present["hidden_activation"]
+    hf = dict(family.defaults) | present
+    required: dict[str, Any] = {name: hf.get(name) for name in REQUIRED}
+    missing = [name for name, value in required.items() if value is None]
+    if missing:
+        problems.append(f"config.json lacks {', '.join(missing)}")
+    low = [
+        f"{name} is {value}"
+        for name, value in required.items()
+        if value is not None and not float(value) > 0
+    ]
+    if low:
+        problems.append(f"sizes must be above 0, but {', '.join(low)}")
+        raise _refusal(problems)
+    if hf.get("quantization_config"):
+        problems.append("quantized weights (quantization_config) are not supported")
+    problems += [f"{name} is not supported" for name in family.refused if hf.get(name)]
+    activation = hf.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        problems.append(
+            f"hidden_act {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    heads, kv_heads = required["num_attention_heads"], hf.get("num_key_value_heads")
+    kv_heads = heads if kv_heads is None else kv_heads
+    if heads and kv_heads and heads % kv_heads:
+        problems.append(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    head_dim: Any = hf.get("head_dim")
+    if head_dim is None and heads and required["hidden_size"]:
+        if required["hidden_size"] % heads:
+            problems.append(
+                f"hidden_size {required['hidden_size']} is not a multiple of "
+                f"num_attention_heads {heads}, and config.json has no head_dim"
+            )
+        head_dim = required["hidden_size"] // heads
+    rope, local_rope = _ropes(hf, family, int(head_dim or 2), problems)
+    moe = _moe(hf, problems) if family.name == "qwen3moe" else None
+    windows = _windows(hf, family.name, problems)
+    if problems:
+        raise _refusal(problems)
+    fields: dict[str, Any] = {}
+    if family.biases:
+        fields["qkv_bias"] = fields["out_bias"] = bool(hf.get("attention_bias", False))
+        fields["mlp_bias"] = bool(hf.get("mlp_bias", False))
+    if family.name == "gemma3":
+        fields["embed_scale"] = math.sqrt(required["hidden_size"])
+        fields["query_scalar"] = float(hf["query_pre_attn_scalar"])
+    return ModelConfig(
+        family=family.name,
+        vocab_size=int(required["vocab_size"]),
+        hidden_size=int(required["hidden_size"]),
+        intermediate_size=int(required["intermediate_size"]),
+        num_layers=int(required["num_hidden_layers"]),
+        num_heads=int(heads),
+        num_kv_heads=int(kv_heads),
+        head_dim=int(head_dim),
+        rms_norm_eps=float(required["rms_norm_eps"]),
+        rope=rope,
+        local_rope=local_rope,
+        tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        max_model_len=int(required["max_position_embeddings"]),
+        activation=ACTIVATIONS[activation],
+        windows=windows,
+        moe=moe,
+        eos_token_ids=token_ids(hf.get("eos_token_id")),
+        bos_token_id=next(iter(token_ids(hf.get("bos_token_id"))), None),
+        **fields,
+        **family.constants,
+    )
+
+
+def _refusal(problems: list[str]) -> ModelLoadError:
+    return ModelLoadError("this config.json cannot be served:\n- " + "\n- ".join(problems))
+
+
+def _family(hf: Hf, problems: list[str]) -> _Family:
+    for name in hf.get("architectures") or ():
+        if name in FAMILIES:
+            return FAMILIES[name]
+    found = ", ".join(hf.get("architectures") or ()) or "none named"
+    problems.append(f"architecture {found} is not supported; supported: {', '.join(FAMILIES)}")
+    return _Family("")
+
+
+def _text_part(hf: Hf) -> Hf:
+    """A multimodal config.json keeps the language model in text_config, token ids outside."""
+    if "text_config" not in hf:
+        return hf
+    outside = {name: hf[name] for name in ("eos_token_id", "bos_token_id") if name in hf}
+    return dict(hf["text_config"]) | outside
+
+
+def _windows(hf: Hf, family: str, problems: list[str]) -> tuple[int, ...]:
+    """See ``ModelConfig.windows``."""
+    num_layers, window = int(hf.get("num_hidden_layers") or 0), hf.get("sliding_window")
+    if family == "llama" or not window:
+        return ()
+    if family.startswith("qwen") and not hf.get("use_sliding_window", False):
+        return ()
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        first = int(hf.get("max_window_layers", 28)) if family in ("qwen2", "qwen3") else 0
+        period = int(hf.get("sliding_window_pattern", 6)) if family == "gemma3" else num_layers + 1
+        kinds = [
+            "sliding_attention" if i >= first and (i + 1) % period else "full_attention"
+            for i in range(num_layers)
+        ]
+    unknown = {str(kind) for kind in kinds} - {"sliding_attention", "full_attention"}
+    if unknown or len(kinds) != num_layers:
+        problems.append(
+            f"layer_types must name sliding_attention or full_attention for each of {num_layers} "
+            f"layers, found {len(kinds)} of {', '.join(sorted({str(kind) for kind in kinds}))}"
+        )
+    windows = tuple(int(window) if kind == "sliding_attention" else 0 for kind in kinds)
+    return windows if any(windows) else ()
+
+
+def _moe(hf: Hf, problems: list[str]) -> MoeConfig | None:
+    names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+    missing = [name for name in names if not hf.get(name)]
+    if missing:
+        problems.append(f"config.json lacks {', '.join(missing)}")
+    if hf.get("decoder_sparse_step", 1) != 1 or hf.get("mlp_only_layers"):
+        problems.append(
+            "decoder_sparse_step and mlp_only_layers must leave every layer a mixture of experts"
+        )
+    if missing:
+        return None
+    num_experts, num_chosen, size = (int(hf[name]) for name in names)
+    if num_chosen > num_experts:
+        problems.append(f"num_experts_per_tok {num_chosen} is above num_experts {num_experts}")
+    return MoeConfig(num_experts, num_chosen, size, bool(hf.get("norm_topk_prob", False)))
+
+
+def _ropes(
+    hf: Hf, family: _Family, head_dim: int, problems: list[str]
+) -> tuple[RopeConfig, RopeConfig | None]:
+    """RoPE of all layers and, in Gemma, of those that have a window."""
+    # transformers 5 keeps all of RoPE in rope_parameters; before, theta stood beside rope_scaling.
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    theta = hf.get("rope_theta", 10_000.0)
+    if family.name != "gemma3":
+        return _rope(hf, scaling, theta, family.name, head_dim, problems), None
+    local_theta, local = hf["rope_local_base_freq"], scaling.get("sliding_attention") or {}
+    if "full_attention" in scaling or "sliding_attention" in scaling:
+        scaling = scaling.get("full_attention") or {}
+    return (
+        _rope(hf, scaling, theta, family.name, head_dim, problems),
+        _rope(hf, local, local_theta, family.name, head_dim, problems),
+    )
+
+
+def _rope(
+    hf: Hf, scaling: Hf, default_theta: Any, family: str, head_dim: int, problems: list[str]
+) -> RopeConfig:
+    theta = float(scaling.get("rope_theta") or default_theta)
+    share = float(scaling.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "su" or (kind == "yarn" and family == "phi3"):
+        kind = "longrope"  # by the names it had at first
+    if kind not in ROPE_KINDS:
+        problems.append(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+        return RopeConfig(theta)
+    rotary_dim = int(head_dim * share)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        problems.append(f"RoPE cannot turn {share:g} of a head's {head_dim} dimensions")
+    needed: dict[str, tuple[str, ...]] = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+        "yarn": ("factor",),
+        "longrope": ("long_factor", "short_factor"),
+    }
+    missing = [name for name in needed[kind] if scaling.get(name) is None]
+    if missing:
+        problems.append(f"rope type {kind!r} lacks {', '.join(missing)}")
+        return RopeConfig(theta)
+    max_len = int(hf.get("max_position_embeddings") or 0)
+    original = (
+        hf.get("original_max_position_embeddings")
+        or scaling.get("original_max_position_embeddings")
+        or max_len
+    )
+    fields: dict[str, Any] = {}
+    if kind in ("llama3", "yarn", "longrope"):
+        fields["original_max_len"] = int(original)
+    if kind == "longrope":
+        fields |= _longrope(scaling, max_len, int(original), rotary_dim, problems)
+    else:
+        fields |= {name: float(scaling[name]) for name in needed[kind]}
+    if kind == "yarn":
+        fields |= _yarn(scaling, problems)
+    numbers = {name: value for name, value in fields.items() if isinstance(value, float)}
+    if any(not math.isfinite(value) or value <= 0 for value in numbers.values()):
+        problems.append(f"rope scaling must be positive and finite, found {numbers}")
+    return RopeConfig(theta=theta, kind=kind, share=share, **fields)
+
+
+def _yarn(scaling: Hf, problems: list[str]) -> dict[str, float]:
+    if scaling.get("truncate") is False:
+        problems.append("rope type 'yarn' without truncation (truncate: false) is not supported")
+    factor = float(scaling["factor"])
+
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        attention_factor = magnitude(float(scaling["mscale"]))
+        attention_factor /= magnitude(float(scaling["mscale_all_dim"]))
+    elif attention_factor is None:
+        attention_factor = magnitude(1.0)
+    return {
+        "beta_fast": float(scaling.get("beta_fast") or 32.0),
+        "beta_slow": float(scaling.get("beta_slow") or 1.0),
+        "attention_factor": float(attention_factor),
+    }
+
+
+def _longrope(
+    scaling: Hf, max_len: int, original: int, rotary_dim: int, problems: list[str]
+) -> dict[str, Any]:
+    """The long factors where the context goes past the original one, else the short ones.
+
+    transformers changes over within a conversation, when it grows past the original length, and
+    computes all of it anew. A cached block must not depend on what follows it: one set for all. To
+    be served with the short factors, say ``max_position_embeddings`` of the original length.
+    """
+    name = "long_factor" if max_len > original else "short_factor"
+    factors = tuple(float(value) for value in scaling[name])
+    if len(factors) != rotary_dim // 2 or not all(0 < value < math.inf for value in factors):
+        problems.append(
+            f"{name} must hold {rotary_dim // 2} positive numbers, found {len(factors)}"
+        )
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None:
+        grown = float(scaling.get("factor") or max_len / max(original, 1))
+        attention_factor = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 else 1.0
+    return {"factors": factors, "attention_factor": float(attention_factor)}
