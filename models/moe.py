@@ -20,9 +20,11 @@ class Experts(nnx.Module):
         in_features: int,
         out_features: int,
         *,
+        ops: Ops,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
+        self.ops = ops
         shape = (num_experts, in_features, out_features)
         self.weight = nnx.Param(random_normal(rngs, shape, dtype))
 
@@ -31,7 +33,7 @@ class Experts(nnx.Module):
         x: jax.Array,  # [rows, in], sorted by expert
         num_rows: jax.Array,  # i32[E], of each expert
     ) -> jax.Array:  # [rows, out]
-        return jax.lax.ragged_dot(x, self.weight[...], num_rows)
+        return self.ops.ragged(x, self.weight[...], num_rows)
 
 
 class ExpertsMLP(nnx.Module):
@@ -54,8 +56,8 @@ class ExpertsMLP(nnx.Module):
         self.config, self.activation = config, activation
         num, d, f = config.num_experts, hidden_size, config.intermediate_size
         self.router = Linear(d, num, bias=False, ops=ops, dtype=dtype, rngs=rngs)
-        self.gate_up_proj = Experts(num, d, 2 * f, dtype=dtype, rngs=rngs)
-        self.down_proj = Experts(num, f, d, dtype=dtype, rngs=rngs)
+        self.gate_up_proj = Experts(num, d, 2 * f, ops=ops, dtype=dtype, rngs=rngs)
+        self.down_proj = Experts(num, f, d, ops=ops, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, D]
         num_chosen = self.config.num_chosen
@@ -65,8 +67,9 @@ class ExpertsMLP(nnx.Module):
             shares = shares / shares.sum(-1, keepdims=True)
         order = jnp.argsort(experts.reshape(-1))  # of T * chosen visits, by expert
         num_rows = jnp.bincount(experts.reshape(-1), length=self.config.num_experts)
-        gate_up = self.gate_up_proj(x[order // num_chosen], num_rows.astype(jnp.int32))
+        num_rows = num_rows.astype(jnp.int32)
+        gate_up = self.gate_up_proj(x[order // num_chosen], num_rows)
         gate, up = jnp.split(gate_up, 2, axis=-1)  # [T * chosen, F] each
-        out = self.down_proj(ACTIVATIONS[self.activation](gate) * up, num_rows.astype(jnp.int32))
+        out = self.down_proj(ACTIVATIONS[self.activation](gate) * up, num_rows)
         out = jnp.zeros_like(out).at[order].set(out).reshape(x.shape[0], num_chosen, -1)
         return jnp.einsum("tcd,tc->td", out, shares.astype(out.dtype))

@@ -20,6 +20,7 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import Rows, window_of
 from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.native.build import register
+from kvflow_jax.models.ragged import ragged_blocks
 
 PANEL = 24  # columns of a panel, ``kPanel`` in linear.h
 HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
@@ -44,6 +45,9 @@ class NativeOps:
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
         return jax.ffi.ffi_call("kvflow_linear", out)(x, weight)
+
+    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+        return ragged_blocks(x, weight, num_rows)
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return self.packed_shape(width, num_rows)

@@ -186,9 +186,7 @@ def test_a_row_of_attention_does_not_depend_on_its_batch(window):
     )
     qkv = [repeated(x) for x in alone.qkv]
     one, _ = alone.attend(NATIVE.attend)
-    many, _ = jax.jit(partial(NATIVE.attend, kind=alone.kind))(
-        alone.layer, *qkv, crowd, alone.pool
-    )
+    many, _ = jax.jit(partial(NATIVE.attend, kind=alone.kind))(alone.layer, *qkv, crowd, alone.pool)
     for row in np.asarray(many):
         np.testing.assert_array_equal(row, one[0])
 
