@@ -197,7 +197,7 @@ def _text_part(hf: Hf) -> Hf:
 def _windows(hf: Hf, family: str, problems: list[str]) -> tuple[int, ...]:
     """See ``ModelConfig.windows``."""
     num_layers, window = int(hf.get("num_hidden_layers") or 0), hf.get("sliding_window")
-    if family == "llama" or not window:
+    if family == "llama" or not window or window >= int(hf.get("max_position_embeddings") or 0):
         return ()
     if family.startswith("qwen") and not hf.get("use_sliding_window", False):
         return ()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kvflow_jax.models import embedded
+from kvflow_jax.models.gguf import GgufFile
 from tests.models import tiny
 
 FILE = Path(__file__).with_name("reference.npz")
@@ -70,7 +71,7 @@ def embedded_logits(prompts_ids: list[list[int]]) -> list[np.ndarray]:
 
 
 def prompt_ids() -> list[list[int]]:
-    tokenizer = embedded.read_tokenizer(embedded.locate())
+    tokenizer = GgufFile(embedded.locate()).tokenizer()
     return [tokenizer.encode(prompt) for prompt in PROMPTS]
 
 

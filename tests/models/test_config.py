@@ -4,10 +4,11 @@ import pytest
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models import embedded
-from kvflow_jax.models.config import ModelConfig, RopeConfig
+from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading import SHAPES
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.rope import RopeConfig
 from tests.models import tiny
 
 LLAMA3 = tiny.CONFIGS["llama3-rope"]
