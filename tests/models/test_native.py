@@ -212,7 +212,9 @@ def test_however_a_prompt_is_cut_into_tiles_its_attention_is_the_same(window):
         np.testing.assert_array_equal(out, expected[start:end])
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["linear-rope-biased", "mistral-window", "gemma3", "qwen3-moe", "phi3-longrope"]
+)
 def test_models_equal_xlas(name):
     hf = dict(tiny.CONFIGS[name]) | {"head_dim": 16}
     config = ModelConfig.from_hf(hf)
