@@ -19,6 +19,9 @@ Hf = Mapping[str, Any]  # a config.json
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
+# Other names of a field: Gemma's, and the one that transformers 5 saves.
+ALIASES = {"hidden_activation": "hidden_act", "num_local_experts": "num_experts"}
+
 REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -100,9 +103,8 @@ def _read(hf: Hf) -> ModelConfig:
     problems: list[str] = []
     family = _family(hf, problems)
     present = {name: value for name, value in _text_part(hf).items() if value is not None}
-    if "hidden_activation" in present:  # Gemma's name for it
-        present["hidden_act"] = present["hidden_activation"]
-    hf = dict(family.defaults) | present
+    aliased = {ours: present[name] for name, ours in ALIASES.items() if name in present}
+    hf = dict(family.defaults) | present | aliased
     required: dict[str, Any] = {name: hf.get(name) for name in REQUIRED}
     missing = [name for name, value in required.items() if value is None]
     if missing:

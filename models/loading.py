@@ -25,6 +25,23 @@ from kvflow_jax.models.weights import read_folder, weight_files
 # Shapes that can be served with random weights: for measuring, where no download is possible.
 SHAPES = {
     embedded.NAME: embedded.CONFIG,
+    "qwen3-0.6b": ModelConfig(
+        family="qwen3",
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope=RopeConfig(1_000_000.0),
+        tie_embeddings=True,
+        max_model_len=40_960,
+        qk_norm=True,
+        eos_token_ids=(151_645, 151_643),
+        bos_token_id=151_643,
+    ),
     "llama-3.2-1b": ModelConfig(
         family="llama",
         vocab_size=128_256,

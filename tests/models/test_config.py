@@ -158,6 +158,12 @@ def test_a_multimodal_config_is_read_for_its_text():
     assert config.tie_embeddings
 
 
+def test_experts_under_the_name_that_transformers_5_saves():
+    hf = tiny.CONFIGS["qwen3-moe"]
+    new = {key: value for key, value in hf.items() if key != "num_experts"}
+    assert ModelConfig.from_hf(new | {"num_local_experts": 8}) == ModelConfig.from_hf(hf)
+
+
 def test_ropes_of_gemma_by_kind_of_layer():
     """transformers 5 writes them so."""
     old = tiny.CONFIGS["gemma3-linear-rope"]
@@ -177,7 +183,12 @@ def test_config_is_frozen_and_hashable():
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("smollm2-135m", 134.5), ("llama-3.2-1b", 1235.8), ("llama-3.1-8b", 8030.3)],
+    [
+        ("smollm2-135m", 134.5),
+        ("qwen3-0.6b", 596.0),
+        ("llama-3.2-1b", 1235.8),
+        ("llama-3.1-8b", 8030.3),
+    ],
 )
 def test_num_params_of_named_shapes(name, millions):
     assert SHAPES[name].num_params / 1e6 == pytest.approx(millions, abs=0.06)
