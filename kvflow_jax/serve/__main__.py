@@ -57,7 +57,7 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     add(
         "--model",
         default=default.model,
-        help="smollm2-135m, a Hugging Face folder, or a Hub name; default: %(default)s",
+        help="smollm2-135m, Hugging Face folder, .gguf file or Hub name; default: %(default)s",
     )
     add("--served-model-name", help="name that clients use; default: the model's own")
     add("--host", default=default.host, help="default: %(default)s")

@@ -32,23 +32,30 @@ struct Context {
 
 struct Shape {
   int64_t num_heads, head_dim, kv_heads, per_kv, page_size, pages_per_seq;
+  int64_t window;  // positions that a query sees, its own included; 0 is all of them
+  float scale;
   const float* layer;
   const int32_t* table;
 
-  Shape(const Floats& q, const Floats& kv, const Ints& layer_index, const Ints& page_table,
-        int64_t num_pages)
+  Shape(const Floats& q, const Floats& kv, const Ints& layer_index, const Ints& layer_window,
+        const Ints& page_table, int64_t num_pages, float scale)
       : num_heads(q.dimensions()[1]),
         head_dim(q.dimensions()[2]),
         kv_heads(kv.dimensions()[2] / 2),
         per_kv(num_heads / kv_heads),
         page_size(kv.dimensions()[1]),
         pages_per_seq(page_table.dimensions()[1]),
+        window(layer_window.typed_data()[0]),
+        scale(scale),
         layer(kv.typed_data() +
               layer_index.typed_data()[0] * num_pages * page_size * 2 * kv_heads * head_dim),
         table(page_table.typed_data()) {}
 
   bool is_served() const { return head_dim % (2 * kLanes) == 0 && head_dim <= 256; }
-  float scale() const { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }
+  // The first position that the query at this one sees.
+  int64_t first_seen(int64_t position) const {
+    return window ? std::max<int64_t>(0, position + 1 - window) : 0;
+  }
   Context context(int64_t row) const {
     return {layer, table + row * pages_per_seq, page_size, kv_heads, head_dim};
   }
@@ -127,9 +134,9 @@ inline void attend_split(const Shape& shape, const Context& context, const float
           for (int64_t d = 0; d < H; d += 16) __builtin_prefetch(rows[t + kAhead] + h * H + d);
         int64_t g = 0;
         for (; g + 3 <= num; g += 3)
-          dot_heads<3>(scores + g * kSplit + t, qh + g * H, k, H, shape.scale());
+          dot_heads<3>(scores + g * kSplit + t, qh + g * H, k, H, shape.scale);
         for (; g < num; ++g)
-          dot_heads<1>(scores + g * kSplit + t, qh + g * H, k, H, shape.scale());
+          dot_heads<1>(scores + g * kSplit + t, qh + g * H, k, H, shape.scale);
       }
       for (int64_t g = 0; g < num; ++g) {
         float* row = scores + g * kSplit;
@@ -146,9 +153,10 @@ inline void attend_split(const Shape& shape, const Context& context, const float
 //
 // q: f32[R, num_heads, head_dim]; table: i32[R, pages_per_seq]; context_len: i32[R], 0 is padding.
 inline xla::ffi::Error decode_attention(xla::ffi::ThreadPool pool, Floats q, Floats kv, Ints layer,
-                                        Ints table, Ints context_len, int64_t num_pages,
+                                        Ints window, Ints table, Ints context_len,
+                                        int64_t num_pages, float scale,
                                         xla::ffi::ResultBuffer<xla::ffi::F32> out) {
-  const Shape shape(q, kv, layer, table, num_pages);
+  const Shape shape(q, kv, layer, window, table, num_pages, scale);
   if (!shape.is_served()) return xla::ffi::Error::InvalidArgument("decode_attention: head_dim");
   const int64_t R = q.dimensions()[0], N = shape.num_heads, H = shape.head_dim;
   const int32_t* lens = context_len.typed_data();
@@ -159,7 +167,8 @@ inline xla::ffi::Error decode_attention(xla::ffi::ThreadPool pool, Floats q, Flo
   std::vector<int64_t> first_item(R + 1);
   for (int64_t r = 0; r < R; ++r) {
     first_item[r] = items.size();
-    for (int64_t start = 0; start < lens[r]; start += kSplit) items.push_back({r, start});
+    for (int64_t start = shape.first_seen(lens[r] - 1); start < lens[r]; start += kSplit)
+      items.push_back({r, start});
   }
   first_item[R] = items.size();
   const int64_t part_len = N * (H + 2);  // peaks [N], totals [N], outputs [N, H]
@@ -227,7 +236,8 @@ inline void copy_keys(float* kt, float* v, const Context& context, int64_t head,
     for (int64_t d = 0; d < H; ++d) store(kt + d * kKeys + end, Vec{});
 }
 
-// n consecutive queries of one KV head's group, against all positions up to each of them.
+// n consecutive queries of one KV head's group, against all positions that each of them sees. Turns
+// begin at multiples of kKeys, so that a query's own comes out the same whatever it goes with.
 // q and out: rows of num_heads * head_dim, at the first query and the first head of the group.
 inline void attend_queries(const Shape& shape, const Context& context, int64_t head, const float* q,
                            int64_t start, int64_t n, float* out) {
@@ -243,27 +253,31 @@ inline void attend_queries(const Shape& shape, const Context& context, int64_t h
   float* v = kt + H * kKeys;             // [kKeys, H]
   for (int64_t m = 0; m < M; ++m)
     for (int64_t d = 0; d < H; ++d)
-      queries[m * H + d] = q[m / G * stride + m % G * H + d] * shape.scale();
+      queries[m * H + d] = q[m / G * stride + m % G * H + d] * shape.scale;
   std::fill(acc, acc + M * H, 0.0f);
   std::fill(peak, peak + M, kNothing);
   std::fill(total, total + M, 0.0f);
-  for (int64_t s0 = 0; s0 < start + n; s0 += kKeys) {
+  for (int64_t s0 = shape.first_seen(start) / kKeys * kKeys; s0 < start + n; s0 += kKeys) {
     const int64_t num_keys = std::min(kKeys, start + n - s0);
     const int64_t padded = (num_keys + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
     copy_keys(kt, v, context, head, s0, num_keys);
     product<false>(scores, kKeys, queries, H, kt, kKeys, M, padded, H);
     for (int64_t m = 0; m < M; ++m) {
       float* row = scores + m * kKeys;
-      const int64_t seen = std::clamp<int64_t>(start + m / G + 1 - s0, 0, num_keys);
-      if (seen == 0) {
+      const int64_t position = start + m / G;
+      const int64_t end = std::clamp<int64_t>(position + 1 - s0, 0, num_keys);
+      const int64_t begin = std::clamp<int64_t>(shape.first_seen(position) - s0, 0, end);
+      if (begin == end) {
         std::fill(row, row + padded, 0.0f);
         continue;
       }
-      std::fill(row + seen, row + padded, kNothing);
+      std::fill(row, row + begin, kNothing);
+      std::fill(row + end, row + padded, kNothing);
       const float best = std::max(peak[m], max_of(row, padded));
       const float shrink = std::exp(peak[m] - best);  // 0 at first
       total[m] = total[m] * shrink + exp_of(row, padded, best);
-      std::fill(row + seen, row + padded, 0.0f);
+      std::fill(row, row + begin, 0.0f);
+      std::fill(row + end, row + padded, 0.0f);
       if (shrink != 1.0f)
         for (int64_t d = 0; d < H; d += kLanes)
           store(acc + m * H + d, load(acc + m * H + d) * shrink);
@@ -280,10 +294,10 @@ inline void attend_queries(const Shape& shape, const Context& context, int64_t h
 //
 // q: f32[T * Q, num_heads, head_dim]; table: i32[T, pages_per_seq]; query_start, query_len: i32[T].
 inline xla::ffi::Error tile_attention(xla::ffi::ThreadPool pool, Floats q, Floats kv, Ints layer,
-                                      Ints table, Ints query_start, Ints query_len,
-                                      int64_t num_pages,
+                                      Ints window, Ints table, Ints query_start, Ints query_len,
+                                      int64_t num_pages, float scale,
                                       xla::ffi::ResultBuffer<xla::ffi::F32> out) {
-  const Shape shape(q, kv, layer, table, num_pages);
+  const Shape shape(q, kv, layer, window, table, num_pages, scale);
   if (!shape.is_served()) return xla::ffi::Error::InvalidArgument("tile_attention: head_dim");
   const int64_t T = table.dimensions()[0], Q = q.dimensions()[0] / T;
   const int64_t stride = shape.num_heads * shape.head_dim, group = shape.per_kv * shape.head_dim;

@@ -8,6 +8,7 @@ batch.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import Rows
-from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.attention import Rows, window_of
+from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.native.build import register
+from kvflow_jax.models.ragged import ragged_blocks
 
 PANEL = 24  # columns of a panel, ``kPanel`` in linear.h
 HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
@@ -44,6 +46,9 @@ class NativeOps:
         out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
         return jax.ffi.ffi_call("kvflow_linear", out)(x, weight)
 
+    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+        return ragged_blocks(x, weight, num_rows)
+
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return self.packed_shape(width, num_rows)
 
@@ -64,29 +69,35 @@ class NativeOps:
         v: jax.Array,
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
         pool = pool.write(layer, rows.write_slots, k, v)
+        window, scale = window_of(kind, layer), np.float32(kind.scale)
+        attend = partial(_attend, layer, pool, window, scale)
         n, outs = rows.num_decode, []
         if n:
             end = rows.query_start[:n] + rows.query_len[:n]
             context_len = jnp.where(rows.query_len[:n] > 0, end, 0)
-            outs.append(_attend("decode", layer, q[:n], pool, rows.page_table[:n], context_len))
+            outs.append(attend("decode", q[:n], rows.page_table[:n], context_len))
         if q.shape[0] > n:
             spans = rows.query_start[n:], rows.query_len[n:]
-            outs.append(_attend("tile", layer, q[n:], pool, rows.page_table[n:], *spans))
+            outs.append(attend("tile", q[n:], rows.page_table[n:], *spans))
         return jnp.concatenate(outs), pool
 
 
 def _attend(
-    kind: str,
-    layer: jax.Array,
-    q: jax.Array,
+    layer: jax.Array,  # i32[]
     pool: KVPool,
+    window: jax.Array,  # i32[]
+    scale: np.float32,
+    of: str,
+    q: jax.Array,
     page_table: jax.Array,
     *spans: jax.Array,
 ) -> jax.Array:
-    call = jax.ffi.ffi_call(f"kvflow_{kind}_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
-    return call(q, pool.data, layer, page_table, *spans, num_pages=np.int64(pool.spec.num_pages))
+    call = jax.ffi.ffi_call(f"kvflow_{of}_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    num_pages = np.int64(pool.spec.num_pages)
+    return call(q, pool.data, layer, window, page_table, *spans, num_pages=num_pages, scale=scale)
 
 
 NATIVE = NativeOps()

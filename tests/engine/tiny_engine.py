@@ -14,8 +14,9 @@ from kvflow_jax.cache.transfer import DeviceTransfers, Direction
 from kvflow_jax.cache_settings import CacheSettings
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
-from kvflow_jax.models.config import ModelConfig, RopeConfig
+from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.protocols import NoTransfers, WallClock
 from kvflow_jax.runner import ModelRunner
 

@@ -3,16 +3,22 @@
 python -m tests.models.make_reference
 """
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kvflow_jax.models import embedded
+from kvflow_jax.models.gguf import GgufFile
 from tests.models import tiny
 
 FILE = Path(__file__).with_name("reference.npz")
-NUM_TOKENS = 64  # two pages and the wavelengths that llama3 scaling bends
-POSITIONS = np.arange(0, NUM_TOKENS, 3)  # that the file keeps of the tiny models
+NUM_TOKENS = 64  # more than two pages, all windows and the wavelengths that scaling bends
+POSITIONS = np.arange(3, NUM_TOKENS, 5)  # that the file keeps of the tiny models
+GREEDY_PROMPT = 40  # past the original length of longrope, where transformers changes over
+NUM_GREEDY = 64
 NUM_TOP = 64
 
 PROMPTS = (
@@ -21,19 +27,34 @@ PROMPTS = (
 )
 
 
-def tiny_logits(name: str) -> np.ndarray:  # f32[NUM_TOKENS, VOCAB_SIZE]
+def tiny_model(name: str) -> Any:
+    """A tiny model as transformers computes it."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    hf = tiny.CONFIGS[name]
-    model = LlamaForCausalLM(LlamaConfig(**hf, attn_implementation="eager")).eval()
-    tensors = {key: torch.from_numpy(value) for key, value in tiny.hf_weights(hf).items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    assert not unexpected, unexpected
-    assert set(missing) <= {"lm_head.weight"}, missing  # tied
+    with tempfile.TemporaryDirectory() as folder:
+        path = tiny.write_folder(Path(folder) / name, tiny.CONFIGS[name])
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def logits_of(model: Any, tokens: Sequence[int]) -> np.ndarray:  # f32[len(tokens), VOCAB_SIZE]
+    import torch
+
     with torch.no_grad():
-        ids = torch.from_numpy(tiny.prompt_tokens(NUM_TOKENS)).long()[None]
-        return model(ids).logits[0].float().numpy()
+        ids = torch.tensor([list(map(int, tokens))])
+        return model(ids, use_cache=False).logits[0].float().numpy()
+
+
+def greedy_tokens(model: Any) -> np.ndarray:  # i32[NUM_GREEDY]
+    """What follows the prompt's first GREEDY_PROMPT tokens, all computed anew for each."""
+    tokens = [int(token) for token in tiny.prompt_tokens(GREEDY_PROMPT)]
+    for _ in range(NUM_GREEDY):
+        tokens.append(int(logits_of(model, tokens)[-1].argmax()))
+    return np.array(tokens[GREEDY_PROMPT:], np.int32)
 
 
 def embedded_logits(prompts_ids: list[list[int]]) -> list[np.ndarray]:
@@ -50,12 +71,16 @@ def embedded_logits(prompts_ids: list[list[int]]) -> list[np.ndarray]:
 
 
 def prompt_ids() -> list[list[int]]:
-    tokenizer = embedded.read_tokenizer(embedded.locate())
+    tokenizer = GgufFile(embedded.locate()).tokenizer()
     return [tokenizer.encode(prompt) for prompt in PROMPTS]
 
 
 def main() -> None:
-    arrays = {name: tiny_logits(name)[POSITIONS] for name in tiny.CONFIGS}
+    arrays = {}
+    for name in tiny.CONFIGS:
+        model = tiny_model(name)
+        arrays[name] = logits_of(model, tiny.prompt_tokens(NUM_TOKENS))[POSITIONS]
+        arrays[f"{name}_greedy"] = greedy_tokens(model)
     for i, (ids, logits) in enumerate(
         zip(prompt_ids(), embedded_logits(prompt_ids()), strict=True)
     ):

@@ -22,11 +22,14 @@ def main() -> None:
             loaded = load_model(str(tiny.write_folder(Path(folder) / name, hf)), progress=False)
             sequence = tiny.Sequence(loaded.model, loaded.params, make_reference.NUM_TOKENS)
             ours = sequence.feed(tiny.prompt_tokens(make_reference.NUM_TOKENS))
-            differences[name] = np.abs(ours - make_reference.tiny_logits(name)).max()
+            theirs = make_reference.logits_of(
+                make_reference.tiny_model(name), tiny.prompt_tokens(make_reference.NUM_TOKENS)
+            )
+            differences[name] = np.abs(ours - theirs).max()
     loaded = load_model("smollm2-135m", progress=False)
     prompts = make_reference.prompt_ids()
-    theirs = make_reference.embedded_logits(prompts)
-    for i, (ids, logits) in enumerate(zip(prompts, theirs, strict=True)):
+    embedded_logits = make_reference.embedded_logits(prompts)
+    for i, (ids, logits) in enumerate(zip(prompts, embedded_logits, strict=True)):
         ours = tiny.Sequence(loaded.model, loaded.params, len(ids)).feed(ids)
         differences[f"smollm2-135m, prompt {i}"] = np.abs(ours - logits).max()
     for name, difference in differences.items():

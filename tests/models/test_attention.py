@@ -1,5 +1,7 @@
 """Block-wise attention equals the reference, and the reference equals a dense softmax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Rows, attend, attend_reference
+from kvflow_jax.models.config import AttentionKind
 
 HEAD_DIM = 16
 TILE = 8
@@ -18,8 +21,10 @@ class Batch:
     ``decode`` and ``tiles`` are (cached length, query length); query length 0 is a padding row.
     """
 
-    def __init__(self, *, heads, kv_heads, page_size, decode, tiles, dtype="float32", seed=0):
-        rng = np.random.default_rng(seed)
+    def __init__(self, *, heads, kv_heads, page_size, decode, tiles, dtype="float32", window=0):
+        rng = np.random.default_rng(0)
+        # Its layer is the second: the others' windows must not matter to it.
+        self.kind = AttentionKind(HEAD_DIM**-0.5, (1, window, 2) if window else (0, 0, 0))
         rows = decode + tiles
         pages_per_seq = max(-(-(cached + new) // page_size) for cached, new in rows) + 2
         num_pages = len(rows) * pages_per_seq + 1
@@ -61,7 +66,8 @@ class Batch:
 
     def run(self, implementation, dtype="float32"):
         q, k, v = (jnp.asarray(x, dtype) for x in (self.q, self.k, self.v))
-        out, pool = jax.jit(implementation)(jnp.int32(1), q, k, v, self.rows, self.pool)
+        attend = jax.jit(partial(implementation, kind=self.kind))
+        out, pool = attend(jnp.int32(1), q, k, v, self.rows, self.pool)
         return np.asarray(out, np.float32), pool
 
     def dense(self):
@@ -76,11 +82,12 @@ class Batch:
             groups = self.q.shape[1] // self.k.shape[1]
             k, v = (np.repeat(x.astype(np.float64), groups, axis=1) for x in (k, v))
             for j in range(new):
-                seen = cached + j + 1
-                scores = np.einsum("nh,snh->ns", self.q[token + j], k[:seen]) / HEAD_DIM**0.5
+                end, window = cached + j + 1, self.kind.windows[1]
+                seen = slice(max(0, end - window) if window else 0, end)
+                scores = np.einsum("nh,snh->ns", self.q[token + j], k[seen]) * self.kind.scale
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
                 weights /= weights.sum(-1, keepdims=True)
-                out[token + j] = np.einsum("ns,snh->nh", weights, v[:seen])
+                out[token + j] = np.einsum("ns,snh->nh", weights, v[seen])
             token += width
         return out
 
@@ -115,6 +122,31 @@ def test_blocks_equal_reference_and_dense(heads, page_size, ragged):
     out, same_pool = batch.run(attend)
     np.testing.assert_allclose(out, reference, atol=2e-5)
     np.testing.assert_array_equal(pool.data, same_pool.data)
+
+
+@pytest.mark.parametrize(
+    ("window", "ragged"),
+    [*((window, "mixed") for window in (1, 16, 257, 1000)), *((100, ragged) for ragged in RAGGED)],
+)
+def test_a_window_hides_what_is_further_back(window, ragged):
+    decode, tiles = RAGGED[ragged]
+    batch = Batch(heads=6, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=window)
+    reference, _ = batch.run(attend_reference)
+    np.testing.assert_allclose(reference, batch.dense(), atol=2e-5)
+    out, _ = batch.run(attend)
+    np.testing.assert_allclose(out, reference, atol=2e-5)
+
+
+def test_what_no_query_sees_is_not_read():
+    """Pages before every window may hold no numbers: the loop begins after them."""
+    decode, tiles = [(1300, 1), (0, 0)], [(1200, 8), (1208, 8)]
+    batch = Batch(heads=4, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=100)
+    expected, _ = batch.run(attend)
+    pages = np.asarray(batch.rows.page_table)[:, : 1024 // 16].reshape(-1)
+    data = batch.pool.data.at[batch.spec.num_pages + pages].set(np.nan)
+    batch.pool = KVPool(data, batch.spec)
+    out, _ = batch.run(attend)
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize(

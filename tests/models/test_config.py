@@ -4,10 +4,11 @@ import pytest
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models import embedded
-from kvflow_jax.models.config import ModelConfig, RopeConfig
+from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading import SHAPES
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.rope import RopeConfig
 from tests.models import tiny
 
 LLAMA3 = tiny.CONFIGS["llama3-rope"]
@@ -20,7 +21,7 @@ def test_old_and_new_rope_fields_read_the_same():
         "rope_theta": 500_000.0,
         "rope_scaling": {"type": "llama3", **LLAMA3["rope_scaling"], "rope_type": "llama3"},
     }
-    expected = RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 32)
+    expected = RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, original_max_len=32)
     for hf in (LLAMA3, new, oldest):
         assert ModelConfig.from_hf(hf).rope == expected
 
@@ -45,7 +46,7 @@ def test_every_problem_is_named_at_once():
     hf |= {
         "architectures": ["MambaForCausalLM"],
         "hidden_act": "gelu",
-        "rope_scaling": {"rope_type": "yarn"},
+        "rope_scaling": {"rope_type": "dynamic"},
         "num_key_value_heads": 3,
     }
     with pytest.raises(ModelLoadError) as caught:
@@ -56,8 +57,8 @@ def test_every_problem_is_named_at_once():
         "MambaForCausalLM",
         "supported: LlamaForCausalLM",
         "'gelu'",
-        "'yarn'",
-        "default, llama3, linear",
+        "'dynamic'",
+        "default, linear, llama3, yarn, longrope",
         "multiple of num_key_value_heads 3",
     ):
         assert part in message
@@ -74,6 +75,7 @@ def test_every_problem_is_named_at_once():
         ({"hidden_size": -1}, "hidden_size is -1"),
         ({"eos_token_id": "x"}, "wrong type"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"partial_rotary_factor": 0.2}, r"turn 0\.2 of a head's 16 dimensions"),
     ],
 )
 def test_values_that_cannot_be(change, part):
@@ -81,9 +83,96 @@ def test_values_that_cannot_be(change, part):
         ModelConfig.from_hf(LLAMA3 | change)
 
 
-def test_rope_scaling_that_lacks_a_field():
-    with pytest.raises(ModelLoadError, match="'llama3' lacks low_freq_factor, high_freq_factor"):
-        ModelConfig.from_hf(LLAMA3 | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is not supported"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is not"),
+        ("gemma3", {"layer_types": ["chunked_attention"] * 4}, "found 4 of chunked_attention"),
+        ("gemma3", {"layer_types": ["full_attention"] * 3}, "each of 4 layers, found 3"),
+        ("qwen3-moe", {"mlp_only_layers": [1]}, "every layer a mixture of experts"),
+        ("qwen3-moe", {"decoder_sparse_step": 2}, "every layer a mixture of experts"),
+        ("qwen3-moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 is above num_experts 8"),
+        ("qwen3-moe", {"num_experts": None}, "config.json lacks num_experts"),
+        ("phi3-longrope", {"partial_rotary_factor": 1.0}, "must hold 8 positive numbers, found 6"),
+    ],
+)
+def test_what_a_family_cannot_be(name, change, part):
+    with pytest.raises(ModelLoadError, match=part):
+        ModelConfig.from_hf(tiny.CONFIGS[name] | change)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "part"),
+    [
+        (
+            {"rope_type": "llama3", "factor": 8.0},
+            "'llama3' lacks low_freq_factor, high_freq_factor",
+        ),
+        ({"rope_type": "yarn"}, "'yarn' lacks factor"),
+        ({"rope_type": "yarn", "factor": 2.0, "truncate": False}, "without truncation"),
+        ({"type": "su", "long_factor": [1.0]}, "'longrope' lacks short_factor"),
+    ],
+)
+def test_rope_scaling_that_is_not_served(scaling, part):
+    with pytest.raises(ModelLoadError, match=part):
+        ModelConfig.from_hf(LLAMA3 | {"rope_scaling": scaling})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "windows"),
+    [
+        ("mistral-window", {}, (20, 20, 20)),
+        ("mistral-window", {"sliding_window": None}, ()),
+        ("qwen2-biased", {}, ()),
+        ("qwen2-late-windows-yarn", {}, (0, 16, 16)),
+        ("qwen3-moe-unnormalised", {}, (24, 24, 24)),
+        ("gemma3", {}, (12, 12, 0, 12)),
+        ("gemma3", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}, (0, 0, 0, 12)),
+    ],
+)
+def test_windows_of_layers(name, change, windows):
+    assert ModelConfig.from_hf(tiny.CONFIGS[name] | change).windows == windows
+
+
+def test_a_multimodal_config_is_read_for_its_text():
+    """As of gemma-3-4b-it, whose text_config leaves out what transformers takes for granted."""
+    hf = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "vision_config": {"hidden_size": 1152},
+    }
+    config = ModelConfig.from_hf(hf)
+    assert (config.vocab_size, config.num_heads, config.num_kv_heads) == (262_208, 8, 4)
+    assert (config.head_dim, config.query_scalar, config.eos_token_ids) == (256, 256, (1, 106))
+    assert config.windows == ((1024,) * 5 + (0,)) * 5 + (1024,) * 4
+    assert config.rope == RopeConfig(1_000_000.0, "linear", 8.0)
+    assert config.local_rope == RopeConfig(10_000.0)
+    assert config.tie_embeddings
+
+
+def test_experts_under_the_name_that_transformers_5_saves():
+    hf = tiny.CONFIGS["qwen3-moe"]
+    new = {key: value for key, value in hf.items() if key != "num_experts"}
+    assert ModelConfig.from_hf(new | {"num_local_experts": 8}) == ModelConfig.from_hf(hf)
+
+
+def test_ropes_of_gemma_by_kind_of_layer():
+    """transformers 5 writes them so."""
+    old = tiny.CONFIGS["gemma3-linear-rope"]
+    new = {key: value for key, value in old.items() if not key.startswith("rope")}
+    new["rope_parameters"] = {
+        "full_attention": {"rope_theta": 1_000_000.0, "rope_type": "linear", "factor": 8.0},
+        "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
+    }
+    assert ModelConfig.from_hf(new) == ModelConfig.from_hf(old)
 
 
 def test_config_is_frozen_and_hashable():
@@ -94,7 +183,12 @@ def test_config_is_frozen_and_hashable():
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("smollm2-135m", 134.5), ("llama-3.2-1b", 1235.8), ("llama-3.1-8b", 8030.3)],
+    [
+        ("smollm2-135m", 134.5),
+        ("qwen3-0.6b", 596.0),
+        ("llama-3.2-1b", 1235.8),
+        ("llama-3.1-8b", 8030.3),
+    ],
 )
 def test_num_params_of_named_shapes(name, millions):
     assert SHAPES[name].num_params / 1e6 == pytest.approx(millions, abs=0.06)

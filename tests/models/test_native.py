@@ -1,5 +1,7 @@
 """The CPU kernels against what XLA computes, and against themselves in other batches."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.checkpoint import default_cache_dir
-from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.loading import default_ops
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.native import build
@@ -58,9 +60,11 @@ HEADS = [(4, 4, 16), (9, 3, 64), (8, 1, 32), (32, 2, 128), (6, 3, 80), (4, 2, 25
 class Case:
     """Sequences of given lengths in a shuffled pool, and rows that ask about them."""
 
-    def __init__(self, heads, page_size, *, decode, tiles, tile, seed=0):
-        rng = np.random.default_rng(seed)
+    def __init__(self, heads, page_size, *, decode, tiles, tile, window=0):
+        rng = np.random.default_rng(0)
         num_heads, kv_heads, head_dim = heads
+        # Its layer is the second: the others' windows must not matter to it.
+        self.kind = AttentionKind(head_dim**-0.5, (1, window, 2) if window else (0, 0, 0))
         lens = [*decode, *(start + length for start, length in tiles)]
         pages_per_seq = max(1, -(-max(lens) // page_size)) + 1
         num_pages = 1 + len(lens) * pages_per_seq
@@ -94,7 +98,8 @@ class Case:
         self.qkv = np.split(qkv, [num_heads, num_heads + kv_heads], axis=1)
 
     def attend(self, attend):
-        out, pool = jax.jit(attend)(self.layer, *self.qkv, self.rows, self.pool)
+        attend = jax.jit(partial(attend, kind=self.kind))
+        out, pool = attend(self.layer, *self.qkv, self.rows, self.pool)
         return np.asarray(out), np.asarray(pool.data)
 
 
@@ -112,6 +117,24 @@ def test_attention_of_ragged_batches(heads, page_size):
     out, pool = case.attend(NATIVE.attend)
     np.testing.assert_allclose(out, expected, atol=1e-4)
     np.testing.assert_array_equal(pool, expected_pool)
+
+
+@pytest.mark.parametrize(
+    ("heads", "window"),
+    [*(((9, 3, 64), window) for window in (1, 16, 256, 1000)), *((heads, 130) for heads in HEADS)],
+)
+def test_attention_within_a_window(heads, window):
+    case = Case(
+        heads,
+        16,
+        decode=[1, 300, 0, 17, 700],
+        tiles=[(0, 40), (100, 33), (5, 1), (0, 0), (450, 40)],
+        tile=40,
+        window=window,
+    )
+    expected, _ = case.attend(attention.attend_reference)
+    out, _ = case.attend(NATIVE.attend)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("attend", ["reference", "xla", "native"])
@@ -145,8 +168,9 @@ def test_attention_of_one_kind_of_rows(decode, tiles):
     assert np.isfinite(out).all()
 
 
-def test_a_row_of_attention_does_not_depend_on_its_batch():
-    alone = Case((9, 3, 64), 16, decode=[600], tiles=[], tile=32)
+@pytest.mark.parametrize("window", [0, 300])
+def test_a_row_of_attention_does_not_depend_on_its_batch(window):
+    alone = Case((9, 3, 64), 16, decode=[600], tiles=[], tile=32, window=window)
     rows, batch = alone.rows, 5
 
     def repeated(x):
@@ -162,17 +186,18 @@ def test_a_row_of_attention_does_not_depend_on_its_batch():
     )
     qkv = [repeated(x) for x in alone.qkv]
     one, _ = alone.attend(NATIVE.attend)
-    many, _ = jax.jit(NATIVE.attend)(alone.layer, *qkv, crowd, alone.pool)
+    many, _ = jax.jit(partial(NATIVE.attend, kind=alone.kind))(alone.layer, *qkv, crowd, alone.pool)
     for row in np.asarray(many):
         np.testing.assert_array_equal(row, one[0])
 
 
-def test_however_a_prompt_is_cut_into_tiles_its_attention_is_the_same():
-    whole = Case((9, 3, 64), 16, decode=[], tiles=[(0, 90)], tile=90)
+@pytest.mark.parametrize("window", [0, 1, 33, 140])
+def test_however_a_prompt_is_cut_into_tiles_its_attention_is_the_same(window):
+    whole = Case((9, 3, 64), 16, decode=[], tiles=[(0, 390)], tile=390, window=window)
     expected, _ = whole.attend(NATIVE.attend)
     written = KVPool(jnp.asarray(whole.attend(NATIVE.attend)[1]), whole.spec)
     q = whole.qkv[0]
-    for start, end in ((0, 1), (1, 33), (33, 90)):
+    for start, end in ((0, 1), (1, 33), (33, 90), (90, 301), (301, 390)):
         rows = Rows(
             whole.rows.page_table,
             jnp.asarray([start], jnp.int32),
@@ -182,11 +207,14 @@ def test_however_a_prompt_is_cut_into_tiles_its_attention_is_the_same():
             tile=end - start,
         )
         qkv = [x[start:end] for x in (q, *whole.qkv[1:])]
-        out, _ = jax.jit(NATIVE.attend)(whole.layer, *qkv, rows, written)
+        attend = jax.jit(partial(NATIVE.attend, kind=whole.kind))
+        out, _ = attend(whole.layer, *qkv, rows, written)
         np.testing.assert_array_equal(out, expected[start:end])
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["linear-rope-biased", "mistral-window", "gemma3", "qwen3-moe", "phi3-longrope"]
+)
 def test_models_equal_xlas(name):
     hf = dict(tiny.CONFIGS[name]) | {"head_dim": 16}
     config = ModelConfig.from_hf(hf)

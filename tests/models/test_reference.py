@@ -8,7 +8,7 @@ from kvflow_jax.models.loading import load_model
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
-from tests.models.make_reference import FILE, NUM_TOKENS, POSITIONS
+from tests.models.make_reference import FILE, GREEDY_PROMPT, NUM_GREEDY, NUM_TOKENS, POSITIONS
 
 REFERENCE = np.load(FILE)
 TOLERANCE = 1e-3
@@ -24,10 +24,20 @@ def test_tiny_models(name, tmp_path):
     np.testing.assert_allclose(cold[POSITIONS], REFERENCE[name], atol=TOLERANCE)
 
     # A cached prefix, a padded chunk that continues it, then tokens one at a time.
-    sequence = tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS, page_size=8)
+    sequence = tiny.Sequence(loaded.model, loaded.params, GREEDY_PROMPT + NUM_GREEDY, page_size=8)
     pieces = [sequence.feed(tokens[:33], 40), sequence.feed(tokens[33:60], 40)]
     pieces += [sequence.feed([token]) for token in tokens[60:]]
     np.testing.assert_allclose(np.concatenate(pieces), cold, atol=TOLERANCE)
+
+    # Greedy tokens, up to the first whose rival is as likely.
+    sequence.len = 0
+    logits = sequence.feed(tokens[:GREEDY_PROMPT], 40)[-1]
+    for expected in REFERENCE[f"{name}_greedy"]:
+        second, first = np.sort(logits)[-2:]
+        if first - second < TOLERANCE:
+            break
+        assert logits.argmax() == expected
+        logits = sequence.feed([expected])[0]
 
 
 @pytest.mark.parametrize("prompt", [0, 1])

@@ -77,6 +77,32 @@ def test_what_files_carry_needlessly_is_ignored(tmp_path):
     read_folder(MODEL, tiny.write_folder(tmp_path / "m", weights=WEIGHTS | extra))
 
 
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_the_language_model_of_a_multimodal_checkpoint(tmp_path, prefix):
+    hf = tiny.CONFIGS["gemma3"]
+    weights = tiny.hf_weights(hf)
+    model = Model.build(ModelConfig.from_hf(hf))
+    expected = read_folder(model, tiny.write_folder(tmp_path / "text", hf))
+    renamed = {name.replace("model.", prefix, 1): tensor for name, tensor in weights.items()}
+    tower = "model.vision_tower" if prefix.startswith("model.") else "vision_tower"
+    renamed[f"{tower}.embeddings.weight"] = np.zeros((3, 3), np.float32)
+    stacked = read_folder(model, tiny.write_folder(tmp_path / "m", hf, weights=renamed))
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(stacked[name], weight)
+    np.testing.assert_array_equal(stacked["final_norm.weight"], weights["model.norm.weight"] + 1)
+
+
+def test_a_missing_expert_is_named(tmp_path):
+    hf = tiny.CONFIGS["qwen3-moe"]
+    weights = tiny.hf_weights(hf)
+    del weights["model.layers.1.mlp.experts.5.up_proj.weight"]
+    weights["model.layers.1.mlp.experts.8.up_proj.weight"] = np.zeros((40, 64), np.float32)
+    model = Model.build(ModelConfig.from_hf(hf))
+    message = read_problems(tiny.write_folder(tmp_path / "m", hf, weights=weights), model)
+    assert "missing tensor model.layers.1.mlp.experts.5.up_proj.weight" in message
+    assert "unexpected tensor model.layers.1.mlp.experts.8.up_proj.weight" in message
+
+
 def test_truncated_file(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

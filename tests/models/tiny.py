@@ -1,4 +1,4 @@
-"""Tiny random Llama models, reproducible from a seed with numpy alone.
+"""Tiny random models of every family, reproducible from a seed with numpy alone.
 
 The reference maker gives the same weights to torch, so that neither side needs the other.
 """
@@ -43,6 +43,36 @@ _LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+_GEMMA3 = _BASE | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 4,
+    "head_dim": 24,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 24,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "sliding_window": 12,
+    "sliding_window_pattern": 3,
+    "attention_bias": False,
+}
+del _GEMMA3["hidden_act"]
+
+_PHI3_LONG = _BASE | {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 32,
+    "max_position_embeddings": 128,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
+        "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 9.0],
+    },
+    "pad_token_id": 0,
+}
+
 # name -> Hugging Face config, in the form of older releases (rope_theta beside rope_scaling)
 CONFIGS = {
     "tied-gqa": _BASE,
@@ -58,36 +88,139 @@ CONFIGS = {
         "num_key_value_heads": 3,
         "hidden_size": 96,
     },
+    "mistral-window": _BASE
+    | {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "sliding_window": 20,
+        "head_dim": 32,
+        "tie_word_embeddings": False,
+        "rope_theta": 1_000_000.0,
+    },
+    "qwen2-biased": _BASE
+    | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "num_key_value_heads": 1,
+        "use_sliding_window": False,
+        "sliding_window": 16,
+        "max_window_layers": 1,
+    },
+    "qwen2-late-windows-yarn": _BASE
+    | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 16,
+        "max_window_layers": 1,
+        "tie_word_embeddings": False,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "qwen3": _BASE
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 32,
+        "rms_norm_eps": 1e-6,
+    },
+    "qwen3-moe": _BASE
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 40,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "tie_word_embeddings": False,
+    },
+    "qwen3-moe-unnormalised": _BASE
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 24,
+    },
+    "gemma3": _GEMMA3,
+    "gemma3-linear-rope": _GEMMA3
+    | {
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 12,
+    },
+    "phi3": _BASE
+    | {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "num_key_value_heads": 4,
+        "sliding_window": 40,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+    },
+    "phi3-longrope": _PHI3_LONG,
+    # Served no longer than it was trained with: the short factors.
+    "phi3-shortrope": _PHI3_LONG | {"original_max_position_embeddings": 128},
 }
 
 
 def hf_weights(hf: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every tensor of a Hugging Face Llama checkpoint, float32."""
-    d, f = hf["hidden_size"], hf["intermediate_size"]
+    """Every tensor of a Hugging Face checkpoint, float32."""
+    family, d, f = hf["model_type"], hf["hidden_size"], hf["intermediate_size"]
     head_dim = hf.get("head_dim", d // hf["num_attention_heads"])
     q, kv = hf["num_attention_heads"] * head_dim, hf["num_key_value_heads"] * head_dim
+    projections = [("q", q, d), ("k", kv, d), ("v", kv, d), ("o", d, q)]
+    mlp = [("gate", f, d), ("up", f, d), ("down", d, f)]
+    if family == "phi3":
+        projections = [("qkv", q + 2 * kv, d), ("o", d, q)]
+        mlp = [("gate_up", 2 * f, d), ("down", d, f)]
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if family == "gemma3_text":
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (hf["vocab_size"], d)}
     for i in range(hf["num_hidden_layers"]):
         layer = f"model.layers.{i}."
-        for name, out, size in (("q", q, d), ("k", kv, d), ("v", kv, d), ("o", d, q)):
+        for name, out, size in projections:
             shapes[f"{layer}self_attn.{name}_proj.weight"] = (out, size)
-            if hf.get("attention_bias"):
+            if hf.get("attention_bias") or (family == "qwen2" and name != "o"):
                 shapes[f"{layer}self_attn.{name}_proj.bias"] = (out,)
-        for name, out, size in (("gate", f, d), ("up", f, d), ("down", d, f)):
-            shapes[f"{layer}mlp.{name}_proj.weight"] = (out, size)
-            if hf.get("mlp_bias"):
-                shapes[f"{layer}mlp.{name}_proj.bias"] = (out,)
-        shapes[f"{layer}input_layernorm.weight"] = (d,)
-        shapes[f"{layer}post_attention_layernorm.weight"] = (d,)
+        if family in ("qwen3", "qwen3_moe", "gemma3_text"):
+            shapes[f"{layer}self_attn.q_norm.weight"] = (head_dim,)
+            shapes[f"{layer}self_attn.k_norm.weight"] = (head_dim,)
+        if family == "qwen3_moe":
+            shapes[f"{layer}mlp.gate.weight"] = (hf["num_experts"], d)
+            f = hf["moe_intermediate_size"]
+            for e in range(hf["num_experts"]):
+                for name, out, size in (("gate", f, d), ("up", f, d), ("down", d, f)):
+                    shapes[f"{layer}mlp.experts.{e}.{name}_proj.weight"] = (out, size)
+        else:
+            for name, out, size in mlp:
+                shapes[f"{layer}mlp.{name}_proj.weight"] = (out, size)
+                if hf.get("mlp_bias"):
+                    shapes[f"{layer}mlp.{name}_proj.bias"] = (out,)
+        shapes |= {f"{layer}{norm}.weight": (d,) for norm in norms}
     shapes["model.norm.weight"] = (d,)
     if not hf["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (hf["vocab_size"], d)
     rng = np.random.default_rng(seed)
+    mean_norm = 0 if family == "gemma3_text" else 1  # Gemma's are short of 1
     weights = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape, dtype=np.float32)
         # Large enough that attention is far from uniform and logits are far from equal.
-        weights[name] = 1 + 0.1 * noise if "norm" in name else noise * np.float32(0.15)
+        scaled = noise * np.float32(0.1 if "norm" in name else 0.15)
+        weights[name] = mean_norm + scaled if "norm" in name else scaled
     return weights
 
 

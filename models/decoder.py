@@ -1,0 +1,124 @@
+"""The decoder-only transformer that all families are: what differs between them is data."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kvflow_jax.cache.pool import KVPool
+from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.layers import Embedding, GatedMLP, Linear, RMSNorm
+from kvflow_jax.models.moe import ExpertsMLP
+from kvflow_jax.models.ops import Ops
+from kvflow_jax.models.rope import Angles, rope_angles, rotate
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention over the paged pool, query, key and value as one projection."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.config, self.ops = config, ops
+        d, heads_size = config.hidden_size, config.num_heads * config.head_dim
+        make = partial(Linear, ops=ops, dtype=dtype, rngs=rngs)
+        self.qkv_proj = make(d, config.qkv_size, bias=config.qkv_bias)
+        self.o_proj = make(heads_size, d, bias=config.out_bias)
+        norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
+        self.q_norm = norm() if config.qk_norm else None
+        self.k_norm = norm() if config.qk_norm else None
+
+    def __call__(
+        self,
+        x: jax.Array,  # [T, D]
+        angles: Angles,
+        layer: jax.Array,  # i32[]
+        rows: Rows,
+        pool: KVPool,
+    ) -> tuple[jax.Array, KVPool]:
+        n, k_end = self.config.num_heads, self.config.num_heads + self.config.num_kv_heads
+        qkv = self.qkv_proj(x).reshape(x.shape[0], -1, self.config.head_dim)  # [T, N + 2K, H]
+        q, k, v = qkv[:, :n], qkv[:, n:k_end], qkv[:, k_end:]  # [T, N, H], [T, K, H] twice
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        kind = self.config.attention_kind
+        rope: int | jax.Array = 0
+        if self.config.local_rope is not None:
+            rope = jnp.asarray([int(window > 0) for window in kind.windows])[layer]
+        cos, sin = (of_ropes[rope] for of_ropes in angles)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out, pool = self.ops.attend(layer, q, k, v, rows, pool, kind)  # [T, N, H]
+        return self.o_proj(out.reshape(x.shape[0], -1)), pool  # [T, D]
+
+
+class DecoderLayer(nnx.Module):
+    """One layer: attention and an MLP or experts, each normed before and, in Gemma, after."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_out_norm = norm() if config.out_norms else None
+        self.mlp_out_norm = norm() if config.out_norms else None
+        self.attention = Attention(config, ops=ops, dtype=dtype, rngs=rngs)
+        self.mlp: GatedMLP | ExpertsMLP
+        if config.moe is None:
+            self.mlp = GatedMLP(
+                config.hidden_size,
+                config.intermediate_size,
+                activation=config.activation,
+                bias=config.mlp_bias,
+                ops=ops,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        else:
+            self.mlp = ExpertsMLP(
+                config.hidden_size,
+                config.moe,
+                activation=config.activation,
+                ops=ops,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+    def __call__(
+        self,
+        hidden: jax.Array,  # [T, D]
+        angles: Angles,
+        layer: jax.Array,  # i32[]
+        rows: Rows,
+        pool: KVPool,
+    ) -> tuple[jax.Array, KVPool]:
+        out, pool = self.attention(self.attention_norm(hidden), angles, layer, rows, pool)
+        hidden = hidden + (self.attention_out_norm(out) if self.attention_out_norm else out)
+        out = self.mlp(self.mlp_norm(hidden))
+        return hidden + (self.mlp_out_norm(out) if self.mlp_out_norm else out), pool
+
+
+class Ends(nnx.Module):
+    """What stands before and after the layers."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.config = config
+        vocab, d = config.vocab_size, config.hidden_size
+        make = partial(Embedding, vocab, d, ops=ops, dtype=dtype, rngs=rngs)
+        self.embed = make()
+        self.final_norm = RMSNorm(d, eps=config.rms_norm_eps, dtype=dtype)
+        self.lm_head = None if config.tie_embeddings else make()
+
+    def begin(
+        self,
+        tokens: jax.Array,  # i32[T]
+        positions: jax.Array,  # i32[T]
+    ) -> tuple[jax.Array, Angles]:
+        """Embeddings, [T, D], and the angles that all layers rotate by."""
+        hidden = self.embed(tokens)
+        if self.config.embed_scale != 1.0:
+            # Rounded to the weights' dtype before it multiplies, as where Gemma was trained.
+            hidden = hidden * jnp.asarray(self.config.embed_scale, hidden.dtype)
+        return hidden, rope_angles(self.config.ropes, self.config.head_dim, positions)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:  # [n, D] -> f32[n, V]
+        return (self.lm_head or self.embed).logits(self.final_norm(hidden))

@@ -1,0 +1,121 @@
+"""Reads what a Hugging Face config.json says of RoPE, in the form of any release."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kvflow_jax.models.rope import ROPE_KINDS, RopeConfig
+
+Hf = Mapping[str, Any]  # a config.json
+
+
+def read_ropes(
+    hf: Hf, family: str, head_dim: int, problems: list[str]
+) -> tuple[RopeConfig, RopeConfig | None]:
+    """RoPE of all layers and, in Gemma, of those that have a window.
+
+    Appends to ``problems`` what is missing or not supported.
+    """
+    # transformers 5 keeps all of RoPE in rope_parameters; before, theta stood beside rope_scaling.
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    theta = hf.get("rope_theta", 10_000.0)
+    if family != "gemma3":
+        return _rope(hf, scaling, theta, family, head_dim, problems), None
+    local_theta, local = hf["rope_local_base_freq"], scaling.get("sliding_attention") or {}
+    if "full_attention" in scaling or "sliding_attention" in scaling:
+        scaling = scaling.get("full_attention") or {}
+    return (
+        _rope(hf, scaling, theta, family, head_dim, problems),
+        _rope(hf, local, local_theta, family, head_dim, problems),
+    )
+
+
+def _rope(
+    hf: Hf, scaling: Hf, default_theta: Any, family: str, head_dim: int, problems: list[str]
+) -> RopeConfig:
+    theta = float(scaling.get("rope_theta") or default_theta)
+    share = float(scaling.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "su" or (kind == "yarn" and family == "phi3"):
+        kind = "longrope"  # by the names it had at first
+    if kind not in ROPE_KINDS:
+        problems.append(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+        return RopeConfig(theta)
+    rotary_dim = int(head_dim * share)
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
+        problems.append(f"RoPE cannot turn {share:g} of a head's {head_dim} dimensions")
+    needed: dict[str, tuple[str, ...]] = {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+        "yarn": ("factor",),
+        "longrope": ("long_factor", "short_factor"),
+    }
+    missing = [name for name in needed[kind] if scaling.get(name) is None]
+    if missing:
+        problems.append(f"rope type {kind!r} lacks {', '.join(missing)}")
+        return RopeConfig(theta)
+    max_len = int(hf.get("max_position_embeddings") or 0)
+    original = (
+        hf.get("original_max_position_embeddings")
+        or scaling.get("original_max_position_embeddings")
+        or max_len
+    )
+    fields: dict[str, Any] = {}
+    if kind in ("llama3", "yarn", "longrope"):
+        fields["original_max_len"] = int(original)
+    if kind == "longrope":
+        fields |= _longrope(scaling, max_len, int(original), rotary_dim, problems)
+    else:
+        fields |= {name: float(scaling[name]) for name in needed[kind]}
+    if kind == "yarn":
+        fields |= _yarn(scaling, problems)
+    numbers = {name: value for name, value in fields.items() if isinstance(value, float)}
+    if any(not math.isfinite(value) or value <= 0 for value in numbers.values()):
+        problems.append(f"rope scaling must be positive and finite, found {numbers}")
+    return RopeConfig(theta=theta, kind=kind, share=share, **fields)
+
+
+def _yarn(scaling: Hf, problems: list[str]) -> dict[str, float]:
+    if scaling.get("truncate") is False:
+        problems.append("rope type 'yarn' without truncation (truncate: false) is not supported")
+    factor = float(scaling["factor"])
+
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None and scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        attention_factor = magnitude(float(scaling["mscale"]))
+        attention_factor /= magnitude(float(scaling["mscale_all_dim"]))
+    elif attention_factor is None:
+        attention_factor = magnitude(1.0)
+    return {
+        "beta_fast": float(scaling.get("beta_fast") or 32.0),
+        "beta_slow": float(scaling.get("beta_slow") or 1.0),
+        "attention_factor": float(attention_factor),
+    }
+
+
+def _longrope(
+    scaling: Hf, max_len: int, original: int, rotary_dim: int, problems: list[str]
+) -> dict[str, Any]:
+    """The long factors where the context goes past the original one, else the short ones.
+
+    transformers changes over within a conversation, when it grows past the original length, and
+    computes all of it anew. A cached block must not depend on what follows it: one set for all. To
+    be served with the short factors, say ``max_position_embeddings`` of the original length.
+    """
+    name = "long_factor" if max_len > original else "short_factor"
+    factors = tuple(float(value) for value in scaling[name])
+    if len(factors) != rotary_dim // 2 or not all(0 < value < math.inf for value in factors):
+        problems.append(
+            f"{name} must hold {rotary_dim // 2} positive numbers, found {len(factors)}"
+        )
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None:
+        grown = float(scaling.get("factor") or max_len / max(original, 1))
+        attention_factor = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 else 1.0
+    return {"factors": factors, "attention_factor": float(attention_factor)}

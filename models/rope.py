@@ -1,0 +1,112 @@
+"""Rotary position embedding: how fast each pair of dimensions turns, and the turning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+
+# Cosines and sines of every token, each f32[num_ropes, T, 1, rotary_dim / 2].
+Angles = tuple[jax.Array, jax.Array]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding; the fields after ``kind`` are read only where the kind needs them.
+
+    ``llama3`` is the frequency scaling of Llama 3.1, ``yarn`` that of YaRN (arXiv 2309.00071),
+    ``longrope`` that of LongRoPE (arXiv 2402.13753): every frequency divided by a factor of its
+    own.
+
+    Attributes:
+        share: of a head's dimensions that turns, from the first on; the rest stands still.
+        original_max_len: tokens that the model was trained with before its context was extended.
+        factors: of ``longrope``, one a frequency.
+        attention_factor: what cosines and sines are multiplied with, in any kind.
+    """
+
+    theta: float = 10_000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_len: int = 8192
+    share: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many dimensions of a head turn."""
+        return int(head_dim * self.share)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
+    """Radians a token of each pair of dimensions, f32[rotary_dim / 2], scaled as ``rope`` says.
+
+    Computed in float64, rounded once. llama3: long waves are slowed by ``factor``, short ones kept,
+    those between interpolated; yarn does the same by how often a pair turns in the original
+    context, with a ramp over dimensions.
+    """
+    dim = rope.rotary_dim(head_dim)
+    frequencies = rope.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if rope.kind == "linear":
+        frequencies = frequencies / rope.factor
+    elif rope.kind == "llama3":
+        wavelengths = 2 * math.pi / frequencies
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        kept = (rope.original_max_len / wavelengths - low) / (high - low)  # share left unscaled
+        kept = np.clip(kept, 0.0, 1.0)
+        frequencies = frequencies * (kept + (1 - kept) / rope.factor)
+    elif rope.kind == "yarn":
+        low = max(math.floor(_dimension_that_turns(rope.beta_fast, rope, dim)), 0)
+        high = min(math.ceil(_dimension_that_turns(rope.beta_slow, rope, dim)), dim - 1)
+        ramp = (np.arange(dim // 2) - low) / max(high - low, 0.001)
+        kept = 1 - np.clip(ramp, 0.0, 1.0)
+        frequencies = frequencies * (kept + (1 - kept) / rope.factor)
+    elif rope.kind == "longrope":
+        frequencies = frequencies / np.array(rope.factors)
+    return frequencies.astype(np.float32)
+
+
+def rope_angles(
+    ropes: Sequence[RopeConfig],  # with the same rotary_dim
+    head_dim: int,
+    positions: jax.Array,  # i32[T]
+) -> Angles:
+    """Cosines and sines of every token under each of these embeddings, once for all layers."""
+    cosines, sines = [], []
+    for rope in ropes:
+        frequencies = jnp.asarray(inverse_frequencies(rope, head_dim))
+        angles = positions[:, None, None].astype(jnp.float32) * frequencies
+        cosines.append(jnp.cos(angles) * rope.attention_factor)
+        sines.append(jnp.sin(angles) * rope.attention_factor)
+    return jnp.stack(cosines), jnp.stack(sines)
+
+
+def rotate(
+    x: jax.Array,  # [T, N, H]
+    cos: jax.Array,  # f32[T, 1, rotary_dim / 2]
+    sin: jax.Array,  # f32[T, 1, rotary_dim / 2]
+) -> jax.Array:
+    """Apply RoPE: dimension i is paired with i + rotary_dim / 2 (half-split, as in Hugging Face
+    weights)."""
+    half = cos.shape[-1]
+    x32 = x.astype(jnp.float32)
+    first, second = x32[..., :half], x32[..., half : 2 * half]
+    parts = [first * cos - second * sin, second * cos + first * sin, x32[..., 2 * half :]]
+    return jnp.concatenate(parts[: 3 if 2 * half < x.shape[-1] else 2], axis=-1).astype(x.dtype)
+
+
+def _dimension_that_turns(times: float, rope: RopeConfig, dim: int) -> float:
+    """The pair of dimensions that turns so many times in the original context (YaRN, eq. 17)."""
+    return (
+        dim * math.log(rope.original_max_len / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
+    )

@@ -1,0 +1,56 @@
+"""A mixture of experts is a weighted sum of MLPs, and every chosen expert is one product."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kvflow_jax.models.config import MoeConfig
+from kvflow_jax.models.moe import ExpertsMLP
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.ragged import ragged_blocks
+
+
+@pytest.mark.parametrize(
+    "num_rows", [[16, 16], [0, 0, 5], [33, 0, 1, 15, 17, 0], [0, 0], [1], [70, 2]], ids=str
+)
+def test_ragged_product(num_rows):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((sum(num_rows), 24), np.float32)
+    weight = rng.standard_normal((len(num_rows), 24, 40), np.float32)
+    owner = np.repeat(np.arange(len(num_rows)), num_rows)
+    expected = np.einsum("ri,rio->ro", x, weight[owner])
+    sizes = jnp.asarray(num_rows, jnp.int32)
+    np.testing.assert_allclose(jax.jit(ragged_blocks)(x, weight, sizes), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU], ids=["xla", "xla on cpu"])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 7, 50])
+def test_experts(ops, normalise, num_tokens):
+    config = MoeConfig(num_experts=6, num_chosen=2, intermediate_size=12, normalise=normalise)
+    experts = ExpertsMLP(
+        16, config, activation="silu", ops=ops, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)
+    )
+    x = np.random.default_rng(1).standard_normal((num_tokens, 16), np.float32)
+    router, gate_up, down = (
+        np.asarray(part.weight[...]) * 20
+        for part in (experts.router, experts.gate_up_proj, experts.down_proj)
+    )
+    for part, weight in zip(
+        (experts.router, experts.gate_up_proj, experts.down_proj),
+        (router, gate_up, down),
+        strict=True,
+    ):
+        part.weight[...] = jnp.asarray(weight)
+    shares = np.exp(x @ router)
+    shares /= shares.sum(-1, keepdims=True)
+    expected = np.zeros_like(x)
+    for token, (row, share) in enumerate(zip(x, shares, strict=True)):
+        chosen = np.argsort(-share)[:2]
+        total = share[chosen].sum() if normalise else 1.0
+        for e in chosen:
+            gate, up = np.split(row @ gate_up[e], 2)
+            expected[token] += share[e] / total * ((gate / (1 + np.exp(-gate)) * up) @ down[e])
+    np.testing.assert_allclose(experts(jnp.asarray(x)), expected, atol=1e-4)

@@ -1,0 +1,199 @@
+"""Tiny models as .gguf files, written as llama.cpp's convert_hf_to_gguf.py writes them."""
+
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from tests.models import tiny
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+}
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write(path: Path, hf: dict, *, tensors=None, fields=None, without=(), tokenizer=None) -> Path:
+    """A .gguf file of a tiny model.
+
+    Args:
+        tensors: name -> array, or bytes and their type; ``tensors_of(hf)`` if None.
+        fields: over those of the model.
+        without: fields left out.
+        tokenizer: fields of its tokenizer; a byte-level one if None.
+    """
+    arch = ARCHITECTURES[hf["model_type"]]
+    writer = gguf.GGUFWriter(None, arch)
+    all_fields = model_fields(hf) | (byte_level_fields() if tokenizer is None else tokenizer)
+    for name, value in (all_fields | (fields or {})).items():
+        if name not in without:
+            _add(writer, name, value)
+    for name, tensor in (tensors_of(hf) if tensors is None else tensors).items():
+        data, of_type = tensor if isinstance(tensor, tuple) else (tensor, None)
+        writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=of_type)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def model_fields(hf: dict) -> dict:
+    arch = ARCHITECTURES[hf["model_type"]]
+    head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
+    fields = {
+        "context_length": hf["max_position_embeddings"],
+        "block_count": hf["num_hidden_layers"],
+        "embedding_length": hf["hidden_size"],
+        "feed_forward_length": hf["intermediate_size"],
+        "attention.head_count": hf["num_attention_heads"],
+        "attention.head_count_kv": hf["num_key_value_heads"],
+        "attention.key_length": head_dim,
+        "attention.layer_norm_rms_epsilon": hf["rms_norm_eps"],
+        "rope.freq_base": hf["rope_theta"],
+    }
+    scaling = hf.get("rope_scaling", {})
+    if arch in ("llama", "phi3"):
+        fields["rope.dimension_count"] = int(head_dim * hf.get("partial_rotary_factor", 1))
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        fields["rope.scaling.type"] = scaling["rope_type"]
+        fields["rope.scaling.factor"] = scaling["factor"]
+    for where in (hf, scaling):
+        if "original_max_position_embeddings" in where:
+            original = where["original_max_position_embeddings"]
+            fields["rope.scaling.original_context_length"] = original
+    if scaling.get("type") == "longrope":
+        grown = hf["max_position_embeddings"] / hf["original_max_position_embeddings"]
+        factor = np.sqrt(1 + np.log(grown) / np.log(hf["original_max_position_embeddings"]))
+        fields["rope.scaling.attn_factor"] = float(factor)
+    if arch in ("gemma3", "phi3") and "sliding_window" in hf:
+        fields["attention.sliding_window"] = hf["sliding_window"]
+    if "sliding_window_pattern" in hf:
+        fields["attention.sliding_window_pattern"] = hf["sliding_window_pattern"]
+    if arch == "qwen3moe":
+        fields["expert_count"] = hf["num_experts"]
+        fields["expert_used_count"] = hf["num_experts_per_tok"]
+        fields["expert_feed_forward_length"] = hf["moe_intermediate_size"]
+    return {f"{arch}.{name}": value for name, value in fields.items()}
+
+
+def tensors_of(hf: dict, weights: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Tensors by their GGUF names, in GGUF's order of rows."""
+    family = hf["model_type"]
+    is_llama, is_gemma = ARCHITECTURES[family] == "llama", family == "gemma3_text"
+    heads = {"q_proj": hf["num_attention_heads"], "k_proj": hf["num_key_value_heads"]}
+    tensors, experts = {}, {}
+    for key, weight in (tiny.hf_weights(hf) if weights is None else weights).items():
+        stem, _, kind = key.rpartition(".")
+        if is_gemma and stem.endswith("norm"):
+            weight = weight + 1
+        if is_llama and (part := stem.rpartition(".")[2]) in heads:
+            pairs = weight.reshape(heads[part], 2, -1, *weight.shape[1:])
+            weight = pairs.swapaxes(1, 2).reshape(weight.shape)
+        in_layer = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", stem)
+        if in_layer is None:
+            tensors[f"{NAMES[stem]}.{kind}"] = weight
+            continue
+        layer, rest = in_layer.groups()
+        if expert := re.fullmatch(r"mlp\.experts\.\d+\.(gate|up|down)_proj", rest):
+            experts.setdefault(f"blk.{layer}.ffn_{expert[1]}_exps.weight", []).append(weight)
+            continue
+        name = NAMES[rest]
+        if is_gemma and rest == "post_attention_layernorm":
+            name = "post_attention_norm"
+        tensors[f"blk.{layer}.{name}.{kind}"] = weight
+    tensors |= {name: np.stack(matrices) for name, matrices in experts.items()}
+    scaling = hf.get("rope_scaling", {})
+    if scaling.get("rope_type") == "llama3":
+        tensors["rope_freqs.weight"] = _llama3_factors(hf, scaling)
+    if scaling.get("type") == "longrope":
+        for length in ("long", "short"):
+            factors = np.array(scaling[f"{length}_factor"], np.float32)
+            tensors[f"rope_factors_{length}.weight"] = factors
+    return tensors
+
+
+def byte_level_fields(pre: str | None = "gpt-2") -> dict:
+    """Those of ``tiny.byte_level_tokenizer``."""
+    backend = tiny.byte_level_tokenizer().backend_tokenizer
+    vocab = backend.get_vocab()
+    tokens = sorted(vocab, key=vocab.get)
+    merges = ["t h", "th e", "Ġ the", "i n", "ð Ł"]
+    fields = {
+        "model": "gpt2",
+        "pre": pre,
+        "tokens": tokens,
+        "merges": merges,
+        "token_type": [3 if token in ("<s>", "</s>") else 1 for token in tokens],
+        "bos_token_id": vocab["<s>"],
+        "eos_token_id": vocab["</s>"],
+        "add_bos_token": False,
+    }
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items() if value}
+    return fields | {"tokenizer.chat_template": tiny.CHAT_TEMPLATE}
+
+
+def _llama3_factors(hf: dict, scaling: dict) -> np.ndarray:
+    """As convert_hf_to_gguf.py computes them."""
+    head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
+    frequencies = 1.0 / hf["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    original, low, high, factor = (
+        scaling[name]
+        for name in (
+            "original_max_position_embeddings",
+            "low_freq_factor",
+            "high_freq_factor",
+            "factor",
+        )
+    )
+    factors = []
+    for wavelength in 2 * np.pi / frequencies:
+        if wavelength < original / high:
+            factors.append(1.0)
+        elif wavelength > original / low:
+            factors.append(factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, np.float32)
+
+
+def _add(writer: gguf.GGUFWriter, name: str, value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(name, value)
+    elif isinstance(value, int):
+        writer.add_uint32(name, value)
+    elif isinstance(value, float):
+        writer.add_float32(name, value)
+    elif isinstance(value, str):
+        writer.add_string(name, value)
+    else:
+        writer.add_array(name, value)
