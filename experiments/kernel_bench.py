@@ -147,7 +147,7 @@ def attention(
     def run(q: jax.Array, rows: Rows, pool: KVPool) -> tuple[jax.Array, KVPool]:
         # Carried through a loop, the pool is written in place, as in a step.
         def attend(layer: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
-            return ops.attend(layer, carry[0], kv, kv, rows, carry[1])
+            return ops.attend(layer, carry[0], kv, kv, rows, carry[1], config.attention_kind)
 
         return jax.lax.fori_loop(0, config.num_layers, attend, (q, pool))
 

@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
+from kvflow_jax.models.config import AttentionKind
 
 # Tokens that one turn of the online softmax takes: more amortises a turn, fewer waste less past the
 # end of a context. Measured on CPU.
 DECODE_GROUP_LEN, TILE_GROUP_LEN = 256, 512
 MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
 TINY = 1e-30
+EVERYTHING = 1 << 30  # past the end of any context
 
 
 @partial(
@@ -34,7 +37,8 @@ class Rows:
     """Which tokens of a batch attend to which pages.
 
     Query j of row r stands at position ``query_start[r] + j`` of its sequence and attends to
-    positions 0 to itself, whose KV lies in ``page_table[r]``. Rows of ``query_len`` 0 are padding.
+    positions up to itself, as far back as the layer's window reaches, whose KV lies in
+    ``page_table[r]``. Rows of ``query_len`` 0 are padding.
     """
 
     page_table: jax.Array  # i32[num_rows, pages_per_seq], padded with the null page
@@ -45,6 +49,21 @@ class Rows:
     tile: int
 
 
+class Attend(Protocol):
+    """See ``attend``, which all implementations must equal."""
+
+    def __call__(
+        self,
+        layer: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rows: Rows,
+        pool: KVPool,
+        kind: AttentionKind,
+    ) -> tuple[jax.Array, KVPool]: ...
+
+
 def attend(
     layer: jax.Array,  # i32[]
     q: jax.Array,  # [num_tokens, num_heads, head_dim]
@@ -52,27 +71,46 @@ def attend(
     v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
     rows: Rows,
     pool: KVPool,
+    kind: AttentionKind,
 ) -> tuple[jax.Array, KVPool]:
     """Write the K and V of a layer's new tokens, then attend to the pool.
 
     Returns ([num_tokens, num_heads, head_dim], pool); padding comes out as zeros.
     """
     pool = pool.write(layer, rows.write_slots, k, v)
-    return _by_rows(_attend_blocks, layer, q, rows, pool), pool
+    return attend_to_pool(layer, q, rows, pool, kind), pool
+
+
+def attend_to_pool(
+    layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool, kind: AttentionKind
+) -> jax.Array:
+    """``attend`` where K and V are written already."""
+    return _by_rows(_attend_blocks, layer, q, rows, pool, kind)
 
 
 def attend_reference(
-    layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, pool: KVPool
+    layer: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rows: Rows,
+    pool: KVPool,
+    kind: AttentionKind,
 ) -> tuple[jax.Array, KVPool]:
     """What ``attend`` must equal: gathers every page of the table, softmax in float32."""
     pool = pool.write(layer, rows.write_slots, k, v)
-    return _by_rows(_attend_all, layer, q, rows, pool), pool
+    return _by_rows(_attend_all, layer, q, rows, pool, kind), pool
+
+
+def window_of(kind: AttentionKind, layer: jax.Array) -> jax.Array:
+    """Tokens that a query of this layer sees, i32[]; 0 is all of them."""
+    return jnp.asarray(kind.windows, jnp.int32)[layer] if kind.has_windows else jnp.int32(0)
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["q", "page_table", "query_start", "query_len"],
-    meta_fields=[],
+    data_fields=["q", "page_table", "query_start", "query_len", "window"],
+    meta_fields=["scale"],
 )
 @dataclass(frozen=True)
 class _EqualRows:
@@ -82,12 +120,24 @@ class _EqualRows:
     page_table: jax.Array  # i32[R, pages_per_seq]
     query_start: jax.Array  # i32[R]
     query_len: jax.Array  # i32[R]
+    window: jax.Array | None  # i32[R], None where no layer of the model has one
+    scale: float
 
     def mask(self, positions: jax.Array) -> jax.Array:  # i32[S] -> bool[R, Q, S]
         """Which positions each query may see; padding sees none."""
         query = jnp.arange(self.q.shape[1])
-        causal = positions <= (self.query_start[:, None] + query)[..., None]
-        return causal & (query < self.query_len[:, None])[..., None]
+        own = (self.query_start[:, None] + query)[..., None]
+        seen = positions <= own
+        if self.window is not None:
+            seen &= positions > own - self.window[:, None, None]
+        return seen & (query < self.query_len[:, None])[..., None]
+
+    def first_seen(self) -> jax.Array:
+        """The first position that any query sees, i32[]."""
+        if self.window is None:
+            return jnp.int32(0)
+        first = jnp.maximum(self.query_start + 1 - self.window, 0)
+        return jnp.where(self.query_len > 0, first, EVERYTHING).min()
 
     def only_context(self, v: jax.Array, positions: jax.Array) -> jax.Array:
         """V [R, S, K, H] with zeros past each row's context: what a page held before may be
@@ -100,9 +150,18 @@ RowAttention = Callable[[jax.Array, _EqualRows, KVPool], jax.Array]  # -> like q
 
 
 def _by_rows(
-    attend_rows: RowAttention, layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool
+    attend_rows: RowAttention,
+    layer: jax.Array,
+    q: jax.Array,
+    rows: Rows,
+    pool: KVPool,
+    kind: AttentionKind,
 ) -> jax.Array:
     """Attend the decode rows and the tiles, each kind at its own shape."""
+    window = None
+    if kind.has_windows:
+        window = window_of(kind, layer)
+        window = jnp.where(window > 0, window, EVERYTHING)
     grouped = q.reshape(q.shape[0], pool.spec.num_kv_heads, -1, q.shape[-1])  # [T, K, G, H]
     n = rows.num_decode
     outs = []
@@ -116,6 +175,8 @@ def _by_rows(
                 rows.page_table[part],
                 rows.query_start[part],
                 rows.query_len[part],
+                None if window is None else jnp.full_like(rows.query_len[part], window),
+                kind.scale,
             )
             outs.append(attend_rows(layer, equal, pool).reshape(-1, *q.shape[1:]))
     return jnp.concatenate(outs).astype(q.dtype)
@@ -125,7 +186,7 @@ def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
     k, v = (_tokens(kv) for kv in pool.read(layer, rows.page_table))  # f32[R, S, K, H]
     scores = jnp.einsum("rqkgh,rskh->rkgqs", rows.q.astype(jnp.float32), k)
     mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
-    scores = jnp.where(mask, scores * rows.q.shape[-1] ** -0.5, MASKED)
+    scores = jnp.where(mask, scores * rows.scale, MASKED)
     weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
     v = rows.only_context(v, jnp.arange(v.shape[1]))
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), TINY)
@@ -135,9 +196,10 @@ def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
 def _attend_blocks(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
     """Online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
-    The trip count is dynamic: one compiled shape serves all context lengths. Decode rows go
+    The loop's bounds are dynamic: one compiled shape serves all context lengths. Decode rows go
     together, as far as the longest of them; tiles one by one, each only as far as its own last
-    query sees, so that a chunk's early tiles do not pay for its late ones.
+    query sees, so that a chunk's early tiles do not pay for its late ones. Where the layer has a
+    window the loop begins with the first group that any query still sees.
     """
     if rows.q.shape[1] == 1:
         return _attend_groups(layer, rows, pool)
@@ -159,9 +221,10 @@ def _attend_groups(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Arra
         rows.page_table, ((0, 0), (0, -pages_per_seq % group)), constant_values=NULL_PAGE
     )
     context_len = jnp.where(rows.query_len > 0, rows.query_start + rows.query_len, 0)
-    trip_count = -(-context_len.max() // group_len)
+    first_group = rows.first_seen() // group_len
+    end_group = -(-context_len.max() // group_len)
     # The queries of all heads that share a KV head make one matrix: M = per_kv * num_queries.
-    q = jnp.moveaxis(rows.q.astype(jnp.float32) * head_dim**-0.5, 1, 3)  # [R, K, G, Q, H]
+    q = jnp.moveaxis(rows.q.astype(jnp.float32) * rows.scale, 1, 3)  # [R, K, G, Q, H]
     q = q.reshape(num_rows, kv_heads, -1, head_dim)  # [R, K, M, H]
 
     def add_group(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -183,7 +246,7 @@ def _attend_groups(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Arra
 
     zeros = jnp.zeros(q.shape[:-1], jnp.float32)
     carry = (zeros + MASKED, zeros, jnp.zeros(q.shape, jnp.float32))
-    _, total, acc = jax.lax.fori_loop(0, trip_count, add_group, carry)
+    _, total, acc = jax.lax.fori_loop(first_group, end_group, add_group, carry)
     out = acc / jnp.maximum(total, TINY)[..., None]
     out = out.reshape(num_rows, kv_heads, per_kv, num_queries, head_dim)
     return jnp.moveaxis(out, 3, 1)  # [R, Q, K, G, H]

@@ -31,6 +31,26 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionKind:
+    """What attention must know of a model besides shapes; static.
+
+    The KV of a layer with a window fills the pool as that of any other layer: blocks are moved and
+    evicted whole, whatever their layers still see. A window saves work, not memory.
+
+    Attributes:
+        scale: what scores are multiplied with.
+        windows: tokens that a query of each layer sees, itself included; 0 is all of them.
+    """
+
+    scale: float
+    windows: tuple[int, ...]
+
+    @property
+    def has_windows(self) -> bool:
+        return any(self.windows)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Sizes and constants of a decoder-only transformer. Lengths are in tokens."""
 
@@ -55,6 +75,10 @@ class ModelConfig:
     def qkv_size(self) -> int:
         """Width of the fused query, key and value projection."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def attention_kind(self) -> AttentionKind:
+        return AttentionKind(self.head_dim**-0.5, (0,) * self.num_layers)
 
     @property
     def num_params(self) -> int:

@@ -25,7 +25,7 @@ class LlamaAttention(nnx.Module):
         d, heads_size = config.hidden_size, config.num_heads * config.head_dim
         make = partial(Linear, bias=config.attention_bias, ops=ops, dtype=dtype, rngs=rngs)
         self.qkv_proj = make(d, config.qkv_size)
-        self.o_proj = make(heads_size, d)
+        self.o_proj = make(heads_size, d, joins=True)
 
     def __call__(
         self,
@@ -40,7 +40,8 @@ class LlamaAttention(nnx.Module):
         q = rotate(qkv[:, :n], angles)  # [T, N, H]
         k = rotate(qkv[:, n:k_end], angles)  # [T, K, H]
         v = qkv[:, k_end:]  # [T, K, H]
-        out, pool = self.ops.attend(layer, q, k, v, rows, pool)  # [T, N, H]
+        kind = self.config.attention_kind
+        out, pool = self.ops.attend(layer, q, k, v, rows, pool, kind)  # [T, N, H]
         return self.o_proj(out.reshape(x.shape[0], -1)), pool  # [T, D]
 
 

@@ -6,18 +6,19 @@ files and checkpoints hold them plain, ``pack`` brings them into its form when t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models import attention
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import Attend, Rows, attend
+from kvflow_jax.models.config import AttentionKind
 
 
 class Ops(Protocol):
-    """Hashed by identity: a static part of the model's structure."""
+    """Hashable: a static part of the model's structure."""
 
     @property
     def unroll(self) -> bool:
@@ -31,6 +32,9 @@ class Ops(Protocol):
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         """x W: [T, num_in] to [T, num_out]."""
+
+    def join(self, part: jax.Array) -> jax.Array:
+        """The whole of a product whose inputs are cut between devices, from what each has of it."""
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]: ...
 
@@ -51,20 +55,23 @@ class Ops(Protocol):
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
         """See ``attention.attend``."""
 
 
+@dataclass(frozen=True)
 class XlaOps:
     """What XLA makes of it, on any device and in any dtype; matrices are [in, out].
 
-    Args:
+    Attributes:
+        attention: block-wise attention, or a kernel of ``models.kernels``.
         unroll: on a CPU a scan copies every slice of the weights that it takes, which makes a
             decode step 1.2 to 1.7 times slower.
     """
 
-    def __init__(self, *, unroll: bool = False) -> None:
-        self.unroll = unroll
+    attention: Attend = attend
+    unroll: bool = False
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
         return num_in, num_out
@@ -74,6 +81,9 @@ class XlaOps:
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         return jnp.einsum("ti,io->to", x, weight)
+
+    def join(self, part: jax.Array) -> jax.Array:
+        return part
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return num_rows, width
@@ -95,8 +105,9 @@ class XlaOps:
         v: jax.Array,
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
-        return attention.attend(layer, q, k, v, rows, pool)
+        return self.attention(layer, q, k, v, rows, pool, kind)
 
 
 XLA = XlaOps()

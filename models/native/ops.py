@@ -17,7 +17,7 @@ import numpy as np
 
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import Rows
-from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.native.build import register
 
 PANEL = 24  # columns of a panel, ``kPanel`` in linear.h
@@ -44,6 +44,9 @@ class NativeOps:
         out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
         return jax.ffi.ffi_call("kvflow_linear", out)(x, weight)
 
+    def join(self, part: jax.Array) -> jax.Array:
+        return part
+
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return self.packed_shape(width, num_rows)
 
@@ -64,6 +67,7 @@ class NativeOps:
         v: jax.Array,
         rows: Rows,
         pool: KVPool,
+        kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
         pool = pool.write(layer, rows.write_slots, k, v)
         n, outs = rows.num_decode, []

@@ -1,5 +1,7 @@
 """Block-wise attention equals the reference, and the reference equals a dense softmax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Rows, attend, attend_reference
+from kvflow_jax.models.config import AttentionKind
 
 HEAD_DIM = 16
+KIND = AttentionKind(HEAD_DIM**-0.5, (0, 0, 0))
 TILE = 8
 
 
@@ -61,6 +65,7 @@ class Batch:
 
     def run(self, implementation, dtype="float32"):
         q, k, v = (jnp.asarray(x, dtype) for x in (self.q, self.k, self.v))
+        implementation = partial(implementation, kind=KIND)
         out, pool = jax.jit(implementation)(jnp.int32(1), q, k, v, self.rows, self.pool)
         return np.asarray(out, np.float32), pool
 

@@ -1,5 +1,7 @@
 """The CPU kernels against what XLA computes, and against themselves in other batches."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.checkpoint import default_cache_dir
-from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.loading import default_ops
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.native import build
@@ -68,6 +70,7 @@ class Case:
         data = rng.standard_normal(KVPool.zeros(self.spec).data.shape, np.float32)
         self.pool = KVPool(jnp.asarray(data), self.spec)
         self.layer = jnp.int32(1)
+        self.kind = AttentionKind(head_dim**-0.5, (0, 0, 0))
         table = 1 + rng.permutation(num_pages - 1).reshape(len(lens), -1).astype(np.int32)
         starts = [max(0, n - 1) for n in decode] + [start for start, _ in tiles]
         query_lens = [min(1, n) for n in decode] + [length for _, length in tiles]
@@ -94,6 +97,7 @@ class Case:
         self.qkv = np.split(qkv, [num_heads, num_heads + kv_heads], axis=1)
 
     def attend(self, attend):
+        attend = partial(attend, kind=self.kind)
         out, pool = jax.jit(attend)(self.layer, *self.qkv, self.rows, self.pool)
         return np.asarray(out), np.asarray(pool.data)
 
@@ -162,7 +166,7 @@ def test_a_row_of_attention_does_not_depend_on_its_batch():
     )
     qkv = [repeated(x) for x in alone.qkv]
     one, _ = alone.attend(NATIVE.attend)
-    many, _ = jax.jit(NATIVE.attend)(alone.layer, *qkv, crowd, alone.pool)
+    many, _ = jax.jit(partial(NATIVE.attend, kind=alone.kind))(alone.layer, *qkv, crowd, alone.pool)
     for row in np.asarray(many):
         np.testing.assert_array_equal(row, one[0])
 
@@ -182,7 +186,7 @@ def test_however_a_prompt_is_cut_into_tiles_its_attention_is_the_same():
             tile=end - start,
         )
         qkv = [x[start:end] for x in (q, *whole.qkv[1:])]
-        out, _ = jax.jit(NATIVE.attend)(whole.layer, *qkv, rows, written)
+        out, _ = jax.jit(partial(NATIVE.attend, kind=whole.kind))(whole.layer, *qkv, rows, written)
         np.testing.assert_array_equal(out, expected[start:end])
 
 
