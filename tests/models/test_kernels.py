@@ -14,9 +14,10 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.config import AttentionKind
-from kvflow_jax.models.kernels import KERNELS, choose_attention, gpu_paged, tpu_ragged
+from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention, gpu_paged, tpu_ragged
 from kvflow_jax.models.kernels.base import Case as Choice
 from kvflow_jax.models.loading import SHAPES
+from kvflow_jax.serve.__main__ import ATTENTIONS
 from tests.models.test_native import Case
 
 MIXED = {"decode": [1, 300, 0, 17, 256, 257], "tiles": [(0, 40), (100, 33), (0, 0), (250, 40)]}
@@ -176,6 +177,10 @@ def test_the_log_says_what_was_chosen_and_why(caplog):
 def test_a_kernel_that_was_asked_for_and_does_not_serve_is_an_error(name, where, message):
     with pytest.raises(ConfigError, match=message):
         choose_attention(name, where)
+
+
+def test_the_command_line_knows_all_kernels():
+    assert (AUTO, *KERNELS) == ATTENTIONS
 
 
 def test_a_kernel_asked_for_by_name():
