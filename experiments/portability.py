@@ -64,6 +64,11 @@ MODELS = {
 # What JAX reports as bytes_limit of a chip's memory of 16 and 32 GB, GiB.
 MEMORY_GIB = {"v5e": 15.75, "v6e": 31.25}
 TARGETS = (("qwen3-0.6b", "v5e", 1), ("llama-3.1-8b", "v6e", 1), ("llama-3.1-8b", "v5e", 4))
+# From 0.12 on JAX wants to know for which GPU it lowers a Triton kernel.
+GPU = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+GPU_MESH = jax.sharding.AbstractMesh(
+    (1,), (sharding.AXIS,), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=GPU
+)
 # Host memory, or the host at the other end, in a compiled program.
 HOST = re.compile(r"S\(5\)|\b(?:in|out)feed\b|is_host_transfer=true|MoveTo(?:Host|Device)")
 
@@ -216,7 +221,8 @@ def lowered_for_gpu(name: str) -> Iterator[dict[str, Any]]:
             start = time.monotonic()
             batch = Batch.empty(shape, sizes.shapes.pages_per_seq, sizes.shapes.num_slots)
             step = jax.jit(partial(run_step, model), donate_argnums=1)
-            text = step.trace(model.specs, state, batch).lower(lowering_platforms=("cuda",))
+            with jax.sharding.use_abstract_mesh(GPU_MESH):
+                text = step.trace(model.specs, state, batch).lower(lowering_platforms=("cuda",))
             yield {
                 "program": f"{_named(shape)}, {attention}, lowered",
                 "target": f"{name} on cuda",
