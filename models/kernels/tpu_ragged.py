@@ -60,6 +60,7 @@ def attend(
     pool: KVPool,
     kind: AttentionKind,
 ) -> tuple[jax.Array, KVPool]:
+    """See ``attention.attend``."""
     pool = pool.write(layer, rows.write_slots, k, v)
     # A window is a constant of the kernel: one program for each that the model has.
     windows = sorted(set(kind.windows))
