@@ -50,7 +50,7 @@ class Plan:
     def on(cls, device: jax.Device) -> Plan:
         if device.platform == "cpu":
             # Host and device memory are one: the link is emulated.
-            return cls(Sizes(640, 16, 8), 1, LINK_RATIO)
+            return cls(Sizes(384, 16, 8), 1, LINK_RATIO)
         return cls(Sizes(4096, 32, 32), 2, None)
 
     def engine(self, arm: Arm, page_bytes: int) -> EngineConfig:
