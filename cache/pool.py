@@ -50,7 +50,8 @@ class KVPool:
     """Paged KV of all layers. Donate it to the step and take it back from the step.
 
     ``data`` is one leaf, so that donation updates it in place whatever the number of layers. In a
-    scan over layers carry the pool: as xs or ys it would be copied.
+    scan over layers carry the pool: as xs or ys it would be copied. Heads stand as K0, V0, K1, V1:
+    so JAX's kernel for TPUs reads them, and a cut along them leaves each device whole pairs.
     """
 
     data: jax.Array  # [num_layers * num_pages, page_size, 2 * num_kv_heads, head_dim]
@@ -78,7 +79,8 @@ class KVPool:
         page, offset = slots // spec.page_size, slots % spec.page_size
         # A padded token must leave the whole array, not land in the next layer's pages.
         row = jnp.where(page < spec.num_pages, layer * spec.num_pages + page, self.data.shape[0])
-        kv = jnp.concatenate([k, v], axis=1).astype(self.data.dtype)
+        kv = jnp.stack([k, v], axis=2).reshape(-1, *self.data.shape[2:])  # [T, 2K, H]
+        kv = kv.astype(self.data.dtype)
         return KVPool(self.data.at[row, offset].set(kv, mode="drop"), spec)
 
     def read(
@@ -88,8 +90,7 @@ class KVPool:
     ) -> tuple[jax.Array, jax.Array]:
         """K and V of whole pages of one layer, each [..., page_size, num_kv_heads, head_dim]."""
         kv = self.data.at[layer * self.spec.num_pages + pages].get(mode="promise_in_bounds")
-        heads = self.spec.num_kv_heads
-        return kv[..., :heads, :], kv[..., heads:, :]
+        return kv[..., 0::2, :], kv[..., 1::2, :]
 
     def gather(self, slots: jax.Array) -> jax.Array:
         """Whole blocks, [num_layers, n, page_size, 2 * num_kv_heads, head_dim], of i32[n] slots."""

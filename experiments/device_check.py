@@ -1,45 +1,75 @@
-"""A first look at a device: its ceilings, its host link, what overlaps, and what a model gets.
+"""A first look at a device: what it can, whether all is right on it, and what KVFlow gives there.
 
-python -m experiments.device_check --json FILE
-python -m experiments.device_check --model llama-3.2-1b --random-weights --dtype bfloat16
+    python -m experiments.device_check --json FILE
+
+Its ceilings, its host link and what overlaps; every attention kernel that serves there, beside the
+reference; prefill and decode of a model; and the paper's cycle of ten agents over the true link,
+gpu-only, hicache and kvflow. Minutes, from a bare checkout with JAX, Flax, Orbax and transformers.
+Exits with 1 where a kernel is wrong. On an accelerator the model is Llama-3.1-8B's shape, or
+Llama-3.2-1B's where that does not fit, with random weights.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from experiments.measure import arguments, machine, prefill_flops, report, seconds
-from kvflow_jax import LLM, SamplingParams
-from kvflow_jax.runner import ModelRunner
+from experiments.device_kernels import attention
+from experiments.device_model import Plan, cycle_arms, model_rates
+from experiments.measure import arguments, machine, report, seconds
+from kvflow_jax.config import GIB
+from kvflow_jax.models.loading import SHAPES
 
 MIB = 1 << 20
+EIGHT_B_BYTES = 20 * GIB  # weights, a pool and a step of the larger model
 
 
-def main() -> None:
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default=None)
     parser.add_argument("--random-weights", action="store_true")
     parser.add_argument("--dtype", default=None, help="of the weights; bfloat16, on CPU float32")
     parser.add_argument("--no-model", action="store_true", help="look at the device alone")
+    parser.add_argument("--attention", default="auto", help="the kernel that the model runs with")
     options = parser.parse_args()
     start = time.monotonic()
     device = jax.devices()[0]
-    dtype = options.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+    on_cpu = device.platform == "cpu"
+    dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
+    name, is_random = options.model, options.random_weights
+    if name is None:
+        name, is_random = default_model(device), is_random or not on_cpu
     figures: dict[str, Any] = {"device": machine(), "dtype": dtype, **memory(device)}
     figures |= ceilings(device, dtype)
     figures |= host_link(device)
     figures |= overlap(device, dtype)
+    shape = SHAPES.get(name, SHAPES["llama-3.1-8b"])
+    told, problems = attention(shape, dtype, 256 if on_cpu else 4096, figures)
+    figures |= told
     if not options.no_model:
-        figures |= model_rates(options.model, options.random_weights, dtype, figures)
+        load = {"random_weights": is_random, "dtype": dtype, "attention": options.attention}
+        plan = Plan.on(device)
+        figures |= model_rates(name, load, plan, figures)
+        figures |= cycle_arms(name, load, plan)
     figures["took_s"] = time.monotonic() - start
-    report(figures, {"pool_in_place": "true"}, options.json)
+    figures["problems"] = problems
+    reach = {"pool_in_place": "true", "problems": "none"}
+    report(figures, reach, options.json)
+    return 1 if problems else 0
+
+
+def default_model(device: jax.Device) -> str:
+    """The largest that certainly fits."""
+    if device.platform == "cpu":
+        return "smollm2-135m"
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return "llama-3.1-8b" if limit > EIGHT_B_BYTES else "llama-3.2-1b"
 
 
 def memory(device: jax.Device) -> dict[str, Any]:
@@ -129,54 +159,5 @@ def overlap(device: jax.Device, dtype: str) -> dict[str, Any]:
     }
 
 
-def in_place(runner: ModelRunner) -> bool:
-    """Whether the largest step updates the donated pool where it is: no second copy of it."""
-    analysis = runner.memory_analysis(runner.shapes.shapes[-1])
-    pool_bytes = runner.pool_spec.nbytes
-    aliased = analysis.alias_size_in_bytes >= pool_bytes
-    return bool(aliased and analysis.temp_size_in_bytes < pool_bytes)
-
-
-def model_rates(
-    name: str, random_weights: bool, dtype: str, ceiling: dict[str, Any]
-) -> dict[str, Any]:
-    """Prefill and decode of a model, in the engine, as fractions of the ceilings above."""
-    on_cpu = ceiling["device"]["platform"] == "cpu"
-    sizes = {"max_num_seqs": 8, "max_model_len": 4096, "pool_gib": 1 if on_cpu else 8}
-    start = time.monotonic()
-    with LLM(name, random_weights=random_weights, dtype=dtype, progress=False, **sizes) as llm:
-        ready_s = time.monotonic() - start
-        rng = np.random.default_rng(0)
-        greedy = {"temperature": 0.0, "ignore_eos": True}
-
-        def generate(num_prompts: int, length: int, num_tokens: int) -> Any:
-            prompts = rng.integers(0, llm.config.vocab_size, (num_prompts, length)).tolist()
-            params = SamplingParams(max_tokens=num_tokens, **greedy)
-            return llm.generate(prompts, params, progress=False)
-
-        generate(1, 2048, 1)
-        stats = [generate(1, 2048, 1)[0].stats for _ in range(3)]
-        prefill_s = min(s.first_token_s - s.arrival_s for s in stats)
-        figures = {
-            "model": name,
-            "random_weights": random_weights,
-            "ready_s": ready_s,
-            "pool_in_place": in_place(llm.runner),
-            "prefill_tokens_per_s": 2048 / prefill_s,
-            "prefill_vs_matmul": prefill_flops(llm.config, 2048)
-            / prefill_s
-            / (ceiling["matmul_tflops"] * 1e12),
-        }
-        for batch in (1, 8):
-            done = [c.stats for c in generate(batch, 256, 33)]
-            last_start = max(s.first_token_s for s in done)
-            decode_s = (max(s.finished_s for s in done) - last_start) / 32
-            figures[f"decode_b{batch}_256_ms"] = decode_s * 1e3
-            if batch == 1:
-                bound_s = llm.weights_bytes / (ceiling["read_gb_s"] * 1e9)
-                figures["decode_b1_vs_bandwidth"] = bound_s / decode_s
-    return figures
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

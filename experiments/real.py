@@ -81,21 +81,7 @@ class Machine:
             seed=0,
             cache=cache,
         )
-        built = build_engine(self._loaded, config, progress=False)
-        link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
-        engine = EngineThread(built)
-        try:
-            driver = Driver(workload, RealServer(engine))
-            with counted_compiles() as compiles:
-                driver.start()
-                records = driver.finish(TIMEOUT_S)
-            engine.check_integrity()
-            played = figures(records, driver.warm_stats or EngineStats(), engine.stats)
-            played["compiles"] = len(compiles)
-        finally:
-            engine.close()
-        del engine, built
-        gc.collect()  # its pool, before the next is made
+        played, link_bytes_per_s = play_on_engine(self._loaded, config, workload)
         before, self._times = self._times, self._timer.times(TIMED)
         profile = fit.fit(self.shape, self._timer.samples(np.concatenate([before, self._times])))
         return played, replace(profile, link_bytes_per_s=link_bytes_per_s)
@@ -113,6 +99,28 @@ class Machine:
             MAX_PREFILL,
         )
         return play(where, workload, arm).figures
+
+
+def play_on_engine(
+    loaded: LoadedModel, config: EngineConfig, workload: Workload
+) -> tuple[dict[str, Any], float]:
+    """Figures of a workload on an engine of its own, and bytes a second of the link to it."""
+    built = build_engine(loaded, config, progress=False)
+    link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
+    engine = EngineThread(built)
+    try:
+        driver = Driver(workload, RealServer(engine))
+        with counted_compiles() as compiles:
+            driver.start()
+            records = driver.finish(TIMEOUT_S)
+        engine.check_integrity()
+        played = figures(records, driver.warm_stats or EngineStats(), engine.stats)
+        played["compiles"] = len(compiles)
+    finally:
+        engine.close()
+    del engine, built
+    gc.collect()  # its pool, before the next is made
+    return played, link_bytes_per_s
 
 
 def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload, Place]]:

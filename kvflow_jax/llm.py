@@ -36,6 +36,7 @@ class LLM:
         model: "smollm2-135m", a Hugging Face folder, a .gguf file, or a Hub name.
         dtype: float32, bfloat16 or float16.
         random_weights: make the weights up; for measuring a shape without its checkpoint.
+        attention: the kernel for it: auto, reference, blocks, tpu-ragged or gpu-paged.
         cache_dir: where the converted model and compiled programs are kept.
         progress: show progress while loading and compiling.
         cache: gpu-only, hicache or kvflow; or a ``CacheConfig``, which says what these are and
@@ -62,6 +63,7 @@ class LLM:
         *,
         dtype: str = "float32",
         random_weights: bool = False,
+        attention: str = "auto",
         cache_dir: Path | None = None,
         progress: bool = True,
         cache: CacheMode | CacheConfig = "kvflow",
@@ -85,6 +87,8 @@ class LLM:
             dtype=dtype,
             cache_dir=cache_dir,
             random_weights=random_weights,
+            attention=attention,
+            page_size=config.page_size,
             progress=progress,
         )
         engine = build_engine(loaded, config, progress=progress)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.batch import Batch, BatchShape, BatchShapes
@@ -18,7 +17,7 @@ from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs, Past, TokenMemory
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
-from kvflow_jax.step import DeviceState, SamplerState, begin, finish, run_step, score_hidden
+from kvflow_jax.step import DeviceState, begin, finish, run_step, score_hidden
 
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
 LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, matrices of each
@@ -196,17 +195,7 @@ class ModelRunner:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_slots)
 
     def _fresh_state(self) -> DeviceState:
-        num_slots, config = self.shapes.num_slots, self._model.config
-        most_tokens = max(shape.num_tokens for shape in self.shapes.shapes)
-        hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
-        state = DeviceState(
-            pool=KVPool.zeros(self.pool_spec),
-            sampler=SamplerState(
-                last_tokens=jnp.zeros(num_slots, jnp.int32),
-                memory=TokenMemory.zeros(num_slots, config.vocab_size),
-                hidden=jnp.zeros(hidden_shape, jnp.dtype(self._model.dtype)),
-            ),
-        )
+        state = DeviceState.zeros(self._model, self.pool_spec, self.shapes)
         return jax.device_put(state, self._here)
 
 

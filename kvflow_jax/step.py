@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from kvflow_jax.batch import Batch, BatchShape
+from kvflow_jax.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.models import sharding
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
-from kvflow_jax.models.sampler import Logprobs, TokenMemory, sample, score
+from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs, TokenMemory, sample, score
 
 
 @partial(
@@ -46,6 +48,18 @@ class DeviceState:
     pool: KVPool
     sampler: SamplerState
 
+    @classmethod
+    def zeros(cls, model: Model, spec: PoolSpec, shapes: BatchShapes) -> DeviceState:
+        num_slots, config = shapes.num_slots, model.config
+        most_tokens = max(shape.num_tokens for shape in shapes.shapes)
+        hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
+        sampler = SamplerState(
+            last_tokens=jnp.zeros(num_slots, jnp.int32),
+            memory=TokenMemory.zeros(num_slots, config.vocab_size),
+            hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
+        )
+        return cls(KVPool.zeros(spec), sampler)
+
 
 def run_step(
     model: Model, params: Params, state: DeviceState, batch: Batch
@@ -61,6 +75,32 @@ def run_step(
     hidden, pool = model.run_all_layers(params, hidden, angles, rows, state.pool)
     sampler, tokens, logprobs = finish(model, ends, state.sampler, hidden, batch)
     return DeviceState(pool, sampler), tokens, logprobs
+
+
+def run_step_on_mesh(
+    model: Model, mesh: Mesh, params: Params, state: DeviceState, batch: Batch
+) -> tuple[DeviceState, jax.Array, Logprobs]:
+    """``run_step`` over several devices.
+
+    Args:
+        model: what one of them computes, ``shard_of`` the whole with ``ShardedOps``.
+        params: arranged; cut, as the pool in ``state``, as ``models.sharding`` says. The pool's
+            ``spec`` is that of one device's part.
+    """
+    cut = replace(
+        jax.tree.map(lambda _: sharding.WHOLE, state),
+        pool=KVPool(sharding.POOL, state.pool.spec),  # type: ignore[arg-type]
+    )
+    weights = {name: sharding.weight_spec(name, leaf.ndim) for name, leaf in params.items()}
+    step = jax.shard_map(
+        partial(run_step, model),
+        mesh=mesh,
+        in_specs=(weights, cut, sharding.WHOLE),
+        out_specs=(cut, sharding.WHOLE, sharding.WHOLE),
+        check_vma=False,  # kernels do not say over what their outputs vary
+    )
+    out: tuple[DeviceState, jax.Array, Logprobs] = step(params, state, batch)
+    return out
 
 
 def begin(

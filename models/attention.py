@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,21 @@ class Rows:
     tile: int
 
 
+class Attend(Protocol):
+    """See ``attend``, which all implementations must equal."""
+
+    def __call__(
+        self,
+        layer: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        rows: Rows,
+        pool: KVPool,
+        kind: AttentionKind,
+    ) -> tuple[jax.Array, KVPool]: ...
+
+
 def attend(
     layer: jax.Array,  # i32[]
     q: jax.Array,  # [num_tokens, num_heads, head_dim]
@@ -62,7 +78,14 @@ def attend(
     Returns ([num_tokens, num_heads, head_dim], pool); padding comes out as zeros.
     """
     pool = pool.write(layer, rows.write_slots, k, v)
-    return _by_rows(_attend_blocks, layer, q, rows, pool, kind), pool
+    return attend_to_pool(layer, q, rows, pool, kind), pool
+
+
+def attend_to_pool(
+    layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool, kind: AttentionKind
+) -> jax.Array:
+    """``attend`` where K and V are written already."""
+    return _by_rows(_attend_blocks, layer, q, rows, pool, kind)
 
 
 def attend_reference(

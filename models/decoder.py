@@ -25,7 +25,7 @@ class Attention(nnx.Module):
         d, heads_size = config.hidden_size, config.num_heads * config.head_dim
         make = partial(Linear, ops=ops, dtype=dtype, rngs=rngs)
         self.qkv_proj = make(d, config.qkv_size, bias=config.qkv_bias)
-        self.o_proj = make(heads_size, d, bias=config.out_bias)
+        self.o_proj = make(heads_size, d, bias=config.out_bias, joins=True)
         norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
         self.q_norm = norm() if config.qk_norm else None
         self.k_norm = norm() if config.qk_norm else None

@@ -18,7 +18,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nnx.Module):
-    """y = x W + b, with W packed as ``ops`` wants it."""
+    """y = x W + b, with W packed as ``ops`` wants it.
+
+    Args:
+        joins: whether, over several devices, the inputs are cut between them, not the outputs.
+    """
 
     def __init__(
         self,
@@ -29,14 +33,16 @@ class Linear(nnx.Module):
         ops: Ops,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        joins: bool = False,
     ) -> None:
-        self.ops, self.out_features = ops, out_features
+        self.ops, self.out_features, self.joins = ops, out_features, joins
         shape = ops.packed_shape(in_features, out_features)
         self.weight = nnx.Param(random_normal(rngs, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, in] -> [T, out]
         y = self.ops.linear(x, self.weight[...], self.out_features)
+        y = self.ops.join(y) if self.joins else y
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -88,7 +94,7 @@ class GatedMLP(nnx.Module):
         self.activation = activation
         make = partial(Linear, bias=bias, ops=ops, dtype=dtype, rngs=rngs)
         self.gate_up_proj = make(hidden_size, 2 * intermediate_size)
-        self.down_proj = make(intermediate_size, hidden_size)
+        self.down_proj = make(intermediate_size, hidden_size, joins=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)  # [T, F] each

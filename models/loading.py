@@ -15,9 +15,11 @@ from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.gguf import GgufFile
+from kvflow_jax.models.kernels import AUTO, choose_attention
+from kvflow_jax.models.kernels.base import Case
 from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.native.ops import native_ops
-from kvflow_jax.models.ops import XLA, XLA_ON_CPU, Ops
+from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.models.weights import read_folder, weight_files
@@ -102,6 +104,8 @@ def load_model(
     random_weights: bool = False,
     seed: int = 0,
     ops: Ops | None = None,
+    attention: str = AUTO,
+    page_size: int = 16,
     progress: bool = True,
 ) -> LoadedModel:
     """Load a model onto the default device.
@@ -114,14 +118,18 @@ def load_model(
         cache_dir: where the converted embedded model is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device.
         ops: how the model is computed; None leaves it to the platform, see ``default_ops``.
+        attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
+        page_size: of the pool that it will read, tokens.
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
+        ConfigError: attention that does not serve this model here.
     """
     cache_dir = cache_dir or default_cache_dir()
 
     def define(config: ModelConfig) -> Model:
-        return Model.build(config, dtype, ops=ops or default_ops(config, dtype, cache_dir))
+        chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
+        return Model.build(config, dtype, ops=chosen)
 
     if random_weights:
         return _load_random(name_or_path, define, seed)
@@ -134,15 +142,27 @@ def load_model(
     return _load_folder(folder, name_or_path, define, progress)
 
 
-def default_ops(config: ModelConfig, dtype: str, cache_dir: Path) -> Ops:
+def default_ops(
+    config: ModelConfig,
+    dtype: str,
+    cache_dir: Path,
+    attention: str = AUTO,
+    page_size: int = 16,
+) -> Ops:
     """What this platform computes a model best with: on CPU our kernels where they can, else XLA.
 
     Args:
         cache_dir: where kernels that have to be built first are kept.
+        attention: named, it is that one, and XLA does all else.
+
+    Raises:
+        ConfigError: attention that does not serve this model here.
     """
-    if jax.default_backend() != "cpu":
-        return XLA
-    return native_ops(config, dtype, cache_dir) or XLA_ON_CPU
+    platform = jax.default_backend()
+    if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
+        return ops
+    attend = choose_attention(attention, Case(platform, config, dtype, page_size))
+    return XlaOps(attend, on_cpu=platform == "cpu")
 
 
 def _load_random(name_or_path: str, define: Define, seed: int) -> LoadedModel:

@@ -53,7 +53,7 @@ class ExpertsMLP(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ) -> None:
-        self.config, self.activation = config, activation
+        self.config, self.activation, self.ops = config, activation, ops
         num, d, f = config.num_experts, hidden_size, config.intermediate_size
         self.router = Linear(d, num, bias=False, ops=ops, dtype=dtype, rngs=rngs)
         self.gate_up_proj = Experts(num, d, 2 * f, ops=ops, dtype=dtype, rngs=rngs)
@@ -72,4 +72,4 @@ class ExpertsMLP(nnx.Module):
         gate, up = jnp.split(gate_up, 2, axis=-1)  # [T * chosen, F] each
         out = self.down_proj(ACTIVATIONS[self.activation](gate) * up, num_rows)
         out = jnp.zeros_like(out).at[order].set(out).reshape(x.shape[0], num_chosen, -1)
-        return jnp.einsum("tcd,tc->td", out, shares.astype(out.dtype))
+        return self.ops.join(jnp.einsum("tcd,tc->td", out, shares.astype(out.dtype)))

@@ -6,20 +6,20 @@ files and checkpoints hold them plain, ``pack`` brings them into its form when t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models import attention
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import Attend, Rows, attend
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.ragged import ragged_blocks
 
 
 class Ops(Protocol):
-    """Hashed by identity: a static part of the model's structure."""
+    """Hashable: a static part of the model's structure."""
 
     @property
     def unroll(self) -> bool:
@@ -36,6 +36,9 @@ class Ops(Protocol):
 
     def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         """Runs of rows, each with its own plain matrix: see ``ragged.ragged_blocks``."""
+
+    def join(self, part: jax.Array) -> jax.Array:
+        """The whole of a product whose inputs are cut between devices, from what each has of it."""
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]: ...
 
@@ -61,17 +64,23 @@ class Ops(Protocol):
         """See ``attention.attend``."""
 
 
+@dataclass(frozen=True)
 class XlaOps:
     """What XLA makes of it, on any device and in any dtype; matrices are [in, out].
 
-    Args:
+    Attributes:
+        attention: block-wise attention, or a kernel of ``models.kernels``.
         on_cpu: what a CPU wants otherwise. There a scan copies every slice of the weights that it
             takes, which makes a decode step 1.2 to 1.7 times slower, so layers are unrolled; and
             ``jax.lax.ragged_dot`` is no use, see ``ragged``.
     """
 
-    def __init__(self, *, on_cpu: bool = False) -> None:
-        self.unroll = on_cpu
+    attention: Attend = attend
+    on_cpu: bool = False
+
+    @property
+    def unroll(self) -> bool:
+        return self.on_cpu
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
         return num_in, num_out
@@ -85,6 +94,9 @@ class XlaOps:
     def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         product = ragged_blocks if self.unroll else jax.lax.ragged_dot
         return product(x, weight, num_rows)
+
+    def join(self, part: jax.Array) -> jax.Array:
+        return part
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return num_rows, width
@@ -108,7 +120,7 @@ class XlaOps:
         pool: KVPool,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
-        return attention.attend(layer, q, k, v, rows, pool, kind)
+        return self.attention(layer, q, k, v, rows, pool, kind)
 
 
 XLA = XlaOps()

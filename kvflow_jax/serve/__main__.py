@@ -18,6 +18,7 @@ from kvflow_jax.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-paged")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -101,6 +102,13 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         choices=DTYPES,
         default=default.dtype,
         help="of weights and KV; default: %(default)s",
+    )
+    add(
+        "--attention",
+        choices=ATTENTIONS,
+        default=default.attention,
+        help="kernel that computes it; auto: the best that serves the model on this device; "
+        "default: %(default)s",
     )
     add("--random-weights", action="store_true", help="do not read weights")
     add(

@@ -24,6 +24,7 @@ class ServerConfig:
         pool_gib: device memory for the KV pool, GiB. Excludes ``num_pages``.
         num_pages: size of the KV pool in blocks. Excludes ``pool_gib``.
         dtype: of weights and KV.
+        attention: the kernel for it; auto: the best that serves the model on this device.
         random_weights: build the architecture without reading weights.
         seed: of random weights, and of requests that bring none of their own.
         deterministic: tokens that do not depend on the batch or the cache, at some cost in speed.
@@ -49,6 +50,7 @@ class ServerConfig:
     pool_gib: float | None = None
     num_pages: int | None = None
     dtype: str = "float32"
+    attention: str = "auto"
     random_weights: bool = False
     seed: int | None = None
     deterministic: bool = False

@@ -34,6 +34,8 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         cache_dir=config.cache_dir,
         random_weights=config.random_weights,
         seed=config.seed or 0,
+        attention=config.attention,
+        page_size=config.page_size,
         progress=progress,
     )
     sizes = EngineConfig(

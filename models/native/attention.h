@@ -1,4 +1,5 @@
-// Attention over the paged pool, f32[num_layers * num_pages, page_size, 2 * kv_heads, head_dim].
+// Attention over the paged pool, f32[num_layers * num_pages, page_size, 2 * kv_heads, head_dim],
+// heads as K0, V0, K1, V1.
 // Both kernels are FlashAttention-2's online softmax (arXiv 2307.08691, algorithm 1).
 #pragma once
 
@@ -23,7 +24,7 @@ struct Context {
   const int32_t* table;
   int64_t page_size, kv_heads, head_dim;
 
-  // K of all heads at a position, then V of all heads.
+  // K of the first head at a position, then its V, then K of the second.
   const float* at(int64_t position) const {
     const int64_t page = table[position / page_size];
     return layer + (page * page_size + position % page_size) * 2 * kv_heads * head_dim;
@@ -129,9 +130,9 @@ inline void attend_split(const Shape& shape, const Context& context, const float
     for (int64_t g0 = 0; g0 < G; g0 += kHeadsAtOnce) {
       const int64_t num = std::min(kHeadsAtOnce, G - g0), first = h * G + g0;
       for (int64_t t = 0; t < n; ++t) {
-        const float *k = rows[t] + h * H, *qh = q + first * H;
+        const float *k = rows[t] + 2 * h * H, *qh = q + first * H;
         if (t + kAhead < n)
-          for (int64_t d = 0; d < H; d += 16) __builtin_prefetch(rows[t + kAhead] + h * H + d);
+          for (int64_t d = 0; d < H; d += 16) __builtin_prefetch(rows[t + kAhead] + 2 * h * H + d);
         int64_t g = 0;
         for (; g + 3 <= num; g += 3)
           dot_heads<3>(scores + g * kSplit + t, qh + g * H, k, H, shape.scale);
@@ -143,7 +144,7 @@ inline void attend_split(const Shape& shape, const Context& context, const float
         std::fill(row + n, row + padded, kNothing);
         peak[first + g] = max_of(row, padded);
         total[first + g] = exp_of(row, padded, peak[first + g]);
-        weigh(out + (first + g) * H, row, rows, (shape.kv_heads + h) * H, n, H);
+        weigh(out + (first + g) * H, row, rows, (2 * h + 1) * H, n, H);
       }
     }
 }
@@ -224,10 +225,10 @@ inline void copy_keys(float* kt, float* v, const Context& context, int64_t head,
     // Past the end the last key stands in: finite, and masked later.
     for (int64_t i = 0; i < kLanes; ++i) rows[i] = context.at(start + std::min(s + i, n - 1));
     for (int64_t i = 0; i < kLanes && s + i < n; ++i)
-      std::memcpy(v + (s + i) * H, rows[i] + (context.kv_heads + head) * H, H * sizeof(float));
+      std::memcpy(v + (s + i) * H, rows[i] + (2 * head + 1) * H, H * sizeof(float));
     for (int64_t d = 0; d < H; ++d) {
       Vec column;
-      for (int i = 0; i < kLanes; ++i) column[i] = rows[i][head * H + d];
+      for (int i = 0; i < kLanes; ++i) column[i] = rows[i][2 * head * H + d];
       store(kt + d * kKeys + s, column);
     }
   }

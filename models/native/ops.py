@@ -49,6 +49,9 @@ class NativeOps:
     def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         return ragged_blocks(x, weight, num_rows)
 
+    def join(self, part: jax.Array) -> jax.Array:
+        return part
+
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         return self.packed_shape(width, num_rows)
 

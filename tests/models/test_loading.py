@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.errors import ConfigError, ModelLoadError
 from kvflow_jax.models import embedded
+from kvflow_jax.models.attention import attend_reference
 from kvflow_jax.models.loading import load_model
 from kvflow_jax.models.ops import XLA
 from tests.models import tiny
@@ -154,3 +155,10 @@ def test_cpu_unrolls_unless_told(folder):
     scanned = load_model(str(folder), ops=XLA, progress=False)
     assert unrolled.model.unroll == (jax.default_backend() == "cpu")
     assert "layers.mlp.down_proj.weight" in scanned.params
+
+
+def test_attention_asked_for_by_name(folder):
+    loaded = load_model(str(folder), attention="reference", progress=False)
+    assert loaded.model.ops.attention is attend_reference
+    with pytest.raises(ConfigError, match="'tpu-ragged' cannot be used"):
+        load_model(str(folder), attention="tpu-ragged", progress=False)

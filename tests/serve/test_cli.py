@@ -21,7 +21,7 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFLOW_CACHE_DIR", "/elsewhere")
     flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
-        --pool-gib 0.5 --dtype bfloat16 --random-weights --seed 3 --max-waiting 9
+        --pool-gib 0.5 --dtype bfloat16 --attention blocks --random-weights --seed 3 --max-waiting 9
         --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
         --link-ratio 0.5 --max-body-mib 1.5 --drain-timeout-s 0 --log-level debug"""
     assert parse_config(flags.split()) == ServerConfig(
@@ -36,6 +36,7 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         page_size=32,
         pool_gib=0.5,
         dtype="bfloat16",
+        attention="blocks",
         random_weights=True,
         seed=3,
         cache=CacheConfig(
@@ -68,6 +69,7 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--pool-gib", "1", "--num-pages", "2"],
         ["--drain-timeout-s", "-1"],
         ["--dtype", "int4"],
+        ["--attention", "flash"],
         ["--cache", "vllm"],
         ["--eviction", "mru"],
         ["--backup", "never"],

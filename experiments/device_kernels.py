@@ -1,0 +1,203 @@
+"""Attention on a device: every kernel that serves there beside the reference, and its speed.
+
+Part of ``experiments.device_check``. A kernel may become a platform's default when it has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.measure import seconds
+from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.models.attention import Attend, Rows
+from kvflow_jax.models.config import AttentionKind, ModelConfig
+from kvflow_jax.models.kernels import KERNELS
+from kvflow_jax.models.kernels.base import Case, Declined
+
+PAGE, TILE, NUM_LAYERS = 16, 128, 4
+# Largest error of an output that is about 1 where contexts are short. Accelerators multiply
+# float32 in fewer bits unless told otherwise.
+TOLERANCE = {"bfloat16": 4e-2, "float16": 1e-2, "float32": 2e-2}
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows to decode, by the lengths of their contexts, and tiles, by first position and length."""
+
+    decode: tuple[int, ...] = ()
+    tiles: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def longest(self) -> int:
+        return max([*self.decode, *(start + length for start, length in self.tiles)])
+
+    def kv_bytes(self, config: ModelConfig, itemsize: int) -> int:
+        """What decoding reads of one layer."""
+        return sum(self.decode) * 2 * config.num_kv_heads * config.head_dim * itemsize
+
+    def flops(self, config: ModelConfig) -> int:
+        """Products of the tiles with what they see, of one layer."""
+        pairs = sum(n * start + n * (n + 1) // 2 for start, n in self.tiles)
+        return 4 * config.num_heads * config.head_dim * pairs
+
+
+def workload(longest: int) -> dict[str, Ragged]:
+    """What is compared, then what is timed."""
+    return {
+        "mixed": Ragged((1, longest, 0, longest // 3), ((0, 128), (longest // 2, 37), (0, 0))),
+        "decode_b1": Ragged((longest,)),
+        "decode_b32": Ragged(tuple(longest - 7 * i for i in range(32))),
+        "prefill_cold": Ragged(tiles=tuple((TILE * i, TILE) for i in range(16))),
+        "prefill_cached": Ragged(tiles=tuple((longest + TILE * i, TILE) for i in range(4))),
+    }
+
+
+def attention(
+    config: ModelConfig, dtype: str, longest: int, ceiling: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Figures of every kernel, and what is wrong with those that are wrong.
+
+    Args:
+        longest: most tokens of a context.
+        ceiling: ``read_gb_s`` and ``matmul_tflops`` of the device.
+    """
+    figures: dict[str, Any] = {}
+    problems: list[str] = []
+    case = Case(jax.default_backend(), config, dtype, PAGE)
+    for name, kernel in KERNELS.items():
+        if name == "reference":
+            continue
+        try:
+            kernel.check(case)
+        except Declined as why:
+            figures[f"attention.{name}"] = f"does not serve: {why}"
+            continue
+        try:
+            error = largest_error(kernel.attend, config, dtype, workload(longest)["mixed"])
+            figures[f"attention.{name}.error"] = error
+            if not error <= TOLERANCE[dtype]:  # a NaN is no small error
+                problems.append(f"attention {name} is {error:.3g} off the reference")
+            figures |= {
+                f"attention.{name}.{key}": value
+                for key, value in speed(kernel.attend, config, dtype, longest, ceiling).items()
+            }
+        except Exception as failure:  # a compiler's, of any kind: the other kernels are still told
+            problems.append(f"attention {name} failed: {type(failure).__name__}: {failure}")
+    return figures, problems
+
+
+def largest_error(attend: Attend, config: ModelConfig, dtype: str, ragged: Ragged) -> float:
+    """Over a layer that sees all and one with a window; NaN if any output is none."""
+    errors = []
+    for window in (0, ragged.longest // 4):
+        kind = AttentionKind(config.head_dim**-0.5, (0, window, 0, 0))
+        outs = []
+        for implementation in (KERNELS["reference"].attend, attend):
+            inputs = made(config, dtype, ragged)
+            run = jax.jit(partial(implementation, kind=kind), donate_argnames="pool")
+            out, _ = run(np.int32(1), *inputs[:3], rows=inputs[3], pool=inputs[4])
+            outs.append(np.asarray(out, np.float32))
+        errors.append(np.abs(outs[0] - outs[1]).max())
+    return float(np.max(errors))
+
+
+def speed(
+    attend: Attend, config: ModelConfig, dtype: str, longest: int, ceiling: dict[str, Any]
+) -> dict[str, float]:
+    """Milliseconds of one layer, and what that is of the device's bandwidth or products."""
+    figures = {}
+    for name, ragged in workload(longest).items():
+        if name == "mixed":
+            continue
+        run = layers(attend, config, dtype, ragged)
+        run()
+        layer_s = seconds(run, 10) / NUM_LAYERS
+        figures[f"{name}_ms"] = layer_s * 1e3
+        if ragged.decode:
+            read = ragged.kv_bytes(config, jnp.dtype(dtype).itemsize) / layer_s / 1e9
+            figures[f"{name}_vs_bandwidth"] = read / ceiling["read_gb_s"]
+        else:
+            done = ragged.flops(config) / layer_s / 1e12
+            figures[f"{name}_vs_matmul"] = done / ceiling["matmul_tflops"]
+    return figures
+
+
+def layers(
+    attend: Attend, config: ModelConfig, dtype: str, ragged: Ragged
+) -> Callable[[], jax.Array]:
+    """Some layers one after the other over one donated pool, as in a step."""
+    q, k, v, rows, pool = made(config, dtype, ragged)
+    rows = replace(rows, write_slots=jnp.full_like(rows.write_slots, pool.spec.num_slots))
+    kind = AttentionKind(config.head_dim**-0.5, (0,) * NUM_LAYERS)
+
+    def run(q: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
+        def layer(i: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
+            return attend(i, carry[0], k, v, rows, carry[1], kind)
+
+        return jax.lax.fori_loop(0, NUM_LAYERS, layer, (q, pool))
+
+    jitted = jax.jit(run, donate_argnums=1)
+    state = [pool]
+
+    def call() -> jax.Array:
+        out, state[0] = jitted(q, state[0])
+        return out
+
+    return call
+
+
+def made(
+    config: ModelConfig, dtype: str, ragged: Ragged
+) -> tuple[jax.Array, jax.Array, jax.Array, Rows, KVPool]:
+    """Queries, new keys and values, rows, and a pool of random pages in random order."""
+    rng = np.random.default_rng(0)
+    starts = [max(0, n - 1) for n in ragged.decode] + [start for start, _ in ragged.tiles]
+    lens = [min(1, n) for n in ragged.decode] + [length for _, length in ragged.tiles]
+    per_row, num_rows = -(-ragged.longest // PAGE), len(starts)
+    # Tiles that follow each other are of one prompt, and read its pages.
+    sequence = np.cumsum(
+        [
+            row <= len(ragged.decode) or starts[row] != starts[row - 1] + lens[row - 1]
+            for row in range(num_rows)
+        ]
+    )
+    num_pages = 1 + int(sequence[-1]) * per_row
+    spec = PoolSpec(NUM_LAYERS, num_pages, PAGE, config.num_kv_heads, config.head_dim, dtype)
+    pages = 1 + rng.permutation(num_pages - 1).reshape(-1, per_row).astype(np.int32)
+    table = pages[sequence - 1]
+    widths = [1] * len(ragged.decode) + [TILE] * len(ragged.tiles)
+    slots = np.full(sum(widths), spec.num_slots, np.int32)
+    at = 0
+    for row, width in enumerate(widths):
+        position = starts[row] + np.arange(lens[row])
+        slots[at : at + lens[row]] = table[row, position // PAGE] * PAGE + position % PAGE
+        at += width
+    rows = Rows(
+        page_table=jnp.asarray(table),
+        query_start=jnp.asarray(starts, jnp.int32),
+        query_len=jnp.asarray(lens, jnp.int32),
+        write_slots=jnp.asarray(slots),
+        num_decode=len(ragged.decode),
+        tile=TILE,
+    )
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def normal(key: jax.Array, *shape: int) -> jax.Array:
+        return jax.random.normal(key, shape, jnp.dtype(dtype))
+
+    num_tokens, head_dim = len(slots), config.head_dim
+    data = normal(keys[3], NUM_LAYERS * num_pages, PAGE, 2 * config.num_kv_heads, head_dim)
+    return (
+        normal(keys[0], num_tokens, config.num_heads, head_dim),
+        normal(keys[1], num_tokens, config.num_kv_heads, head_dim),
+        normal(keys[2], num_tokens, config.num_kv_heads, head_dim),
+        rows,
+        KVPool(data, spec),
+    )

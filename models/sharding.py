@@ -1,0 +1,114 @@
+"""A model cut over several devices: tensor parallelism (Megatron-LM, arXiv 1909.08053).
+
+    device 0   q0 | k0 | v0     o0            gate0 | up0    down0          pool: K0 V0 K1 V1
+    device 1   q1 | k1 | v1     o1  --sum-->  gate1 | up1    down1 --sum--> pool: K2 V2 K3 V3
+
+A device runs the code of the model as a smaller model, with its share of the heads and of the MLP
+(``shard_of``), inside one ``shard_map`` over the whole step: nothing is moved but what the two sums
+of a layer, the embeddings and the logits need. Columns of fused projections are laid out by device
+when weights are placed (``arranged``), so that a cut in equal parts gives each its q, k and v. The
+pool is cut by KV heads, which stand in it as pairs; all else is on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from kvflow_jax.errors import ConfigError
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.ops import XlaOps
+
+AXIS = "shard"
+WHOLE = PartitionSpec()
+POOL = PartitionSpec(None, None, AXIS)  # [num_layers * num_pages, page_size, 2 * num_kv_heads, H]
+BLOCKS = PartitionSpec(None, None, None, AXIS)  # what ``KVPool.gather`` gives
+
+# End of a weight's name -> its axis that is cut, from the last. All others are whole everywhere.
+CUT_AXES = {
+    "qkv_proj.weight": -1,
+    "qkv_proj.bias": -1,
+    "gate_up_proj.weight": -1,
+    "gate_up_proj.bias": -1,
+    "o_proj.weight": -2,
+    "down_proj.weight": -2,
+    "embed.weight": -2,
+    "lm_head.weight": -2,
+}
+
+
+def shard_of(config: ModelConfig, num_shards: int) -> ModelConfig:
+    """What one device computes of a model; the vocabulary is cut by ``ShardedOps``.
+
+    Raises:
+        ConfigError: naming what cannot be cut in so many equal parts.
+    """
+    sizes: dict[str, Any] = {
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "intermediate_size": config.intermediate_size,
+    }
+    if config.moe is not None:
+        sizes["intermediate_size"] = config.moe.intermediate_size
+    uneven = [
+        f"{name} {size}"
+        for name, size in (sizes | {"vocab_size": config.vocab_size}).items()
+        if size % num_shards
+    ]
+    if uneven:
+        raise ConfigError(f"{num_shards} devices cannot share {', '.join(uneven)} equally")
+    shares = {name: size // num_shards for name, size in sizes.items()}
+    if config.moe is not None:
+        shares["moe"] = replace(config.moe, intermediate_size=shares.pop("intermediate_size"))
+    return replace(config, **shares)
+
+
+def weight_spec(name: str, num_axes: int) -> PartitionSpec:
+    """How a weight lies on the devices: by its dotted name, stacked or of one layer."""
+    for end, axis in CUT_AXES.items():
+        if name.endswith(end):
+            return PartitionSpec(*[AXIS if i == num_axes + axis else None for i in range(num_axes)])
+    return WHOLE
+
+
+def arranged(name: str, weight: Any, config: ModelConfig, num_shards: int) -> Any:
+    """A weight, numpy or jax, with the columns of fused projections grouped by device."""
+    heads, kv_heads = (
+        n * config.head_dim // num_shards for n in (config.num_heads, config.num_kv_heads)
+    )
+    if ".qkv_proj." in name:
+        widths = [heads, kv_heads, kv_heads]
+    elif ".gate_up_proj." in name:
+        widths = [weight.shape[-1] // 2 // num_shards] * 2
+    else:
+        return weight
+    xp = np if isinstance(weight, np.ndarray) else jnp
+    ends = np.cumsum([num_shards * width for width in widths])[:-1]
+    parts = [
+        part.reshape(*weight.shape[:-1], num_shards, width)
+        for part, width in zip(xp.split(weight, ends, axis=-1), widths, strict=True)
+    ]
+    return xp.concatenate(parts, axis=-1).reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class ShardedOps(XlaOps):
+    """One device's part of XLA's work, called inside a ``shard_map`` over ``AXIS``."""
+
+    def join(self, part: jax.Array) -> jax.Array:
+        return jax.lax.psum(part, AXIS)
+
+    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        own = rows - jax.lax.axis_index(AXIS) * table.shape[0]
+        is_here = (own >= 0) & (own < table.shape[0])
+        found = jnp.where(is_here[:, None], table.at[own].get(mode="clip"), 0)
+        return jax.lax.psum(found, AXIS)
+
+    def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+        part = super().project(x, table, num_rows)
+        return jax.lax.all_gather(part, AXIS, axis=1, tiled=True)

@@ -1,0 +1,106 @@
+"""Steps of a model cut over four devices beside the same steps on one; run by test_sharding.
+
+A process of its own, because devices are counted out when JAX starts.
+"""
+
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from kvflow_jax.batch import Batch, BatchShape, BatchShapes
+from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.models import sharding
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.model import Model
+from kvflow_jax.models.rope import RopeConfig
+from kvflow_jax.step import DeviceState, run_step, run_step_on_mesh
+
+NUM = 4
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=256,
+    hidden_size=64,
+    intermediate_size=96,
+    num_layers=3,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=16,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(),
+    tie_embeddings=False,
+    max_model_len=64,
+    qkv_bias=True,
+    out_bias=True,
+    qk_norm=True,
+    mlp_bias=True,
+)
+SHAPES = BatchShapes.plan(
+    max_num_seqs=2, max_prefill_tokens=16, tile=8, page_size=8, pages_per_seq=3
+)
+
+
+def batches():
+    """A prompt of 13 tokens in two tiles, then two steps that each feed what the last sampled."""
+    rng = np.random.default_rng(0)
+    shape = BatchShape(num_tiles=2, num_decode=2, tile=8)
+    batch = Batch.empty(shape, SHAPES.pages_per_seq, SHAPES.num_slots)
+    batch.tokens[2:15] = rng.integers(0, CONFIG.vocab_size, 13)
+    batch.page_table[2:] = [1, 3, 2]
+    batch.query_start[2:], batch.query_len[2:] = [0, 8], [8, 5]
+    batch.sampling.slot[3] = 0
+    yield batch
+    for position in (13, 14):
+        batch = Batch.empty(BatchShape(0, 2, 8), SHAPES.pages_per_seq, SHAPES.num_slots)
+        batch.page_table[0], batch.query_start[0], batch.query_len[0] = [1, 3, 2], position, 1
+        batch.token_source[0] = batch.sampling.slot[0] = 0
+        yield batch
+
+
+def main():
+    whole = Model.build(CONFIG)
+    params = whole.init(seed=1)
+    keys = jax.random.split(jax.random.key(2), len(params))
+    params = {
+        name: jax.random.normal(key, weight.shape) if name.endswith("bias") else 8 * weight
+        for key, (name, weight) in zip(keys, params.items(), strict=True)
+    }
+    spec = PoolSpec(CONFIG.num_layers, 5, 8, CONFIG.num_kv_heads, CONFIG.head_dim)
+    state = DeviceState.zeros(whole, spec, SHAPES)
+
+    mesh = Mesh(np.array(jax.devices()), (sharding.AXIS,))
+    part = Model.build(sharding.shard_of(CONFIG, NUM), ops=sharding.ShardedOps())
+    cut_params = {
+        name: jax.device_put(
+            sharding.arranged(name, weight, CONFIG, NUM),
+            NamedSharding(mesh, sharding.weight_spec(name, weight.ndim)),
+        )
+        for name, weight in params.items()
+    }
+    cut_spec = PoolSpec(CONFIG.num_layers, 5, 8, CONFIG.num_kv_heads // NUM, CONFIG.head_dim)
+    cut_state = DeviceState.zeros(part, cut_spec, SHAPES)
+    data = jax.device_put(state.pool.data, NamedSharding(mesh, sharding.POOL))
+    cut_state = jax.tree.map(lambda leaf: data if leaf is cut_state.pool.data else leaf, cut_state)
+
+    step = jax.jit(partial(run_step, whole))
+    cut_step = jax.jit(partial(run_step_on_mesh, part, mesh), donate_argnums=1)
+    for batch in batches():
+        state, tokens, _ = step(params, state, batch)
+        cut_state, cut_tokens, _ = cut_step(cut_params, cut_state, batch)
+        rows = np.flatnonzero(np.asarray(batch.query_len))[-1:]
+        np.testing.assert_array_equal(np.asarray(cut_tokens)[rows], np.asarray(tokens)[rows])
+        np.testing.assert_allclose(cut_state.pool.data, state.pool.data, atol=1e-3)
+        live = jnp.abs(state.sampler.hidden).max()
+        np.testing.assert_allclose(
+            cut_state.sampler.hidden, state.sampler.hidden, atol=float(1e-4 * live)
+        )
+    assert np.asarray(state.pool.data).any()
+    shards = cut_state.pool.data.addressable_shards
+    assert {shard.data.shape for shard in shards} == {(15, 8, 2, CONFIG.head_dim)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
