@@ -63,10 +63,10 @@ class Transfer:
 
 
 class DeviceTransfers:
-    """Moves extents between a device's memory and ``pinned_host``.
+    """Moves extents between the memory of devices and ``pinned_host``.
 
     Args:
-        device: whose memory.
+        here: how blocks lie on the device, or on several.
         bytes_per_s: of each direction, measured.
         pace_s_per_byte: what a copy takes at least, where host and device memory are the same and
             a slower link is to be emulated; 0 copies as fast as it goes.
@@ -75,13 +75,12 @@ class DeviceTransfers:
 
     def __init__(
         self,
-        device: jax.Device,
+        here: jax.sharding.Sharding,
         bytes_per_s: Mapping[Direction, float],
         *,
         pace_s_per_byte: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        single = jax.sharding.SingleDeviceSharding
         pace = 1 / pace_s_per_byte if pace_s_per_byte else float("inf")
         self.bytes_per_s = {way: min(rate, pace) for way, rate in bytes_per_s.items()}
         self._pace_s_per_byte = pace_s_per_byte
@@ -90,8 +89,8 @@ class DeviceTransfers:
         self._done: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
         self._is_closing = threading.Event()
         targets = {
-            Direction.LOAD: single(device),
-            Direction.SAVE: single(device, memory_kind="pinned_host"),
+            Direction.LOAD: here,
+            Direction.SAVE: here.with_memory_kind("pinned_host"),
         }
         self._lanes = {way: queue.SimpleQueue[Transfer | None]() for way in Direction}
         self._threads = [
@@ -187,25 +186,30 @@ class DeviceTransfers:
         transfer.error, transfer.data = error, None
 
 
-def measure_bandwidth(device: jax.Device, nbytes: int, repeats: int = 3) -> dict[Direction, float]:
-    """Bytes per second of one plain copy of ``nbytes`` each way, the best of some.
+def measure_bandwidth(
+    here: jax.sharding.Sharding, nbytes: int, repeats: int = 3
+) -> dict[Direction, float]:
+    """Bytes per second of one plain copy of about ``nbytes`` each way, the best of some.
+
+    Args:
+        here: of an array of one axis.
 
     Raises:
-        NotImplementedError: the device has no pinned host memory.
+        NotImplementedError: a device has no pinned host memory.
     """
+    device: jax.Device = next(iter(here.device_set))
     kinds = {memory.kind for memory in device.addressable_memories()}
     if "pinned_host" not in kinds:
         raise NotImplementedError(f"{device.device_kind} has no pinned host memory")
-    single = jax.sharding.SingleDeviceSharding
-    host, here = single(device, memory_kind="pinned_host"), single(device)
+    host, num = here.with_memory_kind("pinned_host"), len(here.device_set)
     best = dict.fromkeys(Direction, 0.0)
-    data = jax.device_put(np.zeros(nbytes // 4, np.float32), here)
+    data = jax.device_put(np.zeros((nbytes // 4 // num + 1) * num, np.float32), here)
     for _ in range(repeats):
         start = time.perf_counter()
         saved = jax.block_until_ready(jax.device_put(data, host, may_alias=False))
         middle = time.perf_counter()
         jax.block_until_ready(jax.device_put(saved, here, may_alias=False))
         end = time.perf_counter()
-        best[Direction.SAVE] = max(best[Direction.SAVE], nbytes / (middle - start))
-        best[Direction.LOAD] = max(best[Direction.LOAD], nbytes / (end - middle))
+        best[Direction.SAVE] = max(best[Direction.SAVE], data.nbytes / (middle - start))
+        best[Direction.LOAD] = max(best[Direction.LOAD], data.nbytes / (end - middle))
     return best

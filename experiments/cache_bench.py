@@ -276,7 +276,7 @@ def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str
 
 def transfers(num_extents: int = 16) -> dict[str, float]:
     """Extents each way through the lanes, over one plain copy of the same bytes."""
-    device = jax.devices()[0]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     spec = PoolSpec(30, 257, PAGE, 3, 64)
     length = 16
     pool = KVPool.zeros(spec)
@@ -284,7 +284,7 @@ def transfers(num_extents: int = 16) -> dict[str, float]:
     slots = [np.arange(1 + i * length, 1 + (i + 1) * length, dtype=np.int32) for i in range(16)]
     extents = [jax.block_until_ready(read(pool, some)) for some in slots[:num_extents]]
     nbytes = sum(extent.nbytes for extent in extents)
-    lanes, landed = DeviceTransfers(device, dict.fromkeys(Direction, 1e9)), threading.Event()
+    lanes, landed = DeviceTransfers(here, dict.fromkeys(Direction, 1e9)), threading.Event()
     lanes.listen(landed.set)
 
     def move(way: Direction, data: list[Any]) -> list[Any]:
@@ -304,7 +304,7 @@ def transfers(num_extents: int = 16) -> dict[str, float]:
         loaded = seconds(lambda: move(Direction.LOAD, host))
     finally:
         lanes.close()
-    plain = measure_bandwidth(device, nbytes, repeats=5)
+    plain = measure_bandwidth(here, nbytes, repeats=5)
     save, load = nbytes / saved, nbytes / loaded
     ratios = (save / plain[Direction.SAVE], load / plain[Direction.LOAD])
     return {

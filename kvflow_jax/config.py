@@ -88,9 +88,18 @@ class EngineSizes:
 
     @classmethod
     def resolve(
-        cls, config: EngineConfig, model: ModelConfig, dtype: str, device: jax.Device
+        cls,
+        config: EngineConfig,
+        model: ModelConfig,
+        dtype: str,
+        device: jax.Device,
+        *,
+        num_devices: int = 1,
     ) -> EngineSizes:
         """Decide what the config left open from the model and the device's free memory.
+
+        Args:
+            num_devices: such as this one that share model and pool.
 
         Raises:
             CapacityError: not even one request of the asked length fits; says how much is missing.
@@ -116,7 +125,7 @@ class EngineSizes:
             num_pages = config.num_pages
         else:
             given = config.pool_gib
-            budget = int(given * GIB) if given is not None else _pool_budget(device)
+            budget = int(given * GIB) if given is not None else _pool_budget(device, num_devices)
             # More than every running request at full length could use helps only the cache.
             num_pages = budget // one_page.page_bytes - 1
         if num_pages < pages_wanted:
@@ -191,11 +200,12 @@ def _tile(page_size: int, budget_tokens: int) -> int:
     return max(1, min(PREFILL_TILE, budget_tokens) // page_size) * page_size
 
 
-def _pool_budget(device: jax.Device) -> int:
+def _pool_budget(device: jax.Device, num_devices: int) -> int:
     """Bytes for the pool from what is free now, weights being loaded."""
     stats = device.memory_stats()
     if device.platform != "cpu" and stats and "bytes_limit" in stats:
-        return int((stats["bytes_limit"] - stats["bytes_in_use"]) * _DEVICE_SHARE)
+        free = stats["bytes_limit"] - stats["bytes_in_use"]
+        return int(free * _DEVICE_SHARE) * num_devices
     return min(int(_free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
 
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+from jax.sharding import PartitionSpec
 
 from kvflow_jax.batch import BatchShape
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.config import EngineConfig, EngineSizes
 from kvflow_jax.engine import Engine
 from kvflow_jax.models.loading import LoadedModel
+from kvflow_jax.models.sharding import AXIS
 from kvflow_jax.protocols import NoTransfers, Transfers, WallClock
 from kvflow_jax.runner import ModelRunner
 from kvflow_jax.trace import ChromeTrace, NoTrace
@@ -40,14 +42,23 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
         ConfigError: sizes that contradict the model.
     """
     tracer = ChromeTrace(config.trace) if config.trace is not None else NoTrace()
-    device = next(iter(loaded.params.values())).device
-    sizes = EngineSizes.resolve(config, loaded.config, loaded.model.dtype, device)
-    bandwidth = _measured_link(device, sizes)
+    shards = loaded.shards
+    device: jax.Device = min(next(iter(loaded.params.values())).devices(), key=lambda d: d.id)
+    num = 1 if shards is None else shards.num
+    sizes = EngineSizes.resolve(config, loaded.config, loaded.model.dtype, device, num_devices=num)
+    flat: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
+    flat = flat if shards is None else shards.where(PartitionSpec(AXIS))
+    bandwidth = _measured_link(flat, sizes)
     if bandwidth is None:
         sizes = replace(sizes, cache=replace(sizes.cache, num_host_blocks=0, prefetches=False))
     extent_sizes = sizes.cache.extent_sizes if bandwidth is not None else ()
     runner = ModelRunner(
-        loaded.model, loaded.params, sizes.pool, sizes.shapes, extent_sizes=extent_sizes
+        loaded.model,
+        loaded.params,
+        sizes.pool,
+        sizes.shapes,
+        extent_sizes=extent_sizes,
+        shards=shards,
     )
     log.info("compiling %d batch shapes, or loading them compiled", len(sizes.shapes.shapes))
     start_s = time.monotonic()
@@ -58,7 +69,9 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
     if bandwidth is not None:
         ratio = config.cache.link_ratio
         pace = ratio * runner.prefill_s_per_token() / token_bytes(sizes) if ratio else 0.0
-        transfers = DeviceTransfers(device, bandwidth, pace_s_per_byte=pace, now=clock.now)
+        transfers = DeviceTransfers(
+            runner.blocks_lie, bandwidth, pace_s_per_byte=pace, now=clock.now
+        )
         if pace:
             log.info("the host link is emulated: %.3g GB/s", 1e-9 / pace)
     return Engine(
@@ -80,12 +93,14 @@ def token_bytes(sizes: EngineSizes) -> float:
     return sizes.pool.page_bytes / sizes.pool.page_size
 
 
-def _measured_link(device: jax.Device, sizes: EngineSizes) -> dict[Direction, float] | None:
+def _measured_link(
+    here: jax.sharding.Sharding, sizes: EngineSizes
+) -> dict[Direction, float] | None:
     """Bytes per second to and from the host; None where there is to be no host tier."""
     if not sizes.cache.num_host_blocks:
         return None
     try:
-        rates = measure_bandwidth(device, sizes.cache.extent_sizes[-1] * sizes.pool.page_bytes)
+        rates = measure_bandwidth(here, sizes.cache.extent_sizes[-1] * sizes.pool.page_bytes)
     except NotImplementedError as error:
         log.warning("no host tier: %s", error)
         return None

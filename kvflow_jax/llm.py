@@ -37,6 +37,7 @@ class LLM:
         dtype: float32, bfloat16 or float16.
         random_weights: make the weights up; for measuring a shape without its checkpoint.
         attention: the kernel for it: auto, reference, blocks, tpu-ragged or gpu-paged.
+        tensor_parallel: devices that share model and pool.
         cache_dir: where the converted model and compiled programs are kept.
         progress: show progress while loading and compiling.
         cache: gpu-only, hicache or kvflow; or a ``CacheConfig``, which says what these are and
@@ -64,6 +65,7 @@ class LLM:
         dtype: str = "float32",
         random_weights: bool = False,
         attention: str = "auto",
+        tensor_parallel: int = 1,
         cache_dir: Path | None = None,
         progress: bool = True,
         cache: CacheMode | CacheConfig = "kvflow",
@@ -88,6 +90,7 @@ class LLM:
             cache_dir=cache_dir,
             random_weights=random_weights,
             attention=attention,
+            tensor_parallel=tensor_parallel,
             page_size=config.page_size,
             progress=progress,
         )

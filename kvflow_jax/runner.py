@@ -15,9 +15,19 @@ from kvflow_jax.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs, Past, TokenMemory
+from kvflow_jax.models.sharding import BLOCKS, POOL, WHOLE, Shards
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
-from kvflow_jax.step import DeviceState, begin, finish, run_step, score_hidden
+from kvflow_jax.step import (
+    DeviceState,
+    SamplerState,
+    begin,
+    finish,
+    run_step,
+    run_step_on_mesh,
+    score_hidden,
+    score_on_mesh,
+)
 
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
 LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, matrices of each
@@ -64,6 +74,7 @@ class ModelRunner:
         pool_spec: sizes of the pool that it allocates.
         shapes: the batch shapes that may come; ``warm_up`` compiles programs for each.
         extent_sizes: how many blocks may be moved at once; empty: none ever are.
+        shards: the devices that share model and pool; None: one has all.
         layers_per_call: most layers of one program, where layers are unrolled.
     """
 
@@ -76,27 +87,42 @@ class ModelRunner:
         *,
         extent_sizes: Sequence[int] = (),
         layers_per_call: int = 10,
+        shards: Shards | None = None,
     ) -> None:
         self.pool_spec = pool_spec
         self.shapes = shapes
         self._extent_sizes = extent_sizes
         # Blocks that come from the host are bound to the device, and what is computed with them is,
         # too. Were not everything from the start, each program would be compiled a second time.
-        self._here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
-        params = jax.device_put(params, self._here)
-        self._model, self._params = model, params
+        self._whole: jax.sharding.Sharding  # how what is small lies, the pool, and blocks of it
+        self._pool_lies: jax.sharding.Sharding
+        self.blocks_lie: jax.sharding.Sharding
+        run: Callable[..., Any]
+        rate: Callable[..., Any]
+        if shards is None:
+            here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
+            self._whole = self._pool_lies = self.blocks_lie = here
+            params, own_spec = jax.device_put(params, here), pool_spec
+            run, rate = partial(run_step, model), partial(score_hidden, model)
+        else:
+            self._whole, self._pool_lies, self.blocks_lie = map(shards.where, (WHOLE, POOL, BLOCKS))
+            model = shards.part(model)
+            own_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
+            run = partial(run_step_on_mesh, model, shards.mesh)
+            rate = partial(score_on_mesh, model, shards.mesh)
+        self._model, self._params, self._own_spec = model, params, own_spec
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
-        self._step = jax.jit(partial(run_step, model), donate_argnums=1)
+        self._step = jax.jit(run, donate_argnums=1)
         self._begin = jax.jit(partial(begin, model, pool_spec))
         self._run_layers = jax.jit(model.run_layers, donate_argnames=("hidden", "pool"))
         self._finish = jax.jit(partial(finish, model), donate_argnums=1)
-        self._score = jax.jit(partial(score_hidden, model))
-        self._recall = jax.jit(TokenMemory.recall, donate_argnums=0)
-        self._read = jax.jit(KVPool.gather)
-        self._write = jax.jit(KVPool.scatter, donate_argnums=0)
+        self._score = jax.jit(rate)
+        self._recall = jax.jit(TokenMemory.recall, donate_argnums=0, out_shardings=self._whole)
+        self._read = jax.jit(KVPool.gather, out_shardings=self.blocks_lie)
+        self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_lies)
 
     def read_blocks(self, slots: np.ndarray) -> jax.Array:
         return self._read(self._state.pool, slots)
@@ -195,8 +221,10 @@ class ModelRunner:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_slots)
 
     def _fresh_state(self) -> DeviceState:
-        state = DeviceState.zeros(self._model, self.pool_spec, self.shapes)
-        return jax.device_put(state, self._here)
+        sampler = jax.device_put(SamplerState.zeros(self._model, self.shapes), self._whole)
+        # Made where it is to lie: whole, it may fit no device.
+        zeros = jax.jit(partial(KVPool.zeros, self.pool_spec), out_shardings=self._pool_lies)
+        return DeviceState(KVPool(zeros().data, self._own_spec), sampler)
 
 
 def _start_copy(logprobs: Logprobs) -> None:

@@ -39,6 +39,17 @@ class SamplerState:
     memory: TokenMemory
     hidden: jax.Array
 
+    @classmethod
+    def zeros(cls, model: Model, shapes: BatchShapes) -> SamplerState:
+        num_slots, config = shapes.num_slots, model.config
+        most_tokens = max(shape.num_tokens for shape in shapes.shapes)
+        hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
+        return cls(
+            last_tokens=jnp.zeros(num_slots, jnp.int32),
+            memory=TokenMemory.zeros(num_slots, config.vocab_size),
+            hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
+        )
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["pool", "sampler"], meta_fields=[])
 @dataclass(frozen=True)
@@ -50,15 +61,7 @@ class DeviceState:
 
     @classmethod
     def zeros(cls, model: Model, spec: PoolSpec, shapes: BatchShapes) -> DeviceState:
-        num_slots, config = shapes.num_slots, model.config
-        most_tokens = max(shape.num_tokens for shape in shapes.shapes)
-        hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
-        sampler = SamplerState(
-            last_tokens=jnp.zeros(num_slots, jnp.int32),
-            memory=TokenMemory.zeros(num_slots, config.vocab_size),
-            hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
-        )
-        return cls(KVPool.zeros(spec), sampler)
+        return cls(KVPool.zeros(spec), SamplerState.zeros(model, shapes))
 
 
 def run_step(
@@ -169,6 +172,28 @@ def score_hidden(
     """How likely ``targets`` are, each after the hidden state at its place from ``start`` on."""
     some = jax.lax.dynamic_slice_in_dim(hidden, start, len(targets))
     return score(model.finish(ends, some), targets)
+
+
+def score_on_mesh(
+    model: Model,
+    mesh: Mesh,
+    ends: Leaves,
+    hidden: jax.Array,  # [any, hidden_size]
+    start: jax.Array,  # i32[]
+    targets: jax.Array,  # i32[SCORED_AT_ONCE]
+) -> Logprobs:
+    """``score_hidden`` over several devices; see ``run_step_on_mesh``."""
+    names = model.end_names
+    cut = [sharding.weight_spec(name, leaf.ndim) for name, leaf in zip(names, ends, strict=True)]
+    rate = jax.shard_map(
+        partial(score_hidden, model),
+        mesh=mesh,
+        in_specs=(cut, sharding.WHOLE, sharding.WHOLE, sharding.WHOLE),
+        out_specs=sharding.WHOLE,
+        check_vma=False,
+    )
+    scores: Logprobs = rate(ends, hidden, start, targets)
+    return scores
 
 
 def _tile_starts(shape: BatchShape) -> np.ndarray:

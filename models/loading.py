@@ -17,10 +17,11 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
-from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.model import Model, Params, StackedParams
 from kvflow_jax.models.native.ops import native_ops
 from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.rope import RopeConfig
+from kvflow_jax.models.sharding import Shards, shard_of
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.models.weights import read_folder, weight_files
 
@@ -80,16 +81,22 @@ SHAPES = {
 
 
 Define = Callable[[ModelConfig], Model]
+_Read = tuple[Model, StackedParams, Tokenizer]  # what files give
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A definition, its weights on the device, and the tokenizer, None for a shape without one."""
+    """A definition, its weights on the device, and the tokenizer, None for a shape without one.
+
+    Attributes:
+        shards: the devices that share it; None: it is whole on one.
+    """
 
     model: Model
     params: Params
     tokenizer: Tokenizer | None
     name: str
+    shards: Shards | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -106,9 +113,10 @@ def load_model(
     ops: Ops | None = None,
     attention: str = AUTO,
     page_size: int = 16,
+    tensor_parallel: int = 1,
     progress: bool = True,
 ) -> LoadedModel:
-    """Load a model onto the default device.
+    """Load a model onto the default device, or onto several.
 
     Args:
         name_or_path: "smollm2-135m", a Hugging Face folder, a .gguf file or a folder with one,
@@ -120,26 +128,41 @@ def load_model(
         ops: how the model is computed; None leaves it to the platform, see ``default_ops``.
         attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
         page_size: of the pool that it will read, tokens.
+        tensor_parallel: devices that share the model, see ``models.sharding``.
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
-        ConfigError: attention that does not serve this model here.
+        ConfigError: attention that does not serve this model here, or a model that cannot be cut
+            in so many parts.
     """
     cache_dir = cache_dir or default_cache_dir()
+    shards = Shards.over(tensor_parallel) if tensor_parallel > 1 else None
 
     def define(config: ModelConfig) -> Model:
-        chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
-        return Model.build(config, dtype, ops=chosen)
+        if shards is None:
+            chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
+            return Model.build(config, dtype, ops=chosen)
+        part = shard_of(config, shards.num)
+        attend = choose_attention(attention, Case(jax.default_backend(), part, dtype, page_size))
+        return Model.build(config, dtype, ops=XlaOps(attend))
+
+    def place(model: Model, weights: StackedParams) -> Params:
+        return model.place(weights) if shards is None else shards.place(model, weights)
 
     if random_weights:
-        return _load_random(name_or_path, define, seed)
-    if name_or_path == embedded.NAME:
-        return _load_embedded(define, cache_dir, progress)
+        config, tokenizer = _named_shape(name_or_path)
+        model = define(config)
+        params = model.init(seed) if shards is None else shards.init(model, seed)
+        return LoadedModel(model, params, tokenizer, name_or_path, shards)
     path = Path(name_or_path).expanduser()
-    if file := _gguf_file(path):
-        return _load_gguf(file, name_or_path, define, progress)
-    folder = path if path.is_dir() else _download(name_or_path)
-    return _load_folder(folder, name_or_path, define, progress)
+    if name_or_path == embedded.NAME:
+        model, weights, tokenizer = _read_embedded(define, cache_dir, progress)
+    elif file := _gguf_file(path):
+        model, weights, tokenizer = _read_gguf(file, define, progress)
+    else:
+        folder = path if path.is_dir() else _download(name_or_path)
+        model, weights, tokenizer = _read_folder(folder, define, progress)
+    return LoadedModel(model, place(model, weights), tokenizer, name_or_path, shards)
 
 
 def default_ops(
@@ -165,7 +188,7 @@ def default_ops(
     return XlaOps(attend, on_cpu=platform == "cpu")
 
 
-def _load_random(name_or_path: str, define: Define, seed: int) -> LoadedModel:
+def _named_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
     folder, tokenizer = Path(name_or_path).expanduser(), None
     if name_or_path in SHAPES:
         config = SHAPES[name_or_path]
@@ -179,11 +202,10 @@ def _load_random(name_or_path: str, define: Define, seed: int) -> LoadedModel:
             f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
             "or give a folder with a config.json"
         )
-    model = define(config)
-    return LoadedModel(model, model.init(seed), tokenizer, name_or_path)
+    return config, tokenizer
 
 
-def _load_embedded(define: Define, cache_dir: Path, progress: bool) -> LoadedModel:
+def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
     model = define(embedded.CONFIG)
     weights, path = CheckpointStore(cache_dir).restore_or_build(
         model,
@@ -194,7 +216,7 @@ def _load_embedded(define: Define, cache_dir: Path, progress: bool) -> LoadedMod
         ),
     )
     tokenizer = Tokenizer.from_folder(path / "tokenizer", model.config.eos_token_ids)
-    return LoadedModel(model, model.place(weights), tokenizer, embedded.NAME)
+    return model, weights, tokenizer
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -212,16 +234,15 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _load_gguf(path: Path, name: str, define: Define, progress: bool) -> LoadedModel:
+def _read_gguf(path: Path, define: Define, progress: bool) -> _Read:
     file = GgufFile(path)
     config = file.config()
     tokenizer = Tokenizer(file.tokenizer(), config.eos_token_ids)
     model = define(config.with_eos(tokenizer.eos_token_ids))
-    weights = file.weights(model, progress=progress)
-    return LoadedModel(model, model.place(weights), tokenizer, name)
+    return model, file.weights(model, progress=progress), tokenizer
 
 
-def _load_folder(folder: Path, name: str, define: Define, progress: bool) -> LoadedModel:
+def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
     problems: list[str] = []
     config = tokenizer = None
     try:
@@ -236,8 +257,7 @@ def _load_folder(folder: Path, name: str, define: Define, progress: bool) -> Loa
         weight_files(folder, problems)
         raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
     model = define(config.with_eos(tokenizer.eos_token_ids))
-    weights = read_folder(model, folder, progress=progress)
-    return LoadedModel(model, model.place(weights), tokenizer, name)
+    return model, read_folder(model, folder, progress=progress), tokenizer
 
 
 def _download(name: str) -> Path:

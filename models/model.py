@@ -91,21 +91,20 @@ class Model:
 
     def init(self, seed: int = 0) -> Params:
         """Random weights, made on the device; the same whatever the ``ops``."""
+        params: Params = jax.jit(self.make)(jax.random.key(seed))
+        return params
 
-        @jax.jit
-        def make(key: jax.Array) -> Params:
-            ends, layer = (
-                _Part.of(part.kind, self.config, self.dtype, XLA)
-                for part in (self._ends, self._layer)
-            )
-            ends_key, layers_key = jax.random.split(key)
-            layer_keys = jax.random.split(layers_key, self.config.num_layers)
-            stacked = jax.vmap(partial(layer.init, self.config, self.dtype))(layer_keys)
-            leaves = {LAYERS + name: leaf for name, leaf in zip(layer.specs, stacked, strict=True)}
-            outer = ends.init(self.config, self.dtype, ends_key)
-            return dict(self._arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
-
-        return make(jax.random.key(seed))
+    def make(self, key: jax.Array) -> Params:
+        """What ``init`` compiles."""
+        ends, layer = (
+            _Part.of(part.kind, self.config, self.dtype, XLA) for part in (self._ends, self._layer)
+        )
+        ends_key, layers_key = jax.random.split(key)
+        layer_keys = jax.random.split(layers_key, self.config.num_layers)
+        stacked = jax.vmap(partial(layer.init, self.config, self.dtype))(layer_keys)
+        leaves = {LAYERS + name: leaf for name, leaf in zip(layer.specs, stacked, strict=True)}
+        outer = ends.init(self.config, self.dtype, ends_key)
+        return dict(self._arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
 
     def place(self, stacked: StackedParams) -> Params:
         """Put weights on the default device, in the form ``forward`` takes.
@@ -139,7 +138,12 @@ class Model:
 
     def end_leaves(self, params: Params) -> Leaves:
         """The weights before and after the layers, which ``begin`` and ``finish`` take."""
-        return [params[name] for name in self._ends.specs]
+        return [params[name] for name in self.end_names]
+
+    @property
+    def end_names(self) -> list[str]:
+        """Names of the weights before and after the layers."""
+        return list(self._ends.specs)
 
     def matrix_leaves(self, params: Params, layer: int) -> Leaves:
         """The matrices of one layer of an unrolled model, which ``run_layers`` takes."""

@@ -12,16 +12,18 @@ pool is cut by KV heads, which stand in it as pairs; all else is on every device
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.ops import XlaOps
 
 AXIS = "shard"
@@ -112,3 +114,74 @@ class ShardedOps(XlaOps):
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         part = super().project(x, table, num_rows)
         return jax.lax.all_gather(part, AXIS, axis=1, tiled=True)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The devices that share a model, in the order of its parts."""
+
+    mesh: Mesh
+
+    @classmethod
+    def over(cls, num: int) -> Shards:
+        """The first ``num`` devices there are.
+
+        Raises:
+            ConfigError: there are not so many.
+        """
+        devices = jax.devices()
+        if num > len(devices):
+            what = f"tensor_parallel {num} needs as many devices, and there are {len(devices)}"
+            if devices[0].platform == "cpu":
+                flag = f"--xla_force_host_platform_device_count={num}"
+                what += f"; a CPU counts as more with XLA_FLAGS={flag}"
+            raise ConfigError(what)
+        return cls(Mesh(np.array(devices[:num]), (AXIS,)))
+
+    @property
+    def num(self) -> int:
+        return int(self.mesh.size)
+
+    def where(self, spec: PartitionSpec = WHOLE) -> NamedSharding:
+        """How an array lies on them."""
+        return NamedSharding(self.mesh, spec)
+
+    def part(self, model: Model) -> Model:
+        """What one of them computes of a model whose ``ops`` are XLA's.
+
+        Raises:
+            ConfigError: it cannot be cut in so many equal parts.
+        """
+        assert isinstance(model.ops, XlaOps)
+        ops = ShardedOps(model.ops.attention)
+        return Model.build(shard_of(model.config, self.num), model.dtype, ops=ops)
+
+    def weights(self, model: Model) -> dict[str, NamedSharding]:
+        """How each weight lies on them."""
+        return {
+            name: self.where(weight_spec(name, len(spec.shape)))
+            for name, spec in model.stacked_specs.items()
+        }
+
+    def place(self, model: Model, stacked: dict[str, np.ndarray]) -> Params:
+        """Put weights on the devices; entries of ``stacked`` are taken out as they are placed."""
+        where = self.weights(model)
+        return {
+            name: jax.device_put(
+                arranged(name, stacked.pop(name), model.config, self.num), where[name]
+            )
+            for name in list(stacked)
+        }
+
+    def init(self, model: Model, seed: int) -> Params:
+        """Random weights, those of ``model.init``, each part made where it is to lie."""
+
+        def make(key: jax.Array) -> Params:
+            weights: Mapping[str, jax.Array] = model.make(key)
+            return {
+                name: arranged(name, weight, model.config, self.num)
+                for name, weight in weights.items()
+            }
+
+        made: Params = jax.jit(make, out_shardings=self.weights(model))(jax.random.key(seed))
+        return made

@@ -110,6 +110,12 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         help="kernel that computes it; auto: the best that serves the model on this device; "
         "default: %(default)s",
     )
+    add(
+        "--tensor-parallel",
+        type=_count,
+        default=default.tensor_parallel,
+        help="devices that share model and KV pool; default: %(default)s",
+    )
     add("--random-weights", action="store_true", help="do not read weights")
     add(
         "--seed",

@@ -25,6 +25,7 @@ class ServerConfig:
         num_pages: size of the KV pool in blocks. Excludes ``pool_gib``.
         dtype: of weights and KV.
         attention: the kernel for it; auto: the best that serves the model on this device.
+        tensor_parallel: devices that share model and pool.
         random_weights: build the architecture without reading weights.
         seed: of random weights, and of requests that bring none of their own.
         deterministic: tokens that do not depend on the batch or the cache, at some cost in speed.
@@ -51,6 +52,7 @@ class ServerConfig:
     num_pages: int | None = None
     dtype: str = "float32"
     attention: str = "auto"
+    tensor_parallel: int = 1
     random_weights: bool = False
     seed: int | None = None
     deterministic: bool = False

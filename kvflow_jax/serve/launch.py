@@ -35,6 +35,7 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         random_weights=config.random_weights,
         seed=config.seed or 0,
         attention=config.attention,
+        tensor_parallel=config.tensor_parallel,
         page_size=config.page_size,
         progress=progress,
     )

@@ -12,11 +12,12 @@ from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, measure_bandwidth
 
 RATES = dict.fromkeys(Direction, 1e9)
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture
 def lanes():
-    lanes = DeviceTransfers(jax.devices()[0], RATES)
+    lanes = DeviceTransfers(HERE, RATES)
     yield lanes
     lanes.close()
 
@@ -96,7 +97,7 @@ def test_a_copy_that_fails_is_reported_and_the_next_is_made(lanes, monkeypatch):
 
 
 def test_an_emulated_link_takes_its_time():
-    lanes = DeviceTransfers(jax.devices()[0], RATES, pace_s_per_byte=1e-5)
+    lanes = DeviceTransfers(HERE, RATES, pace_s_per_byte=1e-5)
     assert lanes.bytes_per_s == dict.fromkeys(Direction, pytest.approx(1e5))
     landing = Landing(lanes)
     for _ in range(2):
@@ -109,6 +110,6 @@ def test_an_emulated_link_takes_its_time():
 
 
 def test_the_link_is_measured_both_ways():
-    rates = measure_bandwidth(jax.devices()[0], 1 << 20, repeats=1)
+    rates = measure_bandwidth(HERE, 1 << 20, repeats=1)
     assert set(rates) == set(Direction)
     assert all(rate > 0 for rate in rates.values())

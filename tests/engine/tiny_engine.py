@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from experiments.cold import ColdModel
@@ -70,7 +69,7 @@ class TinyModel:
         cache = cache or CacheSettings()
         transfers = NoTransfers()
         if cache.num_host_blocks:
-            transfers = DeviceTransfers(jax.devices()[0], dict.fromkeys(Direction, 1e9))
+            transfers = DeviceTransfers(self.runner.blocks_lie, dict.fromkeys(Direction, 1e9))
         pool = replace(RUNNER_POOL, num_pages=num_pages + 1)
         return Engine(
             EngineSizes(

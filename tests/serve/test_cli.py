@@ -21,7 +21,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFLOW_CACHE_DIR", "/elsewhere")
     flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
-        --pool-gib 0.5 --dtype bfloat16 --attention blocks --random-weights --seed 3 --max-waiting 9
+        --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
+        --random-weights --seed 3 --max-waiting 9
         --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
         --link-ratio 0.5 --max-body-mib 1.5 --drain-timeout-s 0 --log-level debug"""
     assert parse_config(flags.split()) == ServerConfig(
@@ -37,6 +38,7 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         pool_gib=0.5,
         dtype="bfloat16",
         attention="blocks",
+        tensor_parallel=2,
         random_weights=True,
         seed=3,
         cache=CacheConfig(
