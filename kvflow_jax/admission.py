@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 
+from kvflow_jax.block_keys import num_common
 from kvflow_jax.errors import IntegrityError
 
 HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
@@ -93,7 +94,7 @@ class Admission:
         before = self._reads.get(owner, _NO_KEYS)
         self._reads[owner] = keys
         if self._users[owner]:
-            same = _num_common(before, keys)
+            same = num_common(before, keys)
             self._hold(keys[same:])
             self._let_go(before[same:])
 
@@ -113,7 +114,7 @@ class Admission:
             if owner in self._cold:
                 self._cold.remove(owner)
             elif owner in self._reads:
-                num_known = max(num_known, _num_common(self._reads[owner], keys))
+                num_known = max(num_known, num_common(self._reads[owner], keys))
         self._lost_s += self._compute_s(max(0, num_known - num_found))
 
     # A run's life.
@@ -284,10 +285,3 @@ class Admission:
         """Move the estimate to where a share ``LONG`` of all waits are shorter."""
         share = LONG if wait_s > self._long_wait_s else LONG - 1
         self._long_wait_s = max(1e-3, self._long_wait_s * (1 + _FRESH * share))
-
-
-def _num_common(a: np.ndarray, b: np.ndarray) -> int:
-    """How long two sequences agree from their start."""
-    both = min(len(a), len(b))
-    differ = a[:both] != b[:both]
-    return int(differ.argmax()) if differ.any() else both
