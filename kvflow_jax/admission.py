@@ -129,18 +129,28 @@ class Admission:
         if idle_since_s is not None:
             self._note_wait(now - idle_since_s)
         self._calls[run] += 1
+        self._owners.setdefault(run, set())
         self.join(run, owners)
         if run not in self._active:
             self._queue.setdefault(run, now)
             self._take_in(now)
 
     def join(self, run: Hashable, owners: Iterable[Hashable]) -> None:
-        """A run makes use of more owners."""
-        known = self._owners.setdefault(run, set())
+        """A run makes use of more owners; nothing happens where it is over."""
+        known = self._owners.get(run)
+        if known is None:
+            return
         news = set(owners) - known
         known |= news
         if run in self._active:
             self._use(news)
+
+    def leave(self, run: Hashable, owner: Hashable) -> None:
+        """A run makes use of an owner no longer; fine where it did not."""
+        if owner in self._owners.get(run, ()):
+            self._owners[run].remove(owner)
+            if run in self._active:
+                self._leave([owner])
 
     def called(self, run: Hashable, now: float) -> None:
         """A call of a run has ended."""

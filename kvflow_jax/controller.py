@@ -138,12 +138,12 @@ class Controller:
             run = self.progress.run(key, graph, now)
             if not is_known:
                 status = HintStatus.UNKNOWN_GRAPH
-            self._runs[request.id] = run
             if hints.agent_id is not None:
                 follows = run.state.graph if run.state is not None else None
                 if follows is not None and hints.agent_id not in follows.nodes_of:
                     status = HintStatus.CLIPPED
                 self.progress.start(run, hints.agent_id)
+            self._runs[request.id] = run
             self._turns.arrive(run, now)
         if hints.agent_id is not None:
             agent, page = (request.owner, hints.agent_id), self._cache.page_size
@@ -202,6 +202,8 @@ class Controller:
         if hints is None or hints.is_empty:
             return
         run = self._runs.pop(request.id, None)
+        if run is not None:
+            self._turns.finish(run, now)  # whatever else its hints say
         agent = hints.agent_id
         if agent is not None and is_done and request.first_scheduled_s is not None:
             self.planner.note_call(now - request.first_scheduled_s)
@@ -211,8 +213,6 @@ class Controller:
             said.update(hints.steps_to_execution)
             self.progress.finish(run, agent, is_done=is_done, said=said)
             self.progress.touch(run, now)
-        if run is not None:
-            self._turns.finish(run, now)
         self._note_history(request, hints, run, now)
         if hints.session_final and run is not None and hints.session_id is None:
             self._end_run(run)
@@ -269,10 +269,10 @@ class Controller:
             if end is not None:
                 self.planner.save_later(end)
 
-    def _let_go(self, owner: Hashable) -> None:
-        """An owner reads nothing again."""
+    def _let_go(self, owner: Hashable, run: Run | None = None) -> None:
+        """An owner, of this run, reads nothing again."""
         self._cache.unanchor(owner)
-        self._turns.forget(owner)
+        self._turns.forget(owner, run)
 
     def _tell(self) -> None:
         """Pass on to the cache whose steps have changed."""

@@ -29,10 +29,12 @@ class Histories:
 
     Args:
         progress: has a history wait for as long as its agent does.
-        let_go: is told of each that is not kept any longer.
+        let_go: is told of each that is not kept any longer, and of its run.
     """
 
-    def __init__(self, progress: Progress, let_go: Callable[[Hashable], object]) -> None:
+    def __init__(
+        self, progress: Progress, let_go: Callable[[Hashable, Run | None], object]
+    ) -> None:
         self._progress, self._let_go = progress, let_go
         self._histories: OrderedDict[Hashable, _History] = OrderedDict()  # longest kept first
         self._expiries: list[tuple[float, int, Hashable]] = []  # a heap; some are out of date
@@ -60,8 +62,9 @@ class Histories:
 
     def forget(self, owner: Hashable) -> None:
         """Nobody continues it; fine where it is not kept."""
-        if self._take(owner):
-            self._let_go(owner)
+        history = self._take(owner)
+        if history is not None:
+            self._let_go(owner, history.run)
 
     def end(self, run: Run) -> None:
         """A run is over, and so are the conversations of its agents."""
@@ -77,13 +80,11 @@ class Histories:
             if history is not None and history.expires_s == expires_s:
                 self.forget(owner)
 
-    def _take(self, owner: Hashable) -> bool:
+    def _take(self, owner: Hashable) -> _History | None:
         history = self._histories.pop(owner, None)
-        if history is None:
-            return False
-        if history.run is not None and history.agent is not None:
+        if history is not None and history.run is not None and history.agent is not None:
             self._progress.detach(history.run, history.agent, owner)
-        return True
+        return history
 
 
 def history_of(client: str, hints: Hints) -> Hashable:

@@ -78,10 +78,12 @@ class Turns:
         if self._admission is not None:
             self._admission.join(run.key, [owner])
 
-    def forget(self, owner: Hashable) -> None:
-        """An owner reads nothing again."""
+    def forget(self, owner: Hashable, run: Run | None) -> None:
+        """An owner reads nothing again; it was of this run, or of no single one."""
         if self._admission is not None:
             self._admission.forget(owner)
+            if run is not None:
+                self._admission.leave(run.key, owner)
 
     def decide(self, now: float) -> None:
         """Hold runs back and let them go on, as things stand."""
