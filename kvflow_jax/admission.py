@@ -117,6 +117,10 @@ class Admission:
                 num_known = max(num_known, num_common(self._reads[owner], keys))
         self._lost_s += self._compute_s(max(0, num_known - num_found))
 
+    def lose_all(self) -> None:
+        """The cache is empty; whoever reads next had no chance to find anything."""
+        self._cold = {owner for owner in self._users if owner in self._reads}
+
     # A run's life.
 
     def call(self, run: Hashable, owners: Iterable[Hashable], now: float) -> None:

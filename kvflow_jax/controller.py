@@ -71,7 +71,7 @@ class Controller:
         self._watch = Watch(cache.table.num_slots, cache.page_size) if watches else None
 
     def reset(self, cache: PrefixCache) -> None:
-        """Advise another cache, which is empty."""
+        """Advise a cache that is empty: another, or this one after a flush."""
         self._cache = cache
         self.planner.reset(cache)
         self._turns.reset(cache)
@@ -176,8 +176,7 @@ class Controller:
         if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
             return
         agent = (request.owner, hints.agent_id)
-        session = ("session", request.owner, hints.session_id)
-        self._turns.computed(request, ("agent", *agent), session)
+        self._turns.computed(request, ("agent", *agent), history_of(request.owner, hints))
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
         self._turns.reads(("agent", *agent), request, len(prefix))
         self._anchor(("agent", *agent), request, prefix, self._steps(agent))

@@ -34,8 +34,10 @@ class Turns:
             self._admission = Admission(self._num_blocks, compute_s, park, resume)
 
     def reset(self, cache: PrefixCache) -> None:
-        """Go on with another cache, which is empty."""
+        """Go on with a cache that is empty."""
         self._cache = cache
+        if self._admission is not None:
+            self._admission.lose_all()
 
     @property
     def num_held_back(self) -> int:
@@ -63,10 +65,12 @@ class Turns:
 
     def computed(self, request: Request, *owners: Hashable) -> None:
         """A request of these owners has been computed, as far as it was not found."""
-        if self._admission is not None:
-            page = self._cache.page_size
-            keys = block_keys(request, request.num_prompt, page)
-            self._admission.found(keys, (request.num_cached or 0) // page, owners)
+        if self._admission is None or request.scores_prompt:  # which would not be shortened
+            return
+        page = self._cache.page_size
+        # The last token is always computed, so that its block is never found.
+        keys = block_keys(request, request.num_prompt - 1, page)
+        self._admission.found(keys, (request.num_cached or 0) // page, owners)
 
     def reads(self, owner: Hashable, request: Request, num_tokens: int) -> None:
         """An owner will read a request's first tokens again."""
