@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 
+from kvflow_jax.block_keys import num_common
 from kvflow_jax.errors import IntegrityError
 
 HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
@@ -93,7 +94,7 @@ class Admission:
         before = self._reads.get(owner, _NO_KEYS)
         self._reads[owner] = keys
         if self._users[owner]:
-            same = _num_common(before, keys)
+            same = num_common(before, keys)
             self._hold(keys[same:])
             self._let_go(before[same:])
 
@@ -113,8 +114,12 @@ class Admission:
             if owner in self._cold:
                 self._cold.remove(owner)
             elif owner in self._reads:
-                num_known = max(num_known, _num_common(self._reads[owner], keys))
+                num_known = max(num_known, num_common(self._reads[owner], keys))
         self._lost_s += self._compute_s(max(0, num_known - num_found))
+
+    def lose_all(self) -> None:
+        """The cache is empty; whoever reads next had no chance to find anything."""
+        self._cold = {owner for owner in self._users if owner in self._reads}
 
     # A run's life.
 
@@ -128,18 +133,28 @@ class Admission:
         if idle_since_s is not None:
             self._note_wait(now - idle_since_s)
         self._calls[run] += 1
+        self._owners.setdefault(run, set())
         self.join(run, owners)
         if run not in self._active:
             self._queue.setdefault(run, now)
             self._take_in(now)
 
     def join(self, run: Hashable, owners: Iterable[Hashable]) -> None:
-        """A run makes use of more owners."""
-        known = self._owners.setdefault(run, set())
+        """A run makes use of more owners; nothing happens where it is over."""
+        known = self._owners.get(run)
+        if known is None:
+            return
         news = set(owners) - known
         known |= news
         if run in self._active:
             self._use(news)
+
+    def leave(self, run: Hashable, owner: Hashable) -> None:
+        """A run makes use of an owner no longer; fine where it did not."""
+        if owner in self._owners.get(run, ()):
+            self._owners[run].remove(owner)
+            if run in self._active:
+                self._leave([owner])
 
     def called(self, run: Hashable, now: float) -> None:
         """A call of a run has ended."""
@@ -284,10 +299,3 @@ class Admission:
         """Move the estimate to where a share ``LONG`` of all waits are shorter."""
         share = LONG if wait_s > self._long_wait_s else LONG - 1
         self._long_wait_s = max(1e-3, self._long_wait_s * (1 + _FRESH * share))
-
-
-def _num_common(a: np.ndarray, b: np.ndarray) -> int:
-    """How long two sequences agree from their start."""
-    both = min(len(a), len(b))
-    differ = a[:both] != b[:both]
-    return int(differ.argmax()) if differ.any() else both

@@ -22,3 +22,10 @@ def block_keys(request: Request, num_tokens: int, page_size: int) -> np.ndarray:
             key = hash((key, data[at : at + size]))
             keys.append(key)
     return np.array(keys[:num], np.int64)
+
+
+def num_common(a: np.ndarray, b: np.ndarray) -> int:
+    """How long two sequences of keys, i64[n] and i64[m], agree from their start."""
+    both = min(len(a), len(b))
+    differ = a[:both] != b[:both]
+    return int(differ.argmax()) if differ.any() else both

@@ -27,12 +27,6 @@ class Costs:
         """Seconds to compute tokens of prompts; 0 where it is not known."""
         return num_tokens * (self._s_per_token or 0.0)
 
-    def load_share(self, mover: Mover, page_size: int) -> float | None:
-        """What loading a block takes, as a share of computing it; None where it is not known."""
-        if self._s_per_token is None:
-            return None
-        return mover.block_s(Direction.LOAD) / (page_size * self._s_per_token)
-
     def load_pays(
         self, mover: Mover, num_blocks: int, num_tokens: int, *, num_others: int, spare_s: float = 0
     ) -> bool:

@@ -195,6 +195,7 @@ class Engine:
         if self._requests:
             return False
         self.cache.flush()
+        self.controller.reset(self.cache)
         self._publish_stats()
         return True
 

@@ -137,10 +137,6 @@ class Mover:
         num_bytes = self._bytes_queued[way] + num_blocks * self._block_bytes
         return num_bytes / self.links[way].bytes_per_s
 
-    def block_s(self, way: Direction) -> float:
-        """How long a block takes by itself."""
-        return self._block_bytes / self.links[way].bytes_per_s
-
     def reset(self, cache: PrefixCache) -> None:
         """Start over with another cache; what is under way is for nobody."""
         self._cache = cache

@@ -238,6 +238,18 @@ def test_cache_switches_that_cannot_be_are_said_before_anything_is_loaded():
             LLM("no such model", **switches)
 
 
+def test_cache_switches_reach_the_engine(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)  # nothing is computed
+    switches = {"eviction": "kvflow-chance", "prefetch": False, "host_cache_gib": 1e-3}
+    switches |= {"backup": "evict", "guard": False, "admission": True}
+    with LLM(str(folder), cache_dir=tmp_path, progress=False, **switches, **SIZES) as llm:
+        cache = llm.sizes.cache
+    assert cache.eviction == "kvflow-chance"
+    assert cache.holds_back
+    assert not any([cache.prefetches, cache.backs_up_early, cache.guards])
+    assert 0 < cache.num_host_blocks <= 1e-3 * 2**30 / llm.sizes.pool.page_bytes
+
+
 def test_closed_means_closed(folder, tmp_path):
     cache = CacheConfig("gpu-only")
     llm = LLM(str(folder), cache_dir=tmp_path, progress=False, cache=cache, **SIZES)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvflow_jax import sampling
 from kvflow_jax.batch import BatchShapes
+from kvflow_jax.cache_settings import CacheConfig
 from kvflow_jax.config import GIB, EngineConfig, EngineSizes
 from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models import sampler
@@ -65,6 +66,21 @@ def test_a_context_that_was_not_asked_for_is_cut_to_the_pool(caplog):
 def test_settings_that_cannot_be(given, says):
     with pytest.raises(ConfigError, match=says):
         resolve(**given)
+
+
+@pytest.mark.parametrize(
+    ("cache", "guards", "holds_back"),
+    [
+        (CacheConfig(), True, False),
+        (CacheConfig("hicache"), False, False),
+        (CacheConfig(eviction="kvflow-cost"), True, True),
+        (CacheConfig("hicache", guard=True, admission=True), True, True),
+        (CacheConfig(eviction="kvflow-cost", guard=False, admission=False), False, False),
+    ],
+)
+def test_what_guards_and_holds_back_unless_it_is_said(cache, guards, holds_back):
+    settings = resolve(cache=cache).cache
+    assert (settings.guards, settings.holds_back) == (guards, holds_back)
 
 
 def test_as_many_logprobs_may_be_asked_for_as_a_step_reports():

@@ -24,7 +24,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
         --random-weights --seed 3 --max-waiting 9
         --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
-        --link-ratio 0.5 --max-body-mib 1.5 --drain-timeout-s 0 --log-level debug"""
+        --link-ratio 0.5 --no-guard --admission --max-body-mib 1.5 --drain-timeout-s 0
+        --log-level debug"""
     assert parse_config(flags.split()) == ServerConfig(
         model="m",
         served_model_name="s",
@@ -48,6 +49,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
             host_cache_gib=2.5,
             backup="evict",
             link_ratio=0.5,
+            guard=False,
+            admission=True,
         ),
         max_waiting=9,
         max_body_mib=1.5,
@@ -57,6 +60,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert parse_config(["--num-pages", "64", "--cache-dir", "/here"]).cache_dir == Path("/here")
     assert parse_config(["--no-prefetch"]).cache == CacheConfig(prefetch=False)
+    assert parse_config(["--guard"]).cache == CacheConfig(guard=True)
+    assert parse_config(["--no-admission"]).cache == CacheConfig(admission=False)
     assert parse_config(["--host-cache-gib", "0"]).cache == CacheConfig(host_cache_gib=0)
 
 

@@ -76,7 +76,8 @@ def test_names_and_values() -> None:
 def test_what_the_cache_moved_and_what_hints_came_to() -> None:
     stats = EngineStats(
         num_blocks_host=7,
-        num_runs=2,
+        num_runs=5,
+        num_runs_held_back=2,
         stall_s=1.5,
         num_evicted_blocks=9,
         num_prefetched_blocks=6,
@@ -96,7 +97,8 @@ def test_what_the_cache_moved_and_what_hints_came_to() -> None:
     found = samples_of(metrics.render().decode())
     assert {name: value for name, value in found.items() if name.startswith("kvflow:")} == {
         "kvflow:host_blocks": 7,
-        "kvflow:runs": 2,
+        "kvflow:runs": 5,
+        "kvflow:runs_held_back": 2,
         "kvflow:prefetch_issued_tokens_total": 6 * 16,
         "kvflow:prefetch_useful_tokens_total": 3 * 16,
         "kvflow:prefetch_late_tokens_total": 2 * 16,
