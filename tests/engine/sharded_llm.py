@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from kvflow_jax import LLM, SamplingParams
 from kvflow_jax.errors import ConfigError
@@ -54,12 +55,8 @@ def main():
                 assert tokens == wanted
                 np.testing.assert_allclose(logprobs, expected, atol=1e-3)
         for num, why in ((3, "3 devices cannot share num_heads 8"), (16, "there are 8; a CPU")):
-            try:
+            with pytest.raises(ConfigError, match=why):
                 LLM(folder, tensor_parallel=num)
-            except ConfigError as error:
-                assert why in str(error), error
-            else:
-                raise AssertionError(f"{num} devices")
 
 
 if __name__ == "__main__":
