@@ -42,7 +42,7 @@ class CheckpointStore:
         model: Model,
         content_hash: str,
         build: Callable[[], dict[str, np.ndarray]],
-        save_beside: Callable[[Path], None],
+        save_beside: Callable[[Path], None] = lambda folder: None,
     ) -> tuple[dict[str, np.ndarray], Path]:
         """Stacked weights and the checkpoint's folder; builds and keeps them if need be.
 
@@ -58,7 +58,13 @@ class CheckpointStore:
                 log.warning("checkpoint %s is unreadable, building it again: %r", path, error)
                 shutil.rmtree(path)
         weights = build()
-        _save(path, weights, save_beside)
+        needed = 2 * sum(weight.nbytes for weight in weights.values())  # and as much is left free
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < needed:
+            log.warning("converted weights are not kept: %s has too little room", path.parent)
+        else:
+            _save(path, weights, save_beside)
+            log.info("converted weights are kept as %s", path)
         return weights, path
 
 
@@ -68,7 +74,6 @@ def _save(
     """Write beside ``path``, then rename: a kill leaves a stray folder, never a torn checkpoint."""
     import orbax.checkpoint as ocp
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     try:
         with ocp.Checkpointer(_handler()) as checkpointer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def load_model(
             or a name on the Hugging Face Hub. With ``random_weights`` one of ``SHAPES``, or a
             folder with a config.json.
         dtype: of the weights: float32, bfloat16 or float16.
-        cache_dir: where the converted embedded model is kept; ``default_cache_dir()`` if None.
+        cache_dir: where what was dequantised is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device.
         ops: how the model is computed; None leaves it to the platform, see ``default_ops``.
         attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
@@ -158,7 +159,7 @@ def load_model(
     if name_or_path == embedded.NAME:
         model, weights, tokenizer = _read_embedded(define, cache_dir, progress)
     elif file := _gguf_file(path):
-        model, weights, tokenizer = _read_gguf(file, define, progress)
+        model, weights, tokenizer = _read_gguf(file, define, cache_dir, progress)
     else:
         folder = path if path.is_dir() else _download(name_or_path)
         model, weights, tokenizer = _read_folder(folder, define, progress)
@@ -215,8 +216,10 @@ def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
             GgufFile(embedded.locate()).tokenizer().save_pretrained(beside / "tokenizer")
         ),
     )
-    tokenizer = Tokenizer.from_folder(path / "tokenizer", model.config.eos_token_ids)
-    return model, weights, tokenizer
+    ends = model.config.eos_token_ids
+    if not path.exists():  # there was no room for it
+        return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends)
+    return model, weights, Tokenizer.from_folder(path / "tokenizer", ends)
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -234,12 +237,18 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _read_gguf(path: Path, define: Define, progress: bool) -> _Read:
+def _read_gguf(path: Path, define: Define, cache_dir: Path, progress: bool) -> _Read:
+    """Dequantised once and kept: that takes minutes where reading the result takes seconds."""
     file = GgufFile(path)
     config = file.config()
     tokenizer = Tokenizer(file.tokenizer(), config.eos_token_ids)
     model = define(config.with_eos(tokenizer.eos_token_ids))
-    return model, file.weights(model, progress=progress), tokenizer
+    with path.open("rb") as content:
+        key = hashlib.file_digest(content, "sha256").hexdigest()
+    weights, _ = CheckpointStore(cache_dir).restore_or_build(
+        model, key, build=lambda: file.weights(model, progress=progress)
+    )
+    return model, weights, tokenizer
 
 
 def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:

@@ -1,6 +1,7 @@
 """A .gguf file gives the model that a Hugging Face folder of the same weights gives."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ TOKENS = tiny.prompt_tokens(48)
 
 
 def logits_of(path) -> np.ndarray:
-    loaded = load_model(str(path), ops=XLA, progress=False)
+    loaded = load_model(str(path), cache_dir=path.parent, ops=XLA, progress=False)
     return tiny.Sequence(loaded.model, loaded.params, len(TOKENS)).feed(TOKENS)
 
 
@@ -125,7 +126,7 @@ def test_the_embedded_model_is_what_its_file_says(embedded_cache):
 def test_a_folder_with_one_file(tmp_path):
     hf = tiny.CONFIGS["tied-gqa"]
     path = tiny_gguf.write(tmp_path / "a" / "model.gguf", hf)
-    loaded = load_model(str(path.parent), progress=False)
+    loaded = load_model(str(path.parent), cache_dir=tmp_path, progress=False)
     assert loaded.config.eos_token_ids == loaded.tokenizer.eos_token_ids == (257,)
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("the end")) == "the end"
     prompt = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
@@ -146,7 +147,7 @@ def test_ends_of_turns_and_messages(tmp_path):
 
 def problems_of(path) -> str:
     with pytest.raises(ModelLoadError) as caught:
-        load_model(str(path), progress=False)
+        load_model(str(path), cache_dir=path.parent, progress=False)
     return str(caught.value)
 
 
@@ -214,3 +215,21 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
     message = problems_of(tiny_gguf.write(tmp_path / "model.gguf", HF, tensors=tensors))
     assert "missing tensor model.layers.1.mlp.up_proj.weight" in message
     assert "unexpected tensor model.layers.1.attn_sinks.weight [4]" in message
+
+
+def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):
+    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    first = load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
+    monkeypatch.setattr(GgufFile, "weights", None)
+    second = load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
+    for name, weight in first.params.items():
+        np.testing.assert_array_equal(second.params[name], weight)
+
+
+def test_what_has_no_room_is_not_kept(tmp_path, monkeypatch, caplog):
+    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
+    assert "too little room" in caplog.text
+    assert not list((tmp_path / "models").iterdir())
