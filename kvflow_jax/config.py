@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.cache_settings import CacheConfig, CacheSettings
 from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class EngineSizes:
             shapes.max_prefill_tokens,
             len(shapes.shapes),
         )
-        free_host = _free_host_bytes() - (pool.nbytes if device.platform == "cpu" else 0)
+        free_host = free_host_bytes() - (pool.nbytes if device.platform == "cpu" else 0)
         if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
             raise CapacityError(
                 f"a host tier of {config.cache.host_cache_gib:g} GiB does not fit: "
@@ -202,21 +202,7 @@ def _tile(page_size: int, budget_tokens: int) -> int:
 
 def _pool_budget(device: jax.Device, num_devices: int) -> int:
     """Bytes for the pool from what is free now, weights being loaded."""
-    stats = device.memory_stats()
-    if device.platform != "cpu" and stats and "bytes_limit" in stats:
-        free = stats["bytes_limit"] - stats["bytes_in_use"]
+    free = free_device_bytes(device)
+    if free is not None:
         return int(free * _DEVICE_SHARE) * num_devices
-    return min(int(_free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
-
-
-def _free_host_bytes() -> int:
-    """Memory a new process could have, the control group's bound included."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (bound := limit.read_text().strip()) != "max":
-        free = min(free, int(bound) - int(used.read_text()))
-    return max(free, 0)
+    return min(int(free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)

@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 
-from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.errors import CapacityError, ModelLoadError
 from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
+from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
 from kvflow_jax.models.model import Model, Params, StackedParams
 from kvflow_jax.models.native.ops import native_ops
 from kvflow_jax.models.ops import Ops, XlaOps
@@ -133,6 +134,7 @@ def load_model(
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
+        CapacityError: the weights do not fit, by how much, and what helps.
         ConfigError: attention that does not serve this model here, or a model that cannot be cut
             in so many parts.
     """
@@ -142,10 +144,14 @@ def load_model(
     def define(config: ModelConfig) -> Model:
         if shards is None:
             chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
-            return Model.build(config, dtype, ops=chosen)
+            model = Model.build(config, dtype, ops=chosen)
+            _check_room(model, jax.devices()[0], 1)
+            return model
         part = shard_of(config, shards.num)
         attend = choose_attention(attention, Case(jax.default_backend(), part, dtype, page_size))
-        return Model.build(config, dtype, ops=XlaOps(attend))
+        model = Model.build(config, dtype, ops=XlaOps(attend))
+        _check_room(model, jax.devices()[0], shards.num)
+        return model
 
     def place(model: Model, weights: StackedParams) -> Params:
         return model.place(weights) if shards is None else shards.place(model, weights)
@@ -187,6 +193,21 @@ def default_ops(
         return ops
     attend = choose_attention(attention, Case(platform, config, dtype, page_size))
     return XlaOps(attend, on_cpu=platform == "cpu")
+
+
+def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:
+    """Raise CapacityError where the weights do not fit, before any is read."""
+    nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
+    free = free_device_bytes(device)
+    needed, where = nbytes // num_devices, f"on each of {num_devices} {device.device_kind}"
+    if free is None:  # it shares the host's
+        free, needed, where = free_host_bytes(), nbytes, "on the host"
+    if needed > free:
+        raise CapacityError(
+            f"the weights take {needed / 1e9:.1f} GB in {model.dtype}, {free / 1e9:.1f} GB are "
+            f"free {where}, {(needed - free) / 1e9:.1f} too few; a smaller dtype "
+            "(--dtype bfloat16) or more devices (--tensor-parallel) may help"
+        )
 
 
 def _named_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from kvflow_jax.errors import ConfigError, ModelLoadError
-from kvflow_jax.models import embedded
+from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
+from kvflow_jax.models import embedded, loading
 from kvflow_jax.models.attention import attend_reference
 from kvflow_jax.models.loading import load_model
 from kvflow_jax.models.ops import XLA
@@ -162,3 +162,9 @@ def test_attention_asked_for_by_name(folder):
     assert loaded.model.ops.attention is attend_reference
     with pytest.raises(ConfigError, match="'tpu-ragged' cannot be used"):
         load_model(str(folder), attention="tpu-ragged", progress=False)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(folder, monkeypatch):
+    monkeypatch.setattr(loading, "free_host_bytes", lambda: 50_000)
+    with pytest.raises(CapacityError, match=r"0\.0 too few; a smaller dtype"):
+        load_model(str(folder), progress=False)
