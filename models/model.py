@@ -17,6 +17,7 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.decoder import DecoderLayer, Ends
+from kvflow_jax.models.memory import give_back
 from kvflow_jax.models.ops import XLA, Ops
 from kvflow_jax.models.rope import Angles
 
@@ -226,6 +227,8 @@ class Model:
                 for i in range(self.config.num_layers):
                     # Experts have a matrix each: these stay as they are.
                     own = self.ops.pack(weight[i]) if is_matrix else weight[i]
+                    if isinstance(own, np.ndarray) and not np.may_share_memory(own, weight):
+                        give_back(weight[i])  # or the model would be there twice at the end
                     yield f"{LAYERS}{i}.{rest}", own
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.memory import returnable_empty
 from kvflow_jax.models.model import LAYERS, Model
 
 WEIGHTS_FILE = "model.safetensors"
@@ -76,7 +77,7 @@ IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_mo
 PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 
 BLOCK_ROWS = 128
-ALIGNMENT = 64  # bytes; XLA's CPU client uses host memory in place only where it is aligned so
+REOPEN_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class StackedWeights:
         self._targets = _targets(model)
         self._missing = dict.fromkeys(self._targets)  # an ordered set
         self._arrays = {
-            name: _aligned_empty(spec.shape, spec.dtype)
+            name: returnable_empty(spec.shape, spec.dtype)
             for name, spec in model.stacked_specs.items()
         }
 
@@ -207,8 +208,16 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
 def _tensors(path: Path, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                yield key, file.get_tensor(key)
+            keys = list(file.keys())
+        while keys:
+            # What was read stays in memory as long as the file is open: open it now and then anew.
+            num_bytes = 0
+            with safe_open(path, framework="numpy") as file:
+                while keys and num_bytes < REOPEN_BYTES:
+                    key = keys.pop(0)
+                    tensor = file.get_tensor(key)
+                    num_bytes += tensor.nbytes
+                    yield key, tensor
     except (SafetensorError, OSError) as error:
         problems.append(f"{path.name} is truncated or corrupt, download it again: {error}")
 
@@ -252,10 +261,3 @@ def _columns(config: ModelConfig, part: str, width: int) -> slice:
         "gate": slice(0, width // 2),
         "up": slice(width // 2, width),
     }[part]
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)

@@ -36,11 +36,16 @@ class NativeOps:
 
     def pack(self, weight: Any) -> Any:
         num_in, num_out = weight.shape
-        if num_out % PANEL:
-            xp = np if isinstance(weight, np.ndarray) else jnp
-            weight = xp.pad(weight, ((0, 0), (0, -num_out % PANEL)))
-        panels = weight.reshape(num_in, -1, PANEL).swapaxes(0, 1)
-        return np.ascontiguousarray(panels) if isinstance(panels, np.ndarray) else panels
+        full, rest = divmod(num_out, PANEL)
+        if not isinstance(weight, np.ndarray):
+            weight = jnp.pad(weight, ((0, 0), (0, -num_out % PANEL)))
+            return weight.reshape(num_in, -1, PANEL).swapaxes(0, 1)
+        panels = np.empty(self.packed_shape(num_in, num_out), weight.dtype)
+        whole = weight[:, : full * PANEL].reshape(num_in, full, PANEL)
+        panels[:full] = whole.swapaxes(0, 1)
+        if rest:
+            panels[full, :, :rest], panels[full, :, rest:] = weight[:, full * PANEL :], 0.0
+        return panels
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
