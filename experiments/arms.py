@@ -46,7 +46,7 @@ ARMS: dict[str, Arm] = {
         "and what would take longer to load is computed", CacheConfig(mode="kvflow", guard=True)
     ),
     "kvflow-cost": Arm(
-        "and least expected loss goes first",
+        "and least expected loss goes first; runs take turns while the cache thrashes",
         CacheConfig(mode="kvflow", eviction="kvflow-cost", guard=True),
     ),
     "oracle": Arm(

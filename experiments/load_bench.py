@@ -70,9 +70,12 @@ def _load(model: str, cache_dir: Path) -> dict[str, float]:
 def _child(model: str, cache_dir: str) -> int:
     import jax
 
+    from kvflow_jax.models import embedded
     from kvflow_jax.models.loading import load_model
+    from kvflow_jax.models.native.ops import native_ops
 
     jax.block_until_ready(jax.numpy.zeros(1))  # whatever starting the device takes
+    native_ops(embedded.CONFIG, "float32", Path(cache_dir))  # and building the kernels
     start = time.perf_counter()
     if model:
         loaded = load_model(model, cache_dir=Path(cache_dir), progress=False)

@@ -11,7 +11,8 @@ until they end, wait long for a tool, or have had their turn.
 
 How much room there is shows in use, as with congestion of a network: it shrinks while much time
 goes into computing again what had been there, and grows while none does. What a parked run reads is
-not expected soon, and goes first. A call that has begun goes on, and nothing else is held back.
+not expected soon, and goes first. Calls that have arrived by then go on, and nothing else is held
+back.
 """
 
 from __future__ import annotations

@@ -101,14 +101,16 @@ class Engine:
             clock,
             block_bytes=sizes.pool.page_bytes,
         )
+        is_deterministic = sizes.shapes.deterministic
         self.controller = Controller(
             self.cache,
             prefetches=sizes.cache.prefetches,
             backs_up_early=sizes.cache.backs_up_early,
             keeps_everything=sizes.cache.keeps_everything,
             load_pays=self._load_pays if sizes.cache.guards else None,
-            watches=sizes.cache.guards and sizes.cache.eviction != "lru",
-            compute_s=self._compute_s if sizes.cache.holds_back else None,
+            # Deterministic steps hit whole tiles only, fewer blocks than either counts on.
+            watches=sizes.cache.guards and sizes.cache.eviction != "lru" and not is_deterministic,
+            compute_s=self._compute_s if sizes.cache.holds_back and not is_deterministic else None,
         )
         self._intake = Intake(
             sizes.max_model_len,

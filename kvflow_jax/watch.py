@@ -80,7 +80,7 @@ class Watch:
         """
         keys = block_keys(request, request.num_prompt, self._page).tolist()
         num_found = self._shadow.use(keys)
-        if not is_led or not keys:
+        if not is_led or not keys or request.scores_prompt:  # which may find nothing
             return False
         client = self._clients.get(request.owner)
         if client is None:

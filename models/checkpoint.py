@@ -34,23 +34,24 @@ class CheckpointStore:
 
     cache_dir: Path
 
-    def path(self, content_hash: str, dtype: str) -> Path:
-        return self.cache_dir / "models" / f"{content_hash[:16]}-v{FORMAT}-{dtype}"
+    def path(self, key: str, dtype: str) -> Path:
+        return self.cache_dir / "models" / f"{key[:25]}-v{FORMAT}-{dtype}"
 
     def restore_or_build(
         self,
         model: Model,
-        content_hash: str,
+        key: str,
         build: Callable[[], dict[str, np.ndarray]],
         save_beside: Callable[[Path], None] = lambda folder: None,
     ) -> tuple[dict[str, np.ndarray], Path]:
         """Stacked weights and the checkpoint's folder; builds and keeps them if need be.
 
         Args:
+            key: names what it was converted from, by its content.
             build: reads and converts the weights.
             save_beside: writes the files that go with them (the tokenizer) into a folder.
         """
-        path = self.path(content_hash, model.dtype)
+        path = self.path(key, model.dtype)
         if path.exists():
             try:
                 return _restore(path, model), path
@@ -59,12 +60,14 @@ class CheckpointStore:
                 shutil.rmtree(path)
         weights = build()
         needed = 2 * sum(weight.nbytes for weight in weights.values())  # and as much is left free
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(path.parent).free < needed:
-            log.warning("converted weights are not kept: %s has too little room", path.parent)
-        else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(path.parent).free < needed:
+                raise OSError(f"{path.parent} has too little room")
             _save(path, weights, save_beside)
             log.info("converted weights are kept as %s", path)
+        except Exception as error:  # the disk, in whatever words of orbax: the model runs without
+            log.warning("converted weights are not kept: %s", error)
         return weights, path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from kvflow_jax.errors import CapacityError, ModelLoadError
+from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
 from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
@@ -139,6 +139,8 @@ def load_model(
             in so many parts.
     """
     cache_dir = cache_dir or default_cache_dir()
+    if tensor_parallel < 1:
+        raise ConfigError(f"tensor_parallel must be at least 1, got {tensor_parallel}")
     shards = Shards.over(tensor_parallel) if tensor_parallel > 1 else None
 
     def define(config: ModelConfig) -> Model:
@@ -200,13 +202,14 @@ def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:
     nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
     free = free_device_bytes(device)
     needed, where = nbytes // num_devices, f"on each of {num_devices} {device.device_kind}"
+    advice = "a smaller dtype (--dtype bfloat16) or more devices (--tensor-parallel) may help"
     if free is None:  # it shares the host's
         free, needed, where = free_host_bytes(), nbytes, "on the host"
+        advice = "a smaller dtype (--dtype bfloat16) may help"
     if needed > free:
         raise CapacityError(
             f"the weights take {needed / 1e9:.1f} GB in {model.dtype}, {free / 1e9:.1f} GB are "
-            f"free {where}, {(needed - free) / 1e9:.1f} too few; a smaller dtype "
-            "(--dtype bfloat16) or more devices (--tensor-parallel) may help"
+            f"free {where}, {(needed - free) / 1e9:.1f} too few; {advice}"
         )
 
 
@@ -231,14 +234,14 @@ def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
     model = define(embedded.CONFIG)
     weights, path = CheckpointStore(cache_dir).restore_or_build(
         model,
-        embedded.SHA256,
+        "embedded-" + embedded.SHA256,  # with its tokenizer, which other files' have not
         build=lambda: GgufFile(embedded.locate()).weights(model, progress=progress),
         save_beside=lambda beside: (
             GgufFile(embedded.locate()).tokenizer().save_pretrained(beside / "tokenizer")
         ),
     )
     ends = model.config.eos_token_ids
-    if not path.exists():  # there was no room for it
+    if not (path / "tokenizer").exists():  # it could not be kept
         return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends)
     return model, weights, Tokenizer.from_folder(path / "tokenizer", ends)
 

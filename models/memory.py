@@ -17,9 +17,15 @@ def free_host_bytes() -> int:
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (bound := limit.read_text().strip()) != "max":
-        free = min(free, int(bound) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (
+        bound := (group / "memory.max").read_text().strip()
+    ) != "max":
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Files that were read count as used, and make room when it is wanted.
+        cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+        free = min(free, int(bound) - used + cached)
     return max(free, 0)
 
 

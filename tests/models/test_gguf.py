@@ -10,6 +10,7 @@ gguf = pytest.importorskip("gguf")
 
 from kvflow_jax.errors import ModelLoadError  # noqa: E402 (gguf may be missing)
 from kvflow_jax.models import embedded  # noqa: E402
+from kvflow_jax.models.checkpoint import CheckpointStore  # noqa: E402
 from kvflow_jax.models.config import ModelConfig  # noqa: E402
 from kvflow_jax.models.gguf import TYPES, GgufFile  # noqa: E402
 from kvflow_jax.models.loading import load_model  # noqa: E402
@@ -233,3 +234,16 @@ def test_what_has_no_room_is_not_kept(tmp_path, monkeypatch, caplog):
     load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
     assert "too little room" in caplog.text
     assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_the_next_start_only(tmp_path, caplog):
+    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    (tmp_path / "file").write_text("no folder")
+    load_model(str(path), cache_dir=tmp_path / "file", ops=XLA, progress=False)
+    assert "converted weights are not kept" in caplog.text
+
+
+def test_the_embedded_models_file_by_its_path_is_another_checkpoint(tmp_path):
+    store = CheckpointStore(tmp_path)
+    keys = embedded.SHA256, "embedded-" + embedded.SHA256
+    assert len({store.path(key, "float32") for key in keys}) == 2

@@ -164,6 +164,11 @@ def test_attention_asked_for_by_name(folder):
         load_model(str(folder), attention="tpu-ragged", progress=False)
 
 
+def test_no_devices_are_too_few(folder):
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        load_model(str(folder), tensor_parallel=0)
+
+
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(folder, monkeypatch):
     monkeypatch.setattr(loading, "free_host_bytes", lambda: 50_000)
     with pytest.raises(CapacityError, match=r"0\.0 too few; a smaller dtype"):
