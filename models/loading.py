@@ -127,7 +127,8 @@ def load_model(
         dtype: of the weights: float32, bfloat16 or float16.
         cache_dir: where what was dequantised is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device.
-        ops: how the model is computed; None leaves it to the platform, see ``default_ops``.
+        ops: how one device computes the model; None leaves it to the platform, see
+            ``default_ops``. Of several, each computes its part by XLA.
         attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
         page_size: of the pool that it will read, tokens.
         tensor_parallel: devices that share the model, see ``models.sharding``.

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def free_host_bytes() -> int:
-    """Memory a new process could have, the control group's bound included."""
+    """Bytes a new process could have, the control group's bound included."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -30,7 +30,7 @@ def free_host_bytes() -> int:
 
 
 def free_device_bytes(device: jax.Device) -> int | None:
-    """Memory of its own that a device has left; None where it has none, or does not say."""
+    """Bytes of its own that a device has left; None where it has none, or does not say."""
     stats = device.memory_stats()
     if device.platform == "cpu" or not stats or "bytes_limit" not in stats:
         return None
