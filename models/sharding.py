@@ -79,7 +79,7 @@ def weight_spec(name: str, num_axes: int) -> PartitionSpec:
 
 
 def arranged(name: str, weight: Any, config: ModelConfig, num_shards: int) -> Any:
-    """A weight, numpy or jax, with the columns of fused projections grouped by device."""
+    """A weight [..., out], numpy or jax; the columns of fused projections are grouped by device."""
     heads, kv_heads = (
         n * config.head_dim // num_shards for n in (config.num_heads, config.num_kv_heads)
     )
