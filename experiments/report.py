@@ -255,7 +255,7 @@ def _terms(results: Any) -> Iterator[str]:
         + ", ".join(f"{mean:.2f}x with {share} of host memory" for share, mean in means.items())
         + f"; of all {fmean(means.values()):.2f}x."
     )
-    yield "Those who are held back wait for their first token, and the others do not."
+    yield "Those who are held back wait for it: see the first token's 99th percentile."
     yield ""
 
 
