@@ -125,7 +125,7 @@ def play_on_engine(
 
 def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload, Place]]:
     """The cycle, the branching graph and 32 concurrent runs, scaled to this machine."""
-    sizes = Sizes(512, 32, 16) if is_quick else Sizes(1024, 32, 32)
+    sizes = Sizes(320, 32, 16) if is_quick else Sizes(1024, 32, 32)
     ring = paper.cycle(
         num_agents=10,
         num_rounds=1 if is_quick else 2,
@@ -140,7 +140,7 @@ def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload,
         vocab_size=vocab_size,
         seed=seed,
     )
-    short = Sizes(64, 16, 8) if is_quick else Sizes(128, 32, 16)
+    short = Sizes(48, 16, 8) if is_quick else Sizes(128, 32, 16)
     many = paper.concurrent(
         num_runs=32, num_agents=2, num_rounds=1, sizes=short, vocab_size=vocab_size, seed=seed
     )

@@ -65,6 +65,7 @@ class Admission:
         self._active: OrderedDict[Hashable, float] = OrderedDict()  # since when, longest first
         self._queue: OrderedDict[Hashable, float] = OrderedDict()  # of parked runs with calls
         self._idle: OrderedDict[Hashable, float] = OrderedDict()  # of runs without calls
+        self._priority: dict[Hashable, int] = {}  # of runs, as their last call has it
         self._users: Counter[Hashable] = Counter()  # active runs of each owner
         self._held: Counter[int] = Counter()  # keys, by how many owners in use read them
         self._cold: set[Hashable] = set()  # owners in use that have not read since they were
@@ -124,16 +125,20 @@ class Admission:
 
     # A run's life.
 
-    def call(self, run: Hashable, owners: Iterable[Hashable], now: float) -> None:
+    def call(
+        self, run: Hashable, owners: Iterable[Hashable], now: float, *, priority: int = 0
+    ) -> None:
         """A call of a run has arrived.
 
         Args:
             owners: that the run makes use of, now or later.
+            priority: who has a higher one goes on sooner, and for nobody with a lower one waits.
         """
         idle_since_s = self._idle.pop(run, None)
         if idle_since_s is not None:
             self._note_wait(now - idle_since_s)
         self._calls[run] += 1
+        self._priority[run] = priority
         self._owners.setdefault(run, set())
         self.join(run, owners)
         if run not in self._active:
@@ -171,6 +176,7 @@ class Admission:
         """A run is over."""
         self._queue.pop(run, None)
         self._idle.pop(run, None)
+        self._priority.pop(run, None)
         owners = self._owners.pop(run, set())
         if self._active.pop(run, None) is not None:
             self._leave(owners)
@@ -209,11 +215,11 @@ class Admission:
             self._room *= math.exp(RATE * passed_s)
 
     def _take_in(self, now: float) -> None:
-        """Let runs go on for which there is room, who waits longest first."""
+        """Let runs go on for which there is room, by priority, then who waits longest first."""
         while self._queue:
-            run, queued_s = next(iter(self._queue.items()))
+            run = max(self._queue, key=self._priority.__getitem__)  # the first of the highest
             while (num := self._num_more(run)) and self.num_held + num > self._room:
-                victim = self._waits_long(now) or self._had_its_turn(now, queued_s, num)
+                victim = self._waits_long(now) or self._makes_way(run, num, now)
                 if victim is None and self._active:
                     return
                 if victim is None:
@@ -242,27 +248,39 @@ class Admission:
         return None
 
     def _newest(self) -> Hashable | None:
-        """The run active shortest of those without which less is held, the last one excepted."""
-        if len(self._active) > 1:
-            for run in reversed(self._active):
-                alone = (owner for owner in self._owners[run] if self._users[owner] == 1)
-                keys = (key for o in alone for key in self._reads.get(o, _NO_KEYS).tolist())
-                if any(self._held[key] == 1 for key in keys):
-                    return run
+        """The run active shortest of those of the lowest priority without which less is held, the
+        last one excepted."""
+        if len(self._active) < 2:
+            return None
+        newest_first = list(self._active)[::-1]
+        for run in sorted(newest_first, key=self._priority.__getitem__):
+            alone = (owner for owner in self._owners[run] if self._users[owner] == 1)
+            keys = (key for o in alone for key in self._reads.get(o, _NO_KEYS).tolist())
+            if any(self._held[key] == 1 for key in keys):
+                return run
         return None
 
-    def _had_its_turn(self, now: float, queued_s: float, num: int) -> Hashable | None:
-        """The run active longest, if it has been for long enough to be swapped for another.
+    def _makes_way(self, run: Hashable, num: int, now: float) -> Hashable | None:
+        """The active run that is held back for a queued one, if there is any that should be.
+
+        One of lower priority is; of equal priority the one active longest, if it has been for long
+        enough to be swapped.
 
         Args:
-            queued_s: since when the other waits.
-            num: blocks that the other reads and nobody else.
+            num: blocks that the queued run reads and nobody else.
         """
         if not self._active:
             return None
-        run, since_s = next(iter(self._active.items()))
+        own = self._priority[run]
+        least = min(self._active, key=self._priority.__getitem__)
+        if self._priority[least] < own:
+            return least
         turn_s = max(MIN_TURN_S, TURN * self._compute_s(num))
-        return run if now - max(queued_s, since_s) > turn_s else None
+        for other, since_s in self._active.items():
+            if self._priority[other] == own:
+                is_over = now - max(self._queue[run], since_s) > turn_s
+                return other if is_over else None
+        return None
 
     def _num_more(self, run: Hashable) -> int:
         """Blocks that a run reads again and no active one does."""

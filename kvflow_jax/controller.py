@@ -144,7 +144,7 @@ class Controller:
                     status = HintStatus.CLIPPED
                 self.progress.start(run, hints.agent_id)
             self._runs[request.id] = run
-            self._turns.arrive(run, now)
+            self._turns.arrive(run, hints.agent_id, request.priority, now)
         if hints.agent_id is not None:
             agent, page = (request.owner, hints.agent_id), self._cache.page_size
             self._fixed[request.id] = self._agents.call(agent, request, page, now)

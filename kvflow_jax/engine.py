@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from kvflow_jax.controller import Controller
 from kvflow_jax.costs import Costs
 from kvflow_jax.errors import KVFlowError, StepFailedError
 from kvflow_jax.hints import Hints, HintStatus
+from kvflow_jax.in_flight import StepInFlight
 from kvflow_jax.intake import Intake
-from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.mover import Mover
 from kvflow_jax.outputs import EngineStats, FinishReason, Output, TokenLogprobs
@@ -33,8 +33,6 @@ from kvflow_jax.protocols import (
     NoTransfers,
     Repeating,
     Runner,
-    ScoreHandle,
-    StepHandle,
     Transfers,
 )
 from kvflow_jax.request import Request
@@ -44,15 +42,6 @@ from kvflow_jax.stats import counters, snapshot
 from kvflow_jax.trace import NoTrace, Tracer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    plan: StepPlan
-    handle: StepHandle
-    sample_rows: np.ndarray  # i32[num_chunks]
-    scores: list[tuple[Request, int, ScoreHandle]]  # of prompt tokens from a position on
-    dispatched_s: float
 
 
 class Engine:
@@ -121,7 +110,7 @@ class Engine:
             seed=seed,
         )
         self._requests: dict[int, Request] = {}
-        self._in_flight: _InFlight | None = None
+        self._in_flight: StepInFlight | None = None
         self._next_id = 0
         self._last_step_s = 0.0  # when the last one ended
         self._num_steps = 0
@@ -281,21 +270,18 @@ class Engine:
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
-    def _repeat(self, plan: StepPlan, ahead_of: _InFlight | None, runner: Repeating) -> None:
+    def _repeat(self, plan: StepPlan, ahead_of: StepInFlight | None, runner: Repeating) -> None:
         """Let a step that would be planned again and again run as one."""
         if self.mover.has_plans:
             return  # what is begun with this step will want an answer when it lands
-        if ahead_of is not None and any(
-            request.num_tokens == request.max_len
-            for request in (chunk.request for chunk in ahead_of.plan.chunks)
-        ):
+        if ahead_of is not None and ahead_of.ends_a_request:
             return  # who waits for that one to end may ask for something
         most = self.scheduler.most_repeats(plan)
         if most > 1:
             batch, _, _ = self.sizes.shapes.build(plan.chunks)
             self.scheduler.repeat(plan, runner.num_repeats(batch, most), self.clock.now())
 
-    def _launch(self, plan: StepPlan | None) -> _InFlight | None:
+    def _launch(self, plan: StepPlan | None) -> StepInFlight | None:
         """Dispatch the moves that were planned, then the step."""
         try:
             self.mover.dispatch()
@@ -305,17 +291,10 @@ class Engine:
             return None
         if plan is None:
             return None
-        batch, sample_rows, starts = self.sizes.shapes.build(plan.chunks)
-        dispatched_s = self.clock.now()
         try:
-            for request in plan.admitted:
-                if request.params.uses_memory:
-                    self.runner.recall(request)
-            if plan.num_repeats > 1 and self._repeater is not None:
-                handle = self._repeater.submit_repeated(batch, plan.num_repeats)
-            else:
-                handle = self.runner.submit(batch)
-            scores = self._score_prompts(plan, starts)
+            step = StepInFlight.dispatch(
+                plan, self.runner, self._repeater, self.sizes.shapes, self.clock.now()
+            )
         except Exception as error:
             log.exception("a step could not be dispatched")
             failure = StepFailedError(f"the step could not be dispatched: {error}")
@@ -327,24 +306,7 @@ class Engine:
                 self._finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += plan.num_repeats
-        return _InFlight(plan, handle, sample_rows, scores, dispatched_s)
-
-    def _score_prompts(
-        self,
-        plan: StepPlan,
-        starts: np.ndarray,  # i32[num_chunks]
-    ) -> list[tuple[Request, int, ScoreHandle]]:
-        scores: list[tuple[Request, int, ScoreHandle]] = []
-        for chunk, start in zip(plan.chunks, starts.tolist(), strict=True):
-            request, end = chunk.request, chunk.start + chunk.length
-            if not request.scores_prompt:
-                continue
-            targets = request.tokens[chunk.start + 1 : min(end + 1, request.num_prompt)]
-            position = chunk.start + 1
-            for handle in self.runner.score(start, targets) if len(targets) else ():
-                scores.append((request, position, handle))
-                position += SCORED_AT_ONCE
-        return scores
+        return step
 
     def _retire(self) -> bool:
         """Wait for the step in flight and hand out its tokens; False where it failed."""
@@ -352,30 +314,20 @@ class Engine:
         if step is None:  # a failed dispatch has ended everything
             return False
         try:
-            sampled = step.handle.result()
-            logprobs = step.handle.logprobs()
-            scores = [(request, at, handle.result()) for request, at, handle in step.scores]
+            results = step.results()
         except Exception as error:
             # What it wrote, and what came after it on the device, cannot be trusted.
             log.exception("a step failed on the device")
             self.fail_all(StepFailedError(f"the step failed on the device: {error}"))
             return False
-        for request, position, scored in scores:
-            _note_scores(request, position, scored)
         now = self.clock.now()
         self.tracer.step(step.plan, step.dispatched_s, now)
         begun_s = max(step.dispatched_s, self._last_step_s)
         self.costs.note_step(sum(step.plan.prefill_lengths), now - begun_s)
         self._last_step_s = now
-        by_chunk = np.atleast_2d(sampled)[:, step.sample_rows].T.tolist()
-        rows = step.sample_rows.tolist()
-        for chunk, tokens, row in zip(step.plan.chunks, by_chunk, rows, strict=True):
-            request = chunk.request
-            if not chunk.samples:
-                continue
+        for request, tokens, logprobs in results:
             if not request.is_finished:
-                news = _logprobs_of(logprobs, row, tokens[0], request.params.logprobs)
-                self._take_tokens(request, tokens, news, now)
+                self._take_tokens(request, tokens, logprobs, now)
         return True
 
     def _take_tokens(
@@ -482,22 +434,3 @@ class Engine:
             generation_tokens=self._num_generated,
             num_finished=dict(self._num_finished),
         )
-
-
-def _logprobs_of(
-    logprobs: Logprobs | None, row: int, token: int, num_top: int | None
-) -> tuple[TokenLogprobs, ...]:
-    if logprobs is None or num_top is None:
-        return ()
-    ids, values = logprobs.top_ids[row, :num_top], logprobs.top[row, :num_top]
-    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return (TokenLogprobs(token, float(logprobs.chosen[row]), top),)
-
-
-def _note_scores(request: Request, position: int, scores: Logprobs) -> None:
-    """Keep scores of prompt tokens from ``position`` on; a preempted request makes some again."""
-    num_top = request.params.prompt_logprobs
-    for row in range(len(scores.chosen)):
-        if position + row == len(request.prompt_logprobs) + 1:
-            token = int(request.tokens[position + row])
-            request.prompt_logprobs += _logprobs_of(scores, row, token, num_top)

@@ -33,6 +33,7 @@ class Run:
         state: where it stands in its graph; None without one.
         said: steps of agents as the caller gave them, which go before the graph's.
         calls: agents with calls in progress.
+        held: those of them that wait for the run's turn.
         values: what the run says of each agent now.
         owners: conversations of its agents, which wait as long as the agent does.
         is_parked: whether it is held back, so that what it reads counts as PARKED farther.
@@ -43,6 +44,7 @@ class Run:
     last_seen_s: float
     said: dict[str, float] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)
     values: dict[str, float] = field(default_factory=dict)
     owners: dict[str, dict[Hashable, None]] = field(default_factory=dict)
     is_parked: bool = False
@@ -111,6 +113,8 @@ class Progress:
         run.calls[agent] -= 1
         if run.calls[agent] <= 0:
             del run.calls[agent]
+        if run.held[agent] > run.calls[agent]:  # a call that was held has been given up
+            run.held[agent] = run.calls[agent]
         if run.state is not None:
             if is_done:
                 run.state.finish(agent)
@@ -150,6 +154,7 @@ class Progress:
             return False
         run.state, run.said = None, {}
         run.calls.clear()
+        run.held.clear()
         self._update(run)
         self.ended.append(key)
         return True
@@ -159,7 +164,14 @@ class Progress:
         run = self._runs.get(key)
         if run is not None and run.is_parked != is_parked:
             run.is_parked = is_parked
+            run.held.clear()
             self._update(run)
+
+    def hold(self, run: Run, agent: str) -> None:
+        """A call of an agent, begun, waits for the run's turn: it reads no sooner than the rest."""
+        run.is_parked = True
+        run.held[agent] += 1
+        self._update(run)
 
     def expire(self, now: float) -> None:
         """End the runs of which nothing has been heard for long and that have no call."""
@@ -199,7 +211,7 @@ class Progress:
 def _until_again(run: Run, agent: str) -> float:
     """Steps of a conversation of an agent. While another runs, it waits for the next call at least,
     and is not brought back for this one."""
-    if agent in run.calls:
+    if agent in run.calls and not run.held[agent]:
         return 1.0 + OTHER_BRANCH + PARKED_STEPS * run.is_parked
     return run.values.get(agent, UNKNOWN_STEPS)
 
@@ -224,5 +236,9 @@ def _values(run: Run) -> dict[str, float]:
     values.update(run.said)
     if run.is_parked:
         values = {agent: min(value + PARKED_STEPS, NEVER_STEPS) for agent, value in values.items()}
-    values.update(dict.fromkeys(run.calls, 0.0))
+    for agent, num_calls in run.calls.items():
+        if num_calls > run.held[agent]:
+            values[agent] = 0.0
+        elif agent not in values:  # no graph knows of it
+            values[agent] = PARKED_STEPS
     return values

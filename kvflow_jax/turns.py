@@ -50,13 +50,16 @@ class Turns:
             return True
         return not self._admission.holds_back(run.key)
 
-    def arrive(self, run: Run, now: float) -> None:
-        """A run has a call more, and may have to wait for its turn."""
+    def arrive(self, run: Run, agent: str | None, priority: int, now: float) -> None:
+        """A run has a call more, of this agent, and may have to wait for its turn."""
         self._drop_ended()
-        if self._admission is not None:
-            client = run.key[0]
-            agents = [agent for agent, steps in run.values.items() if steps < NEVER_STEPS]
-            self._admission.call(run.key, [("agent", client, agent) for agent in agents], now)
+        if self._admission is None:
+            return
+        agents = [agent for agent, steps in run.values.items() if steps < NEVER_STEPS]
+        owners = [("agent", run.key[0], agent) for agent in agents]
+        self._admission.call(run.key, owners, now, priority=priority)
+        if agent is not None and self._admission.holds_back(run.key):
+            self._progress.hold(run, agent)
 
     def finish(self, run: Run, now: float) -> None:
         """A call of a run has ended."""

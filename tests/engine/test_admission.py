@@ -27,8 +27,8 @@ class Cache:
         self.counted.append(num_blocks)
         return num_blocks * BLOCK_S
 
-    def call(self, run, *agents):
-        self.admission.call(run, agents or [run], self.now)
+    def call(self, run, *agents, priority=0):
+        self.admission.call(run, agents or [run], self.now, priority=priority)
         return not self.admission.holds_back(run)
 
     def called(self, run):
@@ -210,6 +210,25 @@ def test_a_turn_is_the_longer_the_more_the_swap_costs():
     assert cache.admission.holds_back("d")
     cache.pass_s(1, share_lost=0.1)
     assert not cache.admission.holds_back("d")
+
+
+def test_a_higher_priority_need_not_wait():
+    cache = thrashing("a", "b", "c", "d")
+    assert not cache.call("c")
+    assert not cache.call("d", priority=-1)
+    assert cache.call("d", priority=1)  # before c, and in the place of a lower one
+    assert cache.parked == ["d", "c", "a"]
+    assert cache.call("b", priority=1)
+    cache.admission.reads("e", blocks_of("e", 30))
+    assert not cache.call("e", priority=1)  # nobody is lower; those of its own have their turn
+    cache.pass_s(1, share_lost=0.1)
+    assert cache.parked == ["d", "c", "a"]
+    cache.pass_s(int(admission.MIN_TURN_S), share_lost=0.1)
+    assert cache.resumed[-1] == "e"
+    cache.admission.end("b")
+    cache.pass_s(1, share_lost=0.1)
+    assert not cache.admission.holds_back("d")  # back at once, before those of lower priority
+    assert cache.admission.holds_back("c")
 
 
 def test_room_comes_back_once_little_is_lost():

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kvflow_jax.cache.anchors import NEVER_STEPS, UNKNOWN_STEPS
+from kvflow_jax.cache.anchors import NEVER_STEPS, PARKED_STEPS, UNKNOWN_STEPS
 from kvflow_jax.progress import MAX_BRANCHES, RUN_TTL_S, Progress
 from kvflow_jax.workflow import Workflow
 
@@ -180,3 +180,28 @@ def test_minima_over_random_runs_are_those_of_all_values(seed):
             expected = min(values, default=UNKNOWN_STEPS)
             assert progress.steps(("", agent)) == expected
             assert told.get(("agent", "", agent), UNKNOWN_STEPS) == expected
+
+
+def test_a_call_that_waits_for_its_runs_turn_reads_no_sooner_than_the_rest():
+    progress = Progress()
+    run = progress.run(("", "w"), ring(), 0.0)
+    progress.start(run, "a")
+    progress.park(run.key, is_parked=True)
+    assert [progress.steps(("", agent)) for agent in "abc"] == [
+        0,
+        PARKED_STEPS + 1,
+        PARKED_STEPS + 2,
+    ]
+    for agent in "bx":  # the graph knows no x
+        progress.start(run, agent)
+        progress.hold(run, agent)
+    assert [progress.steps(("", agent)) for agent in "bx"] == [PARKED_STEPS, PARKED_STEPS]
+    progress.start(run, "a")
+    progress.hold(run, "a")
+    assert progress.steps(("", "a")) == 0  # its other call goes on
+    progress.finish(run, "a", is_done=True, said={})
+    assert progress.steps(("", "a")) == PARKED_STEPS
+    progress.finish(run, "x", is_done=False, said={})
+    assert progress.steps(("", "x")) == UNKNOWN_STEPS
+    progress.park(run.key, is_parked=False)
+    assert [progress.steps(("", agent)) for agent in "ab"] == [0, 0]
