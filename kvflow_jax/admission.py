@@ -12,7 +12,8 @@ until they end, wait long for a tool, or have had their turn.
 How much room there is shows in use, as with congestion of a network: it shrinks while much time
 goes into computing again what had been there, and grows while none does. What a parked run reads is
 not expected soon, and goes first. Calls that have arrived by then go on, and nothing else is held
-back.
+back. Decoding takes longer where fewer share a step: runs are held back only while what would be
+lost without that is more.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from operator import itemgetter
 
 import numpy as np
 
 from kvflow_jax.block_keys import num_common
 from kvflow_jax.errors import IntegrityError
+from kvflow_jax.waits import Waits
 
 HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
 RATE = 0.02  # how fast, of the room, a second
 MEMORY_S = 60.0  # how long lost time is remembered
+# Of the time, what runs that are held back may cost by sharing no step: the others end the sooner,
+# so that all wait less on average where as much is done.
+TOLERANCE = 0.25
 LEAST = 0.8  # of the cache; working sets that take no more are never held back
 TURN = 32  # a run that is swapped for another has been active so many times as long as that costs
 MIN_TURN_S = 10.0
-LONG = 0.8  # of the waits between the calls of a run, the share that are not long
-_FRESH = 0.1  # how far a wait moves the estimate of a long one
 _DECIDE_EVERY_S = 1.0
 _NO_KEYS = np.empty(0, np.int64)
 
@@ -46,6 +50,7 @@ class Admission:
         num_blocks: that the cache holds, on all tiers that are worth reading from.
         compute_s: seconds to compute so many blocks. Who is held back finds nothing: were there
             room for what he reads, on whichever tier, he would go on.
+        decode_s: seconds so far in steps that computed no prompt.
         park: is told of runs that are held back from now on.
         resume: and of those that go on.
     """
@@ -54,10 +59,12 @@ class Admission:
         self,
         num_blocks: Callable[[], int],
         compute_s: Callable[[int], float],
+        decode_s: Callable[[], float],
         park: Callable[[Hashable], object],
         resume: Callable[[Hashable], object],
     ) -> None:
         self._num_blocks, self._compute_s = num_blocks, compute_s
+        self._decode_s = decode_s
         self._park, self._resume = park, resume
         self._reads: dict[Hashable, np.ndarray] = {}  # i64[n], what an owner reads again
         self._owners: dict[Hashable, set[Hashable]] = {}  # of each run
@@ -73,7 +80,8 @@ class Admission:
         self._lost_share = 0.0
         self._lost_s = 0.0  # since the room was last looked at
         self._looked_s = -math.inf
-        self._long_wait_s = 1.0
+        self._waits = Waits()
+        self._lost_before = self._decode_share = self._decoded_s = 0.0
 
     @property
     def num_queued(self) -> int:
@@ -136,14 +144,18 @@ class Admission:
         """
         idle_since_s = self._idle.pop(run, None)
         if idle_since_s is not None:
-            self._note_wait(now - idle_since_s)
+            self._waits.note(now - idle_since_s)
         self._calls[run] += 1
         self._priority[run] = priority
         self._owners.setdefault(run, set())
         self.join(run, owners)
-        if run not in self._active:
-            self._queue.setdefault(run, now)
+        if run in self._active:
+            return
+        self._queue.setdefault(run, now)
+        if self._num_more(run):
             self._take_in(now)
+        else:
+            self._go_on(run, now)  # it takes no room that others wait for
 
     def join(self, run: Hashable, owners: Iterable[Hashable]) -> None:
         """A run makes use of more owners; nothing happens where it is over."""
@@ -208,27 +220,71 @@ class Admission:
         fresh = 1.0 - math.exp(-passed_s / MEMORY_S)
         self._lost_share += fresh * (self._lost_s / passed_s - self._lost_share)
         self._looked_s, self._lost_s = now, 0.0
-        if self._lost_share > HIGH:
+        decoded_s = self._decode_s()
+        share = (decoded_s - self._decoded_s) / passed_s
+        self._decode_share += fresh * (share - self._decode_share)
+        self._decoded_s = decoded_s
+        if self._queue and not self._pays():
+            self._room = math.inf
+        elif self._lost_share > HIGH:
+            least = LEAST * self._num_blocks()
+            if not self._queue:
+                self._lost_before = self._lost_share
+                if self._slowdown(self.num_held - least, least) > self._lost_share:
+                    return
             room = min(self._room, self.num_held) * math.exp(-RATE * passed_s)
-            self._room = max(room, LEAST * self._num_blocks())
+            self._room = max(room, least)
         elif self._lost_share < LOW:
             self._room *= math.exp(RATE * passed_s)
+
+    def _pays(self) -> bool:
+        """Whether those that are held back would cost more time if they went on."""
+        num_queued = sum(self._num_more(run) for run in self._queue)
+        saved = self._lost_before - self._lost_share
+        return saved > self._slowdown(num_queued, self.num_held + num_queued) - TOLERANCE
+
+    def _slowdown(self, num_queued: float, num_others: float) -> float:
+        """Share of the time that it costs to decode without those that are held back.
+
+        A decode step takes about as long with few rows as with many, so that as many more are
+        needed as fewer share them.
+
+        Args:
+            num_queued, num_others: blocks that those read, to what their number is compared.
+        """
+        return self._decode_share * max(0.0, num_queued) / max(1.0, num_others)
 
     def _take_in(self, now: float) -> None:
         """Let runs go on for which there is room, by priority, then who waits longest first."""
         while self._queue:
             run = max(self._queue, key=self._priority.__getitem__)  # the first of the highest
-            while (num := self._num_more(run)) and self.num_held + num > self._room:
-                victim = self._waits_long(now) or self._makes_way(run, num, now)
-                if victim is None and self._active:
-                    return
-                if victim is None:
-                    break
-                self._hold_back(victim)
-            del self._queue[run]
-            self._active[run] = now
-            self._use(self._owners[run])
-            self._resume(run)
+            if not self._make_room(run, now):
+                return
+            self._go_on(run, now)
+
+    def _make_room(self, run: Hashable, now: float) -> bool:
+        """Hold back whom a queued run takes the place of; False, and nobody is, where that is not
+        enough."""
+        left: list[tuple[Hashable, float]] = []
+        while self._active and (num := self._num_more(run)) and self.num_held + num > self._room:
+            victim = self._waits_long(now) or self._makes_way(run, num, now)
+            if victim is None:
+                for other, since_s in left:
+                    self._active[other] = since_s
+                    self._use(self._owners[other], have_read=True)
+                self._active = OrderedDict(sorted(self._active.items(), key=itemgetter(1)))
+                return False
+            left.append((victim, self._active.pop(victim)))
+            self._leave(self._owners[victim])
+        for victim, _ in left:
+            self._park(victim)
+        return True
+
+    def _go_on(self, run: Hashable, now: float) -> None:
+        del self._queue[run]
+        self._active[run] = now
+        self._use(self._owners[run])
+        self._resume(run)
 
     def _hold_back(self, run: Hashable) -> None:
         del self._active[run]
@@ -244,7 +300,7 @@ class Admission:
         for run, since_s in self._idle.items():
             if run in self._active:
                 num = sum(len(self._reads.get(owner, _NO_KEYS)) for owner in self._owners[run])
-                return run if now - since_s > self._long_wait_s + self._compute_s(num) else None
+                return run if now - since_s > self._waits.long_s + self._compute_s(num) else None
         return None
 
     def _newest(self) -> Hashable | None:
@@ -285,14 +341,14 @@ class Admission:
     def _num_more(self, run: Hashable) -> int:
         """Blocks that a run reads again and no active one does."""
         keys = [self._reads.get(owner, _NO_KEYS) for owner in self._owners[run]]
-        return len(set(np.concatenate([_NO_KEYS, *keys]).tolist()) - self._held.keys())
+        return sum(key not in self._held for key in {key for one in keys for key in one.tolist()})
 
-    def _use(self, owners: Iterable[Hashable]) -> None:
+    def _use(self, owners: Iterable[Hashable], *, have_read: bool = False) -> None:
         for owner in owners:
             self._users[owner] += 1
             if self._users[owner] == 1:
                 self._hold(self._reads.get(owner, _NO_KEYS))
-                if owner in self._reads:
+                if owner in self._reads and not have_read:
                     self._cold.add(owner)
 
     def _leave(self, owners: Iterable[Hashable]) -> None:
@@ -313,8 +369,3 @@ class Admission:
                 del held[key]
             else:
                 held[key] -= 1
-
-    def _note_wait(self, wait_s: float) -> None:
-        """Move the estimate to where a share ``LONG`` of all waits are shorter."""
-        share = LONG if wait_s > self._long_wait_s else LONG - 1
-        self._long_wait_s = max(1e-3, self._long_wait_s * (1 + _FRESH * share))

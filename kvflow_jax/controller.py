@@ -42,7 +42,7 @@ class Controller:
             it, or only what somebody is known to read again.
         load_pays: see ``Planner``.
         watches: whether recency takes over for clients whose graphs mislead.
-        compute_s: see ``Admission``; given, runs may be held back.
+        compute_s, decode_s: see ``Admission``; given, runs may be held back.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Controller:
         load_pays: LoadPays | None = None,
         watches: bool = False,
         compute_s: Callable[[int], float] | None = None,
+        decode_s: Callable[[], float] | None = None,
     ) -> None:
         self.progress = Progress()
         self.planner = Planner(cache, prefetches=prefetches, load_pays=load_pays)
@@ -63,7 +64,7 @@ class Controller:
         self._graphs: OrderedDict[tuple[str, str], Graph] = OrderedDict()
         self._agents = Agents(lambda agent: self._let_go(("agent", *agent)))
         self._histories = Histories(self.progress, self._let_go)
-        self._turns = Turns(cache, self.progress, compute_s)
+        self._turns = Turns(cache, self.progress, compute_s, decode_s)
         self._runs: dict[int, Run] = {}  # of requests in progress
         self._fixed: dict[int, int] = {}  # tokens of their fixed prefixes
         self._expired_s = 0.0
@@ -199,6 +200,11 @@ class Controller:
             if num_indexed:
                 self.planner.save_later(int(request.lease.blocks[num_indexed - 1]))
         if hints is None or hints.is_empty:
+            # Whoever said nothing may come back, as in any chat: by recency, after all that is
+            # known to be read and before what is known not to be.
+            owner = ("untold", request.id)
+            steps = self._histories.keep(owner, None, None, now + HISTORY_TTL_S)
+            self._anchor(owner, request, _written(request), steps)
             return
         run = self._runs.pop(request.id, None)
         if run is not None:
@@ -248,10 +254,10 @@ class Controller:
         steps = self._histories.keep(owner, run, hints.agent_id, now + ttl_s)
         if run is not None and hints.agent_id is not None:
             self._turns.join(run, owner)
-        num_written = min(request.num_computed, request.num_known)
-        if num_written:  # else it never ran, and the history is as it was
-            self._turns.reads(owner, request, num_written)
-            self._anchor(owner, request, request.tokens[:num_written], steps)
+        written = _written(request)
+        if len(written):  # else it never ran, and the history is as it was
+            self._turns.reads(owner, request, len(written))
+            self._anchor(owner, request, written, steps)
 
     def _end_run(self, run: Run) -> None:
         """A run and the conversations of its agents are over."""
@@ -293,3 +299,8 @@ class Controller:
         """A client's graphs are believed no longer, or again."""
         for agent in self._agents.of(client):
             self._cache.set_steps(("agent", *agent), self._steps(agent))
+
+
+def _written(request: Request) -> np.ndarray:
+    """Tokens i32[n] whose KV has been computed."""
+    return request.tokens[: min(request.num_computed, request.num_known)]

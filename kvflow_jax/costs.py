@@ -14,9 +14,12 @@ class Costs:
 
     def __init__(self) -> None:
         self._s_per_token: float | None = None
+        self.decode_s = 0.0  # of steps that computed no prompt
 
     def note_step(self, num_prompt_tokens: int, seconds: float) -> None:
         """A step with so many prompt tokens took so long."""
+        if not num_prompt_tokens:
+            self.decode_s += seconds
         if num_prompt_tokens < _MIN_TOKENS or seconds <= 0:
             return
         new = seconds / num_prompt_tokens

@@ -100,6 +100,7 @@ class Engine:
             # Deterministic steps hit whole tiles only, fewer blocks than either counts on.
             watches=sizes.cache.guards and sizes.cache.eviction != "lru" and not is_deterministic,
             compute_s=self._compute_s if sizes.cache.holds_back and not is_deterministic else None,
+            decode_s=lambda: self.costs.decode_s,
         )
         self._intake = Intake(
             sizes.max_model_len,

@@ -17,7 +17,7 @@ class Turns:
     """Says which requests wait because their runs do.
 
     Args:
-        compute_s: see ``Admission``; None: no run ever waits.
+        compute_s, decode_s: see ``Admission``; None: no run ever waits.
     """
 
     def __init__(
@@ -25,13 +25,14 @@ class Turns:
         cache: PrefixCache,
         progress: Progress,
         compute_s: Callable[[int], float] | None = None,
+        decode_s: Callable[[], float] | None = None,
     ) -> None:
         self._cache, self._progress = cache, progress
         self._admission: Admission | None = None
-        if compute_s is not None:
+        if compute_s is not None and decode_s is not None:
             park = partial(progress.park, is_parked=True)
             resume = partial(progress.park, is_parked=False)
-            self._admission = Admission(self._num_blocks, compute_s, park, resume)
+            self._admission = Admission(self._num_blocks, compute_s, decode_s, park, resume)
 
     def reset(self, cache: PrefixCache) -> None:
         """Go on with a cache that is empty."""

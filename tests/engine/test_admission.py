@@ -18,9 +18,14 @@ class Cache:
         self.now = 0.0
         self.parked = []  # one after the other
         self.resumed = []
+        self.decoded_s = 0.0
         self.counted = []  # blocks of which it was asked what they cost
         self.admission = Admission(
-            lambda: NUM_BLOCKS, self.compute_s, self.parked.append, self.resumed.append
+            lambda: NUM_BLOCKS,
+            self.compute_s,
+            lambda: self.decoded_s,
+            self.parked.append,
+            self.resumed.append,
         )
 
     def compute_s(self, num_blocks):
@@ -44,12 +49,13 @@ class Cache:
         self.admission.found(blocks_of(agent, num_blocks), num_found, [agent])
         return self.counted[-1]
 
-    def pass_s(self, seconds, share_lost=0.0):
-        """Let time pass, so much of it with what had been there."""
+    def pass_s(self, seconds, share_lost=0.0, share_decoding=0.0):
+        """Let time pass, so much of it with what had been there, or in steps without a prompt."""
         self.admission.reads("many", blocks_of("many", 100))
         for _ in range(seconds):
             self.lost("many", int(share_lost / BLOCK_S))
             self.now += 1.0
+            self.decoded_s += share_decoding
             self.admission.decide(self.now)
             self.admission.check_integrity()
 
@@ -136,7 +142,7 @@ def test_who_reads_what_others_hold_need_not_wait():
     cache = thrashing("a", "b", "c", "d")
     assert cache.call("e", "a", "b")
     assert not cache.call("c")
-    assert not cache.call("f", "a", "b")  # but nobody overtakes
+    assert cache.call("f", "a", "b")  # nor behind who does not
 
 
 def test_what_many_read_counts_once():
@@ -210,6 +216,51 @@ def test_a_turn_is_the_longer_the_more_the_swap_costs():
     assert cache.admission.holds_back("d")
     cache.pass_s(1, share_lost=0.1)
     assert not cache.admission.holds_back("d")
+
+
+def test_nobody_waits_where_few_would_decode_longer_than_is_lost():
+    cache = Cache()
+    for run in "abcd":
+        cache.begin(run, 60)  # three times what fits: without two of three, steps take as long
+    cache.pass_s(200, share_lost=0.4, share_decoding=0.6)
+    assert not cache.parked
+    cache.pass_s(100, share_lost=0.9, share_decoding=0.1)
+    assert cache.parked
+
+
+def test_all_go_on_where_it_shows_that_few_decode_for_longer():
+    cache = thrashing("a", "b", "c", "d")
+    assert not cache.call("c")
+    assert not cache.call("d")
+    cache.admission.reads("c", blocks_of("c", 200))
+    cache.pass_s(3, share_lost=0.1, share_decoding=0.0)
+    assert cache.admission.num_queued == 2
+    cache.pass_s(200, share_lost=0.9, share_decoding=1.0)
+    assert cache.resumed[-2:] == ["c", "d"]
+
+
+def test_who_needs_no_room_does_not_wait_behind_who_does():
+    cache = thrashing("a", "b", "c", "d")
+    assert not cache.call("d")
+    assert cache.call("new")
+    cache.admission.reads("new", blocks_of("new", 30))
+    cache.pass_s(1, share_lost=1.0)
+    assert cache.parked[-1] == "new"  # now it does
+
+
+def test_nobody_makes_way_where_that_is_not_enough():
+    cache = thrashing("a", "b", "c", "d")
+    cache.admission.reads("d", blocks_of("d", 70))
+    turn_s = int(admission.TURN * 70 * BLOCK_S)
+    assert not cache.call("d")
+    cache.admission.end("b")
+    cache.pass_s(turn_s // 2, share_lost=0.1)
+    cache.begin("new", 30)
+    cache.pass_s(turn_s // 2 + 2, share_lost=0.1)  # that is the end of a's turn, not of its own
+    assert cache.parked == ["d", "c"]
+    cache.pass_s(turn_s // 2, share_lost=0.1)
+    assert cache.parked == ["d", "c", "a", "new"]
+    assert cache.resumed[-1] == "d"
 
 
 def test_a_higher_priority_need_not_wait():
