@@ -1,13 +1,13 @@
 """Mooncake's traces, a request a line, and AIPerf's turns of a session in the same form.
 
 A line has ``input_length`` (with ``hash_ids`` or without), ``text_input``, ``messages`` or a whole
-``payload``. Lines of one ``session_id`` follow each other: what comes after ``input_length`` or
-``text_input`` continues the conversation, live answers included; ``messages`` and ``payload`` are
-the whole prompt, as in AIPerf.
+``payload``. Lines of one ``session_id`` follow each other. As in AIPerf, an ``input_length`` or a
+``text_input`` then continues the conversation, live answers included; ``messages`` and ``payload``
+are the whole prompt. A hash id stands for 512 tokens.
 
-Read and not played: of a session's later lines the ``timestamp``; they come ``delay`` after the
-answer before, or without one as long after it as the two timestamps are apart. ``extra``, and of a
-payload all but messages, tools, prompt and ``max_tokens``. Blocks have 512 tokens, always.
+Read and not played: ``extra``; of a payload all but messages, tools, prompt and the most tokens to
+answer; and the time of a session's later lines as such. They come ``delay`` after the answer
+before, or without one as long after it as the two timestamps are apart.
 """
 
 from __future__ import annotations
