@@ -126,12 +126,12 @@ class Prompts:
 
     def __init__(self, seed: int, vocab_size: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self._named: dict[tuple[str, ...], np.ndarray] = {}
 
     def new(self, count: int) -> np.ndarray:
         """i32[count] that no other call begins with."""
-        return self.rng.integers(0, self._vocab_size, count).astype(np.int32)
+        return self.rng.integers(0, self.vocab_size, count).astype(np.int32)
 
     def named(self, count: int, *name: str) -> np.ndarray:
         """i32[count], the same whenever it is asked for by this name."""

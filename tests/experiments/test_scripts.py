@@ -104,6 +104,26 @@ def test_a_trace_is_played(run, tmp_path):
     assert "trace.jsonl" in said
 
 
+def test_what_sessions_of_a_dag_share_is_computed_once(run, tmp_path):
+    trace, path = tmp_path / "dag.jsonl", tmp_path / "out.json"
+    system = {"role": "system", "content": "x" * 4000}
+    lines = [
+        {
+            "session_id": f"s{i}",
+            "turns": [
+                {"messages": [system, {"role": "user", "content": f"{i}"}], "max_tokens": 4},
+                {"messages": [{"role": "user", "content": "more"}], "max_tokens": 4, "delay": 9000},
+            ],
+        }
+        for i in range(5)
+    ]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    code, _, _ = run(compare, "--trace-file", trace, "--arms", "gpu-only", "--json", path)
+    assert code == 0
+    arms = json.loads(path.read_text())[str(trace)]
+    assert arms["gpu-only"]["tokens_recomputed"] < 2 * 1000
+
+
 def small_cells():
     sizes = Sizes(1024, 32, 32)
     where = Setting(LLAMA_3_1_8B, A10G, 4200, 20_000, max_num_seqs=4)
