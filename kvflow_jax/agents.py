@@ -35,9 +35,8 @@ class Agents:
         self._let_go = let_go
         self._agents: OrderedDict[AgentKey, _Agent] = OrderedDict()  # called longest ago first
 
-    def of(self, client: str) -> Iterator[AgentKey]:
-        """The agents of a client."""
-        return (agent for agent in self._agents if agent[0] == client)
+    def __iter__(self) -> Iterator[AgentKey]:
+        return iter(self._agents)
 
     def call(self, agent: AgentKey, request: Request, page_size: int, now: float) -> int:
         """An agent is called; tokens of its fixed prefix, as far as it is known."""

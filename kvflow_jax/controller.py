@@ -41,7 +41,8 @@ class Controller:
         keeps_everything: whether everything cached is worth a copy, as hierarchical caches have
             it, or only what somebody is known to read again.
         load_pays: see ``Planner``.
-        watches: whether recency takes over for clients whose graphs mislead.
+        watches: whether recency takes over for clients whose graphs mislead, and runs of which
+            nothing is heard count as far.
         compute_s, decode_s: see ``Admission``; given, runs may be held back.
     """
 
@@ -57,7 +58,7 @@ class Controller:
         compute_s: Callable[[int], float] | None = None,
         decode_s: Callable[[], float] | None = None,
     ) -> None:
-        self.progress = Progress()
+        self.progress = Progress(notes_quiet=watches)
         self.planner = Planner(cache, prefetches=prefetches, load_pays=load_pays)
         self._backs_up_early = backs_up_early
         self._keeps_everything = keeps_everything
@@ -173,7 +174,7 @@ class Controller:
         if self._watch is not None:
             is_led = hints is not None and hints.agent_id is not None
             if self._watch.read(request, is_led=is_led):
-                self._trust_anew(request.owner)
+                self._trust_anew()
         if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
             return
         agent = (request.owner, hints.agent_id)
@@ -295,9 +296,9 @@ class Controller:
             return UNKNOWN_STEPS
         return self.progress.steps(agent)
 
-    def _trust_anew(self, client: str) -> None:
-        """A client's graphs are believed no longer, or again."""
-        for agent in self._agents.of(client):
+    def _trust_anew(self) -> None:
+        """Graphs are believed no longer, or again."""
+        for agent in self._agents:
             self._cache.set_steps(("agent", *agent), self._steps(agent))
 
 

@@ -15,12 +15,14 @@ from kvflow_jax.cache.anchors import (
     MinBag,
 )
 from kvflow_jax.step_graph import NEVER, Graph, RunState
+from kvflow_jax.waits import Waits
 
 AgentKey = tuple[str, str]  # client, agent
 RunKey = tuple[str, str]  # client, workflow_id
 
 MAX_RUNS = 100_000
 RUN_TTL_S = 600.0  # a run of which nothing is heard is abandoned
+QUIET, MIN_QUIET_S = 8.0, 10.0  # long waits after which a run without calls is quiet; at least
 # How many of the ways a run may take are prepared for; the others count as OTHER_BRANCH farther.
 MAX_BRANCHES = 4
 
@@ -37,6 +39,7 @@ class Run:
         values: what the run says of each agent now.
         owners: conversations of its agents, which wait as long as the agent does.
         is_parked: whether it is held back, so that what it reads counts as PARKED farther.
+        is_quiet: whether nothing was heard of it for much longer than runs wait; it counts as far.
     """
 
     key: RunKey
@@ -48,6 +51,7 @@ class Run:
     values: dict[str, float] = field(default_factory=dict)
     owners: dict[str, dict[Hashable, None]] = field(default_factory=dict)
     is_parked: bool = False
+    is_quiet: bool = False
 
 
 class Progress:
@@ -55,13 +59,20 @@ class Progress:
 
     ``changes`` collects agents and owners whose steps are others than before, for the cache to be
     told: only those that the moved run touches. ``ended`` collects runs that are over.
+
+    Args:
+        notes_quiet: whether runs that wait far longer than others do count as farther. Nobody says
+            when a run is abandoned, and what it would read must not keep others from theirs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, notes_quiet: bool = False) -> None:
         self.changes: dict[Hashable, float] = {}
         self.ended: list[RunKey] = []
         self._runs: OrderedDict[RunKey, Run] = OrderedDict()  # heard of longest ago first
         self._steps: dict[AgentKey, MinBag] = {}
+        self._notes_quiet = notes_quiet
+        self._idle: OrderedDict[RunKey, float] = OrderedDict()  # without calls; longest first
+        self._waits = Waits()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -89,8 +100,17 @@ class Progress:
     def touch(self, run: Run, now: float) -> None:
         """Something was heard of a run."""
         run.last_seen_s = now
-        if self._runs.get(run.key) is run:
-            self._runs.move_to_end(run.key)
+        if self._runs.get(run.key) is not run:
+            return
+        self._runs.move_to_end(run.key)
+        idle_since_s = self._idle.pop(run.key, None)
+        if idle_since_s is not None:
+            self._waits.note(now - idle_since_s)
+        if not run.calls:
+            self._idle[run.key] = now
+        if run.is_quiet:
+            run.is_quiet = False
+            self._update(run)
 
     def find(self, key: RunKey) -> Run | None:
         return self._runs.get(key)
@@ -102,6 +122,7 @@ class Progress:
 
     def start(self, run: Run, agent: str) -> None:
         """A call of an agent began."""
+        self._idle.pop(run.key, None)
         run.calls[agent] += 1
         run.said.pop(agent, None)
         if run.state is not None:
@@ -155,6 +176,7 @@ class Progress:
         run.state, run.said = None, {}
         run.calls.clear()
         run.held.clear()
+        self._idle.pop(key, None)
         self._update(run)
         self.ended.append(key)
         return True
@@ -174,7 +196,10 @@ class Progress:
         self._update(run)
 
     def expire(self, now: float) -> None:
-        """End the runs of which nothing has been heard for long and that have no call."""
+        """End the runs of which nothing has been heard for long and that have no call; note those
+        that are quiet."""
+        if self._notes_quiet:
+            self._note_quiet(now)
         while self._runs:
             key, run = next(iter(self._runs.items()))
             if now - run.last_seen_s < RUN_TTL_S:
@@ -184,6 +209,17 @@ class Progress:
                 self._runs.move_to_end(key)
             else:
                 self.end(key)
+
+    def _note_quiet(self, now: float) -> None:
+        long_s = max(MIN_QUIET_S, QUIET * self._waits.long_s)
+        while self._idle:
+            key, since_s = next(iter(self._idle.items()))
+            if now - since_s <= long_s:
+                return
+            del self._idle[key]
+            run = self._runs[key]
+            run.is_quiet = True
+            self._update(run)
 
     def _update(self, run: Run) -> None:
         client = run.key[0]
@@ -234,7 +270,7 @@ def _values(run: Run) -> dict[str, float]:
             agent = graph.agents[node]
             values[agent] = min(values.get(agent, value), value)
     values.update(run.said)
-    if run.is_parked:
+    if run.is_parked or run.is_quiet:
         values = {agent: min(value + PARKED_STEPS, NEVER_STEPS) for agent, value in values.items()}
     for agent, num_calls in run.calls.items():
         if num_calls > run.held[agent]:

@@ -2,7 +2,8 @@
 
 A shadow keeps the keys, and nothing else, of what a cache of the device's size would hold if it
 let go of what was used longest ago. Where calls of a client keep finding less than that, what its
-graphs say is not believed for a while.
+graphs say is not believed for a while; and where all calls together do, whosever graphs they
+followed or none, nobody is.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections import OrderedDict
 from kvflow_jax.block_keys import block_keys
 from kvflow_jax.request import Request
 
-_FRESH = 0.1  # weight of the newest call
+_FRESH, _FRESH_OF_ALL = 0.1, 0.05  # weight of the newest call
 _MARGIN = 0.1  # of a prompt's blocks, that recency must find more of to be preferred
 _MIN_CALLS = 10  # of a client, before it is judged
+_MIN_CALLS_OF_ALL = 20
 _AWAY_CALLS = 200  # for which it is not believed; then it may try again
 MAX_CLIENTS = 10_000
 
@@ -58,6 +60,9 @@ class Watch:
         self._num_blocks = num_blocks
         self._page = page_size
         self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._lost = self._read = 0.0  # blocks of a call, on average of late
+        self._num_calls = 0  # since all were judged
+        self._num_away = 0  # calls until anybody is believed again
         self.reset()
 
     def reset(self) -> None:
@@ -67,7 +72,7 @@ class Watch:
     def is_misled(self, client: str) -> bool:
         """Whether what a client's graphs say is not to be believed now."""
         known = self._clients.get(client)
-        return known is not None and known.num_away > 0
+        return self._num_away > 0 or (known is not None and known.num_away > 0)
 
     def read(self, request: Request, *, is_led: bool) -> bool:
         """A request's prompt has been computed, as far as it was not found.
@@ -76,25 +81,41 @@ class Watch:
             is_led: whether it is a call of an agent.
 
         Returns:
-            Whether its client is judged otherwise than before.
+            Whether its client, or everybody, is judged otherwise than before.
         """
         keys = block_keys(request, request.num_prompt, self._page).tolist()
         num_found = self._shadow.use(keys)
-        if not is_led or not keys or request.scores_prompt:  # which may find nothing
+        if not keys or request.scores_prompt:  # which may find nothing
             return False
-        client = self._clients.get(request.owner)
+        # The last token is always computed, so that its block is never found.
+        lost = min(num_found, (request.num_prompt - 1) // self._page)
+        lost -= (request.num_cached or 0) // self._page
+        is_changed = self._judge_all(lost, len(keys))
+        return (is_led and self._judge(request.owner, lost / len(keys))) or is_changed
+
+    def _judge_all(self, num_lost: int, num_read: int) -> bool:
+        self._lost += _FRESH_OF_ALL * (num_lost - self._lost)
+        self._read += _FRESH_OF_ALL * (num_read - self._read)
+        self._num_calls += 1
+        if self._num_away:
+            self._num_away -= 1
+            return not self._num_away
+        if self._num_calls < _MIN_CALLS_OF_ALL or self._lost <= _MARGIN * self._read:
+            return False
+        self._lost, self._num_calls, self._num_away = 0.0, 0, _AWAY_CALLS
+        return True
+
+    def _judge(self, name: str, lost_share: float) -> bool:
+        client = self._clients.get(name)
         if client is None:
-            client = self._clients[request.owner] = _Client()
+            client = self._clients[name] = _Client()
             if len(self._clients) > MAX_CLIENTS:
                 self._clients.popitem(last=False)
         client.num_calls += 1
         if client.num_away:
             client.num_away -= 1
             return not client.num_away
-        # The last token is always computed, so that its block is never found.
-        lost = min(num_found, (request.num_prompt - 1) // self._page)
-        lost -= (request.num_cached or 0) // self._page
-        client.lost += _FRESH * (lost / len(keys) - client.lost)
+        client.lost += _FRESH * (lost_share - client.lost)
         if client.num_calls < _MIN_CALLS or client.lost <= _MARGIN:
             return False
         client.lost, client.num_calls, client.num_away = 0.0, 0, _AWAY_CALLS

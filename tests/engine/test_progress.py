@@ -5,7 +5,7 @@ import random
 import pytest
 
 from kvflow_jax.cache.anchors import NEVER_STEPS, PARKED_STEPS, UNKNOWN_STEPS
-from kvflow_jax.progress import MAX_BRANCHES, RUN_TTL_S, Progress
+from kvflow_jax.progress import MAX_BRANCHES, MIN_QUIET_S, QUIET, RUN_TTL_S, Progress
 from kvflow_jax.workflow import Workflow
 
 
@@ -205,3 +205,38 @@ def test_a_call_that_waits_for_its_runs_turn_reads_no_sooner_than_the_rest():
     assert progress.steps(("", "x")) == UNKNOWN_STEPS
     progress.park(run.key, is_parked=False)
     assert [progress.steps(("", agent)) for agent in "ab"] == [0, 0]
+
+
+def test_a_run_that_nobody_goes_on_with_counts_as_far():
+    progress = Progress(notes_quiet=True)
+    left = progress.run(("", "left"), ring(), 0.0)
+    call(progress, left, "a")
+    progress.touch(left, 0.0)
+    now = 0.0
+    while now < MIN_QUIET_S:
+        progress.expire(now)
+        assert progress.steps(("", "b")) == 0
+        now += 1.0
+    progress.expire(now + 1.0)
+    assert progress.steps(("", "b")) == PARKED_STEPS
+    progress.run(left.key, None, now + 1.0)  # it calls
+    assert progress.steps(("", "b")) == 0
+    progress.start(left, "b")
+    progress.expire(now + 100.0)
+    assert progress.steps(("", "c")) == 1  # whoever is in a call is not quiet
+
+
+def test_where_waits_are_long_a_run_is_quiet_later():
+    progress = Progress(notes_quiet=True)
+    run = progress.run(("", "w"), ring(), 0.0)
+    now = 0.0
+    for _ in range(40):
+        progress.run(run.key, None, now)
+        call(progress, run, "a")
+        progress.touch(run, now)
+        now += 30.0
+        progress.run(run.key, None, now)
+    progress.expire(now + 2 * MIN_QUIET_S)
+    assert progress.steps(("", "b")) < PARKED_STEPS
+    progress.expire(now + 2 * QUIET * 30.0)
+    assert progress.steps(("", "b")) >= PARKED_STEPS

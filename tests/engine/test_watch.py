@@ -56,3 +56,30 @@ def test_a_graph_that_is_right_is_believed():
     for turn in range(4):
         call(engine, "xyz"[turn % 3], turn, "other")
     assert not watch.is_misled("other")
+
+
+def test_where_all_find_less_than_recency_would_nobody_is_believed():
+    """One client's agents, called once, are said to be next for ever; another's chat suffers."""
+    graph = Workflow("star").entry("hub").join("hub", "any")
+    for agent in "abcd":
+        graph.edge("hub", agent).edge(agent, "hub")
+    graph = graph.freeze()
+    computed = {}
+    for guards in (False, True):
+        cache = CacheSettings(eviction="kvflow", guards=guards)
+        engine = make_engine(num_pages=22, max_model_len=24, cache=cache)
+        for agent in "abcd":
+            prompt = [2 * ord(agent) % 40] * 16 + [7]
+            hints = Hints(workflow_id="run", agent_id=agent, graph=graph, num_fixed=16)
+            Client(engine, prompt, max_tokens=2, hints=hints, client="gone")
+            run(engine)
+        chats = [[30 + i] * 16 for i in range(2)]
+        total = 0
+        for turn in range(60):
+            one = Client(engine, [*chats[turn % 2], turn % 40], max_tokens=2, client="chat")
+            run(engine)
+            assert one.tokens == one.cold
+            total += one.stats.num_prompt_tokens - one.stats.num_cached_tokens
+        engine.check_integrity()
+        computed[guards] = total
+    assert computed[True] < 0.6 * computed[False]

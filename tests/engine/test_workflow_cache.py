@@ -83,6 +83,20 @@ def test_a_request_says_what_became_of_its_hints():
     assert plain.stats.hint_status is None
 
 
+@pytest.mark.parametrize("settings", [HICACHE, KVFLOW])
+def test_what_nobody_spoke_of_comes_back_from_the_host(settings):
+    """Chats without a hint, of which the device holds three of six."""
+    engine = make_engine(num_pages=32, cache=settings)
+    for turn in range(3):
+        for agent in AGENTS:
+            client = Client(engine, prompt_of(agent, turn), max_tokens=4)
+            run(engine)
+            assert client.tokens == client.cold
+            assert (client.stats.num_cached_tokens >= 32) == (turn > 0)
+    assert engine.stats.num_loaded_blocks > 0
+    engine.check_integrity()
+
+
 def test_a_fixed_prefix_nobody_told_of_is_learned():
     engine = make_engine(num_pages=32, cache=KVFLOW)
     graph = cycle()
