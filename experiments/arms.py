@@ -79,7 +79,8 @@ def figures(
     """Of the calls after round 0, while the engine's counters went from ``before`` to ``after``.
 
     Times are seconds; a completion is that of a run, from its arrival, round 0 included, to its
-    end; recomputed tokens are those of fixed prefixes, and per call.
+    end. Tokens recomputed are those of prompts that were computed, again after a preemption
+    included; those of fixed prefixes are per call.
     """
     warm = [record for record in records if record.round]
     latency = np.array([record.latency_s for record in warm])
@@ -93,7 +94,6 @@ def figures(
     )
     makespan_s = max(r.end_s for r in warm) - min(r.start_s for r in warm)
     stall_s = after.stall_s - before.stall_s
-    num_prompt = sum(record.num_prompt for record in warm)
     num_cached = sum(record.num_cached for record in warm)
     num_host = sum(record.num_host for record in warm)
     return {
@@ -113,7 +113,7 @@ def figures(
         "stall_share": stall_s / makespan_s,
         "tokens_from_device": num_cached - num_host,
         "tokens_from_host": num_host,
-        "tokens_recomputed": num_prompt - num_cached,
+        "tokens_recomputed": sum(record.num_computed for record in warm),
         "prefetch_useful_blocks": int(after.num_useful_blocks - before.num_useful_blocks),
         "prefetch_late_blocks": int(after.num_late_blocks - before.num_late_blocks),
         "prefetch_wasted_blocks": int(after.num_wasted_blocks - before.num_wasted_blocks),

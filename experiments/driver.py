@@ -35,6 +35,7 @@ class CallRecord:
     num_prompt: int
     num_cached: int  # prompt tokens from the cache, and
     num_host: int  # of those, loaded from the host for this call
+    num_computed: int  # prompt tokens, again after a preemption included
     num_fixed_recomputed: int
 
     @property
@@ -209,6 +210,7 @@ class Driver:
             num_prompt=stats.num_prompt_tokens,
             num_cached=stats.num_cached_tokens,
             num_host=stats.num_cached_host_tokens,
+            num_computed=stats.num_computed_tokens,
             num_fixed_recomputed=max(0, call.num_fixed - stats.num_cached_tokens),
         )
         with self._lock:

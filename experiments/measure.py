@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,37 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser
+
+
+def whole(text: str) -> int:
+    """A number of at least 0, for argparse."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A number of at least 1, for argparse."""
+    if (value := whole(text)) == 0:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def interruptible(run: Callable[[], int]) -> int:
+    """Run an experiment; where somebody stops it, say so in a line. Its exit status."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        print("\nstopped; with --json, the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def seconds(call: Callable[[], Any], repeats: int = 5) -> float:

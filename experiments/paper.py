@@ -5,27 +5,31 @@
 
 In virtual time the paper's machines and models, as ``experiments.sim.machines`` has them. On real
 execution the same workloads scaled down, on this machine and the embedded model, the link emulated
-at the A10G's ratio; and the same in virtual time beside it, with a profile fitted around each arm.
+at the A10G's ratio; and the same in virtual time beside it, with a profile fitted to how long steps
+took meanwhile.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
 from tqdm import tqdm
 
 from experiments.arms import ARMS, arms_named
-from experiments.measure import arguments, write_json
+from experiments.measure import arguments, interruptible, positive, whole, write_json
 from experiments.play import Setting, play
 from experiments.sim import machines
 from experiments.sim.profile import ModelShape, Profile
-from experiments.store import Store
+from experiments.store import Store, StoreError
 from experiments.workloads import paper
 from experiments.workloads.base import Sizes, Workload
 
@@ -133,7 +137,7 @@ def _concurrency() -> list[Cell]:
                         where,
                         _concurrent(num_runs, Sizes(fixed, 256, 256)),
                         reported,
-                        is_quick=(fixed, num_runs) == (1024, 16),
+                        is_quick=bool(reported) and profile is machines.H100_EFFECTIVE,
                     )
                 )
     return found
@@ -183,22 +187,28 @@ def _concurrent(num_runs: int, sizes: Sizes) -> Callable[[int, int], Workload]:
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--mode", choices=["sim", "real"], default="sim")
-    parser.add_argument("--quick", action="store_true", help="the cells of which a figure is known")
+    parser.add_argument(
+        "--mode", choices=["sim", "real"], default="sim", help="virtual time, or this machine"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few cells of each experiment")
     parser.add_argument(
         "--arms",
         default="some",
         help="names, comma-separated, all, or some: all for the quick cells, without oracle and "
         "unlimited for the others",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
+    parser.add_argument("--seed", type=whole, default=0, help="of all that is drawn")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="cells at a time")
     options = parser.parse_args()
     try:
-        arms = arms_named("all" if options.arms == "some" else options.arms)
-    except machines.UnknownNameError as error:
+        return interruptible(lambda: run(options))
+    except (machines.UnknownNameError, StoreError) as error:
         print(f"paper: {error}", file=sys.stderr)
         return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    arms = arms_named("all" if options.arms == "some" else options.arms)
     if options.mode == "real":
         from experiments import real
 
@@ -211,13 +221,17 @@ def main() -> int:
         for cell in wanted
         if cell.name not in store
     ]
-    played = played_in_turn(jobs, options.jobs)
-    for cell in tqdm(wanted, unit="cell", disable=not sys.stderr.isatty()):
-        if cell.name not in store:
-            store.put(cell.name, next(played))
-        for line in told(cell, store.results[cell.name]):
-            tqdm.write(line)
-    results = {"cells": store.results, "means": means(store.results), **asked}
+    by_name = {cell.name: cell for cell in wanted}
+    with tqdm(total=len(wanted), unit="cell", disable=not sys.stderr.isatty()) as bar:
+        for name, result in chain(list(store.results.items()), played(jobs, options.jobs)):
+            if name not in store:
+                store.put(name, result)
+            bar.update()
+            for line in told(by_name[name], store.results[name]):
+                bar.write(line)
+    # As they are listed, not as they came.
+    ordered = {cell.name: store.results[cell.name] for cell in wanted}
+    results = {"cells": ordered, "means": means(ordered), **asked}
     for line in means_told(results["means"]):
         print(line)
     write_json(results, options.json)
@@ -232,19 +246,23 @@ def arms_of(cell: Cell, arms: list[str], is_some: bool) -> list[str]:
     return [arm for arm in arms if arm not in ("oracle", "unlimited")]
 
 
-def played_in_turn(jobs: list[Job], num_at_once: int) -> Iterator[dict[str, Any]]:
-    """What comes of each job, in their order."""
+def played(jobs: list[Job], num_at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name of each job's cell and what comes of it, as they end."""
     if num_at_once <= 1 or len(jobs) <= 1:
         yield from map(_play_job, jobs)
         return
-    # Not forked: JAX has threads of its own.
-    with ProcessPoolExecutor(num_at_once, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_play_job, jobs)
+    # Not forked: JAX has threads of its own. Who stops this one ends them with it.
+    with get_context("spawn").Pool(num_at_once, _ignore_interrupts) as pool:
+        yield from pool.imap_unordered(_play_job, jobs)
 
 
-def _play_job(job: Job) -> dict[str, Any]:
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _play_job(job: Job) -> tuple[str, dict[str, Any]]:
     name, arms, seed = job
-    return play_cell(next(cell for cell in cells() if cell.name == name), arms, seed)
+    return name, play_cell(next(cell for cell in cells() if cell.name == name), arms, seed)
 
 
 def play_cell(cell: Cell, arms: list[str], seed: int) -> dict[str, Any]:
@@ -283,18 +301,21 @@ def told(cell: Cell, result: Mapping[str, Any]) -> list[str]:
 
 
 def means(results: Mapping[str, Any]) -> dict[str, Any]:
-    """KVFlow over HiCache, mean over the sizes with the same fixed prefix."""
+    """KVFlow over HiCache, mean over all sizes with the same fixed prefix; none of some of them."""
     fast, slow = MEANS_OF
     found: dict[str, list[float]] = {}
+    num_seen = Counter[str | None]()
+    num_cells = Counter(_mean_of(cell.name) for cell in cells())
     for name, result in results.items():
-        kind, _, rest = name.partition(" ")
         arms = result.get("arms", {})
-        if kind in ("v1", "camera-ready") and fast in arms and slow in arms:
-            machine, sizes = rest.split()[0], rest.split()[-1]
-            key = f"{kind} {machine} {sizes.split('/')[0]}"
+        key = _mean_of(name)
+        num_seen[key] += 1
+        if key is not None and fast in arms and slow in arms:
             found.setdefault(key, []).append(speedup(arms, fast, slow))
     means: dict[str, Any] = {}
     for key, values in found.items():
+        if num_seen[key] < num_cells[key]:
+            continue
         kind, _, fixed = key.split()
         means[key] = {"ours": sum(values) / len(values), "cells": len(values)}
         if (reported := REPORTED_MEANS.get((kind, int(fixed)))) is not None:
@@ -302,7 +323,17 @@ def means(results: Mapping[str, Any]) -> dict[str, Any]:
     return means
 
 
+def _mean_of(name: str) -> str | None:
+    """The mean that a cell belongs to: ``kind machine fixed``."""
+    kind, _, rest = name.partition(" ")
+    if kind not in ("v1", "camera-ready"):
+        return None
+    return f"{kind} {rest.split()[0]} {rest.split()[-1].split('/')[0]}"
+
+
 def means_told(means: Mapping[str, Any]) -> list[str]:
+    if not means:
+        return []
     lines = ["", "kvflow over hicache, mean over sizes with the same fixed prefix:"]
     for key, both in means.items():
         paper_says = f", the paper {both['reported']:.2f}x" if "reported" in both else ""

@@ -43,6 +43,12 @@ class Setting:
     def check(self, workload: Workload) -> None:
         """Raise DoesNotFitError where the longest call has no room."""
         needed = workload.longest + PAGE
+        if self.pool_tokens <= 0:
+            raise DoesNotFitError(
+                f"the weights of {self.model.name} do not fit {self.profile.name}, or how much "
+                f"memory that has is not known: name several, '{self.profile.name} x4', or say how "
+                "many tokens of KV there is room for (--pool-tokens)"
+            )
         if needed > self.pool_tokens:
             raise DoesNotFitError(
                 f"{workload.name} has a call of {workload.longest} tokens; the pool of "

@@ -1,8 +1,9 @@
 """Arms on this machine's real execution, and beside it what virtual time makes of the same.
 
-The machine is timed around each arm (``experiments.sim.fit``): what else runs on a shared machine
-changes from minute to minute. The host link is emulated at the A10G's ratio where host and device
-memory are one, as on CPU.
+The machine is timed between the arms (``experiments.sim.fit``), and one profile is fitted to all of
+that: what else runs on a shared machine changes from minute to minute, and with a profile for each
+arm it would be that which is compared. The host link is emulated at the A10G's ratio where host and
+device memory are one, as on CPU.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +41,7 @@ LINK_RATIO = A10G.link_ratio(LLAMA_3_1_8B)
 MAX_PREFILL = 256
 # Arms that do the very same, as kvflow's do in the cycle, were so far apart on a shared machine.
 NOISE = 0.1
-TIMED = 2  # rounds of timed steps between two arms
+TIMED = 1  # rounds of timed steps between two arms
 TIMEOUT_S = 900.0  # longer than any arm takes, so that one that hangs is noticed
 
 
@@ -61,10 +62,18 @@ class Machine:
         self.shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)
         self._loaded = loaded
         self._timer = fit.StepTimer(loaded)
-        self._times = self._timer.times(TIMED)
 
-    def play(self, workload: Workload, arm: Arm, place: Place) -> tuple[dict[str, Any], Profile]:
-        """An arm's figures, and the machine as it was around it."""
+    def times(self) -> list[Any]:
+        """What steps take now, see ``StepTimer.times``."""
+        return self._timer.times(TIMED).tolist()
+
+    def profile(self, times: Iterable[list[Any]], link_bytes_per_s: float) -> Profile:
+        """The machine as it was over some ``times``."""
+        samples = self._timer.samples(np.concatenate([np.array(one) for one in times]))
+        return replace(fit.fit(self.shape, samples), link_bytes_per_s=link_bytes_per_s)
+
+    def play(self, workload: Workload, arm: Arm, place: Place) -> tuple[dict[str, Any], float]:
+        """An arm's figures, and bytes a second of the link it had."""
         is_tiered = arm.cache.mode != "gpu-only"
         host_gib = place.host_tokens * self.shape.kv_bytes_per_token / GIB
         cache = replace(
@@ -81,10 +90,7 @@ class Machine:
             seed=0,
             cache=cache,
         )
-        played, link_bytes_per_s = play_on_engine(self._loaded, config, workload)
-        before, self._times = self._times, self._timer.times(TIMED)
-        profile = fit.fit(self.shape, self._timer.samples(np.concatenate([before, self._times])))
-        return played, replace(profile, link_bytes_per_s=link_bytes_per_s)
+        return play_on_engine(self._loaded, config, workload)
 
     def simulate(
         self, workload: Workload, arm: Arm, place: Place, profile: Profile
@@ -158,17 +164,22 @@ def main(arms: list[str], options: argparse.Namespace) -> int:
     asked = {"mode": "real", "quick": options.quick, "arms": arms, "seed": options.seed}
     store = Store(options.json, asked)
     machine = Machine(loaded)
-    for workload, place in settings(loaded.config.vocab_size, options.seed, options.quick):
-        shown = tqdm(arms, desc=workload.name, unit="arm", disable=not sys.stderr.isatty())
-        for name in shown:
-            key = f"{workload.name} {name}"
-            if key not in store:
-                real, profile = machine.play(workload, ARMS[name], place)
-                virtual = machine.simulate(workload, ARMS[name], place, profile)
-                store.put(key, {"real": real, "sim": virtual, "profile": profile.to_dict()})
-            print(told(key, store.results[key]), flush=True)
-    results = {**asked, "link_ratio": LINK_RATIO, "arms_played": store.results}
-    results |= compared(store.results)
+    places = settings(loaded.config.vocab_size, options.seed, options.quick)
+    jobs = {f"{load.name} {arm}": (load, arm, place) for load, place in places for arm in arms}
+    for key, (load, arm, place) in tqdm(jobs.items(), unit="arm", disable=not sys.stderr.isatty()):
+        if key not in store:
+            before = machine.times()
+            real, link_bytes_per_s = machine.play(load, ARMS[arm], place)
+            store.put(key, {"real": real, "link": link_bytes_per_s, "times": before})
+    played: dict[str, Any] = {}
+    all_times = [one["times"] for one in store.results.values()]
+    for key, (load, arm, place) in jobs.items():
+        one = store.results[key]
+        profile = machine.profile(all_times, one["link"])
+        virtual = machine.simulate(load, ARMS[arm], place, profile)
+        played[key] = {"real": one["real"], "sim": virtual, "profile": profile.to_dict()}
+        print(told(key, played[key]), flush=True)
+    results = {**asked, "link_ratio": LINK_RATIO, "arms_played": played} | compared(played)
     print(f"virtual time is off by {results['worst_error']:.1%} at most; same order of arms: ")
     print("  " + ", ".join(f"{name}: {one}" for name, one in results["same_order"].items()))
     write_json(results, options.json)

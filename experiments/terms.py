@@ -9,6 +9,7 @@ what is evicted.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.arms import ARMS, Arm
-from experiments.measure import arguments, write_json
+from experiments.measure import arguments, interruptible, whole, write_json
 from experiments.play import Setting, play
 from experiments.sim import machines
-from experiments.store import Store
+from experiments.store import Store, StoreError
 from experiments.workloads.catalogue import workload
+from experiments.workloads.scale import Scale
 
 LOOPS = ("branching", "leader", "team", "coding")
 HOST_SHARES = (0.0, 0.5, 4.0)  # of the device's room for KV
@@ -33,6 +35,7 @@ def _cost_with(about: str, **changes: Any) -> Arm:
 
 
 ARMS_OF_TERMS: dict[str, Arm] = {
+    "gpu-only": ARMS["gpu-only"],
     "hicache": ARMS["hicache"],
     "kvflow-guard": ARMS["kvflow-guard"],
     "kvflow-cost": _COST,
@@ -43,18 +46,38 @@ ARMS_OF_TERMS: dict[str, Arm] = {
         "as if every block cost the same", eviction="kvflow-chance", admission=True
     ),
     "all runs": _cost_with("no run is held back", admission=False),
+    # Who takes turns matters more than what goes: the same turns under other orders.
+    "kvflow, turns": _cost_with("KVFlow's order", eviction="kvflow", admission=True),
+    "lru, turns": replace(
+        ARMS["hicache"],
+        about="least recently used goes",
+        cache=replace(ARMS["hicache"].cache, admission=True),
+    ),
     "oracle": ARMS["oracle"],
 }
 
 
 def main() -> int:
-    options = arguments(__doc__).parse_args()
-    store = Store(options.json, {"script": "terms"})
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller workloads")
+    parser.add_argument("--seed", type=whole, default=0, help="of all that is drawn")
+    options = parser.parse_args()
+    try:
+        return interruptible(lambda: run(options))
+    except StoreError as error:
+        print(f"terms: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    scale = Scale(options.quick)
+    asked = {"script": "terms", "quick": options.quick, "seed": options.seed}
+    store = Store(options.json, asked)
     jobs = [(name, share, arm) for name in LOOPS for share in HOST_SHARES for arm in ARMS_OF_TERMS]
     for name, share, arm in tqdm(jobs, unit="run", disable=not sys.stderr.isatty()):
         key = f"{name} {share:g} {arm}"
         if key not in store:
-            store.put(key, _figures(name, share, ARMS_OF_TERMS[arm]))
+            store.put(key, _figures(name, share, ARMS_OF_TERMS[arm], options.seed, scale))
     results = nested(store.results)
     print(table(results), flush=True)
     write_json(results, options.json)
@@ -62,12 +85,12 @@ def main() -> int:
     return 0
 
 
-def _figures(name: str, host_share: float, arm: Arm) -> dict[str, Any]:
+def _figures(name: str, host_share: float, arm: Arm, seed: int, scale: Scale) -> dict[str, Any]:
     entry = workload(name)
     profile, shape = machines.machine(entry.machine), machines.shape(entry.model)
     pool = machines.pool_tokens(profile, shape)
     setting = Setting(shape, profile, pool, int(host_share * pool))
-    return play(setting, entry.build(shape.vocab_size, 0, False), arm).figures
+    return play(setting, entry.build(shape.vocab_size, seed, scale), arm).figures
 
 
 def nested(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,14 +110,17 @@ def gain(arms: Mapping[str, Any], arm: str, key: str = "completion_mean_s") -> f
 def table(results: Mapping[str, Any]) -> str:
     """Mean completion over that of ``kvflow-guard``; Markdown."""
     lines = [
-        f"| | host | {' | '.join(ARMS_OF_TERMS)} | ttft p99, s: kvflow-guard, kvflow-cost |",
-        "|---" * (len(ARMS_OF_TERMS) + 3) + "|",
+        f"| | host | {' | '.join(ARMS_OF_TERMS)} | makespan, s: kvflow-guard, kvflow-cost | "
+        "ttft p99, s: kvflow-guard, kvflow-cost |",
+        "|---" * (len(ARMS_OF_TERMS) + 4) + "|",
     ]
     for name, shares in results.items():
         for share, arms in shares.items():
             gains = " | ".join(f"{gain(arms, arm):.2f}x" for arm in ARMS_OF_TERMS)
-            waits = (f"{arms[arm]['ttft_p99_s']:.1f}" for arm in ("kvflow-guard", "kvflow-cost"))
-            lines.append(f"| {name} | {share} | {gains} | {', '.join(waits)} |")
+            both = [arms[arm] for arm in ("kvflow-guard", "kvflow-cost")]
+            spans = ", ".join(f"{one['makespan_s']:.0f}" for one in both)
+            waits = ", ".join(f"{one['ttft_p99_s']:.1f}" for one in both)
+            lines.append(f"| {name} | {share} | {gains} | {spans} | {waits} |")
     return "\n".join(lines)
 
 

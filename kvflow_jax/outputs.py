@@ -23,6 +23,7 @@ class RequestStats:
     num_prompt_tokens: int
     num_cached_tokens: int  # prompt tokens whose KV came from the cache, at first admission
     num_cached_host_tokens: int  # of those, loaded from the host for this request
+    num_computed_tokens: int  # of the prompt, those computed again after a preemption included
     num_output_tokens: int
     num_preemptions: int
     hint_status: HintStatus | None  # None where the request had no hints

@@ -75,6 +75,7 @@ class Request:
         self.num_prompt = len(prompt_ids)
         self.num_known = self.num_prompt
         self.num_in_flight = 0
+        self.num_prompt_computed = 0  # tokens, those computed again after a preemption included
         self.num_computed = 0
         self.tokens = np.empty(self.num_prompt + 16, np.int32)
         self.tokens[: self.num_prompt] = prompt_ids
@@ -169,6 +170,7 @@ class Request:
             num_prompt_tokens=self.num_prompt,
             num_cached_tokens=self.num_cached or 0,
             num_cached_host_tokens=self.num_cached_host,
+            num_computed_tokens=self.num_prompt_computed,
             num_output_tokens=self.num_output,
             num_preemptions=self.num_preemptions,
             hint_status=self.hint_status,

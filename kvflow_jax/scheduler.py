@@ -239,6 +239,7 @@ class Scheduler:
             return False
         start = request.num_computed
         request.num_computed += length
+        request.num_prompt_computed += max(0, min(request.num_computed, request.num_prompt) - start)
         samples = request.num_computed == request.num_tokens
         request.num_in_flight += samples
         lease = request.lease

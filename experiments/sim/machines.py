@@ -7,7 +7,6 @@ Launch and host times are guesses of what a CUDA graph and a Python loop cost. L
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from experiments.sim.profile import ModelShape, Profile
 PRODUCTS, ATTENTION, MEMORY = 0.6, 0.3, 0.8
 # Of the device's memory, what weights and KV may take: engines' own defaults are 0.85 to 0.9.
 MEMORY_SHARE = 0.88
+MOST_DEVICES = 1024
 THIS_MACHINE = Path(__file__).parents[1] / "results" / "profile_this_machine.json"
 
 
@@ -77,14 +77,17 @@ def machine(name: str) -> Profile:
     Raises:
         UnknownNameError: there is none.
     """
-    if name == "this-machine":
-        return Profile.read(THIS_MACHINE)
-    path = Path(name)
+    known = [*MACHINES, "NAME xN", "this-machine", "FILE.json (python -m experiments.sim.fit)"]
+    path = THIS_MACHINE if name == "this-machine" else Path(name)
     if path.suffix == ".json" and path.exists():
-        return Profile(**json.loads(path.read_text())["profile"])
+        try:
+            return Profile.read(path)
+        except (ValueError, KeyError, TypeError):
+            raise UnknownNameError("machine", name, known) from None
     kind, _, count = name.partition(" x")
-    if kind not in MACHINES or (count and not count.isdigit()):
-        raise UnknownNameError("machine", name, [*MACHINES, "this-machine", "FILE.json"])
+    is_count = count.isascii() and count.isdigit() and 1 <= int(count) <= MOST_DEVICES
+    if kind not in MACHINES or (count and not is_count):
+        raise UnknownNameError("machine", name, known)
     return MACHINES[kind].times(int(count)) if count else MACHINES[kind]
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from experiments.sim.machines import UnknownNameError
 from experiments.workloads import agents, paper, sessions
 from experiments.workloads.base import Run, Sizes, Workload
+from experiments.workloads.scale import Scale
 
-Build = Callable[[int, int, bool], Workload]  # (vocab_size, seed, is_quick)
+Build = Callable[[int, int, Scale], Workload]  # (vocab_size, seed, scale)
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,22 @@ class Entry:
     model: str = "llama-3.1-8b"
 
 
-def _cycle(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _cycle(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return paper.cycle(
         num_agents=10,
-        num_rounds=2 if is_quick else 10,
-        sizes=Sizes(8192, 32, 32),
+        num_rounds=scale.of(quick=2, whole=10),
+        sizes=scale.sizes(Sizes(8192, 32, 32)),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
 def _stages(num_branches: int) -> Build:
-    def build(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    def build(vocab_size: int, seed: int, scale: Scale) -> Workload:
         return paper.stages(
             num_branches=num_branches,
-            num_rounds=2 if is_quick else 10,
-            sizes=Sizes(4096, 32, 32),
+            num_rounds=scale.of(quick=2, whole=10),
+            sizes=scale.sizes(Sizes(4096, 32, 32)),
             vocab_size=vocab_size,
             seed=seed,
         )
@@ -45,39 +46,39 @@ def _stages(num_branches: int) -> Build:
     return build
 
 
-def _concurrent(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _concurrent(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return paper.concurrent(
-        num_runs=16 if is_quick else 32,
+        num_runs=scale.num_runs(quick=16, whole=32),
         num_agents=4,
-        num_rounds=2 if is_quick else 3,
-        sizes=Sizes(1024, 256, 256),
+        num_rounds=scale.of(quick=2, whole=3),
+        sizes=scale.sizes(Sizes(1024, 256, 256)),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
-def _peer(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _peer(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return paper.peer(
-        num_runs=4 if is_quick else 16, num_rounds=3, vocab_size=vocab_size, seed=seed
+        num_runs=scale.num_runs(quick=4, whole=16), num_rounds=3, vocab_size=vocab_size, seed=seed
     )
 
 
-def _branching(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _branching(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return agents.branching(
-        num_runs=6 if is_quick else 12,
-        num_rounds=3 if is_quick else 8,
-        sizes=Sizes(2048, 64, 64),
+        num_runs=scale.num_runs(quick=6, whole=12),
+        num_rounds=scale.of(quick=3, whole=8),
+        sizes=scale.sizes(Sizes(2048, 64, 64)),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
 def _arriving(make: Callable[..., Workload], rate: float, num_runs: int) -> Build:
-    def build(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+    def build(vocab_size: int, seed: int, scale: Scale) -> Workload:
         return make(
-            num_runs=num_runs // 4 if is_quick else num_runs,
-            rate=rate,
-            sizes=Sizes(2048, 64, 64),
+            num_runs=scale.num_runs(quick=num_runs // 4, whole=num_runs),
+            rate=scale.rate(rate),
+            sizes=scale.sizes(Sizes(2048, 64, 64)),
             vocab_size=vocab_size,
             seed=seed,
         )
@@ -85,66 +86,66 @@ def _arriving(make: Callable[..., Workload], rate: float, num_runs: int) -> Buil
     return build
 
 
-def _team(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _team(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return agents.team(
-        num_runs=4 if is_quick else 8,
-        num_rounds=3 if is_quick else 8,
-        sizes=Sizes(8192, 128, 128),
+        num_runs=scale.num_runs(quick=4, whole=8),
+        num_rounds=scale.of(quick=3, whole=8),
+        sizes=scale.sizes(Sizes(8192, 128, 128)),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
-def _leader(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _leader(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return agents.leader_loop(
-        num_runs=6 if is_quick else 8,
-        num_rounds=2 if is_quick else 5,
-        sizes=Sizes(1024, 64, 64),
+        num_runs=scale.num_runs(quick=6, whole=8),
+        num_rounds=scale.of(quick=2, whole=5),
+        sizes=scale.sizes(Sizes(1024, 64, 64)),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
-def _coding(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _coding(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return sessions.coding(
-        num_runs=12 if is_quick else 24,
-        rate=0.3,
+        num_runs=scale.num_runs(quick=12, whole=24),
+        rate=scale.rate(0.3),
         context=65_536,
-        most_turns=25 if is_quick else 35,
+        most_turns=scale.of(quick=25, whole=35),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
-def _mix(vocab_size: int, seed: int, is_quick: bool) -> Workload:
+def _mix(vocab_size: int, seed: int, scale: Scale) -> Workload:
     """Developers, a team and applications on one machine."""
     sizes = Sizes(4096, 64, 128)
     parts = [
         sessions.coding(
-            num_runs=8 if is_quick else 16,
+            num_runs=scale.of(quick=8, whole=16),
             rate=0.3,
             context=65_536,
-            most_turns=20 if is_quick else 30,
+            most_turns=scale.of(quick=20, whole=30),
             vocab_size=vocab_size,
             seed=seed,
         ),
         agents.team(
             num_runs=4,
-            num_rounds=2 if is_quick else 3,
+            num_rounds=scale.of(quick=2, whole=3),
             sizes=Sizes(8192, 128, 128),
             vocab_size=vocab_size,
             seed=seed + 1,
         ),
         agents.dag4(
-            num_runs=20 if is_quick else 40,
+            num_runs=scale.of(quick=20, whole=40),
             rate=0.5,
             sizes=sizes,
             vocab_size=vocab_size,
             seed=seed + 2,
         ),
         agents.leader_loop(
-            num_runs=4 if is_quick else 6,
-            num_rounds=1 if is_quick else 3,
+            num_runs=scale.of(quick=4, whole=6),
+            num_rounds=scale.of(quick=1, whole=3),
             sizes=sizes,
             vocab_size=vocab_size,
             seed=seed + 3,

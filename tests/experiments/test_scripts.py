@@ -40,6 +40,7 @@ def run(monkeypatch, capsys):
     return call
 
 
+ALL = dict(catalogue.WORKLOADS)
 SMALL = ("--workload", "branching", "--pool-tokens", 3000, "--host-tokens", 9000)
 
 
@@ -153,8 +154,12 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
         return whole(cell, arms, seed)
 
     monkeypatch.setattr(paper, "play_cell", play_cell)
-    with pytest.raises(KeyboardInterrupt):
-        run(paper, "--quick", "--jobs", 1, "--json", path)
+    code, _, complaint = run(paper, "--quick", "--jobs", 1, "--json", path)
+    assert code == 130
+    assert "goes on from here" in complaint
+    code, _, complaint = run(paper, "--quick", "--seed", 7, "--json", path)
+    assert code == 2
+    assert "other options" in complaint
     code, said, _ = run(paper, "--quick", "--jobs", 1, "--json", path)
     assert code == 0
     assert played == ["v1 a10g 1024/32/32", "v1 a10g 2048/32/32", "v1 a10g 2048/32/32"]
@@ -182,7 +187,7 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
 def test_cells_played_at_once_give_what_they_give_one_by_one():
     names = ["v1 a10g 1024/32/32", "v1 a10g 1024/256/32"]
     jobs = [(name, ["gpu-only", "kvflow"], 0) for name in names]
-    assert list(paper.played_in_turn(jobs, 2)) == list(paper.played_in_turn(jobs, 1))
+    assert dict(paper.played(jobs, 2)) == dict(paper.played(jobs, 1))
 
 
 def test_another_process_writes_the_same_bytes(tmp_path):
@@ -196,3 +201,62 @@ def test_another_process_writes_the_same_bytes(tmp_path):
         subprocess.run([*command, "--json", path], env=environment, check=True, timeout=300)
         written.append(path.read_bytes())
     assert written[0] == written[1]
+
+
+def one_axis(table, blocks):
+    return table.last_use[blocks]
+
+
+def own(table, blocks):
+    return -table.last_use[blocks][:, None]
+
+
+def test_policies_of_ones_own_are_played_and_told_what_is_wrong(run):
+    here = "tests.experiments.test_scripts"
+    flags = [
+        "--arms",
+        "gpu-only",
+        "--policy",
+        f"{here}:own",
+        "--policy",
+        "kvflow_jax.cache.policy:lru",
+    ]
+    code, said, _ = run(compare, *SMALL, *flags)
+    assert code == 0
+    assert f"{here}:own" in said
+    code, _, complaint = run(compare, *SMALL, "--arms", "gpu-only", "--policy", f"{here}:one_axis")
+    assert code == 2
+    assert "must return numbers of shape" in complaint
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--host-tokens", "-5"], "at least 0"),
+        (["--max-num-seqs", "0"], "at least 1"),
+        (["--sizes", "1/2"], "sizes"),
+        (["--rate", "inf"], "above 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(capsys, monkeypatch, flags, message):
+    monkeypatch.setattr("sys.argv", ["compare", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_workload_is_scaled_or_says_that_it_cannot_be(run, monkeypatch):
+    monkeypatch.setattr(catalogue, "WORKLOADS", ALL)
+    flags = ["--workload", "dag-4", "--arms", "kvflow", "--runs", "7", "--rate", "2"]
+    code, said, _ = run(compare, *flags, "--sizes", "64/16/4")
+    assert code == 0
+    assert "Nothing was evicted" in said
+    code, _, complaint = run(compare, "--workload", "cycle", "--arms", "kvflow", "--rate", "2")
+    assert code == 2
+    assert "cycle has no --rate; it has: --sizes" in complaint
+
+
+def test_results_that_cannot_be_written_are_noticed_first(run, tmp_path):
+    code, _, complaint = run(compare, *SMALL, "--json", tmp_path)
+    assert code == 2
+    assert "cannot be written" in complaint

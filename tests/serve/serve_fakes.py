@@ -203,6 +203,7 @@ class FakeEngine:
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=self.num_cached,
             num_cached_host_tokens=self.num_cached_host,
+            num_computed_tokens=0,
             num_output_tokens=request.num_output_tokens,
             num_preemptions=0,
             hint_status=_status(request.hints),

@@ -24,7 +24,12 @@ def samples_of(text: str) -> dict[str, float]:
 
 def finished(reason: FinishReason, **change: object) -> Output:
     times = {"arrival_s": 10.0, "first_scheduled_s": 10.25, "first_token_s": 10.75}
-    stats = {"num_prompt_tokens": 8, "num_cached_tokens": 4, "num_output_tokens": 5}
+    stats = {
+        "num_prompt_tokens": 8,
+        "num_cached_tokens": 4,
+        "num_computed_tokens": 4,
+        "num_output_tokens": 5,
+    }
     hints = {"num_cached_host_tokens": 0, "hint_status": None}
     both = {**times, **stats, **hints, "num_preemptions": 0, "finished_s": 12.75, **change}
     return Output(0, "", (), reason, RequestStats(**both))
