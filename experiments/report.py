@@ -95,7 +95,7 @@ def _complaints(found: Mapping[str, Any], folder: Path) -> Iterator[str]:
             continue
         lacks = next(_lacks(found[name], source.arms, name), None)
         if lacks is not None:
-            yield f"{path}: {lacks}; delete it and make it again: {remedy}"
+            yield f"{path}: {lacks}; make it again: {remedy}"
 
 
 def _lacks(results: Any, arms: frozenset[str], where: str) -> Iterator[str]:
