@@ -3,6 +3,10 @@
 In a closed loop the future depends on what is evicted. So an arm is played once and the order in
 which its calls started is recorded; the next run evicts by that order and is recorded in turn,
 until the order stays as it was.
+
+That bounds nothing but eviction, and no more than roughly: prefetch and scheduler are KVFlow's, who
+runs next hangs on both, and blocks cost the same whatever they would take to compute. An arm that
+prefetches less in vain, or lets runs take turns, may be faster.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Figures of the report, each as PNG and SVG."""
+"""Figures of the report, each as PNG and SVG. What engines did when is in ``timelines``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,55 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 
 from experiments.arms import ARMS
-from experiments.play import EngineTrace, Setting, play
-from experiments.sim.machines import A10G, LLAMA_3_1_8B, pool_tokens
-from experiments.workloads.base import Sizes, Workload
-from experiments.workloads.paper import cycle
-from kvflow_jax.cache.index import RootKey
-from kvflow_jax.scheduler import StepPlan
-from kvflow_jax.trace import ChromeTrace
 
+# Okabe and Ito's colours, which most who see colours otherwise tell apart.
 COLOURS = {
     "gpu-only": "#7f7f7f",
-    "hicache": "#ff7f0e",
-    "kvflow-evict": "#9ecae1",
-    "kvflow": "#1f77b4",
-    "kvflow-guard": "#17becf",
-    "kvflow-cost": "#2ca02c",
-    "oracle": "#d62728",
-    "unlimited": "#bcbd22",
+    "hicache": "#e69f00",
+    "kvflow-evict": "#56b4e9",
+    "kvflow": "#0072b2",
+    "kvflow-guard": "#cc79a7",
+    "kvflow-cost": "#009e73",
+    "oracle": "#d55e00",
+    "unlimited": "#000000",
 }
-plt.rcParams.update({"font.size": 9, "svg.hashsalt": "kvflow", "figure.dpi": 110})
+MARKERS = {
+    "hicache": "s",
+    "kvflow-evict": "v",
+    "kvflow": "o",
+    "kvflow-guard": "D",
+    "kvflow-cost": "^",
+    "oracle": "*",
+    "unlimited": "|",
+}
+# Machines by their data sheets, and with rates fitted to the paper, side by side.
+GRIDS = (
+    (("v1 a10g", "v1 a10g-effective"), "Llama-3.1-8B, ten agents in a ring"),
+    (
+        ("camera-ready h100-pcie x1", "camera-ready h100-effective x1"),
+        "Qwen2.5-32B, ten stages of one agent",
+    ),
+    (
+        ("camera-ready h100-pcie x2", "camera-ready h100-effective x2"),
+        "Qwen2.5-32B, ten stages of two",
+    ),
+)
+SAME = 0.01  # what is closer than that is no faster and no slower
+plt.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.titlesize": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "figure.dpi": 120,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "kvflow",
+    }
+)
 
 
 def save(figure: Any, folder: Path, name: str) -> str:
@@ -44,142 +71,174 @@ def save(figure: Any, folder: Path, name: str) -> str:
     return f"{folder.name}/{name}.png"
 
 
-def speedup_grid(cells: Mapping[str, Any], prefix: str, folder: Path, name: str) -> str:
-    """How many times as fast kvflow is as each baseline, by sizes: fixed over dynamic/output."""
-    chosen = {
-        key[len(prefix) :].strip(): one["arms"]
-        for key, one in cells.items()
-        if key.startswith(prefix) and "arms" in one
-    }
-    fixed = sorted({int(key.split("/")[0]) for key in chosen})
-    rest = list(dict.fromkeys(key.split("/", 1)[1] for key in chosen))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), constrained_layout=True)
-    for axis, slow in zip(axes, ("hicache", "gpu-only"), strict=True):
-        grid = np.full((len(fixed), len(rest)), np.nan)
-        for key, arms in chosen.items():
-            at = fixed.index(int(key.split("/")[0])), rest.index(key.split("/", 1)[1])
-            grid[at] = arms[slow]["makespan_s"] / arms["kvflow"]["makespan_s"]
-        image = axis.imshow(grid, cmap="Blues", vmin=1.0, vmax=max(1.5, np.nanmax(grid)))
-        for (row, column), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                dark = value > 1 + 0.6 * (image.norm.vmax - 1)
-                colour = "white" if dark else "black"
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
-        axis.set_xticks(range(len(rest)), rest, rotation=30)
-        axis.set_yticks(range(len(fixed)), fixed)
-        axis.set_title(f"kvflow over {slow}")
-        axis.set_xlabel("dynamic/output tokens")
-        axis.set_ylabel("fixed tokens")
-    figure.suptitle(prefix.strip())
-    return save(figure, folder, name)
+def speedup_grids(
+    paper: Mapping[str, Any],
+    fast: str,
+    slow: str,
+    reported_means: Mapping[Any, float],
+    folder: Path,
+) -> str | None:
+    """How many times as fast an arm is as another, by machine and sizes; None without a cell.
 
-
-def completions(workloads: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Distributions of the runs' completion times, for workloads of many runs."""
-    many = {
-        name: arms for name, arms in workloads.items() if len(arms["gpu-only"]["completions_s"]) > 5
-    }
-    columns = 3
-    rows = -(-len(many) // columns)
+    Args:
+        paper: of ``experiments.paper``.
+        reported_means: (version of the paper, fixed tokens) -> the paper's mean.
+    """
+    rows = [
+        (about, [_grid(paper["cells"], prefix, fast, slow) for prefix in prefixes], prefixes)
+        for prefixes, about in GRIDS
+    ]
+    rows = [row for row in rows if any(grid is not None for grid in row[1])]
+    if not rows:
+        return None
     figure, axes = plt.subplots(
-        rows, columns, figsize=(10, 2.6 * rows), constrained_layout=True, squeeze=False
+        len(rows), 2, figsize=(10.5, 0.5 + 2.8 * len(rows)), squeeze=False, layout="constrained"
     )
-    for axis, (name, arms) in zip(axes.flat, many.items(), strict=False):
-        for arm, one in arms.items():
-            times = one["completions_s"]
-            share = np.arange(1, len(times) + 1) / len(times)
-            style = "--" if arm in ("oracle", "unlimited") else "-"
-            axis.step(times, share, style, where="post", label=arm, color=COLOURS.get(arm), lw=1.2)
-        axis.set_title(name)
-        axis.set_xlabel("completion of a run, s")
+    most = max(np.nanmax(grid.ours) for _, grids, _ in rows for grid in grids if grid is not None)
+    norm = LogNorm(1, max(1.5, most))
+    cmap = plt.get_cmap("Blues").with_extremes(under="#f4a582")
+    image = None
+    for line, (about, grids, prefixes) in zip(axes, rows, strict=True):
+        for axis, grid, prefix in zip(line, grids, prefixes, strict=True):
+            if grid is None:
+                axis.set_visible(False)
+                continue
+            image = _draw_grid(axis, grid, cmap, norm)
+            axis.set_title(f"{prefix}\n{about}", loc="left")
+            means = {f: reported_means.get((prefix.split()[0], f)) for f in grid.fixed}
+            for row, fixed in enumerate(grid.fixed):
+                text = f"mean {np.nanmean(grid.ours[row]):.2f}"
+                if (mean := means[fixed]) is not None:
+                    text += f"\n(paper {mean:.2f})"
+                axis.text(len(grid.rest) - 0.4, row, text, va="center", fontsize=8)
+        line[0].set_ylabel("fixed tokens")
+        if all(grid is not None for grid in grids):
+            line[1].tick_params(labelleft=False)
+    for axis in axes[-1]:
+        axis.set_xlabel("dynamic/output tokens of a call")
+    bar = figure.colorbar(image, ax=axes, extend="min", shrink=0.7, pad=0.02)
+    ticks = [one for one in (1, 1.25, 1.5, 2, 3, 4, 6) if one <= norm.vmax]
+    bar.set_ticks(ticks, labels=[f"{one:g}x" for one in ticks])
+    bar.minorticks_off()
+    bar.set_label(f"makespan of {slow} over {fast}'s (orange: slower)")
+    figure.suptitle(f"{fast} over {slow}; in brackets what the paper reports")
+    return save(figure, folder, f"{fast}-over-{slow}")
+
+
+class _Grid:
+    """Speedups of cells by sizes, f64[fixed, dynamic/output], and what is reported of them."""
+
+    def __init__(self, chosen: Mapping[str, Mapping[str, Any]], fast: str, slow: str) -> None:
+        self.fixed = sorted({int(key.split("/")[0]) for key in chosen})
+        self.rest = list(dict.fromkeys(key.split("/", 1)[1] for key in chosen))
+        self.ours = np.full((len(self.fixed), len(self.rest)), np.nan)
+        self.reported = self.ours.copy()
+        for key, cell in chosen.items():
+            at = self.fixed.index(int(key.split("/")[0])), self.rest.index(key.split("/", 1)[1])
+            self.ours[at] = cell["arms"][slow]["makespan_s"] / cell["arms"][fast]["makespan_s"]
+            if (both := cell["paper"].get(f"{fast} over {slow}")) is not None:
+                self.reported[at] = both["reported"]
+
+
+def _grid(cells: Mapping[str, Any], prefix: str, fast: str, slow: str) -> _Grid | None:
+    chosen = {
+        key[len(prefix) + 1 :]: cell
+        for key, cell in cells.items()
+        if key.startswith(f"{prefix} ") and "arms" in cell
+    }
+    return _Grid(chosen, fast, slow) if chosen else None
+
+
+def _draw_grid(axis: Any, grid: _Grid, cmap: Any, norm: LogNorm) -> Any:
+    is_slower = grid.ours < 1 - SAME
+    shown = np.where(is_slower, grid.ours, np.maximum(grid.ours, 1))
+    image = axis.imshow(shown, cmap=cmap, norm=norm, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid.ours):
+        if np.isnan(value):
+            continue
+        text = f"{value:.2f}"
+        if not np.isnan(reported := grid.reported[row, column]):
+            text += f"\n({reported:.2f})"
+        colour = "white" if norm(value) > 0.55 else "black"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xticks(range(len(grid.rest)), grid.rest, fontsize=8)
+    axis.set_yticks(range(len(grid.fixed)), grid.fixed)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return image
+
+
+def arms(workloads: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """Mean completion and the first token's tail of every arm, as shares of gpu-only's."""
+    shown = [arm for arm in ARMS if arm in MARKERS]
+    kinds = (
+        ("completion_mean_s", "mean completion of a run over gpu-only's"),
+        ("ttft_p99_s", "time to first token, 99th percentile, over gpu-only's"),
+    )
+    figure, axes = plt.subplots(
+        1, 2, figsize=(10.5, 1.2 + 0.52 * len(workloads)), sharey=True, layout="constrained"
+    )
+    offsets = np.linspace(-0.36, 0.36, len(shown))
+    for axis, (key, about) in zip(axes, kinds, strict=True):
+        for place, played in enumerate(workloads.values()):
+            if place % 2:
+                axis.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", lw=0, zorder=0)
+            for arm, offset in zip(shown, offsets, strict=True):
+                share = played[arm][key] / played["gpu-only"][key]
+                label = arm if place == 0 else None
+                style = {"color": COLOURS[arm], "marker": MARKERS[arm], "ls": "", "ms": 5}
+                axis.plot(share, place + offset, label=label, clip_on=False, **style)
+        axis.axvline(1, color=COLOURS["gpu-only"], lw=1)
+        axis.set_xlabel(f"{about}\n(left of the line: faster)")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_xlim(0, 1.08)
+    axes[1].set_xscale("log")
+    axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[0].set_yticks(range(len(workloads)), list(workloads))
+    for axis in axes:
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_ylim(len(workloads) - 0.5, -0.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(shown))
+    return save(figure, folder, "arms")
+
+
+def distributions(workloads: Mapping[str, Mapping[str, Any]], folder: Path) -> str | None:
+    """Completion times of the runs, where they do not all end together; None where all do."""
+    # The wide ones below, so that curves on top of each other are all seen.
+    styles: dict[str, dict[str, Any]] = {
+        "gpu-only": {"lw": 1.5},
+        "hicache": {"lw": 4.5, "alpha": 0.6},
+        "kvflow-guard": {"lw": 2.2},
+        "kvflow-cost": {"lw": 1.3},
+        "unlimited": {"lw": 1.0, "ls": ":"},
+    }
+    spread = {name: one for name, one in workloads.items() if _is_spread(one["gpu-only"])}
+    if not spread:
+        return None
+    columns = min(3, len(spread))
+    rows = -(-len(spread) // columns)
+    size = (3.5 * columns, 0.5 + 2.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, played) in zip(axes.flat, spread.items(), strict=False):
+        for arm, style in styles.items():
+            times = played[arm]["completions_s"]
+            share = np.arange(len(times) + 1) / len(times)
+            axis.step([times[0], *times], share, where="post", color=COLOURS[arm], **style)
+        axis.set_title(f"{name}, {len(times)} runs", loc="left")
+        axis.set_xlim(left=0)
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(many) :]:
+    for axis in list(axes.flat)[len(spread) :]:
         axis.set_visible(False)
-    axes.flat[0].set_ylabel("share of runs")
-    axes.flat[0].legend(fontsize=7)
-    return save(figure, folder, "completions")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of runs")
+    figure.supxlabel("completion of a run, s", fontsize=9)
+    handles = [plt.Line2D([], [], color=COLOURS[arm], **style) for arm, style in styles.items()]
+    figure.legend(handles, list(styles), loc="outside upper center", ncols=len(styles))
+    return save(figure, folder, "distributions")
 
 
-class _Residency(EngineTrace):
-    """Which share of each prefix is on the device, after each step."""
-
-    def __init__(self, workload: Workload) -> None:
-        self.times: list[float] = []
-        self.shares: list[list[float]] = []
-        run = workload.runs[0]
-        self._prefixes = {call.agent: call.parts[0] for call in run.calls}
-
-    def step(self, plan: StepPlan, dispatched_s: float, finished_s: float) -> None:
-        cache = self.engine.cache
-        root = RootKey(LLAMA_3_1_8B.name)
-        shares = []
-        for prefix in self._prefixes.values():
-            blocks = cache.match(root, np.asarray(prefix))
-            shares.append(cache.residency.num_on_device(blocks) * cache.page_size / len(prefix))
-        self.times.append(finished_s)
-        self.shares.append(shares)
-
-
-def residency_and_lanes(folder: Path) -> tuple[str, str]:
-    """The paper's cycle on an A10G: what is where, and what runs when, under three arms."""
-    workload = cycle(num_agents=10, num_rounds=2, sizes=Sizes(8192, 32, 32), vocab_size=128256)
-    where = Setting(LLAMA_3_1_8B, A10G, pool_tokens(A10G, LLAMA_3_1_8B), 1 << 20, max_num_seqs=4)
-    arms = ("gpu-only", "hicache", "kvflow")
-    maps, lanes = (
-        plt.subplots(3, 1, figsize=(9, 6), constrained_layout=True),
-        plt.subplots(3, 1, figsize=(9, 5), constrained_layout=True),
-    )
-    for place, name in enumerate(arms):
-        seen = _Residency(workload)
-        play(where, workload, ARMS[name], seen)
-        _draw_residency(maps[1][place], name, seen)
-        path = folder / f".{name}.trace.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        tracer = ChromeTrace(path)
-        play(where, workload, ARMS[name], tracer)
-        tracer.close()
-        _draw_lanes(lanes[1][place], name, json.loads(path.read_text()))
-        path.unlink()
-    maps[1][-1].set_xlabel("seconds")
-    lanes[1][-1].set_xlabel("seconds, two calls of the second round and what goes before")
-    maps[0].suptitle("share of each agent's prefix on the device")
-    lanes[0].suptitle("steps and copies")
-    return save(maps[0], folder, "residency"), save(lanes[0], folder, "lanes")
-
-
-def _draw_residency(axis: Any, name: str, seen: _Residency) -> None:
-    ends = np.array([0.0, *seen.times])
-    axis.pcolormesh(
-        ends,
-        np.arange(len(seen.shares[0]) + 1),
-        np.array(seen.shares).T,
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        rasterized=True,
-    )
-    axis.set_title(name, loc="left")
-    axis.set_ylabel("agent")
-
-
-def _draw_lanes(axis: Any, name: str, events: Sequence[Mapping[str, Any]]) -> None:
-    rows = {1: "steps", 2: "to device", 3: "to host", 4: "stall"}
-    slices = [e for e in events if e["ph"] == "X" and e["pid"] == 1]
-    calls = sorted(e["ts"] for e in events if e["ph"] == "b" and e["name"].startswith("agent"))
-    start_s = calls[-3] / 1e6
-    end_s = max(e["ts"] + e["dur"] for e in slices) / 1e6 if len(calls) < 2 else calls[-1] / 1e6
-    start_s -= 0.1 * (end_s - start_s)
-    for lane in rows:
-        for event in slices:
-            end_ts = event["ts"] + event["dur"]
-            if event["tid"] != lane or end_ts < start_s * 1e6 or event["ts"] > end_s * 1e6:
-                continue
-            is_prompt = lane == 1 and event["args"]["prompt_tokens"] > 0
-            colour = {1: "#1f77b4", 2: "#2ca02c", 3: "#bcbd22", 4: "#d62728"}[lane]
-            bar = (event["ts"] / 1e6, event["dur"] / 1e6)
-            axis.broken_barh([bar], (lane - 0.4, 0.8), color="#08306b" if is_prompt else colour)
-    axis.set_yticks(list(rows), list(rows.values()))
-    axis.set_ylim(len(rows) + 0.6, 0.4)
-    axis.set_xlim(start_s, end_s)
-    axis.set_title(f"{name} (dark: prompts)", loc="left")
+def _is_spread(one: Mapping[str, Any]) -> bool:
+    times: Sequence[float] = one["completions_s"]
+    return times[-1] - times[0] > 0.2 * times[-1]

@@ -195,26 +195,33 @@ def told(key: str, result: Mapping[str, Any]) -> str:
 
 
 def compared(results: Mapping[str, Any]) -> dict[str, Any]:
-    """How far off virtual time is, and whether it ranks the arms as they are.
+    """How far off virtual time is, in times and in ratios, and whether it ranks arms as they are.
 
-    Arms whose real times are within NOISE of each other may stand in either order.
+    A ratio is that of two arms of a workload, in both directions: when one comes out too fast and
+    the other too slow, it is further off than either. Arms whose real times are within NOISE of
+    each other may stand in either order.
     """
     errors = {
         key: one["sim"]["makespan_s"] / one["real"]["makespan_s"] - 1
         for key, one in results.items()
     }
+    ratios: dict[str, float] = {}
     same: dict[str, bool] = {}
     for key in results:
         workload = key.rsplit(" ", 1)[0]
-        arms = [one for other, one in results.items() if other.rsplit(" ", 1)[0] == workload]
+        arms = [other for other in results if other.rsplit(" ", 1)[0] == workload]
+        ratios[workload] = max((1 + errors[a]) / (1 + errors[b]) - 1 for a in arms for b in arms)
         same[workload] = all(
-            (a["sim"]["makespan_s"] < b["sim"]["makespan_s"])
+            results[a]["sim"]["makespan_s"] < results[b]["sim"]["makespan_s"]
             for a in arms
             for b in arms
-            if a["real"]["makespan_s"] < (1 - NOISE) * b["real"]["makespan_s"]
+            if results[a]["real"]["makespan_s"] < (1 - NOISE) * results[b]["real"]["makespan_s"]
         )
     return {
         "relative_error": errors,
         "worst_error": max(map(abs, errors.values())),
+        "ratio_error": ratios,
+        "worst_ratio_error": max(ratios.values()),
+        "order_tolerance": NOISE,
         "same_order": same,
     }

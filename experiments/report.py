@@ -6,7 +6,8 @@
     python -m experiments.terms --json experiments/results/terms.json
     python -m experiments.report
 
-Every figure in it is one that they have measured or simulated.
+Every figure in it is one that they have measured or simulated; why some are as they are is text of
+``experiments.honest``.
 """
 
 from __future__ import annotations
@@ -14,18 +15,52 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from experiments import plots
-from experiments.arms import ARMS, gap_closed
-from experiments.terms import gain, table
-from experiments.workloads.catalogue import WORKLOADS
+from experiments import honest, plots, tables, timelines
+from experiments.arms import ARMS, PAPER_ARMS
+from experiments.paper import REPORTED_MEANS
+from experiments.real import compared
+from experiments.reported import OFF, reported
+from experiments.terms import ARMS_OF_TERMS
 
 RESULTS = Path(__file__).parent / "results"
-SHOWN = ("gpu-only", "hicache", "kvflow-evict", "kvflow", "kvflow-guard", "kvflow-cost")
+# Of an arm, what the report reads.
+FIGURES = frozenset(
+    (
+        *("makespan_s", "completions_s", "stall_share", "evicted_blocks", "preemptions"),
+        *(f"completion_{kind}_s" for kind in ("mean", "p50", "p99")),
+        *(f"ttft_{kind}_s" for kind in ("mean", "p99")),
+        *(f"tokens_{kind}" for kind in ("from_device", "from_host", "recomputed")),
+        *(f"prefetch_{kind}_blocks" for kind in ("useful", "late", "wasted")),
+        *("load_bytes", "save_bytes"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of results.
+
+    Attributes:
+        command: what makes it.
+        arms: those that each of its cells must have.
+    """
+
+    command: str
+    arms: frozenset[str]
+    is_needed: bool = False
+
+
+SOURCES = {
+    "paper_sim": Source("paper --mode sim", frozenset((*PAPER_ARMS, *honest.OURS)), is_needed=True),
+    "compare": Source("compare --workload all --arms all", frozenset(ARMS), is_needed=True),
+    "paper_real_cpu": Source("paper --mode real --quick", frozenset(("real", "sim"))),
+    "terms": Source("terms", frozenset(ARMS_OF_TERMS)),
+}
 
 
 def main() -> int:
@@ -33,229 +68,223 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files are")
     options = parser.parse_args()
     folder: Path = options.results
-    found = {name: _read(folder / f"{name}.json") for name in ("paper_sim", "compare")}
-    missing = [f"{name}.json" for name, one in found.items() if one is None]
-    if missing:
-        print(f"report: {', '.join(missing)} not found under {folder}", file=sys.stderr)
+    found = {name: _read(folder / f"{name}.json") for name in SOURCES}
+    complaints = list(_complaints(found, folder))
+    if complaints:
+        print("\n".join(f"report: {one}" for one in complaints), file=sys.stderr)
         return 2
-    others = {name: _read(folder / f"{name}.json") for name in ("paper_real_cpu", "terms")}
-    lines = list(_report(**found, **others, figures=folder / "figures"))
+    lines = list(_report(**found, figures=folder / "figures"))
     path = folder / "REPORT.md"
     path.write_text("\n".join(lines) + "\n")
     print(f"written to {path}")
     return 0
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+def _read(path: Path) -> dict[str, Any]:
+    """A file of results; empty where there is none."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _complaints(found: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    for name, source in SOURCES.items():
+        path = folder / f"{name}.json"
+        remedy = f"python -m experiments.{source.command} --json {path}"
+        if not found[name]:
+            if source.is_needed:
+                yield f"{path} is not there; it is made by: {remedy}"
+            continue
+        lacks = next(_lacks(found[name], source.arms, name), None)
+        if lacks is not None:
+            yield f"{path}: {lacks}; make it again: {remedy}"
+
+
+def _lacks(results: Any, arms: frozenset[str], where: str) -> Iterator[str]:
+    """What a file that an older script wrote has not got."""
+    if not isinstance(results, dict):
+        return
+    if any(isinstance(one, dict) and "makespan_s" in one for one in results.values()):
+        yield from (f"{where} has no arm {arm}" for arm in sorted(arms - results.keys()))
+        for arm in arms & results.keys():
+            missing = sorted(FIGURES - results[arm].keys())
+            yield from (f"{where}, {arm}, has no {figure}" for figure in missing)
+        return
+    for name, one in results.items():
+        yield from _lacks(one, arms, name)
 
 
 def _report(
-    paper_sim: Any, compare: Any, paper_real_cpu: Any, terms: Any, figures: Path
+    paper_sim: dict[str, Any],
+    compare: dict[str, Any],
+    paper_real_cpu: dict[str, Any],
+    terms: dict[str, Any],
+    figures: Path,
 ) -> Iterator[str]:
-    workloads = _without_machine(compare)
+    workloads = {name: one for name, one in compare.items() if name != "machine"}
+    terms = {name: one for name, one in terms.items() if name != "machine"}
     yield "# Results"
     yield ""
-    yield "Written by `python -m experiments.report` from the JSON files beside it."
-    yield "Times are virtual unless a heading says otherwise: the engine's own scheduler, cache and"
-    yield "controller on a clock that a roofline model of the machine moves (`experiments/sim`)."
-    yield "Machines and the share of their peaks that is assumed: `experiments/sim/machines.py`."
+    yield "Written by `python -m experiments.report` from the JSON files beside it. Times are"
+    yield "virtual unless a heading says otherwise: the engine's own scheduler, cache and"
+    yield "controller on a clock that a roofline model of a machine moves (`experiments/sim`)."
+    yield "Machines and the shares of their peaks that are assumed: `experiments/sim/machines.py`."
     yield ""
-    yield from _arms()
+    yield from _summary(paper_sim, workloads, paper_real_cpu, terms)
+    yield from _words()
     yield from _paper(paper_sim, figures)
-    if paper_real_cpu is not None:
-        yield from _real(paper_real_cpu)
-    yield from _compared(workloads, figures)
-    if terms is not None:
-        yield from _terms(_without_machine(terms))
-    yield from _honest(paper_sim, workloads)
+    yield from _real(paper_real_cpu)
+    yield from _beyond(workloads, figures)
+    yield "## What each part of kvflow-cost brings"
+    yield ""
+    yield from tables.terms(terms) if terms else _absent("terms")
+    yield from honest.page(paper_sim, workloads, terms)
+    yield "## All figures"
+    yield ""
+    yield "Of the workloads beyond the paper's. Prompt tokens from device, host, and computed, in"
+    yield "thousands; blocks evicted; blocks prefetched that were of use, late, and wasted; how"
+    yield "often a request was set back. Of the other cells: `paper_sim.json`, `terms.json`."
+    yield ""
+    yield from tables.everything(workloads)
 
 
-def _without_machine(results: Any) -> dict[str, Any]:
-    return {name: one for name, one in results.items() if name != "machine"}
+def _summary(
+    paper: Mapping[str, Any],
+    workloads: Mapping[str, Any],
+    real: Mapping[str, Any],
+    terms: Mapping[str, Any],
+) -> Iterator[str]:
+    yield "## In short"
+    yield ""
+    figures = reported(paper)
+    own = [one for one in figures if not one.is_fitted]
+    kinds = {"on machines by their data sheets": False, "on machines with fitted rates": True}
+    counts = [
+        f"{sum(one.is_reproduced for one in chosen)} of {len(chosen)} {about}"
+        for about, is_effective in kinds.items()
+        if (chosen := [one for one in own if ("-effective" in one.name) is is_effective])
+    ]
+    yield f"- **The paper.** Within {OFF:.0%} come"
+    yield f"  {', '.join(counts)}; not counted are the"
+    yield f"  {len(figures) - len(own)} that the rates were fitted to. Furthest off, and"
+    yield "  [why](#what-of-the-paper-is-not-reproduced):"
+    furthest = {(one.pair, one.paper): one for one in sorted(own, key=lambda one: abs(one.off))}
+    for one in list(furthest.values())[:-4:-1]:
+        yield f"  - {one.name}, {one.pair}: {one.ours:.2f}x, the paper {one.paper:.2f}x"
+    if real:
+        played = real["arms_played"]
+        errors = compared(played)
+        yield f"- **Is virtual time right?** {len(played)} runs on a CPU took what it says within"
+        yield f"  {errors['worst_error']:.0%}; ratios between two arms are within"
+        yield f"  {errors['worst_ratio_error']:.0%}. No GPU or TPU has played any cell yet."
+    yield f"- **Beyond the paper**, {len(workloads)} workloads, mean completion of kvflow-guard:"
+    yield f"  {_range(workloads, 'gpu-only')} as fast as gpu-only,"
+    yield f"  {_range(workloads, 'hicache')} as fast as hicache. Of what the fastest arm saves"
+    yield "  against gpu-only, the mean where there is something to save:"
+    closed = tables.shares_closed(workloads)
+    yield "  " + ", ".join(f"{arm} {share:.0%}" for arm, share in closed.items()) + "."
+    tail = {
+        name: played["kvflow-guard"]["ttft_p99_s"] / played["hicache"]["ttft_p99_s"]
+        for name, played in workloads.items()
+    }
+    slower = sum(one > 1 + plots.SAME for one in tail.values())
+    worst = max(tail, key=tail.__getitem__)
+    times = [workloads[worst][arm]["ttft_p99_s"] for arm in ("kvflow-guard", "hicache")]
+    yield "- **The tail** is where it loses: the first token's 99th percentile is later than"
+    yield f"  hicache's in {slower} of them, most in {worst}, {times[0]:.1f} s to {times[1]:.1f}"
+    yield "  ([all such cells](#where-kvflow-loses-to-it))."
+    if terms:
+        gains = tables.gains_of_cost(terms)
+        said = ", ".join(f"{gain:.2f}x with {share}" for share, gain in gains.items())
+        yield "- **Little host memory.** kvflow-cost over kvflow-guard, mean completion:"
+        yield f"  {said} of the device's room. Those who are held back"
+        yield "  [wait for it](#what-turns-cost-those-who-wait)."
+    yield ""
 
 
-def _arms() -> Iterator[str]:
-    yield "## Arms"
+def _range(workloads: Mapping[str, Any], slow: str) -> str:
+    key = tables.COMPLETION
+    gains = {
+        name: played[slow][key] / played["kvflow-guard"][key] for name, played in workloads.items()
+    }
+    least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
+    return f"{gains[least]:.2f}x ({least}) to {gains[most]:.2f}x ({most})"
+
+
+def _words() -> Iterator[str]:
+    yield "## Arms and words"
     yield ""
     for name, arm in ARMS.items():
         yield f"- `{name}`: {arm.about}"
     yield ""
+    yield "The oracle is no upper bound. It evicts what will be read last, as a run before"
+    yield "recorded it, under KVFlow's own prefetch and scheduler; it starts from kvflow-guard's"
+    yield "run, and where it finds nothing faster equals it. Arms that prefetch less in vain, or"
+    yield "let runs take turns, pass it."
+    yield ""
+    yield "**Makespan**: from the start of the first call after round 0 to the end of the last."
+    yield "**Completion**: of a run, from its arrival to its end, round 0 included. All else is of"
+    yield "the calls after round 0. **Stall**: the share of the makespan in which the device waits"
+    yield "for a copy with nothing else to do. Sizes are tokens, fixed prefix/dynamic"
+    yield "suffix/output. **Over**: at 1.20x the first named takes 1/1.20 of the second's time."
+    yield ""
 
 
-def _paper(paper: Any, figures: Path) -> Iterator[str]:
-    cells = paper["cells"]
-    residency, lanes = plots.residency_and_lanes(figures)
+def _paper(paper: Mapping[str, Any], figures: Path) -> Iterator[str]:
     yield "## The paper's evaluation (arXiv 2507.07400)"
     yield ""
-    yield "What the paper reports of single cells, and ours:"
-    yield ""
-    yield "| cell | | the paper | ours | |"
-    yield "|---|---|---|---|---|"
-    for name, cell in cells.items():
-        for pair, both in cell.get("paper", {}).items():
-            off = both["ours"] / both["reported"] - 1
-            said = f"{both['reported']:.2f}x | {both['ours']:.2f}x | {off:+.0%}"
-            yield f"| {name} | {pair} | {said} |"
-    yield ""
-    yield "Means of kvflow over hicache, over all sizes with the same fixed prefix:"
-    yield ""
-    yield "| | cells | the paper | ours |"
-    yield "|---|---|---|---|"
-    for name, both in paper["means"].items():
-        said = f"{both['reported']:.2f}x" if "reported" in both else ""
-        yield f"| {name} | {both['cells']} | {said} | {both['ours']:.2f}x |"
-    yield ""
+    yield from tables.paper_cells(paper)
     yield "`a10g` and `h100-pcie` are the machines as data sheets and the paper's links have them;"
     yield "a good reactive host tier loses little there. `h100-effective` differs in one rate,"
     yield "reload, fitted on the cell 4096/32/32 alone; `a10g-effective` in two, reload and"
     yield "products, fitted on 8192/32/32."
     yield ""
-    for prefix in ("v1 a10g ", "v1 a10g-effective ", "camera-ready h100-effective x1 "):
-        if any(name.startswith(prefix) and "arms" in one for name, one in cells.items()):
-            file = plots.speedup_grid(cells, prefix, figures, prefix.strip().replace(" ", "-"))
-            yield f"![speedups, {prefix.strip()}]({file})"
+    for slow, means in (("hicache", REPORTED_MEANS), ("gpu-only", {})):
+        file = plots.speedup_grids(paper, "kvflow", slow, means, figures)
+        if file is not None:
+            yield f"![kvflow over {slow}, by machine and sizes]({file})"
             yield ""
-    yield f"![residency]({residency})"
+    residency, lanes = timelines.draw(figures)
+    yield "The cycle 8192/32/32 on `a10g`, two rounds after the first:"
     yield ""
-    yield f"![lanes]({lanes})"
+    yield f"![whose prefix is on the device]({residency})"
+    yield ""
+    yield "What the engine does meanwhile, from the first call of the last round on, for as long as"
+    yield "gpu-only takes for one call:"
+    yield ""
+    yield f"![steps, copies and stalls]({lanes})"
     yield ""
 
 
-def _real(real: Any) -> Iterator[str]:
-    machine = real["machine"]
+def _real(real: Mapping[str, Any]) -> Iterator[str]:
     yield "## Real execution beside virtual time"
     yield ""
+    if not real:
+        yield from _absent("paper_real_cpu")
+        return
+    machine = real["machine"]
     yield f"On {machine['cpu']} with {machine['cores']} cores, SmolLM2-135M in float32, the host"
     yield f"link emulated at {real['link_ratio']:.3f} of the time to compute; `python -m"
-    yield "experiments.paper --mode real --quick`. Makespans, seconds:"
+    yield "experiments.paper --mode real --quick`. Makespans, of the rounds after the first:"
     yield ""
-    yield "| | real | virtual | off by |"
-    yield "|---|---|---|---|"
-    for name, one in real["arms_played"].items():
-        times = one["real"]["makespan_s"], one["sim"]["makespan_s"]
-        yield f"| {name} | {times[0]:.1f} | {times[1]:.1f} | {times[1] / times[0] - 1:+.1%} |"
-    yield ""
-    orders = ", ".join(f"{name}: {one}" for name, one in real["same_order"].items())
-    yield f"Off by {real['worst_error']:.1%} at most (asked: 15%). Same order of arms: {orders}."
-    yield ""
+    yield from tables.real(real)
 
 
-def _compared(workloads: Any, figures: Path) -> Iterator[str]:
+def _beyond(workloads: Mapping[str, Any], figures: Path) -> Iterator[str]:
     yield "## Workloads beyond the paper's"
     yield ""
-    yield "Mean completion time of a run, gpu-only over the arm; in brackets the share of the gap"
-    yield "between gpu-only and the oracle that it closes, where that gap is 5% or more."
-    yield "The oracle is the fastest of its runs; the first knows no more than kvflow-guard."
+    yield from tables.speeds(workloads)
+    yield f"![every arm against gpu-only]({plots.arms(workloads, figures)})"
     yield ""
-    arms = (*SHOWN[1:], "oracle", "unlimited")
-    yield f"| | where | {' | '.join(arms)} |"
-    yield "|---" * (len(arms) + 2) + "|"
-    for name, played in workloads.items():
-        cells = []
-        for arm in arms:
-            speed = played["gpu-only"]["completion_mean_s"] / played[arm]["completion_mean_s"]
-            closed = gap_closed(played, arm, "completion_mean_s")
-            is_shown = closed is not None and arm in SHOWN
-            cells.append(f"{speed:.2f}x" + (f" ({closed:.0%})" if is_shown else ""))
-        entry = WORKLOADS[name]
-        yield f"| {name} | {entry.model}, {entry.machine} | {' | '.join(cells)} |"
-    yield ""
-    yield f"![completion times]({plots.completions(workloads, figures)})"
-    yield ""
-    yield "Other figures of the same: mean time to first token (s), stall, prompt tokens from"
-    yield "device, host and computed (thousands), prefetched blocks that were of use, late, wasted."
-    yield ""
-    yield "| | arm | ttft | stall | device, host, computed | useful, late, wasted |"
-    yield "|---|---|---|---|---|---|"
-    for name, played in workloads.items():
-        for arm in ("gpu-only", "hicache", "kvflow-guard", "kvflow-cost"):
-            one = played[arm]
-            tokens = ", ".join(
-                f"{one[key] / 1e3:.0f}"
-                for key in ("tokens_from_device", "tokens_from_host", "tokens_recomputed")
-            )
-            blocks = ", ".join(
-                str(one[f"prefetch_{kind}_blocks"]) for kind in ("useful", "late", "wasted")
-            )
-            yield (
-                f"| {name} | {arm} | {one['ttft_mean_s']:.3f} | {one['stall_share']:.1%} "
-                f"| {tokens} | {blocks} |"
-            )
-    yield ""
+    file = plots.distributions(workloads, figures)
+    if file is not None:
+        yield "Where runs do not all end together, how many have ended by when:"
+        yield ""
+        yield f"![completion times]({file})"
+        yield ""
 
 
-def _honest(paper: Any, workloads: Any) -> Iterator[str]:
-    """Where it does not help, and what was aimed at and missed."""
-    speeds: list[tuple[float, str]] = []
-    for name, cell in paper["cells"].items():
-        if arms := cell.get("arms"):
-            base = arms["gpu-only"]["makespan_s"]
-            speeds += [(base / arms[arm]["makespan_s"], f"{name}, {arm}") for arm in arms]
-    for name, played in workloads.items():
-        base = played["gpu-only"]["completion_mean_s"]
-        times = {arm: one["completion_mean_s"] for arm, one in played.items()}
-        speeds += [(base / taken, f"{name}, {arm}") for arm, taken in times.items()]
-    guarded = [one for one in speeds if one[1].endswith(("kvflow-guard", "kvflow-cost"))]
-    yield "## Where it does not help"
-    yield ""
-    yield f"Worst of {len(guarded)} cells with the guard on, against gpu-only (asked: 0.98x):"
-    yield ""
-    for speed, name in sorted(guarded)[:5]:
-        yield f"- {speed:.3f}x {name}"
-    yield ""
-    unguarded = [one for one in speeds if one[1].endswith((", kvflow", ", hicache"))]
-    yield "Without it, hicache and kvflow:"
-    yield ""
-    for speed, name in sorted(unguarded)[:5]:
-        yield f"- {speed:.3f}x {name}"
-    yield ""
-    yield "kvflow over hicache, mean completion, where it gains least:"
-    yield ""
-    over = sorted(
-        (played["hicache"]["completion_mean_s"] / played["kvflow-guard"]["completion_mean_s"], name)
-        for name, played in workloads.items()
-    )
-    for speed, name in over[:5]:
-        yield f"- {speed:.2f}x {name}"
-    yield ""
-    closed = {
-        arm: [
-            share
-            for played in workloads.values()
-            if (share := gap_closed(played, arm, "completion_mean_s")) is not None
-        ]
-        for arm in ("hicache", "kvflow", "kvflow-guard", "kvflow-cost")
-    }
-    yield "Gap to the oracle closed, mean over the workloads that have one (aims: 80% for kvflow,"
-    yield (
-        "90% for kvflow-cost): "
-        + ", ".join(f"{arm} {fmean(shares):.0%}" for arm, shares in closed.items() if shares)
-        + "."
-    )
-    yield ""
-
-
-def _terms(results: Any) -> Iterator[str]:
-    yield "## What each part of kvflow-cost brings"
-    yield ""
-    yield "Mean completion of `kvflow-guard` over the arm's, by the host's room for KV as a share"
-    yield "of the device's (`python -m experiments.terms`). `kvflow-cost` without one of its parts:"
-    yield "`all branches` as if every branch were taken; `all depths` as if every block took as"
-    yield "long to compute; `all runs` holds no run back."
-    yield ""
-    yield table(results)
-    yield ""
-    means = {
-        share: fmean(gain(shares[share], "kvflow-cost") for shares in results.values())
-        for share in next(iter(results.values()))
-    }
-    yield (
-        "kvflow-cost over kvflow-guard, mean completion (asked: 1.15x mean): "
-        + ", ".join(f"{mean:.2f}x with {share} of host memory" for share, mean in means.items())
-        + f"; of all {fmean(means.values()):.2f}x."
-    )
-    yield "Those who are held back wait for it: see the first token's 99th percentile."
+def _absent(name: str) -> Iterator[str]:
+    yield f"Not there: `{name}.json`. `python -m experiments.{SOURCES[name].command} --json"
+    yield f"experiments/results/{name}.json` makes it."
     yield ""
 
 

@@ -174,14 +174,23 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
     assert code == 2
     assert "compare.json" in complaint
     assert run(compare, *SMALL, "--json", tmp_path / "compare.json")[0] == 0
-    monkeypatch.setattr(report, "WORKLOADS", catalogue.WORKLOADS)
-    monkeypatch.setattr(report.plots, "residency_and_lanes", lambda folder: ("a.png", "b.png"))
+    monkeypatch.setattr(report.timelines, "draw", lambda folder: ("a.png", "b.png"))
     assert run(report, "--results", tmp_path)[0] == 0
     text = (tmp_path / "REPORT.md").read_text()
     assert "| v1 a10g 1024/32/32 | kvflow over gpu-only | 2.00x |" in text
-    assert "Where it does not help" in text
-    for name in ("v1-a10g.png", "v1-a10g.svg", "completions.png"):
+    assert "## What of the paper is not reproduced" in text
+    assert "Not there: `terms.json`. `python -m experiments.terms --json" in text
+    for name in ("kvflow-over-gpu-only.png", "kvflow-over-hicache.svg", "arms.png"):
         assert (tmp_path / "figures" / name).stat().st_size > 5000
+    assert ">kvflow-cost</text>" in (tmp_path / "figures" / "arms.svg").read_text()
+
+    old = json.loads((tmp_path / "compare.json").read_text())
+    del old["branching"]["hicache"]["ttft_p99_s"]
+    (tmp_path / "compare.json").write_text(json.dumps(old))
+    code, _, complaint = run(report, "--results", tmp_path)
+    assert code == 2
+    assert "branching, hicache, has no ttft_p99_s" in complaint
+    assert "python -m experiments.compare --workload all --arms all --json" in complaint
 
 
 def test_cells_played_at_once_give_what_they_give_one_by_one():
