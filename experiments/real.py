@@ -180,7 +180,10 @@ def main(arms: list[str], options: argparse.Namespace) -> int:
         played[key] = {"real": one["real"], "sim": virtual, "profile": profile.to_dict()}
         print(told(key, played[key]), flush=True)
     results = {**asked, "link_ratio": LINK_RATIO, "arms_played": played} | compared(played)
-    print(f"virtual time is off by {results['worst_error']:.1%} at most; same order of arms: ")
+    print(
+        f"virtual time is off by {results['worst_error']:.1%} at most; same order of arms where "
+        f"they differ by more than {NOISE:.0%}:"
+    )
     print("  " + ", ".join(f"{name}: {one}" for name, one in results["same_order"].items()))
     write_json(results, options.json)
     store.close()
