@@ -25,7 +25,7 @@ from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.models.sharding import Shards, shard_of
 from kvflow_jax.models.tokenizer import Tokenizer
-from kvflow_jax.models.weights import read_folder, weight_files
+from kvflow_jax.models.weights import check_headers, read_folder, weight_files
 
 # Shapes that can be served with random weights: for measuring, where no download is possible.
 SHAPES = {
@@ -288,7 +288,10 @@ def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
     except ModelLoadError as error:
         problems.append(str(error))
     if config is None or tokenizer is None:
-        weight_files(folder, problems)
+        if config is None:
+            weight_files(folder, problems)
+        else:
+            problems += check_headers(Model.build(config), folder).every_problem()
         raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
     model = define(config.with_eos(tokenizer.eos_token_ids))
     return model, read_folder(model, folder, progress=progress), tokenizer

@@ -87,6 +87,14 @@ def test_missing_files_are_all_named(folder, lost):
     assert "missing file model.safetensors" in str(caught.value)
 
 
+def test_a_missing_tokenizer_does_not_hide_what_is_wrong_with_the_weights(tmp_path):
+    weights = tiny.hf_weights(tiny.CONFIGS["tied-gqa"])
+    del weights["model.norm.weight"]
+    folder = tiny.write_folder(tmp_path / "model", weights=weights, tokenizer=False)
+    with pytest.raises(ModelLoadError, match=r"(?s)no tokenizer\.json.*missing tensor model\.n"):
+        load_model(str(folder))
+
+
 def test_unreadable_json(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelLoadError, match="is not JSON"):
