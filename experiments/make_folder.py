@@ -21,8 +21,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from kvflow_jax.models.quiet import transformers
 from kvflow_jax.models.weights import INDEX_FILE, WEIGHTS_FILE
 
 _LLAMA: dict[str, Any] = {
@@ -230,8 +230,8 @@ def tensor_shapes(hf: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def byte_level_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: 256 bytes, <s> (256), </s> (257), and a few merges."""
+def byte_level_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
+    """Byte-level BPE: 256 bytes, <s> (256), </s> (257), and a few merges; of transformers."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: i for i, char in enumerate(alphabet)} | {"<s>": 256, "</s>": 257}
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("ð", "Ł")]
@@ -240,7 +240,7 @@ def byte_level_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTraine
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<s>", "</s>"])
-    return PreTrainedTokenizerFast(
+    return transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",

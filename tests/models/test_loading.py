@@ -138,6 +138,22 @@ def test_random_weights_of_a_folder_need_only_its_config(folder):
         np.testing.assert_array_equal(weight, again.params[name])
 
 
+def test_random_weights_of_a_hub_name_download_none(folder, monkeypatch):
+    def download(name, allow_patterns):
+        assert not any("safetensors" in pattern for pattern in allow_patterns)
+        return str(folder)
+
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_model("owner/model", random_weights=True).tokenizer is not None
+
+
+def test_random_weights_of_a_folder_that_says_nothing(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"missing file .*config\.json"):
+        load_model(str(folder), random_weights=True)
+
+
 def test_random_weights_of_an_unknown_shape():
     with pytest.raises(ModelLoadError, match=r"named shapes: smollm2-135m, qwen3-0.6b, llama"):
         load_model("gpt-5", random_weights=True)

@@ -36,10 +36,10 @@ _LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
-_PHI3_LONG = FAMILIES["phi3"] | {
-    "num_key_value_heads": 2,
-    "sliding_window": None,
-    "tie_word_embeddings": True,
+_PHI3_LONG = FAMILIES["llama"] | {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "pad_token_id": 0,
     "partial_rotary_factor": 0.75,
     "original_max_position_embeddings": 32,
     "max_position_embeddings": 128,
