@@ -35,7 +35,8 @@ class LLM:
     Args:
         model: "smollm2-135m", a Hugging Face folder, a .gguf file, or a Hub name.
         dtype: float32, bfloat16 or float16.
-        random_weights: make the weights up; for measuring a shape without its checkpoint.
+        random_weights: make the weights up, from ``seed``; for measuring a shape without its
+            checkpoint. Then ``model`` may also be one of ``models.shapes.SHAPES``.
         attention: the kernel for it: auto, reference, blocks, tpu-ragged or gpu-paged.
         tensor_parallel: devices that share model and pool.
         cache_dir: where the converted model and compiled programs are kept.
@@ -89,6 +90,7 @@ class LLM:
             dtype=dtype,
             cache_dir=cache_dir,
             random_weights=random_weights,
+            seed=config.seed or 0,
             attention=attention,
             tensor_parallel=tensor_parallel,
             page_size=config.page_size,

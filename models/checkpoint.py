@@ -79,7 +79,7 @@ def _save(
 
     temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     try:
-        with ocp.Checkpointer(_handler()) as checkpointer:
+        with ocp.Checkpointer(handler()) as checkpointer:
             chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
             checkpointer.save(
                 temporary / "weights", args=ocp.args.PyTreeSave(dict(weights), save_args=chunked)
@@ -108,7 +108,7 @@ def _restore(path: Path, model: Model) -> dict[str, np.ndarray]:
         torn = {name for name, _ in complete["files"].items() ^ found.items()}
         raise ValueError(f"missing or of the wrong size: {', '.join(sorted(torn))}")
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with ocp.Checkpointer(handler()) as checkpointer:
         weights: dict[str, np.ndarray] = checkpointer.restore(
             path / "weights", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
@@ -127,7 +127,8 @@ def _file_sizes(path: Path) -> dict[str, int]:
     return {str(file.relative_to(path)): file.stat().st_size for file in files}
 
 
-def _handler() -> Any:
+def handler() -> Any:
+    """Orbax, set to how checkpoints are written and read."""
     import orbax.checkpoint as ocp
 
     # One process, few large arrays: plain files restore faster than the OCDBT store, and packing

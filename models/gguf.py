@@ -203,7 +203,7 @@ class GgufFile:
             if tensor.name not in _ROPE_FACTORS:
                 for key, array in self._read(tensor, model.config):
                     weights.put(key, array)
-        return weights.finish()
+        return weights.arrays()
 
     def tokenizer(self) -> Any:
         """The file's tokenizer, a transformers PreTrainedTokenizerFast.

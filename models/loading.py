@@ -22,65 +22,10 @@ from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
 from kvflow_jax.models.model import Model, Params, StackedParams
 from kvflow_jax.models.native.ops import native_ops
 from kvflow_jax.models.ops import Ops, XlaOps
-from kvflow_jax.models.rope import RopeConfig
+from kvflow_jax.models.shapes import SHAPES
 from kvflow_jax.models.sharding import Shards, shard_of
-from kvflow_jax.models.tokenizer import Tokenizer
-from kvflow_jax.models.weights import read_folder, weight_files
-
-# Shapes that can be served with random weights: for measuring, where no download is possible.
-SHAPES = {
-    embedded.NAME: embedded.CONFIG,
-    "qwen3-0.6b": ModelConfig(
-        family="qwen3",
-        vocab_size=151_936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_layers=28,
-        num_heads=16,
-        num_kv_heads=8,
-        head_dim=128,
-        rms_norm_eps=1e-6,
-        rope=RopeConfig(1_000_000.0),
-        tie_embeddings=True,
-        max_model_len=40_960,
-        qk_norm=True,
-        eos_token_ids=(151_645, 151_643),
-        bos_token_id=151_643,
-    ),
-    "llama-3.2-1b": ModelConfig(
-        family="llama",
-        vocab_size=128_256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_layers=16,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=64,
-        rms_norm_eps=1e-5,
-        rope=RopeConfig(500_000.0, "llama3", 32.0, 1.0, 4.0, 8192),
-        tie_embeddings=True,
-        max_model_len=131_072,
-        eos_token_ids=(128_001, 128_008, 128_009),
-        bos_token_id=128_000,
-    ),
-    "llama-3.1-8b": ModelConfig(
-        family="llama",
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        rms_norm_eps=1e-5,
-        rope=RopeConfig(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192),
-        tie_embeddings=False,
-        max_model_len=131_072,
-        eos_token_ids=(128_001, 128_008, 128_009),
-        bos_token_id=128_000,
-    ),
-}
-
+from kvflow_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer
+from kvflow_jax.models.weights import check_headers, read_folder, weight_files
 
 Define = Callable[[ModelConfig], Model]
 _Read = tuple[Model, StackedParams, Tokenizer]  # what files give
@@ -122,11 +67,11 @@ def load_model(
 
     Args:
         name_or_path: "smollm2-135m", a Hugging Face folder, a .gguf file or a folder with one,
-            or a name on the Hugging Face Hub. With ``random_weights`` one of ``SHAPES``, or a
-            folder with a config.json.
+            or a name on the Hugging Face Hub. With ``random_weights`` also one of ``SHAPES``.
         dtype: of the weights: float32, bfloat16 or float16.
         cache_dir: where what was dequantised is kept; ``default_cache_dir()`` if None.
-        random_weights: make the weights up from ``seed``, on the device.
+        random_weights: make the weights up from ``seed``, on the device; of files only those are
+            read that say what the model is, and the tokenizer where there is one.
         ops: how one device computes the model; None leaves it to the platform, see
             ``default_ops``. Of several, each computes its part by XLA.
         attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
@@ -160,7 +105,7 @@ def load_model(
         return model.place(weights) if shards is None else shards.place(model, weights)
 
     if random_weights:
-        config, tokenizer = _named_shape(name_or_path)
+        config, tokenizer = _read_shape(name_or_path)
         model = define(config)
         params = model.init(seed) if shards is None else shards.init(model, seed)
         return LoadedModel(model, params, tokenizer, name_or_path, shards)
@@ -214,21 +159,30 @@ def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:
         )
 
 
-def _named_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
-    folder, tokenizer = Path(name_or_path).expanduser(), None
+def _read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
+    """All of a model but its weights."""
     if name_or_path in SHAPES:
-        config = SHAPES[name_or_path]
-    elif (folder / "config.json").exists():
-        config = ModelConfig.from_hf(_read_json(folder / "config.json"))
-        if (folder / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_folder(folder)
-            config = config.with_eos(tokenizer.eos_token_ids)
-    else:
+        return SHAPES[name_or_path], None
+    path = Path(name_or_path).expanduser()
+    if file := _gguf_file(path):
+        return _shape_of(GgufFile(file))
+    if not path.is_dir() and not _is_hub_name(name_or_path):
         raise ModelLoadError(
             f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
-            "or give a folder with a config.json"
+            "or give a folder with a config.json, a .gguf file, or a Hugging Face Hub name"
         )
-    return config, tokenizer
+    folder = path if path.is_dir() else _download(name_or_path, weights=False)
+    config = ModelConfig.from_hf(_read_json(folder / "config.json"))
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return config, None
+    tokenizer = Tokenizer.from_folder(folder)
+    return config.with_eos(tokenizer.eos_token_ids), tokenizer
+
+
+def _shape_of(file: GgufFile) -> tuple[ModelConfig, Tokenizer]:
+    config = file.config()
+    tokenizer = Tokenizer(file.tokenizer(), config.eos_token_ids)
+    return config.with_eos(tokenizer.eos_token_ids), tokenizer
 
 
 def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
@@ -265,9 +219,8 @@ def _gguf_file(path: Path) -> Path | None:
 def _read_gguf(path: Path, define: Define, cache_dir: Path, progress: bool) -> _Read:
     """Dequantised once and kept: that takes minutes where reading the result takes seconds."""
     file = GgufFile(path)
-    config = file.config()
-    tokenizer = Tokenizer(file.tokenizer(), config.eos_token_ids)
-    model = define(config.with_eos(tokenizer.eos_token_ids))
+    config, tokenizer = _shape_of(file)
+    model = define(config)
     with path.open("rb") as content:
         key = hashlib.file_digest(content, "sha256").hexdigest()
     weights, _ = CheckpointStore(cache_dir).restore_or_build(
@@ -288,15 +241,22 @@ def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
     except ModelLoadError as error:
         problems.append(str(error))
     if config is None or tokenizer is None:
-        weight_files(folder, problems)
+        if config is None:
+            weight_files(folder, problems)
+        else:
+            problems += check_headers(Model.build(config), folder).every_problem()
         raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
     model = define(config.with_eos(tokenizer.eos_token_ids))
     return model, read_folder(model, folder, progress=progress), tokenizer
 
 
-def _download(name: str) -> Path:
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _download(name: str, *, weights: bool = True) -> Path:
     """A model of the Hugging Face Hub, by "owner/name"; kept in the Hub's own cache."""
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not _is_hub_name(name):
         raise ModelLoadError(
             f"no model {name!r}: give {embedded.NAME!r}, a folder that exists, "
             "or a Hugging Face Hub name 'owner/name'"
@@ -304,11 +264,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-            )
-        )
+        patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] * weights)]
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # network, authentication and lookup errors of several libraries
         raise ModelLoadError(
             f"{name!r} is no local folder and could not be downloaded from the Hugging Face Hub "

@@ -12,6 +12,8 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.config import token_ids
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder must have one of them
+
 
 class Tokenizer:
     """A Hugging Face fast tokenizer and the ids that end a generation.
@@ -44,7 +46,7 @@ class Tokenizer:
         """
         from kvflow_jax.models.quiet import transformers
 
-        if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer.model").exists():
+        if not any((folder / name).exists() for name in TOKENIZER_FILES):
             raise ModelLoadError(
                 f"{folder} has no tokenizer.json; download it, or save one there with "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"

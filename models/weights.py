@@ -76,6 +76,9 @@ IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_mo
 # Where multimodal checkpoints keep the language model, as of release 4.52 and before it.
 PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 
+# Those that can be read, under numpy's names and safetensors' own.
+DTYPE_NAMES = ("float64", "float32", "bfloat16", "float16", "F64", "F32", "BF16", "F16")
+
 BLOCK_ROWS = 128
 REOPEN_BYTES = 128 << 20
 
@@ -98,8 +101,64 @@ class _Target:
         return view.swapaxes(-1, -2) if self.transposed else view
 
 
-class StackedWeights:
-    """Host arrays of a whole model, filled by Hugging Face names; collects what is wrong.
+class Checklist:
+    """The tensors a model needs, ticked off as they are met; collects what is wrong.
+
+    Args:
+        source: where they are read from, for messages.
+    """
+
+    def __init__(self, model: Model, source: str) -> None:
+        self.problems: list[str] = []
+        self._source = source
+        self._tied = model.config.tie_embeddings
+        self._blanks = {  # arrays of the model's shapes that take no memory
+            name: np.broadcast_to(np.uint8(0), spec.shape)
+            for name, spec in model.stacked_specs.items()
+        }
+        self._targets = _targets(model)
+        self._missing = dict.fromkeys(self._targets)  # an ordered set
+
+    def tick(self, key: str, shape: tuple[int, ...], dtype: str) -> _Target | None:
+        """Where a tensor of this name belongs; None where it cannot be used.
+
+        Args:
+            dtype: under numpy's name or that of safetensors.
+        """
+        target = self._targets.get(key)
+        if target is None:
+            # With tied embeddings the output projection is the embedding, saved twice.
+            if not IGNORED.fullmatch(key) and not (self._tied and key == "lm_head.weight"):
+                self.problems.append(f"unexpected tensor {key} {list(shape)}")
+            return None
+        self._missing.pop(key, None)
+        expected = target.place(self._blanks[target.name]).shape
+        if shape != expected:
+            self.problems.append(f"{key}: expected shape {list(expected)}, found {list(shape)}")
+        elif dtype not in DTYPE_NAMES:
+            self.problems.append(f"{key}: expected float32, bfloat16 or float16, found {dtype}")
+        else:
+            return target
+        return None
+
+    def every_problem(self) -> list[str]:
+        """What is wrong and what is missing, once nothing more comes."""
+        return self.problems + [f"missing tensor {key}" for key in self._missing]
+
+    def finish(self) -> None:
+        """Nothing more comes.
+
+        Raises:
+            ModelLoadError: listing every problem found.
+        """
+        if problems := self.every_problem():
+            raise ModelLoadError(
+                f"the weights in {self._source} do not fit the model:\n- " + "\n- ".join(problems)
+            )
+
+
+class StackedWeights(Checklist):
+    """Host arrays of a whole model, filled by Hugging Face names.
 
     The arrays are the only copy: each tensor is cast and laid in its place as it is read.
 
@@ -108,12 +167,8 @@ class StackedWeights:
     """
 
     def __init__(self, model: Model, source: str, *, norm_offset: float = 0.0) -> None:
-        self.problems: list[str] = []
-        self._source = source
+        super().__init__(model, source)
         self._norm_offset = norm_offset
-        self._tied = model.config.tie_embeddings
-        self._targets = _targets(model)
-        self._missing = dict.fromkeys(self._targets)  # an ordered set
         self._arrays = {
             name: returnable_empty(spec.shape, spec.dtype)
             for name, spec in model.stacked_specs.items()
@@ -121,45 +176,28 @@ class StackedWeights:
 
     def put(self, key: str, tensor: np.ndarray) -> None:
         """Lay one tensor in its place, cast to the model's dtype."""
-        target = self._targets.get(key)
+        target = self.tick(key, tensor.shape, tensor.dtype.name)
         if target is None:
-            # With tied embeddings the output projection is the embedding, saved twice.
-            if not IGNORED.fullmatch(key) and not (self._tied and key == "lm_head.weight"):
-                self.problems.append(f"unexpected tensor {key} {list(tensor.shape)}")
             return
-        self._missing.pop(key, None)
         array = self._arrays[target.name]
         place = target.place(array)
-        if place.shape != tensor.shape:
-            self.problems.append(
-                f"{key}: expected shape {list(place.shape)}, found {list(tensor.shape)}"
-            )
-        elif not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
-            self.problems.append(
-                f"{key}: expected float32, bfloat16 or float16, found {tensor.dtype}"
-            )
-        else:
-            if self._norm_offset and target.name.endswith("norm.weight"):
-                tensor = tensor.astype(np.float32) + np.float32(self._norm_offset)
-            with np.errstate(over="ignore"):
-                # In blocks that fit the cache: numpy transposes whole arrays 8 times slower.
-                for start in range(0, len(place), BLOCK_ROWS):
-                    block = slice(start, start + BLOCK_ROWS)
-                    place[block] = tensor[block]
-            if array.dtype == np.float16 and not np.isfinite(place).all():
-                self.problems.append(f"{key}: too large for float16; load with dtype bfloat16")
+        if self._norm_offset and target.name.endswith("norm.weight"):
+            tensor = tensor.astype(np.float32) + np.float32(self._norm_offset)
+        with np.errstate(over="ignore"):
+            # In blocks that fit the cache: numpy transposes whole arrays 8 times slower.
+            for start in range(0, len(place), BLOCK_ROWS):
+                block = slice(start, start + BLOCK_ROWS)
+                place[block] = tensor[block]
+        if array.dtype == np.float16 and not np.isfinite(place).all():
+            self.problems.append(f"{key}: too large for float16; load with dtype bfloat16")
 
-    def finish(self) -> dict[str, np.ndarray]:
-        """The filled arrays.
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of them, filled.
 
         Raises:
             ModelLoadError: listing every problem found.
         """
-        unread = [f"missing tensor {key}" for key in self._missing]
-        if problems := self.problems + unread:
-            raise ModelLoadError(
-                f"the weights in {self._source} do not fit the model:\n- " + "\n- ".join(problems)
-            )
+        self.finish()
         return self._arrays
 
 
@@ -171,6 +209,7 @@ def read_folder(model: Model, folder: Path, *, progress: bool = False) -> dict[s
     """
     from tqdm import tqdm
 
+    check_headers(model, folder).finish()
     offset = NORM_OFFSETS.get(model.config.family, 0.0)
     weights = StackedWeights(model, str(folder), norm_offset=offset)
     bar = tqdm(
@@ -181,7 +220,21 @@ def read_folder(model: Model, folder: Path, *, progress: bool = False) -> dict[s
             for key, tensor in _tensors(path, weights.problems):
                 weights.put(_plain(key), tensor)
                 bar.update(tensor.size)
-    return weights.finish()
+    return weights.arrays()
+
+
+def check_headers(model: Model, folder: Path) -> Checklist:
+    """What the headers of a folder's files say: all that is wrong, before any weight is read."""
+    checklist = Checklist(model, str(folder))
+    for path in weight_files(folder, checklist.problems):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for key in file.keys():  # noqa: SIM118, it is no dict
+                    tensor = file.get_slice(key)
+                    checklist.tick(_plain(key), tuple(tensor.get_shape()), tensor.get_dtype())
+        except (SafetensorError, OSError) as error:
+            checklist.problems.append(_unreadable(path, error))
+    return checklist
 
 
 def weight_files(folder: Path, problems: list[str]) -> list[Path]:
@@ -219,7 +272,11 @@ def _tensors(path: Path, problems: list[str]) -> Iterator[tuple[str, np.ndarray]
                     num_bytes += tensor.nbytes
                     yield key, tensor
     except (SafetensorError, OSError) as error:
-        problems.append(f"{path.name} is truncated or corrupt, download it again: {error}")
+        problems.append(_unreadable(path, error))
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path.name} is truncated or corrupt, download it again: {error}"
 
 
 def _plain(key: str) -> str:

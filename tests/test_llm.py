@@ -21,6 +21,7 @@ from kvflow_jax import (
     Hints,
     HintStatus,
     InvalidRequestError,
+    ModelLoadError,
     SamplingParams,
     Workflow,
 )
@@ -120,6 +121,19 @@ def test_a_stream_that_nobody_reads_ends_when_it_is_let_go(llm):
     assert list(stream) == []
     with pytest.raises(InvalidRequestError):
         llm.stream([])  # said at once
+
+
+def test_random_weights_come_from_the_seed(monkeypatch, tmp_path):
+    asked = {}
+
+    def load(name, **how):
+        asked.update(how)
+        raise ModelLoadError("far enough")
+
+    monkeypatch.setattr("kvflow_jax.llm.load_model", load)
+    with pytest.raises(ModelLoadError, match="far enough"):
+        LLM("qwen3-0.6b", random_weights=True, seed=7, cache_dir=tmp_path)
+    assert (asked["random_weights"], asked["seed"]) == (True, 7)
 
 
 def test_completions_carry_logprobs_and_what_stopped_them(llm):

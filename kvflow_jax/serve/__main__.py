@@ -116,7 +116,12 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         default=default.tensor_parallel,
         help="devices that share model and KV pool; default: %(default)s",
     )
-    add("--random-weights", action="store_true", help="do not read weights")
+    add(
+        "--random-weights",
+        action="store_true",
+        help="make the weights up from --seed; --model may then also be qwen3-0.6b, llama-3.2-1b "
+        "or llama-3.1-8b",
+    )
     add(
         "--seed",
         type=int,

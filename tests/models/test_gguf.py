@@ -227,6 +227,20 @@ def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):
         np.testing.assert_array_equal(second.params[name], weight)
 
 
+def test_random_weights_of_a_file(tmp_path, monkeypatch):
+    """Its shape and its tokenizer, whatever its tensors hold."""
+    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["gemma3"])
+    loaded = load_model(str(path), cache_dir=tmp_path / "cache", progress=False)
+    monkeypatch.setattr(GgufFile, "weights", None)
+    for name in (path, path.parent):
+        made_up = load_model(str(name), cache_dir=tmp_path / "cache", random_weights=True)
+        assert made_up.config == loaded.config
+        assert made_up.tokenizer.decode(made_up.tokenizer.encode("the end")) == "the end"
+        assert {n: w.shape for n, w in made_up.params.items()} == {
+            n: w.shape for n, w in loaded.params.items()
+        }
+
+
 def test_what_has_no_room_is_not_kept(tmp_path, monkeypatch, caplog):
     path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -1,6 +1,7 @@
 """Tokenizers of .gguf files cut and merge text as llama.cpp and transformers do."""
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.gguf_tokenizer import SPLITS, build_tokenizer
@@ -12,7 +13,7 @@ SMALL = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["t h", "th e"
 
 
 def fields_of(pre, tokens=(), **more):
-    alphabet = sorted(tiny.pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     fields = {"tokens": [*alphabet, "th", "the", *tokens], "pre": pre} | more
     named = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
     return SMALL | {name: value for name, value in named.items() if value is not None}

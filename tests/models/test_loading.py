@@ -87,6 +87,14 @@ def test_missing_files_are_all_named(folder, lost):
     assert "missing file model.safetensors" in str(caught.value)
 
 
+def test_a_missing_tokenizer_does_not_hide_what_is_wrong_with_the_weights(tmp_path):
+    weights = tiny.hf_weights(tiny.CONFIGS["tied-gqa"])
+    del weights["model.norm.weight"]
+    folder = tiny.write_folder(tmp_path / "model", weights=weights, tokenizer=False)
+    with pytest.raises(ModelLoadError, match=r"(?s)no tokenizer\.json.*missing tensor model\.n"):
+        load_model(str(folder))
+
+
 def test_unreadable_json(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelLoadError, match="is not JSON"):
@@ -128,6 +136,22 @@ def test_random_weights_of_a_folder_need_only_its_config(folder):
             loaded.model.specs[name].dtype,
         )
         np.testing.assert_array_equal(weight, again.params[name])
+
+
+def test_random_weights_of_a_hub_name_download_none(folder, monkeypatch):
+    def download(name, allow_patterns):
+        assert not any("safetensors" in pattern for pattern in allow_patterns)
+        return str(folder)
+
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_model("owner/model", random_weights=True).tokenizer is not None
+
+
+def test_random_weights_of_a_folder_that_says_nothing(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"missing file .*config\.json"):
+        load_model(str(folder), random_weights=True)
 
 
 def test_random_weights_of_an_unknown_shape():

@@ -64,9 +64,15 @@ def test_every_problem_is_listed_at_once(tmp_path):
         "missing tensor model.layers.2.mlp.up_proj.weight",
         "model.layers.0.self_attn.k_proj.weight: expected shape [32, 64], found [16, 64]",
         "unexpected tensor model.layers.0.self_attn.q_norm.weight [16]",
-        "model.layers.1.input_layernorm.weight: expected float32, bfloat16 or float16, found int8",
+        "model.layers.1.input_layernorm.weight: expected float32, bfloat16 or float16, found I8",
     ):
         assert part in message
+
+
+def test_a_folder_is_refused_before_a_weight_is_read(tmp_path, monkeypatch):
+    folder = tiny.write_folder(tmp_path / "m", weights=WEIGHTS | {"extra": np.zeros(1, np.float32)})
+    monkeypatch.setattr("kvflow_jax.models.weights._tensors", pytest.fail)
+    assert "unexpected tensor extra [1]" in read_problems(folder)
 
 
 def test_what_files_carry_needlessly_is_ignored(tmp_path):
