@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -54,6 +55,9 @@ class Connection:
             self._socket.settimeout(None)
 
     def close(self) -> None:
+        """Also wakes whoever receives."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _receive(self, num_bytes: int) -> bytes:

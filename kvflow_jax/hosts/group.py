@@ -80,9 +80,8 @@ class Leader:
         """
         joined = _admit(place, settings, timeout_s)
         port = _free_port(place)
-        for _, connection in joined.values():
-            connection.send(Go(port))
         leader = cls(joined)
+        leader.send(Go(port))
         _start_jax(place, port)
         return leader
 
@@ -231,10 +230,12 @@ class Follower:
             # Process 0 gives up by itself, and says why.
             answer = connection.receive(max(deadline_s - time.monotonic(), 0.0) + _HELLO_S)
         except (OSError, EOFError, ValueError) as error:
+            connection.close()
             raise ConfigError(
                 f"process 0 at {place.host}:{place.port} does not answer ({error}); see its log"
             ) from None
         if not isinstance(answer, Go):
+            connection.close()
             raise ConfigError(answer.why if isinstance(answer, Refused) else f"got {answer}")
         follower = cls(connection)
         _start_jax(place, answer.jax_port)
@@ -345,6 +346,7 @@ def _admit(place: Place, settings: Settings, timeout_s: float) -> dict[int, tupl
                 for _, connection in joined.values():
                     with contextlib.suppress(OSError):
                         connection.send(Refused(why))
+                    connection.close()
                 raise ConfigError(why) from None
             connection = Connection(sock)
             try:
@@ -373,7 +375,7 @@ def _objection(
             f"process {who} was started with --num-processes {hello.num_processes}, "
             f"process 0 with {place.num_processes}"
         )
-    if who in joined or not 0 < who < place.num_processes:
+    if who in joined:
         return f"there is a process {who} already: give each a --process-id of its own"
     other = [
         f"{name} {hello.settings.get(name)}, process 0 with {value}"
