@@ -50,15 +50,14 @@ class _Process:
         self._is_told = False
 
     def run(self) -> None:
-        from kvflow_jax.hosts.group import Follower, end_now
+        from kvflow_jax.hosts.group import end_now
+        from kvflow_jax.hosts.joining import report
         from kvflow_jax.hosts.messages import Failed
         from kvflow_jax.launch import follow
 
         config = self._config
         try:
-            self._follower = Follower.join(
-                self._place, shared_settings(config), config.join_timeout_s
-            )
+            self._follower = report(self._place, shared_settings(config), config.join_timeout_s)
         except KVFlowError as error:
             log.error("cannot start: %s", error)
             return

@@ -55,9 +55,9 @@ def build_engine(
     if place is None:
         return _build(config, None)
 
-    from kvflow_jax.hosts.group import Leader
+    from kvflow_jax.hosts.joining import lead
 
-    leader = Leader.join(place, shared_settings(config), config.join_timeout_s)
+    leader = lead(place, shared_settings(config), config.join_timeout_s)
     try:
         return _build(config, leader)
     except Exception as error:

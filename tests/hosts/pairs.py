@@ -28,3 +28,4 @@ def group():
         leader, follower = Leader({1: ("there", near)}), Follower(far)
         yield leader, follower
         leader.close()
+        follower._listener.join(30)  # until it has heard so

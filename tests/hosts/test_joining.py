@@ -2,13 +2,14 @@
 
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.hosts import group
-from kvflow_jax.hosts.group import Follower, Leader
+from kvflow_jax.hosts import joining
+from kvflow_jax.hosts.joining import lead, report
 from kvflow_jax.hosts.messages import Drop, Hello, Remember, Submit, decode, encode
 from kvflow_jax.hosts.place import Place
 from kvflow_jax.serve.__main__ import main
@@ -55,12 +56,12 @@ def test_all_hear_what_all_say():
 
 def test_a_coordinator_that_is_not_there():
     with pytest.raises(ConfigError, match=r"cannot be reached at 127.0.0.1:\d+.*--coordinator"):
-        Follower.join(place(1), {}, 0.1)
+        report(place(1), {}, 0.1)
 
 
 def test_a_process_that_does_not_come():
     with pytest.raises(ConfigError, match=r"process 1, 2 did not come .* --join-timeout-s"):
-        Leader.join(place(0, 3), {}, 0.1)
+        lead(place(0, 3), {}, 0.1)
 
 
 def test_a_port_that_is_taken():
@@ -68,7 +69,7 @@ def test_a_port_that_is_taken():
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(ConfigError, match=r"cannot listen on .* choose another port"),
     ):
-        Leader.join(place(0, port=taken.getsockname()[1]), {}, 1.0)
+        lead(place(0, port=taken.getsockname()[1]), {}, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -82,31 +83,31 @@ def test_processes_that_do_not_fit_are_told_why(hello, why):
     leader_place = place(0)
     failed = []
 
-    def lead():
+    def try_to_lead():
         try:
-            Leader.join(leader_place, {"--dtype": "float32"}, 0.5)
+            lead(leader_place, {"--dtype": "float32"}, 0.5)
         except ConfigError as error:
             failed.append(error)
 
-    thread = threading.Thread(target=lead)
+    thread = threading.Thread(target=try_to_lead)
     thread.start()
     follower = place(hello.process_id, hello.num_processes, leader_place.port)
     with pytest.raises(ConfigError, match=why):
-        Follower.join(follower, hello.settings, 10.0)
+        report(follower, hello.settings, 10.0)
     thread.join()
     assert "did not come" in str(failed[0])  # others may still have
 
 
 def test_strangers_do_not_keep_anybody_from_joining(monkeypatch):
-    monkeypatch.setattr(group, "_start_jax", lambda place, port: None)
+    monkeypatch.setattr(joining, "_start_jax", lambda place, port: None)
     leader_place = place(0)
     joined = []
-    thread = threading.Thread(target=lambda: joined.append(Leader.join(leader_place, {}, 30.0)))
+    thread = threading.Thread(target=lambda: joined.append(lead(leader_place, {}, 30.0)))
     thread.start()
-    deadline = group.time.monotonic() + 10
-    stranger = group._reach(leader_place, deadline)
+    deadline = time.monotonic() + 10
+    stranger = joining._reach(leader_place, deadline)
     stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    follower = Follower.join(place(1, port=leader_place.port), {}, 10.0)
+    follower = report(place(1, port=leader_place.port), {}, 10.0)
     thread.join()
     stranger.close()
     joined[0].close()
@@ -117,7 +118,7 @@ def test_strangers_do_not_keep_anybody_from_joining(monkeypatch):
 
 def test_two_that_say_they_are_the_same(monkeypatch):
     joined = {1: ("there", None)}
-    why = group._objection(Hello(1, 2, "here", {}), place(0), {}, joined)
+    why = joining._objection(Hello(1, 2, "here", {}), place(0), {}, joined)
     assert why == "there is a process 1 already: give each a --process-id of its own"
 
 
