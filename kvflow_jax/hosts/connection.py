@@ -15,6 +15,12 @@ MAX_MESSAGE_BYTES = 1 << 30
 SILENCE_S = 30
 
 
+def framed(message: Message) -> bytes:
+    """A message as it is sent."""
+    data = encode(message)
+    return _LENGTH.pack(len(data)) + data
+
+
 class Connection:
     """One end. Any thread may send; one thread receives."""
 
@@ -34,9 +40,12 @@ class Connection:
         """Raises:
         OSError: the other end is gone.
         """
-        data = encode(message)
+        self.send_framed(framed(message))
+
+    def send_framed(self, data: bytes) -> None:
+        """``send`` of what is ``framed`` already: once, for many."""
         with self._lock:
-            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+            self._socket.sendall(data)
 
     def receive(self, timeout_s: float | None = None) -> Message:
         """The next message.

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 
 from kvflow_jax.errors import HostLostError
-from kvflow_jax.hosts.connection import Connection
+from kvflow_jax.hosts.connection import Connection, framed
 from kvflow_jax.hosts.messages import (
     Close,
     Copied,
@@ -76,9 +76,10 @@ class Leader:
         Raises:
             HostLostError: one is gone.
         """
+        data = framed(message)
         for process, (_, connection) in self._followers.items():
             try:
-                connection.send(message)
+                connection.send_framed(data)
             except OSError as error:
                 self._lose(process, f"is gone: {error}")
         if self.lost.done():
