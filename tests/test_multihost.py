@@ -50,6 +50,7 @@ class Pair:
             command += ["--tensor-parallel=2", f"--coordinator={coordinator}", "--num-processes=2"]
             command += [f"--process-id={i}", f"--port={self.port}", "--deterministic"]
             env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+            env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles sooner
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kvflow_jax.serve")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def follow(config: ServerConfig, place: Place) -> int:
     """Join the others and do what process 0 does, until it ends.
@@ -37,9 +39,6 @@ def follow(config: ServerConfig, place: Place) -> int:
     for number, handler in before.items():
         signal.signal(number, handler)
     return process.exit_code
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Process:

@@ -116,7 +116,7 @@ def test_strangers_do_not_keep_anybody_from_joining(monkeypatch):
         connection.close()
 
 
-def test_two_that_say_they_are_the_same(monkeypatch):
+def test_two_that_say_they_are_the_same():
     joined = {1: ("there", None)}
     why = joining._objection(Hello(1, 2, "here", {}), place(0), {}, joined)
     assert why == "there is a process 1 already: give each a --process-id of its own"
