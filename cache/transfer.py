@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kvflow_jax.cache.parts import HOST, copy_parts
 from kvflow_jax.cache.residency import Backup, Load
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class DeviceTransfers:
         self._is_closing = threading.Event()
         targets = {
             Direction.LOAD: here,
-            Direction.SAVE: here.with_memory_kind("pinned_host"),
+            Direction.SAVE: here.with_memory_kind(HOST),
         }
         self._lanes = {way: queue.SimpleQueue[Transfer | None]() for way in Direction}
         self._threads = [
@@ -197,18 +198,19 @@ def measure_bandwidth(
     Raises:
         NotImplementedError: a device has no pinned host memory.
     """
-    device: jax.Device = next(iter(here.device_set))
+    device: jax.Device = next(iter(here.addressable_devices))
     kinds = {memory.kind for memory in device.addressable_memories()}
-    if "pinned_host" not in kinds:
+    if HOST not in kinds:
         raise NotImplementedError(f"{device.device_kind} has no pinned host memory")
-    host, num = here.with_memory_kind("pinned_host"), len(here.device_set)
+    num = len(here.device_set)
     best = dict.fromkeys(Direction, 0.0)
-    data = jax.device_put(np.zeros((nbytes // 4 // num + 1) * num, np.float32), here)
+    zeros = np.zeros((nbytes // 4 // num + 1) * num, np.float32)
+    data = jax.make_array_from_callback(zeros.shape, here, lambda part: zeros[part])
     for _ in range(repeats):
         start = time.perf_counter()
-        saved = jax.block_until_ready(jax.device_put(data, host, may_alias=False))
+        saved = jax.block_until_ready(copy_parts(data, to_host=True))
         middle = time.perf_counter()
-        jax.block_until_ready(jax.device_put(saved, here, may_alias=False))
+        jax.block_until_ready(copy_parts(saved, to_host=False))
         end = time.perf_counter()
         best[Direction.SAVE] = max(best[Direction.SAVE], data.nbytes / (middle - start))
         best[Direction.LOAD] = max(best[Direction.LOAD], data.nbytes / (end - middle))

@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from experiments.make_folder import FAMILIES, hf_weights, write_folder
 from experiments.measure import arguments, report
 from kvflow_jax.models import embedded
-from kvflow_jax.models.checkpoint import CHUNK_BYTES, handler
+from kvflow_jax.models.checkpoint import CHUNK_BYTES, checkpointer
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading import default_ops, load_model
 from kvflow_jax.models.model import Model, Params
@@ -146,8 +146,8 @@ def _child(
 
 def _keep(params: Params, kept: Path) -> None:
     chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in params}
-    with ocp.Checkpointer(handler()) as checkpointer:
-        checkpointer.save(kept, args=ocp.args.PyTreeSave(params, save_args=chunked))
+    with checkpointer() as orbax:
+        orbax.save(kept, args=ocp.args.PyTreeSave(params, save_args=chunked))
 
 
 def _restore(folder: Path, kept: Path, dtype: str, num_devices: int, cache_dir: Path) -> Params:
@@ -163,8 +163,8 @@ def _restore(folder: Path, kept: Path, dtype: str, num_devices: int, cache_dir: 
     else:
         specs = Model.build(config, dtype, ops=default_ops(config, dtype, cache_dir)).specs
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in specs}
-    with ocp.Checkpointer(handler()) as checkpointer:
-        params = checkpointer.restore(kept, args=ocp.args.PyTreeRestore(restore_args=how))
+    with checkpointer() as orbax:
+        params = orbax.restore(kept, args=ocp.args.PyTreeRestore(restore_args=how))
     return {name: jax.device_put(weight, may_alias=True) for name, weight in params.items()}
 
 

@@ -14,7 +14,7 @@ from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.cache_settings import CacheConfig, CacheSettings
 from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
+from kvflow_jax.models.memory import FreeMemory
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +95,19 @@ class EngineSizes:
         device: jax.Device,
         *,
         num_devices: int = 1,
+        free: FreeMemory | None = None,
     ) -> EngineSizes:
         """Decide what the config left open from the model and the device's free memory.
 
         Args:
             num_devices: such as this one that share model and pool.
+            free: weights being loaded; None: what there is now, here.
 
         Raises:
             CapacityError: not even one request of the asked length fits; says how much is missing.
             ConfigError: the model's context is shorter than what is asked.
         """
+        free = free or FreeMemory.of(device)
         page = config.page_size
         one_page = PoolSpec(
             num_layers=model.num_layers,
@@ -125,7 +128,7 @@ class EngineSizes:
             num_pages = config.num_pages
         else:
             given = config.pool_gib
-            budget = int(given * GIB) if given is not None else _pool_budget(device, num_devices)
+            budget = int(given * GIB) if given is not None else _pool_budget(free, num_devices)
             # More than every running request at full length could use helps only the cache.
             num_pages = budget // one_page.page_bytes - 1
         if num_pages < pages_wanted:
@@ -169,7 +172,7 @@ class EngineSizes:
             shapes.max_prefill_tokens,
             len(shapes.shapes),
         )
-        free_host = free_host_bytes() - (pool.nbytes if device.platform == "cpu" else 0)
+        free_host = free.host_bytes - (pool.nbytes if device.platform == "cpu" else 0)
         if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
             raise CapacityError(
                 f"a host tier of {config.cache.host_cache_gib:g} GiB does not fit: "
@@ -200,9 +203,8 @@ def _tile(page_size: int, budget_tokens: int) -> int:
     return max(1, min(PREFILL_TILE, budget_tokens) // page_size) * page_size
 
 
-def _pool_budget(device: jax.Device, num_devices: int) -> int:
-    """Bytes for the pool from what is free now, weights being loaded."""
-    free = free_device_bytes(device)
-    if free is not None:
-        return int(free * _DEVICE_SHARE) * num_devices
-    return min(int(free_host_bytes() * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
+def _pool_budget(free: FreeMemory, num_devices: int) -> int:
+    """Bytes for the pool."""
+    if free.device_bytes is not None:
+        return int(free.device_bytes * _DEVICE_SHARE) * num_devices
+    return min(int(free.host_bytes * _HOST_SHARE), _MAX_HOST_POOL_BYTES)

@@ -55,3 +55,7 @@ class IntegrityError(KVFlowError):
 
 class StepFailedError(KVFlowError):
     """The step that a request was in failed, and the request with it; it may be tried again."""
+
+
+class HostLostError(KVFlowError):
+    """A process that shares the model is gone; those that are left end, to be started again."""

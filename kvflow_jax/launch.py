@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -15,9 +15,14 @@ from kvflow_jax.batch import BatchShape
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.config import EngineConfig, EngineSizes
 from kvflow_jax.engine import Engine
+from kvflow_jax.hosts.following import Replay
+from kvflow_jax.hosts.group import Follower, Group, Leader
+from kvflow_jax.hosts.leading import Keeper, LeadingRunner
+from kvflow_jax.hosts.transfers import LeadingTransfers
 from kvflow_jax.models.loading import LoadedModel
+from kvflow_jax.models.memory import FreeMemory
 from kvflow_jax.models.sharding import AXIS
-from kvflow_jax.protocols import NoTransfers, Transfers, WallClock
+from kvflow_jax.protocols import NoTransfers, Runner, Transfers, WallClock
 from kvflow_jax.runner import ModelRunner
 from kvflow_jax.trace import ChromeTrace, NoTrace
 
@@ -34,46 +39,37 @@ def use_compilation_cache(cache_dir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = True) -> Engine:
+def build_engine(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    *,
+    progress: bool = True,
+    leader: Leader | None = None,
+) -> Engine:
     """Allocate the pool, compile every batch shape, and give back an engine that is ready.
+
+    Args:
+        leader: of the processes that share the model; the others ``follow``.
 
     Raises:
         CapacityError: not even one request fits the memory there is.
         ConfigError: sizes that contradict the model.
     """
     tracer = ChromeTrace(config.trace) if config.trace is not None else NoTrace()
-    shards = loaded.shards
-    device: jax.Device = min(next(iter(loaded.params.values())).devices(), key=lambda d: d.id)
-    num = 1 if shards is None else shards.num
-    sizes = EngineSizes.resolve(config, loaded.config, loaded.model.dtype, device, num_devices=num)
-    flat: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
-    flat = flat if shards is None else shards.where(PartitionSpec(AXIS))
-    bandwidth = _measured_link(flat, sizes)
-    if bandwidth is None:
-        sizes = replace(sizes, cache=replace(sizes.cache, num_host_blocks=0, prefetches=False))
-    extent_sizes = sizes.cache.extent_sizes if bandwidth is not None else ()
-    runner = ModelRunner(
-        loaded.model,
-        loaded.params,
-        sizes.pool,
-        sizes.shapes,
-        extent_sizes=extent_sizes,
-        shards=shards,
-    )
-    log.info("compiling %d batch shapes, or loading them compiled", len(sizes.shapes.shapes))
-    start_s = time.monotonic()
-    runner.warm_up(_progress_bar if progress else iter)
-    log.info("%d programs ready in %.1f s", len(sizes.shapes.shapes), time.monotonic() - start_s)
+    device = prepare(loaded, config, progress=progress, group=leader)
+    sizes, bandwidth, pace = device.sizes, device.bandwidth, device.pace_s_per_byte
     tokenizer, clock = loaded.tokenizer, WallClock()
+    runner: Runner = device.runner
     transfers: Transfers = NoTransfers()
-    if bandwidth is not None:
-        ratio = config.cache.link_ratio
-        pace = ratio * runner.prefill_s_per_token() / token_bytes(sizes) if ratio else 0.0
+    if leader is not None:
+        keeper = Keeper(leader)
+        runner = LeadingRunner(device.runner, leader, keeper)
+        rates = bandwidth or NoTransfers.bytes_per_s
+        transfers = LeadingTransfers(leader, keeper, rates, pace_s_per_byte=pace, now=clock.now)
+    elif bandwidth is not None:
         transfers = DeviceTransfers(
-            runner.blocks_lie, bandwidth, pace_s_per_byte=pace, now=clock.now
+            device.runner.blocks_lie, bandwidth, pace_s_per_byte=pace, now=clock.now
         )
-        if pace:
-            log.info("the host link is emulated: %.3g GB/s", 1e-9 / pace)
     return Engine(
         sizes,
         runner,
@@ -86,6 +82,83 @@ def build_engine(loaded: LoadedModel, config: EngineConfig, *, progress: bool = 
         seed=config.seed,
         tracer=tracer,
     )
+
+
+def follow(loaded: LoadedModel, config: EngineConfig, follower: Follower) -> None:
+    """Do what the leader does, until it closes.
+
+    Raises:
+        Exception: this process cannot; the group is broken then.
+    """
+    device = prepare(loaded, config, progress=False, group=follower)
+    log.info("following process 0")
+    Replay(device.runner, follower).run()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A runner that is warm, and what was found out on the way.
+
+    Attributes:
+        bandwidth: bytes per second each way, None where there is no host tier.
+        pace_s_per_byte: of an emulated link; 0: the link there is.
+    """
+
+    sizes: EngineSizes
+    runner: ModelRunner
+    bandwidth: dict[Direction, float] | None
+    pace_s_per_byte: float
+
+
+def prepare(
+    loaded: LoadedModel, config: EngineConfig, *, progress: bool, group: Group | None = None
+) -> Prepared:
+    """What every process of a group does alike: what they find out for themselves is gathered.
+
+    Raises:
+        CapacityError, ConfigError: see ``build_engine``.
+    """
+    shards = loaded.shards
+    here = next(iter(loaded.params.values())).addressable_shards
+    device: jax.Device = min((shard.device for shard in here), key=lambda d: d.id)
+    num = 1 if shards is None else shards.num
+    free = FreeMemory.of(device)
+    if group is not None:
+        free = FreeMemory.of_all([FreeMemory(*values) for values in group.gather([*astuple(free)])])
+    sizes = EngineSizes.resolve(
+        config, loaded.config, loaded.model.dtype, device, num_devices=num, free=free
+    )
+    flat: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
+    flat = flat if shards is None else shards.where(PartitionSpec(AXIS))
+    bandwidth = _measured_link(flat, sizes)
+    if group is not None:
+        own = None if bandwidth is None else [bandwidth[way] for way in Direction]
+        bandwidth = _slowest(group.gather(own))
+    if bandwidth is None:
+        sizes = replace(sizes, cache=replace(sizes.cache, num_host_blocks=0, prefetches=False))
+    else:
+        log.info(
+            "host link: %.3g GB/s to the device, %.3g GB/s back",
+            bandwidth[Direction.LOAD] / 1e9,
+            bandwidth[Direction.SAVE] / 1e9,
+        )
+    runner = ModelRunner(
+        loaded.model,
+        loaded.params,
+        sizes.pool,
+        sizes.shapes,
+        extent_sizes=sizes.cache.extent_sizes if bandwidth is not None else (),
+        shards=shards,
+    )
+    log.info("compiling %d batch shapes, or loading them compiled", len(sizes.shapes.shapes))
+    start_s = time.monotonic()
+    runner.warm_up(_progress_bar if progress else iter)
+    log.info("%d programs ready in %.1f s", len(sizes.shapes.shapes), time.monotonic() - start_s)
+    pace, ratio = 0.0, config.cache.link_ratio
+    if ratio and bandwidth is not None:
+        pace = ratio * runner.prefill_s_per_token() / token_bytes(sizes)
+        log.info("the host link is emulated: %.3g GB/s", 1e-9 / pace)
+    return Prepared(sizes, runner, bandwidth, pace)
 
 
 def token_bytes(sizes: EngineSizes) -> float:
@@ -104,12 +177,15 @@ def _measured_link(
     except NotImplementedError as error:
         log.warning("no host tier: %s", error)
         return None
-    log.info(
-        "host link: %.3g GB/s to the device, %.3g GB/s back",
-        rates[Direction.LOAD] / 1e9,
-        rates[Direction.SAVE] / 1e9,
-    )
     return rates
+
+
+def _slowest(rates: list[list[float] | None]) -> dict[Direction, float] | None:
+    """Of several processes, which copy their parts at once; None where one cannot."""
+    able = [each for each in rates if each is not None]
+    if len(able) < len(rates):
+        return None
+    return {way: min(each[i] for each in able) for i, way in enumerate(Direction)}
 
 
 def _progress_bar(shapes: Iterable[BatchShape]) -> Iterator[BatchShape]:

@@ -37,14 +37,14 @@ class JaxStep:
     """A dispatched step. Its samples are on their way to the host already."""
 
     def __init__(self, tokens: jax.Array, logprobs: Logprobs | None) -> None:
-        self._tokens = tokens  # i32[num_rows]
+        self.tokens = tokens  # i32[num_rows]
         self._logprobs = logprobs
         tokens.copy_to_host_async()
         if logprobs is not None:
             _start_copy(logprobs)
 
     def result(self) -> np.ndarray:
-        return np.asarray(self._tokens)
+        return np.asarray(self.tokens)
 
     def logprobs(self) -> Logprobs | None:
         # Most steps have none, and a walk over no tree costs 0.1 ms all the same.
@@ -55,11 +55,11 @@ class JaxScores:
     """Scores of prompt tokens, on their way to the host."""
 
     def __init__(self, logprobs: Logprobs, num_tokens: int) -> None:
-        self._logprobs, self._num_tokens = logprobs, num_tokens
+        self.logprobs, self._num_tokens = logprobs, num_tokens
         _start_copy(logprobs)
 
     def result(self) -> Logprobs:
-        return jax.tree.map(lambda array: np.asarray(array)[: self._num_tokens], self._logprobs)
+        return jax.tree.map(lambda array: np.asarray(array)[: self._num_tokens], self.logprobs)
 
 
 class ModelRunner:
@@ -141,7 +141,17 @@ class ModelRunner:
         return self._submit(batch, self._groups)
 
     def recall(self, request: Request) -> None:
-        self._remember(_past(request, self.shapes, self._model.config.vocab_size))
+        self.remember(self.past(request))
+
+    def past(self, request: Request) -> Past:
+        """What a request's slot is to remember."""
+        return _past(request, self.shapes, self._model.config.vocab_size)
+
+    def remember(self, past: Past) -> None:
+        """Remember a past for its slot."""
+        sampler = self._state.sampler
+        memory = self._recall(sampler.memory, past)
+        self._state = replace(self._state, sampler=replace(sampler, memory=memory))
 
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
         hidden, scores = self._state.sampler.hidden, []
@@ -164,7 +174,7 @@ class ModelRunner:
         for shape in track(self.shapes.shapes):
             # One group of layers is enough: its program is that of all groups.
             self._submit(self._padding(shape), self._groups[:1]).result()
-        self._remember(_empty_past(self.shapes, self._model.config.vocab_size))
+        self.remember(_empty_past(self.shapes, self._model.config.vocab_size))
         for scores in self.score(0, np.zeros(1, np.int32)):
             scores.result()
         for size in self._extent_sizes:
@@ -212,19 +222,16 @@ class ModelRunner:
         self._state = DeviceState(pool, sampler)
         return JaxStep(tokens, logprobs if wants_logprobs else None)
 
-    def _remember(self, past: Past) -> None:
-        sampler = self._state.sampler
-        memory = self._recall(sampler.memory, past)
-        self._state = replace(self._state, sampler=replace(sampler, memory=memory))
-
     def _padding(self, shape: BatchShape) -> Batch:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_slots)
 
     def _fresh_state(self) -> DeviceState:
-        sampler = jax.device_put(SamplerState.zeros(self._model, self.shapes), self._whole)
-        # Made where it is to lie: whole, it may fit no device.
+        # Made where they are to lie: whole, the pool may fit no device.
         zeros = jax.jit(partial(KVPool.zeros, self.pool_spec), out_shardings=self._pool_lies)
-        return DeviceState(KVPool(zeros().data, self._own_spec), sampler)
+        sampler = jax.jit(
+            partial(SamplerState.zeros, self._model, self.shapes), out_shardings=self._whole
+        )
+        return DeviceState(KVPool(zeros().data, self._own_spec), sampler())
 
 
 def _start_copy(logprobs: Logprobs) -> None:

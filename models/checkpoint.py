@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from kvflow_jax.models.model import Model
@@ -79,7 +80,7 @@ def _save(
 
     temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     try:
-        with ocp.Checkpointer(handler()) as checkpointer:
+        with checkpointer() as checkpointer:
             chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
             checkpointer.save(
                 temporary / "weights", args=ocp.args.PyTreeSave(dict(weights), save_args=chunked)
@@ -108,7 +109,7 @@ def _restore(path: Path, model: Model) -> dict[str, np.ndarray]:
         torn = {name for name, _ in complete["files"].items() ^ found.items()}
         raise ValueError(f"missing or of the wrong size: {', '.join(sorted(torn))}")
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
-    with ocp.Checkpointer(handler()) as checkpointer:
+    with checkpointer() as checkpointer:
         weights: dict[str, np.ndarray] = checkpointer.restore(
             path / "weights", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
@@ -127,10 +128,20 @@ def _file_sizes(path: Path) -> dict[str, int]:
     return {str(file.relative_to(path)): file.stat().st_size for file in files}
 
 
-def handler() -> Any:
+def checkpointer() -> Any:
     """Orbax, set to how checkpoints are written and read."""
     import orbax.checkpoint as ocp
 
+    # Processes that share a model keep a checkpoint each, by themselves: they may start with
+    # another's, or on a machine that has none.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process-{jax.process_index()}",
+    )
     # One process, few large arrays: plain files restore faster than the OCDBT store, and packing
     # float32 weights takes ten times as long as writing them.
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_compression=False, multiprocessing_options=alone
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)

@@ -93,12 +93,12 @@ def load_model(
         if shards is None:
             chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
             model = Model.build(config, dtype, ops=chosen)
-            _check_room(model, jax.devices()[0], 1)
+            _check_room(model, jax.local_devices()[0], 1)
             return model
         part = shard_of(config, shards.num)
         attend = choose_attention(attention, Case(jax.default_backend(), part, dtype, page_size))
         model = Model.build(config, dtype, ops=XlaOps(attend))
-        _check_room(model, jax.devices()[0], shards.num)
+        _check_room(model, jax.local_devices()[0], shards.num)
         return model
 
     def place(model: Model, weights: StackedParams) -> Params:

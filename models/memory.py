@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -35,6 +37,31 @@ def free_device_bytes(device: jax.Device) -> int | None:
     if device.platform == "cpu" or not stats or "bytes_limit" not in stats:
         return None
     return int(stats["bytes_limit"] - stats["bytes_in_use"])
+
+
+@dataclass(frozen=True)
+class FreeMemory:
+    """What a model and its cache may use.
+
+    Attributes:
+        device_bytes: of each device; None where devices have none of their own.
+        host_bytes: of all hosts together.
+    """
+
+    device_bytes: int | None
+    host_bytes: int
+
+    @classmethod
+    def of(cls, device: jax.Device) -> FreeMemory:
+        """What there is now, on a device like the others and on this host."""
+        return cls(free_device_bytes(device), free_host_bytes())
+
+    @classmethod
+    def of_all(cls, hosts: Sequence[FreeMemory]) -> FreeMemory:
+        """Of several hosts whose devices share a model in equal parts: the least counts."""
+        on_devices = [host.device_bytes for host in hosts if host.device_bytes is not None]
+        least = min(host.host_bytes for host in hosts)
+        return cls(min(on_devices, default=None), least * len(hosts))
 
 
 def returnable_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

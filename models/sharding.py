@@ -124,18 +124,30 @@ class Shards:
 
     @classmethod
     def over(cls, num: int) -> Shards:
-        """The first ``num`` devices there are.
+        """The first ``num`` devices there are, of all processes.
 
         Raises:
-            ConfigError: there are not so many.
+            ConfigError: there are not so many, or a process has none of them.
         """
         devices = jax.devices()
+        if num > len(devices) and jax.process_count() > 1:
+            counts = np.bincount([device.process_index for device in devices])
+            raise ConfigError(
+                f"tensor_parallel {num} needs as many devices, and the processes have "
+                f"{' + '.join(map(str, counts))}; lower --tensor-parallel or start more processes"
+            )
         if num > len(devices):
             what = f"tensor_parallel {num} needs as many devices, and there are {len(devices)}"
             if devices[0].platform == "cpu":
                 flag = f"--xla_force_host_platform_device_count={num}"
                 what += f"; a CPU counts as more with XLA_FLAGS={flag}"
             raise ConfigError(what)
+        used = {device.process_index for device in devices[:num]}
+        if unused := sorted(set(range(jax.process_count())) - used):
+            raise ConfigError(
+                f"tensor_parallel {num} leaves process {', '.join(map(str, unused))} without a "
+                "device: raise --tensor-parallel or start fewer processes"
+            )
         return cls(Mesh(np.array(devices[:num]), (AXIS,)))
 
     @property
@@ -166,12 +178,13 @@ class Shards:
     def place(self, model: Model, stacked: dict[str, np.ndarray]) -> Params:
         """Put weights on the devices; entries of ``stacked`` are taken out as they are placed."""
         where = self.weights(model)
-        return {
-            name: jax.device_put(
-                arranged(name, stacked.pop(name), model.config, self.num), where[name]
-            )
-            for name in list(stacked)
-        }
+
+        def put(name: str) -> jax.Array:
+            weight = arranged(name, stacked.pop(name), model.config, self.num)
+            # Only this process's parts: the others put their own.
+            return jax.make_array_from_callback(weight.shape, where[name], weight.__getitem__)
+
+        return {name: put(name) for name in list(stacked)}
 
     def init(self, model: Model, seed: int) -> Params:
         """Random weights, those of ``model.init``, each part made where it is to lie."""

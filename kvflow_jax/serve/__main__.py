@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import kvflow_jax.errors
 from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.cache_settings import BackupTime, CacheConfig, CacheMode
+from kvflow_jax.hosts.place import Place
 from kvflow_jax.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
@@ -40,11 +42,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     _set_up_logging(config.log_level)
+    try:
+        place = find_place(config)
+    except kvflow_jax.errors.ConfigError as error:
+        print(f"kvflow-serve: {error}", file=sys.stderr)
+        return 2
+    if place is not None and place.process_id:
+        from kvflow_jax.serve.follow import follow
+
+        return follow(config, place)
 
     from kvflow_jax.serve.launch import build_engine
     from kvflow_jax.serve.server import run
 
-    return run(config, build_engine)
+    return run(config, partial(build_engine, place=place))
+
+
+def find_place(config: ServerConfig) -> Place | None:
+    """Which of several processes this is; None where it is alone.
+
+    Raises:
+        ConfigError: naming the flag that is missing or wrong.
+    """
+    if config.coordinator is None:
+        if config.num_processes is not None or config.process_id is not None:
+            raise kvflow_jax.errors.ConfigError(
+                "--num-processes and --process-id need --coordinator HOST:PORT, of process 0"
+            )
+        return None
+    place = Place.find(
+        config.coordinator, config.num_processes, config.process_id, config.join_timeout_s
+    )
+    if config.tensor_parallel < place.num_processes:
+        raise kvflow_jax.errors.ConfigError(
+            f"--tensor-parallel {config.tensor_parallel} leaves processes without a device: give "
+            f"at least --num-processes, {place.num_processes}"
+        )
+    return place if place.num_processes > 1 else None
 
 
 def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
@@ -114,8 +148,9 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         "--tensor-parallel",
         type=_count,
         default=default.tensor_parallel,
-        help="devices that share model and KV pool; default: %(default)s",
+        help="devices that share model and KV pool, of all processes; default: %(default)s",
     )
+    _add_process_flags(parser)
     add(
         "--random-weights",
         action="store_true",
@@ -175,6 +210,28 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
     flags["cache"] = _cache_config(parser, flags)
     return ServerConfig(**flags)
+
+
+def _add_process_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several hosts", "start one process on each, all with the same flags but --process-id"
+    )
+    default, add = ServerConfig(), group.add_argument
+    add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0, which serves HTTP, waits for the others. "
+        "auto: ask the cluster (TPU pod, SLURM, Open MPI, Kubernetes). Use it in a private "
+        "network: whoever reaches the ports is believed",
+    )
+    add("--num-processes", type=_count, help="how many there are; default: ask the cluster")
+    add("--process-id", type=_index, help="which this is, from 0; default: ask the cluster")
+    add(
+        "--join-timeout-s",
+        type=_duration,
+        default=default.join_timeout_s,
+        help="how long they wait for each other at the start; default: %(default)s",
+    )
 
 
 def _add_cache_flags(parser: argparse.ArgumentParser) -> None:
@@ -269,6 +326,7 @@ def _number(
 
 
 _count = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+_index = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 _port = _number(int, lambda value: 0 <= value <= 65535, "a port between 0 and 65535")
 _size = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 _budget = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")

@@ -25,7 +25,12 @@ class ServerConfig:
         num_pages: size of the KV pool in blocks. Excludes ``pool_gib``.
         dtype: of weights and KV.
         attention: the kernel for it; auto: the best that serves the model on this device.
-        tensor_parallel: devices that share model and pool.
+        tensor_parallel: devices that share model and pool, of all processes.
+        coordinator: HOST:PORT of process 0 where several processes share the model; auto: what the
+            cluster says; None: this process is alone.
+        num_processes, process_id: how many they are, and which this is; None: what the cluster
+            says.
+        join_timeout_s: seconds that processes wait for each other at the start.
         random_weights: build the architecture without reading weights.
         seed: of random weights, and of requests that bring none of their own.
         deterministic: tokens that do not depend on the batch or the cache, at some cost in speed.
@@ -53,6 +58,10 @@ class ServerConfig:
     dtype: str = "float32"
     attention: str = "auto"
     tensor_parallel: int = 1
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    join_timeout_s: float = 300.0
     random_weights: bool = False
     seed: int | None = None
     deterministic: bool = False

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
+from kvflow_jax import __version__
+from kvflow_jax.hosts.place import Place
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.contracts import Engine, Tokenizer
 
+if TYPE_CHECKING:
+    from kvflow_jax.config import EngineConfig
+    from kvflow_jax.hosts.group import Leader
+    from kvflow_jax.models.loading import LoadedModel
 
-def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
+_SHARED = (
+    "model",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "page_size",
+    "pool_gib",
+    "num_pages",
+    "dtype",
+    "attention",
+    "tensor_parallel",
+    "random_weights",
+    "seed",
+    "deterministic",
+)
+
+
+def build_engine(
+    config: ServerConfig, place: Place | None = None
+) -> tuple[Engine, Tokenizer | None, str]:
     """Load the model, build the pool, warm up, start the engine's thread. Takes seconds to minutes.
 
     Runs on a thread of its own while the server already answers ``/health``. Imports lazily, so
     that ``--help`` and a busy port cost no JAX import.
+
+    Args:
+        place: where several processes share the model: that of the first, which waits for the
+            others.
 
     Returns:
         the engine, its tokenizer (None where the model has none), and the model's own name.
@@ -20,15 +52,38 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
     Raises:
         ModelLoadError, CapacityError, ConfigError: with a message that says what to do.
     """
-    from kvflow_jax.config import EngineConfig
+    if place is None:
+        return _build(config, None)
+
+    from kvflow_jax.hosts.joining import lead
+
+    leader = lead(place, shared_settings(config), config.join_timeout_s)
+    try:
+        return _build(config, leader)
+    except Exception as error:
+        leader.fail(str(error))
+        raise
+
+
+def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokenizer | None, str]:
     from kvflow_jax.engine_thread import EngineThread
     from kvflow_jax.launch import build_engine as build
+
+    progress = sys.stderr.isatty()  # a bar in a log file is noise
+    loaded = load(config, progress=progress)
+    if loaded.tokenizer is not None:
+        _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop
+    engine = build(loaded, engine_config(config), progress=progress, leader=leader)
+    return EngineThread(engine), loaded.tokenizer, loaded.name
+
+
+def load(config: ServerConfig, *, progress: bool) -> LoadedModel:
+    """The model, on the devices; see ``load_model``."""
     from kvflow_jax.launch import use_compilation_cache
     from kvflow_jax.models.loading import load_model
 
-    progress = sys.stderr.isatty()  # a bar in a log file is noise
     use_compilation_cache(config.cache_dir)
-    loaded = load_model(
+    return load_model(
         config.model,
         dtype=config.dtype,
         cache_dir=config.cache_dir,
@@ -39,7 +94,12 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         page_size=config.page_size,
         progress=progress,
     )
-    sizes = EngineConfig(
+
+
+def engine_config(config: ServerConfig) -> EngineConfig:
+    from kvflow_jax.config import EngineConfig
+
+    return EngineConfig(
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -52,6 +112,11 @@ def build_engine(config: ServerConfig) -> tuple[Engine, Tokenizer | None, str]:
         cache=config.cache,
         trace=config.trace,
     )
-    if loaded.tokenizer is not None:
-        _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop
-    return EngineThread(build(loaded, sizes, progress=progress)), loaded.tokenizer, loaded.name
+
+
+def shared_settings(config: ServerConfig) -> dict[str, str]:
+    """By flag, what decides programs and sizes: processes that share a model must agree on it."""
+    settings = {name: getattr(config, name) for name in _SHARED}
+    settings |= {"cache" if k == "mode" else k: v for k, v in asdict(config.cache).items()}
+    flags = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
+    return flags | {"kvflow-jax": __version__, "jax": version("jax")}

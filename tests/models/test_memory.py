@@ -5,7 +5,7 @@ import mmap
 import numpy as np
 import pytest
 
-from kvflow_jax.models.memory import free_host_bytes, give_back, returnable_empty
+from kvflow_jax.models.memory import FreeMemory, free_host_bytes, give_back, returnable_empty
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system takes nothing back")
@@ -35,3 +35,8 @@ def test_other_memory_is_left_alone():
 
 def test_some_memory_is_free():
     assert free_host_bytes() > 0
+
+
+def test_of_several_hosts_the_least_counts():
+    assert FreeMemory.of_all([FreeMemory(7, 50), FreeMemory(5, 30)]) == FreeMemory(5, 60)
+    assert FreeMemory.of_all([FreeMemory(None, 50), FreeMemory(None, 30)]).device_bytes is None

@@ -22,6 +22,7 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
         --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
+        --coordinator tpu-0:8476 --num-processes 2 --process-id 1 --join-timeout-s 60
         --random-weights --seed 3 --max-waiting 9
         --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
         --link-ratio 0.5 --no-guard --admission --max-body-mib 1.5 --drain-timeout-s 0
@@ -40,6 +41,10 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         dtype="bfloat16",
         attention="blocks",
         tensor_parallel=2,
+        coordinator="tpu-0:8476",
+        num_processes=2,
+        process_id=1,
+        join_timeout_s=60.0,
         random_weights=True,
         seed=3,
         cache=CacheConfig(
@@ -77,6 +82,8 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--drain-timeout-s", "-1"],
         ["--dtype", "int4"],
         ["--attention", "flash"],
+        ["--num-processes", "0"],
+        ["--process-id", "-1"],
         ["--cache", "vllm"],
         ["--eviction", "mru"],
         ["--backup", "never"],

@@ -1,0 +1,11 @@
+"""Several processes, each with devices of its own, that serve one model together.
+
+    process 0, the leader                          every other, a follower
+    ─────────────────────                          ───────────────────────
+    HTTP, engine, scheduler, cache, controller     none of these
+    LeadingRunner ───────what it is about to do──▶ replay: the same on its own devices
+    LeadingTransfers ──▶                      ◀─── "copied"
+
+One control plane decides; the others do what it does, in its order. So all dispatch the same
+programs in the same order, as ``jax.distributed`` asks, each from one thread; other threads wait.
+"""

@@ -1,0 +1,180 @@
+"""How processes that share a model find each other.
+
+JAX ends a process that waits for another in vain. So they meet over connections of their own, and
+start JAX when all are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Mapping
+
+import jax
+
+from kvflow_jax.errors import ConfigError
+from kvflow_jax.hosts.connection import Connection
+from kvflow_jax.hosts.group import Follower, Leader
+from kvflow_jax.hosts.messages import Failed, Go, Hello, Refused
+from kvflow_jax.hosts.place import Place, is_loopback
+
+log = logging.getLogger(__name__)
+
+Settings = Mapping[str, str]  # by flag
+
+_RETRY_S = 0.2
+_HELLO_S = 10.0
+_SHUTDOWN_S = 10  # for processes that end to wait for each other
+
+
+def lead(place: Place, settings: Settings, timeout_s: float) -> Leader:
+    """Wait for all followers, then start JAX with them.
+
+    Args:
+        settings: what decides programs and sizes; all processes must have the same.
+
+    Raises:
+        ConfigError: the port is taken, or followers do not come within ``timeout_s``.
+    """
+    leader = Leader(_admit(place, settings, timeout_s))
+    port = _free_port(place)
+    leader.send(Go(port))
+    _start_jax(place, port)
+    return leader
+
+
+def report(place: Place, settings: Settings, timeout_s: float) -> Follower:
+    """Report to process 0, wait until all are there, then start JAX with them.
+
+    Raises:
+        ConfigError: process 0 cannot be reached within ``timeout_s``, or refuses this one.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    connection = Connection(_reach(place, deadline_s))
+    hello = Hello(place.process_id, place.num_processes, socket.gethostname(), dict(settings))
+    try:
+        connection.send(hello)
+        # Process 0 gives up by itself, and says why.
+        answer = connection.receive(max(deadline_s - time.monotonic(), 0.0) + _HELLO_S)
+    except (OSError, EOFError, ValueError) as error:
+        connection.close()
+        raise ConfigError(
+            f"process 0 at {place.host}:{place.port} does not answer ({error}); see its log"
+        ) from None
+    if not isinstance(answer, Go):
+        connection.close()
+        raise ConfigError(answer.why if isinstance(answer, Refused | Failed) else f"got {answer}")
+    follower = Follower(connection)
+    _start_jax(place, answer.jax_port)
+    return follower
+
+
+def _start_jax(place: Place, port: int) -> None:
+    address = f"[{place.host}]:{port}" if ":" in place.host else f"{place.host}:{port}"
+    # It would take SIGTERM for itself, by which we drain.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        address,
+        place.num_processes,
+        place.process_id,
+        local_device_ids=place.devices,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=address if is_loopback(place.host) else None,
+        shutdown_timeout_seconds=_SHUTDOWN_S,
+    )
+
+
+def _listen(place: Place, port: int) -> socket.socket:
+    # Where the others are on this machine, too, nobody else need reach it.
+    host = place.host if is_loopback(place.host) else ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _free_port(place: Place) -> int:
+    """For JAX's own coordinator."""
+    with _listen(place, 0) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _admit(place: Place, settings: Settings, timeout_s: float) -> dict[int, tuple[str, Connection]]:
+    """Wait for every follower, and check that it is one."""
+    deadline_s = time.monotonic() + timeout_s
+    joined: dict[int, tuple[str, Connection]] = {}
+    try:
+        listener = _listen(place, place.port)
+    except OSError as error:
+        raise ConfigError(
+            f"process 0 cannot listen on {place.host}:{place.port} ({error.strerror}); "
+            "choose another port for --coordinator"
+        ) from None
+    with listener:
+        log.info("waiting for %d other processes", place.num_processes - 1)
+        while len(joined) < place.num_processes - 1:
+            listener.settimeout(max(deadline_s - time.monotonic(), 0.001))
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                missing = sorted(set(range(1, place.num_processes)) - joined.keys())
+                why = (
+                    f"process {', '.join(map(str, missing))} did not come to "
+                    f"{place.host}:{place.port} within {timeout_s:g} s: start it with the same "
+                    "flags and its own --process-id, or give more time with --join-timeout-s"
+                )
+                for _, connection in joined.values():
+                    with contextlib.suppress(OSError):
+                        connection.send(Refused(why))
+                    connection.close()
+                raise ConfigError(why) from None
+            connection = Connection(sock)
+            try:
+                hello = connection.receive(_HELLO_S)
+                if not isinstance(hello, Hello):
+                    raise ValueError("it is no process of ours")
+                if why_not := _objection(hello, place, settings, joined):
+                    connection.send(Refused(why_not))
+                    raise ValueError(why_not)
+            except (OSError, EOFError, ValueError) as error:
+                log.warning("refused a process: %s", error)
+                connection.close()
+                continue
+            joined[hello.process_id] = hello.host, connection
+            log.info("process %d on %s is there", hello.process_id, hello.host)
+    return joined
+
+
+def _objection(
+    hello: Hello, place: Place, settings: Settings, joined: Mapping[int, tuple[str, Connection]]
+) -> str:
+    """Why a process may not join; "" where it may."""
+    who = hello.process_id
+    if hello.num_processes != place.num_processes:
+        return (
+            f"process {who} was started with --num-processes {hello.num_processes}, "
+            f"process 0 with {place.num_processes}"
+        )
+    if who in joined:
+        return f"there is a process {who} already: give each a --process-id of its own"
+    other = [
+        f"{name} {hello.settings.get(name)}, process 0 with {value}"
+        for name, value in settings.items()
+        if hello.settings.get(name) != value
+    ]
+    return f"process {who} was started with {'; '.join(other)}" if other else ""
+
+
+def _reach(place: Place, deadline_s: float) -> socket.socket:
+    """A connection to process 0, which may start later than this one."""
+    while True:
+        left_s = deadline_s - time.monotonic()
+        try:
+            return socket.create_connection((place.host, place.port), timeout=max(left_s, 0.1))
+        except OSError as error:
+            if left_s < _RETRY_S:
+                raise ConfigError(
+                    f"process 0 cannot be reached at {place.host}:{place.port} "
+                    f"({error.strerror or error}): start it, or correct --coordinator"
+                ) from None
+        time.sleep(_RETRY_S)

@@ -1,0 +1,149 @@
+"""How processes meet: what is said to those who cannot."""
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from kvflow_jax.errors import ConfigError
+from kvflow_jax.hosts import joining
+from kvflow_jax.hosts.joining import lead, report
+from kvflow_jax.hosts.messages import Drop, Hello, Remember, Submit, decode, encode
+from kvflow_jax.hosts.place import Place
+from kvflow_jax.serve.__main__ import main
+from tests.hosts import pairs
+
+
+def place(process_id, num_processes=2, port=None):
+    return Place("127.0.0.1", port or free_port(), num_processes, process_id)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_messages_are_themselves_at_the_other_end():
+    table = np.arange(6, dtype=np.int32).reshape(2, 3)
+    submit = Submit(3, table[0], table, np.ones((2, 1), np.float32))
+    past = Remember({"slot": np.int32(1), "tokens": table[0]})
+    with pairs.connected() as (near, far):
+        for message in (submit, past, Drop([1, 2])):
+            near.send(message)
+            got = far.receive(5)
+            assert type(got) is type(message)
+            assert encode(got) == encode(message)
+        assert got == Drop([1, 2])
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", encode(Drop([1]))[:-1], b"\x92\xa4Evil\x80"])
+def test_what_is_no_message_is_refused(data):
+    with pytest.raises(ValueError, match="no message"):
+        decode(data)
+
+
+def test_all_hear_what_all_say():
+    with pairs.group() as (leader, follower):
+        heard = []
+        thread = threading.Thread(target=lambda: heard.append(follower.gather({"free": None})))
+        thread.start()
+        assert leader.gather({"free": 3}) == [{"free": 3}, {"free": None}]
+        thread.join()
+        assert heard == [[{"free": 3}, {"free": None}]]
+
+
+def test_a_coordinator_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"cannot be reached at 127.0.0.1:\d+.*--coordinator"):
+        report(place(1), {}, 0.1)
+
+
+def test_a_process_that_does_not_come():
+    with pytest.raises(ConfigError, match=r"process 1, 2 did not come .* --join-timeout-s"):
+        lead(place(0, 3), {}, 0.1)
+
+
+def test_a_port_that_is_taken():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match=r"cannot listen on .* choose another port"),
+    ):
+        lead(place(0, port=taken.getsockname()[1]), {}, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("hello", "why"),
+    [
+        (Hello(1, 3, "there", {"--dtype": "float32"}), "--num-processes 3, process 0 with 2"),
+        (Hello(1, 2, "there", {"--dtype": "bfloat16"}), "--dtype bfloat16, process 0 with float32"),
+    ],
+)
+def test_processes_that_do_not_fit_are_told_why(hello, why):
+    leader_place = place(0)
+    failed = []
+
+    def try_to_lead():
+        try:
+            lead(leader_place, {"--dtype": "float32"}, 0.5)
+        except ConfigError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=try_to_lead)
+    thread.start()
+    follower = place(hello.process_id, hello.num_processes, leader_place.port)
+    with pytest.raises(ConfigError, match=why):
+        report(follower, hello.settings, 10.0)
+    thread.join()
+    assert "did not come" in str(failed[0])  # others may still have
+
+
+def test_strangers_do_not_keep_anybody_from_joining(monkeypatch):
+    monkeypatch.setattr(joining, "_start_jax", lambda place, port: None)
+    leader_place = place(0)
+    joined = []
+    thread = threading.Thread(target=lambda: joined.append(lead(leader_place, {}, 30.0)))
+    thread.start()
+    deadline = time.monotonic() + 10
+    stranger = joining._reach(leader_place, deadline)
+    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    follower = report(place(1, port=leader_place.port), {}, 10.0)
+    thread.join()
+    stranger.close()
+    joined[0].close()
+    assert list(follower.messages()) == []
+    for connection in (joined[0]._followers[1][1], follower._connection):
+        connection.close()
+
+
+def test_two_that_say_they_are_the_same():
+    joined = {1: ("there", None)}
+    why = joining._objection(Hello(1, 2, "here", {}), place(0), {}, joined)
+    assert why == "there is a process 1 already: give each a --process-id of its own"
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ("--process-id 1", "need --coordinator"),
+        ("--coordinator here:1 --process-id 1", "needs --num-processes and --process-id"),
+        ("--coordinator here --num-processes 2 --process-id 1", "must be HOST:PORT"),
+        ("--coordinator here:1 --num-processes 2 --process-id 2", "must be 0 to 1"),
+        ("--coordinator here:1 --num-processes 2 --process-id 1", "at least --num-processes, 2"),
+        ("--coordinator auto", "no cluster"),
+    ],
+)
+def test_flags_that_make_no_group(flags, why, capsys):
+    assert main(flags.split()) == 2
+    message = capsys.readouterr().err
+    assert why in message
+    assert message.count("\n") == 1
+
+
+def test_a_cluster_says_which_process_this_is(monkeypatch):
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "tpu[3-4]", "NTASKS": "2", "PROCID": "1"}
+    for name, value in (slurm | {"LOCALID": "0", "STEP_NUM_NODES": "2"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    found = Place.find("auto")
+    assert (found.host, found.num_processes, found.process_id) == ("tpu3", 2, 1)
+    assert list(found.devices) == [0]
