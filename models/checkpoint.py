@@ -80,9 +80,9 @@ def _save(
 
     temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
     try:
-        with checkpointer() as checkpointer:
+        with checkpointer() as orbax:
             chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
-            checkpointer.save(
+            orbax.save(
                 temporary / "weights", args=ocp.args.PyTreeSave(dict(weights), save_args=chunked)
             )
         save_beside(temporary)
@@ -109,8 +109,8 @@ def _restore(path: Path, model: Model) -> dict[str, np.ndarray]:
         torn = {name for name, _ in complete["files"].items() ^ found.items()}
         raise ValueError(f"missing or of the wrong size: {', '.join(sorted(torn))}")
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
-    with checkpointer() as checkpointer:
-        weights: dict[str, np.ndarray] = checkpointer.restore(
+    with checkpointer() as orbax:
+        weights: dict[str, np.ndarray] = orbax.restore(
             path / "weights", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
         )
     if _signature(weights) != expected:
