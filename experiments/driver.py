@@ -150,14 +150,16 @@ class Driver:
         call = run.calls[number]
         if call.round and self.warm_stats is None:
             self.warm_stats = self._server.stats
-        hints = Hints(
-            workflow_id=run.workflow_id,
-            agent_id=call.agent,
-            graph=run.graph,
-            num_fixed=call.num_fixed,
-            session_id=call.session,
-            session_final=call.is_last,
-        )
+        hints = None
+        if call.agent:
+            hints = Hints(
+                workflow_id=run.workflow_id,
+                agent_id=call.agent,
+                graph=run.graph,
+                num_fixed=call.num_fixed,
+                session_id=call.session,
+                session_final=call.is_last,
+            )
         prompt = np.concatenate(
             [
                 np.array(self._answers[run, part], np.int32) if isinstance(part, int) else part

@@ -74,6 +74,10 @@ class Scheduler:
         Who asks for a hundred at once thus waits no longer for the first, and lets a newcomer in
         after it: start-time fair queueing, with requests as the unit.
         """
+        if len(self._last_turn) > 2 * len(self.waiting) + 64:
+            # Turns that are over say nothing more.
+            later = ((who, turn) for who, turn in self._last_turn.items() if turn >= self._turn)
+            self._last_turn = dict(later)
         if not self.waiting:
             self._last_turn.clear()
         request.turn = max(self._turn, self._last_turn.get(request.client, -1) + 1)

@@ -35,6 +35,7 @@ class Call:
     """One call of an agent.
 
     Attributes:
+        agent: that calls; empty: nobody says, nor anything else of what is read again.
         parts: of its prompt, one after the other.
         num_fixed: tokens at its start that the agent's calls have in common.
         after: numbers of the calls of its run that it waits for.

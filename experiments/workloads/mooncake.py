@@ -162,7 +162,7 @@ def _run(line: int, requests: Sequence[_Request], first_s: float) -> Run:
             pause_s = max(0.0, request.time_s - last_s)
         calls.append(
             Call(
-                "trace",
+                "" if request.session is None else "trace",
                 history,
                 num_fixed,
                 request.num_output,

@@ -269,3 +269,23 @@ def test_results_that_cannot_be_written_are_noticed_first(run, tmp_path):
     code, _, complaint = run(compare, *SMALL, "--json", tmp_path)
     assert code == 2
     assert "cannot be written" in complaint
+
+
+def test_a_trace_without_hints_finds_on_the_host_what_it_would_under_lru(run, tmp_path):
+    trace, path = tmp_path / "trace.jsonl", tmp_path / "found.json"
+    chats = [[0] for _ in range(4)]
+    lines = []
+    for number in range(24):
+        chat = chats[number % 4]
+        chat += [2 * number + 1, 2 * number + 2]
+        length = 512 * len(chat)
+        one = {"timestamp": 400 * number, "input_length": length, "output_length": 8}
+        lines.append(json.dumps({**one, "hash_ids": chat}))
+    trace.write_text("\n".join(lines))
+    flags = ["--trace-file", trace, "--machine", "a10g", "--arms", "hicache,kvflow"]
+    code, _, _ = run(
+        compare, *flags, "--pool-tokens", 8000, "--host-tokens", 60_000, "--json", path
+    )
+    assert code == 0
+    (arms,) = (found for name, found in json.loads(path.read_text()).items() if name != "machine")
+    assert arms["kvflow"]["tokens_from_host"] == arms["hicache"]["tokens_from_host"] > 0
