@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from itertools import islice
 from operator import itemgetter
 
 import numpy as np
 
-from kvflow_jax.block_keys import num_common
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.waits import Waits
+from kvflow_jax.working_sets import WorkingSets
 
 HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
 RATE = 0.02  # how fast, of the room, a second
@@ -39,7 +40,7 @@ LEAST = 0.8  # of the cache; working sets that take no more are never held back
 TURN = 32  # a run that is swapped for another has been active so many times as long as that costs
 MIN_TURN_S = 10.0
 _DECIDE_EVERY_S = 1.0
-_NO_KEYS = np.empty(0, np.int64)
+_LOOKED_AT = 16  # queued runs, of which the others are thought to be like
 
 
 class Admission:
@@ -66,16 +67,13 @@ class Admission:
         self._num_blocks, self._compute_s = num_blocks, compute_s
         self._decode_s = decode_s
         self._park, self._resume = park, resume
-        self._reads: dict[Hashable, np.ndarray] = {}  # i64[n], what an owner reads again
+        self._sets = WorkingSets()
         self._owners: dict[Hashable, set[Hashable]] = {}  # of each run
         self._calls: Counter[Hashable] = Counter()  # of each run, that have not ended
         self._active: OrderedDict[Hashable, float] = OrderedDict()  # since when, longest first
         self._queue: OrderedDict[Hashable, float] = OrderedDict()  # of parked runs with calls
         self._idle: OrderedDict[Hashable, float] = OrderedDict()  # of runs without calls
         self._priority: dict[Hashable, int] = {}  # of runs, as their last call has it
-        self._users: Counter[Hashable] = Counter()  # active runs of each owner
-        self._held: Counter[int] = Counter()  # keys, by how many owners in use read them
-        self._cold: set[Hashable] = set()  # owners in use that have not read since they were
         self._room = math.inf  # for keys
         self._lost_share = 0.0
         self._lost_s = 0.0  # since the room was last looked at
@@ -91,7 +89,7 @@ class Admission:
     @property
     def num_held(self) -> int:
         """Blocks that active runs read again."""
-        return len(self._held)
+        return self._sets.num_held
 
     def holds_back(self, run: Hashable) -> bool:
         """Whether calls of a run have to wait."""
@@ -101,35 +99,22 @@ class Admission:
 
     def reads(self, owner: Hashable, keys: np.ndarray) -> None:
         """What an owner reads again, i64[n]."""
-        before = self._reads.get(owner, _NO_KEYS)
-        self._reads[owner] = keys
-        if self._users[owner]:
-            same = num_common(before, keys)
-            self._hold(keys[same:])
-            self._let_go(before[same:])
+        self._sets.reads(owner, keys)
 
     def forget(self, owner: Hashable) -> None:
         """An owner reads nothing again."""
-        if owner in self._reads:
-            self.reads(owner, _NO_KEYS)
-            del self._reads[owner]
+        self._sets.forget(owner)
 
     def found(self, keys: np.ndarray, num_found: int, owners: Iterable[Hashable]) -> None:
         """A prompt i64[n] was read and computed, as far as ``num_found`` blocks were not there.
 
         What of it its owners had read before was computed in vain, unless they were held back.
         """
-        num_known = 0
-        for owner in owners:
-            if owner in self._cold:
-                self._cold.remove(owner)
-            elif owner in self._reads:
-                num_known = max(num_known, num_common(self._reads[owner], keys))
-        self._lost_s += self._compute_s(max(0, num_known - num_found))
+        self._lost_s += self._compute_s(self._sets.num_lost(keys, num_found, owners))
 
     def lose_all(self) -> None:
         """The cache is empty; whoever reads next had no chance to find anything."""
-        self._cold = {owner for owner in self._users if owner in self._reads}
+        self._sets.lose_all()
 
     # A run's life.
 
@@ -165,14 +150,14 @@ class Admission:
         news = set(owners) - known
         known |= news
         if run in self._active:
-            self._use(news)
+            self._sets.use(news)
 
     def leave(self, run: Hashable, owner: Hashable) -> None:
         """A run makes use of an owner no longer; fine where it did not."""
         if owner in self._owners.get(run, ()):
             self._owners[run].remove(owner)
             if run in self._active:
-                self._leave([owner])
+                self._sets.leave([owner])
 
     def called(self, run: Hashable, now: float) -> None:
         """A call of a run has ended."""
@@ -191,7 +176,7 @@ class Admission:
         self._priority.pop(run, None)
         owners = self._owners.pop(run, set())
         if self._active.pop(run, None) is not None:
-            self._leave(owners)
+            self._sets.leave(owners)
 
     def decide(self, now: float) -> None:
         """Park and resume runs, as things stand. Call it often; it looks now and then."""
@@ -207,10 +192,9 @@ class Admission:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the counts are those of the runs that are active."""
-        users = Counter(owner for run in self._active for owner in self._owners[run])
-        held = Counter(key for o in users for key in self._reads.get(o, _NO_KEYS).tolist())
-        if users != +self._users or held != self._held:
-            raise IntegrityError("admission counts what no active run reads")
+        self._sets.check_integrity(
+            Counter(owner for run in self._active for owner in self._owners[run])
+        )
         if self._queue.keys() & self._active.keys() or not self._queue.keys() <= self._calls.keys():
             raise IntegrityError("a run waits for a turn that it has, or does not want")
 
@@ -239,7 +223,8 @@ class Admission:
 
     def _pays(self) -> bool:
         """Whether those that are held back would cost more time if they went on."""
-        num_queued = sum(self._num_more(run) for run in self._queue)
+        some = list(islice(self._queue, _LOOKED_AT))
+        num_queued = sum(map(self._num_more, some)) / len(some) * len(self._queue)
         saved = self._lost_before - self._lost_share
         return saved > self._slowdown(num_queued, self.num_held + num_queued) - TOLERANCE
 
@@ -271,11 +256,11 @@ class Admission:
             if victim is None:
                 for other, since_s in left:
                     self._active[other] = since_s
-                    self._use(self._owners[other], have_read=True)
+                    self._sets.use(self._owners[other], have_read=True)
                 self._active = OrderedDict(sorted(self._active.items(), key=itemgetter(1)))
                 return False
             left.append((victim, self._active.pop(victim)))
-            self._leave(self._owners[victim])
+            self._sets.leave(self._owners[victim])
         for victim, _ in left:
             self._park(victim)
         return True
@@ -283,12 +268,12 @@ class Admission:
     def _go_on(self, run: Hashable, now: float) -> None:
         del self._queue[run]
         self._active[run] = now
-        self._use(self._owners[run])
+        self._sets.use(self._owners[run])
         self._resume(run)
 
     def _hold_back(self, run: Hashable) -> None:
         del self._active[run]
-        self._leave(self._owners[run])
+        self._sets.leave(self._owners[run])
         self._park(run)
 
     def _waits_long(self, now: float) -> Hashable | None:
@@ -299,7 +284,7 @@ class Admission:
         """
         for run, since_s in self._idle.items():
             if run in self._active:
-                num = sum(len(self._reads.get(owner, _NO_KEYS)) for owner in self._owners[run])
+                num = self._sets.num_read(self._owners[run])
                 return run if now - since_s > self._waits.long_s + self._compute_s(num) else None
         return None
 
@@ -310,9 +295,7 @@ class Admission:
             return None
         newest_first = list(self._active)[::-1]
         for run in sorted(newest_first, key=self._priority.__getitem__):
-            alone = (owner for owner in self._owners[run] if self._users[owner] == 1)
-            keys = (key for o in alone for key in self._reads.get(o, _NO_KEYS).tolist())
-            if any(self._held[key] == 1 for key in keys):
+            if self._sets.are_needed(self._owners[run]):
                 return run
         return None
 
@@ -340,32 +323,4 @@ class Admission:
 
     def _num_more(self, run: Hashable) -> int:
         """Blocks that a run reads again and no active one does."""
-        keys = [self._reads.get(owner, _NO_KEYS) for owner in self._owners[run]]
-        return sum(key not in self._held for key in {key for one in keys for key in one.tolist()})
-
-    def _use(self, owners: Iterable[Hashable], *, have_read: bool = False) -> None:
-        for owner in owners:
-            self._users[owner] += 1
-            if self._users[owner] == 1:
-                self._hold(self._reads.get(owner, _NO_KEYS))
-                if owner in self._reads and not have_read:
-                    self._cold.add(owner)
-
-    def _leave(self, owners: Iterable[Hashable]) -> None:
-        for owner in owners:
-            self._users[owner] -= 1
-            if not self._users[owner]:
-                del self._users[owner]
-                self._cold.discard(owner)
-                self._let_go(self._reads.get(owner, _NO_KEYS))
-
-    def _hold(self, keys: np.ndarray) -> None:
-        self._held.update(keys.tolist())
-
-    def _let_go(self, keys: np.ndarray) -> None:
-        held = self._held
-        for key in keys.tolist():
-            if held[key] == 1:
-                del held[key]
-            else:
-                held[key] -= 1
+        return self._sets.num_more(self._owners[run])
