@@ -110,8 +110,10 @@ def terms(results: Mapping[str, Any]) -> Iterator[str]:
     yield "Mean completion of `kvflow-guard` over the arm's, by the host's room for KV as a share"
     yield "of the device's. `kvflow-cost` without one of its parts: `all branches` as if every"
     yield "branch were taken; `all depths` as if every block took as long to compute; `all runs`"
-    yield "holds no run back. `oracle` evicts with the future known, but holds nobody back: where"
-    yield "runs take turns, kvflow-cost passes it."
+    yield "holds no run back. And its turns under other orders: `kvflow, turns` under KVFlow's, `lru,"
+    yield "turns` under recency. `oracle` evicts with the future known, but holds nobody back: where"
+    yield "runs take turns, kvflow-cost passes it. What turns gain is in the mean completion, as some"
+    yield "end sooner and none much later; the makespan hardly moves."
     yield ""
     yield table(results)
     yield ""

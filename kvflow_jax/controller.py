@@ -134,6 +134,7 @@ class Controller:
         if hints.is_empty:
             return HintStatus.IGNORED
         status = HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
+        self._histories.hold(history_of(request.owner, hints))
         if hints.workflow_id is not None:
             key = (request.owner, hints.workflow_id)
             graph, is_known = self._graph_of(request.owner, hints)

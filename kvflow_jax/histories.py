@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from kvflow_jax.cache.anchors import UNKNOWN_STEPS
@@ -59,6 +60,12 @@ class Histories:
         if run is None or agent is None:
             return UNKNOWN_STEPS
         return self._progress.attach(run, agent, owner)
+
+    def hold(self, owner: Hashable) -> None:
+        """A call continues it, however long that waits: keep it until the call has ended."""
+        history = self._histories.get(owner)
+        if history is not None:
+            self._histories[owner] = replace(history, expires_s=math.inf)
 
     def forget(self, owner: Hashable) -> None:
         """Nobody continues it; fine where it is not kept."""
