@@ -58,7 +58,10 @@ class CheckpointStore:
                 return _restore(path, model), path
             except Exception as error:  # orbax, tensorstore and zarr each raise their own
                 log.warning("checkpoint %s is unreadable, building it again: %r", path, error)
-                shutil.rmtree(path)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         weights = build()
         needed = 2 * sum(weight.nbytes for weight in weights.values())  # and as much is left free
         try:

@@ -179,6 +179,8 @@ class GgufFile:
                 hf["hidden_size"] / hf["num_attention_heads"] if deep else head_dim
             )
             hf["layer_types"] = self._layer_types(hf["num_hidden_layers"])
+        else:
+            hf.setdefault("sliding_window", None)  # a file that names none has none
         rotary_dim = self._field("rope.dimension_count")
         if rotary_dim is not None and head_dim:
             hf["partial_rotary_factor"] = rotary_dim / head_dim

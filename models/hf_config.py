@@ -29,6 +29,17 @@ REQUIRED = (
     "rms_norm_eps",
     "max_position_embeddings",
 )
+# Where these are given.
+POSITIVE = (
+    "num_key_value_heads",
+    "head_dim",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "rope_theta",
+    "rope_local_base_freq",
+    "sliding_window_pattern",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +85,19 @@ _GEMMA3 = _Family(
     refused=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
 )
 
+_WINDOW = {"sliding_window": 4096}
+
 # architecture in config.json -> its family
 FAMILIES = {
     "LlamaForCausalLM": _Family("llama", biases=True),
-    "MistralForCausalLM": _Family("mistral"),
-    "Qwen2ForCausalLM": _Family("qwen2", constants={"qkv_bias": True}),
+    "MistralForCausalLM": _Family("mistral", defaults=_WINDOW),
+    "Qwen2ForCausalLM": _Family("qwen2", constants={"qkv_bias": True}, defaults=_WINDOW),
     "Qwen3ForCausalLM": _Family(
-        "qwen3", constants={"qk_norm": True}, defaults={"head_dim": 128}, biases=True
+        "qwen3", constants={"qk_norm": True}, defaults={"head_dim": 128, **_WINDOW}, biases=True
     ),
-    "Qwen3MoeForCausalLM": _Family("qwen3moe", constants={"qk_norm": True}, biases=True),
+    "Qwen3MoeForCausalLM": _Family(
+        "qwen3moe", constants={"qk_norm": True}, defaults=_WINDOW, biases=True
+    ),
     "Gemma3ForCausalLM": _GEMMA3,
     "Gemma3ForConditionalGeneration": _GEMMA3,  # its text part
     "Phi3ForCausalLM": _Family("phi3"),
@@ -93,7 +108,7 @@ def read_config(hf: Hf) -> ModelConfig:
     """See ``ModelConfig.from_hf``."""
     try:
         return _read(hf)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelLoadError(f"config.json has a value of a wrong type: {error}") from error
 
 
@@ -102,15 +117,21 @@ def _read(hf: Hf) -> ModelConfig:
     family = _family(hf, problems)
     present = {name: value for name, value in _text_part(hf).items() if value is not None}
     aliased = {ours: present[name] for name, ours in ALIASES.items() if name in present}
-    hf = dict(family.defaults) | present | aliased
+    # What says that there is no window is not what says nothing.
+    defaults = {
+        name: value
+        for name, value in family.defaults.items()
+        if name != "sliding_window" or name not in _text_part(hf)
+    }
+    hf = defaults | present | aliased
     required: dict[str, Any] = {name: hf.get(name) for name in REQUIRED}
     missing = [name for name, value in required.items() if value is None]
     if missing:
         problems.append(f"config.json lacks {', '.join(missing)}")
     low = [
         f"{name} is {value}"
-        for name, value in required.items()
-        if value is not None and not float(value) > 0
+        for name, value in (required | {name: hf.get(name) for name in POSITIVE}).items()
+        if value is not None and not 0 < float(value) < math.inf
     ]
     if low:
         problems.append(f"sizes must be above 0, but {', '.join(low)}")
@@ -187,17 +208,21 @@ def _family(hf: Hf, problems: list[str]) -> _Family:
 
 
 def _text_part(hf: Hf) -> Hf:
-    """A multimodal config.json keeps the language model in text_config, token ids outside."""
+    """A multimodal config.json keeps the language model in text_config, and some of it outside."""
     if "text_config" not in hf:
         return hf
-    outside = {name: hf[name] for name in ("eos_token_id", "bos_token_id") if name in hf}
+    names = ("eos_token_id", "bos_token_id", "tie_word_embeddings", "quantization_config")
+    outside = {name: hf[name] for name in names if name in hf}
     return dict(hf["text_config"]) | outside
 
 
 def _windows(hf: Hf, family: str, problems: list[str]) -> tuple[int, ...]:
     """See ``ModelConfig.windows``."""
     num_layers, window = int(hf.get("num_hidden_layers") or 0), hf.get("sliding_window")
-    if family == "llama" or not window or window >= int(hf.get("max_position_embeddings") or 0):
+    if family == "llama" or not window:
+        return ()
+    # One as long as the context hides nothing; but in Gemma it says which layers' RoPE is local.
+    if family != "gemma3" and window >= int(hf.get("max_position_embeddings") or 0):
         return ()
     if family.startswith("qwen") and not hf.get("use_sliding_window", False):
         return ()

@@ -18,14 +18,16 @@ def read_ropes(
 
     Appends to ``problems`` what is missing or not supported.
     """
-    # transformers 5 keeps all of RoPE in rope_parameters; before, theta stood beside rope_scaling.
-    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    # transformers 5 keeps all of RoPE in rope_parameters; before, theta stood beside rope_scaling,
+    # which still goes before it: model cards have people add that.
+    scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     theta = hf.get("rope_theta", 10_000.0)
     if family != "gemma3":
         return _rope(hf, scaling, theta, family, head_dim, problems), None
-    local_theta, local = hf["rope_local_base_freq"], scaling.get("sliding_attention") or {}
-    if "full_attention" in scaling or "sliding_attention" in scaling:
-        scaling = scaling.get("full_attention") or {}
+    by_kind = hf.get("rope_parameters") or scaling
+    local_theta, local = hf["rope_local_base_freq"], by_kind.get("sliding_attention") or {}
+    if "full_attention" in by_kind or "sliding_attention" in by_kind:
+        scaling = (by_kind.get("full_attention") or {}) | (hf.get("rope_scaling") or {})
     return (
         _rope(hf, scaling, theta, family, head_dim, problems),
         _rope(hf, local, local_theta, family, head_dim, problems),

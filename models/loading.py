@@ -279,7 +279,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ModelLoadError(f"missing file {path}") from error
-    except ValueError as error:
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} holds no JSON object")

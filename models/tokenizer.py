@@ -62,7 +62,7 @@ class Tokenizer:
             if (folder / name).exists():
                 try:
                     ends += token_ids(json.loads((folder / name).read_text()).get("eos_token_id"))
-                except (ValueError, TypeError, AttributeError) as error:
+                except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
                     raise ModelLoadError(
                         f"{folder / name} is no JSON object with token ids in eos_token_id: {error}"
                     ) from error

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -131,6 +132,8 @@ class Checklist:
             if not IGNORED.fullmatch(key) and not (self._tied and key == "lm_head.weight"):
                 self.problems.append(f"unexpected tensor {key} {list(shape)}")
             return None
+        if key not in self._missing:
+            self.problems.append(f"{key} is there twice")
         self._missing.pop(key, None)
         expected = target.place(self._blanks[target.name]).shape
         if shape != expected:
@@ -191,6 +194,16 @@ class StackedWeights(Checklist):
         if array.dtype == np.float16 and not np.isfinite(place).all():
             self.problems.append(f"{key}: too large for float16; load with dtype bfloat16")
 
+    def holds(self, key: str, tensor: Any) -> bool:
+        """Whether a slice of a file is what has been laid in the place of ``key``."""
+        target = self._targets[key]
+        place = target.place(self._arrays[target.name])
+        if tuple(tensor.get_shape()) != place.shape:
+            return False
+        num = len(place)
+        blocks = (slice(at, min(at + BLOCK_ROWS, num)) for at in range(0, num, BLOCK_ROWS))
+        return all((tensor[one].astype(place.dtype) == place[one]).all() for one in blocks)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """All of them, filled.
 
@@ -220,7 +233,24 @@ def read_folder(model: Model, folder: Path, *, progress: bool = False) -> dict[s
             for key, tensor in _tensors(path, weights.problems):
                 weights.put(_plain(key), tensor)
                 bar.update(tensor.size)
+    if model.config.tie_embeddings:
+        _check_tied(weights, folder)
     return weights.arrays()
+
+
+def _check_tied(weights: StackedWeights, folder: Path) -> None:
+    """An output projection that stands beside the embedding it is tied to must be the same."""
+    for path in weight_files(folder, []):
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118, it is no dict
+                if _plain(key) != "lm_head.weight":
+                    continue
+                head = file.get_slice(key)
+                if not weights.holds("model.embed_tokens.weight", head):
+                    weights.problems.append(
+                        f"{key} is not the embedding, to which config.json ties it: set "
+                        "tie_word_embeddings to false"
+                    )
 
 
 def check_headers(model: Model, folder: Path) -> Checklist:
@@ -240,14 +270,14 @@ def check_headers(model: Model, folder: Path) -> Checklist:
 def weight_files(folder: Path, problems: list[str]) -> list[Path]:
     """The safetensors files of a folder; appends to ``problems`` what is missing."""
     index = folder / INDEX_FILE
+    if (folder / WEIGHTS_FILE).exists():  # before an index, as transformers has it
+        return [folder / WEIGHTS_FILE]
     if not index.exists():
-        if (folder / WEIGHTS_FILE).exists():
-            return [folder / WEIGHTS_FILE]
         problems.append(f"missing file {WEIGHTS_FILE} (or {INDEX_FILE} and its shards)")
         return []
     try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        shards = sorted({str(one) for one in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
         problems.append(f"{INDEX_FILE} cannot be read: {error!r}")
         return []
     problems += [

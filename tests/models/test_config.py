@@ -124,6 +124,8 @@ def test_rope_scaling_that_is_not_served(scaling, part):
     [
         ("mistral-window", {}, (20, 20, 20)),
         ("mistral-window", {"sliding_window": None}, ()),
+        ("mistral-window", {"sliding_window": 256, "max_position_embeddings": 256}, ()),
+        ("gemma3", {"sliding_window": 128, "max_position_embeddings": 128}, (128, 128, 0, 128)),
         ("qwen2-biased", {}, ()),
         ("qwen2-late-windows-yarn", {}, (0, 16, 16)),
         ("qwen3-moe-unnormalised", {}, (24, 24, 24)),
@@ -133,6 +135,49 @@ def test_rope_scaling_that_is_not_served(scaling, part):
 )
 def test_windows_of_layers(name, change, windows):
     assert ModelConfig.from_hf(tiny.CONFIGS[name] | change).windows == windows
+
+
+def test_windows_that_transformers_takes_for_granted():
+    hf = tiny.CONFIGS["mistral-window"] | {"max_position_embeddings": 8192}
+    del hf["sliding_window"]
+    assert set(ModelConfig.from_hf(hf).windows) == {4096}
+    hf = tiny.CONFIGS["qwen2-biased"] | {"max_position_embeddings": 8192}
+    hf.pop("sliding_window", None)
+    hf |= {"use_sliding_window": True, "max_window_layers": 1}
+    windows = ModelConfig.from_hf(hf).windows
+    assert windows == (0, *[4096] * (len(windows) - 1))
+
+
+def test_rope_scaling_goes_before_what_stands_beside_it():
+    """As model cards have people add it to what transformers 5 has saved."""
+    hf = {key: value for key, value in LLAMA3.items() if not key.startswith("rope")}
+    hf["rope_parameters"] = {"rope_theta": 1e6, "rope_type": "default"}
+    hf |= {"rope_theta": 1e6, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    rope = ModelConfig.from_hf(hf).rope
+    assert (rope.kind, rope.theta, rope.factor) == ("yarn", 1e6, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tied-gqa", {"num_key_value_heads": 0}),
+        ("tied-gqa", {"head_dim": -2}),
+        ("tied-gqa", {"rope_theta": 0}),
+        ("tied-gqa", {"max_position_embeddings": float("inf")}),
+        ("gemma3", {"sliding_window_pattern": 0}),
+        ("qwen3-moe-unnormalised", {"num_experts_per_tok": -2}),
+    ],
+)
+def test_sizes_are_above_0(name, change):
+    with pytest.raises(ModelLoadError, match="must be above 0"):
+        ModelConfig.from_hf(tiny.CONFIGS[name] | change)
+
+
+def test_whether_embeddings_are_tied_is_said_outside_of_the_text():
+    text = tiny.CONFIGS["gemma3"] | {"tie_word_embeddings": True}
+    hf = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    assert ModelConfig.from_hf(hf).tie_embeddings
+    assert not ModelConfig.from_hf(hf | {"tie_word_embeddings": False}).tie_embeddings
 
 
 def test_a_multimodal_config_is_read_for_its_text():

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -81,6 +82,37 @@ def test_what_files_carry_needlessly_is_ignored(tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32),
     }
     read_folder(MODEL, tiny.write_folder(tmp_path / "m", weights=WEIGHTS | extra))
+
+
+def test_an_output_projection_that_is_not_what_it_is_tied_to(tmp_path):
+    extra = {"lm_head.weight": WEIGHTS["model.embed_tokens.weight"] + np.float32(1)}
+    message = read_problems(tiny.write_folder(tmp_path / "m", weights=WEIGHTS | extra))
+    assert "tie_word_embeddings to false" in message
+
+
+def test_tensors_that_are_there_twice(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    shutil.copy(
+        folder / "model-00001-of-00002.safetensors", folder / "model-00003-of-00002.safetensors"
+    )
+    index = folder / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    found["weight_map"]["another"] = "model-00003-of-00002.safetensors"
+    index.write_text(json.dumps(found))
+    assert "is there twice" in read_problems(folder)
+
+
+def test_one_file_goes_before_an_index(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_text("stale")
+    read_folder(MODEL, folder)
+
+
+@pytest.mark.parametrize("index", ["[]", "null", '"x"', '{"weight_map": {"a": ["b"]}}'])
+def test_an_index_that_is_none(tmp_path, index):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert read_problems(folder)
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
