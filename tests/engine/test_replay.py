@@ -16,6 +16,7 @@ from kvflow_jax.errors import HostLostError
 from kvflow_jax.hosts import following, group
 from kvflow_jax.hosts.following import Replay
 from kvflow_jax.hosts.leading import Keeper, LeadingRunner
+from kvflow_jax.hosts.messages import Close
 from kvflow_jax.hosts.transfers import LeadingTransfers
 from kvflow_jax.outputs import FinishReason
 from kvflow_jax.protocols import WallClock
@@ -86,7 +87,14 @@ class Life:
 @contextlib.contextmanager
 def life(tiny, other):
     with pairs.group() as (leader, follower):
-        yield Life(tiny, other, leader, follower)
+        lived = Life(tiny, other, leader, follower)
+        try:
+            yield lived
+        finally:
+            # Where the group is broken nobody tells the follower's thread, whose process has ended.
+            follower._messages.put(Close())
+            lived.engine.transfers.close()
+            lived.thread.join(30)
 
 
 def prompts(count):
