@@ -184,7 +184,8 @@ class DeviceTransfers:
     def _fail(self, transfer: Transfer, error: Exception) -> None:
         # Whatever it is, the blocks can be computed again: the engine counts it and goes on.
         log.warning("a copy from %s failed: %s", transfer.direction.value, error)
-        transfer.error, transfer.data = error, None
+        # Without its traceback, whose frames hold the transfer and the blocks.
+        transfer.error, transfer.data = error.with_traceback(None), None
 
 
 def measure_bandwidth(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from kvflow_jax.batch import BatchShape
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.config import EngineConfig, EngineSizes
 from kvflow_jax.engine import Engine
+from kvflow_jax.errors import ConfigError
 from kvflow_jax.hosts.following import Replay
 from kvflow_jax.hosts.group import Follower, Group, Leader
 from kvflow_jax.hosts.leading import Keeper, LeadingRunner
@@ -53,7 +55,7 @@ def build_engine(
 
     Raises:
         CapacityError: not even one request fits the memory there is.
-        ConfigError: sizes that contradict the model.
+        ConfigError: sizes that contradict the model, or processes that have loaded another one.
     """
     tracer = ChromeTrace(config.trace) if config.trace is not None else NoTrace()
     device = prepare(loaded, config, progress=progress, group=leader)
@@ -118,6 +120,8 @@ def prepare(
     Raises:
         CapacityError, ConfigError: see ``build_engine``.
     """
+    if group is not None:
+        _check_same(group.gather(_identity(loaded)))
     shards = loaded.shards
     here = next(iter(loaded.params.values())).addressable_shards
     device: jax.Device = min((shard.device for shard in here), key=lambda d: d.id)
@@ -159,6 +163,28 @@ def prepare(
         pace = ratio * runner.prefill_s_per_token() / token_bytes(sizes)
         log.info("the host link is emulated: %.3g GB/s", 1e-9 / pace)
     return Prepared(sizes, runner, bandwidth, pace)
+
+
+def _identity(loaded: LoadedModel) -> dict[str, str]:
+    """What of a model decides programs and tokens."""
+    params = [(name, param.shape, str(param.dtype)) for name, param in loaded.params.items()]
+    return {
+        "config": repr(loaded.config),
+        "params": hashlib.sha256(repr(sorted(params)).encode()).hexdigest(),
+        "weights": loaded.version,
+    }
+
+
+def _check_same(identities: list[dict[str, str]]) -> None:
+    """Before the first program of all processes: with other shapes it would never end."""
+    first, *others = identities
+    for process, identity in enumerate(others, 1):
+        parts = [part for part in first if identity[part] != first[part]]
+        if parts:
+            raise ConfigError(
+                f"process {process} has loaded another model than process 0 (its "
+                f"{', '.join(parts)} differ): give all the same files or revision for --model"
+            )
 
 
 def token_bytes(sizes: EngineSizes) -> float:

@@ -25,10 +25,11 @@ from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.shapes import SHAPES
 from kvflow_jax.models.sharding import Shards, shard_of
 from kvflow_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer
+from kvflow_jax.models.version import version_of
 from kvflow_jax.models.weights import check_headers, read_folder, weight_files
 
 Define = Callable[[ModelConfig], Model]
-_Read = tuple[Model, StackedParams, Tokenizer]  # what files give
+_Read = tuple[Model, StackedParams, Tokenizer, str]  # what files give, and their version
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class LoadedModel:
     """A definition, its weights on the device, and the tokenizer, None for a shape without one.
 
     Attributes:
+        version: names the weights by their content.
         shards: the devices that share it; None: it is whole on one.
     """
 
@@ -43,6 +45,7 @@ class LoadedModel:
     params: Params
     tokenizer: Tokenizer | None
     name: str
+    version: str
     shards: Shards | None = None
 
     @property
@@ -108,16 +111,16 @@ def load_model(
         config, tokenizer = _read_shape(name_or_path)
         model = define(config)
         params = model.init(seed) if shards is None else shards.init(model, seed)
-        return LoadedModel(model, params, tokenizer, name_or_path, shards)
+        return LoadedModel(model, params, tokenizer, name_or_path, f"random-{seed}", shards)
     path = Path(name_or_path).expanduser()
     if name_or_path == embedded.NAME:
-        model, weights, tokenizer = _read_embedded(define, cache_dir, progress)
+        model, weights, tokenizer, version = _read_embedded(define, cache_dir, progress)
     elif file := _gguf_file(path):
-        model, weights, tokenizer = _read_gguf(file, define, cache_dir, progress)
+        model, weights, tokenizer, version = _read_gguf(file, define, cache_dir, progress)
     else:
         folder = path if path.is_dir() else _download(name_or_path)
-        model, weights, tokenizer = _read_folder(folder, define, progress)
-    return LoadedModel(model, place(model, weights), tokenizer, name_or_path, shards)
+        model, weights, tokenizer, version = _read_folder(folder, define, progress)
+    return LoadedModel(model, place(model, weights), tokenizer, name_or_path, version, shards)
 
 
 def default_ops(
@@ -187,9 +190,10 @@ def _shape_of(file: GgufFile) -> tuple[ModelConfig, Tokenizer]:
 
 def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
     model = define(embedded.CONFIG)
+    key = "embedded-" + embedded.SHA256  # with its tokenizer, which other files' have not
     weights, path = CheckpointStore(cache_dir).restore_or_build(
         model,
-        "embedded-" + embedded.SHA256,  # with its tokenizer, which other files' have not
+        key,
         build=lambda: GgufFile(embedded.locate()).weights(model, progress=progress),
         save_beside=lambda beside: (
             GgufFile(embedded.locate()).tokenizer().save_pretrained(beside / "tokenizer")
@@ -197,8 +201,8 @@ def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
     )
     ends = model.config.eos_token_ids
     if not (path / "tokenizer").exists():  # it could not be kept
-        return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends)
-    return model, weights, Tokenizer.from_folder(path / "tokenizer", ends)
+        return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends), key
+    return model, weights, Tokenizer.from_folder(path / "tokenizer", ends), key
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -226,7 +230,7 @@ def _read_gguf(path: Path, define: Define, cache_dir: Path, progress: bool) -> _
     weights, _ = CheckpointStore(cache_dir).restore_or_build(
         model, key, build=lambda: file.weights(model, progress=progress)
     )
-    return model, weights, tokenizer
+    return model, weights, tokenizer, key
 
 
 def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
@@ -247,7 +251,8 @@ def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
             problems += check_headers(Model.build(config), folder).every_problem()
         raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
     model = define(config.with_eos(tokenizer.eos_token_ids))
-    return model, read_folder(model, folder, progress=progress), tokenizer
+    weights = read_folder(model, folder, progress=progress)
+    return model, weights, tokenizer, version_of(weight_files(folder, problems))
 
 
 def _is_hub_name(name: str) -> bool:

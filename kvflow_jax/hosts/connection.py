@@ -47,17 +47,19 @@ class Connection:
         with self._lock:
             self._socket.sendall(data)
 
-    def receive(self, timeout_s: float | None = None) -> Message:
+    def receive(
+        self, timeout_s: float | None = None, max_bytes: int = MAX_MESSAGE_BYTES
+    ) -> Message:
         """The next message.
 
         Raises:
             OSError, EOFError: the other end is gone, or silent for ``timeout_s`` seconds.
-            ValueError: it is none of ours.
+            ValueError: it is none of ours, or longer than ``max_bytes``.
         """
         self._socket.settimeout(timeout_s)
         try:
             (length,) = _LENGTH.unpack(self._receive(_LENGTH.size))
-            if length > MAX_MESSAGE_BYTES:
+            if length > max_bytes:
                 raise ValueError(f"a message of {length} bytes")
             return decode(self._receive(length))
         finally:

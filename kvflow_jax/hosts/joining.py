@@ -26,6 +26,7 @@ Settings = Mapping[str, str]  # by flag
 
 _RETRY_S = 0.2
 _HELLO_S = 10.0
+_MAX_HELLO_BYTES = 1 << 20  # who sends it is not known yet
 _SHUTDOWN_S = 10  # for processes that end to wait for each other
 
 
@@ -89,7 +90,7 @@ def _start_jax(place: Place, port: int) -> None:
 def _listen(place: Place, port: int) -> socket.socket:
     # Where the others are on this machine, too, nobody else need reach it.
     host = place.host if is_loopback(place.host) else ""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     return socket.create_server((host, port), family=family)
 
 
@@ -130,7 +131,7 @@ def _admit(place: Place, settings: Settings, timeout_s: float) -> dict[int, tupl
                 raise ConfigError(why) from None
             connection = Connection(sock)
             try:
-                hello = connection.receive(_HELLO_S)
+                hello = connection.receive(_HELLO_S, _MAX_HELLO_BYTES)
                 if not isinstance(hello, Hello):
                     raise ValueError("it is no process of ours")
                 if why_not := _objection(hello, place, settings, joined):

@@ -52,6 +52,10 @@ class Keeper:
     def keep(self, number: int, array: jax.Array) -> Kept:
         return Kept(number, array, self._dropped)
 
+    def forget(self, number: int) -> None:
+        """What this process could not make, others may keep."""
+        self._dropped.append(number)
+
     def tell(self, message: Message) -> None:
         """Send a message to the followers, and before it what they may drop."""
         numbers = [self._dropped.popleft() for _ in range(len(self._dropped))]

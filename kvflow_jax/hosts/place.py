@@ -53,14 +53,15 @@ class Place:
                 else "--coordinator HOST:PORT needs --num-processes and --process-id, too"
             )
         host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        host = host.strip("[]")
+        if not _is_host(host) or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(f"--coordinator must be HOST:PORT or auto, got {address!r}")
         if not 0 <= process_id < num_processes:
             raise ConfigError(
                 f"--process-id must be 0 to {num_processes - 1} of --num-processes "
                 f"{num_processes}, got {process_id}"
             )
-        return cls(host.strip("[]"), int(port), num_processes, process_id, devices)
+        return cls(host, int(port), num_processes, process_id, devices)
 
 
 def is_loopback(host: str) -> bool:
@@ -68,6 +69,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_host(host: str) -> bool:
+    """Whether it can be looked up: sockets raise a UnicodeError where it cannot."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:  # a label that is empty or longer than 63 characters
+        return False
 
 
 def _ask_cluster(

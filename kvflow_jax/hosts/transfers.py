@@ -128,6 +128,7 @@ class LeadingTransfers:
             try:
                 transfer.data = self._keeper.keep(number, copy_parts(source.array, to_host=to_host))
             except Exception as error:
+                self._keeper.forget(number)
                 _fail(transfer, error)
             self._lanes[way].put((transfer, copied))
 
@@ -156,4 +157,5 @@ class LeadingTransfers:
 def _fail(transfer: Transfer, error: Exception) -> None:
     # Whatever it is, the blocks can be computed again: the engine counts it and goes on.
     log.warning("a copy from %s failed: %s", transfer.direction.value, error)
-    transfer.error, transfer.data = error, None
+    # Without its traceback, whose frames hold the transfer and the blocks.
+    transfer.error, transfer.data = error.with_traceback(None), None

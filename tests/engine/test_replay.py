@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import threading
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from kvflow_jax.cache_settings import CacheSettings
 from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
 from kvflow_jax.errors import HostLostError
-from kvflow_jax.hosts import following, group
+from kvflow_jax.hosts import following, group, transfers
 from kvflow_jax.hosts.following import Replay
 from kvflow_jax.hosts.leading import Keeper, LeadingRunner
 from kvflow_jax.hosts.messages import Close
@@ -48,18 +49,18 @@ class Life:
         self.replay = Replay(other, follower)
         self.thread = threading.Thread(target=self.replay.run)
         self.thread.start()
-        self.leader, keeper = leader, Keeper(leader)
+        self.leader, self.keeper = leader, Keeper(leader)
         rates = dict.fromkeys(Direction, 1e9)
         self.woken = threading.Event()
-        transfers = LeadingTransfers(leader, keeper, rates)
-        transfers.listen(self.woken.set)
+        lanes = LeadingTransfers(leader, self.keeper, rates)
+        lanes.listen(self.woken.set)
         self.engine = Engine(
             EngineSizes(
                 CONFIG.max_model_len, 1000, replace(RUNNER_POOL, num_pages=41), SHAPES, HOST
             ),
-            LeadingRunner(tiny.runner, leader, keeper),
+            LeadingRunner(tiny.runner, leader, self.keeper),
             WallClock(),
-            transfers,
+            lanes,
             tokenizer=None,
             vocab_size=CONFIG.vocab_size,
             seed=0,
@@ -139,6 +140,37 @@ def test_a_copy_that_fails_on_a_follower_is_computed_again(tiny, other, monkeypa
             tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
         assert lived.engine.mover.links[Direction.LOAD].num_failed
         lived.end()
+
+
+def test_what_the_leader_could_not_copy_stays_nowhere(tiny, other, monkeypatch):
+    with life(tiny, other) as lived:
+        asked = prompts(6)
+        for prompt in asked:
+            lived.ask(prompt)
+        copy_parts = transfers.copy_parts
+        gc.disable()  # blocks are to go as soon as nobody refers to them
+        try:
+            with monkeypatch.context() as patched:
+
+                def fail(array, *, to_host):
+                    if not to_host:
+                        raise MemoryError("no room")
+                    return copy_parts(array, to_host=to_host)
+
+                patched.setattr(transfers, "copy_parts", fail)
+                for prompt in asked:
+                    tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
+            assert lived.engine.mover.links[Direction.LOAD].num_failed
+            lived.ask(asked[0], PENALTY)
+            lived.engine.flush_cache()
+            lived.ask(asked[1], PENALTY)
+            held = lived.engine.cache.residency.host.extents.values()
+            numbers = {extent.data.number for extent in held}
+            lived.end()
+            still_to_tell = set(lived.keeper._dropped)
+            assert lived.replay._kept.keys() <= numbers | still_to_tell
+        finally:
+            gc.enable()
 
 
 def test_a_failure_starts_all_over_alike(tiny, other):

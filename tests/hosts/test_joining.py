@@ -1,6 +1,7 @@
 """How processes meet: what is said to those who cannot."""
 
 import socket
+import struct
 import threading
 import time
 
@@ -98,22 +99,43 @@ def test_processes_that_do_not_fit_are_told_why(hello, why):
     assert "did not come" in str(failed[0])  # others may still have
 
 
-def test_strangers_do_not_keep_anybody_from_joining(monkeypatch):
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", struct.pack("!I", 2 << 20)])
+def test_strangers_do_not_keep_anybody_from_joining(monkeypatch, sent):
     monkeypatch.setattr(joining, "_start_jax", lambda place, port: None)
     leader_place = place(0)
     joined = []
     thread = threading.Thread(target=lambda: joined.append(lead(leader_place, {}, 30.0)))
     thread.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 8
     stranger = joining._reach(leader_place, deadline)
-    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    follower = report(place(1, port=leader_place.port), {}, 10.0)
+    stranger.sendall(sent)
+    follower = report(place(1, port=leader_place.port), {}, 5.0)
+    assert time.monotonic() < deadline  # nobody waited for the rest of what was never sent
     thread.join()
     stranger.close()
     joined[0].close()
     assert list(follower.messages()) == []
     for connection in (joined[0]._followers[1][1], follower._connection):
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "family"),
+    [
+        ("2001:db8::1", socket.AF_INET6),
+        ("::1", socket.AF_INET6),
+        ("192.0.2.1", socket.AF_INET),
+        ("127.0.0.1", socket.AF_INET),
+        ("here", socket.AF_INET),
+    ],
+)
+def test_process_0_listens_where_the_others_look(monkeypatch, host, family):
+    asked = []
+    monkeypatch.setattr(
+        socket, "create_server", lambda address, *, family: asked.append((address[0], family))
+    )
+    joining._listen(Place(host, 1, 2, 0), 1)
+    assert asked == [(host if joining.is_loopback(host) else "", family)]
 
 
 def test_two_that_say_they_are_the_same():
@@ -128,6 +150,9 @@ def test_two_that_say_they_are_the_same():
         ("--process-id 1", "need --coordinator"),
         ("--coordinator here:1 --process-id 1", "needs --num-processes and --process-id"),
         ("--coordinator here --num-processes 2 --process-id 1", "must be HOST:PORT"),
+        ("--coordinator a..b:1 --num-processes 2 --process-id 1", "must be HOST:PORT"),
+        (f"--coordinator {'a' * 64}:1 --num-processes 2 --process-id 1", "must be HOST:PORT"),
+        ("--coordinator []:1 --num-processes 2 --process-id 1", "must be HOST:PORT"),
         ("--coordinator here:1 --num-processes 2 --process-id 2", "must be 0 to 1"),
         ("--coordinator here:1 --num-processes 2 --process-id 1", "at least --num-processes, 2"),
         ("--coordinator auto", "no cluster"),
