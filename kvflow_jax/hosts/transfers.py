@@ -120,6 +120,7 @@ class LeadingTransfers:
             if transfer.is_cancelled:
                 transfer.data = None
                 self._done.put(transfer)
+                self._notify()
                 continue
             source: Kept = transfer.data
             number, to_host = self._keeper.next_number(), way is Direction.SAVE

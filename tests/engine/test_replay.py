@@ -70,7 +70,8 @@ class Life:
         asked = Collected(self.engine, prompt, params)
         while not self.engine.is_idle or self.engine.mover.is_moving:
             self.woken.clear()
-            if not self.engine.step():
+            # What has landed by this step wakes nobody any more.
+            if not self.engine.step() and self.engine.mover.is_moving:
                 assert self.woken.wait(30)
         self.engine.check_integrity()
         return asked
