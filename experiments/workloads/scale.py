@@ -29,17 +29,21 @@ class Scale:
     _used: set[str] = field(default_factory=set, init=False)
 
     def of(self, *, quick: int, whole: int) -> int:
+        """One of two counts, which nobody but ``is_quick`` decides."""
         return quick if self.is_quick else whole
 
     def num_runs(self, *, quick: int, whole: int) -> int:
+        """How many runs there are to be."""
         self._used.add("runs")
         return self.of(quick=quick, whole=whole) if self.runs is None else self.runs
 
     def rate(self, default: float) -> float:
+        """Runs a second."""
         self._used.add("rate")
         return default if self.runs_per_s is None else self.runs_per_s
 
     def sizes(self, default: Sizes) -> Sizes:
+        """Tokens of every call."""
         self._used.add("sizes")
         return default if self.prompt is None else self.prompt
 
