@@ -34,6 +34,7 @@ from experiments.workloads.scale import Scale, ScaleError
 from kvflow_jax.cache.blocks import BlockTable
 from kvflow_jax.cache.policy import POLICIES, EvictionOrder
 from kvflow_jax.cache_settings import CacheConfig
+from kvflow_jax.errors import ConfigError
 from kvflow_jax.trace import ChromeTrace
 
 COLUMNS = (
@@ -59,6 +60,7 @@ def main() -> int:
         PolicyError,
         ScaleError,
         StoreError,
+        ConfigError,
     ) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2

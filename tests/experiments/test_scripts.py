@@ -265,6 +265,12 @@ def test_a_workload_is_scaled_or_says_that_it_cannot_be(run, monkeypatch):
     assert "cycle has no --rate; it has: --sizes" in complaint
 
 
+def test_a_trace_that_cannot_be_written_is_told_in_a_line(run, tmp_path):
+    code, _, complaint = run(compare, *SMALL, "--arms", "kvflow", "--trace", tmp_path / "no" / "t")
+    assert code == 2
+    assert "the trace cannot be written" in complaint
+
+
 def test_results_that_cannot_be_written_are_noticed_first(run, tmp_path):
     code, _, complaint = run(compare, *SMALL, "--json", tmp_path)
     assert code == 2
