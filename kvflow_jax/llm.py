@@ -13,6 +13,7 @@ from kvflow_jax.completion import Collector, Completion, Stream
 from kvflow_jax.config import EngineConfig
 from kvflow_jax.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.gpu_memory import let_pin_all
 from kvflow_jax.hints import Hints
 from kvflow_jax.launch import build_engine, use_compilation_cache
 from kvflow_jax.models.checkpoint import default_cache_dir
@@ -34,7 +35,7 @@ class LLM:
 
     Args:
         model: "smollm2-135m", a Hugging Face folder, a .gguf file, or a Hub name.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; auto: what the device computes the model best in.
         random_weights: make the weights up, from ``seed``; for measuring a shape without its
             checkpoint. Then ``model`` may also be one of ``models.shapes.SHAPES``.
         attention: the kernel for it: auto, reference, blocks, tpu-ragged or gpu-paged.
@@ -63,7 +64,7 @@ class LLM:
         self,
         model: str = "smollm2-135m",
         *,
-        dtype: str = "float32",
+        dtype: str = "auto",
         random_weights: bool = False,
         attention: str = "auto",
         tensor_parallel: int = 1,
@@ -84,6 +85,7 @@ class LLM:
             cache = CacheConfig(cache, *switches)
         config = EngineConfig(cache=cache, **sizes)
         cache_dir = cache_dir or default_cache_dir()
+        let_pin_all()
         use_compilation_cache(cache_dir)
         loaded = load_model(
             model,

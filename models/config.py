@@ -51,6 +51,7 @@ class ModelConfig:
 
     Attributes:
         family: names the tensors of its files, see models/weights.py; all else is in the fields.
+        dtype: that its files say its weights were saved in; "" where they say nothing.
         qk_norm: whether each head's query and key are normed before RoPE.
         out_norms: whether what attention and MLP give is normed before it is added (Gemma).
         activation: of the MLP's gate, "silu" or "gelu_tanh".
@@ -72,6 +73,7 @@ class ModelConfig:
     rope: RopeConfig
     tie_embeddings: bool
     max_model_len: int
+    dtype: str = ""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False

@@ -184,6 +184,7 @@ def _read(hf: Hf) -> ModelConfig:
         local_rope=local_rope,
         tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
         max_model_len=int(required["max_position_embeddings"]),
+        dtype=str(hf.get("dtype") or hf.get("torch_dtype") or ""),
         activation=ACTIVATIONS[activation],
         windows=windows,
         moe=moe,
@@ -211,7 +212,10 @@ def _text_part(hf: Hf) -> Hf:
     """A multimodal config.json keeps the language model in text_config, and some of it outside."""
     if "text_config" not in hf:
         return hf
-    names = ("eos_token_id", "bos_token_id", "tie_word_embeddings", "quantization_config")
+    names = (
+        *("eos_token_id", "bos_token_id", "tie_word_embeddings", "quantization_config"),
+        *("dtype", "torch_dtype"),
+    )
     outside = {name: hf[name] for name in names if name in hf}
     return dict(hf["text_config"]) | outside
 

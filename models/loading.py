@@ -15,6 +15,7 @@ from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
 from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
@@ -56,7 +57,7 @@ class LoadedModel:
 def load_model(
     name_or_path: str,
     *,
-    dtype: str = "float32",
+    dtype: str = "auto",
     cache_dir: Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -71,7 +72,8 @@ def load_model(
     Args:
         name_or_path: "smollm2-135m", a Hugging Face folder, a .gguf file or a folder with one,
             or a name on the Hugging Face Hub. With ``random_weights`` also one of ``SHAPES``.
-        dtype: of the weights: float32, bfloat16 or float16.
+        dtype: of the weights: float32, bfloat16 or float16; "auto" is what the device computes the
+            model best in, see ``models.dtypes``.
         cache_dir: where what was dequantised is kept; ``default_cache_dir()`` if None.
         random_weights: make the weights up from ``seed``, on the device; of files only those are
             read that say what the model is, and the tokenizer where there is one.
@@ -93,15 +95,15 @@ def load_model(
     shards = Shards.over(tensor_parallel) if tensor_parallel > 1 else None
 
     def define(config: ModelConfig) -> Model:
+        device = jax.local_devices()[0]
+        chosen = choose_dtype(dtype, config, device)
         if shards is None:
-            chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
-            model = Model.build(config, dtype, ops=chosen)
-            _check_room(model, jax.local_devices()[0], 1)
-            return model
-        part = shard_of(config, shards.num)
-        attend = choose_attention(attention, Case(jax.default_backend(), part, dtype, page_size))
-        model = Model.build(config, dtype, ops=XlaOps(attend))
-        _check_room(model, jax.local_devices()[0], shards.num)
+            own = ops or default_ops(config, chosen, cache_dir, attention, page_size)
+        else:
+            case = Case(device.platform, shard_of(config, shards.num), chosen, page_size)
+            own = XlaOps(choose_attention(attention, case))
+        model = Model.build(config, chosen, ops=own)
+        _check_room(model, device, 1 if shards is None else shards.num)
         return model
 
     def place(model: Model, weights: StackedParams) -> Params:
@@ -151,14 +153,16 @@ def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:
     nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
     free = free_device_bytes(device)
     needed, where = nbytes // num_devices, f"on each of {num_devices} {device.device_kind}"
-    advice = "a smaller dtype (--dtype bfloat16) or more devices (--tensor-parallel) may help"
+    may_help = ["a smaller dtype (--dtype bfloat16)"] if model.dtype == "float32" else []
     if free is None:  # it shares the host's
         free, needed, where = free_host_bytes(), nbytes, "on the host"
-        advice = "a smaller dtype (--dtype bfloat16) may help"
+    else:
+        may_help.append("more devices (--tensor-parallel)")
+    advice = " or ".join(may_help or ["a smaller model"])
     if needed > free:
         raise CapacityError(
             f"the weights take {needed / 1e9:.1f} GB in {model.dtype}, {free / 1e9:.1f} GB are "
-            f"free {where}, {(needed - free) / 1e9:.1f} too few; {advice}"
+            f"free {where}, {(needed - free) / 1e9:.1f} too few; {advice} may help"
         )
 
 

@@ -17,6 +17,7 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.decoder import DecoderLayer, Ends
+from kvflow_jax.models.dtypes import AUTO, DTYPES
 from kvflow_jax.models.memory import give_back
 from kvflow_jax.models.ops import XLA, Ops
 from kvflow_jax.models.rope import Angles
@@ -26,7 +27,6 @@ StackedParams = dict[str, np.ndarray]  # the same, weights of layers as [num_lay
 Leaves = list[jax.Array]  # weights of one part of the model, in its own order
 Specs = dict[str, jax.ShapeDtypeStruct]
 
-DTYPES = ("float32", "bfloat16", "float16")
 LAYERS = "layers."
 
 
@@ -65,7 +65,7 @@ class Model:
         """
         if dtype not in DTYPES:
             raise ModelLoadError(
-                f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
+                f"dtype {dtype!r} is not supported; supported: {', '.join((AUTO, *DTYPES))}"
             )
         num = config.num_layers
         kinds: tuple[type[nnx.Module], type[nnx.Module]] = (Ends, DecoderLayer)

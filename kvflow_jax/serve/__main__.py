@@ -15,11 +15,12 @@ from typing import Any, get_args
 import kvflow_jax.errors
 from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.cache_settings import BackupTime, CacheConfig, CacheMode
+from kvflow_jax.gpu_memory import take_most
 from kvflow_jax.hosts.place import Place
 from kvflow_jax.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-paged")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    take_most()
     _set_up_logging(config.log_level)
     try:
         place = find_place(config)
@@ -135,7 +137,8 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         "--dtype",
         choices=DTYPES,
         default=default.dtype,
-        help="of weights and KV; default: %(default)s",
+        help="of weights and KV; auto: float32 on CPU, bfloat16 on TPU, on GPU that of the "
+        "checkpoint, and float16 where a GPU has no bfloat16; default: %(default)s",
     )
     add(
         "--attention",

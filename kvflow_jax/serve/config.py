@@ -55,7 +55,7 @@ class ServerConfig:
     page_size: int = 16
     pool_gib: float | None = None
     num_pages: int | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     attention: str = "auto"
     tensor_parallel: int = 1
     coordinator: str | None = None

@@ -160,7 +160,7 @@ def test_random_weights_of_an_unknown_shape():
 
 
 def test_unsupported_dtype(folder):
-    with pytest.raises(ModelLoadError, match="supported: float32, bfloat16, float16"):
+    with pytest.raises(ModelLoadError, match="supported: auto, float32, bfloat16, float16"):
         load_model(str(folder), dtype="int8")
 
 

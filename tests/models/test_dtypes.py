@@ -1,0 +1,60 @@
+"""The dtype that a device computes a model best in."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.loading import SHAPES, load_model
+from tests.models import tiny
+
+CPU = SimpleNamespace(platform="cpu")
+TPU = SimpleNamespace(platform="tpu")
+T4, H100 = (
+    SimpleNamespace(platform="gpu", compute_capability=capability) for capability in ("7.5", "9.0")
+)
+MI300 = SimpleNamespace(platform="gpu", compute_capability="gfx942")
+UNKNOWN = SimpleNamespace(platform="gpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "saved", "family", "chosen"),
+    [
+        (CPU, "bfloat16", "llama", "float32"),
+        (TPU, "float32", "llama", "bfloat16"),
+        (TPU, "float16", "llama", "bfloat16"),
+        (H100, "bfloat16", "llama", "bfloat16"),
+        (H100, "float16", "llama", "float16"),
+        (H100, "float32", "llama", "bfloat16"),
+        (H100, "", "llama", "bfloat16"),
+        (H100, "bfloat16", "gemma3", "bfloat16"),
+        (H100, "float16", "gemma3", "float32"),
+        (T4, "bfloat16", "llama", "float16"),
+        (T4, "bfloat16", "gemma3", "float32"),
+        (MI300, "bfloat16", "llama", "bfloat16"),
+        (UNKNOWN, "", "llama", "bfloat16"),
+    ],
+)
+def test_auto(device, saved, family, chosen):
+    config = replace(SHAPES["llama-3.2-1b"], dtype=saved, family=family)
+    assert choose_dtype("auto", config, device) == chosen
+    assert choose_dtype("float32", config, device) == "float32"
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_files_say_what_they_were_saved_in(field):
+    assert ModelConfig.from_hf(tiny.CONFIGS["tied-gqa"] | {field: "float16"}).dtype == "float16"
+
+
+def test_beside_a_text_config():
+    hf = {"text_config": tiny.CONFIGS["tied-gqa"], "architectures": ["LlamaForCausalLM"]}
+    assert ModelConfig.from_hf(hf | {"dtype": "bfloat16"}).dtype == "bfloat16"
+
+
+def test_a_model_is_loaded_in_it():
+    assert jax.default_backend() == "cpu"
+    loaded = load_model("smollm2-135m", random_weights=True, progress=False)
+    assert loaded.model.dtype == "float32"
