@@ -13,21 +13,13 @@ import numpy as np
 
 from kvflow_jax.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.mesh_step import steps_on
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.sampler import SCORED_AT_ONCE, Logprobs, Past, TokenMemory
 from kvflow_jax.models.sharding import BLOCKS, POOL, WHOLE, Shards
 from kvflow_jax.request import Request
 from kvflow_jax.sampling import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
-from kvflow_jax.step import (
-    DeviceState,
-    SamplerState,
-    begin,
-    finish,
-    run_step,
-    run_step_on_mesh,
-    score_hidden,
-    score_on_mesh,
-)
+from kvflow_jax.step import DeviceState, SamplerState, Steps
 
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
 LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, matrices of each
@@ -97,29 +89,26 @@ class ModelRunner:
         self._whole: jax.sharding.Sharding  # how what is small lies, the pool, and blocks of it
         self._pool_lies: jax.sharding.Sharding
         self.blocks_lie: jax.sharding.Sharding
-        run: Callable[..., Any]
-        rate: Callable[..., Any]
         if shards is None:
             here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
             self._whole = self._pool_lies = self.blocks_lie = here
             params, own_spec = jax.device_put(params, here), pool_spec
-            run, rate = partial(run_step, model), partial(score_hidden, model)
+            steps = Steps.of(model)
         else:
             self._whole, self._pool_lies, self.blocks_lie = map(shards.where, (WHOLE, POOL, BLOCKS))
             model = shards.part(model)
             own_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
-            run = partial(run_step_on_mesh, model, shards.mesh)
-            rate = partial(score_on_mesh, model, shards.mesh)
+            steps = steps_on(shards.mesh, model)
         self._model, self._params, self._own_spec = model, params, own_spec
         self._ends = model.end_leaves(params)
         self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
-        self._step = jax.jit(run, donate_argnums=1)
-        self._begin = jax.jit(partial(begin, model, pool_spec))
-        self._run_layers = jax.jit(model.run_layers, donate_argnames=("hidden", "pool"))
-        self._finish = jax.jit(partial(finish, model), donate_argnums=1)
-        self._score = jax.jit(rate)
+        self._step = jax.jit(steps.run_step, donate_argnums=1)
+        self._begin = jax.jit(partial(steps.begin, pool_spec))
+        self._run_layers = jax.jit(steps.run_layers, donate_argnames=("hidden", "pool"))
+        self._finish = jax.jit(steps.finish, donate_argnums=1)
+        self._score = jax.jit(steps.score_hidden)
         self._recall = jax.jit(TokenMemory.recall, donate_argnums=0, out_shardings=self._whole)
         self._read = jax.jit(KVPool.gather, out_shardings=self.blocks_lie)
         self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_lies)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from kvflow_jax.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models import sharding
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
@@ -64,6 +63,28 @@ class DeviceState:
         return cls(KVPool.zeros(spec), SamplerState.zeros(model, shapes))
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The functions of a step, of one model and ready to be jitted, whatever devices share it."""
+
+    run_step: Callable[..., tuple[DeviceState, jax.Array, Logprobs]]
+    begin: Callable[..., tuple[jax.Array, Angles, Rows]]
+    run_layers: Callable[..., tuple[jax.Array, KVPool]]
+    finish: Callable[..., tuple[SamplerState, jax.Array, Logprobs]]
+    score_hidden: Callable[..., Logprobs]
+
+    @classmethod
+    def of(cls, model: Model) -> Steps:
+        """On one device."""
+        return cls(
+            partial(run_step, model),
+            partial(begin, model),
+            model.run_layers,
+            partial(finish, model),
+            partial(score_hidden, model),
+        )
+
+
 def run_step(
     model: Model, params: Params, state: DeviceState, batch: Batch
 ) -> tuple[DeviceState, jax.Array, Logprobs]:
@@ -78,32 +99,6 @@ def run_step(
     hidden, pool = model.run_all_layers(params, hidden, angles, rows, state.pool)
     sampler, tokens, logprobs = finish(model, ends, state.sampler, hidden, batch)
     return DeviceState(pool, sampler), tokens, logprobs
-
-
-def run_step_on_mesh(
-    model: Model, mesh: Mesh, params: Params, state: DeviceState, batch: Batch
-) -> tuple[DeviceState, jax.Array, Logprobs]:
-    """``run_step`` over several devices.
-
-    Args:
-        model: what one of them computes, ``shard_of`` the whole with ``ShardedOps``.
-        params: arranged; cut, as the pool in ``state``, as ``models.sharding`` says. The pool's
-            ``spec`` is that of one device's part.
-    """
-    cut = replace(
-        jax.tree.map(lambda _: sharding.WHOLE, state),
-        pool=KVPool(sharding.POOL, state.pool.spec),  # type: ignore[arg-type]
-    )
-    weights = {name: sharding.weight_spec(name, leaf.ndim) for name, leaf in params.items()}
-    step = jax.shard_map(
-        partial(run_step, model),
-        mesh=mesh,
-        in_specs=(weights, cut, sharding.WHOLE),
-        out_specs=(cut, sharding.WHOLE, sharding.WHOLE),
-        check_vma=False,  # kernels do not say over what their outputs vary
-    )
-    out: tuple[DeviceState, jax.Array, Logprobs] = step(params, state, batch)
-    return out
 
 
 def begin(
@@ -172,28 +167,6 @@ def score_hidden(
     """How likely ``targets`` are, each after the hidden state at its place from ``start`` on."""
     some = jax.lax.dynamic_slice_in_dim(hidden, start, len(targets))
     return score(model.finish(ends, some), targets)
-
-
-def score_on_mesh(
-    model: Model,
-    mesh: Mesh,
-    ends: Leaves,
-    hidden: jax.Array,  # [any, hidden_size]
-    start: jax.Array,  # i32[]
-    targets: jax.Array,  # i32[SCORED_AT_ONCE]
-) -> Logprobs:
-    """``score_hidden`` over several devices; see ``run_step_on_mesh``."""
-    names = model.end_names
-    cut = [sharding.weight_spec(name, leaf.ndim) for name, leaf in zip(names, ends, strict=True)]
-    rate = jax.shard_map(
-        partial(score_hidden, model),
-        mesh=mesh,
-        in_specs=(cut, sharding.WHOLE, sharding.WHOLE, sharding.WHOLE),
-        out_specs=sharding.WHOLE,
-        check_vma=False,
-    )
-    scores: Logprobs = rate(ends, hidden, start, targets)
-    return scores
 
 
 def _tile_starts(shape: BatchShape) -> np.ndarray:

@@ -101,7 +101,7 @@ def load_model(
             own = ops or default_ops(config, chosen, cache_dir, attention, page_size)
         else:
             case = Case(device.platform, shard_of(config, shards.num), chosen, page_size)
-            own = XlaOps(choose_attention(attention, case))
+            own = XlaOps(choose_attention(attention, case), device.platform)
         model = Model.build(config, chosen, ops=own)
         _check_room(model, device, 1 if shards is None else shards.num)
         return model
@@ -145,7 +145,7 @@ def default_ops(
     if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
         return ops
     attend = choose_attention(attention, Case(platform, config, dtype, page_size))
-    return XlaOps(attend, on_cpu=platform == "cpu")
+    return XlaOps(attend, platform)
 
 
 def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:

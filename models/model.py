@@ -105,7 +105,7 @@ class Model:
         stacked = jax.vmap(partial(layer.init, self.config, self.dtype))(layer_keys)
         leaves = {LAYERS + name: leaf for name, leaf in zip(layer.specs, stacked, strict=True)}
         outer = ends.init(self.config, self.dtype, ends_key)
-        return dict(self._arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
+        return dict(self.arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
 
     def place(self, stacked: StackedParams) -> Params:
         """Put weights on the default device, in the form ``forward`` takes.
@@ -114,7 +114,7 @@ class Model:
         entries are taken out as they are placed, so that a packed copy does not double them all.
         """
         return {
-            name: jax.device_put(weight, may_alias=True) for name, weight in self._arrange(stacked)
+            name: jax.device_put(weight, may_alias=True) for name, weight in self.arrange(stacked)
         }
 
     def forward(
@@ -148,13 +148,21 @@ class Model:
 
     def matrix_leaves(self, params: Params, layer: int) -> Leaves:
         """The matrices of one layer of an unrolled model, which ``run_layers`` takes."""
-        names = (f"{LAYERS}{layer}.{name}" for name in self._layer.specs)
-        return [params[name] for name in names if name in params]
+        return [params[f"{LAYERS}{layer}.{name}"] for name in self.matrix_names]
+
+    @property
+    def matrix_names(self) -> list[str]:
+        """Names within a layer of what each has of its own where layers are unrolled."""
+        return [name for name in self._layer.specs if LAYERS + name not in self.specs]
 
     def vector_leaves(self, params: Params) -> Leaves:
         """The vectors of all layers of an unrolled model, stacked, which ``run_layers`` takes."""
-        names = (LAYERS + name for name in self._layer.specs)
-        return [params[name] for name in names if name in params]
+        return [params[LAYERS + name] for name in self.vector_names]
+
+    @property
+    def vector_names(self) -> list[str]:
+        """Names within a layer of what is stacked even where layers are unrolled."""
+        return [name for name in self._layer.specs if LAYERS + name in self.specs]
 
     def begin(
         self,
@@ -213,7 +221,7 @@ class Model:
         logits: jax.Array = self._ends.merge(ends).logits(hidden)
         return logits
 
-    def _arrange(self, stacked: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def arrange(self, stacked: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """Plain stacked weights, taken out one by one, as this model's ``ops`` want them."""
         for name in list(stacked):
             weight = stacked.pop(name)

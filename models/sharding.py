@@ -165,26 +165,26 @@ class Shards:
             ConfigError: it cannot be cut in so many equal parts.
         """
         assert isinstance(model.ops, XlaOps)
-        ops = ShardedOps(model.ops.attention)
+        ops = ShardedOps(model.ops.attention, model.ops.platform)
         return Model.build(shard_of(model.config, self.num), model.dtype, ops=ops)
 
     def weights(self, model: Model) -> dict[str, NamedSharding]:
         """How each weight lies on them."""
         return {
             name: self.where(weight_spec(name, len(spec.shape)))
-            for name, spec in model.stacked_specs.items()
+            for name, spec in model.specs.items()
         }
 
     def place(self, model: Model, stacked: dict[str, np.ndarray]) -> Params:
         """Put weights on the devices; entries of ``stacked`` are taken out as they are placed."""
         where = self.weights(model)
 
-        def put(name: str) -> jax.Array:
-            weight = arranged(name, stacked.pop(name), model.config, self.num)
+        def put(name: str, weight: np.ndarray) -> jax.Array:
+            weight = arranged(name, weight, model.config, self.num)
             # Only this process's parts: the others put their own.
             return jax.make_array_from_callback(weight.shape, where[name], weight.__getitem__)
 
-        return {name: put(name) for name in list(stacked)}
+        return {name: put(name, weight) for name, weight in model.arrange(stacked)}
 
     def init(self, model: Model, seed: int) -> Params:
         """Random weights, those of ``model.init``, each part made where it is to lie."""

@@ -30,6 +30,7 @@ class NativeOps:
     """Holds matrices in panels of 24 columns, [num_panels, in, 24], read from end to end."""
 
     unroll = True
+    every_expert = False
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
         return -(-num_out // PANEL), num_in, PANEL

@@ -8,7 +8,7 @@ from flax import nnx
 
 from kvflow_jax.models.config import MoeConfig
 from kvflow_jax.models.moe import ExpertsMLP
-from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU, XLA_ON_GPU
 from kvflow_jax.models.ragged import ragged_blocks
 
 
@@ -25,9 +25,9 @@ def test_ragged_product(num_rows):
     np.testing.assert_allclose(jax.jit(ragged_blocks)(x, weight, sizes), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU], ids=["xla", "xla on cpu"])
+@pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, XLA_ON_GPU], ids=lambda ops: ops.platform)
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("num_tokens", [1, 7, 50])
+@pytest.mark.parametrize("num_tokens", [1, 7, 50, 300])
 def test_experts(ops, normalise, num_tokens):
     config = MoeConfig(num_experts=6, num_chosen=2, intermediate_size=12, normalise=normalise)
     experts = ExpertsMLP(
