@@ -41,8 +41,8 @@ notebooks: $(ENV)/.dev ## run every notebook from top to bottom
 parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them
 	$(BIN)/python -m tests.models.parity
 
-portability: $(ENV)/.portability ## compile for TPUs and lower for GPUs, none of them here
-	PYTHONPATH=$(ENV)/libtpu $(BIN)/python -m experiments.portability $(ARGS)
+portability: $(ENV)/.portability ## compile for TPUs and GPUs, none of them here
+	PYTHONPATH=$(ENV)/compilers $(BIN)/python -m experiments.portability $(ARGS)
 
 clean:
 	rm -rf $(VENV)
@@ -63,10 +63,14 @@ $(ENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	touch $@ $(ENV)/.serve
 
-# Beside the packages, not among them: with libtpu there, JAX would look for a TPU at every start.
+# Beside the packages, not among them: with these there, JAX would look for devices at every start.
+# Of CUDA the compiler alone, without the libraries that its programs call.
 $(ENV)/.portability: $(ENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps --target $(ENV)/libtpu "$$($(BIN)/python -c \
-	  'from importlib.metadata import requires; print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
+	$(BIN)/python -m pip install --quiet --no-deps --target $(ENV)/compilers \
+	  $$($(BIN)/python -c 'from importlib.metadata import requires, version; \
+	    print(next(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu"))); \
+	    print(*(f"jax-cuda12-{part}==" + version("jax") for part in ("plugin", "pjrt")))') \
+	  nvidia-cuda-nvcc-cu12
 	touch $@
 
 # torch serves reference values only and never is a dependency of the package.

@@ -3,9 +3,10 @@
     make portability
     python -m experiments.portability --json FILE
 
-Nothing is allocated and nothing runs: libtpu compiles for a described topology, from shapes alone,
-whole steps as ``ModelRunner`` jits them, over the pool that the engine would choose on that chip.
-For GPUs, whose compiler needs one, the same steps are lowered. Exits with 1 where a check fails.
+Nothing is allocated and nothing runs: libtpu and XLA's CUDA plugin compile for described devices,
+from shapes alone, the programs as ``ModelRunner`` jits them, over the pool that the engine would
+choose on that chip. Exits with 1 where a check fails: each program updates the pool in place, fits
+beside weights and pool, copies no weights, and leaves the host alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,34 +26,43 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.chips import CHIPS, GIB
 from experiments.measure import arguments, write_json
 from kvflow_jax.batch import Batch, BatchShape
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.config import GIB, EngineConfig, EngineSizes
+from kvflow_jax.config import EngineConfig, EngineSizes
+from kvflow_jax.mesh_step import steps_on
 from kvflow_jax.models import sharding
+from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention
 from kvflow_jax.models.kernels.base import Case
 from kvflow_jax.models.loading import SHAPES
-from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.model import LAYERS, Model, Params
 from kvflow_jax.models.ops import XlaOps
-from kvflow_jax.step import DeviceState, run_step, run_step_on_mesh
+from kvflow_jax.runner import layer_groups
+from kvflow_jax.step import DeviceState, Steps
 
-DTYPE = "bfloat16"
+# Model, chip, how many, attention.
+TARGETS = (
+    ("qwen3-0.6b", "v5e", 1, AUTO),
+    ("llama-3.1-8b", "v6e", 1, AUTO),
+    ("llama-3.1-8b", "v5e", 4, AUTO),
+    ("qwen3-0.6b", "t4", 1, AUTO),
+    ("llama-3.1-8b", "l4", 1, AUTO),
+    ("llama-3.1-8b", "h100", 1, AUTO),
+    ("llama-3.1-8b", "h100", 1, "gpu-paged"),
+    ("llama-3.1-8b", "h100", 2, AUTO),
+    ("qwen3-30b-a3b", "h100", 1, AUTO),
+)
 MAX_TEMP_BYTES = 1 * GIB  # a copy of any pool is more
 EXTENT_BLOCKS = 16
-# What JAX reports as bytes_limit of a chip's memory of 16 and 32 GB, GiB.
-MEMORY_GIB = {"v5e": 15.75, "v6e": 31.25}
-TARGETS = (("qwen3-0.6b", "v5e", 1), ("llama-3.1-8b", "v6e", 1), ("llama-3.1-8b", "v5e", 4))
-# From 0.12 on JAX wants to know for which GPU it lowers a Triton kernel.
-GPU = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
-GPU_MESH = jax.sharding.AbstractMesh(
-    (1,), (sharding.AXIS,), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=GPU
-)
+SHOWN_FIRST = ("program", "target", "dtype", "limit_gib")
 # Host memory, or the host at the other end, in a compiled program.
 HOST = re.compile(r"S\(5\)|\b(?:in|out)feed\b|is_host_transfer=true|MoveTo(?:Host|Device)")
+COPY = re.compile(r"= (\w+\[([\d,]+)\])\S* (?:copy|transpose)\(")
+KERNEL_CALL = re.compile(r'custom_call_target="(tpu_custom_call|[^"]*(?:triton|mosaic)[^"]*)"')
 
 
 class CheckError(Exception):
@@ -60,8 +70,8 @@ class CheckError(Exception):
 
 
 @dataclass(frozen=True)
-class Chip:
-    """Stands for a device where the engine asks how much memory is free."""
+class Loaded:
+    """Stands for a device that holds its part of the weights."""
 
     platform: str
     bytes_limit: int
@@ -71,31 +81,56 @@ class Chip:
         return {"bytes_limit": self.bytes_limit, "bytes_in_use": self.bytes_in_use}
 
 
+@dataclass(frozen=True)
+class Program:
+    """One of the engine's, traced.
+
+    Attributes:
+        aliased: bytes of its arguments that it must update in place.
+        beside: bytes that lie on the device and are none of its arguments.
+    """
+
+    name: str
+    traced: jax.stages.Traced
+    aliased: int = 0
+    beside: int = 0
+
+
 class Target:
     """A model on some chips of a kind, as shapes: what each program is given."""
 
-    def __init__(self, name: str, kind: str, num_chips: int) -> None:
+    def __init__(self, name: str, kind: str, num_chips: int, attention: str) -> None:
+        chip = CHIPS[kind]
         self.name = f"{name} on {num_chips} {kind}"
+        if attention != AUTO:
+            self.name += f", {attention}"
         whole = SHAPES[name]
-        case = Case("tpu", whole, DTYPE, EngineConfig().page_size)
-        attend = choose_attention(AUTO, case)
-        devices = topologies.get_topology_desc(f"{kind}:2x2", platform="tpu").devices
-        self.mesh = Mesh(np.array(devices[:num_chips]), (sharding.AXIS,))
-        self.model = Model.build(whole, DTYPE, ops=XlaOps(attend))
+        self.dtype = choose_dtype("auto", whole, chip)  # type: ignore[arg-type]
+        if attention == AUTO:
+            case = Case(chip.platform, whole, self.dtype, EngineConfig().page_size)
+            attend = choose_attention(AUTO, case)
+        else:  # whether it serves is asked of devices that are here
+            attend = KERNELS[attention].attend
+        self.mesh = Mesh(np.array(chip.devices(num_chips)), (sharding.AXIS,))
+        self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform))
         specs = self.model.specs
-        self._step: Callable[..., Any] = run_step
         if num_chips > 1:
             own = sharding.shard_of(whole, num_chips)
-            self.model = Model.build(own, DTYPE, ops=sharding.ShardedOps(attend))
-            self._step = partial(run_step_on_mesh, mesh=self.mesh)
+            ops = sharding.ShardedOps(attend, chip.platform)
+            self.model = Model.build(own, self.dtype, ops=ops)
         self.params: Params = {
             name: self._struct(spec, sharding.weight_spec(name, len(spec.shape)))
             for name, spec in specs.items()
         }
-        self.weights_bytes = sum(_bytes_of_one(leaf) for leaf in self.params.values())
-        self.bytes_limit = int(MEMORY_GIB[kind] * GIB)
-        chip = Chip("tpu", self.bytes_limit, self.weights_bytes)
-        self.sizes = EngineSizes.resolve(EngineConfig(), self.model.config, DTYPE, chip)  # type: ignore[arg-type]
+        self.weights_bytes = _bytes_of_one(self.params)
+        self.bytes_limit = int(chip.memory_gib * GIB)
+        loaded = Loaded(chip.platform, self.bytes_limit, self.weights_bytes)
+        self.sizes = EngineSizes.resolve(
+            EngineConfig(),
+            self.model.config,
+            self.dtype,
+            loaded,  # type: ignore[arg-type]
+        )
         state = jax.eval_shape(
             partial(DeviceState.zeros, self.model, self.sizes.pool, self.sizes.shapes)
         )
@@ -104,21 +139,52 @@ class Target:
         data = self._struct(jax.ShapeDtypeStruct(shape, data.dtype), sharding.POOL)
         state = jax.tree.map(self._struct, state)
         self.state = replace(state, pool=replace(state.pool, data=data))
+        self.pool_bytes = _bytes_of_one(data)
+        self._resident = self.weights_bytes + _bytes_of_one(self.state)
+        self._steps = Steps.of(self.model) if num_chips == 1 else steps_on(self.mesh, self.model)
+        self._moves_by_program = chip.platform == "tpu"
 
-    def step(self, shape: BatchShape) -> jax.stages.Traced:
+    def programs(self) -> Iterator[Program]:
+        """Those of the largest step that only decodes, of the largest of all, and of moves."""
+        with jax.set_mesh(self.mesh):
+            for shape in _shapes(self.sizes):
+                yield from self._step(shape)
+            yield from self._moves()
+
+    def _step(self, shape: BatchShape) -> Iterator[Program]:
         """The step as ``ModelRunner`` jits it, over the batch of one shape."""
         batch = Batch.empty(shape, self.sizes.shapes.pages_per_seq, self.sizes.shapes.num_slots)
-        run = partial(self._step, self.model)
-        with jax.set_mesh(self.mesh):
-            return jax.jit(run, donate_argnames="state").trace(
-                params=self.params, state=self.state, batch=jax.tree.map(self._struct, batch)
-            )
+        batch = jax.tree.map(self._struct, batch)
+        steps, params, state, named = self._steps, self.params, self.state, _named(shape)
+        if not self.model.unroll:
+            traced = jax.jit(steps.run_step, donate_argnums=1).trace(params, state, batch)
+            yield Program(named, traced, self.pool_bytes)
+            return
+        ends, (first, matrices) = self.model.end_leaves(params), self._first_group()
+        vectors = self.model.vector_leaves(params)
+        begin = partial(steps.begin, self.sizes.pool)
+        traced = jax.jit(begin).trace(ends, state.sampler.last_tokens, batch)
+        yield self._beside(f"{named}: begin", traced, 0, ends)
+        hidden, angles, rows = jax.tree.map(
+            self._struct, jax.eval_shape(begin, ends, state.sampler.last_tokens, batch)
+        )
+        rest = {"hidden": hidden, "angles": angles, "rows": rows, "pool": state.pool}
+        run = jax.jit(steps.run_layers, donate_argnames=("hidden", "pool"))
+        traced = run.trace(matrices, vectors, first, **rest)
+        layers = f"{named}: {len(matrices)} layers"
+        yield self._beside(layers, traced, self.pool_bytes, (matrices, vectors, state.pool))
+        finish = jax.jit(steps.finish, donate_argnums=1)
+        traced = finish.trace(ends, state.sampler, hidden, batch)
+        yield self._beside(f"{named}: finish", traced, 0, (ends, state.sampler))
 
-    def moves(self) -> Iterator[tuple[str, jax.stages.Traced, int]]:
-        """Blocks out of the pool, to pinned host memory, back, and into the pool.
+    def _first_group(self) -> tuple[Any, Any]:
+        return layer_groups(self.model, self.params)[0]
 
-        Each with the bytes that it must alias.
-        """
+    def _beside(self, name: str, traced: jax.stages.Traced, aliased: int, given: Any) -> Program:
+        return Program(name, traced, aliased, self._resident - _bytes_of_one(given))
+
+    def _moves(self) -> Iterator[Program]:
+        """Blocks out of the pool, to pinned host memory, back, and into the pool."""
         slots = self._struct(jax.ShapeDtypeStruct((EXTENT_BLOCKS,), np.int32))
         blocks = jax.eval_shape(KVPool.gather, self.state.pool, slots)
         here = NamedSharding(self.mesh, sharding.BLOCKS)
@@ -127,60 +193,86 @@ class Target:
             jax.ShapeDtypeStruct(blocks.shape, blocks.dtype, sharding=where)
             for where in (here, there)
         )
-        yield "gather", jax.jit(KVPool.gather, out_shardings=here).trace(self.state.pool, slots), 0
-        put = partial(jax.jit, lambda x: x)
-        yield "to pinned_host", put(out_shardings=there).trace(on_device), 0
-        yield "from pinned_host", put(out_shardings=here).trace(on_host), 0
+        read = jax.jit(KVPool.gather, out_shardings=here)
+        yield Program("gather", read.trace(self.state.pool, slots))
+        if self._moves_by_program:  # a described GPU has no host memory
+            put = partial(jax.jit, lambda x: x)
+            yield Program("to pinned_host", put(out_shardings=there).trace(on_device))
+            yield Program("from pinned_host", put(out_shardings=here).trace(on_host))
         write = jax.jit(KVPool.scatter, donate_argnums=0)
         traced = write.trace(self.state.pool, slots, on_device)
-        yield "scatter", traced, _bytes_of_one(self.state.pool.data)
+        yield Program("scatter", traced, self.pool_bytes)
+
+    def copied_weights(self, text: str) -> str:
+        """Shapes of a layer's matrices that a program copies or transposes."""
+        matrices = {
+            _sides(leaf.sharding.shard_shape(leaf.shape)[-2:])
+            for name, leaf in self.params.items()
+            if name.startswith(LAYERS) and name.endswith("proj.weight")
+        }
+        copied = COPY.findall(text)
+        found = {shape for shape, sizes in copied if _sides(map(int, sizes.split(","))) in matrices}
+        return ", ".join(sorted(found))
 
     def _struct(self, leaf: Any, spec: PartitionSpec = sharding.WHOLE) -> jax.ShapeDtypeStruct:
         where = NamedSharding(self.mesh, spec)
         return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
 
 
-def _bytes_of_one(leaf: jax.ShapeDtypeStruct) -> int:
-    """What one device holds of an array."""
-    assert leaf.sharding is not None
-    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+def _bytes_of_one(tree: Any) -> int:
+    """What one device holds of some arrays."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
-def compiled(name: str, traced: jax.stages.Traced, target: Target, aliased: int) -> dict[str, Any]:
+def _sides(shape: Iterable[int]) -> tuple[int, ...]:
+    """An array's sizes, however it lies."""
+    return tuple(sorted(size for size in shape if size > 1))
+
+
+def compiled(program: Program, target: Target) -> dict[str, Any]:
     """Compile for the target's chips and hold against what the engine counts on.
 
     Raises:
-        CheckError: the pool is copied, memory does not suffice, or a step goes to the host.
+        CheckError: the pool or weights are copied, memory does not suffice, or a step goes to the
+            host.
     """
     start = time.monotonic()
     with jax.set_mesh(target.mesh):
-        program = traced.lower().compile()
-    memory = program.memory_analysis()
+        executable = program.traced.lower().compile()
+    memory, text = executable.memory_analysis(), executable.as_text()
     peak = (
-        memory.argument_size_in_bytes
+        program.beside
+        + memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    touches_host = HOST.search(program.as_text()) is not None
     figures = {
-        "program": name,
+        "program": program.name,
         "target": target.name,
+        "dtype": target.dtype,
         "compile_s": time.monotonic() - start,
         "alias_gib": memory.alias_size_in_bytes / GIB,
         "temp_gib": memory.temp_size_in_bytes / GIB,
         "peak_gib": peak / GIB,
         "limit_gib": target.bytes_limit / GIB,
-        "collectives": _collectives(program.as_text()),
+        "kernel_calls": len(KERNEL_CALL.findall(text)),
+        "collectives": _collectives(text),
     }
-    if memory.alias_size_in_bytes < aliased:
+    if memory.alias_size_in_bytes < program.aliased:
         raise CheckError(f"{figures}: the pool is not updated in place")
     if memory.temp_size_in_bytes > MAX_TEMP_BYTES:
         raise CheckError(f"{figures}: too much temporary memory")
     if peak > target.bytes_limit:
         raise CheckError(f"{figures}: does not fit the chip")
-    if touches_host != name.endswith("pinned_host"):
-        raise CheckError(f"{figures}: {'goes' if touches_host else 'does not go'} to the host")
+    if copied := target.copied_weights(text):
+        raise CheckError(f"{figures}: copies weights, {copied}")
+    goes = HOST.search(text) is not None
+    if goes != program.name.endswith("pinned_host"):
+        raise CheckError(f"{figures}: {'goes' if goes else 'does not go'} to the host")
     return figures
 
 
@@ -189,28 +281,6 @@ def _collectives(text: str) -> dict[str, int]:
     kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
-
-
-def lowered_for_gpu(name: str) -> Iterator[dict[str, Any]]:
-    """The same kinds of steps, with each attention that may serve a GPU."""
-    config = SHAPES[name]
-    chip = Chip("gpu", 80 * GIB, 2 * config.num_params)
-    for attention in ("blocks", "gpu-paged"):
-        model = Model.build(config, DTYPE, ops=XlaOps(KERNELS[attention].attend))
-        sizes = EngineSizes.resolve(EngineConfig(), config, DTYPE, chip)  # type: ignore[arg-type]
-        state = jax.eval_shape(partial(DeviceState.zeros, model, sizes.pool, sizes.shapes))
-        for shape in _shapes(sizes):
-            start = time.monotonic()
-            batch = Batch.empty(shape, sizes.shapes.pages_per_seq, sizes.shapes.num_slots)
-            step = jax.jit(partial(run_step, model), donate_argnums=1)
-            with jax.sharding.use_abstract_mesh(GPU_MESH):
-                text = step.trace(model.specs, state, batch).lower(lowering_platforms=("cuda",))
-            yield {
-                "program": f"{_named(shape)}, {attention}, lowered",
-                "target": f"{name} on cuda",
-                "compile_s": time.monotonic() - start,
-                "triton_calls": len(re.findall(r"triton", text.as_text())),
-            }
 
 
 def _shapes(sizes: EngineSizes) -> list[BatchShape]:
@@ -233,30 +303,24 @@ def main() -> int:
 
     def note(figures: dict[str, Any]) -> None:
         results.append(figures)
-        shown = {key: value for key, value in figures.items() if key not in ("program", "target")}
+        shown = {key: value for key, value in figures.items() if key not in SHOWN_FIRST}
         told = ", ".join(
             f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in shown.items()
         )
-        print(f"{figures['target']:26}{figures['program']:50}{told}", flush=True)
+        print(f"{figures['target']:35}{figures['program']:40}{told}", flush=True)
 
-    for name, kind, num_chips in TARGETS:
-        target = Target(name, kind, num_chips)
-        pool_bytes = _bytes_of_one(target.state.pool.data)
+    for name, kind, num_chips, attention in TARGETS:
+        target = Target(name, kind, num_chips, attention)
         print(
-            f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB, pool "
-            f"{pool_bytes / GIB:.2f} GiB, {target.sizes.max_model_len} tokens of context"
+            f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB in {target.dtype}, pool "
+            f"{target.pool_bytes / GIB:.2f} GiB, {target.sizes.max_model_len} tokens of context"
         )
-        programs = [
-            (_named(shape), target.step(shape), pool_bytes) for shape in _shapes(target.sizes)
-        ]
-        for program, traced, aliased in [*programs, *target.moves()]:
+        for program in target.programs():
             try:
-                note(compiled(program, traced, target, aliased))
+                note(compiled(program, target))
             except (CheckError, jax.errors.JaxRuntimeError) as error:
-                problems.append(f"{target.name}, {program}: {error}")
-    for figures in lowered_for_gpu("llama-3.1-8b"):
-        note(figures)
+                problems.append(f"{target.name}, {program.name}: {error}")
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
     write_json({"programs": results, "problems": problems}, options.json)

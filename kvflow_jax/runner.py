@@ -21,6 +21,7 @@ from kvflow_jax.request import Request
 from kvflow_jax.sampling import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from kvflow_jax.step import DeviceState, SamplerState, Steps
 
+LAYERS_PER_CALL = 10
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
 LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, matrices of each
 
@@ -78,7 +79,7 @@ class ModelRunner:
         shapes: BatchShapes,
         *,
         extent_sizes: Sequence[int] = (),
-        layers_per_call: int = 10,
+        layers_per_call: int = LAYERS_PER_CALL,
         shards: Shards | None = None,
     ) -> None:
         self.pool_spec = pool_spec
@@ -101,7 +102,7 @@ class ModelRunner:
             steps = steps_on(shards.mesh, model)
         self._model, self._params, self._own_spec = model, params, own_spec
         self._ends = model.end_leaves(params)
-        self._groups = _layer_groups(model, params, layers_per_call) if model.unroll else []
+        self._groups = layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
         self._step = jax.jit(steps.run_step, donate_argnums=1)
@@ -228,7 +229,7 @@ def _start_copy(logprobs: Logprobs) -> None:
         array.copy_to_host_async()
 
 
-def _layer_groups(model: Model, params: Params, most: int) -> list[LayerGroup]:
+def layer_groups(model: Model, params: Params, most: int = LAYERS_PER_CALL) -> list[LayerGroup]:
     """Layers in equal groups, each with the number of its first: one program serves them all."""
     num = model.config.num_layers
     size = max(n for n in range(1, most + 1) if num % n == 0)

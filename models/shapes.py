@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvflow_jax.models import embedded
-from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.config import ModelConfig, MoeConfig
 from kvflow_jax.models.rope import RopeConfig
 
 SHAPES = {
@@ -56,5 +56,23 @@ SHAPES = {
         max_model_len=131_072,
         eos_token_ids=(128_001, 128_008, 128_009),
         bos_token_id=128_000,
+    ),
+    "qwen3-30b-a3b": ModelConfig(
+        family="qwen3moe",
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_layers=48,
+        num_heads=32,
+        num_kv_heads=4,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope=RopeConfig(1_000_000.0),
+        tie_embeddings=False,
+        max_model_len=40_960,
+        qk_norm=True,
+        moe=MoeConfig(num_experts=128, num_chosen=8, intermediate_size=768, normalise=True),
+        eos_token_ids=(151_645, 151_643),
+        bos_token_id=151_643,
     ),
 }
