@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from kvflow_jax.models.sharding import Shards, shard_of
 from kvflow_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer
 from kvflow_jax.models.version import version_of
 from kvflow_jax.models.weights import check_headers, read_folder, weight_files
+
+log = logging.getLogger(__name__)
 
 Define = Callable[[ModelConfig], Model]
 _Read = tuple[Model, StackedParams, Tokenizer, str]  # what files give, and their version
@@ -63,6 +66,7 @@ def load_model(
     ops: Ops | None = None,
     attention: str = AUTO,
     page_size: int = 16,
+    max_model_len: int | None = None,
     tensor_parallel: int = 1,
     progress: bool = True,
 ) -> LoadedModel:
@@ -79,6 +83,8 @@ def load_model(
             ``default_ops``. Of several, each computes its part by XLA.
         attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
         page_size: of the pool that it will read, tokens.
+        max_model_len: longest sequence that is to be served, tokens; None: the model's. Some
+            models are others up to a length, see ``RopeConfig.for_len``.
         tensor_parallel: devices that share the model, see ``models.sharding``.
 
     Raises:
@@ -93,6 +99,7 @@ def load_model(
     shards = Shards.over(tensor_parallel) if tensor_parallel > 1 else None
 
     def define(config: ModelConfig) -> Model:
+        config = _for_len(config, max_model_len)
         if shards is None:
             chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
             model = Model.build(config, dtype, ops=chosen)
@@ -144,6 +151,21 @@ def default_ops(
         return ops
     attend = choose_attention(attention, Case(platform, config, dtype, page_size))
     return XlaOps(attend, on_cpu=platform == "cpu")
+
+
+def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
+    """See ``ModelConfig.for_len``; says so where short prompts are computed as long ones are."""
+    if max_model_len is not None:
+        config = config.for_len(max_model_len)
+    rope = config.rope
+    if rope.factors != rope.short_factors:
+        log.warning(
+            "prompts of up to %d tokens are computed with LongRoPE's long factors, too: one set "
+            "serves all, so that cached blocks stay valid; for the short factors lower "
+            "max_model_len (--max-model-len) to %d or less",
+            *(rope.original_max_len, rope.original_max_len),
+        )
+    return config
 
 
 def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:

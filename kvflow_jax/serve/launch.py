@@ -92,6 +92,7 @@ def load(config: ServerConfig, *, progress: bool) -> LoadedModel:
         attention=config.attention,
         tensor_parallel=config.tensor_parallel,
         page_size=config.page_size,
+        max_model_len=config.max_model_len,
         progress=progress,
     )
 
