@@ -16,6 +16,7 @@ from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
 from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.finding import download, find_local, is_hub_name, quoted
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
@@ -119,14 +120,12 @@ def load_model(
         model = define(config)
         params = model.init(seed) if shards is None else shards.init(model, seed)
         return LoadedModel(model, params, tokenizer, name_or_path, f"random-{seed}", shards)
-    path = Path(name_or_path).expanduser()
     if name_or_path == embedded.NAME:
         model, weights, tokenizer, version = _read_embedded(define, cache_dir, progress)
-    elif file := _gguf_file(path):
-        model, weights, tokenizer, version = _read_gguf(file, define, cache_dir, progress)
+    elif (path := find_local(name_or_path) or download(name_or_path)).is_dir():
+        model, weights, tokenizer, version = _read_folder(path, define, progress)
     else:
-        folder = path if path.is_dir() else _download(name_or_path)
-        model, weights, tokenizer, version = _read_folder(folder, define, progress)
+        model, weights, tokenizer, version = _read_gguf(path, define, cache_dir, progress)
     return LoadedModel(model, place(model, weights), tokenizer, name_or_path, version, shards)
 
 
@@ -188,15 +187,16 @@ def _read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
     """All of a model but its weights."""
     if name_or_path in SHAPES:
         return SHAPES[name_or_path], None
-    path = Path(name_or_path).expanduser()
-    if file := _gguf_file(path):
-        return _shape_of(GgufFile(file))
-    if not path.is_dir() and not _is_hub_name(name_or_path):
+    path = find_local(name_or_path)
+    if path is None and not is_hub_name(name_or_path):
         raise ModelLoadError(
-            f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
-            "or give a folder with a config.json, a .gguf file, or a Hugging Face Hub name"
+            f"no shape {quoted(name_or_path)} for random weights; named shapes: "
+            f"{', '.join(SHAPES)}; or give a folder with a config.json, a .gguf file, or a "
+            "Hugging Face Hub name"
         )
-    folder = path if path.is_dir() else _download(name_or_path, weights=False)
+    folder = path or download(name_or_path, weights=False)
+    if not folder.is_dir():
+        return _shape_of(GgufFile(folder))
     config = ModelConfig.from_hf(_read_json(folder / "config.json"))
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return config, None
@@ -225,21 +225,6 @@ def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
     if not (path / "tokenizer").exists():  # it could not be kept
         return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends), key
     return model, weights, Tokenizer.from_folder(path / "tokenizer", ends), key
-
-
-def _gguf_file(path: Path) -> Path | None:
-    """The .gguf file that a path means, None where it means none."""
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelLoadError(f"there is no file {path}")
-        return path
-    if not path.is_dir() or (path / "config.json").exists():
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise ModelLoadError(f"{path} holds several models, give one of its files: {names}")
-    return files[0] if files else None
 
 
 def _read_gguf(path: Path, define: Define, cache_dir: Path, progress: bool) -> _Read:
@@ -275,30 +260,6 @@ def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
     model = define(config.with_eos(tokenizer.eos_token_ids))
     weights = read_folder(model, folder, progress=progress)
     return model, weights, tokenizer, version_of(weight_files(folder, problems))
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def _download(name: str, *, weights: bool = True) -> Path:
-    """A model of the Hugging Face Hub, by "owner/name"; kept in the Hub's own cache."""
-    if not _is_hub_name(name):
-        raise ModelLoadError(
-            f"no model {name!r}: give {embedded.NAME!r}, a folder that exists, "
-            "or a Hugging Face Hub name 'owner/name'"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] * weights)]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # network, authentication and lookup errors of several libraries
-        raise ModelLoadError(
-            f"{name!r} is no local folder and could not be downloaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {error}); check the name and the network, log in with "
-            "`hf auth login` if it is gated, or give a folder"
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
