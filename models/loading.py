@@ -69,6 +69,7 @@ def load_model(
     page_size: int = 16,
     max_model_len: int | None = None,
     tensor_parallel: int = 1,
+    agree: Callable[[Model], None] = lambda model: None,
     progress: bool = True,
 ) -> LoadedModel:
     """Load a model onto the default device, or onto several.
@@ -87,6 +88,8 @@ def load_model(
         max_model_len: longest sequence that is to be served, tokens; None: the model's. Some
             models are others up to a length, see ``RopeConfig.for_len``.
         tensor_parallel: devices that share the model, see ``models.sharding``.
+        agree: told what the model is before weights are read or made: of processes that share it,
+            each refuses there one that is not the others'.
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
@@ -103,13 +106,12 @@ def load_model(
         config = _for_len(config, max_model_len)
         if shards is None:
             chosen = ops or default_ops(config, dtype, cache_dir, attention, page_size)
-            model = Model.build(config, dtype, ops=chosen)
-            _check_room(model, jax.local_devices()[0], 1)
-            return model
-        part = shard_of(config, shards.num)
-        attend = choose_attention(attention, Case(jax.default_backend(), part, dtype, page_size))
-        model = Model.build(config, dtype, ops=XlaOps(attend))
-        _check_room(model, jax.local_devices()[0], shards.num)
+        else:
+            case = Case(jax.default_backend(), shard_of(config, shards.num), dtype, page_size)
+            chosen = XlaOps(choose_attention(attention, case))
+        model = Model.build(config, dtype, ops=chosen)
+        _check_room(model, jax.local_devices()[0], 1 if shards is None else shards.num)
+        agree(model)
         return model
 
     def place(model: Model, weights: StackedParams) -> Params:
