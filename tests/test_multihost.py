@@ -130,6 +130,26 @@ def test_models_of_other_shapes_are_refused_before_they_are_made(tmp_path):
             assert "process 1 has loaded another model than process 0 (interm" in pair.log(i)
 
 
+def test_a_follower_that_is_stopped_is_waited_for(folder, tmp_path):
+    with serving(folder, tmp_path, "--cache=gpu-only") as pair:
+        expected = pair.ask(prompts()[0]).json()["choices"]
+        _, follower = pair.processes
+        follower.send_signal(signal.SIGSTOP)
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(pair.ask(prompts()[0])))
+        asking.start()
+        with httpx.Client(base_url=pair.http.base_url, timeout=PATIENCE_S) as other:
+            while (ready := other.get("/ready")).status_code == 200:
+                assert not answers
+            assert "process 1 on" in ready.json()["error"]["message"]
+            assert other.get("/health").status_code == 200
+            follower.send_signal(signal.SIGCONT)
+            asking.join(PATIENCE_S)
+            assert answers[0].json()["choices"] == expected
+            while other.get("/ready").status_code != 200:
+                assert follower.poll() is None, pair.log(1)
+
+
 def test_a_follower_that_is_killed_fails_who_waits_and_ends_the_leader(folder, tmp_path):
     with serving(folder, tmp_path, "--cache=gpu-only") as pair:
         leader, follower = pair.processes

@@ -77,7 +77,8 @@ def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokeniz
     if loaded.tokenizer is not None:
         _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop
     engine = build(loaded, engine_config(config), progress=progress, leader=leader)
-    return EngineThread(engine), loaded.tokenizer, loaded.name
+    thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
+    return thread, loaded.tokenizer, loaded.name
 
 
 def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:
