@@ -89,6 +89,7 @@ class Admission:
                 return "process 0 waits no longer"
             if why_not := objection(hello, self._place, self._settings, self._joined):
                 return why_not
+            self._strangers.discard(connection)
             self._joined[hello.process_id] = hello.host, connection
             log.info("process %d on %s is there", hello.process_id, hello.host)
             return ""

@@ -12,6 +12,8 @@ import pytest
 
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.hosts import admitting, joining
+from kvflow_jax.hosts.admitting import Admission
+from kvflow_jax.hosts.connection import Connection
 from kvflow_jax.hosts.joining import lead, report
 from kvflow_jax.hosts.messages import Drop, Hello, Remember, Submit, decode, encode
 from kvflow_jax.hosts.place import Place
@@ -124,6 +126,27 @@ def test_strangers_do_not_keep_anybody_from_joining(monkeypatch, sent):
     joined[0].close()
     assert list(follower.messages()) == []
     for connection in (joined[0]._followers[1][1], follower._connection):
+        connection.close()
+
+
+def test_who_has_just_joined_is_no_stranger():
+    """All are there before the thread that has heard the last goes on."""
+    go_on = threading.Event()
+
+    class Held(Admission):
+        def _take(self, hello, connection):
+            why_not = super()._take(hello, connection)
+            assert go_on.wait(30)
+            return why_not
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        follower = Connection(socket.create_connection(listener.getsockname()))
+        follower.send(Hello(1, 2, "there", {}))
+        joined = Held(place(0), {}).run(listener, 30.0)
+    follower.send(Drop([1]))
+    assert joined[1][1].receive(30) == Drop([1])
+    go_on.set()
+    for connection in (follower, joined[1][1]):
         connection.close()
 
 
