@@ -17,6 +17,7 @@ from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.finding import download, find_local, is_hub_name, quoted
+from kvflow_jax.models.finite import check_finite
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
@@ -128,7 +129,9 @@ def load_model(
         model, weights, tokenizer, version = _read_folder(path, define, progress)
     else:
         model, weights, tokenizer, version = _read_gguf(path, define, cache_dir, progress)
-    return LoadedModel(model, place(model, weights), tokenizer, name_or_path, version, shards)
+    params = place(model, weights)
+    check_finite(params, model.config, name_or_path)
+    return LoadedModel(model, params, tokenizer, name_or_path, version, shards)
 
 
 def default_ops(
