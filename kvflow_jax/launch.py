@@ -37,6 +37,11 @@ def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs under ``cache_dir``, so that later starts only load them.
 
     Call before the first compilation. A folder the user has set in JAX's own configuration stays.
+
+    Of several processes JAX lets the first write only, and up to 0.12 no option changes that: the
+    others compile anew at every start, unless the folder is one that all share. There they find its
+    programs where the topology of their devices has the same fingerprint, which is part of the key;
+    on CPU each process has another, so they never do.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
