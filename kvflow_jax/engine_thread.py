@@ -39,10 +39,13 @@ class EngineThread:
 
     What callers want of the engine goes through one inbox and is done between two steps, so the
     engine itself needs no lock.
+
+    Args:
+        stalled_by: see the property; called from any thread.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, stalled_by: Callable[[], str] = lambda: "") -> None:
+        self._engine, self._stalled_by = engine, stalled_by
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._lock = threading.Lock()  # guards the fields up to the next blank line
@@ -68,6 +71,11 @@ class EngineThread:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def stalled_by(self) -> str:
+        """What the engine waits for beyond itself, and may yet get; "" where it goes on."""
+        return self._stalled_by()
 
     @property
     def stats(self) -> EngineStats:

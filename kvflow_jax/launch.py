@@ -16,7 +16,7 @@ from kvflow_jax.batch import BatchShape
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.config import EngineConfig, EngineSizes
 from kvflow_jax.engine import Engine
-from kvflow_jax.errors import ConfigError
+from kvflow_jax.hosts.agreement import check_alike
 from kvflow_jax.hosts.following import Replay
 from kvflow_jax.hosts.group import Follower, Group, Leader
 from kvflow_jax.hosts.leading import Keeper, LeadingRunner
@@ -30,11 +30,18 @@ from kvflow_jax.trace import ChromeTrace, NoTrace
 
 log = logging.getLogger(__name__)
 
+_DIGEST_CHARS = 16
+
 
 def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs under ``cache_dir``, so that later starts only load them.
 
     Call before the first compilation. A folder the user has set in JAX's own configuration stays.
+
+    Of several processes JAX lets the first write only, and up to 0.12 no option changes that: the
+    others compile anew at every start, unless the folder is one that all share. There they find its
+    programs where the topology of their devices has the same fingerprint, which is part of the key;
+    on CPU each process has another, so they never do.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
@@ -121,7 +128,7 @@ def prepare(
         CapacityError, ConfigError: see ``build_engine``.
     """
     if group is not None:
-        _check_same(group.gather(_identity(loaded)))
+        check_alike(group, _weights_of(loaded))
     shards = loaded.shards
     here = next(iter(loaded.params.values())).addressable_shards
     device: jax.Device = min((shard.device for shard in here), key=lambda d: d.id)
@@ -165,26 +172,11 @@ def prepare(
     return Prepared(sizes, runner, bandwidth, pace)
 
 
-def _identity(loaded: LoadedModel) -> dict[str, str]:
-    """What of a model decides programs and tokens."""
+def _weights_of(loaded: LoadedModel) -> dict[str, str]:
+    """What of weights decides programs and tokens."""
     params = [(name, param.shape, str(param.dtype)) for name, param in loaded.params.items()]
-    return {
-        "config": repr(loaded.config),
-        "params": hashlib.sha256(repr(sorted(params)).encode()).hexdigest(),
-        "weights": loaded.version,
-    }
-
-
-def _check_same(identities: list[dict[str, str]]) -> None:
-    """Before the first program of all processes: with other shapes it would never end."""
-    first, *others = identities
-    for process, identity in enumerate(others, 1):
-        parts = [part for part in first if identity[part] != first[part]]
-        if parts:
-            raise ConfigError(
-                f"process {process} has loaded another model than process 0 (its "
-                f"{', '.join(parts)} differ): give all the same files or revision for --model"
-            )
+    shapes = hashlib.sha256(repr(sorted(params)).encode()).hexdigest()
+    return {"shapes": shapes[:_DIGEST_CHARS], "weights": loaded.version[:_DIGEST_CHARS]}
 
 
 def token_bytes(sizes: EngineSizes) -> float:

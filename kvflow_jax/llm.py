@@ -96,6 +96,7 @@ class LLM:
             attention=attention,
             tensor_parallel=tensor_parallel,
             page_size=config.page_size,
+            max_model_len=config.max_model_len,
             progress=progress,
         )
         engine = build_engine(loaded, config, progress=progress)

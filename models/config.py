@@ -121,6 +121,15 @@ class ModelConfig:
         """The same model, ending also at these tokens."""
         return replace(self, eos_token_ids=tuple(dict.fromkeys(self.eos_token_ids + token_ids)))
 
+    def for_len(self, max_len: int) -> ModelConfig:
+        """The same model, serving sequences of up to so many tokens; see ``RopeConfig.for_len``."""
+        local = self.local_rope
+        return replace(
+            self,
+            rope=self.rope.for_len(max_len),
+            local_rope=None if local is None else local.for_len(max_len),
+        )
+
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
         """Read a Hugging Face config.json, in the form of transformers 5 or of older releases.

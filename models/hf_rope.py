@@ -77,7 +77,7 @@ def _rope(
     numbers = {name: value for name, value in fields.items() if isinstance(value, float)}
     if any(not math.isfinite(value) or value <= 0 for value in numbers.values()):
         problems.append(f"rope scaling must be positive and finite, found {numbers}")
-    return RopeConfig(theta=theta, kind=kind, share=share, **fields)
+    return RopeConfig(theta=theta, kind=kind, share=share, **fields).for_len(max_len)
 
 
 def _yarn(scaling: Hf, problems: list[str]) -> dict[str, float]:
@@ -104,20 +104,16 @@ def _yarn(scaling: Hf, problems: list[str]) -> dict[str, float]:
 def _longrope(
     scaling: Hf, max_len: int, original: int, rotary_dim: int, problems: list[str]
 ) -> dict[str, Any]:
-    """The long factors where the context goes past the original one, else the short ones.
-
-    transformers changes over within a conversation, when it grows past the original length, and
-    computes all of it anew. A cached block must not depend on what follows it: one set for all. To
-    be served with the short factors, say ``max_position_embeddings`` of the original length.
-    """
-    name = "long_factor" if max_len > original else "short_factor"
-    factors = tuple(float(value) for value in scaling[name])
-    if len(factors) != rotary_dim // 2 or not all(0 < value < math.inf for value in factors):
-        problems.append(
-            f"{name} must hold {rotary_dim // 2} positive numbers, found {len(factors)}"
-        )
+    """Both sets of factors; what attention is multiplied with follows from the files alone."""
+    sets = {}
+    for ours, name in (("factors", "long_factor"), ("short_factors", "short_factor")):
+        sets[ours] = factors = tuple(float(value) for value in scaling[name])
+        if len(factors) != rotary_dim // 2 or not all(0 < value < math.inf for value in factors):
+            problems.append(
+                f"{name} must hold {rotary_dim // 2} positive numbers, found {len(factors)}"
+            )
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
         grown = float(scaling.get("factor") or max_len / max(original, 1))
         attention_factor = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 else 1.0
-    return {"factors": factors, "attention_factor": float(attention_factor)}
+    return {**sets, "attention_factor": float(attention_factor)}

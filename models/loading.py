@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from kvflow_jax.models import embedded
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.finding import download, find_local, is_hub_name, quoted
+from kvflow_jax.models.finite import check_finite
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
@@ -28,6 +31,8 @@ from kvflow_jax.models.sharding import Shards, shard_of
 from kvflow_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer
 from kvflow_jax.models.version import version_of
 from kvflow_jax.models.weights import check_headers, read_folder, weight_files
+
+log = logging.getLogger(__name__)
 
 Define = Callable[[ModelConfig], Model]
 _Read = tuple[Model, StackedParams, Tokenizer, str]  # what files give, and their version
@@ -64,7 +69,9 @@ def load_model(
     ops: Ops | None = None,
     attention: str = AUTO,
     page_size: int = 16,
+    max_model_len: int | None = None,
     tensor_parallel: int = 1,
+    agree: Callable[[Model], None] = lambda model: None,
     progress: bool = True,
 ) -> LoadedModel:
     """Load a model onto the default device, or onto several.
@@ -81,7 +88,11 @@ def load_model(
             ``default_ops``. Of several, each computes its part by XLA.
         attention: the kernel for it, "auto" for the best that serves; see ``models.kernels``.
         page_size: of the pool that it will read, tokens.
+        max_model_len: longest sequence that is to be served, tokens; None: the model's. Some
+            models are others up to a length, see ``RopeConfig.for_len``.
         tensor_parallel: devices that share the model, see ``models.sharding``.
+        agree: told what the model is before weights are read or made: of processes that share it,
+            each refuses there one that is not the others'.
 
     Raises:
         ModelLoadError: listing every problem found, each with what to do.
@@ -95,7 +106,7 @@ def load_model(
     shards = Shards.over(tensor_parallel) if tensor_parallel > 1 else None
 
     def define(config: ModelConfig) -> Model:
-        device = jax.local_devices()[0]
+        config, device = _for_len(config, max_model_len), jax.local_devices()[0]
         chosen = choose_dtype(dtype, config, device)
         if shards is None:
             own = ops or default_ops(config, chosen, cache_dir, attention, page_size)
@@ -104,6 +115,7 @@ def load_model(
             own = XlaOps(choose_attention(attention, case), device.platform)
         model = Model.build(config, chosen, ops=own)
         _check_room(model, device, 1 if shards is None else shards.num)
+        agree(model)
         return model
 
     def place(model: Model, weights: StackedParams) -> Params:
@@ -114,15 +126,15 @@ def load_model(
         model = define(config)
         params = model.init(seed) if shards is None else shards.init(model, seed)
         return LoadedModel(model, params, tokenizer, name_or_path, f"random-{seed}", shards)
-    path = Path(name_or_path).expanduser()
     if name_or_path == embedded.NAME:
         model, weights, tokenizer, version = _read_embedded(define, cache_dir, progress)
-    elif file := _gguf_file(path):
-        model, weights, tokenizer, version = _read_gguf(file, define, cache_dir, progress)
+    elif (path := find_local(name_or_path) or download(name_or_path)).is_dir():
+        model, weights, tokenizer, version = _read_folder(path, define, progress)
     else:
-        folder = path if path.is_dir() else _download(name_or_path)
-        model, weights, tokenizer, version = _read_folder(folder, define, progress)
-    return LoadedModel(model, place(model, weights), tokenizer, name_or_path, version, shards)
+        model, weights, tokenizer, version = _read_gguf(path, define, cache_dir, progress)
+    params = place(model, weights)
+    check_finite(params, model.config, name_or_path)
+    return LoadedModel(model, params, tokenizer, name_or_path, version, shards)
 
 
 def default_ops(
@@ -148,6 +160,21 @@ def default_ops(
     return XlaOps(attend, platform)
 
 
+def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
+    """See ``ModelConfig.for_len``; says so where short prompts are computed as long ones are."""
+    if max_model_len is not None:
+        config = config.for_len(max_model_len)
+    rope = config.rope
+    if rope.factors != rope.short_factors:
+        log.warning(
+            "prompts of up to %d tokens are computed with LongRoPE's long factors, too: one set "
+            "serves all, so that cached blocks stay valid; for the short factors lower "
+            "max_model_len (--max-model-len) to %d or less",
+            *(rope.original_max_len, rope.original_max_len),
+        )
+    return config
+
+
 def _check_room(model: Model, device: jax.Device, num_devices: int) -> None:
     """Raise CapacityError where the weights do not fit, before any is read."""
     nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
@@ -170,15 +197,16 @@ def _read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
     """All of a model but its weights."""
     if name_or_path in SHAPES:
         return SHAPES[name_or_path], None
-    path = Path(name_or_path).expanduser()
-    if file := _gguf_file(path):
-        return _shape_of(GgufFile(file))
-    if not path.is_dir() and not _is_hub_name(name_or_path):
+    path = find_local(name_or_path)
+    if path is None and not is_hub_name(name_or_path):
         raise ModelLoadError(
-            f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
-            "or give a folder with a config.json, a .gguf file, or a Hugging Face Hub name"
+            f"no shape {quoted(name_or_path)} for random weights; named shapes: "
+            f"{', '.join(SHAPES)}; or give a folder with a config.json, a .gguf file, or a "
+            "Hugging Face Hub name"
         )
-    folder = path if path.is_dir() else _download(name_or_path, weights=False)
+    folder = path or download(name_or_path, weights=False)
+    if not folder.is_dir():
+        return _shape_of(GgufFile(folder))
     config = ModelConfig.from_hf(_read_json(folder / "config.json"))
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return config, None
@@ -207,21 +235,6 @@ def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
     if not (path / "tokenizer").exists():  # it could not be kept
         return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends), key
     return model, weights, Tokenizer.from_folder(path / "tokenizer", ends), key
-
-
-def _gguf_file(path: Path) -> Path | None:
-    """The .gguf file that a path means, None where it means none."""
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelLoadError(f"there is no file {path}")
-        return path
-    if not path.is_dir() or (path / "config.json").exists():
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise ModelLoadError(f"{path} holds several models, give one of its files: {names}")
-    return files[0] if files else None
 
 
 def _read_gguf(path: Path, define: Define, cache_dir: Path, progress: bool) -> _Read:
@@ -257,30 +270,6 @@ def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
     model = define(config.with_eos(tokenizer.eos_token_ids))
     weights = read_folder(model, folder, progress=progress)
     return model, weights, tokenizer, version_of(weight_files(folder, problems))
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def _download(name: str, *, weights: bool = True) -> Path:
-    """A model of the Hugging Face Hub, by "owner/name"; kept in the Hub's own cache."""
-    if not _is_hub_name(name):
-        raise ModelLoadError(
-            f"no model {name!r}: give {embedded.NAME!r}, a folder that exists, "
-            "or a Hugging Face Hub name 'owner/name'"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] * weights)]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # network, authentication and lookup errors of several libraries
-        raise ModelLoadError(
-            f"{name!r} is no local folder and could not be downloaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {error}); check the name and the network, log in with "
-            "`hf auth login` if it is gated, or give a folder"
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

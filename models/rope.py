@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class RopeConfig:
         share: of a head's dimensions that turns, from the first on; the rest stands still.
         original_max_len: tokens that the model was trained with before its context was extended.
         factors: of ``longrope``, one a frequency.
+        short_factors: of ``longrope``, for models that serve no more than ``original_max_len``.
         attention_factor: what cosines and sines are multiplied with, in any kind.
     """
 
@@ -41,11 +42,21 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     factors: tuple[float, ...] = ()
+    short_factors: tuple[float, ...] = ()
     attention_factor: float = 1.0
 
     def rotary_dim(self, head_dim: int) -> int:
         """How many dimensions of a head turn."""
         return int(head_dim * self.share)
+
+    def for_len(self, max_len: int) -> RopeConfig:
+        """The same where no sequence is longer than so many tokens: the factors are chosen by it.
+
+        transformers changes over within a conversation, when it grows past the original length, and
+        computes all of it anew. A cached block must not depend on what follows it: one set for all.
+        """
+        is_short = self.kind == "longrope" and max_len <= self.original_max_len
+        return replace(self, factors=self.short_factors) if is_short else self
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:

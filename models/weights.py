@@ -80,6 +80,14 @@ PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 # Those that can be read, under numpy's names and safetensors' own.
 DTYPE_NAMES = ("float64", "float32", "bfloat16", "float16", "F64", "F32", "BF16", "F16")
 
+
+def names_of(config: ModelConfig, ours: str, layer: int) -> list[str]:
+    """Hugging Face's names of all that is laid in one layer of our weight."""
+    ours, _, kind = ours.rpartition(".")
+    names = NAMES.get(config.family, _LLAMA).items()
+    return [f"{theirs.format(i=layer, e='*')}.{kind}" for theirs, (own, _) in names if own == ours]
+
+
 BLOCK_ROWS = 128
 REOPEN_BYTES = 128 << 20
 

@@ -37,9 +37,9 @@ def free_port():
 
 
 class Pair:
-    """Process 0, which serves, and process 1, with a device each."""
+    """Process 0, which serves, and process 1, with a device each, in working directories."""
 
-    def __init__(self, folder, logs, *flags):
+    def __init__(self, folder, logs, *flags, cwds=(ROOT, ROOT)):
         self.port = free_port()
         coordinator = f"127.0.0.1:{free_port()}"
         self.logs = [logs / f"process-{i}.log" for i in range(2)]
@@ -50,11 +50,12 @@ class Pair:
             command += ["--tensor-parallel=2", f"--coordinator={coordinator}", "--num-processes=2"]
             command += [f"--process-id={i}", f"--port={self.port}", "--deterministic"]
             env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+            env["PYTHONPATH"] = str(ROOT)
             env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles sooner
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [*command, *sizes, *flags], cwd=ROOT, env=env, stdout=file, stderr=file
+                        [*command, *sizes, *flags], cwd=cwds[i], env=env, stdout=file, stderr=file
                     )
                 )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_S)
@@ -78,18 +79,18 @@ class Pair:
     def codes(self):
         return [process.wait(PATIENCE_S) for process in self.processes]
 
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.http.close()
+
 
 @contextlib.contextmanager
 def serving(*args):
-    pair = Pair(*args)
-    try:
+    with contextlib.closing(Pair(*args)) as pair:
         pair.wait_ready()
         yield pair
-    finally:
-        for process in pair.processes:
-            process.kill()
-            process.wait()
-        pair.http.close()
 
 
 def prompts():
@@ -115,6 +116,38 @@ def test_tokens_are_those_of_one_process_and_a_follower_that_is_told_ends_all(fo
         pair.processes[1].send_signal(signal.SIGTERM)
         assert pair.codes() == [0, 0], pair.log(0) + pair.log(1)
         assert "draining" in pair.log(0)
+
+
+def test_models_of_other_shapes_are_refused_before_they_are_made(tmp_path):
+    """A program of both would never end. They go by the same name, on two hosts."""
+    hosts = [tmp_path / f"host-{i}" for i in range(2)]
+    for i, host in enumerate(hosts):
+        hf = HF | {"intermediate_size": HF["intermediate_size"] + 32 * i}
+        tiny.write_folder(host / "model", hf)
+    with contextlib.closing(Pair("model", tmp_path, "--random-weights", cwds=hosts)) as pair:
+        assert pair.codes() == [1, 1], pair.log(0) + pair.log(1)
+        for i in range(2):
+            assert "process 1 has loaded another model than process 0 (interm" in pair.log(i)
+
+
+def test_a_follower_that_is_stopped_is_waited_for(folder, tmp_path):
+    with serving(folder, tmp_path, "--cache=gpu-only") as pair:
+        expected = pair.ask(prompts()[0]).json()["choices"]
+        _, follower = pair.processes
+        follower.send_signal(signal.SIGSTOP)
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(pair.ask(prompts()[0])))
+        asking.start()
+        with httpx.Client(base_url=pair.http.base_url, timeout=PATIENCE_S) as other:
+            while (ready := other.get("/ready")).status_code == 200:
+                assert not answers
+            assert "process 1 on" in ready.json()["error"]["message"]
+            assert other.get("/health").status_code == 200
+            follower.send_signal(signal.SIGCONT)
+            asking.join(PATIENCE_S)
+            assert answers[0].json()["choices"] == expected
+            while other.get("/ready").status_code != 200:
+                assert follower.poll() is None, pair.log(1)
 
 
 def test_a_follower_that_is_killed_fails_who_waits_and_ends_the_leader(folder, tmp_path):

@@ -5,6 +5,7 @@
     HTTP, engine, scheduler, cache, controller     none of these
     LeadingRunner ───────what it is about to do──▶ replay: the same on its own devices
     LeadingTransfers ──▶                      ◀─── "copied"
+    /ready                                    ◀─── every second, that it is there
 
 One control plane decides; the others do what it does, in its order. So all dispatch the same
 programs in the same order, as ``jax.distributed`` asks, each from one thread; other threads wait.

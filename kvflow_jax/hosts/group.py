@@ -22,6 +22,7 @@ import jax
 from kvflow_jax.errors import HostLostError
 from kvflow_jax.hosts.connection import Connection, framed
 from kvflow_jax.hosts.messages import (
+    Beat,
     Close,
     Copied,
     Failed,
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+BEAT_S = 1.0  # a follower says so often that it is there
+SILENT_S = 5.0  # after which it counts as stopped, or cut off; it may come back
+NOTICE_S = 1.0  # in which the end of a process is seen by all that wait for it
 GRACE_S = 3.0  # in which callers learn that the group is broken, before the process ends
 
 
@@ -48,6 +52,7 @@ class Leader:
     def __init__(self, followers: Mapping[int, tuple[str, Connection]]) -> None:
         self.lost: Future[None] = Future()
         self._followers = followers  # host and connection by process
+        self._heard_s = dict.fromkeys(followers, time.monotonic())  # when last, by process
         self._said: dict[int, queue.SimpleQueue[object]] = {
             process: queue.SimpleQueue() for process in followers
         }
@@ -105,9 +110,26 @@ class Leader:
         """Wait for a result, while the group is whole."""
         both: list[Future[Any]] = [done, self.lost]
         wait(both, return_when=FIRST_COMPLETED)
+        if done.done() and done.exception() is not None:
+            # The devices may be the first to notice that a process is gone, but not which.
+            wait([self.lost], timeout=NOTICE_S)
+            if self.lost.done():
+                self.lost.result()
         if not done.done():
             self.lost.result()
         return done.result()
+
+    def stalled_by(self) -> str:
+        """Who has said nothing for a while, so that steps wait; "" where nobody. From any thread.
+
+        JAX ends all processes when it has missed one for 100 s; until then it may come back.
+        """
+        now_s = time.monotonic()
+        return "; ".join(
+            f"process {process} on {host} has not answered for {silent_s:.0f} s"
+            for process, (host, _) in self._followers.items()
+            if (silent_s := now_s - self._heard_s[process]) > SILENT_S
+        )
 
     def on_lost(self, listener: Callable[[], object]) -> None:
         """Call once the group is broken; from any thread."""
@@ -149,7 +171,11 @@ class Leader:
         _, connection = self._followers[process]
         try:
             while True:
-                match connection.receive():
+                message = connection.receive()
+                self._note_heard(process)
+                match message:
+                    case Beat():
+                        pass
                     case Say(value):
                         self._said[process].put(value)
                     case Copied(number, error):
@@ -161,10 +187,16 @@ class Leader:
                     case Failed(why):
                         self._lose(process, f"has failed: {why}")
                         return
-                    case message:
+                    case _:
                         raise ValueError(f"unexpected: {message}")
         except (OSError, EOFError, ValueError) as error:
             self._lose(process, f"is gone: {error}")
+
+    def _note_heard(self, process: int) -> None:
+        now_s = time.monotonic()
+        silent_s, self._heard_s[process] = now_s - self._heard_s[process], now_s
+        if silent_s > SILENT_S:
+            log.warning("process %d answers again, after %.0f s", process, silent_s)
 
     def _note_copy(self, number: int, error: str) -> None:
         with self._lock:
@@ -190,8 +222,10 @@ class Follower:
         self._connection = connection
         self._heard: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._is_over = threading.Event()
         self._listener = threading.Thread(target=self._listen, name="kvflow-host-0", daemon=True)
         self._listener.start()
+        threading.Thread(target=self._beat, name="kvflow-beat", daemon=True).start()
 
     def gather(self, value: T) -> list[T]:
         """What every process says when all are asked, by process."""
@@ -214,6 +248,7 @@ class Follower:
                     case Heard(values):
                         self._heard.put(values)
                     case Close():
+                        self._is_over.set()
                         self._messages.put(Close())
                         return
                     case Failed(why):
@@ -222,6 +257,12 @@ class Follower:
                         self._messages.put(message)
         except (OSError, EOFError, ValueError) as error:
             end_now(f"process 0 is gone ({error})")
+
+    def _beat(self) -> None:
+        """On a thread of its own: whatever the devices wait for, the leader knows who is there."""
+        with contextlib.suppress(OSError):  # who listens knows that the leader is gone
+            while not self._is_over.wait(BEAT_S):
+                self.send(Beat())
 
 
 Group = Leader | Follower

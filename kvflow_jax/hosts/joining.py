@@ -6,27 +6,19 @@ start JAX when all are there.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import socket
 import time
-from collections.abc import Mapping
 
 import jax
 
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.hosts.admitting import HELLO_S, Admission, Joined, Settings
 from kvflow_jax.hosts.connection import Connection
 from kvflow_jax.hosts.group import Follower, Leader
 from kvflow_jax.hosts.messages import Failed, Go, Hello, Refused
 from kvflow_jax.hosts.place import Place, is_loopback
 
-log = logging.getLogger(__name__)
-
-Settings = Mapping[str, str]  # by flag
-
 _RETRY_S = 0.2
-_HELLO_S = 10.0
-_MAX_HELLO_BYTES = 1 << 20  # who sends it is not known yet
 _SHUTDOWN_S = 10  # for processes that end to wait for each other
 
 
@@ -58,7 +50,7 @@ def report(place: Place, settings: Settings, timeout_s: float) -> Follower:
     try:
         connection.send(hello)
         # Process 0 gives up by itself, and says why.
-        answer = connection.receive(max(deadline_s - time.monotonic(), 0.0) + _HELLO_S)
+        answer = connection.receive(max(deadline_s - time.monotonic(), 0.0) + HELLO_S)
     except (OSError, EOFError, ValueError) as error:
         connection.close()
         raise ConfigError(
@@ -88,10 +80,14 @@ def _start_jax(place: Place, port: int) -> None:
 
 
 def _listen(place: Place, port: int) -> socket.socket:
-    # Where the others are on this machine, too, nobody else need reach it.
-    host = place.host if is_loopback(place.host) else ""
-    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
+    if is_loopback(place.host):  # the others are on this machine, too: nobody else need reach it
+        found = socket.getaddrinfo(place.host, port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address, family=family)
+    # The others may know this host by other addresses than it does itself: by whichever they come.
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def _free_port(place: Place) -> int:
@@ -100,10 +96,8 @@ def _free_port(place: Place) -> int:
         return int(listener.getsockname()[1])
 
 
-def _admit(place: Place, settings: Settings, timeout_s: float) -> dict[int, tuple[str, Connection]]:
+def _admit(place: Place, settings: Settings, timeout_s: float) -> Joined:
     """Wait for every follower, and check that it is one."""
-    deadline_s = time.monotonic() + timeout_s
-    joined: dict[int, tuple[str, Connection]] = {}
     try:
         listener = _listen(place, place.port)
     except OSError as error:
@@ -112,58 +106,7 @@ def _admit(place: Place, settings: Settings, timeout_s: float) -> dict[int, tupl
             "choose another port for --coordinator"
         ) from None
     with listener:
-        log.info("waiting for %d other processes", place.num_processes - 1)
-        while len(joined) < place.num_processes - 1:
-            listener.settimeout(max(deadline_s - time.monotonic(), 0.001))
-            try:
-                sock, _ = listener.accept()
-            except TimeoutError:
-                missing = sorted(set(range(1, place.num_processes)) - joined.keys())
-                why = (
-                    f"process {', '.join(map(str, missing))} did not come to "
-                    f"{place.host}:{place.port} within {timeout_s:g} s: start it with the same "
-                    "flags and its own --process-id, or give more time with --join-timeout-s"
-                )
-                for _, connection in joined.values():
-                    with contextlib.suppress(OSError):
-                        connection.send(Refused(why))
-                    connection.close()
-                raise ConfigError(why) from None
-            connection = Connection(sock)
-            try:
-                hello = connection.receive(_HELLO_S, _MAX_HELLO_BYTES)
-                if not isinstance(hello, Hello):
-                    raise ValueError("it is no process of ours")
-                if why_not := _objection(hello, place, settings, joined):
-                    connection.send(Refused(why_not))
-                    raise ValueError(why_not)
-            except (OSError, EOFError, ValueError) as error:
-                log.warning("refused a process: %s", error)
-                connection.close()
-                continue
-            joined[hello.process_id] = hello.host, connection
-            log.info("process %d on %s is there", hello.process_id, hello.host)
-    return joined
-
-
-def _objection(
-    hello: Hello, place: Place, settings: Settings, joined: Mapping[int, tuple[str, Connection]]
-) -> str:
-    """Why a process may not join; "" where it may."""
-    who = hello.process_id
-    if hello.num_processes != place.num_processes:
-        return (
-            f"process {who} was started with --num-processes {hello.num_processes}, "
-            f"process 0 with {place.num_processes}"
-        )
-    if who in joined:
-        return f"there is a process {who} already: give each a --process-id of its own"
-    other = [
-        f"{name} {hello.settings.get(name)}, process 0 with {value}"
-        for name, value in settings.items()
-        if hello.settings.get(name) != value
-    ]
-    return f"process {who} was started with {'; '.join(other)}" if other else ""
+        return Admission(place, settings).run(listener, timeout_s)
 
 
 def _reach(place: Place, deadline_s: float) -> socket.socket:

@@ -123,6 +123,11 @@ class Reset:
 
 
 @dataclass(frozen=True)
+class Beat:
+    """A follower is there; sent every second or so."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """A follower has been told to end: the leader is to drain."""
 
@@ -154,6 +159,7 @@ Message = (
     | Copied
     | Drop
     | Reset
+    | Beat
     | Stop
     | Failed
     | Close

@@ -23,6 +23,7 @@ from kvflow_jax.serve.config import ServerConfig
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-paged")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_NAME_CHARS = 4096  # of a path, on Linux
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -93,10 +94,11 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     add = parser.add_argument
     add(
         "--model",
+        type=_name,
         default=default.model,
         help="smollm2-135m, Hugging Face folder, .gguf file or Hub name; default: %(default)s",
     )
-    add("--served-model-name", help="name that clients use; default: the model's own")
+    add("--served-model-name", type=_name, help="name that clients use; default: the model's own")
     add("--host", default=default.host, help="default: %(default)s")
     add("--port", type=_port, default=default.port, help="default: %(default)s")
     add(
@@ -338,9 +340,17 @@ _duration = _number(float, lambda value: 0 <= value < float("inf"), "a number of
 
 def _new_file(text: str) -> Path:
     path = Path(text)
-    if not text or path.is_dir() or not os.access(path.parent, os.W_OK):
+    if not text or os.path.isdir(path) or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"no file can be written at {text!r}")
     return path
+
+
+def _name(text: str) -> str:
+    if not text or len(text) > MAX_NAME_CHARS or any(ord(char) < ord(" ") for char in text):
+        raise argparse.ArgumentTypeError(
+            f"a name has 1 to {MAX_NAME_CHARS} characters and no line breaks"
+        )
+    return text
 
 
 def _key(text: str) -> str:

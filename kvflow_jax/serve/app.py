@@ -55,7 +55,7 @@ async def health(service: TheService) -> Response:
 
 @open_routes.get("/ready")
 async def ready(service: TheService) -> Response:
-    service.check_ready()
+    service.check_answering()
     return JSONResponse({"status": service.phase.value})
 
 

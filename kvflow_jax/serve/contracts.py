@@ -26,6 +26,10 @@ class Engine(Protocol):
         """False after the engine's thread has died."""
 
     @property
+    def stalled_by(self) -> str:
+        """What the engine waits for beyond itself, and may yet get; "" where it goes on."""
+
+    @property
     def stats(self) -> EngineStats:
         """Snapshot published at the end of the last step."""
 

@@ -61,7 +61,8 @@ class _Process:
             log.error("cannot start: %s", error)
             return
         try:
-            follow(load(config, progress=False), engine_config(config), self._follower)
+            loaded = load(config, group=self._follower, progress=False)
+            follow(loaded, engine_config(config), self._follower)
         except Exception as error:
             if not isinstance(error, KVFlowError):  # its message says what to do
                 log.exception("cannot go on")

@@ -14,9 +14,12 @@ from kvflow_jax.serve.contracts import Engine, Tokenizer
 
 if TYPE_CHECKING:
     from kvflow_jax.config import EngineConfig
-    from kvflow_jax.hosts.group import Leader
+    from kvflow_jax.hosts.group import Group, Leader
     from kvflow_jax.models.loading import LoadedModel
+    from kvflow_jax.models.model import Model
 
+# Of other releases random weights and programs may be others.
+_MAKERS = ("jax", "jaxlib", "flax")
 _SHARED = (
     "model",
     "max_model_len",
@@ -70,17 +73,23 @@ def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokeniz
     from kvflow_jax.launch import build_engine as build
 
     progress = sys.stderr.isatty()  # a bar in a log file is noise
-    loaded = load(config, progress=progress)
+    loaded = load(config, group=leader, progress=progress)
     if loaded.tokenizer is not None:
         _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop
     engine = build(loaded, engine_config(config), progress=progress, leader=leader)
-    return EngineThread(engine), loaded.tokenizer, loaded.name
+    thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
+    return thread, loaded.tokenizer, loaded.name
 
 
-def load(config: ServerConfig, *, progress: bool) -> LoadedModel:
-    """The model, on the devices; see ``load_model``."""
+def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:
+    """The model, on the devices of this process or of a group's; see ``load_model``."""
+    from kvflow_jax.hosts.agreement import check_alike, facts_of
     from kvflow_jax.launch import use_compilation_cache
     from kvflow_jax.models.loading import load_model
+
+    def agree(model: Model) -> None:
+        if group is not None:
+            check_alike(group, facts_of(model))
 
     use_compilation_cache(config.cache_dir)
     return load_model(
@@ -91,7 +100,9 @@ def load(config: ServerConfig, *, progress: bool) -> LoadedModel:
         seed=config.seed or 0,
         attention=config.attention,
         tensor_parallel=config.tensor_parallel,
+        agree=agree,
         page_size=config.page_size,
+        max_model_len=config.max_model_len,
         progress=progress,
     )
 
@@ -119,4 +130,4 @@ def shared_settings(config: ServerConfig) -> dict[str, str]:
     settings = {name: getattr(config, name) for name in _SHARED}
     settings |= {"cache" if k == "mode" else k: v for k, v in asdict(config.cache).items()}
     flags = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
-    return flags | {"kvflow-jax": __version__, "jax": version("jax")}
+    return flags | {"kvflow-jax": __version__} | {name: version(name) for name in _MAKERS}

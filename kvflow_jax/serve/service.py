@@ -90,6 +90,16 @@ class Service:
         """
         self._ready()
 
+    def check_answering(self) -> None:
+        """Say whether requests are served now; those that come while they are not, wait.
+
+        Raises:
+            ApiError: 503, as of ``check_ready``, or naming a process that does not answer.
+        """
+        engine, _ = self._ready()
+        if why := engine.stalled_by:
+            raise ApiError(503, f"{why}; requests wait for it", code="stalled")
+
     def check_model(self, name: str | None) -> None:
         """Accept the served name and the ``--model`` value; no name at all is fine.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kvflow_jax import LLM, SamplingParams
-from kvflow_jax.errors import ConfigError
+from kvflow_jax.errors import ConfigError, ModelLoadError
 from tests.models import tiny
 
 HF = tiny.CONFIGS["tied-gqa"] | {
@@ -54,6 +54,11 @@ def main():
             ):
                 assert tokens == wanted
                 np.testing.assert_allclose(logprobs, expected, atol=1e-3)
+        torn = tiny.hf_weights(HF)
+        torn["model.layers.1.mlp.down_proj.weight"][-1, -1] = np.nan
+        bad = str(tiny.write_folder(Path(folder) / "torn", HF, weights=torn))
+        with pytest.raises(ModelLoadError, match=r"infinity.*\n- model\.layers\.1\.mlp\.down"):
+            LLM(bad, tensor_parallel=2, progress=False)
         for num, why in ((3, "3 devices cannot share num_heads 8"), (16, "there are 8; a CPU")):
             with pytest.raises(ConfigError, match=why):
                 LLM(folder, tensor_parallel=num)

@@ -4,17 +4,23 @@ import socket
 import struct
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.hosts import joining
+from kvflow_jax.hosts import admitting, joining
+from kvflow_jax.hosts.admitting import Admission
+from kvflow_jax.hosts.connection import Connection
 from kvflow_jax.hosts.joining import lead, report
 from kvflow_jax.hosts.messages import Drop, Hello, Remember, Submit, decode, encode
 from kvflow_jax.hosts.place import Place
 from kvflow_jax.serve.__main__ import main
 from tests.hosts import pairs
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 
 
 def place(process_id, num_processes=2, port=None):
@@ -99,19 +105,23 @@ def test_processes_that_do_not_fit_are_told_why(hello, why):
     assert "did not come" in str(failed[0])  # others may still have
 
 
-@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", struct.pack("!I", 2 << 20)])
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET / HTTP/1.1\r\n\r\n", struct.pack("!I", 2 << 20), b"", b"\0", struct.pack("!I", 9)],
+)
 def test_strangers_do_not_keep_anybody_from_joining(monkeypatch, sent):
     monkeypatch.setattr(joining, "_start_jax", lambda place, port: None)
+    monkeypatch.setattr(admitting, "HELLO_S", 600.0)
     leader_place = place(0)
     joined = []
     thread = threading.Thread(target=lambda: joined.append(lead(leader_place, {}, 30.0)))
     thread.start()
-    deadline = time.monotonic() + 8
-    stranger = joining._reach(leader_place, deadline)
+    stranger = joining._reach(leader_place, time.monotonic() + 8)
     stranger.sendall(sent)
     follower = report(place(1, port=leader_place.port), {}, 5.0)
-    assert time.monotonic() < deadline  # nobody waited for the rest of what was never sent
     thread.join()
+    stranger.settimeout(30)
+    assert stranger.recv(1) == b""  # nobody waits for the rest any more
     stranger.close()
     joined[0].close()
     assert list(follower.messages()) == []
@@ -119,28 +129,77 @@ def test_strangers_do_not_keep_anybody_from_joining(monkeypatch, sent):
         connection.close()
 
 
+def test_who_has_just_joined_is_no_stranger():
+    """All are there before the thread that has heard the last goes on."""
+    go_on = threading.Event()
+
+    class Held(Admission):
+        def _take(self, hello, connection):
+            why_not = super()._take(hello, connection)
+            assert go_on.wait(30)
+            return why_not
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        follower = Connection(socket.create_connection(listener.getsockname()))
+        follower.send(Hello(1, 2, "there", {}))
+        joined = Held(place(0), {}).run(listener, 30.0)
+    follower.send(Drop([1]))
+    assert joined[1][1].receive(30) == Drop([1])
+    go_on.set()
+    for connection in (follower, joined[1][1]):
+        connection.close()
+
+
+def resolve_to_ipv6(monkeypatch, name):
+    """As on a network whose names mean addresses of IPv6 only."""
+    found = socket.getaddrinfo
+
+    def resolve(host, *args, **how):
+        return found("::1" if host == name else host, *args, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@needs_ipv6
 @pytest.mark.parametrize(
-    ("host", "family"),
+    ("host", "reached"),
     [
-        ("2001:db8::1", socket.AF_INET6),
-        ("::1", socket.AF_INET6),
-        ("192.0.2.1", socket.AF_INET),
-        ("127.0.0.1", socket.AF_INET),
-        ("here", socket.AF_INET),
+        ("2001:db8::1", ("127.0.0.1", "::1")),
+        ("192.0.2.1", ("127.0.0.1", "::1")),
+        ("here", ("127.0.0.1", "::1")),
+        ("127.0.0.1", ("127.0.0.1",)),
+        ("::1", ("::1",)),
+        ("localhost", ("::1",)),
     ],
 )
-def test_process_0_listens_where_the_others_look(monkeypatch, host, family):
-    asked = []
-    monkeypatch.setattr(
-        socket, "create_server", lambda address, *, family: asked.append((address[0], family))
-    )
-    joining._listen(Place(host, 1, 2, 0), 1)
-    assert asked == [(host if joining.is_loopback(host) else "", family)]
+def test_process_0_listens_wherever_the_others_may_look(monkeypatch, host, reached):
+    resolve_to_ipv6(monkeypatch, "localhost")
+    with joining._listen(Place(host, 1, 2, 0), 0) as listener:
+        for address in ("127.0.0.1", "::1"):
+            is_reached = address in reached
+            with nullcontext() if is_reached else pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, listener.getsockname()[1])).close()
+
+
+@needs_ipv6
+def test_a_coordinator_whose_name_means_an_address_of_ipv6(monkeypatch):
+    monkeypatch.setattr(joining, "_start_jax", lambda place, port: None)
+    resolve_to_ipv6(monkeypatch, "here")
+    first = Place("here", free_port(), 2, 0)
+    joined = []
+    thread = threading.Thread(target=lambda: joined.append(lead(first, {}, 30.0)))
+    thread.start()
+    follower = report(replace(first, process_id=1), {}, 30.0)
+    thread.join()
+    joined[0].close()
+    assert list(follower.messages()) == []
+    for connection in (joined[0]._followers[1][1], follower._connection):
+        connection.close()
 
 
 def test_two_that_say_they_are_the_same():
     joined = {1: ("there", None)}
-    why = joining._objection(Hello(1, 2, "here", {}), place(0), {}, joined)
+    why = admitting.objection(Hello(1, 2, "here", {}), place(0), {}, joined)
     assert why == "there is a process 1 already: give each a --process-id of its own"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from kvflow_jax.config import EngineConfig
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.hosts.agreement import check_alike, facts_of
 from kvflow_jax.launch import prepare
 from kvflow_jax.models.loading import LoadedModel
 from kvflow_jax.models.model import Model
@@ -16,38 +17,61 @@ from tests.engine.tiny_engine import CONFIG
 from tests.hosts import pairs
 
 
-def load(config=CONFIG, version="1", dtype="float32"):
-    model = Model.build(config)
-    params = {"embed": np.zeros((config.vocab_size, 2), dtype)}
+def load(version="1", dtype="float32"):
+    model = Model.build(CONFIG)
+    params = {"embed": np.zeros((CONFIG.vocab_size, 2), dtype)}
     return LoadedModel(model, params, None, "tiny", version)
+
+
+def refusals(act, *each):
+    """What two processes are told that do ``act`` in a group, with one of ``each``."""
+    refused = []
+
+    def try_to(group, one):
+        with pytest.raises(ConfigError) as error:
+            act(group, one)
+        refused.append(str(error.value))
+
+    with pairs.group() as (leader, follower):
+        thread = threading.Thread(target=try_to, args=[follower, each[1]])
+        thread.start()
+        try_to(leader, each[0])
+        thread.join()
+    first, second = refused
+    assert first == second
+    assert "\n" not in first
+    assert "process 1 has loaded another model than process 0 (" in first
+    assert "give all the same files or revision for --model" in first
+    return first
 
 
 @pytest.mark.parametrize(
     ("its", "differ"),
     [
-        (load(version="2"), "weights"),
-        (load(dtype="float16"), "params"),
-        (load(replace(CONFIG, rms_norm_eps=1e-6)), "config"),
-        (load(replace(CONFIG, vocab_size=301), "2"), "config, params, weights"),
+        (load(version="2"), "(weights 2, not 1)"),
+        (load(dtype="float16"), "(shapes "),
     ],
 )
-def test_processes_that_loaded_different_models_all_say_so(its, differ):
-    failed = []
+def test_processes_that_loaded_different_weights_all_say_so(its, differ):
+    def act(group, loaded):
+        prepare(loaded, EngineConfig(), progress=False, group=group)
 
-    def try_to_prepare(loaded, group):
-        with pytest.raises(ConfigError) as error:
-            prepare(loaded, EngineConfig(), progress=False, group=group)
-        failed.append(str(error.value))
+    assert differ in refusals(act, load(), its)
 
-    with pairs.group() as (leader, follower):
-        thread = threading.Thread(target=try_to_prepare, args=[its, follower])
-        thread.start()
-        try_to_prepare(load(), leader)
-        thread.join()
-    assert failed == 2 * [
-        f"process 1 has loaded another model than process 0 (its {differ} differ): give all the "
-        "same files or revision for --model"
-    ]
+
+@pytest.mark.parametrize(
+    ("change", "differ"),
+    [
+        ({"rms_norm_eps": 1e-6}, "(rms_norm_eps 1e-06, not 1e-05)"),
+        ({"vocab_size": 301, "num_layers": 3}, "(num_layers 3, not 2; vocab_size 301, not 300)"),
+        ({"windows": (3,) * 100}, "(windows (3, 3, 3"),
+    ],
+)
+def test_models_are_compared_before_they_have_weights(change, differ):
+    models = (Model.build(CONFIG), Model.build(replace(CONFIG, **change)))
+    said = refusals(lambda group, model: check_alike(group, facts_of(model)), *models)
+    assert differ in said
+    assert len(said) < 400
 
 
 def test_another_revision_of_the_same_size_is_another_version(tmp_path):

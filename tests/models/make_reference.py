@@ -19,6 +19,7 @@ NUM_TOKENS = 64  # more than two pages, all windows and the wavelengths that sca
 POSITIONS = np.arange(3, NUM_TOKENS, 5)  # that the file keeps of the tiny models
 GREEDY_PROMPT = 40  # past the original length of longrope, where transformers changes over
 NUM_GREEDY = 64
+LONGROPE, ORIGINAL_LEN = "phi3-longrope", 32  # up to which transformers keeps its short factors
 NUM_TOP = 64
 
 PROMPTS = (
@@ -81,6 +82,7 @@ def main() -> None:
         model = tiny_model(name)
         arrays[name] = logits_of(model, tiny.prompt_tokens(NUM_TOKENS))[POSITIONS]
         arrays[f"{name}_greedy"] = greedy_tokens(model)
+    arrays[f"{LONGROPE}_short"] = logits_of(tiny_model(LONGROPE), tiny.prompt_tokens(ORIGINAL_LEN))
     for i, (ids, logits) in enumerate(
         zip(prompt_ids(), embedded_logits(prompt_ids()), strict=True)
     ):

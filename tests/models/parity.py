@@ -26,6 +26,11 @@ def main() -> None:
                 make_reference.tiny_model(name), tiny.prompt_tokens(make_reference.NUM_TOKENS)
             )
             differences[name] = np.abs(ours - theirs).max()
+        name, num = make_reference.LONGROPE, make_reference.ORIGINAL_LEN
+        loaded = load_model(str(Path(folder) / name), max_model_len=num, progress=False)
+        ours = tiny.Sequence(loaded.model, loaded.params, num).feed(tiny.prompt_tokens(num))
+        theirs = make_reference.logits_of(make_reference.tiny_model(name), tiny.prompt_tokens(num))
+        differences[f"{name}, short"] = np.abs(ours - theirs).max()
     loaded = load_model("smollm2-135m", progress=False)
     prompts = make_reference.prompt_ids()
     embedded_logits = make_reference.embedded_logits(prompts)

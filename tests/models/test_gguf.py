@@ -23,8 +23,8 @@ UNSAID = ("mistral-window", "qwen2-late-windows-yarn", "qwen3-moe-unnormalised")
 TOKENS = tiny.prompt_tokens(48)
 
 
-def logits_of(path) -> np.ndarray:
-    loaded = load_model(str(path), cache_dir=path.parent, ops=XLA, progress=False)
+def logits_of(path, **how) -> np.ndarray:
+    loaded = load_model(str(path), cache_dir=path.parent, ops=XLA, progress=False, **how)
     return tiny.Sequence(loaded.model, loaded.params, len(TOKENS)).feed(TOKENS)
 
 
@@ -38,11 +38,13 @@ def test_families(name, tmp_path):
     if name != "llama3-rope":  # whose scaling the converter has worked out
         # Files hold float32.
         np.testing.assert_allclose(file.rope.factors, expected.rope.factors, rtol=1e-6)
+        np.testing.assert_allclose(file.rope.short_factors, expected.rope.short_factors, rtol=1e-6)
         attention_factor = pytest.approx(expected.rope.attention_factor, rel=1e-6)
         assert file.rope.attention_factor == attention_factor
         rope = dataclasses.replace(
             expected.rope,
             factors=file.rope.factors,
+            short_factors=file.rope.short_factors,
             attention_factor=file.rope.attention_factor,
         )
         assert file == dataclasses.replace(expected, rope=rope)
@@ -55,6 +57,16 @@ def test_mistral_comes_as_llama(tmp_path):
     path = tiny_gguf.write(tmp_path / "model.gguf", hf)
     folder = tiny.write_folder(tmp_path / "folder", hf | {"sliding_window": None})
     np.testing.assert_allclose(logits_of(path), logits_of(folder), atol=1e-4)
+
+
+@pytest.mark.parametrize("max_model_len", [32, 33])
+def test_longrope_by_the_length_that_is_served(max_model_len, tmp_path):
+    hf = tiny.CONFIGS["phi3-longrope"]
+    path = tiny_gguf.write(tmp_path / "model.gguf", hf)
+    folder = tiny.write_folder(tmp_path / "folder", hf)
+    ours, theirs = (logits_of(each, max_model_len=max_model_len) for each in (path, folder))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert (np.abs(ours - logits_of(path)).max() < 1e-4) == (max_model_len > 32)
 
 
 def test_yarn(tmp_path):

@@ -8,7 +8,15 @@ from kvflow_jax.models.loading import load_model
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
-from tests.models.make_reference import FILE, GREEDY_PROMPT, NUM_GREEDY, NUM_TOKENS, POSITIONS
+from tests.models.make_reference import (
+    FILE,
+    GREEDY_PROMPT,
+    LONGROPE,
+    NUM_GREEDY,
+    NUM_TOKENS,
+    ORIGINAL_LEN,
+    POSITIONS,
+)
 
 REFERENCE = np.load(FILE)
 TOLERANCE = 1e-3
@@ -38,6 +46,30 @@ def test_tiny_models(name, tmp_path):
             break
         assert logits.argmax() == expected
         logits = sequence.feed([expected])[0]
+
+
+def test_longrope_served_no_longer_than_its_original_length(tmp_path, caplog):
+    """Short prompts as transformers computes them; where longer ones are served, as those."""
+    folder = tiny.write_folder(tmp_path / "model", tiny.CONFIGS[LONGROPE])
+    tokens = tiny.prompt_tokens(NUM_TOKENS)
+
+    def said():
+        return [record.getMessage() for record in caplog.records if "kvflow" in record.name]
+
+    def logits(max_model_len):
+        loaded = load_model(str(folder), max_model_len=max_model_len, progress=False)
+        assert loaded.config.max_model_len == tiny.CONFIGS[LONGROPE]["max_position_embeddings"]
+        return tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS).feed(tokens)
+
+    short = logits(ORIGINAL_LEN)[:ORIGINAL_LEN]
+    np.testing.assert_allclose(short, REFERENCE[f"{LONGROPE}_short"], atol=TOLERANCE)
+    assert not said()
+    long = logits(ORIGINAL_LEN + 1)
+    np.testing.assert_allclose(long[POSITIONS], REFERENCE[LONGROPE], atol=TOLERANCE)
+    assert np.abs(long[:ORIGINAL_LEN] - short).max() > TOLERANCE
+    (message,) = said()
+    assert "long factors" in message
+    assert "--max-model-len) to 32 or less" in message
 
 
 @pytest.mark.parametrize("prompt", [0, 1])

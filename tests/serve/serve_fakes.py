@@ -62,6 +62,7 @@ class FakeEngine:
         self.refuse_with: KVFlowError | None = None
         self.stats = EngineStats(num_blocks=100)
         self.is_alive = True
+        self.stalled_by = ""
         self.is_closed = False
         self.can_flush = True
         self.num_cached = self.num_cached_host = 0

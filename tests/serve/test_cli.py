@@ -73,6 +73,10 @@ def test_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
+        ["--model", "m" * 5000],
+        ["--model", "mo\ndel"],
+        ["--model", ""],
+        ["--served-model-name", "a\x00b"],
         ["--port", "70000"],
         ["--port", "http"],
         ["--api-key", ""],
@@ -95,7 +99,9 @@ def test_flags_that_make_no_sense(flags: list[str], capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stop:
         parse_config(flags)
     assert stop.value.code == 2
-    assert flags[-2] in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert flags[-2] in message
+    assert len(message.splitlines()[-1]) < 200
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,19 @@ def test_a_full_cache_flush(http: httpx.Client, engine: FakeEngine) -> None:
     assert "2 running, 1 waiting" in error["message"]
 
 
+def test_an_engine_that_waits_for_a_process_is_not_ready(
+    http: httpx.Client, engine: FakeEngine
+) -> None:
+    engine.stalled_by = "process 1 on there has not answered for 7 s"
+    error = error_of(http.get("/ready"), 503)
+    assert error["code"] == "stalled"
+    assert "process 1 on there has not answered for 7 s" in error["message"]
+    assert http.get("/health").status_code == 200  # to start it again would lose what waits
+    assert http.post(CHAT, json={"messages": HELLO}).status_code == 200
+    engine.stalled_by = ""
+    assert http.get("/ready").status_code == 200
+
+
 def test_a_dead_engine_is_unhealthy(http: httpx.Client, engine: FakeEngine) -> None:
     assert http.get("/health").status_code == 200
     assert http.get("/ready").status_code == 200
