@@ -99,7 +99,7 @@ def load_model(
             _check_room(model, jax.local_devices()[0], 1)
             return model
         part = shard_of(config, shards.num)
-        attend = choose_attention(attention, Case(jax.default_backend(), part, dtype, page_size))
+        attend = choose_attention(attention, Case.here(part, dtype, page_size))
         model = Model.build(config, dtype, ops=XlaOps(attend))
         _check_room(model, jax.local_devices()[0], shards.num)
         return model
@@ -142,7 +142,7 @@ def default_ops(
     platform = jax.default_backend()
     if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
         return ops
-    attend = choose_attention(attention, Case(platform, config, dtype, page_size))
+    attend = choose_attention(attention, Case.here(config, dtype, page_size))
     return XlaOps(attend, on_cpu=platform == "cpu")
 
 
