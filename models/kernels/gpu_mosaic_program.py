@@ -131,7 +131,7 @@ def _program(
     first_block += split * per_split
     num_blocks = jnp.minimum(per_split, end_block - first_block)
 
-    def fetch(i: jax.Array, stage: jax.Array) -> None:
+    def fetch(i: jax.Array | int, stage: jax.Array | int) -> None:
         """Have a block copied, page by page."""
         for start in range(0, block_len, chunk):
             position = (first_block + i) * block_len + start
