@@ -65,7 +65,8 @@ def kernels() -> dict[str, Kernel]:
     """All but the reference, and Mosaic GPU's over other blocks."""
     others = {
         f"gpu-mosaic-{block_len}x{stages}": Kernel(
-            partial(gpu_mosaic.attend, block_len=block_len, stages=stages), gpu_mosaic.check
+            partial(gpu_mosaic.attend, block_len=block_len, stages=stages),
+            partial(gpu_mosaic.check, block_len=block_len, stages=stages),
         )
         for block_len, stages in BLOCKS
     }

@@ -23,9 +23,10 @@ MIN_PAGE_SIZE = 8
 # Tokens whose keys and values are fetched at a time, and how often that much has room in shared
 # memory. At 128 dimensions these leave room for two programs on a processor.
 BLOCK_LEN, STAGES = 64, 2
+SMEM_BYTES, SMALL_BYTES = 227 << 10, 4 << 10  # of a program; of that, for all but matrices
 
 
-def check(case: Case) -> None:
+def check(case: Case, *, block_len: int = BLOCK_LEN, stages: int = STAGES) -> None:
     """Raises Declined."""
     head_dim, page_size = case.config.head_dim, case.page_size
     if case.platform != "gpu":
@@ -38,6 +39,10 @@ def check(case: Case) -> None:
         raise Declined(f"page_size {page_size} is no power of two from {MIN_PAGE_SIZE} on")
     if case.dtype not in DTYPES:
         raise Declined(f"it computes {' and '.join(DTYPES)}, not {case.dtype}")
+    # Queries, keys and values, weights.
+    needed = 2 * (64 * head_dim + 2 * stages * block_len * head_dim + 64 * block_len) + SMALL_BYTES
+    if needed > SMEM_BYTES:
+        raise Declined(f"it needs {needed} bytes of shared memory, of {SMEM_BYTES}")
     try:
         _program()
     except ImportError as error:

@@ -30,6 +30,7 @@ from kvflow_jax.models.kernels import (
     tpu_ragged,
 )
 from kvflow_jax.models.kernels.base import Case as Choice
+from kvflow_jax.models.kernels.base import Declined
 from kvflow_jax.models.loading import SHAPES
 from kvflow_jax.serve.__main__ import ATTENTIONS
 from tests.models.test_native import Case
@@ -158,6 +159,27 @@ def test_gpu_mosaic_in_other_blocks(gpu_interpreter, block_len, stages):
     np.testing.assert_allclose(out, expected, atol=6e-3)
 
 
+@pytest.mark.parametrize(
+    ("heads", "page_size", "dtype"),
+    [
+        ((32, 8, 128), 16, "bfloat16"),
+        ((9, 3, 64), 8, "float16"),
+        ((4, 1, 256), 128, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_gpu_mosaic_is_lowered_for_hopper(heads, page_size, dtype):
+    """Which thread holds what is inferred then, and fails where no way is found."""
+    hopper = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    axis = {"axis_sizes": (1,), "axis_names": ("x",), "axis_types": (jax.sharding.AxisType.Auto,)}
+    case = in_dtype(Case(heads, page_size, **SHORT, tile=40), dtype)
+    attend = jax.jit(partial(gpu_mosaic.attend, kind=AttentionKind(1.0, (0, 70, 0))))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(**axis, abstract_device=hopper)):
+        traced = attend.trace(case.layer, *case.qkv, case.rows, case.pool)
+        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert lowered.count("mosaic_gpu_v2") == 2  # decode rows, and tiles
+
+
 @pytest.fixture
 def tpu_interpreter(monkeypatch):
     """Computes TPU kernels on CPU: unwritten memory is NaN, copies race where they may.
@@ -259,6 +281,11 @@ def test_a_kernel_that_was_asked_for_and_does_not_serve_is_an_error(name, where,
 
 def test_the_command_line_knows_all_kernels():
     assert (AUTO, *KERNELS) == ATTENTIONS
+
+
+def test_blocks_that_do_not_fit_shared_memory_are_declined():
+    with pytest.raises(Declined, match="bytes of shared memory, of 232448"):
+        gpu_mosaic.check(choice("gpu"), block_len=256, stages=2)
 
 
 def test_a_kernel_asked_for_by_name():
