@@ -18,13 +18,15 @@ from experiments.measure import seconds
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Attend, Rows
 from kvflow_jax.models.config import AttentionKind, ModelConfig
-from kvflow_jax.models.kernels import KERNELS
-from kvflow_jax.models.kernels.base import Case, Declined
+from kvflow_jax.models.kernels import KERNELS, gpu_mosaic
+from kvflow_jax.models.kernels.base import Case, Declined, Kernel
 
 PAGE, TILE, NUM_LAYERS = 16, 128, 4
 # Largest error of an output that is about 1 where contexts are short. Accelerators multiply
 # float32 in fewer bits unless told otherwise.
 TOLERANCE = {"bfloat16": 4e-2, "float16": 1e-2, "float32": 2e-2}
+# What may be faster than Mosaic GPU's own: tokens of a block, and how many blocks have room.
+BLOCKS = ((64, 3), (64, 4), (128, 2))
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ def workload(longest: int) -> dict[str, Ragged]:
     }
 
 
+def kernels() -> dict[str, Kernel]:
+    """All but the reference, and Mosaic GPU's over other blocks."""
+    others = {
+        f"gpu-mosaic-{block_len}x{stages}": Kernel(
+            partial(gpu_mosaic.attend, block_len=block_len, stages=stages),
+            partial(gpu_mosaic.check, block_len=block_len, stages=stages),
+        )
+        for block_len, stages in BLOCKS
+    }
+    return {name: kernel for name, kernel in KERNELS.items() if name != "reference"} | others
+
+
 def attention(
     config: ModelConfig, dtype: str, longest: int, ceiling: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -70,10 +84,8 @@ def attention(
     """
     figures: dict[str, Any] = {}
     problems: list[str] = []
-    case = Case(jax.default_backend(), config, dtype, PAGE)
-    for name, kernel in KERNELS.items():
-        if name == "reference":
-            continue
+    case = Case.here(config, dtype, PAGE)
+    for name, kernel in kernels().items():
         try:
             kernel.check(case)
         except Declined as why:

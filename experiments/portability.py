@@ -36,7 +36,7 @@ from kvflow_jax.config import EngineConfig, EngineSizes
 from kvflow_jax.mesh_step import steps_on
 from kvflow_jax.models import sharding
 from kvflow_jax.models.dtypes import choose_dtype
-from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention
+from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
 from kvflow_jax.models.loading import SHAPES
 from kvflow_jax.models.model import LAYERS, Model, Params
@@ -53,7 +53,8 @@ TARGETS = (
     ("qwen3-0.6b", "t4", 1, AUTO),
     ("llama-3.1-8b", "l4", 1, AUTO),
     ("llama-3.1-8b", "h100", 1, AUTO),
-    ("llama-3.1-8b", "h100", 1, "gpu-paged"),
+    ("llama-3.1-8b", "h100", 1, "gpu-mosaic"),
+    ("llama-3.1-8b", "l4", 1, "gpu-paged"),
     ("llama-3.1-8b", "h100", 2, AUTO),
     ("qwen3-30b-a3b", "h100", 1, AUTO),
 )
@@ -109,11 +110,9 @@ class Target:
             self.name += f", {attention}"
         whole = SHAPES[name]
         self.dtype = choose_dtype("auto", whole, chip)  # type: ignore[arg-type]
-        if attention == AUTO:
-            case = Case(chip.platform, whole, self.dtype, EngineConfig().page_size)
-            attend = choose_attention(AUTO, case)
-        else:  # whether it serves is asked of devices that are here
-            attend = KERNELS[attention].attend
+        page_size = EngineConfig().page_size
+        case = Case(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
+        attend = choose_attention(attention, case)
         self.mesh = Mesh(np.array(chip.devices(num_chips)), (sharding.AXIS,))
         self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform))
         specs = self.model.specs

@@ -38,7 +38,8 @@ class LLM:
         dtype: float32, bfloat16 or float16; auto: what the device computes the model best in.
         random_weights: make the weights up, from ``seed``; for measuring a shape without its
             checkpoint. Then ``model`` may also be one of ``models.shapes.SHAPES``.
-        attention: the kernel for it: auto, reference, blocks, tpu-ragged or gpu-paged.
+        attention: the kernel for it: auto, reference, blocks, tpu-ragged, gpu-mosaic or
+            gpu-paged.
         tensor_parallel: devices that share model and pool.
         cache_dir: where the converted model and compiled programs are kept.
         progress: show progress while loading and compiling.

@@ -85,7 +85,7 @@ def attend_to_pool(
     layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool, kind: AttentionKind
 ) -> jax.Array:
     """``attend`` where K and V are written already."""
-    return _by_rows(_attend_blocks, layer, q, rows, pool, kind)
+    return by_rows(_attend_blocks, layer, q, rows, pool, kind)
 
 
 def attend_reference(
@@ -99,7 +99,7 @@ def attend_reference(
 ) -> tuple[jax.Array, KVPool]:
     """What ``attend`` must equal: gathers every page of the table, softmax in float32."""
     pool = pool.write(layer, rows.write_slots, k, v)
-    return _by_rows(_attend_all, layer, q, rows, pool, kind), pool
+    return by_rows(_attend_all, layer, q, rows, pool, kind), pool
 
 
 def window_of(kind: AttentionKind, layer: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def window_of(kind: AttentionKind, layer: jax.Array) -> jax.Array:
     meta_fields=["scale"],
 )
 @dataclass(frozen=True)
-class _EqualRows:
+class EqualRows:
     """Rows with the same number of queries Q; query heads stand in G groups for K kv heads."""
 
     q: jax.Array  # [R, Q, K, G, H]
@@ -146,10 +146,10 @@ class _EqualRows:
         return jnp.where(is_context[..., None, None], v, 0.0)
 
 
-RowAttention = Callable[[jax.Array, _EqualRows, KVPool], jax.Array]  # -> like q
+RowAttention = Callable[[jax.Array, EqualRows, KVPool], jax.Array]  # -> like q
 
 
-def _by_rows(
+def by_rows(
     attend_rows: RowAttention,
     layer: jax.Array,
     q: jax.Array,
@@ -170,7 +170,7 @@ def _by_rows(
         (slice(n, None), grouped[n:], rows.tile),
     ):
         if tokens.shape[0]:
-            equal = _EqualRows(
+            equal = EqualRows(
                 tokens.reshape(-1, width, *grouped.shape[1:]),
                 rows.page_table[part],
                 rows.query_start[part],
@@ -182,7 +182,7 @@ def _by_rows(
     return jnp.concatenate(outs).astype(q.dtype)
 
 
-def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
+def _attend_all(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
     k, v = (_tokens(kv) for kv in pool.read(layer, rows.page_table))  # f32[R, S, K, H]
     scores = jnp.einsum("rqkgh,rskh->rkgqs", rows.q.astype(jnp.float32), k)
     mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
@@ -193,7 +193,7 @@ def _attend_all(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
     return jnp.einsum("rkgqs,rskh->rqkgh", weights, v)
 
 
-def _attend_blocks(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
+def _attend_blocks(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
     """Online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
     The loop's bounds are dynamic: one compiled shape serves all context lengths. Decode rows go
@@ -204,14 +204,14 @@ def _attend_blocks(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Arra
     if rows.q.shape[1] == 1:
         return _attend_groups(layer, rows, pool)
 
-    def attend_tile(tile: _EqualRows) -> jax.Array:
+    def attend_tile(tile: EqualRows) -> jax.Array:
         single = jax.tree.map(lambda x: x[None], tile)
         return _attend_groups(layer, single, pool)[0]
 
     return jax.lax.map(attend_tile, rows)
 
 
-def _attend_groups(layer: jax.Array, rows: _EqualRows, pool: KVPool) -> jax.Array:
+def _attend_groups(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
     num_rows, num_queries, kv_heads, per_kv, head_dim = rows.q.shape
     pages_per_seq = rows.page_table.shape[1]
     wanted = DECODE_GROUP_LEN if num_queries == 1 else TILE_GROUP_LEN

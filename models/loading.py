@@ -111,7 +111,7 @@ def load_model(
         if shards is None:
             own = ops or default_ops(config, chosen, cache_dir, attention, page_size)
         else:
-            case = Case(device.platform, shard_of(config, shards.num), chosen, page_size)
+            case = Case.here(shard_of(config, shards.num), chosen, page_size)
             own = XlaOps(choose_attention(attention, case), device.platform)
         model = Model.build(config, chosen, ops=own)
         _check_room(model, device, 1 if shards is None else shards.num)
@@ -156,7 +156,7 @@ def default_ops(
     platform = jax.default_backend()
     if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
         return ops
-    attend = choose_attention(attention, Case(platform, config, dtype, page_size))
+    attend = choose_attention(attention, Case.here(config, dtype, page_size))
     return XlaOps(attend, platform)
 
 

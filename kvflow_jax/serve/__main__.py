@@ -21,7 +21,7 @@ from kvflow_jax.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-paged")
+ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_NAME_CHARS = 4096  # of a path, on Linux
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")

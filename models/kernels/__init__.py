@@ -7,7 +7,7 @@ import logging
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Attend
-from kvflow_jax.models.kernels import gpu_paged, tpu_ragged
+from kvflow_jax.models.kernels import gpu_mosaic, gpu_paged, tpu_ragged
 from kvflow_jax.models.kernels.base import Case, Declined, Kernel
 
 log = logging.getLogger(__name__)
@@ -23,11 +23,12 @@ KERNELS = {
     "reference": Kernel(attention.attend_reference, _always),
     "blocks": Kernel(attention.attend, _always),
     "tpu-ragged": tpu_ragged.KERNEL,
+    "gpu-mosaic": gpu_mosaic.KERNEL,
     "gpu-paged": gpu_paged.KERNEL,
 }
 # What ``auto`` tries on a platform before "blocks". No kernel stands here that nothing has covered:
 # the TPU's is computed by an interpreter in tests and compiled for chips by ``make portability``;
-# the GPU's waits for a device run.
+# the GPU's wait for a device run.
 TRIED = {"tpu": ("tpu-ragged",)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
+
 from kvflow_jax.models.attention import Attend
 from kvflow_jax.models.config import ModelConfig
 
@@ -21,6 +23,13 @@ class Case:
     config: ModelConfig
     dtype: str  # of weights, queries and KV
     page_size: int
+    capability: str = ""  # of an NVIDIA GPU, as in "9.0"
+
+    @classmethod
+    def here(cls, config: ModelConfig, dtype: str, page_size: int) -> Case:
+        """On the devices of this process, all of one kind."""
+        capability = getattr(jax.local_devices()[0], "compute_capability", "")
+        return cls(jax.default_backend(), config, dtype, page_size, capability)
 
 
 @dataclass(frozen=True)

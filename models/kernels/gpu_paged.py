@@ -1,9 +1,9 @@
 """Decode attention on GPUs: reads the pages where they lie, by Pallas on Triton.
 
-FlashAttention-2's online softmax (arXiv 2307.08691, algorithm 1) with the context of a row cut into
-splits that run side by side, joined afterwards (Flash-Decoding). Tiles of prompts are attended
-block-wise by XLA. Never the default before a device run has shown that it is right and faster:
-``experiments.device_check``.
+FlashAttention-2's online softmax (arXiv 2307.08691, algorithm 1). Tiles of prompts are attended
+block-wise by XLA. JAX 0.11 and later say that they will drop Triton: ``gpu_mosaic`` is what comes
+after, on the chips that it serves. Never the default before a device run has shown that it is right
+and faster: ``experiments.device_check``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import MASKED, TINY, Rows, attend_to_pool, window_of
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.kernels.base import Case, Declined, Kernel
+from kvflow_jax.models.kernels.gpu_splits import join, num_splits
 
 BLOCK_LEN = 64  # positions of one turn
 MIN_HEADS = 16  # rows of the smallest matrix product
-MAX_SPLITS, PROGRAMS = 16, 512  # enough programs to fill a device of some 100 processors
 
 
 def check(case: Case) -> None:
@@ -87,13 +87,13 @@ def _decode(
     page_size, kv_heads = pages.shape[1], pages.shape[2] // 2
     per_kv = num_heads // kv_heads
     group = max(MIN_HEADS, pl.next_power_of_2(per_kv))
-    splits = max(1, min(MAX_SPLITS, PROGRAMS // (num_rows * kv_heads)))
+    splits = num_splits(num_rows * kv_heads)
     grouped = q.reshape(num_rows, kv_heads, per_kv, head_dim)
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, group - per_kv), (0, 0)))
     # One row for each token of the pool, so that a program picks its keys by one index.
     tokens = pages.reshape(-1, *pages.shape[2:])
     triton = _triton()
-    out, peak, total = pl.pallas_call(
+    outs, logs = pl.pallas_call(
         partial(_attend_split, page_size=page_size, scale=scale),
         grid=(num_rows, kv_heads, splits),
         in_specs=[
@@ -106,20 +106,16 @@ def _decode(
         out_specs=[
             pl.BlockSpec((None, None, None, group, head_dim), lambda r, h, s: (r, h, s, 0, 0)),
             pl.BlockSpec((None, None, None, group), lambda r, h, s: (r, h, s, 0)),
-            pl.BlockSpec((None, None, None, group), lambda r, h, s: (r, h, s, 0)),
         ],
         out_shape=[
             jax.ShapeDtypeStruct((num_rows, kv_heads, splits, group, head_dim), jnp.float32),
-            jax.ShapeDtypeStruct((num_rows, kv_heads, splits, group), jnp.float32),
             jax.ShapeDtypeStruct((num_rows, kv_heads, splits, group), jnp.float32),
         ],
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="gpu_paged_decode",
     )(grouped, tokens, page_table, first, end)
-    weight = jnp.exp(peak - peak.max(2, keepdims=True))  # [R, K, splits, G]
-    total = (total * weight).sum(2)
-    out = (out * weight[..., None]).sum(2) / jnp.maximum(total, TINY)[..., None]
+    out = join(outs, logs)  # [R, K, G, H]
     return out[:, :, :per_kv].reshape(q.shape).astype(q.dtype)
 
 
@@ -129,9 +125,8 @@ def _attend_split(
     table_ref: Any,  # i32[pages_per_seq]
     first_ref: Any,  # i32[]
     end_ref: Any,  # i32[]
-    out_ref: Any,  # f32[G, H], not yet divided by the total
-    peak_ref: Any,  # f32[G]
-    total_ref: Any,  # f32[G]
+    out_ref: Any,  # f32[G, H]
+    log_ref: Any,  # f32[G], of the sum of exponentials
     *,
     page_size: int,
     scale: float,
@@ -163,7 +158,8 @@ def _attend_split(
     start = split * per_split
     stop = jnp.minimum(start + per_split, num_blocks)
     out, peak, total = jax.lax.fori_loop(start, stop, add_block, carry)
-    out_ref[...], peak_ref[...], total_ref[...] = out, peak, total
+    total = jnp.maximum(total, TINY)
+    out_ref[...], log_ref[...] = out / total[:, None], peak + jnp.log(total)
 
 
 def _triton() -> ModuleType:

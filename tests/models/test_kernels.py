@@ -7,6 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import (  # public from 0.11 on
+    InterpretGPUParams,
+    force_gpu_interpret_mode,
+)
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as tpu_kernel
 
@@ -14,8 +19,18 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.config import AttentionKind
-from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention, gpu_paged, tpu_ragged
+from kvflow_jax.models.kernels import (
+    AUTO,
+    KERNELS,
+    choose_attention,
+    gpu_mosaic,
+    gpu_mosaic_program,
+    gpu_paged,
+    gpu_splits,
+    tpu_ragged,
+)
 from kvflow_jax.models.kernels.base import Case as Choice
+from kvflow_jax.models.kernels.base import Declined
 from kvflow_jax.models.loading import SHAPES
 from kvflow_jax.serve.__main__ import ATTENTIONS
 from tests.models.test_native import Case
@@ -87,6 +102,85 @@ def test_gpu_paged_in_low_precision(dtype, tolerance):
 
 
 @pytest.fixture
+def gpu_interpreter(monkeypatch):
+    """Computes Mosaic GPU kernels on CPU: unwritten memory is NaN, copies race where they may.
+
+    The interpreter of JAX 0.10 finds no races and knows neither layouts, which change no value, nor
+    products with a transposed matrix: these are said in its terms.
+    """
+    is_old = jax.__version__.startswith("0.10.")
+    if is_old:
+
+        def iota(dtype, shape, axis, *, layout):
+            return jax.lax.broadcasted_iota(dtype, shape, axis)
+
+        def product(a, b, *, transposed=False):
+            b = b[...].T if transposed else b[...]
+            return jnp.dot(a[...], b, preferred_element_type=jnp.float32)
+
+        monkeypatch.setattr(plgpu, "layout_cast", lambda value, layout: value)
+        monkeypatch.setattr(plgpu, "broadcasted_iota", iota)
+        monkeypatch.setattr(gpu_mosaic_program, "_product", product)
+    monkeypatch.setattr(gpu_splits, "MAX_SPLITS", 2)  # programs go one after the other
+    params = InterpretGPUParams(uninitialized_memory="nan", detect_races=not is_old)
+    with force_gpu_interpret_mode(params):
+        yield
+    jax.clear_caches()
+
+
+SHORT = {"decode": [1, 150, 0, 17, 128], "tiles": [(0, 40), (100, 33), (0, 0)]}
+
+
+@pytest.mark.parametrize(
+    ("heads", "page_size", "window", "dtype", "tolerance"),
+    [
+        ((4, 2, 64), 16, 0, "bfloat16", 4e-2),
+        ((4, 2, 64), 16, 1, "bfloat16", 4e-2),
+        ((4, 2, 64), 16, 70, "float16", 6e-3),
+        ((3, 3, 128), 8, 1000, "bfloat16", 4e-2),
+        ((9, 1, 64), 128, 90, "float16", 6e-3),
+        ((2, 1, 256), 64, 0, "float16", 6e-3),
+    ],
+    ids=str,
+)
+def test_gpu_mosaic(gpu_interpreter, heads, page_size, window, dtype, tolerance):
+    case = in_dtype(spoil_what_nobody_sees(Case(heads, page_size, **SHORT, tile=40)), dtype)
+    expected, expected_pool = run(case, attention.attend_reference, window)
+    out, pool = run(case, gpu_mosaic.attend, window)
+    np.testing.assert_allclose(out, expected, atol=tolerance)
+    np.testing.assert_array_equal(pool, expected_pool)
+
+
+@pytest.mark.parametrize(("block_len", "stages"), [(128, 1), (64, 3)])
+def test_gpu_mosaic_in_other_blocks(gpu_interpreter, block_len, stages):
+    case = in_dtype(Case((4, 2, 64), 16, decode=[5, 0, 300], tiles=[(200, 40)], tile=40), "float16")
+    expected, _ = run(case, attention.attend_reference)
+    out, _ = run(case, partial(gpu_mosaic.attend, block_len=block_len, stages=stages))
+    np.testing.assert_allclose(out, expected, atol=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "page_size", "dtype"),
+    [
+        ((32, 8, 128), 16, "bfloat16"),
+        ((9, 3, 64), 8, "float16"),
+        ((4, 1, 256), 128, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_gpu_mosaic_is_lowered_for_hopper(heads, page_size, dtype):
+    """Which thread holds what is inferred then, and fails where no way is found."""
+    hopper = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    axis = {"axis_sizes": (1,), "axis_names": ("x",), "axis_types": (jax.sharding.AxisType.Auto,)}
+    case = in_dtype(Case(heads, page_size, **SHORT, tile=40), dtype)
+    attend = jax.jit(partial(gpu_mosaic.attend, kind=AttentionKind(1.0, (0, 70, 0))))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(**axis, abstract_device=hopper)):
+        traced = attend.trace(case.layer, *case.qkv, case.rows, case.pool)
+        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert lowered.count("mosaic_gpu_v2") == 2  # decode rows, and tiles
+
+
+@pytest.fixture
 def tpu_interpreter(monkeypatch):
     """Computes TPU kernels on CPU: unwritten memory is NaN, copies race where they may.
 
@@ -136,8 +230,9 @@ def test_tpu_ragged_takes_rows_a_few_at_a_time(tpu_interpreter, monkeypatch):
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
-def choice(platform, shape="llama-3.1-8b", dtype="bfloat16"):
-    return Choice(platform, SHAPES[shape], dtype, page_size=16)
+def choice(platform, shape="llama-3.1-8b", dtype="bfloat16", page_size=16, capability="9.0"):
+    capability = capability if platform == "gpu" else ""
+    return Choice(platform, SHAPES[shape], dtype, page_size, capability)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +267,11 @@ def test_the_log_says_what_was_chosen_and_why(caplog):
         ("tpu-ragged", choice("tpu", "smollm2-135m"), "head_dim 64 is not a multiple of 128"),
         ("tpu-ragged", choice("tpu", dtype="float16"), "not float16"),
         ("gpu-paged", choice("tpu"), "it runs on gpu, this is tpu"),
+        ("gpu-mosaic", choice("cpu"), "it runs on gpu, this is cpu"),
+        ("gpu-mosaic", choice("gpu", capability="8.9"), "compute capability 9, this is 8.9"),
+        ("gpu-mosaic", choice("gpu", capability="10.0"), "compute capability 9, this is 10.0"),
+        ("gpu-mosaic", choice("gpu", dtype="float32"), "not float32"),
+        ("gpu-mosaic", choice("gpu", page_size=24), "page_size 24 is no power of two from 8 on"),
     ],
 )
 def test_a_kernel_that_was_asked_for_and_does_not_serve_is_an_error(name, where, message):
@@ -183,6 +283,12 @@ def test_the_command_line_knows_all_kernels():
     assert (AUTO, *KERNELS) == ATTENTIONS
 
 
+def test_blocks_that_do_not_fit_shared_memory_are_declined():
+    with pytest.raises(Declined, match="bytes of shared memory, of 232448"):
+        gpu_mosaic.check(choice("gpu"), block_len=256, stages=2)
+
+
 def test_a_kernel_asked_for_by_name():
+    assert choose_attention("gpu-mosaic", choice("gpu")) is gpu_mosaic.attend
     assert choose_attention("gpu-paged", choice("gpu")) is gpu_paged.attend
     assert choose_attention("reference", choice("cpu")) is attention.attend_reference
