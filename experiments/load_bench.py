@@ -31,8 +31,8 @@ import orbax.checkpoint as ocp
 from experiments.make_folder import FAMILIES, hf_weights, write_folder
 from experiments.measure import arguments, report
 from kvflow_jax.models import embedded
-from kvflow_jax.models.checkpoint import CHUNK_BYTES, checkpointer
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.kept_weights import CHUNK_BYTES, checkpointer
 from kvflow_jax.models.loading import default_ops, load_model
 from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.native.ops import native_ops

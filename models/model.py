@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from kvflow_jax.cache.pool import KVPool
@@ -17,12 +16,10 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.decoder import DecoderLayer, Ends
-from kvflow_jax.models.memory import give_back
 from kvflow_jax.models.ops import XLA, Ops
 from kvflow_jax.models.rope import Angles
 
 Params = dict[str, jax.Array]  # dotted name -> weight, as ``Model.specs`` says
-StackedParams = dict[str, np.ndarray]  # the same, weights of layers as [num_layers, ...]
 Leaves = list[jax.Array]  # weights of one part of the model, in its own order
 Specs = dict[str, jax.ShapeDtypeStruct]
 
@@ -47,7 +44,7 @@ class Model:
     dtype: str
     ops: Ops
     specs: Specs  # what ``params`` must be
-    stacked_specs: Specs  # what ``place`` takes
+    stacked_specs: Specs  # what files and checkpoints hold
     _ends: _Part
     _layer: _Part
 
@@ -105,17 +102,28 @@ class Model:
         stacked = jax.vmap(partial(layer.init, self.config, self.dtype))(layer_keys)
         leaves = {LAYERS + name: leaf for name, leaf in zip(layer.specs, stacked, strict=True)}
         outer = ends.init(self.config, self.dtype, ends_key)
-        return dict(self._arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
-
-    def place(self, stacked: StackedParams) -> Params:
-        """Put weights on the default device, in the form ``forward`` takes.
-
-        A CPU device may keep using the memory of ``stacked``: do not write to it afterwards. Its
-        entries are taken out as they are placed, so that a packed copy does not double them all.
-        """
+        plain = dict(zip(ends.specs, outer, strict=True)) | leaves
         return {
-            name: jax.device_put(weight, may_alias=True) for name, weight in self._arrange(stacked)
+            leaf: self.pack(name, weight if i is None else weight[i])
+            for name, weight in plain.items()
+            for leaf, i in self.leaves(name)
         }
+
+    def leaves(self, name: str) -> list[tuple[str, int | None]]:
+        """Under which names ``params`` hold a stacked weight, each with its layer; None: all."""
+        if name in self.specs:
+            return [(name, None)]
+        rest = name.removeprefix(LAYERS)
+        return [(f"{LAYERS}{i}.{rest}", i) for i in range(self.config.num_layers)]
+
+    def pack(self, name: str, weight: Any) -> Any:
+        """A leaf of a stacked weight, numpy or jax, in the form that ``ops`` want it in."""
+        if not name.startswith(LAYERS):
+            # Matrices outside the layers are tables.
+            return self.ops.pack_table(weight) if weight.ndim == 2 else weight
+        # Vectors stay stacked, and experts have a matrix each: these stay as they are.
+        is_matrix = weight.ndim == 2 and name not in self.specs
+        return self.ops.pack(weight) if is_matrix else weight
 
     def forward(
         self,
@@ -212,24 +220,6 @@ class Model:
         """Logits, f32[n, vocab_size], of hidden states [n, hidden_size] after the last layer."""
         logits: jax.Array = self._ends.merge(ends).logits(hidden)
         return logits
-
-    def _arrange(self, stacked: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Plain stacked weights, taken out one by one, as this model's ``ops`` want them."""
-        for name in list(stacked):
-            weight = stacked.pop(name)
-            if not name.startswith(LAYERS):
-                # Matrices outside the layers are tables.
-                yield name, self.ops.pack_table(weight) if weight.ndim == 2 else weight
-            elif not self.unroll or weight.ndim == 2:
-                yield name, weight
-            else:
-                rest, is_matrix = name.removeprefix(LAYERS), weight.ndim == 3
-                for i in range(self.config.num_layers):
-                    # Experts have a matrix each: these stay as they are.
-                    own = self.ops.pack(weight[i]) if is_matrix else weight[i]
-                    if isinstance(own, np.ndarray) and not np.may_share_memory(own, weight):
-                        give_back(weight[i])  # or the model would be there twice at the end
-                    yield f"{LAYERS}{i}.{rest}", own
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions

@@ -1,14 +1,17 @@
 import json
 import logging
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 
-from kvflow_jax.models.checkpoint import COMPLETE_FILE, CheckpointStore, default_cache_dir
+from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.kept_weights import COMPLETE_FILE
 from kvflow_jax.models.model import Model
 from tests.models import tiny
+from tests.models.sources import HostWeights, read_all
 
 CONFIG = ModelConfig.from_hf(tiny.CONFIGS["tied-gqa"])
 
@@ -17,14 +20,10 @@ class Source:
     """A conversion that counts how often it runs."""
 
     def __init__(self, model):
-        rng = np.random.default_rng(0)
-        self.weights = {
-            name: rng.standard_normal(spec.shape).astype(spec.dtype)
-            for name, spec in model.stacked_specs.items()
-        }
+        self.weights = HostWeights.random(model)
         self.num_builds = 0
 
-    def build(self):
+    def convert(self):
         self.num_builds += 1
         return self.weights
 
@@ -38,9 +37,10 @@ def model(request):
 
 
 def load(store, model, source, content_hash="a" * 64):
-    weights, path = store.restore_or_build(model, content_hash, source.build, source.save_beside)
-    assert weights.keys() == source.weights.keys()
-    for name, weight in source.weights.items():
+    weights, path = store.restore_or_convert(
+        model, content_hash, source.convert, partial(read_all, model), source.save_beside
+    )
+    for name, weight in source.weights.arrays.items():
         assert weights[name].dtype == weight.dtype
         np.testing.assert_array_equal(weights[name], weight)
     assert (path / "beside.txt").read_text() == "kept"
@@ -112,7 +112,7 @@ def test_a_kill_while_writing_leaves_nothing_that_is_trusted(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.restore_or_build(model, "a" * 64, source.build, killed)
+        store.restore_or_convert(model, "a" * 64, source.convert, partial(read_all, model), killed)
     assert not store.path("a" * 64, "float32").exists()
     load(store, model, source)
     assert source.num_builds == 2
