@@ -213,8 +213,8 @@ def _size(path: Path) -> int:
 
 
 def _digest(path: Path) -> int:
-    digest = 0
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest = zlib.crc32(block, digest)
+    digest, block = 0, memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num := file.readinto(block):
+            digest = zlib.crc32(block[:num], digest)
     return digest

@@ -19,6 +19,7 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.folder import FolderTensors, weight_files
 from kvflow_jax.models.gguf import GgufFile
 from kvflow_jax.models.hf_tensors import NORM_OFFSETS, problems_of
+from kvflow_jax.models.hub import download, is_hub_name
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
 from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
@@ -122,7 +123,7 @@ def load_model(
     elif file := _gguf_file(path):
         model, params, tokenizer, version = _read_gguf(file, define, place, cache_dir, progress)
     else:
-        folder = path if path.is_dir() else _download(name_or_path)
+        folder = path if path.is_dir() else download(name_or_path)
         model, params, tokenizer, version = _read_folder(folder, define, place)
     return LoadedModel(model, params, tokenizer, name_or_path, version, shards)
 
@@ -173,12 +174,12 @@ def _read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
     path = Path(name_or_path).expanduser()
     if file := _gguf_file(path):
         return _shape_of(GgufFile(file))
-    if not path.is_dir() and not _is_hub_name(name_or_path):
+    if not path.is_dir() and not is_hub_name(name_or_path):
         raise ModelLoadError(
             f"no shape {name_or_path!r} for random weights; named shapes: {', '.join(SHAPES)}; "
             "or give a folder with a config.json, a .gguf file, or a Hugging Face Hub name"
         )
-    folder = path if path.is_dir() else _download(name_or_path, weights=False)
+    folder = path if path.is_dir() else download(name_or_path, weights=False)
     config = ModelConfig.from_hf(_read_json(folder / "config.json"))
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return config, None
@@ -270,30 +271,6 @@ def _read_folder(folder: Path, define: Define, place: Place) -> _Read:
     offset = NORM_OFFSETS.get(config.family, 0.0)
     params = place(model, NamedWeights(model, tensors, norm_offset=offset))
     return model, params, tokenizer, version_of(tensors.files)
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def _download(name: str, *, weights: bool = True) -> Path:
-    """A model of the Hugging Face Hub, by "owner/name"; kept in the Hub's own cache."""
-    if not _is_hub_name(name):
-        raise ModelLoadError(
-            f"no model {name!r}: give {embedded.NAME!r}, a folder that exists, "
-            "or a Hugging Face Hub name 'owner/name'"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] * weights)]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # network, authentication and lookup errors of several libraries
-        raise ModelLoadError(
-            f"{name!r} is no local folder and could not be downloaded from the Hugging Face Hub "
-            f"({type(error).__name__}: {error}); check the name and the network, log in with "
-            "`hf auth login` if it is gated, or give a folder"
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
