@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -194,21 +194,23 @@ def _shape_of(file: GgufFile) -> tuple[ModelConfig, Tokenizer]:
 
 
 def _read_embedded(define: Define, place: Place, cache_dir: Path, progress: bool) -> _Read:
+    @cache
+    def file() -> GgufFile:
+        return GgufFile(embedded.locate())  # which takes seconds: only if need be
+
     model = define(embedded.CONFIG)
     key = "embedded-" + embedded.SHA256  # with its tokenizer, which other files' have not
     params, path = CheckpointStore(cache_dir).restore_or_convert(
         model,
         key,
-        convert=lambda: _weights_of(GgufFile(embedded.locate()), model),
+        convert=lambda: _weights_of(file(), model),
         place=partial(place, model),
-        save_beside=lambda beside: (
-            GgufFile(embedded.locate()).tokenizer().save_pretrained(beside / "tokenizer")
-        ),
+        save_beside=lambda beside: file().tokenizer().save_pretrained(beside / "tokenizer"),
         progress=progress,
     )
     ends = model.config.eos_token_ids
     if not (path / "tokenizer").exists():  # it could not be kept
-        return model, params, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends), key
+        return model, params, Tokenizer(file().tokenizer(), ends), key
     return model, params, Tokenizer.from_folder(path / "tokenizer", ends), key
 
 

@@ -18,7 +18,7 @@ from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.sharding import Shards, column_runs
 from kvflow_jax.models.weights import Index, WeightSource
 
-PIECE_BYTES = 256 << 20  # of host memory, or one layer, on the way to a device with its own
+PIECE_BYTES = 64 << 20  # of host memory, or one layer, on the way to a device with its own
 
 
 def place(
@@ -111,23 +111,33 @@ class _Placing:
     bar: Any
 
     def place(self, leaf: _Leaf) -> jax.Array:
-        arrays = [array for part in leaf.parts for array in self._arrays(leaf, part)]
+        pieces = [list(part.pieces(leaf.spec.dtype.itemsize)) for part in leaf.parts]
+        if self.in_copies and leaf.layer is None and len(pieces[0]) > 1:
+            arrays = self._in_pieces(leaf, pieces)
+        else:
+            arrays = [array for part in leaf.parts for array in self._at_once(leaf, part)]
         if leaf.lies is None:
             return arrays[0]
         return jax.make_array_from_single_device_arrays(leaf.spec.shape, leaf.lies, arrays)
 
-    def _arrays(self, leaf: _Leaf, part: _Part) -> list[jax.Array]:
+    def _at_once(self, leaf: _Leaf, part: _Part) -> list[jax.Array]:
         """A part on each of its devices."""
-        pieces = list(part.pieces(leaf.spec.dtype.itemsize))
-        if not self.in_copies or leaf.layer is not None or len(pieces) == 1:
-            weight = self._read(leaf, part)
-            weight = self.model.pack(leaf.stacked, weight if leaf.layer is None else weight[0])
-            return self._put(weight, part)
-        arrays = [jnp.zeros(part.shape, leaf.spec.dtype, device=one) for one in part.devices]
-        for piece in pieces:
-            first = np.int32(piece.rows[0].start - part.rows[0].start)
-            sent = self._put(self._read(leaf, piece), piece)
-            arrays = [_lay(*both, first) for both in zip(arrays, sent, strict=True)]
+        weight = self._read(leaf, part)
+        weight = self.model.pack(leaf.stacked, weight if leaf.layer is None else weight[0])
+        return self._put(weight, part)
+
+    def _in_pieces(self, leaf: _Leaf, pieces: list[list[_Part]]) -> list[jax.Array]:
+        """All parts, which are alike, piece by piece: devices share tensors, read once then."""
+        arrays = [
+            jnp.zeros(part.shape, leaf.spec.dtype, device=device)
+            for part in leaf.parts
+            for device in part.devices
+        ]
+        first = 0
+        for of_parts in zip(*pieces, strict=True):
+            sent = [one for piece in of_parts for one in self._put(self._read(leaf, piece), piece)]
+            arrays = [_lay(*both, np.int32(first)) for both in zip(arrays, sent, strict=True)]
+            first += of_parts[0].shape[0]
         return arrays
 
     def _read(self, leaf: _Leaf, part: _Part) -> np.ndarray:
