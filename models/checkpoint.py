@@ -80,7 +80,7 @@ class CheckpointStore:
             try:
                 return place(KeptWeights(path, model)), path
             except TornCheckpointError as error:
-                log.warning("checkpoint %s is unreadable, building it again: %s", path, error)
+                log.warning("unreadable, building it again: %s", error)
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

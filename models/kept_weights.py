@@ -182,7 +182,7 @@ def _torn_if_it_fails(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # json, tensorstore and zarr each raise their own
-        raise TornCheckpointError(f"{path}: {error!r}; remove it") from error
+        raise TornCheckpointError(f"checkpoint {path}: {error!r}") from error
 
 
 @contextmanager
