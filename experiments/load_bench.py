@@ -3,7 +3,10 @@
     python -m experiments.load_bench --json FILE
 
 Each load runs in a process of its own. Peak memory is that of a made-up checkpoint of 1.7 GB,
-float32 in two shards, above what importing takes, over the checkpoint's size.
+float32 in two shards, above what importing takes, over the checkpoint's size; of ``folders`` over
+that of the weights in the model's dtype. A device with memory of its own is sent its weights in
+copies: the CPU is made to do so, too, and ``in_copies_host_ratio`` is what the process has at most
+beside the weights on the device.
 
 A folder is read anew at each start. Whether keeping what was made of it would pay is measured here:
 ``kept_speedup`` is the time of reading the folder over that of restoring, by Orbax, exactly what
@@ -30,14 +33,16 @@ import orbax.checkpoint as ocp
 
 from experiments.make_folder import FAMILIES, hf_weights, write_folder
 from experiments.measure import arguments, report
-from kvflow_jax.models import embedded
-from kvflow_jax.models.checkpoint import CHUNK_BYTES, checkpointer
+from kvflow_jax.models import embedded, placing
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.folder import FolderTensors
+from kvflow_jax.models.kept_weights import CHUNK_BYTES, checkpointer
 from kvflow_jax.models.loading import default_ops, load_model
 from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.native.ops import native_ops
 from kvflow_jax.models.sharding import Shards
 from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.models.weights import NamedWeights
 
 HF = FAMILIES["llama"] | {
     "vocab_size": 32_000,
@@ -71,22 +76,26 @@ def main() -> int:
         for dtype in ("float32", "bfloat16"):
             write_folder(place / dtype, HF, weights=hf_weights(HF, dtype=dtype), shards=2)
         nbytes = _bytes_of(place / "float32")
-        importing = _run("import", "", place)
+        importing = _run("import", "", place)["peak_bytes"]
         loading = _run("load", str(place / "float32"), place)
+        sent = _run("load", str(place / "float32"), place, in_copies=True)["peak_bytes"]
         figures = {
             "first_load_s": first["seconds"],
             "restore_s": restore_s,
             "restore_speedup": first["seconds"] / restore_s,
             "checkpoint_gb": nbytes / 1e9,
             "checkpoint_load_s": loading["seconds"],
-            "load_peak_ratio": (loading["peak_bytes"] - importing["peak_bytes"]) / nbytes,
-            "folders": [_kept(place, *case) for case in CASES],
+            "load_peak_ratio": (loading["peak_bytes"] - importing) / nbytes,
+            "in_copies_host_ratio": (sent - importing) / nbytes - 1,
+            "folders": [_kept(place, importing, *case) for case in CASES],
         }
     report(figures, TARGETS, options.json)
     return 0
 
 
-def _kept(place: Path, files: str, dtype: str, num_devices: int) -> dict[str, Any]:
+def _kept(
+    place: Path, importing: float, files: str, dtype: str, num_devices: int
+) -> dict[str, Any]:
     """A folder read anew, beside what was made of it restored."""
     folder, kept = place / files, place / "kept"
     case = {"dtype": dtype, "num_devices": num_devices}
@@ -96,14 +105,20 @@ def _kept(place: Path, files: str, dtype: str, num_devices: int) -> dict[str, An
     figures["kept_bytes_ratio"] = _bytes_of(kept) / _bytes_of(folder)
     for cache in ("warm", "cold"):
         times: dict[str, list[float]] = {"load": [], "restore": []}
+        peaks: dict[str, float] = {}
         for _ in range(REPEATS):
             for do, path in (("load", folder), ("restore", kept)):  # in turns: others use it too
                 if cache == "cold":
                     _forget(path)
-                times[do].append(_run(do, str(folder), place, **how)["seconds"])
+                done = _run(do, str(folder), place, **how)
+                times[do].append(done["seconds"])
+                peaks[do] = max(peaks.get(do, 0.0), done["peak_bytes"])
         load_s, restore_s = min(times["load"]), min(times["restore"])
         figures |= {f"load_{cache}_s": load_s, f"restore_{cache}_s": restore_s}
         figures[f"kept_speedup_{cache}"] = load_s / restore_s
+    figures["load_peak_ratio"] = (peaks["load"] - importing) / (
+        _bytes_of(folder) * np.dtype(dtype).itemsize / np.dtype(files).itemsize
+    )
     shutil.rmtree(kept)
     return figures
 
@@ -126,15 +141,18 @@ def _child(
     dtype: str = "float32",
     num_devices: int = 1,
     kept: str = "",
+    in_copies: bool = False,
 ) -> dict[str, float]:
     """What it takes, seconds, and the most memory this process has had, bytes."""
-    place = Path(cache_dir)
-    how: dict[str, Any] = {"dtype": dtype, "tensor_parallel": num_devices, "cache_dir": place}
+    cache = Path(cache_dir)
+    how: dict[str, Any] = {"dtype": dtype, "tensor_parallel": num_devices, "cache_dir": cache}
     jax.block_until_ready(jax.numpy.zeros(1))  # whatever starting the device takes
-    native_ops(embedded.CONFIG, "float32", place)  # and building the kernels
+    native_ops(embedded.CONFIG, "float32", cache)  # and building the kernels
     start = time.perf_counter()
     if do == "restore":
-        jax.block_until_ready(_restore(Path(model), Path(kept), dtype, num_devices, place))
+        jax.block_until_ready(_restore(Path(model), Path(kept), dtype, num_devices, cache))
+    elif in_copies:
+        jax.block_until_ready(_load_in_copies(Path(model), dtype))
     elif do != "import":
         loaded = load_model(model, **how, progress=False)
         jax.block_until_ready(loaded.params)
@@ -142,6 +160,13 @@ def _child(
         start = time.perf_counter()
         _keep(loaded.params, Path(kept))
     return {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes()}
+
+
+def _load_in_copies(folder: Path, dtype: str) -> Params:
+    """What ``load_model`` does where devices have memory of their own."""
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    model = Model.build(config, dtype)
+    return placing.place(model, NamedWeights(model, FolderTensors(folder)), in_copies=True)
 
 
 def _keep(params: Params, kept: Path) -> None:

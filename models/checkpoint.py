@@ -1,27 +1,43 @@
-"""Converted weights kept in the user's cache folder, so that later starts only restore them."""
+"""Converted weights kept in the user's cache folder, so that later starts only restore them.
+
+    <cache>/models/<content>-v<FORMAT>-<dtype>/
+        weights/ends, weights/layers.0, ...   an Orbax checkpoint each, written one after the other
+        tokenizer/                            what goes with them
+        complete.json                         size and digest of every file; written last
+
+A kill leaves a stray folder, never a torn checkpoint: it is written beside and renamed.
+"""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-
-from kvflow_jax.models.model import Model
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.kept_weights import (
+    COMPLETE_FILE,
+    FORMAT,
+    KeptWeights,
+    TornCheckpointError,
+    seal,
+    sync,
+    write_weights,
+)
+from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.weights import WeightSource
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it when names, shapes or meaning of stacked weights change
-CHUNK_BYTES = 16 << 20  # chunks are read in parallel
-COMPLETE_FILE = "complete.json"  # written last, holds what a restore must find
+LOCK_FILE = "writing.lock"  # held as long as a stray folder has a writer
+STRAY_S = 24 * 3600.0  # age of one whose writer cannot be asked
 
 
 def default_cache_dir() -> Path:
@@ -38,113 +54,105 @@ class CheckpointStore:
     def path(self, key: str, dtype: str) -> Path:
         return self.cache_dir / "models" / f"{key[:25]}-v{FORMAT}-{dtype}"
 
-    def restore_or_build(
+    def restore_or_convert(
         self,
         model: Model,
         key: str,
-        build: Callable[[], dict[str, np.ndarray]],
+        convert: Callable[[], WeightSource],
+        place: Callable[[WeightSource], Params],
         save_beside: Callable[[Path], None] = lambda folder: None,
-    ) -> tuple[dict[str, np.ndarray], Path]:
-        """Stacked weights and the checkpoint's folder; builds and keeps them if need be.
+        *,
+        progress: bool = False,
+    ) -> tuple[Params, Path]:
+        """Weights where they are to lie, and the checkpoint's folder; keeps them if need be.
 
         Args:
-            key: names what it was converted from, by its content.
-            build: reads and converts the weights.
+            key: names what they are converted from, by its content.
+            convert: opens that.
+            place: reads weights from what is kept, or from what it is converted from.
             save_beside: writes the files that go with them (the tokenizer) into a folder.
+
+        Raises:
+            ModelLoadError: what they are converted from does not fit the model.
         """
         path = self.path(key, model.dtype)
         if path.exists():
             try:
-                return _restore(path, model), path
-            except Exception as error:  # orbax, tensorstore and zarr each raise their own
-                log.warning("checkpoint %s is unreadable, building it again: %r", path, error)
+                return place(KeptWeights(path, model)), path
+            except TornCheckpointError as error:
+                log.warning("unreadable, building it again: %s", error)
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
-        weights = build()
-        needed = 2 * sum(weight.nbytes for weight in weights.values())  # and as much is left free
+        source = convert()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(path.parent).free < needed:
-                raise OSError(f"{path.parent} has too little room")
-            _save(path, weights, save_beside)
+            self._keep(path, model, source, save_beside, progress)
+            kept: WeightSource = KeptWeights(path, model)
             log.info("converted weights are kept as %s", path)
+        except ModelLoadError:
+            raise
         except Exception as error:  # the disk, in whatever words of orbax: the model runs without
             log.warning("converted weights are not kept: %s", error)
-        return weights, path
+            kept = source
+        return place(kept), path
 
-
-def _save(
-    path: Path, weights: Mapping[str, np.ndarray], save_beside: Callable[[Path], None]
-) -> None:
-    """Write beside ``path``, then rename: a kill leaves a stray folder, never a torn checkpoint."""
-    import orbax.checkpoint as ocp
-
-    temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
-    try:
-        with checkpointer() as orbax:
-            chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
-            orbax.save(
-                temporary / "weights", args=ocp.args.PyTreeSave(dict(weights), save_args=chunked)
-            )
-        save_beside(temporary)
-        complete = {"weights": _signature(weights), "files": _file_sizes(temporary)}
-        (temporary / COMPLETE_FILE).write_text(json.dumps(complete))
+    def _keep(
+        self,
+        path: Path,
+        model: Model,
+        source: WeightSource,
+        save_beside: Callable[[Path], None],
+        progress: bool,
+    ) -> None:
+        folder = path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        specs = model.stacked_specs.values()
+        needed = 2 * sum(spec.size * spec.dtype.itemsize for spec in specs)  # half is left free
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(f"{folder} has too little room")
+        temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=folder))
         try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.exists():
-                raise
-            log.info("another process wrote %s meanwhile", path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            with _locked(temporary / LOCK_FILE):
+                write_weights(temporary, model, source, progress=progress)
+                save_beside(temporary)
+            seal(temporary, model)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if not (path / COMPLETE_FILE).exists():
+                    raise
+                log.info("another process wrote %s meanwhile", path)
+            sync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _restore(path: Path, model: Model) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    expected = _signature(model.stacked_specs)
-    complete = json.loads((path / COMPLETE_FILE).read_text())
-    if complete["weights"] != expected:
-        raise ValueError(f"expected {expected}, found {complete['weights']}")
-    if complete["files"] != (found := _file_sizes(path)):
-        torn = {name for name, _ in complete["files"].items() ^ found.items()}
-        raise ValueError(f"missing or of the wrong size: {', '.join(sorted(torn))}")
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
-    with checkpointer() as orbax:
-        weights: dict[str, np.ndarray] = orbax.restore(
-            path / "weights", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-        )
-    if _signature(weights) != expected:
-        raise ValueError(f"expected {expected}, found {_signature(weights)}")
-    return weights
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A lock that ends with this process, however that ends."""
+    with path.open("w") as file:
+        with suppress(OSError):  # some network file systems have none: there age decides
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    path.unlink()
 
 
-def _signature(weights: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{w.dtype}{list(w.shape)}" for name, w in sorted(weights.items())}
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes were writing."""
+    for stray in folder.glob("*.tmp-*"):
+        if _is_abandoned(stray):
+            log.info("removing %s, which nobody writes any more", stray)
+            shutil.rmtree(stray, ignore_errors=True)
 
 
-def _file_sizes(path: Path) -> dict[str, int]:
-    """Bytes of every file: what a torn checkpoint cannot match, found before orbax reads it."""
-    files = (file for file in path.rglob("*") if file.is_file() and file.name != COMPLETE_FILE)
-    return {str(file.relative_to(path)): file.stat().st_size for file in files}
-
-
-def checkpointer() -> Any:
-    """Orbax, set to how checkpoints are written and read."""
-    import orbax.checkpoint as ocp
-
-    # Processes that share a model keep a checkpoint each, by themselves: they may start with
-    # another's, or on a machine that has none.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"process-{jax.process_index()}",
-    )
-    # One process, few large arrays: plain files restore faster than the OCDBT store, and packing
-    # float32 weights takes ten times as long as writing them.
-    handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False, use_compression=False, multiprocessing_options=alone
-    )
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+def _is_abandoned(stray: Path) -> bool:
+    with suppress(OSError):  # it holds no lock, or was renamed or removed meanwhile
+        with (stray / LOCK_FILE).open() as file, suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+    with suppress(OSError):
+        return time.time() - stray.stat().st_mtime > STRAY_S
+    return False

@@ -50,7 +50,7 @@ class ModelConfig:
     """Sizes and constants of a decoder-only transformer. Lengths are in tokens.
 
     Attributes:
-        family: names the tensors of its files, see models/weights.py; all else is in the fields.
+        family: names the tensors of its files, see models/hf_tensors.py; all else is in the fields.
         dtype: that its files say its weights were saved in; "" where they say nothing.
         qk_norm: whether each head's query and key are normed before RoPE.
         out_norms: whether what attention and MLP give is normed before it is added (Gemma).

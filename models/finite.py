@@ -11,8 +11,8 @@ import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.hf_tensors import names_of
 from kvflow_jax.models.model import LAYERS, Params
-from kvflow_jax.models.weights import names_of
 
 _BLOCK = 1 << 18  # numbers that stay in the processor's cache between two looks
 

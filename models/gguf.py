@@ -1,12 +1,11 @@
 """Models in llama.cpp's file format: config, weights and tokenizer of one .gguf file.
 
 A file's fields are put under Hugging Face's names and read as a config.json is, so both are checked
-by the same eyes; its tensors are dequantised as they are read (package ``gguf``).
+by the same eyes (package ``gguf``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.gguf_tensors import ROPE_FACTORS, GgufTensors
 from kvflow_jax.models.gguf_tokenizer import build_tokenizer
-from kvflow_jax.models.model import Model
-from kvflow_jax.models.weights import StackedWeights
 
 # general.architecture -> the architecture of a config.json. Mistral comes as llama.
 ARCHITECTURES = {
@@ -55,44 +53,6 @@ _OPTIONAL = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
-
-# GGUF tensor without its ".weight" or ".bias", "blk.<layer>." before it -> Hugging Face name
-_OUTER_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_gate_inp": "mlp.gate",
-}
-_NAMES_OF = {
-    "gemma3": {
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_attention_norm": "post_attention_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-    "phi3": {"ffn_up": "mlp.gate_up_proj"},
-}
-_EXPERT_NAMES = {
-    "ffn_gate_exps": "gate_proj",
-    "ffn_up_exps": "up_proj",
-    "ffn_down_exps": "down_proj",
-}
-
-# What llama.cpp divides RoPE's frequencies by: read into the config, no weights.
-_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 _GEMMA3_27B_LAYERS = 62  # whose query scalar llama.cpp knows by its depth, the file does not say it
 
@@ -191,21 +151,9 @@ class GgufFile:
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path}, its fields under their names of {error}") from error
 
-    def weights(self, model: Model, *, progress: bool = False) -> dict[str, np.ndarray]:
-        """Dequantised weights, stacked, in the model's dtype.
-
-        Raises:
-            ModelLoadError: listing every missing, misshapen or unexpected tensor.
-        """
-        from tqdm import tqdm
-
-        weights = StackedWeights(model, str(self.path))
-        bar = tqdm(self._tensors.values(), desc="Dequantising", disable=not progress)
-        for tensor in bar:
-            if tensor.name not in _ROPE_FACTORS:
-                for key, array in self._read(tensor, model.config):
-                    weights.put(key, array)
-        return weights.arrays()
+    def tensors(self, config: ModelConfig) -> GgufTensors:
+        """Its tensors, as those of a checkpoint of this config."""
+        return GgufTensors(self.path, self._tensors.values(), str(self.architecture), config)
 
     def tokenizer(self) -> Any:
         """The file's tokenizer, a transformers PreTrainedTokenizerFast.
@@ -235,7 +183,7 @@ class GgufFile:
         return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        factors = [self._factors(name) for name in _ROPE_FACTORS]
+        factors = [self._factors(name) for name in ROPE_FACTORS]
         if factors[0] is not None:  # llama3's scaling, worked out by the converter
             own = {"long_factor": factors[0], "short_factor": factors[0], "attention_factor": 1.0}
             return {"rope_type": "longrope", **own}
@@ -252,34 +200,7 @@ class GgufFile:
         tensor = self._tensors.get(name)
         return None if tensor is None else [float(factor) for factor in tensor.data]
 
-    def _read(self, tensor: Any, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-        """A tensor under its Hugging Face name; experts, which lie together, one by one."""
-        from gguf.quants import dequantize
-
-        stem, _, kind = tensor.name.rpartition(".")
-        if not stem.startswith("blk."):
-            name = f"{_OUTER_NAMES.get(stem, stem)}.{kind}"
-            yield name, dequantize(tensor.data, tensor.tensor_type)
-            return
-        _, layer, part = stem.split(".", 2)
-        if part in _EXPERT_NAMES:
-            for e, expert in enumerate(tensor.data):
-                name = f"model.layers.{layer}.mlp.experts.{e}.{_EXPERT_NAMES[part]}.{kind}"
-                yield name, dequantize(expert, tensor.tensor_type)
-            return
-        array = dequantize(tensor.data, tensor.tensor_type)
-        if self.architecture == "llama" and part in ("attn_q", "attn_k"):
-            array = _half_split_rows(array, config.head_dim)
-        names = _LAYER_NAMES | _NAMES_OF.get(config.family, {})
-        yield f"model.layers.{layer}.{names.get(part, part)}.{kind}", array
-
 
 def _decimal(value: float) -> float:
     """What was meant by a float32: 1e-5, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
-
-
-def _half_split_rows(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """Undo GGUF's order of Llama's Q and K rows: it interleaves the halves that RoPE pairs."""
-    pairs = weight.reshape(-1, head_dim // 2, 2, *weight.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -7,35 +7,40 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
-from kvflow_jax.models import embedded
+from kvflow_jax.models import embedded, placing
 from kvflow_jax.models.checkpoint import CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.finding import download, find_local, is_hub_name, quoted
 from kvflow_jax.models.finite import check_finite
+from kvflow_jax.models.folder import FolderTensors, weight_files
 from kvflow_jax.models.gguf import GgufFile
+from kvflow_jax.models.hf_tensors import NORM_OFFSETS, problems_of
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import Case
 from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
-from kvflow_jax.models.model import Model, Params, StackedParams
+from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.native.ops import native_ops
 from kvflow_jax.models.ops import Ops, XlaOps
+from kvflow_jax.models.random_params import random_params
 from kvflow_jax.models.shapes import SHAPES
 from kvflow_jax.models.sharding import Shards, shard_of
 from kvflow_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer
 from kvflow_jax.models.version import version_of
-from kvflow_jax.models.weights import check_headers, read_folder, weight_files
+from kvflow_jax.models.weights import NamedWeights, WeightSource
 
 log = logging.getLogger(__name__)
 
 Define = Callable[[ModelConfig], Model]
-_Read = tuple[Model, StackedParams, Tokenizer, str]  # what files give, and their version
+Place = Callable[[Model, WeightSource], Params]
+_Read = tuple[Model, Params, Tokenizer, str]  # what files give, and their version
 
 
 @dataclass(frozen=True)
@@ -118,21 +123,20 @@ def load_model(
         agree(model)
         return model
 
-    def place(model: Model, weights: StackedParams) -> Params:
-        return model.place(weights) if shards is None else shards.place(model, weights)
+    def place(model: Model, source: WeightSource) -> Params:
+        return placing.place(model, source, shards, progress=progress)
 
     if random_weights:
         config, tokenizer = _read_shape(name_or_path)
         model = define(config)
-        params = model.init(seed) if shards is None else shards.init(model, seed)
+        params = random_params(model, seed, shards)
         return LoadedModel(model, params, tokenizer, name_or_path, f"random-{seed}", shards)
     if name_or_path == embedded.NAME:
-        model, weights, tokenizer, version = _read_embedded(define, cache_dir, progress)
+        model, params, tokenizer, version = _read_embedded(define, place, cache_dir, progress)
     elif (path := find_local(name_or_path) or download(name_or_path)).is_dir():
-        model, weights, tokenizer, version = _read_folder(path, define, progress)
+        model, params, tokenizer, version = _read_folder(path, define, place)
     else:
-        model, weights, tokenizer, version = _read_gguf(path, define, cache_dir, progress)
-    params = place(model, weights)
+        model, params, tokenizer, version = _read_gguf(path, define, place, cache_dir, progress)
     check_finite(params, model.config, name_or_path)
     return LoadedModel(model, params, tokenizer, name_or_path, version, shards)
 
@@ -220,37 +224,49 @@ def _shape_of(file: GgufFile) -> tuple[ModelConfig, Tokenizer]:
     return config.with_eos(tokenizer.eos_token_ids), tokenizer
 
 
-def _read_embedded(define: Define, cache_dir: Path, progress: bool) -> _Read:
+def _read_embedded(define: Define, place: Place, cache_dir: Path, progress: bool) -> _Read:
+    @cache
+    def file() -> GgufFile:
+        return GgufFile(embedded.locate())  # which takes seconds: only if need be
+
     model = define(embedded.CONFIG)
     key = "embedded-" + embedded.SHA256  # with its tokenizer, which other files' have not
-    weights, path = CheckpointStore(cache_dir).restore_or_build(
+    params, path = CheckpointStore(cache_dir).restore_or_convert(
         model,
         key,
-        build=lambda: GgufFile(embedded.locate()).weights(model, progress=progress),
-        save_beside=lambda beside: (
-            GgufFile(embedded.locate()).tokenizer().save_pretrained(beside / "tokenizer")
-        ),
+        convert=lambda: _weights_of(file(), model),
+        place=partial(place, model),
+        save_beside=lambda beside: file().tokenizer().save_pretrained(beside / "tokenizer"),
+        progress=progress,
     )
     ends = model.config.eos_token_ids
     if not (path / "tokenizer").exists():  # it could not be kept
-        return model, weights, Tokenizer(GgufFile(embedded.locate()).tokenizer(), ends), key
-    return model, weights, Tokenizer.from_folder(path / "tokenizer", ends), key
+        return model, params, Tokenizer(file().tokenizer(), ends), key
+    return model, params, Tokenizer.from_folder(path / "tokenizer", ends), key
 
 
-def _read_gguf(path: Path, define: Define, cache_dir: Path, progress: bool) -> _Read:
+def _weights_of(file: GgufFile, model: Model) -> NamedWeights:
+    return NamedWeights(model, file.tensors(model.config))
+
+
+def _read_gguf(path: Path, define: Define, place: Place, cache_dir: Path, progress: bool) -> _Read:
     """Dequantised once and kept: that takes minutes where reading the result takes seconds."""
     file = GgufFile(path)
     config, tokenizer = _shape_of(file)
     model = define(config)
     with path.open("rb") as content:
         key = hashlib.file_digest(content, "sha256").hexdigest()
-    weights, _ = CheckpointStore(cache_dir).restore_or_build(
-        model, key, build=lambda: file.weights(model, progress=progress)
+    params, _ = CheckpointStore(cache_dir).restore_or_convert(
+        model,
+        key,
+        convert=lambda: _weights_of(file, model),
+        place=partial(place, model),
+        progress=progress,
     )
-    return model, weights, tokenizer, key
+    return model, params, tokenizer, key
 
 
-def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
+def _read_folder(folder: Path, define: Define, place: Place) -> _Read:
     problems: list[str] = []
     config = tokenizer = None
     try:
@@ -265,11 +281,14 @@ def _read_folder(folder: Path, define: Define, progress: bool) -> _Read:
         if config is None:
             weight_files(folder, problems)
         else:
-            problems += check_headers(Model.build(config), folder).every_problem()
+            tensors = FolderTensors(folder)
+            problems += tensors.problems + problems_of(Model.build(config), tensors.headers)
         raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
     model = define(config.with_eos(tokenizer.eos_token_ids))
-    weights = read_folder(model, folder, progress=progress)
-    return model, weights, tokenizer, version_of(weight_files(folder, problems))
+    tensors = FolderTensors(folder)
+    offset = NORM_OFFSETS.get(config.family, 0.0)
+    params = place(model, NamedWeights(model, tensors, norm_offset=offset))
+    return model, params, tokenizer, version_of(tensors.files)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What memory is free, on devices and on the host; and host memory that is given back in parts."""
+"""What memory is free, on devices and on the host; and host memory that a device can use."""
 
 from __future__ import annotations
 
@@ -64,25 +64,10 @@ class FreeMemory:
         return cls(min(on_devices, default=None), least * len(hosts))
 
 
-def returnable_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Host memory of its own, aligned to pages: XLA's CPU client uses it in place."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
     memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, nbytes).view(dtype).reshape(shape)
-
-
-def give_back(part: np.ndarray) -> None:
-    """Nobody reads a contiguous part of such memory again. Of other memory nothing happens."""
-    base: object = part
-    while isinstance(base, np.ndarray):
-        base = base.base
-    base = base.obj if isinstance(base, memoryview) else base
-    if not isinstance(base, mmap.mmap) or not part.flags.c_contiguous:
-        return
-    start = part.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from kvflow_jax.cache.pool import KVPool
@@ -18,12 +17,10 @@ from kvflow_jax.models.attention import Rows
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.decoder import DecoderLayer, Ends
 from kvflow_jax.models.dtypes import AUTO, DTYPES
-from kvflow_jax.models.memory import give_back
 from kvflow_jax.models.ops import XLA, Ops
 from kvflow_jax.models.rope import Angles
 
 Params = dict[str, jax.Array]  # dotted name -> weight, as ``Model.specs`` says
-StackedParams = dict[str, np.ndarray]  # the same, weights of layers as [num_layers, ...]
 Leaves = list[jax.Array]  # weights of one part of the model, in its own order
 Specs = dict[str, jax.ShapeDtypeStruct]
 
@@ -47,7 +44,7 @@ class Model:
     dtype: str
     ops: Ops
     specs: Specs  # what ``params`` must be
-    stacked_specs: Specs  # what ``place`` takes
+    stacked_specs: Specs  # what files and checkpoints hold
     _ends: _Part
     _layer: _Part
 
@@ -90,32 +87,31 @@ class Model:
             }
         return cls(config, dtype, ops, specs, stacked_specs, ends, layer)
 
-    def init(self, seed: int = 0) -> Params:
-        """Random weights, made on the device; the same whatever the ``ops``."""
-        params: Params = jax.jit(self.make)(jax.random.key(seed))
-        return params
+    def make_ends(self, key: jax.Array) -> Params:
+        """Random weights before and after the layers, plain, under their names."""
+        ends = _Part.of(self._ends.kind, self.config, self.dtype, XLA)
+        return dict(zip(ends.specs, ends.init(self.config, self.dtype, key), strict=True))
 
-    def make(self, key: jax.Array) -> Params:
-        """What ``init`` compiles."""
-        ends, layer = (
-            _Part.of(part.kind, self.config, self.dtype, XLA) for part in (self._ends, self._layer)
-        )
-        ends_key, layers_key = jax.random.split(key)
-        layer_keys = jax.random.split(layers_key, self.config.num_layers)
-        stacked = jax.vmap(partial(layer.init, self.config, self.dtype))(layer_keys)
-        leaves = {LAYERS + name: leaf for name, leaf in zip(layer.specs, stacked, strict=True)}
-        outer = ends.init(self.config, self.dtype, ends_key)
-        return dict(self.arrange(dict(zip(ends.specs, outer, strict=True)) | leaves))
+    def make_layer(self, key: jax.Array) -> Params:
+        """Random weights of one layer, plain, under their names within it."""
+        layer = _Part.of(self._layer.kind, self.config, self.dtype, XLA)
+        return dict(zip(layer.specs, layer.init(self.config, self.dtype, key), strict=True))
 
-    def place(self, stacked: StackedParams) -> Params:
-        """Put weights on the default device, in the form ``forward`` takes.
+    def leaves(self, name: str) -> list[tuple[str, int | None]]:
+        """Under which names ``params`` hold a stacked weight, each with its layer; None: all."""
+        if name in self.specs:
+            return [(name, None)]
+        rest = name.removeprefix(LAYERS)
+        return [(f"{LAYERS}{i}.{rest}", i) for i in range(self.config.num_layers)]
 
-        A CPU device may keep using the memory of ``stacked``: do not write to it afterwards. Its
-        entries are taken out as they are placed, so that a packed copy does not double them all.
-        """
-        return {
-            name: jax.device_put(weight, may_alias=True) for name, weight in self.arrange(stacked)
-        }
+    def pack(self, name: str, weight: Any) -> Any:
+        """A leaf of a stacked weight, numpy or jax, in the form that ``ops`` want it in."""
+        if not name.startswith(LAYERS):
+            # Matrices outside the layers are tables.
+            return self.ops.pack_table(weight) if weight.ndim == 2 else weight
+        # Vectors stay stacked, and experts have a matrix each: these stay as they are.
+        is_matrix = weight.ndim == 2 and name not in self.specs
+        return self.ops.pack(weight) if is_matrix else weight
 
     def forward(
         self,
@@ -220,24 +216,6 @@ class Model:
         """Logits, f32[n, vocab_size], of hidden states [n, hidden_size] after the last layer."""
         logits: jax.Array = self._ends.merge(ends).logits(hidden)
         return logits
-
-    def arrange(self, stacked: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Plain stacked weights, taken out one by one, as this model's ``ops`` want them."""
-        for name in list(stacked):
-            weight = stacked.pop(name)
-            if not name.startswith(LAYERS):
-                # Matrices outside the layers are tables.
-                yield name, self.ops.pack_table(weight) if weight.ndim == 2 else weight
-            elif not self.unroll or weight.ndim == 2:
-                yield name, weight
-            else:
-                rest, is_matrix = name.removeprefix(LAYERS), weight.ndim == 3
-                for i in range(self.config.num_layers):
-                    # Experts have a matrix each: these stay as they are.
-                    own = self.ops.pack(weight[i]) if is_matrix else weight[i]
-                    if isinstance(own, np.ndarray) and not np.may_share_memory(own, weight):
-                        give_back(weight[i])  # or the model would be there twice at the end
-                    yield f"{LAYERS}{i}.{rest}", own
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions

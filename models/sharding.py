@@ -6,14 +6,14 @@
 A device runs the code of the model as a smaller model, with its share of the heads and of the MLP
 (``shard_of``), inside one ``shard_map`` over the whole step: nothing is moved but what the two sums
 of a layer, the embeddings and the logits need. Columns of fused projections are laid out by device
-when weights are placed (``arranged``), so that a cut in equal parts gives each its q, k and v. The
-pool is cut by KV heads, which stand in it as pairs; all else is on every device.
+(``column_runs``), so that a cut in equal parts gives each its q, k and v. The pool is cut by KV
+heads, which stand in it as pairs; all else is on every device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XlaOps
 
 AXIS = "shard"
@@ -78,24 +78,35 @@ def weight_spec(name: str, num_axes: int) -> PartitionSpec:
     return WHOLE
 
 
-def arranged(name: str, weight: Any, config: ModelConfig, num_shards: int) -> Any:
-    """A weight [..., out], numpy or jax; the columns of fused projections are grouped by device."""
-    heads, kv_heads = (
-        n * config.head_dim // num_shards for n in (config.num_heads, config.num_kv_heads)
-    )
+def column_runs(
+    name: str, width: int, config: ModelConfig, num_shards: int
+) -> list[list[slice]] | None:
+    """Of each device, the runs of a plain weight's columns that stand side by side in its part.
+
+    None for all but fused projections: there the columns of a part are one run, or all.
+    """
     if ".qkv_proj." in name:
-        widths = [heads, kv_heads, kv_heads]
+        q, kv = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        ends = [0, q, q + kv, q + 2 * kv]
     elif ".gate_up_proj." in name:
-        widths = [weight.shape[-1] // 2 // num_shards] * 2
+        ends = [0, width // 2, width]
     else:
-        return weight
-    xp = np if isinstance(weight, np.ndarray) else jnp
-    ends = np.cumsum([num_shards * width for width in widths])[:-1]
-    parts = [
-        part.reshape(*weight.shape[:-1], num_shards, width)
-        for part, width in zip(xp.split(weight, ends, axis=-1), widths, strict=True)
+        return None
+    return [
+        [
+            slice(start + (end - start) // num_shards * i, start + (end - start) // num_shards * j)
+            for start, end in pairwise(ends)
+        ]
+        for i, j in pairwise(range(num_shards + 1))
     ]
-    return xp.concatenate(parts, axis=-1).reshape(weight.shape)
+
+
+def arranged(name: str, weight: jax.Array, config: ModelConfig, num_shards: int) -> jax.Array:
+    """A plain weight [..., out] with the columns of fused projections grouped by device."""
+    runs = column_runs(name, weight.shape[-1], config, num_shards)
+    if runs is None:
+        return weight
+    return jnp.concatenate([weight[..., run] for own in runs for run in own], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -174,27 +185,3 @@ class Shards:
             name: self.where(weight_spec(name, len(spec.shape)))
             for name, spec in model.specs.items()
         }
-
-    def place(self, model: Model, stacked: dict[str, np.ndarray]) -> Params:
-        """Put weights on the devices; entries of ``stacked`` are taken out as they are placed."""
-        where = self.weights(model)
-
-        def put(name: str, weight: np.ndarray) -> jax.Array:
-            weight = arranged(name, weight, model.config, self.num)
-            # Only this process's parts: the others put their own.
-            return jax.make_array_from_callback(weight.shape, where[name], weight.__getitem__)
-
-        return {name: put(name, weight) for name, weight in model.arrange(stacked)}
-
-    def init(self, model: Model, seed: int) -> Params:
-        """Random weights, those of ``model.init``, each part made where it is to lie."""
-
-        def make(key: jax.Array) -> Params:
-            weights: Mapping[str, jax.Array] = model.make(key)
-            return {
-                name: arranged(name, weight, model.config, self.num)
-                for name, weight in weights.items()
-            }
-
-        made: Params = jax.jit(make, out_shardings=self.weights(model))(jax.random.key(seed))
-        return made

@@ -19,6 +19,7 @@ import numpy as np
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import Rows, window_of
 from kvflow_jax.models.config import AttentionKind, ModelConfig
+from kvflow_jax.models.memory import aligned_empty
 from kvflow_jax.models.native.build import register
 from kvflow_jax.models.ragged import ragged_blocks
 
@@ -41,7 +42,7 @@ class NativeOps:
         if not isinstance(weight, np.ndarray):
             weight = jnp.pad(weight, ((0, 0), (0, -num_out % PANEL)))
             return weight.reshape(num_in, -1, PANEL).swapaxes(0, 1)
-        panels = np.empty(self.packed_shape(num_in, num_out), weight.dtype)
+        panels = aligned_empty(self.packed_shape(num_in, num_out), weight.dtype)
         whole = weight[:, : full * PANEL].reshape(num_in, full, PANEL)
         panels[:full] = whole.swapaxes(0, 1)
         if rest:

@@ -16,6 +16,7 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.native import build
 from kvflow_jax.models.native.ops import NATIVE
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.random_params import random_params
 from kvflow_jax.protocols import WallClock
 from kvflow_jax.runner import ModelRunner
 from kvflow_jax.sampling import SamplingParams
@@ -47,7 +48,9 @@ def runner(request):
     ):
         pytest.skip("needs a CPU and a C++ compiler")
     model = Model.build(CONFIG, ops=request.param)
-    runner = ModelRunner(model, model.init(seed=5), POOL, SHAPES, extent_sizes=TIERED.extent_sizes)
+    runner = ModelRunner(
+        model, random_params(model, seed=5), POOL, SHAPES, extent_sizes=TIERED.extent_sizes
+    )
     runner.warm_up()
     return runner
 

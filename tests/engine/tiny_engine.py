@@ -15,6 +15,7 @@ from kvflow_jax.config import EngineSizes
 from kvflow_jax.engine import Engine
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.random_params import random_params
 from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.protocols import NoTransfers, WallClock
 from kvflow_jax.runner import ModelRunner
@@ -56,7 +57,7 @@ class TinyModel:
 
     def __init__(self) -> None:
         self.model = Model.build(CONFIG)
-        self.params = self.model.init(seed=3)
+        self.params = random_params(self.model, seed=3)
         self.runner = ModelRunner(
             self.model, self.params, RUNNER_POOL, SHAPES, extent_sizes=EXTENTS
         )

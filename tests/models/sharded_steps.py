@@ -17,6 +17,7 @@ from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.models import sharding
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.random_params import random_params
 from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.step import DeviceState, run_step
 
@@ -63,7 +64,7 @@ def batches():
 
 def main():
     whole = Model.build(CONFIG)
-    params = whole.init(seed=1)
+    params = random_params(whole, seed=1)
     keys = jax.random.split(jax.random.key(2), len(params))
     params = {
         name: jax.random.normal(key, weight.shape) if name.endswith("bias") else 8 * weight

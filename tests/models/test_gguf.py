@@ -16,7 +16,9 @@ from kvflow_jax.models.gguf import TYPES, GgufFile  # noqa: E402
 from kvflow_jax.models.loading import load_model  # noqa: E402
 from kvflow_jax.models.model import Model  # noqa: E402
 from kvflow_jax.models.ops import XLA  # noqa: E402
+from kvflow_jax.models.weights import NamedWeights  # noqa: E402
 from tests.models import tiny, tiny_gguf  # noqa: E402
+from tests.models.sources import read_all  # noqa: E402
 
 # Of which files do not say all: llama.cpp computes these without windows.
 UNSAID = ("mistral-window", "qwen2-late-windows-yarn", "qwen3-moe-unnormalised")
@@ -26,6 +28,11 @@ TOKENS = tiny.prompt_tokens(48)
 def logits_of(path, **how) -> np.ndarray:
     loaded = load_model(str(path), cache_dir=path.parent, ops=XLA, progress=False, **how)
     return tiny.Sequence(loaded.model, loaded.params, len(TOKENS)).feed(TOKENS)
+
+
+def weights_of(file):
+    model = Model.build(file.config())
+    return read_all(model, NamedWeights(model, file.tensors(model.config)))
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.CONFIGS if name not in UNSAID])
@@ -107,7 +114,7 @@ def test_types(name, tmp_path):
         for key, tensor in tiny_gguf.tensors_of(WIDE).items()
     }
     file = GgufFile(tiny_gguf.write(tmp_path / "model.gguf", WIDE, tensors=tensors))
-    stacked = file.weights(Model.build(file.config()))
+    stacked = weights_of(file)
     for ours, theirs in (
         (stacked["embed.weight"], "token_embd.weight"),
         (stacked["lm_head.weight"], "output.weight"),
@@ -127,7 +134,7 @@ def test_experts_are_dequantised_one_by_one(tmp_path):
         if "_exps" in name:
             tensors[name] = (gguf.quants.quantize(tensor, of_type), of_type)
     file = GgufFile(tiny_gguf.write(tmp_path / "model.gguf", hf, tensors=tensors))
-    down = file.weights(Model.build(file.config()))["layers.mlp.down_proj.weight"][1]
+    down = weights_of(file)["layers.mlp.down_proj.weight"][1]
     expected = gguf.quants.dequantize(*tensors["blk.1.ffn_down_exps.weight"])
     np.testing.assert_array_equal(down.swapaxes(1, 2), expected)
 
@@ -233,7 +240,7 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
 def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):
     path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
     first = load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
-    monkeypatch.setattr(GgufFile, "weights", None)
+    monkeypatch.setattr(GgufFile, "tensors", None)
     second = load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
     for name, weight in first.params.items():
         np.testing.assert_array_equal(second.params[name], weight)
@@ -243,7 +250,7 @@ def test_random_weights_of_a_file(tmp_path, monkeypatch):
     """Its shape and its tokenizer, whatever its tensors hold."""
     path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["gemma3"])
     loaded = load_model(str(path), cache_dir=tmp_path / "cache", progress=False)
-    monkeypatch.setattr(GgufFile, "weights", None)
+    monkeypatch.setattr(GgufFile, "tensors", None)
     for name in (path, path.parent):
         made_up = load_model(str(name), cache_dir=tmp_path / "cache", random_weights=True)
         assert made_up.config == loaded.config

@@ -17,6 +17,7 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.native import build
 from kvflow_jax.models.native.ops import NATIVE
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.random_params import random_params
 from tests.models import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -223,7 +224,7 @@ def test_models_equal_xlas(name):
     logits = []
     for ops in (XLA, NATIVE):
         model = Model.build(config, ops=ops)
-        sequence = tiny.Sequence(model, model.init(seed=3), 60)
+        sequence = tiny.Sequence(model, random_params(model, seed=3), 60)
         logits.append(np.concatenate([sequence.feed(tokens, 48), sequence.feed([5])]))
     np.testing.assert_allclose(*logits, atol=1e-4)
 

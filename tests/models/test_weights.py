@@ -8,9 +8,10 @@ from safetensors.numpy import save_file
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.folder import FolderTensors
 from kvflow_jax.models.model import Model
-from kvflow_jax.models.weights import read_folder
 from tests.models import tiny
+from tests.models.sources import folder_weights, read_all, read_folder
 
 HF = tiny.CONFIGS["tied-gqa"]
 WEIGHTS = tiny.hf_weights(HF)
@@ -72,7 +73,7 @@ def test_every_problem_is_listed_at_once(tmp_path):
 
 def test_a_folder_is_refused_before_a_weight_is_read(tmp_path, monkeypatch):
     folder = tiny.write_folder(tmp_path / "m", weights=WEIGHTS | {"extra": np.zeros(1, np.float32)})
-    monkeypatch.setattr("kvflow_jax.models.weights._tensors", pytest.fail)
+    monkeypatch.setattr(FolderTensors, "read", pytest.fail)
     assert "unexpected tensor extra [1]" in read_problems(folder)
 
 
@@ -179,13 +180,19 @@ def test_float16_overflow(tmp_path):
     assert "model.norm.weight: too large for float16" in message
 
 
-def test_arrays_can_be_used_in_place(folder):
-    """Alignment that lets a CPU device share the memory: the host arrays are the only copy."""
-    stacked = read_folder(MODEL, folder)
-    assert all(weight.ctypes.data % 64 == 0 for weight in stacked.values())
-    placed = MODEL.place(dict(stacked))
-    embed = placed["embed.weight"]
-    assert embed.unsafe_buffer_pointer() == stacked["embed.weight"].ctypes.data
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_parts_are_parts_of_the_whole(tmp_path, name):
+    hf = tiny.CONFIGS[name]
+    model = Model.build(ModelConfig.from_hf(hf))
+    source = folder_weights(model, tiny.write_folder(tmp_path / "m", hf, shards=2))
+    whole, rng = read_all(model, source), np.random.default_rng(0)
+    for weight, expected in whole.items():
+        for _ in range(4):
+            bounds = [sorted(rng.choice(size + 1, 2, replace=False)) for size in expected.shape]
+            index = tuple(slice(int(start), int(stop)) for start, stop in bounds)
+            part = np.empty_like(expected[index])
+            source.read(weight, index, part)
+            np.testing.assert_array_equal(part, expected[index])
 
 
 def test_unknown_tensor_file_is_not_read(folder):
