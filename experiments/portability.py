@@ -23,6 +23,7 @@ from typing import Any
 # Before JAX looks for devices: this machine has no TPU, and libtpu need not go and ask for one.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # they miss the devices at length
 
 import jax
 import numpy as np
