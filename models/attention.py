@@ -183,7 +183,7 @@ def by_rows(
 
 
 def _attend_all(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
-    k, v = (_tokens(kv) for kv in pool.read(layer, rows.page_table))  # f32[R, S, K, H]
+    k, v = (_tokens(kv).astype(jnp.float32) for kv in pool.read(layer, rows.page_table))
     scores = jnp.einsum("rqkgh,rskh->rkgqs", rows.q.astype(jnp.float32), k)
     mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
     scores = jnp.where(mask, scores * rows.scale, MASKED)
@@ -196,22 +196,38 @@ def _attend_all(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
 def _attend_blocks(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
     """Online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
-    The loop's bounds are dynamic: one compiled shape serves all context lengths. Decode rows go
-    together, as far as the longest of them; tiles one by one, each only as far as its own last
-    query sees, so that a chunk's early tiles do not pay for its late ones. Where the layer has a
-    window the loop begins with the first group that any query still sees.
+    The loop's bounds are dynamic: one compiled shape serves all context lengths. Where the layer
+    has a window the loop begins with the first group that any query still sees.
     """
+    attended: jax.Array = jax.lax.platform_dependent(
+        layer, rows, pool, cpu=attend_one_by_one, default=attend_together
+    )
+    return attended
+
+
+def attend_one_by_one(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+    """In float32, as a CPU wants it: decode rows together, as far as the longest of them; tiles
+    one by one, each only as far as its own last query sees, so that a chunk's early tiles do not
+    pay for its late ones."""
     if rows.q.shape[1] == 1:
-        return _attend_groups(layer, rows, pool)
+        return _attend_groups(layer, rows, pool, jnp.float32)
 
     def attend_tile(tile: EqualRows) -> jax.Array:
         single = jax.tree.map(lambda x: x[None], tile)
-        return _attend_groups(layer, single, pool)[0]
+        return _attend_groups(layer, single, pool, jnp.float32)[0]
 
     return jax.lax.map(attend_tile, rows)
 
 
-def _attend_groups(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+def attend_together(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+    """In the pool's dtype, summed in float32, as an accelerator wants it: all rows together, for
+    one tile keeps none busy."""
+    return _attend_groups(layer, rows, pool, pool.data.dtype)
+
+
+def _attend_groups(
+    layer: jax.Array, rows: EqualRows, pool: KVPool, dtype: jax.typing.DTypeLike
+) -> jax.Array:
     num_rows, num_queries, kv_heads, per_kv, head_dim = rows.q.shape
     pages_per_seq = rows.page_table.shape[1]
     wanted = DECODE_GROUP_LEN if num_queries == 1 else TILE_GROUP_LEN
@@ -224,24 +240,27 @@ def _attend_groups(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array
     first_group = rows.first_seen() // group_len
     end_group = -(-context_len.max() // group_len)
     # The queries of all heads that share a KV head make one matrix: M = per_kv * num_queries.
-    q = jnp.moveaxis(rows.q.astype(jnp.float32) * rows.scale, 1, 3)  # [R, K, G, Q, H]
+    q = jnp.moveaxis(rows.q.astype(dtype), 1, 3)  # [R, K, G, Q, H]
     q = q.reshape(num_rows, kv_heads, -1, head_dim)  # [R, K, M, H]
+
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add_group(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         peak, total, acc = carry  # f32[R, K, M], f32[R, K, M], f32[R, K, M, H]
         pages = jax.lax.dynamic_slice_in_dim(page_table, i * group, group, axis=1)
-        k, v = (_tokens(kv) for kv in pool.read(layer, pages))  # f32[R, S, K, H]
+        k, v = (_tokens(kv).astype(dtype) for kv in pool.read(layer, pages))  # [R, S, K, H]
         positions = i * group_len + jnp.arange(group_len)
         v = rows.only_context(v, positions)
         mask = rows.mask(positions)[:, None, None]
         mask = jnp.broadcast_to(mask, (num_rows, 1, per_kv, num_queries, group_len))
         mask = mask.reshape(num_rows, 1, -1, group_len)  # [R, 1, M, S]
-        scores = jnp.where(mask, jnp.einsum("rkmh,rskh->rkms", q, k), MASKED)
+        scores = product("rkmh,rskh->rkms", q, k) * rows.scale
+        scores = jnp.where(mask, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(-1))
         # exp(MASKED - MASKED) is 1 while a query has seen nothing: hence the second mask.
         weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
         shrink = jnp.exp(peak - new_peak)
-        acc = acc * shrink[..., None] + jnp.einsum("rkms,rskh->rkmh", weights, v)
+        acc = acc * shrink[..., None] + product("rkms,rskh->rkmh", weights.astype(dtype), v)
         return new_peak, total * shrink + weights.sum(-1), acc
 
     zeros = jnp.zeros(q.shape[:-1], jnp.float32)
@@ -252,5 +271,5 @@ def _attend_groups(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array
     return jnp.moveaxis(out, 3, 1)  # [R, Q, K, G, H]
 
 
-def _tokens(pages: jax.Array) -> jax.Array:  # [R, P, page_size, K, H] -> f32[R, S, K, H]
-    return pages.reshape(pages.shape[0], -1, *pages.shape[3:]).astype(jnp.float32)
+def _tokens(pages: jax.Array) -> jax.Array:  # [R, P, page_size, K, H] -> [R, S, K, H]
+    return pages.reshape(pages.shape[0], -1, *pages.shape[3:])

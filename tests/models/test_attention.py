@@ -8,11 +8,28 @@ import numpy as np
 import pytest
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Rows, attend, attend_reference
+from kvflow_jax.models.attention import (
+    Rows,
+    attend,
+    attend_reference,
+    attend_together,
+    by_rows,
+)
 from kvflow_jax.models.config import AttentionKind
 
 HEAD_DIM = 16
 TILE = 8
+
+
+def attend_on_accelerator(layer, q, k, v, rows, pool, kind):
+    """What ``attend`` is there."""
+    pool = pool.write(layer, rows.write_slots, k, v)
+    return by_rows(attend_together, layer, q, rows, pool, kind), pool
+
+
+@pytest.fixture(params=[attend, attend_on_accelerator], ids=["cpu", "accelerator"])
+def blocks(request):
+    return request.param
 
 
 class Batch:
@@ -112,14 +129,14 @@ RAGGED = {
     ],
     ids=str,
 )
-def test_blocks_equal_reference_and_dense(heads, page_size, ragged):
+def test_blocks_equal_reference_and_dense(blocks, heads, page_size, ragged):
     decode, tiles = RAGGED[ragged]
     batch = Batch(
         heads=heads[0], kv_heads=heads[1], page_size=page_size, decode=decode, tiles=tiles
     )
     reference, pool = batch.run(attend_reference)
     np.testing.assert_allclose(reference, batch.dense(), atol=2e-5)
-    out, same_pool = batch.run(attend)
+    out, same_pool = batch.run(blocks)
     np.testing.assert_allclose(out, reference, atol=2e-5)
     np.testing.assert_array_equal(pool.data, same_pool.data)
 
@@ -128,24 +145,24 @@ def test_blocks_equal_reference_and_dense(heads, page_size, ragged):
     ("window", "ragged"),
     [*((window, "mixed") for window in (1, 16, 257, 1000)), *((100, ragged) for ragged in RAGGED)],
 )
-def test_a_window_hides_what_is_further_back(window, ragged):
+def test_a_window_hides_what_is_further_back(blocks, window, ragged):
     decode, tiles = RAGGED[ragged]
     batch = Batch(heads=6, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=window)
     reference, _ = batch.run(attend_reference)
     np.testing.assert_allclose(reference, batch.dense(), atol=2e-5)
-    out, _ = batch.run(attend)
+    out, _ = batch.run(blocks)
     np.testing.assert_allclose(out, reference, atol=2e-5)
 
 
-def test_what_no_query_sees_is_not_read():
+def test_what_no_query_sees_is_not_read(blocks):
     """Pages before every window may hold no numbers: the loop begins after them."""
     decode, tiles = [(1300, 1), (0, 0)], [(1200, 8), (1208, 8)]
     batch = Batch(heads=4, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=100)
-    expected, _ = batch.run(attend)
+    expected, _ = batch.run(blocks)
     pages = np.asarray(batch.rows.page_table)[:, : 1024 // 16].reshape(-1)
     data = batch.pool.data.at[batch.spec.num_pages + pages].set(np.nan)
     batch.pool = KVPool(data, batch.spec)
-    out, _ = batch.run(attend)
+    out, _ = batch.run(blocks)
     np.testing.assert_array_equal(out, expected)
 
 
@@ -153,7 +170,7 @@ def test_what_no_query_sees_is_not_read():
     ("dtype", "pool_dtype"),
     [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")],
 )
-def test_low_precision(dtype, pool_dtype):
+def test_low_precision(blocks, dtype, pool_dtype):
     batch = Batch(
         heads=6,
         kv_heads=2,
@@ -163,7 +180,7 @@ def test_low_precision(dtype, pool_dtype):
         dtype=pool_dtype,
     )
     reference, _ = batch.run(attend_reference, dtype)
-    out, _ = batch.run(attend, dtype)
+    out, _ = batch.run(blocks, dtype)
     tolerance = 3e-2 if "bfloat16" in (dtype, pool_dtype) else 4e-3
     np.testing.assert_allclose(reference, batch.dense(), atol=tolerance)
     np.testing.assert_allclose(out, reference, atol=tolerance)
@@ -171,7 +188,7 @@ def test_low_precision(dtype, pool_dtype):
 
 def test_padding_is_zero_and_writes_nothing():
     batch = Batch(heads=4, kv_heads=2, page_size=16, decode=[(0, 0)], tiles=[(0, 0), (3, 2)])
-    for implementation in (attend, attend_reference):
+    for implementation in (attend, attend_on_accelerator, attend_reference):
         out, pool = batch.run(implementation)
         padding = np.r_[0, 1:9, 11:17]
         assert (out[padding] == 0).all()
