@@ -24,6 +24,8 @@ from experiments.device_kernels import attention
 from experiments.device_model import Plan, cycle_arms, model_rates
 from experiments.measure import arguments, machine, report, seconds
 from kvflow_jax.config import GIB
+from kvflow_jax.models.dtypes import DTYPES
+from kvflow_jax.models.kernels import AUTO, KERNELS
 from kvflow_jax.models.loading import SHAPES
 
 MIB = 1 << 20
@@ -32,11 +34,22 @@ EIGHT_B_BYTES = 20 * GIB  # weights, a pool and a step of the larger model
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--random-weights", action="store_true")
-    parser.add_argument("--dtype", default=None, help="of the weights; bfloat16, on CPU float32")
+    parser.add_argument(
+        "--model",
+        help="default: smollm2-135m on CPU, else llama-3.1-8b's shape, or llama-3.2-1b's where "
+        "that does not fit",
+    )
+    parser.add_argument("--random-weights", action="store_true", help="always, of a shape")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights; default: bfloat16, on CPU float32"
+    )
     parser.add_argument("--no-model", action="store_true", help="look at the device alone")
-    parser.add_argument("--attention", default="auto", help="the kernel that the model runs with")
+    parser.add_argument(
+        "--attention",
+        choices=[AUTO, *KERNELS],
+        default=AUTO,
+        help="the kernel that the model runs with",
+    )
     options = parser.parse_args()
     start = time.monotonic()
     device = jax.devices()[0]

@@ -63,8 +63,8 @@ class CheckpointStore:
         save_beside: Callable[[Path], None] = lambda folder: None,
         *,
         progress: bool = False,
-    ) -> tuple[Params, Path]:
-        """Weights where they are to lie, and the checkpoint's folder; keeps them if need be.
+    ) -> tuple[Params, Path | None]:
+        """Weights where they are to lie, and the folder they are kept in, None where they are not.
 
         Args:
             key: names what they are converted from, by its content.
@@ -76,26 +76,25 @@ class CheckpointStore:
             ModelLoadError: what they are converted from does not fit the model.
         """
         path = self.path(key, model.dtype)
-        if path.exists():
+        if os.path.lexists(path):  # Path.exists raises where a folder may not be entered
             try:
                 return place(KeptWeights(path, model)), path
             except TornCheckpointError as error:
                 log.warning("unreadable, building it again: %s", error)
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                _remove(path)
         source = convert()
         try:
             self._keep(path, model, source, save_beside, progress)
-            kept: WeightSource = KeptWeights(path, model)
-            log.info("converted weights are kept as %s", path)
         except ModelLoadError:
             raise
         except Exception as error:  # the disk, in whatever words of orbax: the model runs without
             log.warning("converted weights are not kept: %s", error)
-            kept = source
-        return place(kept), path
+            return place(source), None
+        try:
+            return place(KeptWeights(path, model)), path
+        except TornCheckpointError as error:  # the one before, if it could not be removed
+            log.warning("converted weights are not kept: %s", error)
+            return place(source), None
 
     def _keep(
         self,
@@ -120,10 +119,11 @@ class CheckpointStore:
             seal(temporary, model)
             try:
                 os.rename(temporary, path)
-            except OSError:
-                if not (path / COMPLETE_FILE).exists():
+                log.info("converted weights are kept as %s", path)
+            except OSError as error:
+                if not os.path.exists(path / COMPLETE_FILE):
                     raise
-                log.info("another process wrote %s meanwhile", path)
+                log.info("%s is there already (%s)", path, error)
             sync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -137,6 +137,15 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
     path.unlink()
+
+
+def _remove(path: Path) -> None:
+    """As far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def _sweep(folder: Path) -> None:

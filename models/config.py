@@ -119,7 +119,8 @@ class ModelConfig:
 
     def with_eos(self, token_ids: tuple[int, ...]) -> ModelConfig:
         """The same model, ending also at these tokens."""
-        return replace(self, eos_token_ids=tuple(dict.fromkeys(self.eos_token_ids + token_ids)))
+        known = [one for one in self.eos_token_ids + token_ids if 0 <= one < self.vocab_size]
+        return replace(self, eos_token_ids=tuple(dict.fromkeys(known)))
 
     def for_len(self, max_len: int) -> ModelConfig:
         """The same model, serving sequences of up to so many tokens; see ``RopeConfig.for_len``."""

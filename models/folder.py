@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,10 @@ class FolderTensors:
 def weight_files(folder: Path, problems: list[str]) -> list[Path]:
     """The safetensors files of a folder; appends to ``problems`` what is missing."""
     index = folder / INDEX_FILE
-    if (folder / WEIGHTS_FILE).exists():  # before an index, as transformers has it
+    # os.path, because Path.exists raises for names that are too long and folders that are closed.
+    if os.path.exists(folder / WEIGHTS_FILE):  # before an index, as transformers has it
         return [folder / WEIGHTS_FILE]
-    if not index.exists():
+    if not os.path.exists(index):
         problems.append(f"missing file {WEIGHTS_FILE} (or {INDEX_FILE} and its shards)")
         return []
     try:
@@ -82,9 +84,9 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
     problems += [
         f"missing shard {shard}; download it again"
         for shard in shards
-        if not (folder / shard).exists()
+        if not os.path.exists(folder / shard)
     ]
-    return [folder / shard for shard in shards if (folder / shard).exists()]
+    return [folder / shard for shard in shards if os.path.exists(folder / shard)]
 
 
 def _headers(path: Path) -> Iterator[Header]:

@@ -15,6 +15,7 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig, MoeConfig, token_ids
 from kvflow_jax.models.hf_rope import Hf, read_ropes
 
+MAX_LAYERS = 4096  # more are a mistake, and take forever to look at
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # Other names of a field: Gemma's, and the one that transformers 5 saves.
@@ -133,6 +134,9 @@ def _read(hf: Hf) -> ModelConfig:
         for name, value in (required | {name: hf.get(name) for name in POSITIVE}).items()
         if value is not None and not 0 < float(value) < math.inf
     ]
+    if (required["num_hidden_layers"] or 0) > MAX_LAYERS:
+        problems.append(f"num_hidden_layers is {required['num_hidden_layers']}, above {MAX_LAYERS}")
+        raise _refusal(problems)
     if low:
         problems.append(f"sizes must be above 0, but {', '.join(low)}")
         raise _refusal(problems)
@@ -200,10 +204,12 @@ def _refusal(problems: list[str]) -> ModelLoadError:
 
 
 def _family(hf: Hf, problems: list[str]) -> _Family:
-    for name in hf.get("architectures") or ():
+    named = hf.get("architectures") or ()
+    named = [named] if isinstance(named, str) else named
+    for name in named:
         if name in FAMILIES:
             return FAMILIES[name]
-    found = ", ".join(hf.get("architectures") or ()) or "none named"
+    found = ", ".join(map(str, named)) or "none named"
     problems.append(f"architecture {found} is not supported; supported: {', '.join(FAMILIES)}")
     return _Family("")
 

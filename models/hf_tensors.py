@@ -114,20 +114,21 @@ def targets_of(model: Model) -> dict[str, Target]:
 
 def problems_of(model: Model, headers: Iterable[Header]) -> list[str]:
     """What is wrong with tensors, and which are missing: told before any is read."""
-    targets = targets_of(model)
+    targets, tied = targets_of(model), HEAD if model.config.tie_embeddings else ""
     missing, problems = dict.fromkeys(targets), []  # an ordered set
+    found: set[str] = set()
     for key, shape, dtype in headers:
         target = targets.get(key)
-        if target is None:
-            # With tied embeddings the output projection is the embedding, saved twice.
-            is_tied = model.config.tie_embeddings and key == HEAD
-            if not is_tied and not IGNORED.fullmatch(key):
+        # With tied embeddings the output projection is the embedding, saved twice.
+        if target is None and key != tied:
+            if not IGNORED.fullmatch(key):
                 problems.append(f"unexpected tensor {key} {list(shape)}")
             continue
-        if key not in missing:
+        if key in found:
             problems.append(f"{key} is there twice")
+        found.add(key)
         missing.pop(key, None)
-        if shape != target.shape:
+        if target is not None and shape != target.shape:
             problems.append(f"{key}: expected shape {list(target.shape)}, found {list(shape)}")
         elif dtype not in DTYPE_NAMES:
             problems.append(f"{key}: expected float32, bfloat16 or float16, found {dtype}")

@@ -119,6 +119,7 @@ def load_model(
             case = Case.here(shard_of(config, shards.num), chosen, page_size)
             own = XlaOps(choose_attention(attention, case), device.platform)
         model = Model.build(config, chosen, ops=own)
+        log.info("weights and KV in %s", chosen)
         _check_room(model, device, 1 if shards is None else shards.num)
         agree(model)
         return model
@@ -159,6 +160,7 @@ def default_ops(
     """
     platform = jax.default_backend()
     if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
+        log.info("attention on cpu: kernels of its own")
         return ops
     attend = choose_attention(attention, Case.here(config, dtype, page_size))
     return XlaOps(attend, platform)
@@ -240,7 +242,7 @@ def _read_embedded(define: Define, place: Place, cache_dir: Path, progress: bool
         progress=progress,
     )
     ends = model.config.eos_token_ids
-    if not (path / "tokenizer").exists():  # it could not be kept
+    if path is None:
         return model, params, Tokenizer(file().tokenizer(), ends), key
     return model, params, Tokenizer.from_folder(path / "tokenizer", ends), key
 

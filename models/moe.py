@@ -103,6 +103,9 @@ class ExpertsMLP(nnx.Module):
             own = jnp.broadcast_to(x[some], (num, *x[some].shape))
             gate_up = jnp.einsum("etd,edf->etf", own, self.gate_up_proj.weight[...])
             gate, up = jnp.split(gate_up, 2, axis=-1)
-            hidden = ACTIVATIONS[self.activation](gate) * up * share[:, some, None]
+            shares_here = share[:, some, None]
+            hidden = ACTIVATIONS[self.activation](gate) * up * shares_here
+            # Of an expert that was not chosen it may be infinite, and 0 times that is no number.
+            hidden = jnp.where(shares_here > 0, hidden, 0)
             outs.append(jnp.einsum("etf,efd->td", hidden, self.down_proj.weight[...]))
         return jnp.concatenate(outs)

@@ -142,7 +142,7 @@ class NamedWeights:
             head, embedding = (
                 self._tensors.read(key, block).astype(dtype) for key in (HEAD, EMBEDDING)
             )
-            is_same = is_same and bool((head == embedding).all())
+            is_same = is_same and np.array_equal(head, embedding, equal_nan=True)
         if not is_same:
             self._refuse(
                 [

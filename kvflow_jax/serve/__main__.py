@@ -159,8 +159,8 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     add(
         "--random-weights",
         action="store_true",
-        help="make the weights up from --seed; --model may then also be qwen3-0.6b, llama-3.2-1b "
-        "or llama-3.1-8b",
+        help="make the weights up from --seed; --model may then also be qwen3-0.6b, "
+        "qwen3-30b-a3b, llama-3.2-1b or llama-3.1-8b",
     )
     add(
         "--seed",

@@ -113,11 +113,12 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Still listening: whoever asks meanwhile, a load balancer too, is told 503.
         timeout_s = self._settings.drain_timeout_s
-        if self.service.is_ready:
+        was_ready = self.service.is_ready
+        if was_ready:
             logger.info("draining: running requests get up to %g s; Ctrl-C ends now", timeout_s)
         if not await self.service.drain(timeout_s):
             logger.warning("cut off requests that still ran after %g s", timeout_s)
-        logger.info("drained; stopping")
+        logger.info("drained; stopping" if was_ready else "stopping")
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models import kept_weights
+from kvflow_jax.models import checkpoint, kept_weights
 from kvflow_jax.models.checkpoint import LOCK_FILE, CheckpointStore, default_cache_dir
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.kept_weights import COMPLETE_FILE, KeptWeights
@@ -129,6 +129,35 @@ def test_what_cannot_be_read_is_rebuilt_with_a_warning(tmp_path, caplog, damage)
     assert source.num_builds == 2
     load(store, model, source)
     assert source.num_builds == 2
+
+
+@pytest.mark.parametrize("damage", [_change_a_byte, _lose_the_weights, _tear_what_lies_beside])
+def test_what_can_neither_be_read_nor_removed_is_not_used(tmp_path, monkeypatch, caplog, damage):
+    """Another user's, say: nothing of it is taken, and the model runs."""
+    model = Model.build(CONFIG)
+    store, source = CheckpointStore(tmp_path), Source(model)
+    damage(load(store, model, source))
+    monkeypatch.setattr(checkpoint, "_remove", lambda path: None)
+    for _ in range(2):
+        weights, path = store.restore_or_convert(
+            model, "a" * 64, source.convert, partial(read_all, model), source.save_beside
+        )
+        assert path is None
+        for name, weight in source.weights.arrays.items():
+            np.testing.assert_array_equal(weights[name], weight)
+    assert "converted weights are not kept" in caplog.text
+    assert len(list((tmp_path / "models").iterdir())) == 1
+
+
+def test_a_link_to_nothing_is_replaced(tmp_path):
+    model = Model.build(CONFIG)
+    store, source = CheckpointStore(tmp_path), Source(model)
+    path = store.path("a" * 64, model.dtype)
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "nothing")
+    assert load(store, model, source) == path
+    load(store, model, source)
+    assert source.num_builds == 1
 
 
 def test_a_kill_while_writing_leaves_nothing_that_is_trusted(tmp_path):

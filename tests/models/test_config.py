@@ -245,3 +245,13 @@ def test_num_params_counts_every_weight(name):
     for ops in (XLA, XLA_ON_CPU):
         specs = Model.build(config, ops=ops).specs
         assert config.num_params == sum(spec.size for spec in specs.values())
+
+
+def test_more_layers_than_any_model_has():
+    with pytest.raises(ModelLoadError, match="num_hidden_layers is 1000000000"):
+        ModelConfig.from_hf(tiny.CONFIGS["tied-gqa"] | {"num_hidden_layers": 1_000_000_000})
+
+
+def test_ends_that_are_no_tokens_are_left_out():
+    hf = tiny.CONFIGS["tied-gqa"] | {"eos_token_id": [-1, 5, 10**30]}
+    assert ModelConfig.from_hf(hf).with_eos((6, 10**9)).eos_token_ids == (5, 6)

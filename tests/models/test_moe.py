@@ -54,3 +54,16 @@ def test_experts(ops, normalise, num_tokens):
             gate, up = np.split(row @ gate_up[e], 2)
             expected[token] += share[e] / total * ((gate / (1 + np.exp(-gate)) * up) @ down[e])
     np.testing.assert_allclose(experts(jnp.asarray(x)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, XLA_ON_GPU], ids=lambda ops: ops.platform)
+def test_an_expert_that_nobody_chose_has_no_say(ops):
+    """In float16 what it computes may be infinite."""
+    config = MoeConfig(num_experts=4, num_chosen=1, intermediate_size=8, normalise=True)
+    experts = ExpertsMLP(
+        16, config, activation="silu", ops=ops, dtype=jnp.dtype("float16"), rngs=nnx.Rngs(0)
+    )
+    experts.router.weight[...] = jnp.zeros((16, 4), jnp.float16).at[:, 2].set(1)
+    experts.gate_up_proj.weight[...] = experts.gate_up_proj.weight[...].at[1].set(1000)
+    out = experts(jnp.ones((5, 16), jnp.float16))
+    assert np.isfinite(np.asarray(out)).all()

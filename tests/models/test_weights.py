@@ -91,6 +91,29 @@ def test_an_output_projection_that_is_not_what_it_is_tied_to(tmp_path):
     assert "tie_word_embeddings to false" in message
 
 
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        ({"lm_head.weight": np.int8}, "expected float32, bfloat16 or float16, found I8"),
+        (
+            {"lm_head.weight": np.float32, "language_model.lm_head.weight": np.float32},
+            "lm_head.weight is there twice",
+        ),
+    ],
+)
+def test_tied_output_projections_that_cannot_be_read(tmp_path, extra, why):
+    embedding = WEIGHTS["model.embed_tokens.weight"]
+    heads = {name: embedding.astype(dtype) for name, dtype in extra.items()}
+    assert why in read_problems(tiny.write_folder(tmp_path / "m", weights=WEIGHTS | heads))
+
+
+def test_an_index_with_a_name_that_cannot_be_a_file(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "m" * 5000}}))
+    assert "missing shard" in read_problems(folder)
+
+
 def test_tensors_that_are_there_twice(tmp_path):
     folder = tiny.write_folder(tmp_path / "m", shards=2)
     shutil.copy(
