@@ -223,6 +223,7 @@ class Follower:
         self._heard: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._is_over = threading.Event()
+        self._has_asked = False  # that all end
         self._listener = threading.Thread(target=self._listen, name="kvflow-host-0", daemon=True)
         self._listener.start()
         threading.Thread(target=self._beat, name="kvflow-beat", daemon=True).start()
@@ -234,6 +235,11 @@ class Follower:
 
     def send(self, message: Message) -> None:
         self._connection.send(message)
+
+    def ask_to_end(self) -> None:
+        """The leader is to drain; however it ends then, this process has ended well."""
+        self._has_asked = True
+        self.send(Stop())
 
     def messages(self) -> Iterator[Message]:
         """What the leader does, until it closes."""
@@ -256,7 +262,11 @@ class Follower:
                     case message:
                         self._messages.put(message)
         except (OSError, EOFError, ValueError) as error:
-            end_now(f"process 0 is gone ({error})")
+            if self._has_asked:  # while it was loading: there was nothing to close
+                log.info("process 0 has ended; stopping")
+                _leave(0)
+            else:
+                end_now(f"process 0 is gone ({error})")
 
     def _beat(self) -> None:
         """On a thread of its own: whatever the devices wait for, the leader knows who is there."""
@@ -271,14 +281,17 @@ Group = Leader | Follower
 def end_now(why: str) -> None:
     """End the process at once: JAX's own end waits for processes that will not come."""
     log.critical("%s; ending", why)
-    logging.shutdown()
-    os._exit(1)
+    _leave(1)
 
 
 def _end_soon() -> None:
     def end() -> None:
         time.sleep(GRACE_S)
-        logging.shutdown()
-        os._exit(1)
+        _leave(1)
 
     threading.Thread(target=end, name="kvflow-end", daemon=True).start()
+
+
+def _leave(exit_code: int) -> None:
+    logging.shutdown()
+    os._exit(exit_code)

@@ -74,11 +74,9 @@ class _Process:
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Process 0 drains for all; whoever asks twice wants no clean-up."""
-        from kvflow_jax.hosts.messages import Stop
-
         if self._is_told or self._follower is None:
             os._exit(128 + sig)
         self._is_told = True
         log.info("process 0 drains, then all end; Ctrl-C again ends this one now")
         with contextlib.suppress(OSError):
-            self._follower.send(Stop())
+            self._follower.ask_to_end()

@@ -7,7 +7,7 @@ import pytest
 
 from kvflow_jax.errors import HostLostError
 from kvflow_jax.hosts import group
-from kvflow_jax.hosts.group import Leader
+from kvflow_jax.hosts.group import Follower, Leader
 from kvflow_jax.hosts.messages import Beat
 from tests.hosts import pairs
 
@@ -49,3 +49,17 @@ def test_a_step_that_fails_because_a_process_is_gone_says_so(monkeypatch):
         far.close()
         with pytest.raises(HostLostError, match="process 1 on there is gone"):
             leader.until(failed)
+
+
+@pytest.mark.parametrize(("has_asked", "exit_code"), [(True, 0), (False, 1)])
+def test_whoever_asked_for_the_end_has_ended_well(monkeypatch, has_asked, exit_code):
+    """Process 0 may have nothing to close yet."""
+    left = Future()
+    monkeypatch.setattr(group, "_leave", left.set_result)
+    with pairs.connected() as (near, far):
+        follower = Follower(far)
+        if has_asked:
+            follower.ask_to_end()
+        near.close()
+        assert left.result(PATIENCE_S) == exit_code
+        follower._is_over.set()
