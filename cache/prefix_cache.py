@@ -17,13 +17,13 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from kvflow_jax.cache.anchors import Anchors
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_SLOT, SUFFIX, BlockTable, DeviceState, HostState
-from kvflow_jax.cache.host import HostTier
+from kvflow_jax.cache.host_tier import HostTier
 from kvflow_jax.cache.index import NO_BLOCKS, RadixIndex, RootKey
 from kvflow_jax.cache.integrity import check_cache, nodes_below
 from kvflow_jax.cache.policy import EvictionOrder, lru
 from kvflow_jax.cache.residency import Residency
+from kvflow_jax.cache.reuse_tracker import Anchors
 from kvflow_jax.errors import IntegrityError
 
 

@@ -25,7 +25,7 @@ from kvflow_jax.cache.blocks import (
     DeviceState,
     HostState,
 )
-from kvflow_jax.cache.host import Extent, HostTier
+from kvflow_jax.cache.host_tier import Extent, HostTier
 from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError

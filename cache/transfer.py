@@ -26,8 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvflow_jax.cache.parts import HOST, copy_parts
 from kvflow_jax.cache.residency import Backup, Load
+from kvflow_jax.cache.shard_copy import HOST, copy_parts
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from kvflow_jax.models.folder import INDEX_FILE, WEIGHTS_FILE
-from kvflow_jax.models.quiet import transformers
+from kvflow_jax.models.loading.safetensors_folder import INDEX_FILE, WEIGHTS_FILE
+from kvflow_jax.models.quiet_imports import transformers
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -21,6 +21,9 @@ import numpy as np
 
 from kvflow_jax.models.config import ModelConfig
 
+# Where ``experiments.bench.fit_profile`` writes what it has measured, for ``this-machine``.
+THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
+
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)

@@ -1,12 +1,15 @@
 """kvflow-jax: serve LLMs to multi-agent workflows."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvflow_jax.cache_settings import CacheConfig
-    from kvflow_jax.completion import Completion
-    from kvflow_jax.config import EngineConfig
+    from kvflow_jax.api.completion import Completion
+    from kvflow_jax.api.llm import LLM
+    from kvflow_jax.api.workflow_run import WorkflowRun
+    from kvflow_jax.engine.cache_config import CacheConfig
+    from kvflow_jax.engine.config import EngineConfig
     from kvflow_jax.errors import (
         CapacityError,
         ConfigError,
@@ -17,31 +20,40 @@ if TYPE_CHECKING:
         QueueFullError,
         StepFailedError,
     )
-    from kvflow_jax.hints import Hints, HintStatus, Reuse
-    from kvflow_jax.llm import LLM
-    from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats, TokenLogprobs
-    from kvflow_jax.sampling import SamplingParams
-    from kvflow_jax.workflow import Workflow
-    from kvflow_jax.workflow_run import WorkflowRun
+    from kvflow_jax.requests.outputs import (
+        EngineStats,
+        FinishReason,
+        Output,
+        RequestStats,
+        TokenLogprobs,
+    )
+    from kvflow_jax.requests.sampling_params import SamplingParams
+    from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
+    from kvflow_jax.workflow.workflow import Workflow
 
 __version__ = "0.1.0"
 
+_HERE = Path(__file__).parent
+if not (_HERE / "cache").is_dir():
+    # A checkout without symlinks (Windows, a zip file): ../cache and ../models are found there.
+    __path__.append(str(_HERE.parent))
+
 _HOME = {
-    "LLM": "llm",
-    "CacheConfig": "cache_settings",
-    "Completion": "completion",
-    "EngineConfig": "config",
-    "EngineStats": "outputs",
-    "FinishReason": "outputs",
-    "Hints": "hints",
-    "HintStatus": "hints",
-    "Reuse": "hints",
-    "Output": "outputs",
-    "RequestStats": "outputs",
-    "TokenLogprobs": "outputs",
-    "SamplingParams": "sampling",
-    "Workflow": "workflow",
-    "WorkflowRun": "workflow_run",
+    "LLM": "api.llm",
+    "CacheConfig": "engine.cache_config",
+    "Completion": "api.completion",
+    "EngineConfig": "engine.config",
+    "EngineStats": "requests.outputs",
+    "FinishReason": "requests.outputs",
+    "Hints": "workflow.hints",
+    "HintStatus": "workflow.hints",
+    "Reuse": "workflow.hints",
+    "Output": "requests.outputs",
+    "RequestStats": "requests.outputs",
+    "TokenLogprobs": "requests.outputs",
+    "SamplingParams": "requests.sampling_params",
+    "Workflow": "workflow.workflow",
+    "WorkflowRun": "api.workflow_run",
     "CapacityError": "errors",
     "ConfigError": "errors",
     "EngineClosedError": "errors",

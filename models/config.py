@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kvflow_jax.models.rope import RopeConfig
 
@@ -130,17 +128,6 @@ class ModelConfig:
             rope=self.rope.for_len(max_len),
             local_rope=None if local is None else local.for_len(max_len),
         )
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:
-        """Read a Hugging Face config.json, in the form of transformers 5 or of older releases.
-
-        Raises:
-            ModelLoadError: listing everything that is missing or not supported.
-        """
-        from kvflow_jax.models.hf_config import read_config  # which builds this class
-
-        return read_config(hf)
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import Attend, Rows, attend
 from kvflow_jax.models.config import AttentionKind
-from kvflow_jax.models.ragged import ragged_blocks
+from kvflow_jax.models.ragged_dot import ragged_blocks
 
 
 class Ops(Protocol):

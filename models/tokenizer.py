@@ -44,7 +44,7 @@ class Tokenizer:
         Raises:
             ModelLoadError: where files are missing or cannot be read.
         """
-        from kvflow_jax.models.quiet import transformers
+        from kvflow_jax.models.quiet_imports import transformers
 
         if not any((folder / name).exists() for name in TOKENIZER_FILES):
             raise ModelLoadError(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from experiments.workloads.base import Call, Prompts, Run, Sizes, Workload
-from kvflow_jax.step_graph import Graph
-from kvflow_jax.workflow import Workflow
+from kvflow_jax.workflow.step_graph import Graph
+from kvflow_jax.workflow.workflow import Workflow
 
 
 def branching(

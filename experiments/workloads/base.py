@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from kvflow_jax.step_graph import Graph
+from kvflow_jax.workflow.step_graph import Graph
 
 # Of a prompt: tokens i32[any], or the number of an earlier call of the run, for what it answered.
 Part = np.ndarray | int

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from experiments.sim.machines import UnknownNameError
 from experiments.workloads import agents, paper, sessions
 from experiments.workloads.base import Run, Sizes, Workload
 from experiments.workloads.scale import Scale
+from kvflow_jax.sim.machines import UnknownNameError
 
 Build = Callable[[int, int, Scale], Workload]  # (vocab_size, seed, scale)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.workloads.base import Call, Prompts, Run, Sizes, Workload
-from kvflow_jax.workflow import Workflow
+from kvflow_jax.workflow.workflow import Workflow
 
 
 def cycle(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.workloads.base import Call, Part, Prompts, Run, Workload
-from kvflow_jax.workflow import Workflow
+from kvflow_jax.workflow.workflow import Workflow
 
 TURNS_MEDIAN, TURNS_SIGMA, MOST_TURNS = 43, 0.6, 150
 SYSTEM_TOKENS = 12_000  # instructions and tools, the same in all sessions

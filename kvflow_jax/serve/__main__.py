@@ -14,10 +14,10 @@ from typing import Any, get_args
 
 import kvflow_jax.errors
 from kvflow_jax.cache.policy import POLICIES
-from kvflow_jax.cache_settings import BackupTime, CacheConfig, CacheMode
-from kvflow_jax.gpu_memory import take_most
-from kvflow_jax.hosts.place import Place
-from kvflow_jax.huge_pages import restart_with_huge_pages
+from kvflow_jax.distributed.process_info import Place
+from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
+from kvflow_jax.runtime.gpu_memory import take_most
+from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kvflow-serve: {error}", file=sys.stderr)
         return 2
     if place is not None and place.process_id:
-        from kvflow_jax.serve.follow import follow
+        from kvflow_jax.serve.worker import follow
 
         return follow(config, place)
 

@@ -10,18 +10,18 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax import __version__
-from kvflow_jax.hints import HintReader, Hints
-from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat, completions, workflows
 from kvflow_jax.serve.auth import cache_salt, client_of
-from kvflow_jax.serve.body import parse_body
 from kvflow_jax.serve.dependencies import TheService, TheTenant
 from kvflow_jax.serve.errors import ApiError, QuietWhenGone, install_error_handlers
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.metrics import CONTENT_TYPE
+from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import EventStream, Format, answer_whole
+from kvflow_jax.workflow.hints import HintReader, Hints
 
 open_routes = APIRouter()
 routes = APIRouter()

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.fixed_prefix import chat_prefix_len
-from kvflow_jax.hints import HintReader, Hints
-from kvflow_jax.serve.contracts import Tokenizer
 from kvflow_jax.serve.generation import News
 from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.serve.stream import finish_name
+from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
+from kvflow_jax.workflow.hints import HintReader, Hints
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

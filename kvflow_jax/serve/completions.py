@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.hints import HintReader, Hints
-from kvflow_jax.outputs import FinishReason, TokenLogprobs
-from kvflow_jax.serve.contracts import Tokenizer
+from kvflow_jax.requests.outputs import FinishReason, TokenLogprobs
 from kvflow_jax.serve.generation import News
 from kvflow_jax.serve.logprobs import LogprobWriter, TextOffsets
+from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import CompletionRequest
 from kvflow_jax.serve.stream import finish_name
+from kvflow_jax.workflow.hints import HintReader, Hints
 
 Prompt = str | list[int]
 

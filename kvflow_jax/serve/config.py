@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvflow_jax.cache_settings import CacheConfig
+from kvflow_jax.engine.cache_config import CacheConfig
 
 
 @dataclass(frozen=True, slots=True)

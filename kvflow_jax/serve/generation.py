@@ -11,11 +11,11 @@ from functools import partial
 
 from starlette.types import Receive
 
-from kvflow_jax.hints import Hints, HintStatus
-from kvflow_jax.outputs import FinishReason, Output, TokenLogprobs
-from kvflow_jax.sampling import SamplingParams
-from kvflow_jax.serve.contracts import Engine
+from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.errors import ApiError, ClientGoneError, to_api_error
+from kvflow_jax.serve.protocols import Engine
+from kvflow_jax.workflow.hints import Hints, HintStatus
 
 
 class Mailbox:

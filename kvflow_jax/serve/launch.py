@@ -8,14 +8,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from kvflow_jax import __version__
-from kvflow_jax.hosts.place import Place
+from kvflow_jax.distributed.process_info import Place
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.contracts import Engine, Tokenizer
+from kvflow_jax.serve.protocols import Engine, Tokenizer
 
 if TYPE_CHECKING:
-    from kvflow_jax.config import EngineConfig
-    from kvflow_jax.hosts.group import Group, Leader
-    from kvflow_jax.models.loading import LoadedModel
+    from kvflow_jax.distributed.process_group import Group, Leader
+    from kvflow_jax.engine.config import EngineConfig
+    from kvflow_jax.models.loading.load import LoadedModel
     from kvflow_jax.models.model import Model
 
 # Of other releases random weights and programs may be others.
@@ -58,7 +58,7 @@ def build_engine(
     if place is None:
         return _build(config, None)
 
-    from kvflow_jax.hosts.joining import lead
+    from kvflow_jax.distributed.rendezvous import lead
 
     leader = lead(place, shared_settings(config), config.join_timeout_s)
     try:
@@ -69,8 +69,8 @@ def build_engine(
 
 
 def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokenizer | None, str]:
-    from kvflow_jax.engine_thread import EngineThread
-    from kvflow_jax.launch import build_engine as build
+    from kvflow_jax.api.launch import build_engine as build
+    from kvflow_jax.engine.engine_thread import EngineThread
 
     progress = sys.stderr.isatty()  # a bar in a log file is noise
     loaded = load(config, group=leader, progress=progress)
@@ -83,9 +83,9 @@ def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokeniz
 
 def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:
     """The model, on the devices of this process or of a group's; see ``load_model``."""
-    from kvflow_jax.hosts.agreement import check_alike, facts_of
-    from kvflow_jax.launch import use_compilation_cache
-    from kvflow_jax.models.loading import load_model
+    from kvflow_jax.api.launch import use_compilation_cache
+    from kvflow_jax.distributed.consistency import check_alike, facts_of
+    from kvflow_jax.models.loading.load import load_model
 
     def agree(model: Model) -> None:
         if group is not None:
@@ -108,7 +108,7 @@ def load(config: ServerConfig, *, group: Group | None = None, progress: bool) ->
 
 
 def engine_config(config: ServerConfig) -> EngineConfig:
-    from kvflow_jax.config import EngineConfig
+    from kvflow_jax.engine.config import EngineConfig
 
     return EngineConfig(
         max_model_len=config.max_model_len,

@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from kvflow_jax.outputs import TokenLogprobs
-from kvflow_jax.serve.contracts import Tokenizer
+from kvflow_jax.requests.outputs import TokenLogprobs
+from kvflow_jax.serve.protocols import Tokenizer
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI's own floor
 

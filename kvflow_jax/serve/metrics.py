@@ -15,8 +15,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from kvflow_jax.hints import HintStatus
-from kvflow_jax.outputs import EngineStats, FinishReason, Output
+from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output
+from kvflow_jax.workflow.hints import HintStatus
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.sampling import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
+from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
 
 MAX_N = 128  # OpenAI's
 

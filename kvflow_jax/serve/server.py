@@ -20,7 +20,7 @@ import uvicorn
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.serve.app import create_app
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.contracts import Engine, Tokenizer
+from kvflow_jax.serve.protocols import Engine, Tokenizer
 from kvflow_jax.serve.service import Service
 
 logger = logging.getLogger("kvflow_jax.serve")

@@ -10,17 +10,17 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.graph_store import GraphStore
-from kvflow_jax.hints import HintReader, Hints
-from kvflow_jax.outputs import EngineStats
-from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.requests.outputs import EngineStats
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.contracts import Engine, Tokenizer
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
+from kvflow_jax.serve.graph_registry import RegisteredGraphs
 from kvflow_jax.serve.metrics import Metrics
-from kvflow_jax.serve.registered import RegisteredGraphs
+from kvflow_jax.serve.protocols import Engine, Tokenizer
+from kvflow_jax.workflow.graph_store import GraphStore
+from kvflow_jax.workflow.hints import HintReader, Hints
 
 NUM_TOKENIZER_THREADS = 2
 NUM_ASKING_THREADS = 32  # each waits for the end of a step, and all that wait are answered then

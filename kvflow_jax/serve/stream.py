@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from kvflow_jax.outputs import FinishReason
+from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import ClientGoneError, to_api_error
 from kvflow_jax.serve.generation import Generation, News, Usage
 

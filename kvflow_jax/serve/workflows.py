@@ -10,15 +10,15 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.hints import MAX_ID_LEN
-from kvflow_jax.serve.body import parse_body, read_object
-from kvflow_jax.serve.contracts import Engine
 from kvflow_jax.serve.dependencies import TheService, TheTenant
 from kvflow_jax.serve.errors import ApiError
-from kvflow_jax.serve.registered import GraphKey
-from kvflow_jax.step_graph import Graph
-from kvflow_jax.workflow import Workflow
-from kvflow_jax.workflow_warnings import warnings_of
+from kvflow_jax.serve.graph_registry import GraphKey
+from kvflow_jax.serve.protocols import Engine
+from kvflow_jax.serve.request_body import parse_body, read_object
+from kvflow_jax.workflow.graph_warnings import warnings_of
+from kvflow_jax.workflow.hints import MAX_ID_LEN
+from kvflow_jax.workflow.step_graph import Graph
+from kvflow_jax.workflow.workflow import Workflow
 
 routes = APIRouter()
 

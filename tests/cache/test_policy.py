@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.cache.anchors import NEVER_STEPS, UNKNOWN_STEPS
 from kvflow_jax.cache.blocks import SUFFIX, BlockTable, HostState
 from kvflow_jax.cache.policy import (
     POLICIES,
@@ -13,6 +12,7 @@ from kvflow_jax.cache.policy import (
     kvflow_depth,
     lru,
 )
+from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 
 
 def table_of(steps, *, last_use=None, depth=None, on_host=()):

@@ -5,11 +5,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from kvflow_jax.cache.anchors import NEVER_STEPS, UNKNOWN_STEPS
 from kvflow_jax.cache.blocks import SUFFIX, DeviceState
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.policy import kvflow, lru
 from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
+from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 
 PAGE = 2
 ROOT = RootKey("model")

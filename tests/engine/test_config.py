@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvflow_jax import sampling
-from kvflow_jax.batch import BatchShapes
-from kvflow_jax.cache_settings import CacheConfig
-from kvflow_jax.config import GIB, EngineConfig, EngineSizes
+from kvflow_jax.engine.cache_config import CacheConfig
+from kvflow_jax.engine.config import GIB, EngineConfig, EngineSizes
 from kvflow_jax.errors import CapacityError, ConfigError
-from kvflow_jax.models import sampler
-from tests.engine.tiny_engine import CONFIG
+from kvflow_jax.requests import sampling_params
+from kvflow_jax.runtime import sampler
+from kvflow_jax.runtime.batch import BatchShapes
+from tests.support.tiny_engine import CONFIG
 
 PAGE_BYTES = 2 * 2 * 2 * 12 * 4 * 16  # layers, K and V, heads, width, float32, tokens
 
@@ -84,7 +84,7 @@ def test_what_guards_and_holds_back_unless_it_is_said(cache, guards, holds_back)
 
 
 def test_as_many_logprobs_may_be_asked_for_as_a_step_reports():
-    assert sampling.MAX_LOGPROBS == sampler.MAX_LOGPROBS
+    assert sampling_params.MAX_LOGPROBS == sampler.MAX_LOGPROBS
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 5, 8, 32, 256])

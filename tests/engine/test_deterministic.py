@@ -6,24 +6,24 @@ import jax
 import numpy as np
 import pytest
 
-from kvflow_jax.batch import BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
-from kvflow_jax.cache_settings import CacheSettings
-from kvflow_jax.config import EngineSizes
-from kvflow_jax.engine import Engine
-from kvflow_jax.models.checkpoint import default_cache_dir
+from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.engine.config import EngineSizes
+from kvflow_jax.engine.engine import Engine
+from kvflow_jax.models.kernels.cpu import build
+from kvflow_jax.models.kernels.cpu.ops import NATIVE
+from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
-from kvflow_jax.models.native import build
-from kvflow_jax.models.native.ops import NATIVE
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
-from kvflow_jax.models.random_params import random_params
-from kvflow_jax.protocols import WallClock
-from kvflow_jax.runner import ModelRunner
-from kvflow_jax.sampling import SamplingParams
-from tests.engine import tiny_engine
-from tests.engine.test_real_steps import Collected, run
-from tests.engine.token_runner import Client, FakeTransfers, make_engine
-from tests.engine.token_runner import run as run_tokens
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import BatchShapes
+from kvflow_jax.runtime.interfaces import WallClock
+from kvflow_jax.runtime.runner import ModelRunner
+from tests.runtime.test_runner import Collected, run
+from tests.support import tiny_engine
+from tests.support.token_runner import Client, FakeTransfers, make_engine
+from tests.support.token_runner import run as run_tokens
 
 PAGE, MAX_LEN = 8, 256
 CONFIG = replace(tiny_engine.CONFIG, head_dim=16, max_model_len=MAX_LEN)

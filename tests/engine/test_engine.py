@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError, StepFailedError
-from kvflow_jax.outputs import FinishReason
-from kvflow_jax.sampling import SamplingParams
-from tests.engine.token_runner import EOS, Client, cold_tokens, make_engine, run
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.sampling_params import SamplingParams
+from tests.support.token_runner import EOS, Client, cold_tokens, make_engine, run
 
 
 def prompt_without_eos(length, seed=0, max_tokens=6):

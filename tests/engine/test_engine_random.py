@@ -6,11 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvflow_jax.cache_settings import CacheSettings
-from kvflow_jax.hints import Hints, Reuse
-from kvflow_jax.outputs import FinishReason
-from kvflow_jax.workflow import Workflow
-from tests.engine.token_runner import Client, make_engine, run
+from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.workflow.hints import Hints, Reuse
+from kvflow_jax.workflow.workflow import Workflow
+from tests.support.token_runner import Client, make_engine, run
 
 TIERED = CacheSettings(num_host_blocks=12, extent_sizes=(1, 4))
 GRAPHS = [

@@ -6,11 +6,11 @@ import threading
 import numpy as np
 import pytest
 
-from kvflow_jax.engine_thread import EngineThread
+from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError
-from kvflow_jax.outputs import FinishReason
-from kvflow_jax.sampling import SamplingParams
-from tests.engine.token_runner import make_engine
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.sampling_params import SamplingParams
+from tests.support.token_runner import make_engine
 
 PARAMS = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
 PATIENCE_S = 30

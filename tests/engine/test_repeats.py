@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.token_runner import Client, make_engine, run
+from tests.support.token_runner import Client, make_engine, run
 
 
 def batches(repeats):

@@ -10,12 +10,13 @@ from itertools import count
 import numpy as np
 import pytest
 
-from kvflow_jax import admission, costs
-from kvflow_jax.cache_settings import CacheSettings
-from kvflow_jax.hints import Hints
-from kvflow_jax.outputs import FinishReason
-from kvflow_jax.workflow import Workflow
-from tests.engine.token_runner import Client, make_engine, run
+from kvflow_jax.control import cost_model
+from kvflow_jax.control.admission import admission_control
+from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.workflow.workflow import Workflow
+from tests.support.token_runner import Client, make_engine, run
 
 AGENTS = "abcdef"
 GRAPH = Workflow()
@@ -51,12 +52,12 @@ class Clock:
 @pytest.fixture(autouse=True)
 def _little_lost_in_little_time_is_much(monkeypatch):
     """Lives are short: what runs wait for, and for how long, is cut to their measure."""
-    monkeypatch.setattr(costs, "_MIN_TOKENS", 1)
+    monkeypatch.setattr(cost_model, "_MIN_TOKENS", 1)
     limits = {"HIGH": 1e-2, "LOW": 1e-3, "MEMORY_S": 0.1, "RATE": 10.0, "LEAST": 0.3}
     for name, value in (limits | {"MIN_TURN_S": 0.1, "TURN": 1, "_DECIDE_EVERY_S": 0.01}).items():
-        monkeypatch.setattr(admission, name, value)
+        monkeypatch.setattr(admission_control, name, value)
     # A test's steps take no time: what fewer in each cost says nothing.
-    monkeypatch.setattr(admission.Admission, "_slowdown", lambda *_: 0.0)
+    monkeypatch.setattr(admission_control.Admission, "_slowdown", lambda *_: 0.0)
 
 
 class Life:

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 
+from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.trace import ChromeTrace
-from tests.engine.test_workflow_cache import AGENTS, KVFLOW, call, cycle
-from tests.engine.token_runner import make_engine
+from tests.control.test_controller import AGENTS, KVFLOW, call, cycle
+from tests.support.token_runner import make_engine
 
 
 def test_steps_moves_and_calls_each_have_their_lane(tmp_path):

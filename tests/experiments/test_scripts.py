@@ -7,15 +7,17 @@ import sys
 
 import pytest
 
-from experiments import compare, paper, report
-from experiments.arms import ARMS
-from experiments.play import Setting
-from experiments.sim.machines import A10G, LLAMA_3_1_8B
+from experiments.compare import comparison
+from experiments.compare.arms import ARMS
+from experiments.compare.run_cell import Setting
+from experiments.paper import evaluation
+from experiments.report import writer
 from experiments.workloads import catalogue
 from experiments.workloads.agents import branching
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import cycle
 from kvflow_jax.cache.policy import POLICIES, lru
+from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
 
 
 def tiny(vocab_size, seed, is_quick):
@@ -29,7 +31,7 @@ def run(monkeypatch, capsys):
     """Runs a script with flags; its exit code, what it said, what it complained of."""
     entry = catalogue.Entry("small", tiny)
     monkeypatch.setattr(catalogue, "WORKLOADS", {"branching": entry})
-    monkeypatch.setattr(compare, "WORKLOADS", {"branching": entry})
+    monkeypatch.setattr(comparison, "WORKLOADS", {"branching": entry})
 
     def call(script, *flags):
         monkeypatch.setattr(sys, "argv", ["script", *map(str, flags)])
@@ -51,7 +53,7 @@ def first_used(table, blocks):
 def test_compare_writes_the_same_bytes_for_the_same_seed(run, tmp_path):
     one, two, other = (tmp_path / name for name in ("one.json", "two.json", "other.json"))
     for path, seed in ((one, 3), (two, 3), (other, 4)):
-        code, said, _ = run(compare, *SMALL, "--arms", "all", "--seed", seed, "--json", path)
+        code, said, _ = run(comparison, *SMALL, "--arms", "all", "--seed", seed, "--json", path)
         assert code == 0
         assert all(arm in said for arm in ARMS)
     assert one.read_bytes() == two.read_bytes()
@@ -66,7 +68,7 @@ def test_a_policy_of_ones_own_is_an_arm(run, tmp_path):
     where = "tests.experiments.test_scripts:first_used"
     path, trace = tmp_path / "out.json", tmp_path / "trace.json"
     flags = ("--arms", "gpu-only", "--policy", where, "--json", path, "--trace", trace)
-    code, said, _ = run(compare, *SMALL, *flags)
+    code, said, _ = run(comparison, *SMALL, *flags)
     assert code == 0
     assert where in said
     assert where in json.loads(path.read_text())["branching"]
@@ -88,7 +90,7 @@ def test_a_policy_of_ones_own_is_an_arm(run, tmp_path):
     ],
 )
 def test_compare_says_what_it_cannot_do(run, flags, message):
-    code, _, complaint = run(compare, "--workload", "branching", *flags)
+    code, _, complaint = run(comparison, "--workload", "branching", *flags)
     assert code == 2
     assert message in complaint
 
@@ -100,7 +102,7 @@ def test_a_trace_is_played(run, tmp_path):
         for i in range(9)
     ]
     trace.write_text("\n".join(map(json.dumps, lines)))
-    code, said, _ = run(compare, "--trace-file", trace, "--arms", "gpu-only,hicache")
+    code, said, _ = run(comparison, "--trace-file", trace, "--arms", "gpu-only,hicache")
     assert code == 0
     assert "trace.jsonl" in said
 
@@ -119,7 +121,7 @@ def test_what_sessions_of_a_dag_share_is_computed_once(run, tmp_path):
         for i in range(5)
     ]
     trace.write_text("\n".join(map(json.dumps, lines)))
-    code, _, _ = run(compare, "--trace-file", trace, "--arms", "gpu-only", "--json", path)
+    code, _, _ = run(comparison, "--trace-file", trace, "--arms", "gpu-only", "--json", path)
     assert code == 0
     arms = json.loads(path.read_text())[str(trace)]
     assert arms["gpu-only"]["tokens_recomputed"] < 2 * 1000
@@ -135,17 +137,17 @@ def small_cells():
     reported = {("kvflow", "gpu-only"): 2.0}
     no_room = Setting(LLAMA_3_1_8B, A10G, 100, 100)
     return [
-        paper.Cell(f"v1 a10g {sizes}", where, build, reported, is_quick=True),
-        paper.Cell("v1 a10g 2048/32/32", no_room, build, is_quick=True),
-        paper.Cell("camera-ready h100-effective x1 9/9/9", where, build),
+        evaluation.Cell(f"v1 a10g {sizes}", where, build, reported, is_quick=True),
+        evaluation.Cell("v1 a10g 2048/32/32", no_room, build, is_quick=True),
+        evaluation.Cell("camera-ready h100-effective x1 9/9/9", where, build),
     ]
 
 
 def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(paper, "cells", small_cells)
+    monkeypatch.setattr(evaluation, "cells", small_cells)
     path = tmp_path / "paper_sim.json"
     played = []
-    whole = paper.play_cell
+    whole = evaluation.play_cell
 
     def play_cell(cell, arms, seed):
         played.append(cell.name)
@@ -153,14 +155,14 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
             raise KeyboardInterrupt
         return whole(cell, arms, seed)
 
-    monkeypatch.setattr(paper, "play_cell", play_cell)
-    code, _, complaint = run(paper, "--quick", "--jobs", 1, "--json", path)
+    monkeypatch.setattr(evaluation, "play_cell", play_cell)
+    code, _, complaint = run(evaluation, "--quick", "--jobs", 1, "--json", path)
     assert code == 130
     assert "goes on from here" in complaint
-    code, _, complaint = run(paper, "--quick", "--seed", 7, "--json", path)
+    code, _, complaint = run(evaluation, "--quick", "--seed", 7, "--json", path)
     assert code == 2
     assert "other options" in complaint
-    code, said, _ = run(paper, "--quick", "--jobs", 1, "--json", path)
+    code, said, _ = run(evaluation, "--quick", "--jobs", 1, "--json", path)
     assert code == 0
     assert played == ["v1 a10g 1024/32/32", "v1 a10g 2048/32/32", "v1 a10g 2048/32/32"]
     assert "the paper 2.00x" in said
@@ -168,14 +170,14 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
     found = json.loads(path.read_text())
     assert found["cells"]["v1 a10g 1024/32/32"]["paper"]["kvflow over gpu-only"]["ours"] > 1
     assert found["means"]["v1 a10g 1024"]["cells"] == 1
-    assert run(paper, "--arms", "nobody")[0] == 2
+    assert run(evaluation, "--arms", "nobody")[0] == 2
 
-    code, _, complaint = run(report, "--results", tmp_path)
+    code, _, complaint = run(writer, "--results", tmp_path)
     assert code == 2
     assert "compare.json" in complaint
-    assert run(compare, *SMALL, "--json", tmp_path / "compare.json")[0] == 0
-    monkeypatch.setattr(report.timelines, "draw", lambda folder: ("a.png", "b.png"))
-    assert run(report, "--results", tmp_path)[0] == 0
+    assert run(comparison, *SMALL, "--json", tmp_path / "compare.json")[0] == 0
+    monkeypatch.setattr(writer.timelines, "draw", lambda folder: ("a.png", "b.png"))
+    assert run(writer, "--results", tmp_path)[0] == 0
     text = (tmp_path / "REPORT.md").read_text()
     assert "| v1 a10g 1024/32/32 | kvflow over gpu-only | 2.00x |" in text
     assert "## What of the paper is not reproduced" in text
@@ -187,7 +189,7 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
     old = json.loads((tmp_path / "compare.json").read_text())
     del old["branching"]["hicache"]["ttft_p99_s"]
     (tmp_path / "compare.json").write_text(json.dumps(old))
-    code, _, complaint = run(report, "--results", tmp_path)
+    code, _, complaint = run(writer, "--results", tmp_path)
     assert code == 2
     assert "branching, hicache, has no ttft_p99_s" in complaint
     assert "python -m experiments.compare --workload all --arms all --json" in complaint
@@ -196,7 +198,7 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
 def test_cells_played_at_once_give_what_they_give_one_by_one():
     names = ["v1 a10g 1024/32/32", "v1 a10g 1024/256/32"]
     jobs = [(name, ["gpu-only", "kvflow"], 0) for name in names]
-    assert dict(paper.played(jobs, 2)) == dict(paper.played(jobs, 1))
+    assert dict(evaluation.played(jobs, 2)) == dict(evaluation.played(jobs, 1))
 
 
 def test_another_process_writes_the_same_bytes(tmp_path):
@@ -230,10 +232,12 @@ def test_policies_of_ones_own_are_played_and_told_what_is_wrong(run):
         "--policy",
         "kvflow_jax.cache.policy:lru",
     ]
-    code, said, _ = run(compare, *SMALL, *flags)
+    code, said, _ = run(comparison, *SMALL, *flags)
     assert code == 0
     assert f"{here}:own" in said
-    code, _, complaint = run(compare, *SMALL, "--arms", "gpu-only", "--policy", f"{here}:one_axis")
+    code, _, complaint = run(
+        comparison, *SMALL, "--arms", "gpu-only", "--policy", f"{here}:one_axis"
+    )
     assert code == 2
     assert "must return numbers of shape" in complaint
 
@@ -250,29 +254,31 @@ def test_policies_of_ones_own_are_played_and_told_what_is_wrong(run):
 def test_numbers_that_make_no_sense_are_refused(capsys, monkeypatch, flags, message):
     monkeypatch.setattr("sys.argv", ["compare", *flags])
     with pytest.raises(SystemExit, match="2"):
-        compare.main()
+        comparison.main()
     assert message in capsys.readouterr().err
 
 
 def test_a_workload_is_scaled_or_says_that_it_cannot_be(run, monkeypatch):
     monkeypatch.setattr(catalogue, "WORKLOADS", ALL)
     flags = ["--workload", "dag-4", "--arms", "kvflow", "--runs", "7", "--rate", "2"]
-    code, said, _ = run(compare, *flags, "--sizes", "64/16/4")
+    code, said, _ = run(comparison, *flags, "--sizes", "64/16/4")
     assert code == 0
     assert "Nothing was evicted" in said
-    code, _, complaint = run(compare, "--workload", "cycle", "--arms", "kvflow", "--rate", "2")
+    code, _, complaint = run(comparison, "--workload", "cycle", "--arms", "kvflow", "--rate", "2")
     assert code == 2
     assert "cycle has no --rate; it has: --sizes" in complaint
 
 
 def test_a_trace_that_cannot_be_written_is_told_in_a_line(run, tmp_path):
-    code, _, complaint = run(compare, *SMALL, "--arms", "kvflow", "--trace", tmp_path / "no" / "t")
+    code, _, complaint = run(
+        comparison, *SMALL, "--arms", "kvflow", "--trace", tmp_path / "no" / "t"
+    )
     assert code == 2
     assert "the trace cannot be written" in complaint
 
 
 def test_results_that_cannot_be_written_are_noticed_first(run, tmp_path):
-    code, _, complaint = run(compare, *SMALL, "--json", tmp_path)
+    code, _, complaint = run(comparison, *SMALL, "--json", tmp_path)
     assert code == 2
     assert "cannot be written" in complaint
 
@@ -290,7 +296,7 @@ def test_a_trace_without_hints_finds_on_the_host_what_it_would_under_lru(run, tm
     trace.write_text("\n".join(lines))
     flags = ["--trace-file", trace, "--machine", "a10g", "--arms", "hicache,kvflow"]
     code, _, _ = run(
-        compare, *flags, "--pool-tokens", 8000, "--host-tokens", 60_000, "--json", path
+        comparison, *flags, "--pool-tokens", 8000, "--host-tokens", 60_000, "--json", path
     )
     assert code == 0
     (arms,) = (found for name, found in json.loads(path.read_text()).items() if name != "machine")

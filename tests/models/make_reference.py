@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kvflow_jax.models import embedded
-from kvflow_jax.models.gguf import GgufFile
+from kvflow_jax.models.loading import embedded
+from kvflow_jax.models.loading.gguf import GgufFile
 from tests.models import tiny
 
 FILE = Path(__file__).with_name("reference.npz")

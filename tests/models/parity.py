@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvflow_jax.models.loading import load_model
+from kvflow_jax.models.loading.load import load_model
 from tests.models import make_reference, tiny
 
 TOLERANCE = 1e-3  # float32 logits

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from kvflow_jax import mesh_step
-from kvflow_jax.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.models import sharding
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
-from kvflow_jax.models.random_params import random_params
 from kvflow_jax.models.rope import RopeConfig
-from kvflow_jax.step import DeviceState, run_step
+from kvflow_jax.runtime import sharded_forward
+from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
+from kvflow_jax.runtime.forward import DeviceState, run_step
 
 NUM = 4
 CONFIG = ModelConfig(
@@ -88,7 +88,7 @@ def main():
     cut_state = jax.tree.map(lambda leaf: data if leaf is cut_state.pool.data else leaf, cut_state)
 
     step = jax.jit(partial(run_step, whole))
-    cut_step = jax.jit(partial(mesh_step.run_step, mesh, part), donate_argnums=1)
+    cut_step = jax.jit(partial(sharded_forward.run_step, mesh, part), donate_argnums=1)
     for batch in batches():
         state, tokens, _ = step(params, state, batch)
         cut_state, cut_tokens, _ = cut_step(cut_params, cut_state, batch)

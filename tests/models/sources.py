@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kvflow_jax.models.folder import FolderTensors
-from kvflow_jax.models.hf_tensors import NORM_OFFSETS
-from kvflow_jax.models.weights import NamedWeights
+from kvflow_jax.models.loading.hf_tensors import NORM_OFFSETS
+from kvflow_jax.models.loading.safetensors_folder import FolderTensors
+from kvflow_jax.models.loading.weights import NamedWeights
 
 
 class HostWeights:

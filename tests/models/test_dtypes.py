@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import choose_dtype
-from kvflow_jax.models.loading import SHAPES, load_model
+from kvflow_jax.models.loading.hf_config import read_config
+from kvflow_jax.models.loading.load import SHAPES, load_model
 from tests.models import tiny
 
 CPU = SimpleNamespace(platform="cpu")
@@ -46,12 +46,12 @@ def test_auto(device, saved, family, chosen):
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
 def test_files_say_what_they_were_saved_in(field):
-    assert ModelConfig.from_hf(tiny.CONFIGS["tied-gqa"] | {field: "float16"}).dtype == "float16"
+    assert read_config(tiny.CONFIGS["tied-gqa"] | {field: "float16"}).dtype == "float16"
 
 
 def test_beside_a_text_config():
     hf = {"text_config": tiny.CONFIGS["tied-gqa"], "architectures": ["LlamaForCausalLM"]}
-    assert ModelConfig.from_hf(hf | {"dtype": "bfloat16"}).dtype == "bfloat16"
+    assert read_config(hf | {"dtype": "bfloat16"}).dtype == "bfloat16"
 
 
 def test_a_model_is_loaded_in_it():

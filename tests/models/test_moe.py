@@ -9,7 +9,7 @@ from flax import nnx
 from kvflow_jax.models.config import MoeConfig
 from kvflow_jax.models.moe import ExpertsMLP
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU, XLA_ON_GPU
-from kvflow_jax.models.ragged import ragged_blocks
+from kvflow_jax.models.ragged_dot import ragged_blocks
 
 
 @pytest.mark.parametrize(

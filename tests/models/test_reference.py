@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.loading import load_model
+from kvflow_jax.models.loading.hf_config import read_config
+from kvflow_jax.models.loading.load import load_model
+from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
-from kvflow_jax.models.random_params import random_params
 from tests.models import tiny
 from tests.models.make_reference import (
     FILE,
@@ -93,7 +93,7 @@ def test_embedded_model(smollm2, prompt):
 
 
 def test_scanned_equals_unrolled():
-    config = ModelConfig.from_hf(tiny.CONFIGS["linear-rope-biased"])
+    config = read_config(tiny.CONFIGS["linear-rope-biased"])
     tokens = tiny.prompt_tokens(24)
     logits = []
     for ops in (XLA, XLA_ON_CPU):

@@ -9,7 +9,7 @@ import pytest
 
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import sharding
-from kvflow_jax.models.shapes import SHAPES
+from kvflow_jax.models.loading.presets import SHAPES
 
 
 def test_steps_on_four_devices_equal_those_on_one():

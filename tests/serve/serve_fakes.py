@@ -10,12 +10,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
-from kvflow_jax.hints import Hints, HintStatus
-from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
-from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.server import Server, bind
-from kvflow_jax.step_graph import Graph
+from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.workflow.step_graph import Graph
 
 PATIENCE_S = 20.0  # never waited for by a test that passes
 

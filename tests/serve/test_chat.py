@@ -8,8 +8,8 @@ import pytest
 from serve_fakes import FakeEngine
 
 from kvflow_jax.errors import IntegrityError
-from kvflow_jax.outputs import FinishReason
-from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.sampling_params import SamplingParams
 
 HELLO = [{"role": "user", "content": "hi"}]
 

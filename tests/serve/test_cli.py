@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvflow_jax.cache_settings import CacheConfig
+from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.serve.__main__ import main, parse_config
 from kvflow_jax.serve.config import ServerConfig
 

@@ -13,7 +13,7 @@ import pytest
 from serve_fakes import PATIENCE_S, FakeEngine, LiveServer
 from starlette.types import Message, Receive, Scope, Send
 
-from kvflow_jax.outputs import FinishReason
+from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import QuietWhenGone
 
 HELLO = [{"role": "user", "content": "hi"}]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from serve_fakes import FakeEngine
 
-from kvflow_jax.outputs import Output
-from kvflow_jax.sampling import SamplingParams
+from kvflow_jax.requests.outputs import Output
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.generation import Generation, Mailbox
 
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 from serve_fakes import FakeEngine, LiveServer, live_server
 
-from kvflow_jax.hints import Hints, HintStatus, Reuse
+from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
 
 TALK = [{"role": "system", "content": "You plan."}, {"role": "user", "content": "hi"}]
 SYSTEM = "<system>You plan."

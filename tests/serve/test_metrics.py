@@ -4,9 +4,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvflow_jax.hints import HintStatus
-from kvflow_jax.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.serve.metrics import Metrics
+from kvflow_jax.workflow.hints import HintStatus
 
 
 def samples_of(text: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from serve_fakes import FakeEngine, LiveServer, live_server
 
-from kvflow_jax.serve.registered import RegisteredGraphs
+from kvflow_jax.serve.graph_registry import RegisteredGraphs
 
 REVIEW = {
     "name": "review",

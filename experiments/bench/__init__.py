@@ -1,0 +1,1 @@
+"""Benchmarks of this machine: engine, cache, kernels, loading, serving, soak."""

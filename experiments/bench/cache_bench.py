@@ -1,0 +1,320 @@
+"""The cache's own costs, without a model: eviction, matching, steps, plans, memory, copies.
+
+python -m experiments.cache_bench --json FILE
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.measure import arguments, report, seconds
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.policy import kvflow
+from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.cache.residency import Load
+from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, measure_bandwidth
+from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.engine.config import EngineSizes
+from kvflow_jax.engine.engine import Engine
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import BatchShapes
+from kvflow_jax.runtime.interfaces import WallClock
+from kvflow_jax.runtime.sampler import Logprobs
+from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.workflow.workflow import Workflow
+
+REACH = {
+    "evict_p99_ms_41k": "<= 1.0",
+    "match_ms_8k_1m": "<= 0.5",
+    "insert_ms_8k": "<= 1.0",
+    "steps_update_ms_1k": "<= 0.5",
+    "controller_ms_per_step": "<= 1.0",
+    "index_bytes_per_block": "<= 400",
+    "transfer_vs_copy_ceiling": ">= 0.80",
+}
+PAGE = 16
+ROOT = RootKey("model")
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    # What measures time has its garbage collected between calls, as a serving loop has.
+    gc.disable()
+    figures = {
+        **eviction(),
+        **million_blocks(),
+        **steps_update(),
+        **controller_step(),
+        **transfers(),
+    }
+    report(figures, REACH, options.json)
+
+
+def fill(cache: PrefixCache, tokens: np.ndarray, now: float) -> None:
+    """A request that computed ``tokens`` and has ended."""
+    lease = cache.lease(ROOT, cache.match(ROOT, tokens), now)
+    assert cache.grow(lease, len(tokens) // PAGE - len(lease), now)
+    cache.publish(lease, tokens, now)
+    cache.release(lease, now)
+
+
+def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]:
+    """Free 64 blocks under one parent, agents' steps changing between calls."""
+    rng = np.random.default_rng(0)
+    cache = PrefixCache(num_leaves + 100, PAGE, kvflow)
+    shared = np.full(PAGE, 7, np.int32)
+    prompts = []
+    for i in range(num_leaves):
+        own = np.full(PAGE, i, np.int32)
+        own[1] = 1
+        prompts.append(np.concatenate([shared, own]))
+        fill(cache, prompts[-1], float(i))
+        cache.anchor(i, ROOT, prompts[-1], float(rng.integers(1, 10)))
+    times, now = [], float(num_leaves)
+    for _ in range(num_calls):
+        for agent in rng.integers(0, num_leaves, 200).tolist():
+            cache.set_steps(agent, float(rng.integers(1, 10)))
+        start = time.perf_counter()
+        cache.residency.evict(64)
+        times.append(time.perf_counter() - start)
+        now += 1
+        for i in rng.integers(0, num_leaves, 64).tolist():  # others take their place
+            fill(cache, prompts[i], now)
+            cache.anchor(i, ROOT, prompts[i], float(rng.integers(1, 10)))
+        gc.collect(0)
+    cache.check_integrity()
+    return {
+        "evict_p99_ms_41k": float(np.percentile(times, 99)) * 1e3,
+        "evict_p50_ms_41k": float(np.median(times)) * 1e3,
+        "evict_max_ms_41k": max(times) * 1e3,
+    }
+
+
+def million_blocks(num_blocks: int = 1_000_000, blocks_each: int = 64) -> dict[str, float]:
+    """Match and insert an 8192-token prompt in a large index; what a block costs in memory."""
+    rng = np.random.default_rng(0)
+    length = blocks_each * PAGE
+    tracemalloc.start()
+    cache = PrefixCache(num_blocks + 1024, PAGE, kvflow)
+    systems = rng.integers(0, 50_000, (100, length // 2), np.int32)
+    while cache.num_indexed < num_blocks - blocks_each:
+        own = rng.integers(0, 50_000, length // 2, np.int32)
+        fill(cache, np.concatenate([systems[rng.integers(0, 100)], own]), 0.0)
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    bytes_per_block = used / cache.num_indexed
+    inserts, matches = [], []
+    for i in range(30):
+        prompt = rng.integers(0, 50_000, 8192, np.int32)
+        cache.residency.evict(max(0, 512 - cache.table.num_free_slots))
+        lease = cache.lease(ROOT, cache.match(ROOT, prompt), float(i))
+        cache.grow(lease, 512, float(i))
+        start = time.perf_counter()
+        cache.publish(lease, prompt, float(i))
+        inserts.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        found = cache.match(ROOT, prompt)
+        matches.append(time.perf_counter() - start)
+        assert len(found) == 512
+        cache.release(lease, float(i))
+    return {
+        "match_ms_8k_1m": float(np.median(matches)) * 1e3,
+        "insert_ms_8k": float(np.median(inserts)) * 1e3,
+        "index_bytes_per_block": bytes_per_block,
+    }
+
+
+class _Nothing:
+    """A runner that computes nothing: what is left is the engine."""
+
+    is_intact = True
+
+    def __init__(self, num_rows: int) -> None:
+        self._sampled = np.full(num_rows, 3, np.int32)
+
+    def submit(self, batch: Any) -> _Nothing:
+        return self
+
+    def result(self) -> np.ndarray:
+        return self._sampled
+
+    def logprobs(self) -> Logprobs | None:
+        return None
+
+    def recall(self, request: Any) -> None: ...
+
+    def score(self, start: int, targets: np.ndarray) -> list[Any]:
+        return []
+
+    def read_blocks(self, slots: np.ndarray) -> np.ndarray:
+        return slots
+
+    def write_blocks(self, blocks: Any, places: np.ndarray, slots: np.ndarray) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+def idle_engine(num_slots: int, max_num_seqs: int = 64) -> Engine:
+    """An engine whose device takes no time."""
+    shapes = BatchShapes.plan(
+        max_num_seqs=max_num_seqs,
+        max_prefill_tokens=2048,
+        tile=128,
+        page_size=PAGE,
+        pages_per_seq=256,
+    )
+    most = max(shape.num_rows for shape in shapes.shapes)
+    return Engine(
+        EngineSizes(
+            max_model_len=4096,
+            max_waiting=100_000,
+            pool=PoolSpec(1, num_slots + 1, PAGE, 1, 1),
+            shapes=shapes,
+            cache=CacheSettings(eviction="kvflow", prefetches=True),
+        ),
+        _Nothing(most),
+        WallClock(),
+        tokenizer=None,
+        vocab_size=50_000,
+        seed=0,
+    )
+
+
+def ring(num_agents: int) -> Workflow:
+    workflow = Workflow()
+    for i in range(num_agents):
+        workflow.edge(f"agent{i}", f"agent{(i + 1) % num_agents}")
+    return workflow
+
+
+def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]:
+    """One agent finishes, with many runs of one graph alive, up to the next correct victim."""
+    figures = {}
+    for name, clients in (("steps_update_ms_1k", 1), ("steps_update_own_agents_ms_1k", num_runs)):
+        engine = idle_engine(num_runs * num_agents * 2 + 64)
+        cache, controller = engine.cache, engine.controller
+        graph, rng = ring(num_agents).freeze(), np.random.default_rng(0)
+        for client in range(clients):
+            for agent in range(num_agents):
+                prompt = np.full(2 * PAGE, client * num_agents + agent, np.int32)
+                fill(cache, prompt, 0.0)
+                owner = ("agent", str(client), f"agent{agent}")
+                cache.anchor(owner, ROOT, prompt, 5.0)
+        progress, runs = controller.progress, []
+        for i in range(num_runs):
+            run = progress.run((str(i % clients), f"run{i}"), graph, 0.0)
+            for agent in range(int(rng.integers(0, num_agents))):
+                progress.start(run, f"agent{agent}")
+                progress.finish(run, f"agent{agent}", is_done=True, said={})
+            runs.append((run, run.state.ready[0]))
+        controller._tell()
+        times = []
+        for i in rng.integers(0, num_runs, 300).tolist():
+            run, agent = runs[i]
+            progress.start(run, f"agent{agent}")
+            controller._tell()
+            start = time.perf_counter()
+            progress.finish(run, f"agent{agent}", is_done=True, said={})
+            controller._tell()
+            cache.residency.next_victim()
+            times.append(time.perf_counter() - start)
+            runs[i] = (run, (agent + 1) % num_agents)
+        cache.check_integrity()
+        figures[name] = float(np.median(times)) * 1e3
+    return figures
+
+
+def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str, float]:
+    """Plan of one step; and the whole step, by an engine whose device takes no time."""
+    engine = idle_engine(num_agents * 2 + num_running * 80)
+    graph = ring(10).freeze()
+    for i in range(num_agents // 10):
+        for agent in range(10):
+            prompt = np.full(2 * PAGE, i * 10 + agent, np.int32)
+            fill(engine.cache, prompt, 0.0)
+            engine.cache.anchor(("agent", str(i), f"agent{agent}"), ROOT, prompt, 5.0)
+        engine.controller.begin_run(str(i), "run", graph, None, 0.0)
+    params = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
+    for i in range(num_running):
+        hints = Hints(workflow_id="run", agent_id=f"agent{i % 10}", graph=graph, num_fixed=32)
+        prompt = np.full(100, i, np.int32)
+        engine.add(prompt, params, lambda _: None, client=str(i), hints=hints)
+    plans, steps = [], []
+
+    def timed(of: Any, name: str) -> None:
+        plan: Callable[..., Any] = getattr(of, name)
+
+        def measured(*args: Any) -> None:
+            start = time.perf_counter()
+            plan(*args)
+            plans[-1] += time.perf_counter() - start
+
+        setattr(of, name, measured)
+
+    timed(engine.controller, "expire")
+    timed(engine.controller.planner, "plan_backups")
+    timed(engine.controller.planner, "plan_prefetch")
+    for _ in range(300):
+        plans.append(0.0)
+        start = time.perf_counter()
+        engine.step()
+        steps.append(time.perf_counter() - start)
+    return {
+        "controller_ms_per_step": float(np.median(plans[100:])) * 1e3,
+        "engine_step_ms_64_running": float(np.median(steps[100:])) * 1e3,
+    }
+
+
+def transfers(num_extents: int = 16) -> dict[str, float]:
+    """Extents each way through the lanes, over one plain copy of the same bytes."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    spec = PoolSpec(30, 257, PAGE, 3, 64)
+    length = 16
+    pool = KVPool.zeros(spec)
+    read = jax.jit(KVPool.gather)
+    slots = [np.arange(1 + i * length, 1 + (i + 1) * length, dtype=np.int32) for i in range(16)]
+    extents = [jax.block_until_ready(read(pool, some)) for some in slots[:num_extents]]
+    nbytes = sum(extent.nbytes for extent in extents)
+    lanes, landed = DeviceTransfers(here, dict.fromkeys(Direction, 1e9)), threading.Event()
+    lanes.listen(landed.set)
+
+    def move(way: Direction, data: list[Any]) -> list[Any]:
+        for one in data:
+            job: Any = Load  # the lanes do not look at what a copy is for
+            lanes.submit(Transfer(way, job, one, one.nbytes, 0.0))
+        moved: list[Any] = []
+        while len(moved) < len(data):
+            landed.wait()  # as the engine does: to look again and again takes time from the lanes
+            landed.clear()
+            moved += [transfer.data for transfer in lanes.poll()]
+        return moved
+
+    try:
+        host = move(Direction.SAVE, extents)
+        saved = seconds(lambda: move(Direction.SAVE, extents))
+        loaded = seconds(lambda: move(Direction.LOAD, host))
+    finally:
+        lanes.close()
+    plain = measure_bandwidth(here, nbytes, repeats=5)
+    save, load = nbytes / saved, nbytes / loaded
+    ratios = (save / plain[Direction.SAVE], load / plain[Direction.LOAD])
+    return {
+        "transfer_vs_copy_ceiling": min(ratios),
+        "load_gb_per_s": load / 1e9,
+        "save_gb_per_s": save / 1e9,
+        "plain_load_gb_per_s": plain[Direction.LOAD] / 1e9,
+        "plain_save_gb_per_s": plain[Direction.SAVE] / 1e9,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Arms side by side on a workload, in virtual time."""

@@ -1,0 +1,1 @@
+"""Checks and programs of accelerators, and the fit of a hardware profile."""

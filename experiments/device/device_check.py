@@ -1,0 +1,176 @@
+"""A first look at a device: what it can, whether all is right on it, and what KVFlow gives there.
+
+    python -m experiments.device_check --json FILE
+
+Its ceilings, its host link and what overlaps; every attention kernel that serves there, beside the
+reference; prefill and decode of a model; and the paper's cycle of ten agents over the true link,
+gpu-only, hicache and kvflow. Minutes, from a bare checkout with JAX, Flax, Orbax and transformers.
+Exits with 1 where a kernel is wrong. On an accelerator the model is Llama-3.1-8B's shape, or
+Llama-3.2-1B's where that does not fit, with random weights.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from experiments.device.device_kernels import attention
+from experiments.device.device_model import Plan, cycle_arms, model_rates
+from experiments.measure import arguments, machine, report, seconds
+from kvflow_jax.engine.config import GIB
+from kvflow_jax.models.dtypes import DTYPES
+from kvflow_jax.models.kernels import AUTO, KERNELS
+from kvflow_jax.models.loading.load import SHAPES
+
+MIB = 1 << 20
+EIGHT_B_BYTES = 20 * GIB  # weights, a pool and a step of the larger model
+
+
+def main() -> int:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model",
+        help="default: smollm2-135m on CPU, else llama-3.1-8b's shape, or llama-3.2-1b's where "
+        "that does not fit",
+    )
+    parser.add_argument("--random-weights", action="store_true", help="always, of a shape")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights; default: bfloat16, on CPU float32"
+    )
+    parser.add_argument("--no-model", action="store_true", help="look at the device alone")
+    parser.add_argument(
+        "--attention",
+        choices=[AUTO, *KERNELS],
+        default=AUTO,
+        help="the kernel that the model runs with",
+    )
+    options = parser.parse_args()
+    start = time.monotonic()
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
+    name, is_random = options.model, options.random_weights
+    if name is None:
+        name, is_random = default_model(device), is_random or not on_cpu
+    figures: dict[str, Any] = {"device": machine(), "dtype": dtype, **memory(device)}
+    figures |= ceilings(device, dtype)
+    figures |= host_link(device)
+    figures |= overlap(device, dtype)
+    shape = SHAPES.get(name, SHAPES["llama-3.1-8b"])
+    told, problems = attention(shape, dtype, 256 if on_cpu else 4096, figures)
+    figures |= told
+    if not options.no_model:
+        load = {"random_weights": is_random, "dtype": dtype, "attention": options.attention}
+        plan = Plan.on(device)
+        figures |= model_rates(name, load, plan, figures)
+        figures |= cycle_arms(name, load, plan)
+    figures["took_s"] = time.monotonic() - start
+    figures["problems"] = problems
+    reach = {"pool_in_place": "true", "problems": "none"}
+    report(figures, reach, options.json)
+    return 1 if problems else 0
+
+
+def default_model(device: jax.Device) -> str:
+    """The largest that certainly fits."""
+    if device.platform == "cpu":
+        return "smollm2-135m"
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return "llama-3.1-8b" if limit > EIGHT_B_BYTES else "llama-3.2-1b"
+
+
+def memory(device: jax.Device) -> dict[str, Any]:
+    stats = device.memory_stats() or {}
+    return {
+        "memory_kinds": sorted(kind.kind for kind in device.addressable_memories()),
+        "memory_bytes_limit": stats.get("bytes_limit"),
+    }
+
+
+def ceilings(device: jax.Device, dtype: str) -> dict[str, Any]:
+    """Matrix products and memory bandwidth, as JAX reaches them."""
+    size, copy_mib = (2048, 128) if device.platform == "cpu" else (8192, 2048)
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    product = jax.jit(jnp.dot)
+    jax.block_until_ready(product(a, a))
+    matmul_s = min(seconds(lambda: product(a, a), 1) for _ in range(8))
+    x = jnp.ones(copy_mib * MIB // 4, jnp.float32)
+    total = jax.jit(jnp.sum)
+    add = jax.jit(lambda v: v + 1)
+    jax.block_until_ready((total(x), add(x)))
+    read_s = min(seconds(lambda: total(x), 1) for _ in range(8))
+    copy_s = min(seconds(lambda: add(x), 1) for _ in range(8))
+    return {
+        "matmul_tflops": 2 * size**3 / matmul_s / 1e12,
+        "read_gb_s": x.nbytes / read_s / 1e9,
+        "read_and_write_gb_s": 2 * x.nbytes / copy_s / 1e9,
+    }
+
+
+def host_link(device: jax.Device) -> dict[str, Any]:
+    """GB/s of device_put each way between device memory and each kind of host memory."""
+    figures: dict[str, Any] = {}
+    here = SingleDeviceSharding(device)
+    for size_mib in (1, 32, 256):
+        on_device = jnp.ones(size_mib * MIB // 4, jnp.float32)
+        for kind in ("pinned_host", "unpinned_host"):
+            if kind not in {k.kind for k in device.addressable_memories()}:
+                continue
+            there = SingleDeviceSharding(device, memory_kind=kind)
+            on_host = jax.block_until_ready(jax.device_put(on_device, there))
+            for name, array, target in (
+                (f"{kind}_to_device", on_host, here),
+                (f"device_to_{kind}", on_device, there),
+            ):
+                put = _put(array, target)
+                jax.block_until_ready(put())
+                best = min(seconds(put, 1) for _ in range(5))
+                figures[f"{name}_{size_mib}mib_gb_s"] = on_device.nbytes / best / 1e9
+    return figures
+
+
+def _put(array: jax.Array, target: SingleDeviceSharding) -> Callable[[], jax.Array]:
+    return lambda: jax.device_put(array, target)
+
+
+def overlap(device: jax.Device, dtype: str) -> dict[str, Any]:
+    """Whether a copy from pinned host memory runs beside a step, issued before or after it.
+
+    1 means the shorter of the two is hidden entirely, 0 that they run one after the other.
+    """
+    if "pinned_host" not in {kind.kind for kind in device.addressable_memories()}:
+        return {"overlap_copy_first": None, "overlap_step_first": None}
+    size = 1024 if device.platform == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype)) / size**0.5
+
+    @jax.jit
+    def busy(x: jax.Array, rounds: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, rounds, lambda _, y: jnp.dot(y, x), x)
+
+    num_bytes = (64 if device.platform == "cpu" else 1024) * MIB
+    there = SingleDeviceSharding(device, memory_kind="pinned_host")
+    on_host = jax.block_until_ready(jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), there))
+    copy = _put(on_host, SingleDeviceSharding(device))
+    jax.block_until_ready((busy(a, 4), copy()))
+    copy_s = seconds(copy)
+    rounds = max(1, round(copy_s / (seconds(lambda: busy(a, 8)) / 8)))
+    step_s = seconds(lambda: busy(a, rounds))
+    first = seconds(lambda: (copy(), busy(a, rounds)))
+    after = seconds(lambda: (busy(a, rounds), copy()))
+    shorter = min(copy_s, step_s)
+    return {
+        "overlap_copy_ms": copy_s * 1e3,
+        "overlap_step_ms": step_s * 1e3,
+        "overlap_copy_first": (copy_s + step_s - first) / shorter,
+        "overlap_step_first": (copy_s + step_s - after) / shorter,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""The engine's programs compiled for chips that are not here, and what their compilers say.
+
+    make portability
+    python -m experiments.portability --json FILE
+
+Nothing is allocated and nothing runs: libtpu and XLA's CUDA plugin compile for described devices,
+from shapes alone, the programs as ``ModelRunner`` jits them, over the pool that the engine would
+choose on that chip. Exits with 1 where a check fails: each program updates the pool in place, fits
+beside weights and pool, copies no weights, and leaves the host alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+# Before JAX looks for devices: this machine has no TPU, and libtpu need not go and ask for one.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # they miss the devices at length
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.device.chips import CHIPS, GIB
+from experiments.measure import arguments, write_json
+from kvflow_jax.cache.pool import KVPool
+from kvflow_jax.engine.config import EngineConfig, EngineSizes
+from kvflow_jax.models import sharding
+from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.kernels import AUTO, choose_attention
+from kvflow_jax.models.kernels.base import Case
+from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.model import LAYERS, Model, Params
+from kvflow_jax.models.ops import XlaOps
+from kvflow_jax.runtime.batch import Batch, BatchShape
+from kvflow_jax.runtime.forward import DeviceState, Steps
+from kvflow_jax.runtime.runner import layer_groups
+from kvflow_jax.runtime.sharded_forward import steps_on
+
+# Model, chip, how many, attention.
+TARGETS = (
+    ("qwen3-0.6b", "v5e", 1, AUTO),
+    ("llama-3.1-8b", "v6e", 1, AUTO),
+    ("llama-3.1-8b", "v5e", 4, AUTO),
+    ("qwen3-30b-a3b", "v6e", 4, AUTO),
+    ("qwen3-0.6b", "t4", 1, AUTO),
+    ("llama-3.1-8b", "l4", 1, AUTO),
+    ("llama-3.1-8b", "h100", 1, AUTO),
+    ("llama-3.1-8b", "h100", 1, "gpu-mosaic"),
+    ("llama-3.1-8b", "l4", 1, "gpu-paged"),
+    ("llama-3.1-8b", "h100", 2, AUTO),
+    ("qwen3-30b-a3b", "h100", 1, AUTO),
+)
+MAX_TEMP_BYTES = 1 * GIB  # a copy of any pool is more
+MAX_COPIED_SHARE = 0.15  # of weights; for v6e one projection is laid out anew in steps with prompts
+EXTENT_BLOCKS = 16
+SHOWN_FIRST = ("program", "target", "dtype", "limit_gib")
+# Host memory, or the host at the other end, in a compiled program.
+HOST = re.compile(r"S\(5\)|\b(?:in|out)feed\b|is_host_transfer=true|MoveTo(?:Host|Device)")
+# An array laid anew in main memory; S(1) is a TPU's own fast memory.
+COPY = re.compile(r"= \w+\[([\d,]+)\](?!\S*S\(1\))\S* (?:copy|transpose)\(")
+KERNEL_CALL = re.compile(r'custom_call_target="(tpu_custom_call|[^"]*(?:triton|mosaic)[^"]*)"')
+
+
+class CheckError(Exception):
+    """A program is not what the engine counts on."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Stands for a device that holds its part of the weights."""
+
+    platform: str
+    bytes_limit: int
+    bytes_in_use: int
+
+    def memory_stats(self) -> dict[str, int]:
+        return {"bytes_limit": self.bytes_limit, "bytes_in_use": self.bytes_in_use}
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of the engine's, traced.
+
+    Attributes:
+        aliased: bytes of its arguments that it must update in place.
+        beside: bytes that lie on the device and are none of its arguments.
+    """
+
+    name: str
+    traced: jax.stages.Traced
+    aliased: int = 0
+    beside: int = 0
+
+
+class Target:
+    """A model on some chips of a kind, as shapes: what each program is given."""
+
+    def __init__(self, name: str, kind: str, num_chips: int, attention: str) -> None:
+        chip = CHIPS[kind]
+        self.name = f"{name} on {num_chips} {kind}"
+        if attention != AUTO:
+            self.name += f", {attention}"
+        whole = SHAPES[name]
+        self.dtype = choose_dtype("auto", whole, chip)  # type: ignore[arg-type]
+        page_size = EngineConfig().page_size
+        case = Case(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
+        attend = choose_attention(attention, case)
+        self.mesh = Mesh(np.array(chip.devices(num_chips)), (sharding.AXIS,))
+        self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform))
+        specs = self.model.specs
+        if num_chips > 1:
+            own = sharding.shard_of(whole, num_chips)
+            ops = sharding.ShardedOps(attend, chip.platform)
+            self.model = Model.build(own, self.dtype, ops=ops)
+        self.params: Params = {
+            name: self._struct(spec, sharding.weight_spec(name, len(spec.shape)))
+            for name, spec in specs.items()
+        }
+        self.weights_bytes = _bytes_of_one(self.params)
+        self.bytes_limit = int(chip.memory_gib * GIB)
+        loaded = Loaded(chip.platform, self.bytes_limit, self.weights_bytes)
+        self.sizes = EngineSizes.resolve(
+            EngineConfig(),
+            self.model.config,
+            self.dtype,
+            loaded,  # type: ignore[arg-type]
+        )
+        state = jax.eval_shape(
+            partial(DeviceState.zeros, self.model, self.sizes.pool, self.sizes.shapes)
+        )
+        data = state.pool.data
+        shape = (*data.shape[:2], data.shape[2] * num_chips, data.shape[3])
+        data = self._struct(jax.ShapeDtypeStruct(shape, data.dtype), sharding.POOL)
+        state = jax.tree.map(self._struct, state)
+        self.state = replace(state, pool=replace(state.pool, data=data))
+        self.pool_bytes = _bytes_of_one(data)
+        self._resident = self.weights_bytes + _bytes_of_one(self.state)
+        self._steps = Steps.of(self.model) if num_chips == 1 else steps_on(self.mesh, self.model)
+        self._moves_by_program = chip.platform == "tpu"
+
+    def programs(self) -> Iterator[Program]:
+        """Those of the largest step that only decodes, of the largest of all, and of moves."""
+        with jax.set_mesh(self.mesh):
+            for shape in _shapes(self.sizes):
+                yield from self._step(shape)
+            yield from self._moves()
+
+    def _step(self, shape: BatchShape) -> Iterator[Program]:
+        """The step as ``ModelRunner`` jits it, over the batch of one shape."""
+        batch = Batch.empty(shape, self.sizes.shapes.pages_per_seq, self.sizes.shapes.num_slots)
+        batch = jax.tree.map(self._struct, batch)
+        steps, params, state, named = self._steps, self.params, self.state, _named(shape)
+        if not self.model.unroll:
+            traced = jax.jit(steps.run_step, donate_argnums=1).trace(params, state, batch)
+            yield Program(named, traced, self.pool_bytes)
+            return
+        ends, (first, matrices) = self.model.end_leaves(params), self._first_group()
+        vectors = self.model.vector_leaves(params)
+        begin = partial(steps.begin, self.sizes.pool)
+        traced = jax.jit(begin).trace(ends, state.sampler.last_tokens, batch)
+        yield self._beside(f"{named}: begin", traced, 0, ends)
+        hidden, angles, rows = jax.tree.map(
+            self._struct, jax.eval_shape(begin, ends, state.sampler.last_tokens, batch)
+        )
+        rest = {"hidden": hidden, "angles": angles, "rows": rows, "pool": state.pool}
+        run = jax.jit(steps.run_layers, donate_argnames=("hidden", "pool"))
+        traced = run.trace(matrices, vectors, first, **rest)
+        layers = f"{named}: {len(matrices)} layers"
+        yield self._beside(layers, traced, self.pool_bytes, (matrices, vectors, state.pool))
+        finish = jax.jit(steps.finish, donate_argnums=1)
+        traced = finish.trace(ends, state.sampler, hidden, batch)
+        yield self._beside(f"{named}: finish", traced, 0, (ends, state.sampler))
+
+    def _first_group(self) -> tuple[Any, Any]:
+        return layer_groups(self.model, self.params)[0]
+
+    def _beside(self, name: str, traced: jax.stages.Traced, aliased: int, given: Any) -> Program:
+        return Program(name, traced, aliased, self._resident - _bytes_of_one(given))
+
+    def _moves(self) -> Iterator[Program]:
+        """Blocks out of the pool, to pinned host memory, back, and into the pool."""
+        slots = self._struct(jax.ShapeDtypeStruct((EXTENT_BLOCKS,), np.int32))
+        blocks = jax.eval_shape(KVPool.gather, self.state.pool, slots)
+        here = NamedSharding(self.mesh, sharding.BLOCKS)
+        there = here.with_memory_kind("pinned_host")
+        on_device, on_host = (
+            jax.ShapeDtypeStruct(blocks.shape, blocks.dtype, sharding=where)
+            for where in (here, there)
+        )
+        read = jax.jit(KVPool.gather, out_shardings=here)
+        yield Program("gather", read.trace(self.state.pool, slots))
+        if self._moves_by_program:  # a described GPU has no host memory
+            put = partial(jax.jit, lambda x: x)
+            yield Program("to pinned_host", put(out_shardings=there).trace(on_device))
+            yield Program("from pinned_host", put(out_shardings=here).trace(on_host))
+        write = jax.jit(KVPool.scatter, donate_argnums=0)
+        traced = write.trace(self.state.pool, slots, on_device)
+        yield Program("scatter", traced, self.pool_bytes)
+
+    def copied_share(self, text: str) -> float:
+        """Of a layer's matrices, what a program copies or transposes before it multiplies."""
+        sides = [
+            _sides(leaf.sharding.shard_shape(leaf.shape)[-2:])
+            for name, leaf in self.params.items()
+            if name.startswith(LAYERS) and name.endswith("proj.weight")
+        ]
+        copied = {_sides(map(int, sizes.split(","))) for sizes in COPY.findall(text)}
+        sizes = {one: one[0] * one[1] for one in sides}
+        return sum(sizes[one] for one in copied & sizes.keys()) / sum(sizes.values())
+
+    def _struct(self, leaf: Any, spec: PartitionSpec = sharding.WHOLE) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(self.mesh, spec)
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
+
+
+def _bytes_of_one(tree: Any) -> int:
+    """What one device holds of some arrays."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _sides(shape: Iterable[int]) -> tuple[int, ...]:
+    """An array's sizes, however it lies."""
+    return tuple(sorted(size for size in shape if size > 1))
+
+
+def compiled(program: Program, target: Target) -> dict[str, Any]:
+    """Compile for the target's chips and hold against what the engine counts on.
+
+    Raises:
+        CheckError: the pool or weights are copied, memory does not suffice, or a step goes to the
+            host.
+    """
+    start = time.monotonic()
+    with jax.set_mesh(target.mesh):
+        executable = program.traced.lower().compile()
+    memory, text = executable.memory_analysis(), executable.as_text()
+    peak = (
+        program.beside
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    figures = {
+        "program": program.name,
+        "target": target.name,
+        "dtype": target.dtype,
+        "compile_s": time.monotonic() - start,
+        "alias_gib": memory.alias_size_in_bytes / GIB,
+        "temp_gib": memory.temp_size_in_bytes / GIB,
+        "peak_gib": peak / GIB,
+        "limit_gib": target.bytes_limit / GIB,
+        "copied_share": target.copied_share(text),
+        "kernel_calls": len(KERNEL_CALL.findall(text)),
+        "collectives": _collectives(text),
+    }
+    if memory.alias_size_in_bytes < program.aliased:
+        raise CheckError(f"{figures}: the pool is not updated in place")
+    if memory.temp_size_in_bytes > MAX_TEMP_BYTES:
+        raise CheckError(f"{figures}: too much temporary memory")
+    if peak > target.bytes_limit:
+        raise CheckError(f"{figures}: does not fit the chip")
+    if figures["copied_share"] > MAX_COPIED_SHARE:
+        raise CheckError(f"{figures}: copies weights before it multiplies")
+    goes = HOST.search(text) is not None
+    if goes != program.name.endswith("pinned_host"):
+        raise CheckError(f"{figures}: {'goes' if goes else 'does not go'} to the host")
+    return figures
+
+
+def _collectives(text: str) -> dict[str, int]:
+    """How many of each kind a program has; those of a loop's body count once."""
+    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _shapes(sizes: EngineSizes) -> list[BatchShape]:
+    """The largest step that only decodes, and the largest of all."""
+    shapes = sizes.shapes.shapes
+    decode = max((s for s in shapes if not s.num_tiles), key=lambda s: s.num_tokens)
+    return [decode, max(shapes, key=lambda s: (s.num_tokens, s.num_rows))]
+
+
+def _named(shape: BatchShape) -> str:
+    parts = [f"{shape.num_decode} decode"] if shape.num_decode else []
+    parts += [f"{shape.num_tiles} x {shape.tile} prefill"] if shape.num_tiles else []
+    return " + ".join(parts)
+
+
+def main() -> int:
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    results: list[dict[str, Any]] = []
+    problems: list[str] = []
+
+    def note(figures: dict[str, Any]) -> None:
+        results.append(figures)
+        shown = {key: value for key, value in figures.items() if key not in SHOWN_FIRST}
+        told = ", ".join(
+            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in shown.items()
+        )
+        print(f"{figures['target']:35}{figures['program']:40}{told}", flush=True)
+
+    for name, kind, num_chips, attention in TARGETS:
+        target = Target(name, kind, num_chips, attention)
+        print(
+            f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB in {target.dtype}, pool "
+            f"{target.pool_bytes / GIB:.2f} GiB, {target.sizes.max_model_len} tokens of context"
+        )
+        for program in target.programs():
+            try:
+                note(compiled(program, target))
+            except (CheckError, jax.errors.JaxRuntimeError) as error:
+                problems.append(f"{target.name}, {program.name}: {error}")
+    for problem in problems:
+        print(f"FAILED {problem}", file=sys.stderr)
+    write_json({"programs": results, "problems": problems}, options.json)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What engines did when, drawn: the paper's cycle on an A10G under its three arms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from experiments.compare.arms import ARMS, PAPER_ARMS
+from experiments.compare.run_cell import EngineTrace, Setting, play
+from experiments.report.plots import plt, save
+from experiments.workloads.base import Sizes, Workload
+from experiments.workloads.paper import cycle
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.engine.trace import ChromeTrace
+from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B, pool_tokens
+
+NUM_AGENTS = 10
+NUM_ROUNDS = 2
+SIZES = Sizes(8192, 32, 32)
+_LANES = {1: "steps", 2: "to device", 3: "to host", 4: "stall"}  # by thread of the trace
+_PROMPT, _DECODE = "#08306b", "#6baed6"
+_COLOURS = {2: "#009e73", 3: "#e6ab02", 4: "#d55e00"}
+_LEGEND = {
+    "step with a prompt": _PROMPT,
+    "step of decoding": _DECODE,
+    "copy to the device": _COLOURS[2],
+    "copy to the host": _COLOURS[3],
+    "device waits for a copy": _COLOURS[4],
+}
+
+
+def draw(folder: Path) -> tuple[str, str]:
+    """Names of two figures: whose prefix is on the device, and what runs and moves."""
+    workload = cycle(
+        num_agents=NUM_AGENTS,
+        num_rounds=NUM_ROUNDS,
+        sizes=SIZES,
+        vocab_size=LLAMA_3_1_8B.vocab_size,
+    )
+    where = Setting(LLAMA_3_1_8B, A10G, pool_tokens(A10G, LLAMA_3_1_8B), 1 << 20, max_num_seqs=4)
+    return _residency(where, workload, folder), _lanes(where, workload, folder)
+
+
+class _Residency(EngineTrace):
+    """Which share of each prefix is on the device, after each step."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.times: list[float] = []
+        self.shares: list[list[float]] = []
+        run = workload.runs[0]
+        self._prefixes = {call.agent: call.parts[0] for call in run.calls}
+
+    def step(self, plan: StepPlan, dispatched_s: float, finished_s: float) -> None:
+        cache = self.engine.cache
+        root = RootKey(LLAMA_3_1_8B.name)
+        shares = []
+        for prefix in self._prefixes.values():
+            blocks = cache.match(root, np.asarray(prefix))
+            shares.append(cache.residency.num_on_device(blocks) * cache.page_size / len(prefix))
+        self.times.append(finished_s)
+        self.shares.append(shares)
+
+
+def _residency(where: Setting, workload: Workload, folder: Path) -> str:
+    figure, axes = plt.subplots(3, 1, figsize=(9.5, 6.4), sharex=True, layout="constrained")
+    image, last_s = None, 0.0
+    for axis, name in zip(axes, PAPER_ARMS, strict=True):
+        seen = _Residency(workload)
+        records = play(where, workload, ARMS[name], seen).records
+        edges = np.array([0.0, *seen.times])
+        agents = np.arange(NUM_AGENTS + 1) + 0.5
+        shares = np.array(seen.shares).T
+        image = axis.pcolormesh(
+            edges, agents, shares, cmap="Blues", vmin=0, vmax=1, rasterized=True
+        )
+        for number in range(NUM_ROUNDS + 1):
+            start_s = min(record.start_s for record in records if record.round == number)
+            axis.axvline(start_s, color="black", lw=0.8, ls=":")
+            what = "round 0, computes all" if number == 0 else f"round {number}"
+            axis.text(start_s + 0.8, NUM_AGENTS + 0.7, what, fontsize=8, va="bottom")
+        axis.axvline(edges[-1], color="black", lw=1)
+        axis.text(edges[-1] + 1, 5.5, f"done, {edges[-1]:.0f} s", va="center")
+        axis.set_title(name, loc="left", pad=16, fontweight="bold")
+        axis.set_yticks(range(1, NUM_AGENTS + 1, 3))
+        axis.set_ylabel("agent")
+        last_s = max(last_s, edges[-1])
+    axes[0].set_xlim(0, 1.1 * last_s)
+    axes[-1].set_xlabel("time since the first call, s (virtual)")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+    bar.set_label("share of an agent's prefix on the device")
+    return save(figure, folder, "residency")
+
+
+def _lanes(where: Setting, workload: Workload, folder: Path) -> str:
+    figure, axes = plt.subplots(3, 1, figsize=(9.5, 5.6), sharex=True, layout="constrained")
+    with TemporaryDirectory() as scratch:
+        traces = {}
+        for name in PAPER_ARMS:
+            tracer = ChromeTrace(Path(scratch) / f"{name}.json")
+            play(where, workload, ARMS[name], tracer)
+            tracer.close()
+            traces[name] = json.loads((Path(scratch) / f"{name}.json").read_text())
+    # As long as the slowest arm takes for one call: the others show how far they come meanwhile.
+    window_s = 1.03 * max(np.diff(_starts_s(trace)[:2])[0] for trace in traces.values())
+    for axis, (name, trace) in zip(axes, traces.items(), strict=True):
+        starts_s = _starts_s(trace)
+        _draw_slices(axis, trace, starts_s[0], window_s)
+        for number, start_s in enumerate(starts_s - starts_s[0]):
+            if start_s < window_s:
+                axis.axvline(start_s, color="black", lw=0.8, ls=":")
+                if start_s < 0.95 * window_s:
+                    place = (start_s + 0.02, 0.35)
+                    axis.text(*place, f"agent {number + 1}", fontsize=8, va="bottom")
+        axis.set_yticks(list(_LANES), list(_LANES.values()))
+        axis.set_ylim(len(_LANES) + 0.6, 0.4)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(name, loc="left", pad=16, fontweight="bold")
+    axes[0].set_xlim(0, window_s)
+    axes[-1].set_xlabel(f"time since the first call of round {NUM_ROUNDS}, s (virtual)")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _LEGEND.values()]
+    figure.legend(handles, list(_LEGEND), loc="outside upper center", ncols=len(_LEGEND))
+    return save(figure, folder, "lanes")
+
+
+def _starts_s(trace: list[dict[str, Any]]) -> np.ndarray:
+    """When the calls of the last round came, f64[n]."""
+    agents = [e for e in trace if e["ph"] == "b" and "output_tokens" in e.get("args", {})]
+    return np.array(sorted(e["ts"] for e in agents)[-NUM_AGENTS:]) / 1e6
+
+
+def _draw_slices(axis: Any, trace: list[dict[str, Any]], start_s: float, window_s: float) -> None:
+    for lane in _LANES:
+        bars: dict[str, list[tuple[float, float]]] = {}
+        for event in _slices(trace, lane):
+            begin_s = event["ts"] / 1e6 - start_s
+            end_s = min(begin_s + event["dur"] / 1e6, window_s)
+            begin_s = max(begin_s, 0.0)
+            if begin_s < end_s:
+                bars.setdefault(_colour(event), []).append((begin_s, end_s - begin_s))
+        for colour, spans in bars.items():
+            axis.broken_barh(spans, (lane - 0.38, 0.76), color=colour, lw=0.3)
+
+
+def _slices(trace: list[dict[str, Any]], lane: int) -> Iterator[dict[str, Any]]:
+    return (e for e in trace if e["ph"] == "X" and e["pid"] == 1 and e["tid"] == lane)
+
+
+def _colour(event: Mapping[str, Any]) -> str:
+    if event["tid"] in _COLOURS:
+        return _COLOURS[event["tid"]]
+    return _PROMPT if event["args"]["prompt_tokens"] else _DECODE

@@ -1,0 +1,1 @@
+"""Workflow-aware decisions: what to evict, offload, prefetch and admit, and when."""

@@ -1,0 +1,1 @@
+"""Admission control: time-slices workflow runs while the cache thrashes."""

@@ -1,0 +1,312 @@
+"""The engine on a thread of its own, for callers on any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from kvflow_jax.engine.engine import Engine
+from kvflow_jax.errors import (
+    EngineClosedError,
+    IntegrityError,
+    InvalidRequestError,
+    QueueFullError,
+    StepFailedError,
+)
+from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.workflow.step_graph import Graph
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CHECK_S = 1.0
+
+
+class EngineThread:
+    """Runs an engine's loop. Every method may be called from any thread.
+
+    What callers want of the engine goes through one inbox and is done between two steps, so the
+    engine itself needs no lock.
+
+    Args:
+        stalled_by: see the property; called from any thread.
+    """
+
+    def __init__(self, engine: Engine, stalled_by: Callable[[], str] = lambda: "") -> None:
+        self._engine, self._stalled_by = engine, stalled_by
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # guards the fields up to the next blank line
+        self._num_pending = 0
+        self._is_open = True
+        self._is_closing = False
+
+        self._ids = itertools.count()
+        self._idle = threading.Event()
+        engine.transfers.listen(self._wake.set)
+        self._thread = threading.Thread(target=self._run, name="kvflow-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.sizes.max_model_len
+
+    @property
+    def max_pending(self) -> int:
+        """Requests that may run and wait together."""
+        return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_slots
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def stalled_by(self) -> str:
+        """What the engine waits for beyond itself, and may yet get; "" where it goes on."""
+        return self._stalled_by()
+
+    @property
+    def stats(self) -> EngineStats:
+        """Snapshot published at the end of the last step."""
+        return self._engine.stats
+
+    def check(self, prompt_ids: Sequence[int] | np.ndarray, params: SamplingParams) -> None:
+        """Raise InvalidRequestError for a prompt that can never run."""
+        self._engine.check_prompt(as_token_ids(prompt_ids), params)
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int] | np.ndarray,
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        salt: str = "",
+        priority: int = 0,
+        client: str = "",
+        hints: Hints | None = None,
+    ) -> int:
+        """Queue a request; its id. See ``Engine.add``.
+
+        ``on_output`` is called on the engine's thread, in order; the last output has a finish
+        reason. It must not block.
+
+        Raises:
+            InvalidRequestError: the prompt is empty, too long, or holds unknown token ids.
+            QueueFullError: too many requests wait.
+            EngineClosedError: the engine drains or has stopped.
+        """
+        arrival_s = self._engine.clock.now()
+        prompt = as_token_ids(prompt_ids)
+        self._engine.check_prompt(prompt, params)
+        bound = self.max_pending
+        with self._lock:
+            if not self._is_open or not self.is_alive:
+                raise EngineClosedError("the engine takes no new requests: it is shutting down")
+            if self._num_pending >= bound:
+                raise QueueFullError(
+                    f"{self._num_pending} requests run or wait, the bound is {bound}; try again "
+                    "later, or raise max_waiting"
+                )
+            self._num_pending += 1
+            request_id = next(self._ids)
+            # Put under the lock: what is put while the engine is open is answered for sure.
+            self._do(
+                partial(
+                    self._add,
+                    prompt,
+                    params,
+                    partial(self._hand_over, on_output),
+                    salt=salt,
+                    priority=priority,
+                    client=client,
+                    arrival_s=arrival_s,
+                    request_id=request_id,
+                    hints=hints,
+                )
+            )
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        """End a request and free what it holds. Unknown and finished ids are fine."""
+        self._do(partial(self._engine.abort, request_id))
+
+    def settle(self) -> None:
+        """Wait until all that was asked so far is done and seen in the stats."""
+        with contextlib.suppress(EngineClosedError):
+            self._ask(lambda: None)
+
+    def flush_cache(self) -> bool:
+        """Drop every cached block; False, and nothing is dropped, while requests are about."""
+        return self._ask(self._engine.flush_cache)
+
+    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
+        """Keep a workflow under a name for the client's runs."""
+        self._ask(partial(self._engine.controller.register, client, graph_id, graph))
+
+    def unregister_graph(self, client: str, graph_id: str) -> bool:
+        """Forget a workflow; False where there is none of this name."""
+        return self._ask(partial(self._engine.controller.unregister, client, graph_id))
+
+    def begin_run(
+        self, client: str, workflow_id: str, graph: Graph | None, graph_id: str | None = None
+    ) -> HintStatus:
+        """Begin a run of a workflow before its first request."""
+        controller, now = self._engine.controller, self._engine.clock.now
+        return self._ask(lambda: controller.begin_run(client, workflow_id, graph, graph_id, now()))
+
+    def advance_run(
+        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+    ) -> list[str] | None:
+        """Take in a run's progress; agents its graph lacks, None where there is no such run."""
+        controller, now = self._engine.controller, self._engine.clock.now
+        return self._ask(lambda: controller.advance(client, workflow_id, completed, running, now()))
+
+    def end_run(self, client: str, workflow_id: str) -> bool:
+        """A run is over; False where there is none of this name."""
+        return self._ask(partial(self._engine.controller.end_run, client, workflow_id))
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the engine's structures agree, between two steps."""
+        self._ask(self._engine.check_integrity)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and finish those there are.
+
+        Returns:
+            False where some were cut off after ``timeout_s`` seconds.
+        """
+        with self._lock:
+            self._is_open = False
+        self._do(lambda: None)
+        if self._idle.wait(timeout_s) or not self.is_alive:
+            return True
+        why = EngineClosedError("the server is shutting down")
+        self._ask(partial(self._engine.fail_all, why))
+        return False
+
+    def close(self) -> None:
+        """Abort what runs and stop the thread. Closing twice is fine."""
+        with self._lock:
+            self._is_open = False
+            self._is_closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def _do(self, command: Callable[[], object]) -> None:
+        self._inbox.put(command)
+        self._wake.set()
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        answer: Future[T] = Future()
+
+        def reply() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)
+
+        self._do(reply)
+        while True:
+            try:
+                return answer.result(timeout=1.0)
+            except TimeoutError:
+                if not self.is_alive:
+                    raise EngineClosedError("the engine has stopped") from None
+
+    def _run(self) -> None:
+        why = "the engine was closed"
+        try:
+            while not self._is_closing:
+                self._round()
+        except BaseException as error:
+            log.critical("the engine's thread dies", exc_info=True)
+            why = f"the engine has died: {error}"
+            raise
+        finally:
+            with self._lock:
+                self._is_open = False
+            self._empty_inbox()
+            self._end_all(why)
+            self._engine.transfers.close()
+            self._engine.tracer.close()
+            self._idle.set()
+
+    def _round(self) -> None:
+        """Do what was asked, then one step; wait where there is nothing to do."""
+        engine = self._engine
+        self._wake.clear()
+        try:
+            self._empty_inbox()
+            is_busy = engine.step()
+            if not is_busy and not engine.is_idle and not engine.is_waiting:
+                raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
+        except Exception as error:
+            log.exception("the engine failed; it starts over with an empty cache")
+            engine.fail_all(StepFailedError(f"the engine failed: {error}"))
+            is_busy = True
+        if engine.is_idle and not self._is_open:
+            self._idle.set()
+        if not is_busy:
+            # Whatever comes wakes it, transfers too; copies that do not end are looked for,
+            # and runs that wait may have their turn.
+            engine.clock.wait(self._wake, CHECK_S if engine.is_waiting else None)
+
+    def _empty_inbox(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()()
+
+    def _add(
+        self,
+        prompt: np.ndarray,
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        request_id: int,
+        **rest: Any,
+    ) -> None:
+        try:
+            self._engine.add(prompt, params, on_output, request_id=request_id, **rest)
+        except Exception as error:
+            # One caller's mistake, say an argument of a wrong type, is not everyone's.
+            log.exception("request %d could not be queued", request_id)
+            failure = InvalidRequestError(f"the request could not be queued: {error}")
+            on_output(Output(request_id, "", (), FinishReason.ERROR, error=failure))
+
+    def _hand_over(self, on_output: Callable[[Output], None], output: Output) -> None:
+        if output.finish_reason is not None:
+            with self._lock:
+                self._num_pending -= 1
+        on_output(output)
+
+    def _end_all(self, why: str) -> None:
+        self._engine.abandon(EngineClosedError(why))
+
+
+def as_token_ids(prompt_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Token ids as i32[num_tokens].
+
+    Raises:
+        InvalidRequestError: they are not a flat sequence of integers that fit.
+    """
+    try:
+        ids = np.asarray(prompt_ids)
+    except ValueError:
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise InvalidRequestError("a prompt is a flat list of integer token ids", param="prompt")
+    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
+        raise InvalidRequestError("token ids must be between 0 and 2147483647", param="prompt")
+    return ids.astype(np.int32)

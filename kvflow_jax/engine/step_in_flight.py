@@ -1,0 +1,121 @@
+"""A step on the device: dispatched as its plan has it, and what it sampled once it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.requests.outputs import TokenLogprobs
+from kvflow_jax.requests.request import Request
+from kvflow_jax.runtime.batch import BatchShapes
+from kvflow_jax.runtime.interfaces import Repeating, Runner, ScoreHandle, StepHandle
+from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs
+
+Sampled = tuple[Request, list[int], tuple[TokenLogprobs, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step that the device has been given and the host has not looked at."""
+
+    plan: StepPlan
+    dispatched_s: float
+    _handle: StepHandle
+    _sample_rows: np.ndarray  # i32[num_chunks]
+    _scores: list[tuple[Request, int, ScoreHandle]]  # of prompt tokens from a position on
+
+    @classmethod
+    def dispatch(
+        cls,
+        plan: StepPlan,
+        runner: Runner,
+        repeater: Repeating | None,
+        shapes: BatchShapes,
+        now: float,
+    ) -> StepInFlight:
+        """Hand a step to the device and return at once.
+
+        Args:
+            repeater: the runner, if it can run a step several times as one.
+
+        Raises:
+            Exception: whatever the runner's dispatch does.
+        """
+        batch, sample_rows, starts = shapes.build(plan.chunks)
+        for request in plan.admitted:
+            if request.params.uses_memory:
+                runner.recall(request)
+        handle: StepHandle
+        if plan.num_repeats > 1 and repeater is not None:
+            handle = repeater.submit_repeated(batch, plan.num_repeats)
+        else:
+            handle = runner.submit(batch)
+        return cls(plan, now, handle, sample_rows, list(_score_prompts(runner, plan, starts)))
+
+    def results(self) -> list[Sampled]:
+        """Wait for the step; requests that sampled, their tokens and the first one's logprobs.
+
+        Notes on each request what its prompt's tokens have scored.
+
+        Raises:
+            Exception: whatever failed on the device.
+        """
+        sampled, logprobs = self._handle.result(), self._handle.logprobs()
+        scores = [(request, at, handle.result()) for request, at, handle in self._scores]
+        for request, position, scored in scores:
+            _note_scores(request, position, scored)
+        by_chunk = np.atleast_2d(sampled)[:, self._sample_rows].T.tolist()
+        rows = self._sample_rows.tolist()
+        return [
+            (
+                chunk.request,
+                tokens,
+                _logprobs_of(logprobs, row, tokens[0], chunk.request.params.logprobs),
+            )
+            for chunk, tokens, row in zip(self.plan.chunks, by_chunk, rows, strict=True)
+            if chunk.samples
+        ]
+
+    @property
+    def ends_a_request(self) -> bool:
+        """Whether one of its requests has all its tokens once it is done."""
+        requests = (chunk.request for chunk in self.plan.chunks)
+        return any(request.num_tokens == request.max_len for request in requests)
+
+
+def _score_prompts(
+    runner: Runner,
+    plan: StepPlan,
+    starts: np.ndarray,  # i32[num_chunks], where each chunk's tokens begin in the step
+) -> Iterator[tuple[Request, int, ScoreHandle]]:
+    for chunk, start in zip(plan.chunks, starts.tolist(), strict=True):
+        request, end = chunk.request, chunk.start + chunk.length
+        if not request.scores_prompt:
+            continue
+        targets = request.tokens[chunk.start + 1 : min(end + 1, request.num_prompt)]
+        position = chunk.start + 1
+        for handle in runner.score(start, targets) if len(targets) else ():
+            yield request, position, handle
+            position += SCORED_AT_ONCE
+
+
+def _note_scores(request: Request, position: int, scores: Logprobs) -> None:
+    """Keep scores of prompt tokens from ``position`` on; a preempted request makes some again."""
+    num_top = request.params.prompt_logprobs
+    for row in range(len(scores.chosen)):
+        if position + row == len(request.prompt_logprobs) + 1:
+            token = int(request.tokens[position + row])
+            request.prompt_logprobs += _logprobs_of(scores, row, token, num_top)
+
+
+def _logprobs_of(
+    logprobs: Logprobs | None, row: int, token: int, num_top: int | None
+) -> tuple[TokenLogprobs, ...]:
+    if logprobs is None or num_top is None:
+        return ()
+    ids, values = logprobs.top_ids[row, :num_top], logprobs.top[row, :num_top]
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return (TokenLogprobs(token, float(logprobs.chosen[row]), top),)

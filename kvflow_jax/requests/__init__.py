@@ -1,0 +1,1 @@
+"""A request from the door to its answer: parameters, state, stop strings, outputs."""

@@ -1,0 +1,121 @@
+"""From a prompt and its parameters to a request that can run, or to an error that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.requests.outputs import Output
+from kvflow_jax.requests.request import Request
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.stop_strings import StopStrings
+from kvflow_jax.workflow.hints import Hints
+
+
+class Intake:
+    """What an engine knows of its model and its sizes, as far as requests need it.
+
+    Args:
+        tokenizer: for text and stop strings; None: outputs carry token ids alone.
+        eos_token_ids: end a text, unless a request ignores them.
+        model_name: part of the root of the index.
+        seed: from which requests without a seed of their own draw theirs.
+    """
+
+    def __init__(
+        self,
+        max_model_len: int,
+        vocab_size: int,
+        *,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: Iterable[int],
+        model_name: str,
+        seed: int | None,
+    ) -> None:
+        self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+        self._tokenizer = tokenizer
+        self._eos = frozenset(eos_token_ids)
+        self._model_name = model_name
+        self._rng = np.random.default_rng(seed)
+
+    def check(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
+        """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
+        limit = self._max_model_len
+        if len(prompt_ids) == 0:
+            raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
+        if len(prompt_ids) >= limit:
+            raise InvalidRequestError(
+                f"this model's context is {limit} tokens and the prompt has {len(prompt_ids)}, "
+                "which leaves no room for an answer; shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if prompt_ids.min() < 0 or prompt_ids.max() >= self._vocab_size:
+            raise InvalidRequestError(
+                f"token ids must be between 0 and {self._vocab_size - 1}", param="prompt"
+            )
+        if params.stop_token_ids and max(params.stop_token_ids) >= self._vocab_size:
+            raise InvalidRequestError(
+                f"stop_token_ids must be between 0 and {self._vocab_size - 1}", "stop_token_ids"
+            )
+        if params.logit_bias and max(params.logit_bias) >= self._vocab_size:
+            raise InvalidRequestError(
+                f"token ids of logit_bias must be between 0 and {self._vocab_size - 1}",
+                "logit_bias",
+            )
+        if params.stop and self._tokenizer is None:
+            raise InvalidRequestError(
+                "this model has no tokenizer, so no stop strings: use stop_token_ids", "stop"
+            )
+
+    def request(
+        self,
+        request_id: int,
+        prompt_ids: np.ndarray,  # i32[num_prompt], passed by ``check``
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        salt: str,
+        priority: int,
+        client: str,
+        arrival_s: float,
+        hints: Hints | None = None,
+    ) -> Request:
+        eos = frozenset() if params.ignore_eos else self._eos
+        max_len = self._max_model_len
+        if params.max_tokens is not None:
+            max_len = min(max_len, len(prompt_ids) + params.max_tokens)
+        detokenizer = stop_strings = None
+        if self._tokenizer is not None:
+            skips = params.skip_special_tokens
+            detokenizer = self._tokenizer.detokenizer(skip_special_tokens=skips)
+        if params.stop:
+            stop_strings = StopStrings(params.stop, is_kept=params.include_stop)
+        return Request(
+            request_id,
+            prompt_ids,
+            params,
+            on_output,
+            root=RootKey(self._model_name, salt),
+            priority=priority,
+            client=client,
+            arrival_s=arrival_s,
+            max_len=max_len,
+            stop_ids=eos.union(params.stop_token_ids),
+            seed=self._seed(params),
+            detokenizer=detokenizer,
+            stop_strings=stop_strings,
+            hints=hints,
+        )
+
+    def _seed(self, params: SamplingParams) -> tuple[int, int]:
+        if params.seed is None:
+            words = self._rng.integers(0, 2**32, 2, np.uint32)
+        else:
+            words = np.random.SeedSequence(params.seed % 2**64).generate_state(2)
+        return int(words[0]), int(words[1])

@@ -1,0 +1,108 @@
+"""Machines and models as data: what the simulator knows of them.
+
+Peaks are the vendors' data sheets'. What share of them serving engines achieve is an assumption,
+the same for all: 0.6 of dense 16-bit products (half of that in prompts' attention), 0.8 of memory.
+Launch and host times are guesses of what a CUDA graph and a Python loop cost. Links are one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from kvflow_jax.sim.profile import ModelShape, Profile
+
+PRODUCTS, ATTENTION, MEMORY = 0.6, 0.3, 0.8
+# Of the device's memory, what weights and KV may take: engines' own defaults are 0.85 to 0.9.
+MEMORY_SHARE = 0.88
+MOST_DEVICES = 1024
+
+
+class UnknownNameError(ValueError):
+    """Names what there is instead."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"there is no {kind} {name!r}; there are: {', '.join(known)}")
+
+
+def _device(name: str, tflops: float, gb_per_s: float, gb: float, link_gb_per_s: float) -> Profile:
+    return Profile(
+        name=name,
+        flops_per_s=PRODUCTS * tflops * 1e12,
+        attention_flops_per_s=ATTENTION * tflops * 1e12,
+        mem_bytes_per_s=MEMORY * gb_per_s * 1e9,
+        launch_s=1e-3,
+        host_s=1e-3,
+        link_bytes_per_s=link_gb_per_s * 1e9,
+        link_latency_s=50e-6,
+        memory_bytes=gb * 1e9,
+    )
+
+
+A10G = _device("a10g", 70, 600, 24, 2)  # the link that version 1 of the paper states
+# Rates that version 1's cell 8192/32/32 implies, 1.83x and 2.91x: products as if at 0.57 of an
+# A10's 125 TFLOP/s, and 1.15 of the link's 2 GB/s.
+A10G_EFFECTIVE = replace(
+    A10G,
+    name="a10g-effective",
+    flops_per_s=0.57 * 125e12,
+    attention_flops_per_s=0.285 * 125e12,
+    link_bytes_per_s=1.15e9,
+)
+H100_PCIE = _device("h100-pcie", 756, 2000, 80, 64)  # PCIe 5, as the paper counts it
+# The same with the rate at which the paper's reactive baseline seems to have reloaded: fitted to
+# one cell of the camera-ready grid, 4096/32/32 (``experiments.paper``; REPORT.md says how).
+H100_EFFECTIVE = replace(H100_PCIE, name="h100-effective", link_bytes_per_s=3.35e9)
+H200 = _device("h200", 989, 4800, 141, 64)
+TPU_V5E = _device("tpu-v5e", 197, 819, 16, 8)
+TPU_V6E = _device("tpu-v6e", 918, 1640, 32, 16)
+
+MACHINES = {
+    one.name: one
+    for one in (A10G, A10G_EFFECTIVE, H100_PCIE, H100_EFFECTIVE, H200, TPU_V5E, TPU_V6E)
+}
+
+SMOLLM2_135M = ModelShape("smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, itemsize=4, is_tied=True)
+LLAMA_3_1_8B = ModelShape("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, itemsize=2)
+QWEN2_5_32B = ModelShape("qwen2.5-32b", 64, 5120, 40, 8, 128, 27648, 152064, itemsize=2)
+LLAMA_3_1_70B = ModelShape("llama-3.1-70b", 80, 8192, 64, 8, 128, 28672, 128256, itemsize=2)
+
+SHAPES = {one.name: one for one in (SMOLLM2_135M, LLAMA_3_1_8B, QWEN2_5_32B, LLAMA_3_1_70B)}
+
+
+def machine(name: str, files: Mapping[str, Path] = MappingProxyType({})) -> Profile:
+    """A profile by name (``h100-pcie``; ``h100-pcie x4`` for four), or from a JSON file.
+
+    Args:
+        files: JSON files that have a name, too.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    known = [*MACHINES, "NAME xN", *files, "FILE.json (python -m experiments.bench.fit_profile)"]
+    path = files.get(name, Path(name))
+    if path.suffix == ".json" and path.exists():
+        try:
+            return Profile.read(path)
+        except (ValueError, KeyError, TypeError):
+            raise UnknownNameError("machine", name, known) from None
+    kind, _, count = name.partition(" x")
+    is_count = count.isascii() and count.isdigit() and 1 <= int(count) <= MOST_DEVICES
+    if kind not in MACHINES or (count and not is_count):
+        raise UnknownNameError("machine", name, known)
+    return MACHINES[kind].times(int(count)) if count else MACHINES[kind]
+
+
+def shape(name: str) -> ModelShape:
+    """A model's shape by name. Raises UnknownNameError where there is none."""
+    if name not in SHAPES:
+        raise UnknownNameError("model", name, list(SHAPES))
+    return SHAPES[name]
+
+
+def pool_tokens(profile: Profile, model: ModelShape) -> int:
+    """Tokens whose KV fits beside the weights; at most 0 where these do not fit."""
+    free = MEMORY_SHARE * profile.memory_bytes - model.param_bytes
+    return int(free // model.kv_bytes_per_token)

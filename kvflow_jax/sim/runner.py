@@ -1,0 +1,126 @@
+"""A runner whose steps only take time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvflow_jax.requests.request import Request
+from kvflow_jax.runtime.batch import Batch
+from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs
+from kvflow_jax.sim.clock import VirtualClock
+from kvflow_jax.sim.profile import ModelShape, Profile
+
+
+@dataclass(frozen=True, slots=True)
+class SimBlocks:
+    """Stands for the KV of blocks; there once the device has copied them at ``ready_s``."""
+
+    num_blocks: int
+    ready_s: float
+
+
+class SimStep:
+    def __init__(self, clock: VirtualClock, end_s: float, tokens: np.ndarray) -> None:
+        self._clock, self._end_s, self._tokens = clock, end_s, tokens
+
+    def result(self) -> np.ndarray:
+        self._clock.advance_to(self._end_s)
+        return self._tokens
+
+    def logprobs(self) -> None:
+        return None
+
+
+class SimScores:
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+
+    def result(self) -> Logprobs:
+        num = self._num_tokens
+        zeros, ids = np.zeros((num, 1), np.float32), np.zeros((num, 1), np.int32)
+        return Logprobs(chosen=zeros[:, 0], top_ids=ids, top=zeros)
+
+
+class SimRunner:
+    """Runs steps one after the other, as the profile says; the host's part goes beside them.
+
+    Its tokens are a hash of slot and position: the same run gives the same tokens.
+
+    Attributes:
+        busy_s: in which the device worked.
+    """
+
+    is_intact = True
+
+    def __init__(
+        self, clock: VirtualClock, profile: Profile, shape: ModelShape, block_bytes: int
+    ) -> None:
+        self.busy_s = 0.0
+        self._clock = clock
+        self._profile = profile
+        self._shape = shape
+        self._block_bytes = block_bytes
+        self._free_s = 0.0  # when the device has done all that it was given
+
+    def submit(self, batch: Batch) -> SimStep:
+        self._clock.advance(self._profile.host_s)
+        end_s = self._occupy(self._profile.step_s(self._shape, batch))
+        return SimStep(self._clock, end_s, self._tokens(batch, 0))
+
+    def num_repeats(self, batch: Batch, most: int) -> int:
+        """How often the batch can run before something happens elsewhere."""
+        event_s = self._clock.next_event_s
+        if event_s is None:
+            return most
+        left_s = event_s - max(self._free_s, self._clock.now() + self._profile.host_s)
+        return min(most, max(1, int(left_s / self._repeat_s(batch, 1))))
+
+    def submit_repeated(self, batch: Batch, num_repeats: int) -> SimStep:
+        self._clock.advance(self._profile.host_s)
+        end_s = self._occupy(num_repeats * self._repeat_s(batch, num_repeats))
+        steps = [self._tokens(batch, i) for i in range(num_repeats)]
+        return SimStep(self._clock, end_s, np.stack(steps))
+
+    def recall(self, request: Request) -> None:
+        """Sampling here has no memory."""
+
+    def score(self, start: int, targets: np.ndarray) -> Sequence[SimScores]:
+        num = len(targets)
+        return [SimScores(min(SCORED_AT_ONCE, num - at)) for at in range(0, num, SCORED_AT_ONCE)]
+
+    def read_blocks(self, slots: np.ndarray) -> SimBlocks:
+        num_blocks = len(slots)
+        return SimBlocks(num_blocks, self._occupy(self._copy_s(num_blocks)))
+
+    def write_blocks(self, blocks: SimBlocks, places: np.ndarray, slots: np.ndarray) -> None:
+        self._occupy(self._copy_s(len(places)))
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def _tokens(self, batch: Batch, num_before: int) -> np.ndarray:
+        slot = batch.sampling.slot.astype(np.int64)
+        position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
+        tokens = (slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
+        return tokens.astype(np.int32)
+
+    def _repeat_s(self, batch: Batch, num_repeats: int) -> float:
+        """Seconds of a step of so many, on average: a step as long as the one in the middle.
+
+        The host plans each while the one before runs, and holds the device up where it is slower.
+        """
+        middle = replace(batch, ints=batch.ints.copy())
+        middle.query_start[middle.query_len > 0] += num_repeats // 2
+        return max(self._profile.step_s(self._shape, middle), self._profile.host_s)
+
+    def _copy_s(self, num_blocks: int) -> float:
+        return self._profile.copy_s(num_blocks * self._block_bytes)
+
+    def _occupy(self, seconds: float) -> float:
+        """Queue work on the device; when it will be done."""
+        self._free_s = max(self._free_s, self._clock.now()) + seconds
+        self.busy_s += seconds
+        return self._free_s

@@ -1,0 +1,146 @@
+"""An engine in virtual time, and the loop that turns it as ``EngineThread`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.engine.cache_config import CacheConfig, CacheSettings
+from kvflow_jax.engine.config import GIB, PREFILL_TILE, EngineSizes
+from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.engine_thread import CHECK_S
+from kvflow_jax.errors import IntegrityError
+from kvflow_jax.requests.outputs import EngineStats, Output
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import BatchShapes
+from kvflow_jax.sim.clock import VirtualClock
+from kvflow_jax.sim.profile import ModelShape, Profile
+from kvflow_jax.sim.runner import SimRunner
+from kvflow_jax.sim.transfers import SimTransfers
+from kvflow_jax.workflow.hints import Hints
+
+_DTYPES = {2: "bfloat16", 4: "float32"}
+
+
+class Simulation:
+    """Serves requests in virtual time. ``submit`` may be called from outputs.
+
+    Args:
+        pool_tokens, host_tokens: capacity of each tier, tokens; the second counts only where
+            ``cache`` has a host tier.
+        max_num_seqs, max_prefill_tokens, max_model_len: as in ``EngineConfig``.
+        checks_every: steps between two checks of every structure; 0: never.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        profile: Profile,
+        cache: CacheConfig,
+        *,
+        pool_tokens: int,
+        host_tokens: int,
+        max_num_seqs: int,
+        max_prefill_tokens: int,
+        max_model_len: int,
+        page_size: int = 16,
+        checks_every: int = 0,
+    ) -> None:
+        pool = PoolSpec(
+            num_layers=shape.num_layers,
+            num_pages=pool_tokens // page_size + 1,  # and the null page
+            page_size=page_size,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            dtype=_DTYPES[shape.itemsize],
+        )
+        if cache.mode != "gpu-only":
+            # Half a block more, so that no rounding takes one away.
+            budget = (host_tokens // page_size + 0.5) * pool.page_bytes
+            cache = replace(cache, host_cache_gib=budget / GIB)
+        num_slots = pool.num_pages - 1
+        sizes = EngineSizes(
+            max_model_len=max_model_len,
+            max_waiting=1 << 20,
+            pool=pool,
+            shapes=BatchShapes.plan(
+                max_num_seqs=max_num_seqs,
+                max_prefill_tokens=max_prefill_tokens,
+                tile=PREFILL_TILE,
+                page_size=page_size,
+                pages_per_seq=-(-max_model_len // page_size),
+            ),
+            cache=CacheSettings.resolve(
+                cache, block_bytes=pool.page_bytes, num_slots=num_slots, free_host_bytes=0
+            ),
+        )
+        self.clock = VirtualClock()
+        self.runner = SimRunner(self.clock, profile, shape, pool.page_bytes)
+        self.engine = Engine(
+            sizes,
+            self.runner,
+            self.clock,
+            SimTransfers(self.clock, profile),
+            tokenizer=None,
+            vocab_size=shape.vocab_size,
+            model_name=shape.name,
+            seed=0,
+        )
+        self._checks_every = checks_every
+        self._inbox: list[Callable[[], object]] = []
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.engine.stats
+
+    def submit(
+        self,
+        prompt_ids: np.ndarray,
+        params: SamplingParams,
+        on_output: Callable[[Output], None],
+        *,
+        client: str = "",
+        hints: Hints | None = None,
+    ) -> None:
+        """Queue a request, which the engine takes in before its next step."""
+        engine, arrival_s = self.engine, self.clock.now()
+        engine.check_prompt(prompt_ids, params)
+        self._inbox.append(
+            lambda: engine.add(
+                prompt_ids, params, on_output, client=client, hints=hints, arrival_s=arrival_s
+            )
+        )
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call once so many seconds have passed."""
+        self.clock.at(self.clock.now() + seconds, call)
+
+    def run(self) -> None:
+        """Let time pass until nothing is left to be done, not even copies.
+
+        Raises:
+            IntegrityError: requests wait and nothing can happen any more.
+        """
+        engine, num_rounds = self.engine, 0
+        while True:
+            inbox, self._inbox = self._inbox, []
+            for add in inbox:
+                add()
+            is_busy = engine.step()
+            num_rounds += 1
+            if self._checks_every and num_rounds % self._checks_every == 0:
+                engine.check_integrity()
+            if is_busy or self._inbox:
+                continue
+            if not engine.is_idle and not engine.is_waiting:
+                raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
+            if engine.controller.num_held_back:
+                due_s, next_s = self.clock.now() + CHECK_S, self.clock.next_event_s
+                self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
+            elif not self.clock.advance_to_next():
+                if engine.is_idle:
+                    return
+                raise IntegrityError("requests wait for a transfer that is not under way")

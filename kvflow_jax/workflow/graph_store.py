@@ -1,0 +1,66 @@
+"""Graphs by their JSON form: the requests of a run that all carry it share one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.workflow.step_graph import Graph
+from kvflow_jax.workflow.workflow import Workflow
+
+MAX_PARTS = 200_000  # nodes and edges of all graphs that are held
+
+
+class GraphStore:
+    """Freezes step graphs and remembers those seen last. Any thread may ask.
+
+    Args:
+        max_parts: how many nodes and edges are held before the graphs asked for longest ago go.
+    """
+
+    def __init__(self, max_parts: int = MAX_PARTS) -> None:
+        self._max_parts = max_parts
+        self._lock = threading.Lock()
+        self._graphs: OrderedDict[bytes, Graph] = OrderedDict()  # asked for longest ago first
+        self._num_parts = 0
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def graph(self, data: Any) -> Graph:
+        """The graph of a JSON form, see ``Workflow.from_dict``; equal forms give the same object.
+
+        Raises:
+            InvalidRequestError: it is not the form of a graph.
+        """
+        key = _digest(data)
+        with self._lock:
+            graph = self._graphs.get(key)
+            if graph is not None:
+                self._graphs.move_to_end(key)
+                return graph
+        built = Workflow.from_dict(data).freeze()  # milliseconds where it is large: not locked
+        with self._lock:
+            graph = self._graphs.setdefault(key, built)  # another thread may have been faster
+            if graph is built:
+                self._num_parts += _num_parts(built)
+                while self._num_parts > self._max_parts and len(self._graphs) > 1:
+                    _, oldest = self._graphs.popitem(last=False)
+                    self._num_parts -= _num_parts(oldest)
+        return graph
+
+
+def _digest(data: Any) -> bytes:
+    try:
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"a step graph must be JSON: {error}") from error
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _num_parts(graph: Graph) -> int:
+    return 1 + len(graph.names) + len(graph.sources)

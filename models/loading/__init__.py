@@ -1,0 +1,1 @@
+"""Checkpoints of every form, brought to where their weights are used."""

@@ -1,0 +1,45 @@
+"""Models that tests of several rooms share, each built once a run."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A tiny random model with its reference: see ``tests.support.tiny_engine.TinyModel``."""
+    from tests.support.tiny_engine import TinyModel
+
+    return TinyModel()
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(tmp_path_factory) -> Path:
+    """A cache folder for the embedded model; skips where its package is not installed."""
+    from kvflow_jax.models.loading import embedded
+
+    for package in (embedded.PACKAGE, "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}: {embedded.INSTALL}")
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def smollm2(embedded_cache):
+    """The embedded model, converted once for all tests; scanned, which compiles fast."""
+    from kvflow_jax.models.loading import embedded
+    from kvflow_jax.models.loading.load import load_model
+    from kvflow_jax.models.ops import XLA
+
+    return load_model(embedded.NAME, cache_dir=embedded_cache, ops=XLA, progress=False)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A Hugging Face folder of a tiny random model."""
+    from tests.models import tiny
+
+    return tiny.write_folder(tmp_path / "model")

@@ -1,0 +1,148 @@
+"""Tokenizers of .gguf files cut and merge text as llama.cpp and transformers do."""
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.loading.gguf_tokenizer import SPLITS, build_tokenizer
+from kvflow_jax.models.tokenizer import Tokenizer
+from tests.models import tiny
+
+TEXT = "I'll pay 12345 €,  now\n\nHelloWorld it's\n"
+SMALL = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": ["t h", "th e"]}
+
+
+def fields_of(pre, tokens=(), **more):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fields = {"tokens": [*alphabet, "th", "the", *tokens], "pre": pre} | more
+    named = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    return SMALL | {name: value for name, value in named.items() if value is not None}
+
+
+def words(pre) -> list[str]:
+    """The words that a text is cut into before merges apply."""
+    backend = build_tokenizer(fields_of(pre), "f").backend_tokenizer
+    return [TEXT[start:end] for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(TEXT)]
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", "I|'ll| pay| 12345| €,| | now|\n|\n|HelloWorld| it|'s|\n"),
+        ("smollm", "I|'ll| pay| |1|2|3|4|5| €,| | now|\n|\n|HelloWorld| it|'s|\n"),
+        ("llama-bpe", "I|'ll| pay| |123|45| €,| | now|\n\n|HelloWorld| it|'s|\n"),
+        ("qwen2", "I|'ll| pay| |1|2|3|4|5| €,| | now|\n\n|HelloWorld| it|'s|\n"),
+        ("tekken", "I|'ll| pay| |1|2|3|4|5| €,| | now|\n\n|Hello|World| it|'s|\n"),
+        ("gpt-4o", "I'll| pay| |123|45| €,| | now|\n\n|Hello|World| it's|\n"),
+        ("default", "I|'|ll| pay| |123|45| €|,| | now|\n|\n|HelloWorld| it|'|s|\n"),
+    ],
+)
+def test_words(pre, expected):
+    assert "|".join(words(pre)) == expected
+
+
+@pytest.mark.parametrize("pre", SPLITS)
+def test_every_split_gives_back_its_text(pre):
+    tokenizer = Tokenizer(build_tokenizer(fields_of(pre), "f"))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    stream = tokenizer.detokenizer()
+    assert stream.push(tokenizer.encode(TEXT)) + stream.flush() == TEXT
+
+
+def test_no_name_of_a_split_is_said(caplog):
+    build_tokenizer(fields_of(None), "some.gguf")
+    assert "some.gguf names no pre-tokenizer" in caplog.text
+
+
+def test_added_tokens_stay_whole():
+    fields = fields_of(
+        "qwen2", ["<|end|>", "<think>"], token_type=[1] * 258 + [3, 4], eos_token_id=258
+    )
+    tokenizer = Tokenizer(build_tokenizer(fields, "f"))
+    ids = tokenizer.encode("a<think>b<|end|>")
+    assert ids[1:] == [259, ids[2], 258]
+    assert tokenizer.eos_token_ids == (258,)
+    assert tokenizer.is_special(258)
+    assert not tokenizer.is_special(259)
+
+
+@pytest.mark.parametrize(
+    ("pre", "said", "expected"),
+    [("qwen2", None, False), ("qwen2", True, True), ("llama-bpe", None, True),
+     ("llama-bpe", False, False)],
+)  # fmt: skip
+def test_a_bos_is_put_before_where_the_model_wants_it(pre, said, expected):
+    fields = fields_of(pre, ["<s>"], token_type=[1] * 258 + [3], bos_token_id=258)
+    if said is not None:
+        fields["tokenizer.ggml.add_bos_token"] = said
+    tokenizer = Tokenizer(build_tokenizer(fields, "f"))
+    assert (tokenizer.encode("the") == [258, 257]) == expected
+    assert tokenizer.encode("the", add_special_tokens=False) == [257]
+
+
+PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+WORDS = ["▁", "t", "h", "e", "th", "▁the", "▁th", "he", "c", "a", "at", "cat", "ca"]
+
+
+def sentencepiece(words=WORDS, arch="llama", **more):
+    tokens = [*PIECES, *words]
+    scores = [0.0] * len(PIECES) + [-float(i) for i in range(len(words))]
+    types = [2, 3, 3] + [6] * 256 + [1] * len(words)
+    fields = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": scores,
+        "token_type": types,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
+    named = {f"tokenizer.ggml.{name}": value for name, value in (fields | more).items()}
+    return Tokenizer(build_tokenizer({"general.architecture": arch} | named, "f"))
+
+
+def pieces(tokenizer, text):
+    return tokenizer.hf.convert_ids_to_tokens(tokenizer.encode(text))
+
+
+def test_sentencepiece_merges_the_best_token_first():
+    # "th" is better than "he", "at" than "ca": so "c a t" becomes "c at", then "cat".
+    assert pieces(sentencepiece(), "the cat") == ["<s>", "▁the", "▁", "cat"]
+
+
+def test_sentencepiece_falls_back_to_bytes():
+    tokenizer = sentencepiece()
+    assert pieces(tokenizer, "é") == ["<s>", "▁", "<0xC3>", "<0xA9>"]
+    for text in ("the cat", "naïve 日本  the\n"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_sentencepiece_without_a_space_before():
+    assert pieces(sentencepiece(add_space_prefix=False), "the") == ["<s>", "th", "e"]
+
+
+def test_gemma_merges_in_the_order_of_its_tokens():
+    """Its scores say nothing, and its runs of spaces are written as spaces."""
+    words = ["▁", "  ", "t", "h", "e", "he", "th"]
+    tokenizer = sentencepiece(
+        words,
+        arch="gemma3",
+        scores=[0.0] * (len(PIECES) + len(words)),
+        token_type=[2, 3, 3] + [6] * 256 + [1, 4] + [1] * 5,
+    )
+    assert pieces(tokenizer, "the  the") == ["<s>", "t", "he", "▁▁", "t", "he"]
+    assert tokenizer.decode(tokenizer.encode("the  the")) == "the  the"
+    assert tokenizer.vocab_size == len(PIECES) + len(words)
+
+
+def test_chat_template_is_the_files_own():
+    fields = fields_of("gpt-2", ["<s>", "</s>"], token_type=[1] * 258 + [3, 3])
+    fields["tokenizer.chat_template"] = tiny.CHAT_TEMPLATE
+    tokenizer = Tokenizer(build_tokenizer(fields, "f"))
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "the"}])
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<s>user: the</s><s>assistant: "
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.ggml\.scores missing"):
+        build_tokenizer({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}, "f")

@@ -1,0 +1,28 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from kvflow_jax.runtime.huge_pages import TUNABLES
+
+SCRIPT = """
+import os, sys
+from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
+restart_with_huge_pages()
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc to set up")
+@pytest.mark.parametrize("chosen", [None, "glibc.malloc.hugetlb=0"])
+def test_a_process_begins_anew_with_its_arguments_and_only_once(chosen):
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if chosen is not None:
+        env["GLIBC_TUNABLES"] = chosen
+    command = [sys.executable, "-c", SCRIPT, "--flag", "a b"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as child:
+        out, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+    assert out == f"{child.pid} {chosen or TUNABLES} ['--flag', 'a b']\n"

@@ -1,0 +1,254 @@
+"""The sampler against plain numpy, and its draws against the distribution they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kvflow_jax.runtime.sampler import (
+    MAX_LOGPROBS,
+    Past,
+    SamplingRows,
+    TokenMemory,
+    sample,
+    score,
+)
+
+VOCAB = 600  # not a multiple of the sampler's own block
+NO_MEMORY = TokenMemory.zeros(1, VOCAB)
+_sample = jax.jit(sample)
+
+
+def rows_of(num_rows, **settings):
+    """All rows with the same settings, or each with its own."""
+    rows = SamplingRows.empty(num_rows, num_slots=1)
+    for name, value in settings.items():
+        getattr(rows, name)[:] = value
+    return rows
+
+
+@pytest.fixture(scope="module")
+def draw():
+    def call(logits, *, temperature=1.0, seed=0, position=0, memory=NO_MEMORY, **how):
+        n = len(logits)
+        rows = rows_of(n, temperature=temperature, **how)
+        rows.seed[:, 1] = seed
+        positions = np.broadcast_to(np.asarray(position, np.int32), (n,)).copy()
+        tokens, _ = _sample(np.asarray(logits, np.float32), rows, memory, positions)
+        return np.asarray(tokens)
+
+    return call
+
+
+def kept(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """Probabilities after temperature, min-p, top-k and top-p, the long way."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    probs = np.exp(scaled - scaled.max())
+    probs /= probs.sum()
+    probs[probs < min_p * probs.max()] = 0
+    order = np.argsort(-probs, kind="stable")
+    if top_k:
+        probs[order[top_k:]] = 0
+    total = np.cumsum(probs[order])
+    last = int(np.argmax(total >= top_p * total[-1]))
+    if top_p < 1:
+        probs[order[last + 1 :]] = 0
+    return probs / probs.sum()
+
+
+def test_zero_temperature_takes_the_likeliest(draw):
+    logits = np.random.default_rng(0).normal(size=(64, VOCAB))
+    assert (draw(logits, temperature=0.0, top_k=5, top_p=0.1) == logits.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("how", [{"top_p": p} for p in (1e-9, 1e-40, 1e-45)])
+@pytest.mark.parametrize("temperature", [1.0, 1e-5, 1e-37, 1e-45])
+def test_vanishing_settings_take_the_likeliest(draw, how, temperature):
+    logits = np.random.default_rng(0).normal(size=(64, VOCAB)) * 30
+    assert (draw(logits, temperature=temperature, **how) == logits.argmax(-1)).all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 2.0},
+        {"top_k": 7},
+        {"top_p": 0.6},
+        {"top_k": 20, "top_p": 0.8, "temperature": 0.7},
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"top_k": 1024},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"min_p": 0.05, "top_p": 0.9, "top_k": 40, "temperature": 1.5},
+    ],
+    ids=str,
+)
+def test_draws_follow_the_distribution(draw, how):
+    num_draws = 20_000
+    logits = np.random.default_rng(1).normal(size=VOCAB) * 2
+    expected = kept(logits, **how) * num_draws
+    drawn = draw(np.tile(logits, (num_draws, 1)), position=np.arange(num_draws), **how)
+    counts = np.bincount(drawn, minlength=VOCAB)
+    assert len(counts) == VOCAB
+    assert counts[expected == 0].sum() == 0
+    # Chi-square over entries expected at least 5 times, the rest as one.
+    common = expected >= 5
+    pairs = [(counts[common], expected[common])]
+    if expected[~common].sum() >= 5:
+        pairs.append((counts[~common].sum()[None], expected[~common].sum()[None]))
+    chi2 = sum(((c - e) ** 2 / e).sum() for c, e in pairs)
+    degrees = max(1, sum(len(c) for c, _ in pairs) - 1)
+    assert chi2 < degrees + 5 * np.sqrt(2 * degrees) + 10
+
+
+def test_a_draw_depends_on_seed_and_position_alone(draw):
+    logits = np.random.default_rng(2).normal(size=(1, VOCAB))
+    one = draw(logits, seed=5, position=3)
+    crowd = np.concatenate([np.random.default_rng(3).normal(size=(30, VOCAB)), logits])
+    assert draw(crowd, seed=5, position=3)[-1] == one[0]
+    many = draw(np.tile(logits, (200, 1)), seed=5, position=np.arange(200))
+    assert len(set(many.tolist())) > 50
+    assert (draw(np.tile(logits, (200, 1)), seed=6, position=np.arange(200)) != many).any()
+
+
+def test_rows_are_independent_of_each_others_settings(draw):
+    logits = np.random.default_rng(4).normal(size=(3, VOCAB)).astype(np.float32)
+    rows = rows_of(3, temperature=[0.0, 1.0, 1.0], top_k=[0, 1, 0], top_p=[1.0, 1.0, 1e-6])
+    tokens, _ = _sample(logits, rows, NO_MEMORY, np.zeros(3, np.int32))
+    assert (np.asarray(tokens) == logits.argmax(-1)).all()
+
+
+def test_extreme_logits_give_tokens_of_the_vocabulary(draw):
+    logits = np.full((3, VOCAB), -1e30)
+    logits[0, 599] = 50.0
+    logits[1, 0] = 1e30
+    drawn = draw(logits, position=np.arange(3))
+    assert drawn[0] == 599
+    assert drawn[1] == 0
+    assert 0 <= drawn[2] < VOCAB
+
+
+class Memory:
+    """A device's memory of one slot among several, and the same facts in plain numpy."""
+
+    def __init__(self, prompt, output, *, stops=(), bias=None, slot=2):
+        self.slot, self.prompt, self.output = slot, prompt, output
+        self.stops, self.bias = list(stops), bias or {}
+        tokens = np.zeros(64, np.int32)
+        tokens[: len(prompt) + len(output)] = [*prompt, *output]
+        stop_ids, bias_ids = np.full(8, VOCAB, np.int32), np.full(16, VOCAB, np.int32)
+        values = np.zeros(16, np.float32)
+        stop_ids[: len(self.stops)] = self.stops
+        bias_ids[: len(self.bias)] = list(self.bias)
+        values[: len(self.bias)] = list(self.bias.values())
+        past = Past(
+            slot=np.int32(slot),
+            tokens=tokens,
+            num_prompt=np.int32(len(prompt)),
+            num_tokens=np.int32(len(prompt) + len(output)),
+            stop_ids=stop_ids,
+            bias_ids=bias_ids,
+            bias=values,
+        )
+        dirty = TokenMemory(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
+        self.device = dirty.recall(past)
+
+    def adjusted(self, logits, *, repetition=1.0, frequency=0.0, presence=0.0, ban=False):
+        out = np.asarray(logits, np.float64).copy()
+        for token, value in self.bias.items():
+            out[token] += value
+        if ban:
+            out[self.stops] = -np.inf
+        for token in {*self.prompt, *self.output}:
+            out[token] = out[token] / repetition if out[token] > 0 else out[token] * repetition
+        for token in set(self.output):
+            out[token] -= frequency * self.output.count(token) + presence
+        return out
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"repetition": 1.5},
+        {"repetition": 0.5},
+        {"frequency": 0.7},
+        {"frequency": -2.0},
+        {"presence": 1.5},
+        {"repetition": 1.2, "frequency": 0.3, "presence": -0.4, "ban": True},
+        {"ban": True},
+        {},
+    ],
+    ids=str,
+)
+def test_penalties_bias_and_ban(how):
+    rng = np.random.default_rng(7)
+    prompt = rng.integers(0, 40, 20).tolist()
+    output = rng.integers(20, 60, 15).tolist()
+    memory = Memory(prompt, output, stops=[3, 41], bias={5: 20.0, 50: -100.0, 599: 1.5})
+    logits = (rng.normal(size=VOCAB) * 3).astype(np.float32)
+    logits[3] = 60.0  # a stop token that would win
+    settings = {name: value for name, value in how.items() if name != "ban"}
+    rows = rows_of(2, slot=memory.slot, uses_memory=[True, False], **settings)
+    rows.bans_stops[:] = how.get("ban", False)
+    # The token that wins, and then the one that wins without it: the whole order, in effect.
+    left = memory.adjusted(logits, **how)
+    for _ in range(5):
+        tokens, _ = _sample(np.stack([logits, logits]), rows, memory.device, np.zeros(2, np.int32))
+        assert int(tokens[0]) == int(np.argmax(left))
+        assert int(tokens[1]) == int(np.argmax(logits))  # who does not use the memory has none
+        logits[int(tokens[0])] = left[int(tokens[0])] = -np.inf
+
+
+def test_the_memory_counts_what_steps_sample():
+    memory = Memory([1, 2], [3, 3])
+    device = memory.device.count(np.array([2, 4, 2]), np.array([3, 9, 7]))  # slot 4 is nobody's
+    memory.output += [3, 7]
+    again = Memory(memory.prompt, memory.output).device
+    np.testing.assert_array_equal(device.facts[2], again.facts[2])
+    np.testing.assert_array_equal(device.facts[3], np.full(VOCAB, 12345))
+
+
+def test_draws_follow_the_penalised_distribution(draw):
+    num_draws = 20_000
+    memory = Memory([1, 2, 3], [4, 4, 5], bias={6: 3.0})
+    logits = np.random.default_rng(1).normal(size=VOCAB)
+    logits[10:] -= 20
+    how = {"repetition": 1.3, "frequency": 0.5, "presence": 0.2}
+    expected = kept(memory.adjusted(logits, **how)) * num_draws
+    drawn = draw(
+        np.tile(logits, (num_draws, 1)),
+        position=np.arange(num_draws),
+        memory=memory.device,
+        slot=memory.slot,
+        uses_memory=True,
+        **how,
+    )
+    counts = np.bincount(drawn, minlength=VOCAB)[:10]
+    chi2 = ((counts - expected[:10]) ** 2 / expected[:10]).sum()
+    assert chi2 < 9 + 5 * np.sqrt(18) + 10
+
+
+def test_logprobs_are_the_models_own(draw):
+    rng = np.random.default_rng(3)
+    logits = (rng.normal(size=(4, VOCAB)) * 3).astype(np.float32)
+    exact = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+    rows = rows_of(4, temperature=1.3, top_k=30, wants_logprobs=[True, False, True, True])
+    tokens, logprobs = _sample(logits, rows, NO_MEMORY, np.arange(4, dtype=np.int32))
+    taken = exact[np.arange(4), np.asarray(tokens)]
+    np.testing.assert_allclose(logprobs.chosen, taken, atol=1e-4)
+    order = np.argsort(-exact, axis=-1)[:, :MAX_LOGPROBS]
+    np.testing.assert_array_equal(logprobs.top_ids, order)
+    np.testing.assert_allclose(logprobs.top, np.take_along_axis(exact, order, -1), atol=1e-4)
+    again = score(jnp.asarray(logits), tokens)
+    np.testing.assert_allclose(again.chosen, logprobs.chosen, atol=1e-5)
+
+
+def test_a_small_vocabulary_has_fewer_logprobs():
+    logits = np.zeros((1, 5), np.float32)
+    rows = rows_of(1, wants_logprobs=True)
+    _, logprobs = _sample(logits, rows, TokenMemory.zeros(1, 5), np.zeros(1, np.int32))
+    assert logprobs.top_ids.shape == (1, 5)
+    np.testing.assert_allclose(logprobs.top, np.log(0.2), atol=1e-6)

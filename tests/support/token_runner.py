@@ -1,0 +1,248 @@
+"""A runner whose KV is the tokens themselves.
+
+Its "pool" keeps the token id written to each slot, and the token it samples is a hash of the whole
+sequence as read back through the page table. Any block that is lost, shared wrongly, reused too
+early or never written changes the tokens, exactly and at once, and nothing compiles.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+
+from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.cache.transfer import Direction, Transfer
+from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.engine.config import EngineSizes
+from kvflow_jax.engine.engine import Engine
+from kvflow_jax.requests.outputs import Output
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import Batch, BatchShapes
+from kvflow_jax.runtime.interfaces import WallClock
+
+VOCAB = 50
+EOS = 7
+
+
+def next_token(sequence) -> int:
+    return zlib.crc32(np.asarray(sequence, np.int32).tobytes()) % VOCAB
+
+
+def cold_tokens(prompt, max_len, *, ignore_eos=False) -> list[int]:
+    """What a request must produce, whatever the cache did."""
+    sequence = list(prompt)
+    while len(sequence) < max_len:
+        sequence.append(next_token(sequence))
+        if sequence[-1] == EOS and not ignore_eos:
+            break
+    return sequence[len(prompt) :]
+
+
+class TokenStep:
+    def __init__(self, sampled, error=None):
+        self._sampled, self._error = sampled, error
+
+    def result(self):
+        if self._error is not None:
+            raise self._error
+        return self._sampled
+
+    def logprobs(self):
+        return None
+
+
+class TokenRunner:
+    """Set ``fail_submit`` or ``fail_result`` to an exception to fail the next step so."""
+
+    def __init__(self, spec: PoolSpec, shapes: BatchShapes) -> None:
+        self.spec, self.shapes = spec, shapes
+        self.fail_submit: Exception | None = None
+        self.fail_result: Exception | None = None
+        self.is_intact = True
+        self.batches: list[Batch] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.pool = np.full(self.spec.num_slots, -1, np.int64)
+        self.last_tokens = np.full(self.shapes.num_slots, -1, np.int64)
+        self.is_intact = True
+
+    def recall(self, request) -> None:
+        """Sampling here has no memory: the tokens are a hash of the sequence."""
+
+    def read_blocks(self, slots) -> np.ndarray:
+        return self.pool.reshape(-1, self.spec.page_size)[slots].copy()
+
+    def write_blocks(self, blocks, places, slots) -> None:
+        self.pool.reshape(-1, self.spec.page_size)[slots] = blocks[places]
+
+    def submit(self, batch: Batch) -> TokenStep:
+        if self.fail_submit is not None:
+            error, self.fail_submit = self.fail_submit, None
+            raise error
+        self.batches.append(batch)
+        shape, page = batch.shape, self.spec.page_size
+        at = 0
+        for row in range(shape.num_rows):
+            width = 1 if row < shape.num_decode else shape.tile
+            tokens = batch.tokens[at : at + width].astype(np.int64)
+            at += width
+            if row < shape.num_decode and batch.token_source[row] >= 0:
+                tokens = self.last_tokens[batch.token_source[row] : batch.token_source[row] + 1]
+            count = int(batch.query_len[row])
+            where = self._slots(batch, row, batch.query_start[row] + np.arange(count))
+            assert (where >= page).all(), "the null page was written"
+            self.pool[where] = tokens[:count]
+        sampled = np.full(shape.num_rows, -1, np.int32)
+        for row in range(shape.num_rows):
+            if batch.sampling.slot[row] < self.shapes.num_slots:
+                end = int(batch.query_start[row] + batch.query_len[row])
+                sequence = self.pool[self._slots(batch, row, np.arange(end))]
+                assert (sequence >= 0).all(), "KV was read that nobody wrote"
+                sampled[row] = next_token(sequence)
+                self.last_tokens[batch.sampling.slot[row]] = sampled[row]
+        error, self.fail_result = self.fail_result, None
+        return TokenStep(sampled, error)
+
+    def _slots(self, batch, row, positions):
+        page = self.spec.page_size
+        return batch.page_table[row, positions // page].astype(np.int64) * page + positions % page
+
+
+class RepeatingTokenRunner(TokenRunner):
+    """Runs up to five decode steps as one."""
+
+    def num_repeats(self, batch: Batch, most: int) -> int:
+        return min(most, 5)
+
+    def submit_repeated(self, batch: Batch, num_repeats: int) -> TokenStep:
+        steps = []
+        for _ in range(num_repeats):
+            steps.append(self.submit(batch))
+            batch = replace(batch, ints=batch.ints.copy())
+            batch.query_start[batch.query_len > 0] += 1
+            batch.token_source[:] = batch.sampling.slot[: batch.shape.num_decode]
+            batch.token_source[batch.query_len[: batch.shape.num_decode] == 0] = -1
+        errors = [step._error for step in steps if step._error is not None]
+        return TokenStep(np.stack([step._sampled for step in steps]), *errors[:1])
+
+
+class FakeTransfers:
+    """Copies when the test says so: ``land`` some, ``fail`` one, or ``hold`` them all."""
+
+    bytes_per_s = dict.fromkeys(Direction, 1e9)
+
+    def __init__(self) -> None:
+        self.flying: list[Transfer] = []
+        self.done: list[Transfer] = []
+        self.holds = False
+        self.notify = lambda: None
+
+    def submit(self, transfer) -> None:
+        self.flying.append(transfer)
+        transfer.is_issued.set()
+
+    def wait_issued(self, transfer, timeout_s) -> None: ...
+
+    def poll(self) -> list[Transfer]:
+        if not self.holds:
+            self.land(len(self.flying))
+        done, self.done = self.done, []
+        return done
+
+    def land(self, count=1, error=None) -> None:
+        """Finish the oldest transfers, or fail them."""
+        for _ in range(min(count, len(self.flying))):
+            transfer = self.flying.pop(0)
+            is_void = error is not None or transfer.is_cancelled
+            transfer.data = None if is_void else transfer.data.copy()
+            transfer.error = error
+            self.done.append(transfer)
+        self.notify()
+
+    def listen(self, notify) -> None:
+        self.notify = notify
+
+    def close(self) -> None: ...
+
+
+class Client:
+    """One request as its caller sees it."""
+
+    def __init__(self, engine: Engine, prompt, *, max_tokens=6, ignore_eos=False, **kw) -> None:
+        self.prompt = list(prompt)
+        self.max_len = min(len(self.prompt) + max_tokens, engine.sizes.max_model_len)
+        self.ignore_eos = ignore_eos
+        self.outputs: list[Output] = []
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos)
+        ids = np.array(self.prompt, np.int32)
+        engine.check_prompt(ids, params)
+        self.id = engine.add(ids, params, self.outputs.append, **kw)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.outputs for token in output.token_ids]
+
+    @property
+    def reason(self) -> str | None:
+        return self.outputs[-1].finish_reason if self.outputs else None
+
+    @property
+    def stats(self):
+        return self.outputs[-1].stats
+
+    @property
+    def cold(self) -> list[int]:
+        return cold_tokens(self.prompt, self.max_len, ignore_eos=self.ignore_eos)
+
+
+def make_engine(
+    *,
+    num_pages=32,
+    page_size=4,
+    max_num_seqs=4,
+    max_prefill_tokens=16,
+    tile=8,
+    max_model_len=64,
+    deterministic=False,
+    cache=CacheSettings(),
+    clock=None,
+    repeats=False,
+) -> Engine:
+    sizes = EngineSizes(
+        max_model_len=max_model_len,
+        max_waiting=100,
+        pool=PoolSpec(1, num_pages + 1, page_size, 1, 1),
+        shapes=BatchShapes.plan(
+            max_num_seqs=max_num_seqs,
+            max_prefill_tokens=max_prefill_tokens,
+            tile=tile,
+            page_size=page_size,
+            pages_per_seq=-(-max_model_len // page_size),
+            deterministic=deterministic,
+        ),
+        cache=cache,
+    )
+    runner = (RepeatingTokenRunner if repeats else TokenRunner)(sizes.pool, sizes.shapes)
+    return Engine(
+        sizes,
+        runner,
+        clock or WallClock(),
+        FakeTransfers(),
+        tokenizer=None,
+        vocab_size=VOCAB,
+        eos_token_ids=(EOS,),
+        model_name="tokens",
+        seed=0,
+    )
+
+
+def run(engine: Engine, max_steps=2000) -> None:
+    """Step until idle, checking every structure after each step."""
+    for _ in range(max_steps):
+        if not engine.step() and engine.is_idle:
+            return
+        engine.check_integrity()
+    raise AssertionError("the engine does not come to rest")
