@@ -17,7 +17,7 @@ import numpy as np
 from kvflow_jax.errors import CapacityError, IntegrityError
 
 NO_BLOCK = -1
-NO_SLOT = -1
+NO_PAGE = -1
 NO_EXTENT = -1
 SUFFIX = np.inf  # steps of a block that nobody is known to read again
 
@@ -37,7 +37,7 @@ class HostState:
     VALID = 2
 
 
-class Facts:
+class ScalarViews:
     """The table's arrays for code that asks of one block at a time.
 
     The same memory, read and written as Python numbers: half the time of a numpy scalar.
@@ -56,12 +56,12 @@ class Facts:
 
 
 class BlockTable:
-    """Facts of ``num_blocks`` blocks and the device slots 1..num_slots that they can take.
+    """Facts of ``num_blocks`` blocks and the device slots 1..num_pages that they can take.
 
     Slot 0 is the pool's null page and never given out.
 
     Attributes:
-        slot: i32[num_blocks], page of the pool, NO_SLOT where not on the device.
+        slot: i32[num_blocks], page of the pool, NO_PAGE where not on the device.
         device_state: u8[num_blocks], a DeviceState.
         host_state: u8[num_blocks], a HostState.
         extent: i32[num_blocks], the host extent it has a place in, else NO_EXTENT.
@@ -77,8 +77,8 @@ class BlockTable:
         one: the same, of one block at a time.
     """
 
-    def __init__(self, num_blocks: int, num_slots: int) -> None:
-        self.slot = np.full(num_blocks, NO_SLOT, np.int32)
+    def __init__(self, num_blocks: int, num_pages: int) -> None:
+        self.page = np.full(num_blocks, NO_PAGE, np.int32)
         self.device_state = np.zeros(num_blocks, np.uint8)
         self.host_state = np.zeros(num_blocks, np.uint8)
         self.extent = np.full(num_blocks, NO_EXTENT, np.int32)
@@ -90,19 +90,19 @@ class BlockTable:
         self.last_use = np.zeros(num_blocks, np.float64)
         self.depth = np.zeros(num_blocks, np.int32)
         self.generation = np.zeros(num_blocks, np.uint32)
-        self.one = Facts(self)
+        self.scalars = ScalarViews(self)
         # Stacks: the id and slot freed last are taken first, while they are warm.
         self._free_ids = list(range(num_blocks - 1, -1, -1))
-        self._free_slots = list(range(num_slots, 0, -1))
-        self._num_slots = num_slots
+        self._free_pages = list(range(num_pages, 0, -1))
+        self._num_pages = num_pages
 
     @property
-    def num_free_slots(self) -> int:
-        return len(self._free_slots)
+    def num_free_pages(self) -> int:
+        return len(self._free_pages)
 
     @property
-    def num_slots(self) -> int:
-        return self._num_slots
+    def num_pages(self) -> int:
+        return self._num_pages
 
     def allocate(self, count: int, now: float) -> np.ndarray:
         """Take ``count`` fresh blocks, each with a device slot.
@@ -113,42 +113,42 @@ class BlockTable:
         Raises:
             CapacityError: fewer ids or slots are free.
         """
-        if count > min(len(self._free_slots), len(self._free_ids)):
-            raise CapacityError(f"{count} blocks asked for, {len(self._free_slots)} are free")
+        if count > min(len(self._free_pages), len(self._free_ids)):
+            raise CapacityError(f"{count} blocks asked for, {len(self._free_pages)} are free")
         if count == 0:
             return np.empty(0, np.int32)
         blocks = np.array(self._free_ids[-count:][::-1], np.int32)
         del self._free_ids[-count:]
-        self.assign_slots(blocks, DeviceState.VALID)
+        self.assign_pages(blocks, DeviceState.VALID)
         self.last_use[blocks] = now
         return blocks
 
-    def assign_slots(self, blocks: np.ndarray, state: int) -> None:
+    def assign_pages(self, blocks: np.ndarray, state: int) -> None:
         """Give a device slot to each of ``blocks`` (i32[n]), which have none.
 
         Raises:
             CapacityError: fewer slots are free.
         """
         count = len(blocks)
-        if count > len(self._free_slots):
-            raise CapacityError(f"{count} slots asked for, {len(self._free_slots)} are free")
+        if count > len(self._free_pages):
+            raise CapacityError(f"{count} slots asked for, {len(self._free_pages)} are free")
         if count:
-            self.slot[blocks] = self._free_slots[-count:][::-1]
-            del self._free_slots[-count:]
+            self.page[blocks] = self._free_pages[-count:][::-1]
+            del self._free_pages[-count:]
             self.device_state[blocks] = state
 
-    def drop_slots(self, blocks: np.ndarray) -> None:
+    def drop_pages(self, blocks: np.ndarray) -> None:
         """Take the device slots of ``blocks`` (i32[n]) back; their ids stay.
 
         The device runs in order, so the slots are reusable at once.
         """
-        self._free_slots.extend(self.slot[blocks].tolist())
-        self.slot[blocks] = NO_SLOT
+        self._free_pages.extend(self.page[blocks].tolist())
+        self.page[blocks] = NO_PAGE
         self.device_state[blocks] = DeviceState.NONE
 
-    def move_slot(self, source: int, target: int) -> None:
+    def move_page(self, source: int, target: int) -> None:
         """Give the slot of one block to another, which has none."""
-        self.slot[target], self.slot[source] = self.slot[source], NO_SLOT
+        self.page[target], self.page[source] = self.page[source], NO_PAGE
         self.device_state[target] = self.device_state[source]
         self.device_state[source] = DeviceState.NONE
 
@@ -165,24 +165,24 @@ class BlockTable:
         in_use |= self.host_state[blocks] != HostState.NONE
         if in_use.any():
             raise IntegrityError(f"blocks {blocks[in_use].tolist()} are in use, not to be freed")
-        with_slot = blocks[self.slot[blocks] != NO_SLOT]
+        with_slot = blocks[self.page[blocks] != NO_PAGE]
         if len(with_slot):
-            self.drop_slots(with_slot)
+            self.drop_pages(with_slot)
         self._free_ids.extend(blocks.tolist())
         self.generation[blocks] += 1
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless ids and slots are each in exactly one place."""
-        with_slot = np.flatnonzero(self.slot != NO_SLOT)
-        slots = sorted(self._free_slots + self.slot[with_slot].tolist())
-        if slots != list(range(1, self._num_slots + 1)):
+        with_slot = np.flatnonzero(self.page != NO_PAGE)
+        slots = sorted(self._free_pages + self.page[with_slot].tolist())
+        if slots != list(range(1, self._num_pages + 1)):
             raise IntegrityError("a device slot is lost, or held twice")
-        if ((self.device_state != DeviceState.NONE) != (self.slot != NO_SLOT)).any():
+        if ((self.device_state != DeviceState.NONE) != (self.page != NO_PAGE)).any():
             raise IntegrityError("a block's slot and its device state contradict each other")
         if ((self.host_state != HostState.NONE) != (self.extent != NO_EXTENT)).any():
             raise IntegrityError("a block's extent and its host state contradict each other")
-        used = np.flatnonzero((self.slot != NO_SLOT) | (self.extent != NO_EXTENT))
-        if sorted(self._free_ids + used.tolist()) != list(range(len(self.slot))):
+        used = np.flatnonzero((self.page != NO_PAGE) | (self.extent != NO_EXTENT))
+        if sorted(self._free_ids + used.tolist()) != list(range(len(self.page))):
             raise IntegrityError("a block id is lost, or free and in use at once")
         free = np.array(self._free_ids, np.int32)
         if self.leases[free].any() or (self.head[free] != NO_BLOCK).any():

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, NO_SLOT, BlockTable, HostState
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, NO_PAGE, BlockTable, HostState
 from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.errors import IntegrityError
@@ -92,7 +92,7 @@ class HostTier:
             above.num_children += 1
         return extent
 
-    def landed(self, extent: Extent, data: Any) -> None:
+    def complete(self, extent: Extent, data: Any) -> None:
         """The copies are written."""
         extent.data = data
         self._table.host_state[extent.blocks] = HostState.VALID
@@ -180,7 +180,7 @@ class HostTier:
         # Of an extent its first block counts: where a node was split since, the part that more
         # agents share.
         key = self._order(self._table, extent.blocks[:1])[0].tolist()
-        if self._table.slot[extent.blocks[-1]] == NO_SLOT:
+        if self._table.page[extent.blocks[-1]] == NO_PAGE:
             return [1.0, *key]
         # Copies of what is on the device go before the only ones there are; and first of those
         # what will be there longest, as the device lets go of the others sooner.

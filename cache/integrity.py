@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, NO_SLOT, BlockTable, HostState
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, HostState
 from kvflow_jax.cache.index import RadixIndex, RootKey
 from kvflow_jax.errors import IntegrityError
 
@@ -38,14 +38,14 @@ def check_cache(
     held = Counter(int(block) for blocks in leases for block in blocks)
     if {int(b): int(table.leases[b]) for b in np.flatnonzero(table.leases)} != dict(held):
         raise IntegrityError("the lease counts of the table are not those of the leases")
-    if (table.slot[list(held)] == NO_SLOT).any():
+    if (table.page[list(held)] == NO_PAGE).any():
         raise IntegrityError("a leased block has no device slot")
     children, indexed = _check_nodes(index, table, nodes)
     if set(np.flatnonzero(table.head != NO_BLOCK).tolist()) != indexed:
         raise IntegrityError("the table counts blocks as indexed that are not, or misses some")
     if {b: int(table.num_children[b]) for b in indexed if table.num_children[b]} != children:
         raise IntegrityError("the table's counts of children are wrong")
-    used = np.flatnonzero((table.slot != NO_SLOT) | (table.host_state != HostState.NONE))
+    used = np.flatnonzero((table.page != NO_PAGE) | (table.host_state != HostState.NONE))
     leaked = set(used.tolist()) - indexed - set(held)
     if leaked:
         raise IntegrityError(f"blocks {leaked} are neither leased nor indexed nor free")
@@ -75,7 +75,7 @@ def _check_nodes(
         heads.add(first)
         indexed.update(blocks)
         before = [parent, *blocks[:-1]]
-        with_slot = (table.slot[node.blocks] != NO_SLOT).tolist()
+        with_slot = (table.page[node.blocks] != NO_PAGE).tolist()
         children.update(b for b, counts in zip(before, with_slot, strict=True) if counts)
         if table.parent[node.blocks].tolist() != before:
             raise IntegrityError(f"the parents of blocks {blocks} are wrong")

@@ -39,7 +39,7 @@ class PoolSpec:
         return self.num_pages * self.page_bytes
 
     @property
-    def num_slots(self) -> int:
+    def num_kv_slots(self) -> int:
         """Token slots of one layer; a write to a slot at or past this is dropped."""
         return self.num_pages * self.page_size
 
@@ -70,7 +70,7 @@ class KVPool:
     def write(
         self,
         layer: jax.Array,  # i32[]
-        slots: jax.Array,  # i32[num_tokens], page * page_size + offset; >= num_slots is dropped
+        slots: jax.Array,  # i32[num_tokens], page * page_size + offset; >= num_kv_slots is dropped
         k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
     ) -> KVPool:

@@ -17,17 +17,17 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, NO_SLOT, SUFFIX, BlockTable, DeviceState, HostState
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, SUFFIX, BlockTable, DeviceState
 from kvflow_jax.cache.host_tier import HostTier
 from kvflow_jax.cache.index import NO_BLOCKS, RadixIndex, RootKey
 from kvflow_jax.cache.integrity import check_cache, nodes_below
 from kvflow_jax.cache.policy import EvictionOrder, lru
 from kvflow_jax.cache.residency import Residency
-from kvflow_jax.cache.reuse_tracker import Anchors
+from kvflow_jax.cache.reuse_tracker import ReuseTracker
 from kvflow_jax.errors import IntegrityError
 
 
-def anchored(table: BlockTable, block: int) -> bool:
+def has_reader(table: BlockTable, block: int) -> bool:
     """Whether somebody is known to read a block again: KVFlow's rule for host copies."""
     return bool(table.steps[table.head[block]] != SUFFIX)
 
@@ -78,7 +78,7 @@ class PrefixCache:
     """Shares KV blocks between all sequences that begin with the same tokens.
 
     Args:
-        num_slots: usable pages of the pool (its null page not counted).
+        num_pages: usable pages of the pool (its null page not counted).
         page_size: tokens of a block.
         order: the eviction policy, of both tiers.
         num_host_blocks: budget of the host tier.
@@ -88,18 +88,18 @@ class PrefixCache:
 
     def __init__(
         self,
-        num_slots: int,
+        num_pages: int,
         page_size: int,
         order: EvictionOrder = lru,
         *,
         num_host_blocks: int = 0,
         extent_sizes: Sequence[int] = (1,),
-        backs_up: Callable[[BlockTable, int], bool] = anchored,
+        backs_up: Callable[[BlockTable, int], bool] = has_reader,
     ) -> None:
         self.page_size = page_size
         self.index = RadixIndex(page_size)
-        self.table = BlockTable(num_slots + num_host_blocks, num_slots)
-        self.anchors = Anchors(self.table)
+        self.table = BlockTable(num_pages + num_host_blocks, num_pages)
+        self.reuse_tracker = ReuseTracker(self.table)
         host = HostTier(self.table, order, num_host_blocks, extent_sizes)
         self.residency = Residency(self.table, order, host, backs_up, self._forget)
         self._leases: set[Lease] = set()
@@ -115,7 +115,7 @@ class PrefixCache:
     @property
     def num_leased(self) -> int:
         """Blocks that some lease holds."""
-        return self.table.num_slots - self.num_available
+        return self.table.num_pages - self.num_available
 
     @property
     def num_indexed(self) -> int:
@@ -136,10 +136,10 @@ class PrefixCache:
         """
         num_on_device = self.residency.num_on_device(blocks)
         lease = Lease(root, blocks.copy())
-        self.residency.hold(blocks[:num_on_device], now)
+        self.residency.acquire(blocks[:num_on_device], now)
         if num_on_device < len(blocks):
             self.residency.load(blocks[num_on_device:])
-            self.residency.hold(blocks[num_on_device:], now)
+            self.residency.acquire(blocks[num_on_device:], now)
         self._leases.add(lease)
         return lease
 
@@ -151,7 +151,7 @@ class PrefixCache:
         """
         if num_blocks > self.num_available:
             return False
-        short = num_blocks - self.table.num_free_slots
+        short = num_blocks - self.table.num_free_pages
         if short > 0:
             self.residency.evict(short)
         fresh = self.table.allocate(num_blocks, now)
@@ -180,14 +180,14 @@ class PrefixCache:
                 break
             if state == DeviceState.NONE:
                 # No step has named the original's page: it has none.
-                table.move_slot(copy, original)
+                table.move_page(copy, original)
                 parent = int(table.parent[original])
                 if parent != NO_BLOCK:
                     table.num_children[parent] += 1
                 table.leases[original] += 1
                 table.last_use[original] = now
             else:
-                self.residency.hold(matched[at : at + 1], now)
+                self.residency.acquire(matched[at : at + 1], now)
             lease.blocks[at] = original
             table.leases[copy] -= 1
             if not table.leases[copy]:
@@ -206,8 +206,8 @@ class PrefixCache:
         if num_full <= start or len(self.match(lease.root, tokens)) > start:
             return
         before = int(lease.blocks[start - 1]) if start else NO_BLOCK
-        # What an owner reads again ends with a node: its suffixes are nodes of their own.
-        may_grow = before == NO_BLOCK or not self.anchors.holds(int(table.head[before]))
+        # What an reader reads again ends with a node: its suffixes are nodes of their own.
+        may_grow = before == NO_BLOCK or not self.reuse_tracker.holds(int(table.head[before]))
         done = self.index.insert(lease.root, tokens, lease.blocks[:num_full], may_grow=may_grow)
         if not np.array_equal(done.existing, lease.blocks[:start]):
             raise IntegrityError("indexed blocks of a lease have left the index")
@@ -269,20 +269,20 @@ class PrefixCache:
         table.free(blocks[~indexed & (table.leases[blocks] == 0)])
         kept = blocks[indexed]
         table.last_use[kept] = now
-        self.residency.let_go(kept[table.leases[kept] == 0])
+        self.residency.release(kept[table.leases[kept] == 0])
 
-    def anchor(self, owner: Hashable, root: RootKey, tokens: np.ndarray, steps: float) -> int:
-        """Let an owner read ``tokens`` (i32[num_tokens]) again, as far as they are indexed.
+    def set_reader(self, reader: Hashable, root: RootKey, tokens: np.ndarray, steps: float) -> int:
+        """Let an reader read ``tokens`` (i32[num_tokens]) again, as far as they are indexed.
 
         Args:
             steps: after how many steps; see ``anchors``.
 
         Returns:
-            How many blocks that are; with none the owner is forgotten.
+            How many blocks that are; with none the reader is forgotten.
         """
         matched = self.match(root, tokens[: len(tokens) // self.page_size * self.page_size])
         if not len(matched):
-            self.unanchor(owner)
+            self.remove_reader(reader)
             return 0
         head = int(self.table.head[matched[-1]])
         num_in_node = int(np.count_nonzero(self.table.head[matched] == head))
@@ -290,18 +290,18 @@ class PrefixCache:
             at_root, path = self._path(head)
             self.index, lower = self.index.split(at_root, path, num_in_node)
             self._note_split(lower.blocks, lower.tokens)
-        self.anchors.set(owner, head, steps)
+        self.reuse_tracker.set(reader, head, steps)
         self._reorder_changed()
         return len(matched)
 
-    def set_steps(self, owner: Hashable, steps: float) -> None:
-        """Say anew how soon an owner reads its prefix; fine where it is not anchored."""
-        self.anchors.set_steps(owner, steps)
+    def set_steps(self, reader: Hashable, steps: float) -> None:
+        """Say anew how soon an reader reads its prefix; fine where it is not anchored."""
+        self.reuse_tracker.set_steps(reader, steps)
         self._reorder_changed()
 
-    def unanchor(self, owner: Hashable) -> None:
+    def remove_reader(self, reader: Hashable) -> None:
         """Nobody of this name reads anything again; fine where it is not anchored."""
-        self.anchors.remove(owner)
+        self.reuse_tracker.remove(reader)
         self._reorder_changed()
 
     def steps_of(self, block: int) -> float:
@@ -323,13 +323,13 @@ class PrefixCache:
         table = self.table
         while head in self._nodes:
             blocks = self._nodes[head].blocks
-            runs.append(blocks[table.slot[blocks] == NO_SLOT])
+            runs.append(blocks[table.page[blocks] == NO_PAGE])
             parent = int(table.parent[head])
             if parent == NO_BLOCK or len(runs[-1]) < len(blocks):
                 break
             head = int(table.head[parent])
         path = np.concatenate(runs[::-1]) if runs else NO_BLOCKS
-        return path[: int((table.host_state[path] == HostState.VALID).sum())]
+        return path[: self.residency.num_loadable(path)]
 
     def end_of(self, head: int) -> int | None:
         """The last block of a node; None where it has left the index."""
@@ -345,13 +345,13 @@ class PrefixCache:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless index, table, leases and tiers agree in everything."""
         check_cache(self.index, self.table, self._nodes, [one.blocks for one in self._leases])
-        self.anchors.check_integrity(nodes_below(self.index, self.table))
+        self.reuse_tracker.check_integrity(nodes_below(self.index, self.table))
         self.residency.check_integrity()
         if np.count_nonzero(self.table.head != NO_BLOCK) != self._num_indexed:
             raise IntegrityError("the count of indexed blocks is off")
 
     def _reorder_changed(self) -> None:
-        changed = self.anchors.changed
+        changed = self.reuse_tracker.changed
         for head in changed:
             self.residency.reorder(self._nodes[head].blocks)
         self._moved |= changed
@@ -369,7 +369,7 @@ class PrefixCache:
         upper = self._nodes[head]
         upper.blocks = upper.blocks[: len(upper.blocks) - len(lower)]
         self._note_node(lower, tokens, None)
-        self.anchors.split(head, int(lower[0]))
+        self.reuse_tracker.split(head, int(lower[0]))
 
     def _forget(self, blocks: list[int]) -> None:
         """Blocks that live nowhere any more leave the index, each after what continues it."""
@@ -408,10 +408,10 @@ class PrefixCache:
             self.index = self.index.prune(root, path, lengths)
         for head, before in emptied:  # each after those below it
             del self._nodes[head]
-            self.anchors.drop(head, before)
+            self.reuse_tracker.drop(head, before)
         table.head[ids] = table.parent[ids] = NO_BLOCK
         self._num_indexed -= len(blocks)
-        if self.anchors.changed:
+        if self.reuse_tracker.changed:
             self._reorder_changed()
 
     def _path(self, head: int) -> tuple[RootKey, tuple[bytes, ...]]:

@@ -7,7 +7,7 @@
 
 What is on the device, and what is on the host, is a prefix of every path through the index: blocks
 leave leaf first and come back root first. This file only decides and keeps count. Moves to be made
-are left in ``loads`` and ``backups`` for the engine, which reports back when they have landed.
+are left in ``loads`` and ``offloads`` for the engine, which reports back when they have landed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from kvflow_jax.cache.blocks import (
     NO_BLOCK,
-    NO_SLOT,
+    NO_PAGE,
     BlockTable,
     DeviceState,
     HostState,
@@ -47,11 +47,11 @@ class Load:
 
 
 @dataclass(slots=True, eq=False)
-class Backup:
+class Offload:
     """Blocks on their way to the host. Their slots may be reused once they have been read."""
 
     extent: Extent
-    slots: np.ndarray  # i32[n], where they are when the backup is planned
+    pages: np.ndarray  # i32[n], where they are when the backup is planned
 
 
 class Residency:
@@ -74,19 +74,19 @@ class Residency:
     ) -> None:
         self.host = host
         self.loads: list[Load] = []  # planned, for the engine to take
-        self.backups: list[Backup] = []
+        self.offloads: list[Offload] = []
         self.num_idle = 0  # indexed blocks with a slot that no lease holds
         self.num_evicted = 0
-        self.num_backed_up = 0
+        self.num_offloaded = 0
         self.num_loaded = 0
         self.num_prefetched = 0  # blocks whose prefetch was planned, and what came of them:
         self.num_useful = 0  # leased after they had landed
         self.num_late = 0  # leased while they were on their way
         self.num_wasted = 0  # evicted or cancelled before any lease
-        self.save_room = 1 << 30  # blocks whose copying may begin now; whoever copies sets it
+        self.offload_budget = 1 << 30  # blocks whose copying may begin now; whoever copies sets it
         self.left: set[int] = set()  # nodes of which a block now is on the host alone
         self._table = table
-        self._one = table.one
+        self._scalars = table.scalars
         self._order = order
         self._backs_up = backs_up
         self._forget = forget
@@ -97,7 +97,7 @@ class Residency:
     @property
     def num_available(self) -> int:
         """Slots that can be had now: free ones, those of blocks that may go, and prefetches."""
-        return self._table.num_free_slots + self.num_idle
+        return self._table.num_free_pages + self.num_idle
 
     def is_loading(self, blocks: np.ndarray) -> bool:
         """Whether any of ``blocks`` (i32[n]) is still on its way to the device."""
@@ -105,7 +105,7 @@ class Residency:
 
     def num_on_device(self, path: np.ndarray) -> int:
         """How many blocks of a path i32[n] from its start have a slot; the rest are on the host."""
-        return int(np.count_nonzero(self._table.slot[path] != NO_SLOT))
+        return int(np.count_nonzero(self._table.page[path] != NO_PAGE))
 
     def usable(self, path: np.ndarray) -> np.ndarray:
         """The part of a path i32[n] that is on the device or can be loaded.
@@ -113,10 +113,17 @@ class Residency:
         A copy that is still being written, of a block that has left the device, can not.
         """
         num = self.num_on_device(path)
-        num += int(np.count_nonzero(self._table.host_state[path[num:]] == HostState.VALID))
-        return path[:num]
+        return path[: num + self.num_loadable(path[num:])]
 
-    def hold(self, blocks: np.ndarray, now: float) -> None:
+    def num_loadable(self, path: np.ndarray) -> int:
+        """How many blocks of a path i32[n] from its start have a host copy that is written.
+
+        Copies complete in any order, so a written one may follow one that is still being written.
+        """
+        is_valid = self._table.host_state[path] == HostState.VALID
+        return len(path) if is_valid.all() else int(is_valid.argmin())
+
+    def acquire(self, blocks: np.ndarray, now: float) -> None:
         """Lease indexed blocks i32[n], which have slots."""
         table = self._table
         self.num_idle -= int((table.leases[blocks] == 0).sum())
@@ -129,7 +136,7 @@ class Residency:
                 self.num_late += is_late
                 self.num_useful += not is_late
 
-    def let_go(self, blocks: np.ndarray) -> None:
+    def release(self, blocks: np.ndarray) -> None:
         """Indexed blocks i32[n] of which the last lease has ended."""
         self.num_idle += len(blocks)
         self.offer(blocks)
@@ -166,8 +173,8 @@ class Residency:
         Raises:
             IntegrityError: not that many can go.
         """
-        target = self._table.num_free_slots + count
-        while (short := target - self._table.num_free_slots) > 0:
+        target = self._table.num_free_pages + count
+        while (short := target - self._table.num_free_pages) > 0:
             if not self._evict_leaves(short) and not self._cancel_one():
                 raise IntegrityError(f"{short} evictable blocks are missing")
 
@@ -188,10 +195,10 @@ class Residency:
         extents = [host.extents[int(table.extent[run[0]])] for run in runs]
         for extent in extents:
             host.pin(extent)  # before the eviction that may want its room
-        short = len(blocks) - table.num_free_slots
+        short = len(blocks) - table.num_free_pages
         if short > 0:
             self.evict(short)
-        table.assign_slots(blocks, DeviceState.LOADING)
+        table.assign_pages(blocks, DeviceState.LOADING)
         table.num_children[blocks[:-1]] += 1
         parent = int(table.parent[blocks[0]])
         if parent != NO_BLOCK:
@@ -205,7 +212,7 @@ class Residency:
             self.num_prefetched += len(blocks)
             self._unread.update(blocks.tolist())
 
-    def landed(self, load: Load) -> tuple[np.ndarray, np.ndarray]:
+    def complete(self, load: Load) -> tuple[np.ndarray, np.ndarray]:
         """A load's copies are on the device, beside the pool.
 
         Returns:
@@ -218,7 +225,7 @@ class Residency:
         self._table.device_state[wanted] = DeviceState.VALID
         self.num_loaded += len(wanted)
         self.offer(wanted)
-        return places.astype(np.int32), self._table.slot[load.extent.blocks[places]]
+        return places.astype(np.int32), self._table.page[load.extent.blocks[places]]
 
     def prefetches(self) -> list[Load]:
         """Loads under way that no request has asked for, planned or dispatched."""
@@ -245,10 +252,10 @@ class Residency:
         self.num_idle -= len(given_up)
         gone = np.array(given_up, np.int32)
         self.left.update(table.head[gone].tolist())
-        table.drop_slots(gone)
+        table.drop_pages(gone)
         return len(given_up)
 
-    def back_up(self, block: int, *, most: int | None = None, is_leaving: bool = False) -> int:
+    def offload(self, block: int, *, most: int | None = None, is_leaving: bool = False) -> int:
         """Begin to copy a path to the host, down to ``block``, as far as it has no copy.
 
         What does not fit the host's budget beside what is needed sooner is left out, from the end.
@@ -270,22 +277,22 @@ class Residency:
         if above is not None:
             host.pin(above)
         wanted = np.array(path[::-1], np.int32)
-        most = self.save_room if most is None else min(most, self.save_room)
+        most = self.offload_budget if most is None else min(most, self.offload_budget)
         num = self._make_host_room(wanted[: max(most, 0)], is_leaving)
-        self.save_room -= num
+        self.offload_budget -= num
         for run in host.cut(wanted[:num]) if num else ():
             extent = host.add(run)
-            self.backups.append(Backup(extent, table.slot[run].copy()))
+            self.offloads.append(Offload(extent, table.page[run].copy()))
         if above is not None:
             host.unpin(above)
-        self.num_backed_up += num
+        self.num_offloaded += num
         return num
 
-    def saved(self, extent: Extent, data: Any) -> None:
+    def complete_offload(self, extent: Extent, data: Any) -> None:
         """A backup has landed; one that was given up meanwhile is let go."""
         if self.host.extents.get(extent.number) is extent:
-            self.host.landed(extent, data)
-            away = extent.blocks[self._table.slot[extent.blocks] == NO_SLOT]
+            self.host.complete(extent, data)
+            away = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
             self.left.update(self._table.head[away].tolist())
 
     def lost(self, extent: Extent) -> None:
@@ -323,11 +330,11 @@ class Residency:
         parents = table.parent[indexed]
         below = indexed[parents != NO_BLOCK]
         above = parents[parents != NO_BLOCK]
-        if ((table.slot[below] != NO_SLOT) & (table.slot[above] == NO_SLOT)).any():
+        if ((table.page[below] != NO_PAGE) & (table.page[above] == NO_PAGE)).any():
             raise IntegrityError("a block is on the device, and the one before it is not")
         if ((table.host_state[below] != 0) & (table.host_state[above] == 0)).any():
             raise IntegrityError("a block is on the host, and the one before it is not")
-        idle = indexed[(table.leases[indexed] == 0) & (table.slot[indexed] != NO_SLOT)]
+        idle = indexed[(table.leases[indexed] == 0) & (table.page[indexed] != NO_PAGE)]
         if len(idle) != self.num_idle:
             raise IntegrityError(f"{len(idle)} blocks can go, {self.num_idle} are counted")
         able = idle[(table.num_children[idle] == 0)]
@@ -342,7 +349,7 @@ class Residency:
         self.host.check_integrity()
 
     def _may_leave_device(self, block: int) -> bool:
-        one = self._one
+        one = self._scalars
         return (
             not one.leases[block]
             and not one.num_children[block]
@@ -352,7 +359,7 @@ class Residency:
 
     def _unlink(self, block: int) -> int | None:
         """A block leaves the device; its parent, if that may go now, too."""
-        one = self._one
+        one = self._scalars
         one.device_state[block] = (
             DeviceState.NONE
         )  # its slot is dropped with others', it is no victim again
@@ -367,7 +374,7 @@ class Residency:
 
     def _run_before(self, block: int, most: int) -> list[int]:
         """A leaf, and the blocks before it in its node that would be leaves one by one."""
-        one, run = self._one, [block]
+        one, run = self._scalars, [block]
         head = one.head[block]
         while len(run) < most:
             block = one.parent[block]
@@ -384,7 +391,7 @@ class Residency:
 
     def _evict_leaves(self, most: int, may_go: Callable[[int], bool] | None = None) -> int:
         """Free up to ``most`` slots of leaves, until one may not go; how many there were."""
-        table, one, has_host = self._table, self._one, self.host.max_blocks > 0
+        table, one, has_host = self._table, self._scalars, self.host.max_blocks > 0
         victims: list[int] = []
         while len(victims) < most and (block := self.next_victim()) is not None:
             if may_go is not None and not may_go(block):
@@ -400,7 +407,7 @@ class Residency:
                 if place and top is not None and keys[place] > top[0]:
                     break
                 if has_host and not one.host_state[at] and self._backs_up(table, at):
-                    self.back_up(at, is_leaving=True)
+                    self.offload(at, is_leaving=True)
                 victims.append(at)
                 following = self._unlink(at)
             if following is not None:
@@ -410,7 +417,7 @@ class Residency:
         gone = np.array(victims, np.int32)
         self.num_idle -= len(gone)
         self.num_evicted += len(gone)
-        table.drop_slots(gone)
+        table.drop_pages(gone)
         # Asked only now: to make room for the last, the host may have dropped the first.
         is_on_host = table.host_state[gone] != HostState.NONE
         self.left.update(table.head[gone[is_on_host]].tolist())
@@ -446,6 +453,6 @@ class Residency:
 
     def _drop_extent(self, extent: Extent) -> None:
         self.host.drop(extent)
-        gone = extent.blocks[self._table.slot[extent.blocks] == NO_SLOT]
+        gone = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
         if len(gone):
             self._forget(gone[::-1].tolist())

@@ -1,9 +1,9 @@
 """Who will read which prefix again, and how soon.
 
-An *owner* (an agent, a conversation) is anchored at the node of the index where what it will read
-again ends. Every node counts as the soonest of the owners at it and below it:
+An *reader* (an agent, a conversation) is anchored at the node of the index where what it will read
+again ends. Every node counts as the soonest of the readers at it and below it:
 
-    steps(node) = min(steps of owners anchored at it, steps of its children)
+    steps(node) = min(steps of readers anchored at it, steps of its children)
 
 A change travels up only as far as it changes a minimum, so a moved run touches the few nodes on
 the way to the root, however many agents share them.
@@ -19,12 +19,12 @@ import numpy as np
 from kvflow_jax.cache.blocks import NO_BLOCK, SUFFIX, BlockTable
 from kvflow_jax.errors import IntegrityError
 
-# Steps of an owner of whom no order is known, how many more one counts that is held back, and those
+# Steps of an reader of whom no order is known, how many more one counts that is held back, and those
 # of one that will never run: all after any that a graph can give, and before a suffix.
 UNKNOWN_STEPS = float(1 << 20)
-PARKED_STEPS = float(1 << 21)
+THROTTLED_STEPS = float(1 << 21)
 NEVER_STEPS = float(1 << 30)
-# Of owners equally near, those less likely to read count as up to so much farther; and those that
+# Of readers equally near, those less likely to read count as up to so much farther; and those that
 # are not prepared for as this much. Whole steps stay apart.
 LIKELIHOOD_SPREAD, OTHER_BRANCH = 0.4, 0.5
 
@@ -67,7 +67,7 @@ class MinBag:
             self._counts[value] -= 1
 
 
-class _Anchor:
+class _Reader:
     __slots__ = ("head", "steps")
 
     def __init__(self, head: int, steps: float) -> None:
@@ -75,7 +75,7 @@ class _Anchor:
         self.steps = steps
 
 
-class Anchors:
+class ReuseTracker:
     """Owners at the nodes of the index, nodes named by their first block.
 
     Attributes:
@@ -85,88 +85,88 @@ class Anchors:
     def __init__(self, table: BlockTable) -> None:
         self.changed: set[int] = set()
         self._table = table
-        self._owners: dict[Hashable, _Anchor] = {}
+        self._readers: dict[Hashable, _Reader] = {}
         self._at: dict[int, set[Hashable]] = {}
         self._bags: dict[int, MinBag] = {}  # of nodes that count as more than one has said
 
     def __len__(self) -> int:
-        return len(self._owners)
+        return len(self._readers)
 
     def holds(self, head: int) -> bool:
-        """Whether an owner's prefix ends with this node."""
+        """Whether an reader's prefix ends with this node."""
         return head in self._at
 
-    def node_of(self, owner: Hashable) -> int | None:
-        """Where an owner is anchored; None if nowhere, or no longer."""
-        anchor = self._owners.get(owner)
+    def node_of(self, reader: Hashable) -> int | None:
+        """Where an reader is anchored; None if nowhere, or no longer."""
+        anchor = self._readers.get(reader)
         return None if anchor is None else anchor.head
 
-    def set(self, owner: Hashable, head: int, steps: float) -> None:
-        """Anchor an owner at a node, or move it there."""
-        anchor = self._owners.get(owner)
+    def set(self, reader: Hashable, head: int, steps: float) -> None:
+        """Anchor an reader at a node, or move it there."""
+        anchor = self._readers.get(reader)
         if anchor is not None:
             if anchor.head == head:
-                self.set_steps(owner, steps)
+                self.set_steps(reader, steps)
                 return
-            self.remove(owner)
-        self._owners[owner] = _Anchor(head, steps)
-        self._at.setdefault(head, set()).add(owner)
+            self.remove(reader)
+        self._readers[reader] = _Reader(head, steps)
+        self._at.setdefault(head, set()).add(reader)
         self._replace(head, None, steps)
 
-    def set_steps(self, owner: Hashable, steps: float) -> None:
-        """Say how soon an owner reads; nothing happens where it is not anchored."""
-        anchor = self._owners.get(owner)
+    def set_steps(self, reader: Hashable, steps: float) -> None:
+        """Say how soon an reader reads; nothing happens where it is not anchored."""
+        anchor = self._readers.get(reader)
         if anchor is not None and anchor.steps != steps:
             before, anchor.steps = anchor.steps, steps
             self._replace(anchor.head, before, steps)
 
-    def remove(self, owner: Hashable) -> None:
-        """Forget an owner; fine where it is not anchored."""
-        anchor = self._owners.pop(owner, None)
+    def remove(self, reader: Hashable) -> None:
+        """Forget an reader; fine where it is not anchored."""
+        anchor = self._readers.pop(reader, None)
         if anchor is None:
             return
-        self._leave(owner, anchor.head)
+        self._leave(reader, anchor.head)
         self._replace(anchor.head, anchor.steps, None)
 
     def split(self, head: int, lower: int) -> None:
-        """A node was cut: the node ``lower`` is its lower half, and owners stand at its end."""
-        steps = self._table.one.steps[head]
+        """A node was cut: the node ``lower`` is its lower half, and readers stand at its end."""
+        steps = self._table.scalars.steps[head]
         if steps == SUFFIX:
             return
         bag = self._bags.pop(head, None)
         if bag is not None:
             self._bags[lower] = bag
-        owners = self._at.pop(head, None)
-        if owners is not None:
-            self._at[lower] = owners
-            for owner in owners:
-                self._owners[owner].head = lower
+        readers = self._at.pop(head, None)
+        if readers is not None:
+            self._at[lower] = readers
+            for reader in readers:
+                self._readers[reader].head = lower
         self._table.steps[lower] = steps
 
     def drop(self, head: int, before: int) -> None:
-        """A node without children leaves the index; its owners wait at the one above.
+        """A node without children leaves the index; its readers wait at the one above.
 
         Args:
             before: the block before the node, NO_BLOCK at the top.
         """
-        one = self._table.one
+        one = self._table.scalars
         self.changed.discard(head)
         steps = one.steps[head]
         if steps == SUFFIX:
             return
         self._table.steps[head] = SUFFIX
         self._bags.pop(head, None)
-        owners = self._at.pop(head)
+        readers = self._at.pop(head)
         if before == NO_BLOCK:
-            for owner in owners:
-                del self._owners[owner]
+            for reader in readers:
+                del self._readers[reader]
             return
         above = one.head[before]
-        self._at.setdefault(above, set()).update(owners)
+        self._at.setdefault(above, set()).update(readers)
         # Above, the node counted as the soonest of them: he takes its place, the others are new.
         is_counted = True
-        for owner in owners:
-            anchor = self._owners[owner]
+        for reader in readers:
+            anchor = self._readers[reader]
             anchor.head = above
             if is_counted and anchor.steps == steps:
                 is_counted = False
@@ -180,17 +180,17 @@ class Anchors:
             children: of every node of the index, the nodes below it.
         """
         at: dict[int, set[Hashable]] = {}
-        for owner, anchor in self._owners.items():
-            at.setdefault(anchor.head, set()).add(owner)
+        for reader, anchor in self._readers.items():
+            at.setdefault(anchor.head, set()).add(reader)
         if at != self._at or not at.keys() <= children.keys():
-            raise IntegrityError("owners are anchored at nodes that do not know them")
+            raise IntegrityError("readers are anchored at nodes that do not know them")
         least: dict[int, float] = {}
         tops = children.keys() - {child for below in children.values() for child in below}
         order = list(tops)
         for head in order:
             order.extend(children[head])
         for head in reversed(order):
-            values = [self._owners[owner].steps for owner in at.get(head, ())]
+            values = [self._readers[reader].steps for reader in at.get(head, ())]
             values += [least[child] for child in children[head]]
             least[head] = min(values, default=SUFFIX)
             if self._table.steps[head] != least[head]:
@@ -200,15 +200,15 @@ class Anchors:
         if others.any():
             raise IntegrityError("a block that begins no node has steps")
 
-    def _leave(self, owner: Hashable, head: int) -> None:
-        owners = self._at[head]
-        owners.remove(owner)
-        if not owners:
+    def _leave(self, reader: Hashable, head: int) -> None:
+        readers = self._at[head]
+        readers.remove(reader)
+        if not readers:
             del self._at[head]
 
     def _replace(self, head: int, old: float | None, new: float | None) -> None:
         """Put one value in the place of another at a node, and above it as far as that shows."""
-        one, steps, bags = self._table.one, self._table.steps, self._bags
+        one, steps, bags = self._table.scalars, self._table.steps, self._bags
         while True:
             before, bag = one.steps[head], bags.get(head)
             if bag is None and old is None and before != SUFFIX:

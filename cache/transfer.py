@@ -26,8 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvflow_jax.cache.residency import Backup, Load
-from kvflow_jax.cache.shard_copy import HOST, copy_parts
+from kvflow_jax.cache.residency import Load, Offload
+from kvflow_jax.cache.shard_copy import HOST, copy_shards
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ MAX_ISSUED = 2  # a second copy keeps the link busy while the first is handed ov
 
 class Direction(Enum):
     LOAD = "host to device"
-    SAVE = "device to host"
+    OFFLOAD = "device to host"
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +52,7 @@ class Transfer:
     """
 
     direction: Direction
-    job: Load | Backup
+    job: Load | Offload
     data: Any
     nbytes: int
     submitted_s: float
@@ -91,7 +91,7 @@ class DeviceTransfers:
         self._is_closing = threading.Event()
         targets = {
             Direction.LOAD: here,
-            Direction.SAVE: here.with_memory_kind(HOST),
+            Direction.OFFLOAD: here.with_memory_kind(HOST),
         }
         self._lanes = {way: queue.SimpleQueue[Transfer | None]() for way in Direction}
         self._threads = [
@@ -209,10 +209,10 @@ def measure_bandwidth(
     data = jax.make_array_from_callback(zeros.shape, here, lambda part: zeros[part])
     for _ in range(repeats):
         start = time.perf_counter()
-        saved = jax.block_until_ready(copy_parts(data, to_host=True))
+        saved = jax.block_until_ready(copy_shards(data, to_host=True))
         middle = time.perf_counter()
-        jax.block_until_ready(copy_parts(saved, to_host=False))
+        jax.block_until_ready(copy_shards(saved, to_host=False))
         end = time.perf_counter()
-        best[Direction.SAVE] = max(best[Direction.SAVE], data.nbytes / (middle - start))
+        best[Direction.OFFLOAD] = max(best[Direction.OFFLOAD], data.nbytes / (middle - start))
         best[Direction.LOAD] = max(best[Direction.LOAD], data.nbytes / (end - middle))
     return best

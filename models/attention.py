@@ -29,11 +29,11 @@ EVERYTHING = 1 << 30  # past the end of any context
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["page_table", "query_start", "query_len", "write_slots"],
+    data_fields=["page_table", "query_start", "query_len", "write_kv_slots"],
     meta_fields=["num_decode", "tile"],
 )
 @dataclass(frozen=True)
-class Rows:
+class AttentionMetadata:
     """Which tokens of a batch attend to which pages.
 
     Query j of row r stands at position ``query_start[r] + j`` of its sequence and attends to
@@ -44,7 +44,7 @@ class Rows:
     page_table: jax.Array  # i32[num_rows, pages_per_seq], padded with the null page
     query_start: jax.Array  # i32[num_rows]
     query_len: jax.Array  # i32[num_rows]
-    write_slots: jax.Array  # i32[num_tokens], out of range where the token is padding
+    write_kv_slots: jax.Array  # i32[num_tokens], out of range where the token is padding
     num_decode: int
     tile: int
 
@@ -58,7 +58,7 @@ class Attend(Protocol):
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]: ...
@@ -69,7 +69,7 @@ def attend(
     q: jax.Array,  # [num_tokens, num_heads, head_dim]
     k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
     v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
     kind: AttentionKind,
 ) -> tuple[jax.Array, KVPool]:
@@ -77,12 +77,12 @@ def attend(
 
     Returns ([num_tokens, num_heads, head_dim], pool); padding comes out as zeros.
     """
-    pool = pool.write(layer, rows.write_slots, k, v)
+    pool = pool.write(layer, rows.write_kv_slots, k, v)
     return attend_to_pool(layer, q, rows, pool, kind), pool
 
 
 def attend_to_pool(
-    layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool, kind: AttentionKind
+    layer: jax.Array, q: jax.Array, rows: AttentionMetadata, pool: KVPool, kind: AttentionKind
 ) -> jax.Array:
     """``attend`` where K and V are written already."""
     return by_rows(_attend_blocks, layer, q, rows, pool, kind)
@@ -93,12 +93,12 @@ def attend_reference(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
     kind: AttentionKind,
 ) -> tuple[jax.Array, KVPool]:
     """What ``attend`` must equal: gathers every page of the table, softmax in float32."""
-    pool = pool.write(layer, rows.write_slots, k, v)
+    pool = pool.write(layer, rows.write_kv_slots, k, v)
     return by_rows(_attend_all, layer, q, rows, pool, kind), pool
 
 
@@ -113,7 +113,7 @@ def window_of(kind: AttentionKind, layer: jax.Array) -> jax.Array:
     meta_fields=["scale"],
 )
 @dataclass(frozen=True)
-class EqualRows:
+class UniformRows:
     """Rows with the same number of queries Q; query heads stand in G groups for K kv heads."""
 
     q: jax.Array  # [R, Q, K, G, H]
@@ -146,14 +146,14 @@ class EqualRows:
         return jnp.where(is_context[..., None, None], v, 0.0)
 
 
-RowAttention = Callable[[jax.Array, EqualRows, KVPool], jax.Array]  # -> like q
+RowAttention = Callable[[jax.Array, UniformRows, KVPool], jax.Array]  # -> like q
 
 
 def by_rows(
     attend_rows: RowAttention,
     layer: jax.Array,
     q: jax.Array,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
     kind: AttentionKind,
 ) -> jax.Array:
@@ -170,7 +170,7 @@ def by_rows(
         (slice(n, None), grouped[n:], rows.tile),
     ):
         if tokens.shape[0]:
-            equal = EqualRows(
+            equal = UniformRows(
                 tokens.reshape(-1, width, *grouped.shape[1:]),
                 rows.page_table[part],
                 rows.query_start[part],
@@ -182,7 +182,7 @@ def by_rows(
     return jnp.concatenate(outs).astype(q.dtype)
 
 
-def _attend_all(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+def _attend_all(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
     k, v = (_tokens(kv).astype(jnp.float32) for kv in pool.read(layer, rows.page_table))
     scores = jnp.einsum("rqkgh,rskh->rkgqs", rows.q.astype(jnp.float32), k)
     mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
@@ -193,40 +193,40 @@ def _attend_all(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
     return jnp.einsum("rkgqs,rskh->rqkgh", weights, v)
 
 
-def _attend_blocks(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+def _attend_blocks(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
     """Online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, algorithm 1).
 
     The loop's bounds are dynamic: one compiled shape serves all context lengths. Where the layer
     has a window the loop begins with the first group that any query still sees.
     """
     attended: jax.Array = jax.lax.platform_dependent(
-        layer, rows, pool, cpu=attend_one_by_one, default=attend_together
+        layer, rows, pool, cpu=attend_per_tile, default=attend_batched
     )
     return attended
 
 
-def attend_one_by_one(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+def attend_per_tile(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
     """In float32, as a CPU wants it: decode rows together, as far as the longest of them; tiles
     one by one, each only as far as its own last query sees, so that a chunk's early tiles do not
     pay for its late ones."""
     if rows.q.shape[1] == 1:
         return _attend_groups(layer, rows, pool, jnp.float32)
 
-    def attend_tile(tile: EqualRows) -> jax.Array:
+    def attend_tile(tile: UniformRows) -> jax.Array:
         single = jax.tree.map(lambda x: x[None], tile)
         return _attend_groups(layer, single, pool, jnp.float32)[0]
 
     return jax.lax.map(attend_tile, rows)
 
 
-def attend_together(layer: jax.Array, rows: EqualRows, pool: KVPool) -> jax.Array:
+def attend_batched(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
     """In the pool's dtype, summed in float32, as an accelerator wants it: all rows together, for
     one tile keeps none busy."""
     return _attend_groups(layer, rows, pool, pool.data.dtype)
 
 
 def _attend_groups(
-    layer: jax.Array, rows: EqualRows, pool: KVPool, dtype: jax.typing.DTypeLike
+    layer: jax.Array, rows: UniformRows, pool: KVPool, dtype: jax.typing.DTypeLike
 ) -> jax.Array:
     num_rows, num_queries, kv_heads, per_kv, head_dim = rows.q.shape
     pages_per_seq = rows.page_table.shape[1]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from kvflow_jax.models.moe import ExpertsMLP
@@ -25,7 +25,7 @@ class Attention(nnx.Module):
         d, heads_size = config.hidden_size, config.num_heads * config.head_dim
         make = partial(Linear, ops=ops, dtype=dtype, rngs=rngs)
         self.qkv_proj = make(d, config.qkv_size, bias=config.qkv_bias)
-        self.o_proj = make(heads_size, d, bias=config.out_bias, joins=True)
+        self.o_proj = make(heads_size, d, bias=config.out_bias, row_parallel=True)
         norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
         self.q_norm = norm() if config.qk_norm else None
         self.k_norm = norm() if config.qk_norm else None
@@ -35,7 +35,7 @@ class Attention(nnx.Module):
         x: jax.Array,  # [T, D]
         angles: Angles,
         layer: jax.Array,  # i32[]
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         n, k_end = self.config.num_heads, self.config.num_heads + self.config.num_kv_heads
@@ -88,7 +88,7 @@ class DecoderLayer(nnx.Module):
         hidden: jax.Array,  # [T, D]
         angles: Angles,
         layer: jax.Array,  # i32[]
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         out, pool = self.attention(self.attention_norm(hidden), angles, layer, rows, pool)
@@ -97,7 +97,7 @@ class DecoderLayer(nnx.Module):
         return hidden + (self.mlp_out_norm(out) if self.mlp_out_norm else out), pool
 
 
-class Ends(nnx.Module):
+class EmbedAndHead(nnx.Module):
     """What stands before and after the layers."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
@@ -108,7 +108,7 @@ class Ends(nnx.Module):
         self.final_norm = RMSNorm(d, eps=config.rms_norm_eps, dtype=dtype)
         self.lm_head = None if config.tie_embeddings else make()
 
-    def begin(
+    def embed_tokens(
         self,
         tokens: jax.Array,  # i32[T]
         positions: jax.Array,  # i32[T]

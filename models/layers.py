@@ -21,7 +21,7 @@ class Linear(nnx.Module):
     """y = x W + b, with W packed as ``ops`` wants it.
 
     Args:
-        joins: whether, over several devices, the inputs are cut between them, not the outputs.
+        row_parallel: whether, over several devices, the inputs are cut between them, not the outputs.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class Linear(nnx.Module):
         ops: Ops,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
-        joins: bool = False,
+        row_parallel: bool = False,
     ) -> None:
-        self.ops, self.out_features, self.joins = ops, out_features, joins
+        self.ops, self.out_features, self.row_parallel = ops, out_features, row_parallel
         shape = ops.packed_shape(in_features, out_features)
         self.weight = nnx.Param(random_normal(rngs, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, in] -> [T, out]
         y = self.ops.linear(x, self.weight[...], self.out_features)
-        y = self.ops.join(y) if self.joins else y
+        y = self.ops.all_reduce(y) if self.row_parallel else y
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -94,7 +94,7 @@ class GatedMLP(nnx.Module):
         self.activation = activation
         make = partial(Linear, bias=bias, ops=ops, dtype=dtype, rngs=rngs)
         self.gate_up_proj = make(hidden_size, 2 * intermediate_size)
-        self.down_proj = make(intermediate_size, hidden_size, joins=True)
+        self.down_proj = make(intermediate_size, hidden_size, row_parallel=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)  # [T, F] each

@@ -13,9 +13,9 @@ from flax import nnx
 
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.decoder import DecoderLayer, Ends
+from kvflow_jax.models.decoder import DecoderLayer, EmbedAndHead
 from kvflow_jax.models.dtypes import AUTO, DTYPES
 from kvflow_jax.models.ops import XLA, Ops
 from kvflow_jax.models.rope import Angles
@@ -65,7 +65,7 @@ class Model:
                 f"dtype {dtype!r} is not supported; supported: {', '.join((AUTO, *DTYPES))}"
             )
         num = config.num_layers
-        kinds: tuple[type[nnx.Module], type[nnx.Module]] = (Ends, DecoderLayer)
+        kinds: tuple[type[nnx.Module], type[nnx.Module]] = (EmbedAndHead, DecoderLayer)
         plain_ends, plain_layer = (_Part.of(kind, config, dtype, XLA) for kind in kinds)
         stacked_specs = plain_ends.specs | {
             LAYERS + name: jax.ShapeDtypeStruct((num, *spec.shape), spec.dtype)
@@ -118,11 +118,11 @@ class Model:
         params: Params,
         tokens: jax.Array,  # i32[num_tokens], in row order
         positions: jax.Array,  # i32[num_tokens]
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         """Hidden states of every token, [num_tokens, hidden_size], and the pool with their KV."""
-        hidden, angles = self.begin(self.end_leaves(params), tokens, positions)
+        hidden, angles = self.embed(self.end_leaves(params), tokens, positions)
         return self.run_all_layers(params, hidden, angles, rows, pool)
 
     def logits(
@@ -131,10 +131,10 @@ class Model:
         hidden: jax.Array,  # [n, hidden_size]
     ) -> jax.Array:
         """Logits of the next token, f32[n, vocab_size]."""
-        return self.finish(self.end_leaves(params), hidden)
+        return self.compute_logits(self.end_leaves(params), hidden)
 
     def end_leaves(self, params: Params) -> Leaves:
-        """The weights before and after the layers, which ``begin`` and ``finish`` take."""
+        """The weights before and after the layers, which ``embed`` and ``compute_logits`` take."""
         return [params[name] for name in self.end_names]
 
     @property
@@ -160,14 +160,14 @@ class Model:
         """Names within a layer of what is stacked even where layers are unrolled."""
         return [name for name in self._layer.specs if LAYERS + name in self.specs]
 
-    def begin(
+    def embed(
         self,
         ends: Leaves,
         tokens: jax.Array,  # i32[num_tokens]
         positions: jax.Array,  # i32[num_tokens]
     ) -> tuple[jax.Array, Angles]:
         """Embeddings, [num_tokens, hidden_size], and what the layers need of the positions."""
-        return self._ends.merge(ends).begin(tokens, positions)
+        return self._ends.merge(ends).embed_tokens(tokens, positions)
 
     def run_layers(
         self,
@@ -176,7 +176,7 @@ class Model:
         first: jax.Array,  # i32[], which layer the first of them is
         hidden: jax.Array,  # [num_tokens, hidden_size]
         angles: Angles,
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         """Run consecutive layers one after the other."""
@@ -192,7 +192,7 @@ class Model:
         params: Params,
         hidden: jax.Array,  # [num_tokens, hidden_size]
         angles: Angles,
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         """Run every layer, by a scan where they are stacked."""
@@ -212,7 +212,7 @@ class Model:
         stacked = [params[LAYERS + name] for name in self._layer.specs]
         return jax.lax.scan(body, (hidden, pool), (indices, stacked))[0]
 
-    def finish(self, ends: Leaves, hidden: jax.Array) -> jax.Array:
+    def compute_logits(self, ends: Leaves, hidden: jax.Array) -> jax.Array:
         """Logits, f32[n, vocab_size], of hidden states [n, hidden_size] after the last layer."""
         logits: jax.Array = self._ends.merge(ends).logits(hidden)
         return logits
@@ -252,7 +252,7 @@ def _run_layer(
     layer: jax.Array,  # i32[]
     hidden: jax.Array,  # [num_tokens, hidden_size]
     angles: Angles,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
 ) -> tuple[jax.Array, KVPool]:
     out: tuple[jax.Array, KVPool] = part.merge(leaves)(hidden, angles, layer, rows, pool)

@@ -69,7 +69,7 @@ class ExpertsMLP(nnx.Module):
         if self.config.normalise:
             shares = shares / shares.sum(-1, keepdims=True)
         path = self._through_all if self.ops.every_expert else self._through_own
-        return self.ops.join(path(x, shares.astype(x.dtype), experts))
+        return self.ops.all_reduce(path(x, shares.astype(x.dtype), experts))
 
     def _through_own(
         self,

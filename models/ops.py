@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import Attend, Rows, attend
+from kvflow_jax.models.attention import Attend, AttentionMetadata, attend
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.ragged_dot import ragged_blocks
 
@@ -41,7 +41,7 @@ class Ops(Protocol):
     def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         """Runs of rows, each with its own plain matrix: see ``ragged.ragged_blocks``."""
 
-    def join(self, part: jax.Array) -> jax.Array:
+    def all_reduce(self, part: jax.Array) -> jax.Array:
         """The whole of a product whose inputs are cut between devices, from what each has of it."""
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]: ...
@@ -61,7 +61,7 @@ class Ops(Protocol):
         q: jax.Array,  # [num_tokens, num_heads, head_dim]
         k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
@@ -104,7 +104,7 @@ class XlaOps:
         product = ragged_blocks if self.platform == "cpu" else jax.lax.ragged_dot
         return product(x, weight, num_rows)
 
-    def join(self, part: jax.Array) -> jax.Array:
+    def all_reduce(self, part: jax.Array) -> jax.Array:
         return part
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class XlaOps:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:

@@ -113,7 +113,7 @@ def arranged(name: str, weight: jax.Array, config: ModelConfig, num_shards: int)
 class ShardedOps(XlaOps):
     """One device's part of XLA's work, called inside a ``shard_map`` over ``AXIS``."""
 
-    def join(self, part: jax.Array) -> jax.Array:
+    def all_reduce(self, part: jax.Array) -> jax.Array:
         return jax.lax.psum(part, AXIS)
 
     def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:

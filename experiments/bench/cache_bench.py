@@ -78,7 +78,7 @@ def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]
         own[1] = 1
         prompts.append(np.concatenate([shared, own]))
         fill(cache, prompts[-1], float(i))
-        cache.anchor(i, ROOT, prompts[-1], float(rng.integers(1, 10)))
+        cache.set_reader(i, ROOT, prompts[-1], float(rng.integers(1, 10)))
     times, now = [], float(num_leaves)
     for _ in range(num_calls):
         for agent in rng.integers(0, num_leaves, 200).tolist():
@@ -89,7 +89,7 @@ def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]
         now += 1
         for i in rng.integers(0, num_leaves, 64).tolist():  # others take their place
             fill(cache, prompts[i], now)
-            cache.anchor(i, ROOT, prompts[i], float(rng.integers(1, 10)))
+            cache.set_reader(i, ROOT, prompts[i], float(rng.integers(1, 10)))
         gc.collect(0)
     cache.check_integrity()
     return {
@@ -115,7 +115,7 @@ def million_blocks(num_blocks: int = 1_000_000, blocks_each: int = 64) -> dict[s
     inserts, matches = [], []
     for i in range(30):
         prompt = rng.integers(0, 50_000, 8192, np.int32)
-        cache.residency.evict(max(0, 512 - cache.table.num_free_slots))
+        cache.residency.evict(max(0, 512 - cache.table.num_free_pages))
         lease = cache.lease(ROOT, cache.match(ROOT, prompt), float(i))
         cache.grow(lease, 512, float(i))
         start = time.perf_counter()
@@ -150,7 +150,7 @@ class _Nothing:
     def logprobs(self) -> Logprobs | None:
         return None
 
-    def recall(self, request: Any) -> None: ...
+    def load_sequence_state(self, request: Any) -> None: ...
 
     def score(self, start: int, targets: np.ndarray) -> list[Any]:
         return []
@@ -208,23 +208,23 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
                 prompt = np.full(2 * PAGE, client * num_agents + agent, np.int32)
                 fill(cache, prompt, 0.0)
                 owner = ("agent", str(client), f"agent{agent}")
-                cache.anchor(owner, ROOT, prompt, 5.0)
-        progress, runs = controller.progress, []
+                cache.set_reader(owner, ROOT, prompt, 5.0)
+        progress, runs = controller.run_tracker, []
         for i in range(num_runs):
             run = progress.run((str(i % clients), f"run{i}"), graph, 0.0)
             for agent in range(int(rng.integers(0, num_agents))):
                 progress.start(run, f"agent{agent}")
                 progress.finish(run, f"agent{agent}", is_done=True, said={})
             runs.append((run, run.state.ready[0]))
-        controller._tell()
+        controller._publish_steps()
         times = []
         for i in rng.integers(0, num_runs, 300).tolist():
             run, agent = runs[i]
             progress.start(run, f"agent{agent}")
-            controller._tell()
+            controller._publish_steps()
             start = time.perf_counter()
             progress.finish(run, f"agent{agent}", is_done=True, said={})
-            controller._tell()
+            controller._publish_steps()
             cache.residency.next_victim()
             times.append(time.perf_counter() - start)
             runs[i] = (run, (agent + 1) % num_agents)
@@ -241,13 +241,13 @@ def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str
         for agent in range(10):
             prompt = np.full(2 * PAGE, i * 10 + agent, np.int32)
             fill(engine.cache, prompt, 0.0)
-            engine.cache.anchor(("agent", str(i), f"agent{agent}"), ROOT, prompt, 5.0)
+            engine.cache.set_reader(("agent", str(i), f"agent{agent}"), ROOT, prompt, 5.0)
         engine.controller.begin_run(str(i), "run", graph, None, 0.0)
     params = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
     for i in range(num_running):
         hints = Hints(workflow_id="run", agent_id=f"agent{i % 10}", graph=graph, num_fixed=32)
         prompt = np.full(100, i, np.int32)
-        engine.add(prompt, params, lambda _: None, client=str(i), hints=hints)
+        engine.add(prompt, params, lambda _: None, fairness_key=str(i), hints=hints)
     plans, steps = [], []
 
     def timed(of: Any, name: str) -> None:
@@ -261,7 +261,7 @@ def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str
         setattr(of, name, measured)
 
     timed(engine.controller, "expire")
-    timed(engine.controller.planner, "plan_backups")
+    timed(engine.controller.planner, "plan_offloads")
     timed(engine.controller.planner, "plan_prefetch")
     for _ in range(300):
         plans.append(0.0)
@@ -299,20 +299,20 @@ def transfers(num_extents: int = 16) -> dict[str, float]:
         return moved
 
     try:
-        host = move(Direction.SAVE, extents)
-        saved = seconds(lambda: move(Direction.SAVE, extents))
+        host = move(Direction.OFFLOAD, extents)
+        saved = seconds(lambda: move(Direction.OFFLOAD, extents))
         loaded = seconds(lambda: move(Direction.LOAD, host))
     finally:
         lanes.close()
     plain = measure_bandwidth(here, nbytes, repeats=5)
     save, load = nbytes / saved, nbytes / loaded
-    ratios = (save / plain[Direction.SAVE], load / plain[Direction.LOAD])
+    ratios = (save / plain[Direction.OFFLOAD], load / plain[Direction.LOAD])
     return {
         "transfer_vs_copy_ceiling": min(ratios),
         "load_gb_per_s": load / 1e9,
         "save_gb_per_s": save / 1e9,
         "plain_load_gb_per_s": plain[Direction.LOAD] / 1e9,
-        "plain_save_gb_per_s": plain[Direction.SAVE] / 1e9,
+        "plain_save_gb_per_s": plain[Direction.OFFLOAD] / 1e9,
     }
 
 

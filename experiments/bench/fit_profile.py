@@ -185,7 +185,7 @@ def _non_negative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch:
     shape = next(s for s in shapes.shapes if s.holds(0, [num_tokens]))
-    batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_slots)
+    batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_seq_slots)
     batch.page_table[:] = 1 + np.arange(shapes.pages_per_seq)
     starts = np.arange(0, num_tokens, shape.tile)
     rows = slice(shape.num_decode, shape.num_decode + len(starts))
@@ -196,7 +196,7 @@ def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch:
 
 def _decode(shapes: BatchShapes, num_rows: int, context: int) -> Batch:
     shape = next(s for s in shapes.shapes if s.holds(num_rows, []))
-    batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_slots)
+    batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_seq_slots)
     own = np.arange(num_rows)[:, None] * shapes.pages_per_seq
     batch.page_table[:num_rows] = 1 + own + np.arange(shapes.pages_per_seq)
     batch.query_start[:num_rows] = context

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.measure import arguments, projections, report
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.kernels.cpu.ops import native_ops
 from kvflow_jax.models.loading.checkpoint import default_cache_dir
@@ -132,11 +132,13 @@ def attention(
     pool = KVPool(jnp.asarray(rng.standard_normal(KVPool.zeros(spec).data.shape, np.float32)), spec)
     table = 1 + rng.permutation(spec.num_pages - 1).reshape(num_sequences, -1).astype(np.int32)
     num_rows, num_tokens = len(decode) + len(tiles), len(decode) + width * len(tiles)
-    rows = Rows(
+    rows = AttentionMetadata(
         page_table=jnp.asarray(table if decode else np.repeat(table, num_rows, 0)),
         query_start=jnp.asarray([n - 1 for n in decode] + tiles, jnp.int32),
         query_len=jnp.asarray([1] * len(decode) + [width] * len(tiles), jnp.int32),
-        write_slots=jnp.full(num_tokens, spec.num_slots, jnp.int32),  # the pool stays as it is
+        write_kv_slots=jnp.full(
+            num_tokens, spec.num_kv_slots, jnp.int32
+        ),  # the pool stays as it is
         num_decode=len(decode),
         tile=width,
     )
@@ -144,7 +146,7 @@ def attention(
     q = jnp.asarray(rng.standard_normal((num_tokens, heads, config.head_dim), np.float32))
     kv = jnp.zeros((num_tokens, kv_heads, config.head_dim), jnp.float32)
 
-    def run(q: jax.Array, rows: Rows, pool: KVPool) -> tuple[jax.Array, KVPool]:
+    def run(q: jax.Array, rows: AttentionMetadata, pool: KVPool) -> tuple[jax.Array, KVPool]:
         # Carried through a loop, the pool is written in place, as in a step.
         def attend(layer: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
             return ops.attend(layer, carry[0], kv, kv, rows, carry[1], config.attention_kind)

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.model import Model, Params
 
 
-class ColdModel:
+class ReferenceModel:
     """Runs whole sequences through an empty pool of their own, no batch, no cache.
 
     Args:
@@ -52,11 +52,11 @@ class ColdModel:
 
     def _forward(self, params: Params, tokens: jax.Array, length: jax.Array) -> jax.Array:
         config, size = self._model.config, len(tokens)
-        rows = Rows(
+        rows = AttentionMetadata(
             page_table=np.ones((1, 1), np.int32),
             query_start=np.zeros(1, np.int32),
             query_len=length[None],
-            write_slots=np.arange(size, 2 * size, dtype=np.int32),
+            write_kv_slots=np.arange(size, 2 * size, dtype=np.int32),
             num_decode=0,
             tile=size,
         )

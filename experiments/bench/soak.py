@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.reference_model import ColdModel
+from experiments.bench.reference_model import ReferenceModel
 from experiments.measure import arguments, report
 from kvflow_jax import LLM, FinishReason, SamplingParams
 from kvflow_jax.requests.outputs import Output
@@ -65,7 +65,7 @@ def soak(model: str, num_requests: int) -> dict[str, Any]:
                 llm.engine.abort(ids[number])
         llm.engine.check_integrity()
         stats = llm.stats
-        cold = ColdModel(llm.model, llm.params, 512)
+        cold = ReferenceModel(llm.model, llm.params, 512)
         wrong, near_ties, checked = 0, 0, 0
         for number, prompt in enumerate(prompts):
             if params[number].is_greedy and tokens[number]:

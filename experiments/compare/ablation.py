@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, Arm
-from experiments.compare.result_cache import Store, StoreError
+from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.compare.run_cell import Setting, play
 from experiments.measure import arguments, interruptible, whole, write_json
 from experiments.workloads.catalogue import workload
@@ -64,7 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         return interruptible(lambda: run(options))
-    except StoreError as error:
+    except ResultCacheError as error:
         print(f"terms: {error}", file=sys.stderr)
         return 2
 
@@ -72,7 +72,7 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     scale = Scale(options.quick)
     asked = {"script": "terms", "quick": options.quick, "seed": options.seed}
-    store = Store(options.json, asked)
+    store = ResultCache(options.json, asked)
     jobs = [(name, share, arm) for name in LOOPS for share in HOST_SHARES for arm in ARMS_OF_TERMS]
     for name, share, arm in tqdm(jobs, unit="run", disable=not sys.stderr.isatty()):
         key = f"{name} {share:g} {arm}"

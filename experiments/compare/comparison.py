@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, Arm, arms_named, gap_closed
-from experiments.compare.result_cache import Store, StoreError, content_version
+from experiments.compare.result_cache import ResultCache, ResultCacheError, content_version
 from experiments.compare.run_cell import DoesNotFitError, Setting, play
 from experiments.measure import (
     THIS_MACHINE,
@@ -66,7 +66,7 @@ def main() -> int:
         TraceError,
         PolicyError,
         ScaleError,
-        StoreError,
+        ResultCacheError,
         ConfigError,
     ) as error:
         print(f"compare: {error}", file=sys.stderr)
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     asked = {key: str(value) for key, value in vars(options).items() if key != "json"}
     if options.trace_file is not None:
         asked["trace"] = content_version(options.trace_file)
-    store = Store(options.json, asked)
+    store = ResultCache(options.json, asked)
     for name in names:
         played: dict[str, dict[str, Any]] = {}
         setting, load = place(name, options)

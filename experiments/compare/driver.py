@@ -178,7 +178,11 @@ class Driver:
         self.submitted.append((run, number))
         try:
             self._server.submit(
-                prompt, params, listen, client=run.client, hints=hints if self._hinted else None
+                prompt,
+                params,
+                listen,
+                fairness_key=run.client,
+                hints=hints if self._hinted else None,
             )
         except KVFlowError as error:
             self._fail(error)

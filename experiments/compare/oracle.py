@@ -61,8 +61,8 @@ class Oracle(NoTrace):
     def listen(self, submitted: Callable[[int], Submitted], table: BlockTable) -> None:
         """Follow an engine with this table; ``submitted`` names the call of a request's id."""
         self._submitted, self._table = submitted, table
-        self._next_read = np.full(len(table.slot), _NOBODY)
-        self._generation = np.full(len(table.slot), -1, np.int64)
+        self._next_read = np.full(len(table.page), _NOBODY)
+        self._generation = np.full(len(table.page), -1, np.int64)
 
     def eviction_order(self, table: BlockTable, blocks: np.ndarray) -> np.ndarray:
         """f64[n, 2], for ``POLICIES``: what is read last, or never, goes first."""

@@ -11,11 +11,11 @@ from typing import Any
 _ROOT = Path(__file__).parents[2]
 
 
-class StoreError(ValueError):
+class ResultCacheError(ValueError):
     """Results cannot be kept, or what is there is of another experiment."""
 
 
-class Store:
+class ResultCache:
     """Keeps results by name, in a file beside the one that is written at the end.
 
     Args:
@@ -23,7 +23,7 @@ class Store:
         asked: what was asked for. Results of another question, or of other code, are not taken up.
 
     Raises:
-        StoreError: there are such results, or the file cannot be written.
+        ResultCacheError: there are such results, or the file cannot be written.
     """
 
     def __init__(self, path: Path | None, asked: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Store:
         try:
             lines = self._path.read_bytes().splitlines() if self._path.exists() else []
             if lines and lines[0] != header.encode():
-                raise StoreError(
+                raise ResultCacheError(
                     f"{self._path} has results of other options, or of other code: move it away, "
                     "or name another --json"
                 )
@@ -53,7 +53,9 @@ class Store:
                 path.unlink()
             self._path.write_text("".join(line + "\n" for line in whole))
         except OSError as error:
-            raise StoreError(f"results cannot be written to {path}: {error.strerror}") from None
+            raise ResultCacheError(
+                f"results cannot be written to {path}: {error.strerror}"
+            ) from None
 
     def __contains__(self, name: str) -> bool:
         return name in self.results

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.measure import seconds
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Attend, Rows
+from kvflow_jax.models.attention import Attend, AttentionMetadata
 from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.kernels import KERNELS, gpu_mosaic
 from kvflow_jax.models.kernels.base import Case, Declined, Kernel
@@ -146,7 +146,7 @@ def layers(
 ) -> Callable[[], jax.Array]:
     """Some layers one after the other over one donated pool, as in a step."""
     q, k, v, rows, pool = made(config, dtype, ragged)
-    rows = replace(rows, write_slots=jnp.full_like(rows.write_slots, pool.spec.num_slots))
+    rows = replace(rows, write_kv_slots=jnp.full_like(rows.write_kv_slots, pool.spec.num_kv_slots))
     kind = AttentionKind(config.head_dim**-0.5, (0,) * NUM_LAYERS)
 
     def run(q: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
@@ -167,7 +167,7 @@ def layers(
 
 def made(
     config: ModelConfig, dtype: str, ragged: Ragged
-) -> tuple[jax.Array, jax.Array, jax.Array, Rows, KVPool]:
+) -> tuple[jax.Array, jax.Array, jax.Array, AttentionMetadata, KVPool]:
     """Queries, new keys and values, rows, and a pool of random pages in random order."""
     rng = np.random.default_rng(0)
     starts = [max(0, n - 1) for n in ragged.decode] + [start for start, _ in ragged.tiles]
@@ -185,17 +185,17 @@ def made(
     pages = 1 + rng.permutation(num_pages - 1).reshape(-1, per_row).astype(np.int32)
     table = pages[sequence - 1]
     widths = [1] * len(ragged.decode) + [TILE] * len(ragged.tiles)
-    slots = np.full(sum(widths), spec.num_slots, np.int32)
+    slots = np.full(sum(widths), spec.num_kv_slots, np.int32)
     at = 0
     for row, width in enumerate(widths):
         position = starts[row] + np.arange(lens[row])
         slots[at : at + lens[row]] = table[row, position // PAGE] * PAGE + position % PAGE
         at += width
-    rows = Rows(
+    rows = AttentionMetadata(
         page_table=jnp.asarray(table),
         query_start=jnp.asarray(starts, jnp.int32),
         query_len=jnp.asarray(lens, jnp.int32),
-        write_slots=jnp.asarray(slots),
+        write_kv_slots=jnp.asarray(slots),
         num_decode=len(ragged.decode),
         tile=TILE,
     )

@@ -41,7 +41,7 @@ from kvflow_jax.models.loading.load import SHAPES
 from kvflow_jax.models.model import LAYERS, Model, Params
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape
-from kvflow_jax.runtime.forward import DeviceState, Steps
+from kvflow_jax.runtime.forward import DeviceState, StepFns
 from kvflow_jax.runtime.runner import layer_groups
 from kvflow_jax.runtime.sharded_forward import steps_on
 
@@ -144,7 +144,7 @@ class Target:
         self.state = replace(state, pool=replace(state.pool, data=data))
         self.pool_bytes = _bytes_of_one(data)
         self._resident = self.weights_bytes + _bytes_of_one(self.state)
-        self._steps = Steps.of(self.model) if num_chips == 1 else steps_on(self.mesh, self.model)
+        self._steps = StepFns.of(self.model) if num_chips == 1 else steps_on(self.mesh, self.model)
         self._moves_by_program = chip.platform == "tpu"
 
     def programs(self) -> Iterator[Program]:
@@ -156,7 +156,7 @@ class Target:
 
     def _step(self, shape: BatchShape) -> Iterator[Program]:
         """The step as ``ModelRunner`` jits it, over the batch of one shape."""
-        batch = Batch.empty(shape, self.sizes.shapes.pages_per_seq, self.sizes.shapes.num_slots)
+        batch = Batch.empty(shape, self.sizes.shapes.pages_per_seq, self.sizes.shapes.num_seq_slots)
         batch = jax.tree.map(self._struct, batch)
         steps, params, state, named = self._steps, self.params, self.state, _named(shape)
         if not self.model.unroll:
@@ -165,7 +165,7 @@ class Target:
             return
         ends, (first, matrices) = self.model.end_leaves(params), self._first_group()
         vectors = self.model.vector_leaves(params)
-        begin = partial(steps.begin, self.sizes.pool)
+        begin = partial(steps.embed, self.sizes.pool)
         traced = jax.jit(begin).trace(ends, state.sampler.last_tokens, batch)
         yield self._beside(f"{named}: begin", traced, 0, ends)
         hidden, angles, rows = jax.tree.map(
@@ -176,7 +176,7 @@ class Target:
         traced = run.trace(matrices, vectors, first, **rest)
         layers = f"{named}: {len(matrices)} layers"
         yield self._beside(layers, traced, self.pool_bytes, (matrices, vectors, state.pool))
-        finish = jax.jit(steps.finish, donate_argnums=1)
+        finish = jax.jit(steps.sample_tokens, donate_argnums=1)
         traced = finish.trace(ends, state.sampler, hidden, batch)
         yield self._beside(f"{named}: finish", traced, 0, (ends, state.sampler))
 

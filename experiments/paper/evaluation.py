@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, arms_named
-from experiments.compare.result_cache import Store, StoreError
+from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.compare.run_cell import Setting, play
 from experiments.measure import arguments, interruptible, positive, whole, write_json
 from experiments.workloads import paper
@@ -202,7 +202,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         return interruptible(lambda: run(options))
-    except (machines.UnknownNameError, StoreError) as error:
+    except (machines.UnknownNameError, ResultCacheError) as error:
         print(f"paper: {error}", file=sys.stderr)
         return 2
 
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace) -> int:
 
         return real.main(arms, options)
     asked = {"quick": options.quick, "arms": arms, "seed": options.seed}
-    store = Store(options.json, asked)
+    store = ResultCache(options.json, asked)
     wanted = [cell for cell in cells() if cell.is_quick or not options.quick]
     jobs = [
         (cell.name, arms_of(cell, arms, options.arms == "some"), options.seed)

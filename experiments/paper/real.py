@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiments.bench import fit_profile
 from experiments.compare.arms import ARMS, Arm, figures
 from experiments.compare.driver import Driver, RealServer
-from experiments.compare.result_cache import Store
+from experiments.compare.result_cache import ResultCache
 from experiments.compare.run_cell import PAGE, Setting, play
 from experiments.measure import counted_compiles, write_json
 from experiments.workloads import agents, paper
@@ -163,7 +163,7 @@ def main(arms: list[str], options: argparse.Namespace) -> int:
     use_compilation_cache(default_cache_dir())
     loaded = load_model("smollm2-135m", progress=False)
     asked = {"mode": "real", "quick": options.quick, "arms": arms, "seed": options.seed}
-    store = Store(options.json, asked)
+    store = ResultCache(options.json, asked)
     machine = Machine(loaded)
     places = settings(loaded.config.vocab_size, options.seed, options.quick)
     jobs = {f"{load.name} {arm}": (load, arm, place) for load, place in places for arm in arms}

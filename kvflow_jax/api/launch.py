@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.distributed.consistency import check_alike
 from kvflow_jax.distributed.follower import Replay
-from kvflow_jax.distributed.leader import Keeper, LeadingRunner
+from kvflow_jax.distributed.leader import LeadingRunner, RemoteArrays
 from kvflow_jax.distributed.process_group import Follower, Group, Leader
 from kvflow_jax.distributed.transfers import LeadingTransfers
 from kvflow_jax.engine.config import EngineConfig, EngineSizes
@@ -71,7 +71,7 @@ def build_engine(
     runner: Runner = device.runner
     transfers: Transfers = NoTransfers()
     if leader is not None:
-        keeper = Keeper(leader)
+        keeper = RemoteArrays(leader)
         runner = LeadingRunner(device.runner, leader, keeper)
         rates = bandwidth or NoTransfers.bytes_per_s
         transfers = LeadingTransfers(leader, keeper, rates, pace_s_per_byte=pace, now=clock.now)
@@ -151,7 +151,7 @@ def prepare(
         log.info(
             "host link: %.3g GB/s to the device, %.3g GB/s back",
             bandwidth[Direction.LOAD] / 1e9,
-            bandwidth[Direction.SAVE] / 1e9,
+            bandwidth[Direction.OFFLOAD] / 1e9,
         )
     runner = ModelRunner(
         loaded.model,

@@ -19,7 +19,7 @@ from kvflow_jax.workflow.hints import MAX_ID_LEN, Hints
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import Workflow
 
-CLIENT = ""  # callers in one process are one client
+TENANT = ""  # callers in one process are one client
 
 
 class TextGenerator(Protocol):
@@ -196,10 +196,10 @@ class WorkflowRun:
         done, begun = _names(completed, "completed"), _names(running, "running")
         self._check_open()
         engine = self._llm.engine
-        unknown = engine.advance_run(CLIENT, self.workflow_id, done, begun)
+        unknown = engine.advance_run(TENANT, self.workflow_id, done, begun)
         if unknown is None:  # it had come to its end
             self._begin()
-            unknown = engine.advance_run(CLIENT, self.workflow_id, done, begun)
+            unknown = engine.advance_run(TENANT, self.workflow_id, done, begun)
         return unknown or []
 
     def end(self) -> None:
@@ -209,7 +209,7 @@ class WorkflowRun:
                 return
             self._is_over = True
         with contextlib.suppress(EngineClosedError):
-            self._llm.engine.end_run(CLIENT, self.workflow_id)
+            self._llm.engine.end_run(TENANT, self.workflow_id)
 
     def __enter__(self) -> WorkflowRun:
         return self
@@ -223,7 +223,7 @@ class WorkflowRun:
         self.end()
 
     def _begin(self) -> None:
-        self._llm.engine.begin_run(CLIENT, self.workflow_id, self._graph)
+        self._llm.engine.begin_run(TENANT, self.workflow_id, self._graph)
 
     def _hints(self, agent: str, hints: Hints | None) -> Hints:
         _check_name(agent, "agent")

@@ -24,15 +24,15 @@ class _Agent:
     pages: np.ndarray | None = None  # i64[n], hashes of the pages of its last prompt
 
 
-class Agents:
+class AgentPrefixes:
     """Remembers each agent's last prompt, where callers do not say what is fixed.
 
     Args:
-        let_go: is told of each that is forgotten.
+        release: is told of each that is forgotten.
     """
 
-    def __init__(self, let_go: Callable[[AgentKey], object]) -> None:
-        self._let_go = let_go
+    def __init__(self, release: Callable[[AgentKey], object]) -> None:
+        self._release = release
         self._agents: OrderedDict[AgentKey, _Agent] = OrderedDict()  # called longest ago first
 
     def __iter__(self) -> Iterator[AgentKey]:
@@ -44,7 +44,7 @@ class Agents:
         if record is None:
             record = self._agents[agent] = _Agent(now)
             while len(self._agents) > MAX_AGENTS:
-                self._let_go(self._agents.popitem(last=False)[0])
+                self._release(self._agents.popitem(last=False)[0])
         record.last_seen_s = now
         self._agents.move_to_end(agent)
         assert request.hints is not None
@@ -61,7 +61,7 @@ class Agents:
             if now - record.last_seen_s < AGENT_TTL_S:
                 return
             del self._agents[agent]
-            self._let_go(agent)
+            self._release(agent)
 
 
 def _page_hashes(request: Request, page_size: int) -> np.ndarray:

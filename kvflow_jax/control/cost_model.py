@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from kvflow_jax.cache.transfer import Direction
-from kvflow_jax.control.transfer_manager import Mover
+from kvflow_jax.control.transfer_manager import TransferManager
 
 _FRESH = 0.2  # weight of the newest step in the estimate
 _MIN_TOKENS = 64  # a step with fewer prompt tokens says nothing of what one takes
 
 
-class Costs:
+class CostModel:
     """Compares the two. Says that loading pays until it knows better."""
 
     def __init__(self) -> None:
@@ -30,8 +30,14 @@ class Costs:
         """Seconds to compute tokens of prompts; 0 where it is not known."""
         return num_tokens * (self._s_per_token or 0.0)
 
-    def load_pays(
-        self, mover: Mover, num_blocks: int, num_tokens: int, *, num_others: int, spare_s: float = 0
+    def should_load(
+        self,
+        transfer_manager: TransferManager,
+        num_blocks: int,
+        num_tokens: int,
+        *,
+        num_others: int,
+        spare_s: float = 0,
     ) -> bool:
         """Whether to load blocks rather than to compute their tokens.
 
@@ -46,5 +52,5 @@ class Costs:
         """
         if self._s_per_token is None:
             return True
-        load_s = mover.seconds(Direction.LOAD, num_blocks) - spare_s
+        load_s = transfer_manager.seconds(Direction.LOAD, num_blocks) - spare_s
         return load_s <= num_tokens * self._s_per_token * (1 + num_others)

@@ -8,33 +8,33 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_SLOT
+from kvflow_jax.cache.blocks import NO_PAGE
 from kvflow_jax.cache.lazy_queue import LazyQueue
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.reuse_tracker import OTHER_BRANCH, UNKNOWN_STEPS
 from kvflow_jax.cache.transfer import Direction
-from kvflow_jax.control.transfer_manager import Mover
+from kvflow_jax.control.transfer_manager import TransferManager
 
 _FRESH = 0.2  # weight of the newest call in the estimate of how long a call takes
 
 
 # (blocks to be loaded, tokens to be computed instead, seconds until needed) -> whether to load
-LoadPays = Callable[[int, int, float], bool]
+ShouldLoad = Callable[[int, int, float], bool]
 
 
-class Planner:
+class Prefetcher:
     """Plans moves for one cache, once a step.
 
     Args:
         prefetches: bring back what agents will read before they ask.
-        load_pays: says what is not worth it; None: everything is.
+        should_load: says what is not worth it; None: everything is.
     """
 
     def __init__(
-        self, cache: PrefixCache, *, prefetches: bool, load_pays: LoadPays | None = None
+        self, cache: PrefixCache, *, prefetches: bool, should_load: ShouldLoad | None = None
     ) -> None:
         self._prefetches = prefetches
-        self._load_pays = load_pays
+        self._should_load = should_load
         self._call_s: float | None = None  # how long a call of an agent takes, of late
         self.reset(cache)
 
@@ -42,36 +42,36 @@ class Planner:
         """Plan for another cache, which is empty."""
         self._cache = cache
         # Block and generation; of more than the pool holds the oldest are not here any more.
-        self._to_save: deque[tuple[int, int]] = deque(maxlen=cache.table.num_slots)
+        self._to_offload: deque[tuple[int, int]] = deque(maxlen=cache.table.num_pages)
         self._wanted = LazyQueue(self._is_wanted)  # nodes by steps
 
-    def save_later(self, block: int) -> None:
+    def offload_later(self, block: int) -> None:
         """Copy a path down to ``block`` when the link is idle."""
         if self._cache.residency.host.max_blocks:
-            self._to_save.append((block, int(self._cache.table.generation[block])))
+            self._to_offload.append((block, int(self._cache.table.generation[block])))
 
     def note_call(self, call_s: float) -> None:
         """A call of an agent took so long, queue not counted."""
         before_s = call_s if self._call_s is None else self._call_s
         self._call_s = before_s + _FRESH * (call_s - before_s)
 
-    def plan_backups(self, mover: Mover) -> None:
+    def plan_offloads(self, transfer_manager: TransferManager) -> None:
         """Plan copies to the host. Call before anything of this step is put into the index.
 
         What is there then has been written by steps dispatched already.
         """
         residency, table = self._cache.residency, self._cache.table
         while (
-            self._to_save
-            and residency.save_room > 0
-            and not mover.has_work(Direction.SAVE, residency.backups)
+            self._to_offload
+            and residency.offload_budget > 0
+            and not transfer_manager.has_work(Direction.OFFLOAD, residency.offloads)
         ):
-            block, generation = self._to_save[0]
-            is_here = table.generation[block] == generation and table.slot[block] != NO_SLOT
-            if not is_here or not residency.back_up(block, most=residency.host.longest):
-                self._to_save.popleft()
+            block, generation = self._to_offload[0]
+            is_here = table.generation[block] == generation and table.page[block] != NO_PAGE
+            if not is_here or not residency.offload(block, most=residency.host.longest):
+                self._to_offload.popleft()
 
-    def plan_prefetch(self, mover: Mover, num_reserved: int) -> None:
+    def plan_prefetch(self, transfer_manager: TransferManager, num_reserved: int) -> None:
         """Plan loads of what will be read, soonest first, while nothing needed sooner must go.
 
         Args:
@@ -87,8 +87,8 @@ class Planner:
             if cache.steps_of(int(load.blocks[-1])) >= UNKNOWN_STEPS:
                 residency.cancel(load)  # the run went elsewhere
         while (
-            mover.is_usable(Direction.LOAD)
-            and not mover.has_work(Direction.LOAD, residency.loads)
+            transfer_manager.is_usable(Direction.LOAD)
+            and not transfer_manager.has_work(Direction.LOAD, residency.loads)
             and (top := self._wanted.peek()) is not None
         ):
             (steps,), head = top
@@ -97,7 +97,7 @@ class Planner:
                 continue
             missing = cache.missing(head)
             some = missing[table.extent[missing] == table.extent[missing[0]]]
-            if not self._lands_in_time(steps, mover.seconds(Direction.LOAD, len(some))):
+            if not self._lands_in_time(steps, transfer_manager.seconds(Direction.LOAD, len(some))):
                 break
             if not self._is_worth_it(steps, len(some)):
                 break
@@ -107,7 +107,7 @@ class Planner:
     def _is_wanted(self, head: int) -> bool:
         """Whether a node is known to be read soon, and can be brought back."""
         end = self._cache.end_of(head)
-        if end is None or self._cache.table.slot[end] != NO_SLOT:
+        if end is None or self._cache.table.page[end] != NO_PAGE:
             return False
         steps = float(self._cache.table.steps[head])
         return (
@@ -126,7 +126,7 @@ class Planner:
         """Whether who reads them would not rather compute them than wait."""
         spare_s = int(steps) * (self._call_s or 0.0)
         num_tokens = num_blocks * self._cache.page_size
-        return self._load_pays is None or self._load_pays(num_blocks, num_tokens, spare_s)
+        return self._should_load is None or self._should_load(num_blocks, num_tokens, spare_s)
 
     def _load(self, blocks: np.ndarray, num_reserved: int, steps: float) -> bool:
         """Bring blocks i32[n] of one extent back, if only what is needed later must go for it."""
@@ -134,10 +134,10 @@ class Planner:
         extent = residency.host.extents[int(cache.table.extent[blocks[0]])]
         num_slots = len(blocks) + num_reserved
         residency.host.pin(extent)  # what is evicted may want the host's room, too
-        short = num_slots - cache.table.num_free_slots
+        short = num_slots - cache.table.num_free_pages
         residency.evict_while(short, lambda victim: cache.steps_of(victim) > steps)
         # What room there is serves the first of them: a prefix is of use from its start.
-        room = cache.table.num_free_slots - num_reserved
+        room = cache.table.num_free_pages - num_reserved
         if room > 0:
             residency.load(blocks[:room], is_prefetch=True)
         residency.host.unpin(extent)

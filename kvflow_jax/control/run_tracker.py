@@ -10,15 +10,15 @@ from kvflow_jax.cache.reuse_tracker import (
     LIKELIHOOD_SPREAD,
     NEVER_STEPS,
     OTHER_BRANCH,
-    PARKED_STEPS,
+    THROTTLED_STEPS,
     UNKNOWN_STEPS,
     MinBag,
 )
-from kvflow_jax.control.idle_time import Waits
+from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
 from kvflow_jax.workflow.step_graph import NEVER, Graph, RunState
 
-AgentKey = tuple[str, str]  # client, agent
-RunKey = tuple[str, str]  # client, workflow_id
+AgentKey = tuple[str, str]  # tenant, agent
+RunKey = tuple[str, str]  # tenant, workflow_id
 
 MAX_RUNS = 100_000
 RUN_TTL_S = 600.0  # a run of which nothing is heard is abandoned
@@ -33,31 +33,31 @@ class Run:
 
     Attributes:
         state: where it stands in its graph; None without one.
-        said: steps of agents as the caller gave them, which go before the graph's.
+        overrides: steps of agents as the caller gave them, which go before the graph's.
         calls: agents with calls in progress.
         held: those of them that wait for the run's turn.
         values: what the run says of each agent now.
-        owners: conversations of its agents, which wait as long as the agent does.
-        is_parked: whether it is held back, so that what it reads counts as PARKED farther.
+        readers: conversations of its agents, which wait as long as the agent does.
+        is_throttled: whether it is held back, so that what it reads counts as PARKED farther.
         is_quiet: whether nothing was heard of it for much longer than runs wait; it counts as far.
     """
 
     key: RunKey
     state: RunState | None
     last_seen_s: float
-    said: dict[str, float] = field(default_factory=dict)
+    overrides: dict[str, float] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
-    held: Counter[str] = field(default_factory=Counter)
+    throttled: Counter[str] = field(default_factory=Counter)
     values: dict[str, float] = field(default_factory=dict)
-    owners: dict[str, dict[Hashable, None]] = field(default_factory=dict)
-    is_parked: bool = False
+    readers: dict[str, dict[Hashable, None]] = field(default_factory=dict)
+    is_throttled: bool = False
     is_quiet: bool = False
 
 
-class Progress:
+class RunTracker:
     """All runs, and for each agent the soonest that any of them says.
 
-    ``changes`` collects agents and owners whose steps are others than before, for the cache to be
+    ``changes`` collects agents and readers whose steps are others than before, for the cache to be
     told: only those that the moved run touches. ``ended`` collects runs that are over.
 
     Args:
@@ -72,7 +72,7 @@ class Progress:
         self._steps: dict[AgentKey, MinBag] = {}
         self._notes_quiet = notes_quiet
         self._idle: OrderedDict[RunKey, float] = OrderedDict()  # without calls; longest first
-        self._waits = Waits()
+        self._idle_times = IdleTimeQuantile()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -105,7 +105,7 @@ class Progress:
         self._runs.move_to_end(run.key)
         idle_since_s = self._idle.pop(run.key, None)
         if idle_since_s is not None:
-            self._waits.note(now - idle_since_s)
+            self._idle_times.note(now - idle_since_s)
         if not run.calls:
             self._idle[run.key] = now
         if run.is_quiet:
@@ -124,18 +124,20 @@ class Progress:
         """A call of an agent began."""
         self._idle.pop(run.key, None)
         run.calls[agent] += 1
-        run.said.pop(agent, None)
+        run.overrides.pop(agent, None)
         if run.state is not None:
             run.state.start(agent)
         self._update(run)
 
-    def finish(self, run: Run, agent: str, *, is_done: bool, said: Mapping[str, float]) -> None:
-        """A call of an agent ended, with an answer or without; its caller said what is next."""
+    def finish(
+        self, run: Run, agent: str, *, is_done: bool, overrides: Mapping[str, float]
+    ) -> None:
+        """A call of an agent ended, with an answer or without; its caller overrides what is next."""
         run.calls[agent] -= 1
         if run.calls[agent] <= 0:
             del run.calls[agent]
-        if run.held[agent] > run.calls[agent]:  # a call that was held has been given up
-            run.held[agent] = run.calls[agent]
+        if run.throttled[agent] > run.calls[agent]:  # a call that was held has been given up
+            run.throttled[agent] = run.calls[agent]
         if run.state is not None:
             if is_done:
                 run.state.finish(agent)
@@ -144,7 +146,7 @@ class Progress:
         if self._runs.get(run.key) is not run:
             return  # it was ended meanwhile, and says nothing any more
         if is_done:
-            run.said = dict(said)
+            run.overrides = dict(overrides)
         self._update(run)
         if run.state is not None and run.state.is_over:
             self.end(run.key)
@@ -157,42 +159,42 @@ class Progress:
             self.end(run.key)
         return unknown
 
-    def attach(self, run: Run, agent: str, owner: Hashable) -> float:
+    def attach(self, run: Run, agent: str, reader: Hashable) -> float:
         """Let a conversation wait as long as an agent of the run does; its steps now."""
-        run.owners.setdefault(agent, {})[owner] = None
+        run.readers.setdefault(agent, {})[reader] = None
         return _until_again(run, agent)
 
-    def detach(self, run: Run, agent: str, owner: Hashable) -> None:
-        owners = run.owners.get(agent, {})
-        owners.pop(owner, None)
-        if not owners:
-            run.owners.pop(agent, None)
+    def detach(self, run: Run, agent: str, reader: Hashable) -> None:
+        readers = run.readers.get(agent, {})
+        readers.pop(reader, None)
+        if not readers:
+            run.readers.pop(agent, None)
 
     def end(self, key: RunKey) -> bool:
         """Forget a run; False where there is none of this name."""
         run = self._runs.pop(key, None)
         if run is None:
             return False
-        run.state, run.said = None, {}
+        run.state, run.overrides = None, {}
         run.calls.clear()
-        run.held.clear()
+        run.throttled.clear()
         self._idle.pop(key, None)
         self._update(run)
         self.ended.append(key)
         return True
 
-    def park(self, key: RunKey, *, is_parked: bool) -> None:
+    def throttle(self, key: RunKey, *, is_throttled: bool) -> None:
         """A run is held back, or goes on."""
         run = self._runs.get(key)
-        if run is not None and run.is_parked != is_parked:
-            run.is_parked = is_parked
-            run.held.clear()
+        if run is not None and run.is_throttled != is_throttled:
+            run.is_throttled = is_throttled
+            run.throttled.clear()
             self._update(run)
 
-    def hold(self, run: Run, agent: str) -> None:
+    def throttle_call(self, run: Run, agent: str) -> None:
         """A call of an agent, begun, waits for the run's turn: it reads no sooner than the rest."""
-        run.is_parked = True
-        run.held[agent] += 1
+        run.is_throttled = True
+        run.throttled[agent] += 1
         self._update(run)
 
     def expire(self, now: float) -> None:
@@ -211,7 +213,7 @@ class Progress:
                 self.end(key)
 
     def _note_quiet(self, now: float) -> None:
-        long_s = max(MIN_QUIET_S, QUIET * self._waits.long_s)
+        long_s = max(MIN_QUIET_S, QUIET * self._idle_times.long_s)
         while self._idle:
             key, since_s = next(iter(self._idle.items()))
             if now - since_s <= long_s:
@@ -222,14 +224,14 @@ class Progress:
             self._update(run)
 
     def _update(self, run: Run) -> None:
-        client = run.key[0]
+        tenant = run.key[0]
         new = _values(run)
         old, run.values = run.values, new
         for agent in {**old, **new}:  # a set's order would be another in each process
             before, after = old.get(agent), new.get(agent)
             if before == after:
                 continue
-            key = (client, agent)
+            key = (tenant, agent)
             bag = self._steps.get(key)
             if bag is None:
                 bag = self._steps[key] = MinBag()
@@ -240,15 +242,15 @@ class Progress:
             if not bag:
                 del self._steps[key]
             self.changes["agent", *key] = self.steps(key)
-        for agent, owners in run.owners.items():
-            self.changes.update(dict.fromkeys(owners, _until_again(run, agent)))
+        for agent, readers in run.readers.items():
+            self.changes.update(dict.fromkeys(readers, _until_again(run, agent)))
 
 
 def _until_again(run: Run, agent: str) -> float:
     """Steps of a conversation of an agent. While another runs, it waits for the next call at least,
     and is not brought back for this one."""
-    if agent in run.calls and not run.held[agent]:
-        return 1.0 + OTHER_BRANCH + PARKED_STEPS * run.is_parked
+    if agent in run.calls and not run.throttled[agent]:
+        return 1.0 + OTHER_BRANCH + THROTTLED_STEPS * run.is_throttled
     return run.values.get(agent, UNKNOWN_STEPS)
 
 
@@ -269,12 +271,14 @@ def _values(run: Run) -> dict[str, float]:
                 value += OTHER_BRANCH * (node in others)
             agent = graph.agents[node]
             values[agent] = min(values.get(agent, value), value)
-    values.update(run.said)
-    if run.is_parked or run.is_quiet:
-        values = {agent: min(value + PARKED_STEPS, NEVER_STEPS) for agent, value in values.items()}
+    values.update(run.overrides)
+    if run.is_throttled or run.is_quiet:
+        values = {
+            agent: min(value + THROTTLED_STEPS, NEVER_STEPS) for agent, value in values.items()
+        }
     for agent, num_calls in run.calls.items():
-        if num_calls > run.held[agent]:
+        if num_calls > run.throttled[agent]:
             values[agent] = 0.0
         elif agent not in values:  # no graph knows of it
-            values[agent] = PARKED_STEPS
+            values[agent] = THROTTLED_STEPS
     return values

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from kvflow_jax.requests.block_hashes import block_keys
+from kvflow_jax.requests.block_hashes import block_hashes
 from kvflow_jax.requests.request import Request
 
 _FRESH, _FRESH_OF_ALL = 0.1, 0.05  # weight of the newest call
@@ -21,7 +21,7 @@ _AWAY_CALLS = 200  # for which it is not believed; then it may try again
 MAX_CLIENTS = 10_000
 
 
-class Shadow:
+class ShadowLRU:
     """Keys of an LRU cache of ``num_blocks``."""
 
     def __init__(self, num_blocks: int) -> None:
@@ -49,7 +49,7 @@ class _Client:
         self.num_away = 0  # calls until it is believed again
 
 
-class Watch:
+class LruFallback:
     """Judges clients by what their calls find.
 
     Args:
@@ -67,9 +67,9 @@ class Watch:
 
     def reset(self) -> None:
         """The cache is empty."""
-        self._shadow = Shadow(self._num_blocks)
+        self._shadow = ShadowLRU(self._num_blocks)
 
-    def is_misled(self, client: str) -> bool:
+    def falls_back_to_lru(self, client: str) -> bool:
         """Whether what a client's graphs say is not to be believed now."""
         known = self._clients.get(client)
         return self._num_away > 0 or (known is not None and known.num_away > 0)
@@ -83,7 +83,7 @@ class Watch:
         Returns:
             Whether its client, or everybody, is judged otherwise than before.
         """
-        keys = block_keys(request, request.num_prompt, self._page).tolist()
+        keys = block_hashes(request, request.num_prompt, self._page).tolist()
         num_found = self._shadow.use(keys)
         if not keys or request.scores_prompt:  # which may find nothing
             return False
@@ -91,7 +91,7 @@ class Watch:
         lost = min(num_found, (request.num_prompt - 1) // self._page)
         lost -= (request.num_cached or 0) // self._page
         is_changed = self._judge_all(lost, len(keys))
-        return (is_led and self._judge(request.owner, lost / len(keys))) or is_changed
+        return (is_led and self._judge(request.tenant, lost / len(keys))) or is_changed
 
     def _judge_all(self, num_lost: int, num_read: int) -> bool:
         self._lost += _FRESH_OF_ALL * (num_lost - self._lost)
@@ -124,4 +124,4 @@ class Watch:
     def write(self, request: Request) -> None:
         """A request has ended: what it has written is in a cache, too."""
         num_written = min(request.num_computed, request.num_known)
-        self._shadow.use(block_keys(request, num_written, self._page).tolist())
+        self._shadow.use(block_hashes(request, num_written, self._page).tolist())

@@ -1,6 +1,6 @@
 """Carries out what the cache has decided to move, and tells it what has landed.
 
-    cache.residency ──loads, backups──▶ Mover ──▶ Runner (out of and into the pool)
+    cache.residency ──loads, offloads──▶ TransferManager ──▶ Runner (out of and into the pool)
           ▲                               │
           └──landed, saved, lost──────────┴──▶ Transfers (over the link)
 
@@ -18,13 +18,13 @@ import numpy as np
 
 from kvflow_jax.cache.blocks import DeviceState
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.residency import Backup, Load
+from kvflow_jax.cache.residency import Load, Offload
 from kvflow_jax.cache.transfer import Direction, Transfer
 from kvflow_jax.runtime.interfaces import Clock, Runner, Transfers
 
 log = logging.getLogger(__name__)
 
-# Extents under way in a direction: at least so many, to keep the link busy, and so few, that what
+# Extents under direction in a direction: at least so many, to keep the link busy, and so few, that what
 # turns out to be more urgent is soon next. More where the link would else fall idle before the
 # engine's next turn, as beside a long step; but each is a second copy of its blocks on the device.
 MIN_EXTENTS, MAX_STAGED_SHARE = 2, 1 / 8
@@ -52,7 +52,7 @@ class LinkStats:
     num_failed: int = 0
 
 
-class Mover:
+class TransferManager:
     """Moves blocks for one cache.
 
     Args:
@@ -69,78 +69,80 @@ class Mover:
         block_bytes: int,
     ) -> None:
         # As measured at the start, until copies show otherwise.
-        self.links = {way: LinkStats(transfers.bytes_per_s[way]) for way in Direction}
+        self.links = {
+            direction: LinkStats(transfers.bytes_per_s[direction]) for direction in Direction
+        }
         self.finished: list[Transfer] = []  # since somebody asked, for a trace
         self._cache = cache
         self._runner = runner
         self._transfers = transfers
         self._clock = clock
         self._block_bytes = block_bytes
-        self._flying: dict[Transfer, float] = {}  # to the time by which it must have landed
+        self._in_flight: dict[Transfer, float] = {}  # to the time by which it must have landed
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._stuck: set[Direction] = set()
         self._refused_until_s = 0.0
-        self._turn_s = 0.0  # the longest between two turns of the engine, of late
-        self._last_turn_s: float | None = None
+        self._iteration_s = 0.0  # the longest between two turns of the engine, of late
+        self._last_iteration_s: float | None = None
         self._failed: list[Load] = []  # their copies are lost
         self._void: list[Load] = []  # came behind those
 
     @property
     def is_moving(self) -> bool:
         """Whether something is still to land."""
-        return bool(self._flying)
+        return bool(self._in_flight)
 
     @property
     def has_plans(self) -> bool:
         """Whether something is to be dispatched."""
         residency = self._cache.residency
-        return bool(residency.loads or residency.backups)
+        return bool(residency.loads or residency.offloads)
 
-    def is_usable(self, way: Direction) -> bool:
+    def is_usable(self, direction: Direction) -> bool:
         """Whether a direction answers. While it does not, nothing is to be asked of it."""
-        if way is Direction.SAVE and self._clock.now() < self._refused_until_s:
+        if direction is Direction.OFFLOAD and self._clock.now() < self._refused_until_s:
             return False
-        return way not in self._stuck
+        return direction not in self._stuck
 
-    def limit_saves(self) -> None:
+    def limit_offloads(self) -> None:
         """Tell the cache how much may be copied to the host in this step."""
         residency = self._cache.residency
         most = max(2 * MIN_EXTENTS * residency.host.longest, self._most_staged)
-        num_saving = self._bytes_queued[Direction.SAVE] // self._block_bytes
-        residency.save_room = most - num_saving if self.is_usable(Direction.SAVE) else 0
+        num_saving = self._bytes_queued[Direction.OFFLOAD] // self._block_bytes
+        residency.offload_budget = most - num_saving if self.is_usable(Direction.OFFLOAD) else 0
 
-    def has_work(self, way: Direction, planned: Sequence[Load | Backup]) -> bool:
+    def has_work(self, direction: Direction, planned: Sequence[Load | Offload]) -> bool:
         """Whether a direction is busy until the engine's next turn, with what is planned for it."""
-        num_flying = sum(transfer.direction is way for transfer in self._flying)
-        if num_flying + len(planned) < MIN_EXTENTS:
+        num_in_flight = sum(transfer.direction is direction for transfer in self._in_flight)
+        if num_in_flight + len(planned) < MIN_EXTENTS:
             return False
         num_planned = sum(len(job.extent.blocks) for job in planned)
-        num_blocks = self._bytes_queued[way] // self._block_bytes + num_planned
+        num_blocks = self._bytes_queued[direction] // self._block_bytes + num_planned
         return (
-            self.seconds(way, num_planned) >= _SLACK * self._turn_s
+            self.seconds(direction, num_planned) >= _SLACK * self._iteration_s
             or num_blocks >= self._most_staged
         )
 
     @property
     def _most_staged(self) -> int:
         """Blocks that may be on their way at once in a direction, beyond a few extents."""
-        return int(self._cache.table.num_slots * MAX_STAGED_SHARE)
+        return int(self._cache.table.num_pages * MAX_STAGED_SHARE)
 
-    def _note_turn(self) -> None:
+    def _note_iteration(self) -> None:
         now = self._clock.now()
-        if self._last_turn_s is not None:
-            self._turn_s = max(now - self._last_turn_s, _FADING * self._turn_s)
-        self._last_turn_s = now
+        if self._last_iteration_s is not None:
+            self._iteration_s = max(now - self._last_iteration_s, _FADING * self._iteration_s)
+        self._last_iteration_s = now
 
-    def seconds(self, way: Direction, num_blocks: int) -> float:
+    def seconds(self, direction: Direction, num_blocks: int) -> float:
         """How long so many blocks take behind what is under way already."""
-        num_bytes = self._bytes_queued[way] + num_blocks * self._block_bytes
-        return num_bytes / self.links[way].bytes_per_s
+        num_bytes = self._bytes_queued[direction] + num_blocks * self._block_bytes
+        return num_bytes / self.links[direction].bytes_per_s
 
     def reset(self, cache: PrefixCache) -> None:
-        """Start over with another cache; what is under way is for nobody."""
+        """Start over with another cache; what is under direction is for nobody."""
         self._cache = cache
-        self._flying.clear()
+        self._in_flight.clear()
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._failed, self._void = [], []
 
@@ -152,23 +154,23 @@ class Mover:
             them must give them up, and then ``drop_failed`` must be called, before anything else
             is asked of the cache.
         """
-        self._note_turn()
+        self._note_iteration()
         failed: list[Load] = []
         for transfer in self._transfers.poll():
             self._stuck.discard(transfer.direction)
-            if self._flying.pop(transfer, None) is None:
+            if self._in_flight.pop(transfer, None) is None:
                 continue  # its cache is no more, or it was given up
             self._note(transfer)
-            if isinstance(transfer.job, Backup):
-                self._end_backup(transfer, transfer.job)
+            if isinstance(transfer.job, Offload):
+                self._end_offload(transfer, transfer.job)
             elif transfer.error is not None:
                 failed.append(transfer.job)
             elif failed:
                 self._void.append(transfer.job)  # it may continue what did not come
             else:
-                self._land(transfer, transfer.job)
+                self._complete_load(transfer, transfer.job)
         now = self._clock.now()
-        for transfer, deadline_s in list(self._flying.items()):
+        for transfer, deadline_s in list(self._in_flight.items()):
             if now > deadline_s:
                 log.warning("a copy from %s does not end", transfer.direction.value)
                 self._stuck.add(transfer.direction)
@@ -188,7 +190,7 @@ class Mover:
         """Forget the host copies that could not be read, no lease holding their blocks now."""
         residency = self._cache.residency
         loads = dict.fromkeys(
-            transfer.job for transfer in self._flying if isinstance(transfer.job, Load)
+            transfer.job for transfer in self._in_flight if isinstance(transfer.job, Load)
         )
         pending = [*loads, *self._void, *self._failed]
         # A load is cancelled from its end, once what continues it is: in as many rounds as needed.
@@ -201,10 +203,10 @@ class Mover:
     def dispatch(self) -> None:
         """Begin what the cache has planned. Call before the step that may reuse its slots."""
         residency = self._cache.residency
-        backups, residency.backups = residency.backups, []
-        for backup in backups:
-            staged = self._runner.read_blocks(backup.slots)
-            self._submit(Direction.SAVE, backup, staged, len(backup.slots))
+        offloads, residency.offloads = residency.offloads, []
+        for offload in offloads:
+            staged = self._runner.read_blocks(offload.pages)
+            self._submit(Direction.OFFLOAD, offload, staged, len(offload.pages))
         loads, residency.loads = residency.loads, []
         was_idle = not self._bytes_queued[Direction.LOAD]
         first = None
@@ -219,12 +221,14 @@ class Mover:
             # it be known to the device first. Those behind it are issued while it is under way.
             self._transfers.wait_issued(first, ISSUE_TIMEOUT_S)
 
-    def _submit(self, way: Direction, job: Load | Backup, data: object, num: int) -> Transfer:
+    def _submit(
+        self, direction: Direction, job: Load | Offload, data: object, num: int
+    ) -> Transfer:
         now = self._clock.now()
-        transfer = Transfer(way, job, data, num * self._block_bytes, submitted_s=now)
-        self._bytes_queued[way] += transfer.nbytes
-        expected_s = self._bytes_queued[way] / self.links[way].bytes_per_s
-        self._flying[transfer] = now + max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * expected_s)
+        transfer = Transfer(direction, job, data, num * self._block_bytes, submitted_s=now)
+        self._bytes_queued[direction] += transfer.nbytes
+        expected_s = self._bytes_queued[direction] / self.links[direction].bytes_per_s
+        self._in_flight[transfer] = now + max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * expected_s)
         self._transfers.submit(transfer)
         return transfer
 
@@ -242,20 +246,20 @@ class Mover:
             link.bytes_per_s += _FRESH * (transfer.nbytes / took_s - link.bytes_per_s)
 
     def _drop(self, transfer: Transfer) -> None:
-        del self._flying[transfer]
+        del self._in_flight[transfer]
         transfer.is_cancelled = True
         self._bytes_queued[transfer.direction] -= transfer.nbytes
         self.links[transfer.direction].num_failed += 1
 
-    def _land(self, transfer: Transfer, load: Load) -> None:
-        places, slots = self._cache.residency.landed(load)
+    def _complete_load(self, transfer: Transfer, load: Load) -> None:
+        places, slots = self._cache.residency.complete(load)
         if len(places):
             self._runner.write_blocks(transfer.data, places, slots)
 
-    def _end_backup(self, transfer: Transfer, backup: Backup) -> None:
+    def _end_offload(self, transfer: Transfer, offload: Offload) -> None:
         residency = self._cache.residency
         if transfer.error is None:
-            residency.saved(backup.extent, transfer.data)
+            residency.complete_offload(offload.extent, transfer.data)
             return
-        residency.lost(backup.extent)
+        residency.lost(offload.extent)
         self._refused_until_s = self._clock.now() + REFUSED_S

@@ -6,16 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from kvflow_jax.cache.shard_copy import copy_parts
+from kvflow_jax.cache.shard_copy import copy_shards
 from kvflow_jax.distributed.messages import (
     Copied,
     Copy,
     Drop,
     Message,
     Read,
-    Remember,
     Reset,
     Score,
+    SetSamplerState,
     Submit,
     Write,
 )
@@ -23,7 +23,7 @@ from kvflow_jax.distributed.process_group import Follower
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.runtime.batch import Batch
 from kvflow_jax.runtime.runner import ModelRunner
-from kvflow_jax.runtime.sampler import Past
+from kvflow_jax.runtime.sampler import SequenceState
 
 _WAITERS = 8  # as many copies as the leader has under way
 
@@ -55,14 +55,14 @@ class Replay:
         match message:
             case Submit(shape, tokens, ints, floats):
                 runner.submit(Batch(runner.shapes.shapes[shape], tokens, ints, floats))
-            case Remember(past):
-                runner.remember(Past(**past))
+            case SetSamplerState(sequence_state):
+                runner.set_sequence_state(SequenceState(**sequence_state))
             case Score(start, targets):
                 runner.score(start, targets)
-            case Read(number, slots):
-                self._kept[number] = runner.read_blocks(slots)
-            case Write(number, places, slots):
-                runner.write_blocks(self._kept[number], places, slots)
+            case Read(number, pages):
+                self._kept[number] = runner.read_blocks(pages)
+            case Write(number, places, pages):
+                runner.write_blocks(self._kept[number], places, pages)
             case Copy(number, source, to_host):
                 self._copy(number, source, to_host)
             case Drop(numbers):
@@ -75,7 +75,7 @@ class Replay:
 
     def _copy(self, number: int, source: int, to_host: bool) -> None:
         try:
-            self._kept[number] = copy_parts(self._kept[source], to_host=to_host)
+            self._kept[number] = copy_shards(self._kept[source], to_host=to_host)
         except Exception as error:  # the leader counts it, and the blocks are computed again
             self._follower.send(Copied(number, repr(error)))
             return

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from kvflow_jax.distributed.connection import Connection
 from kvflow_jax.distributed.messages import Hello, Refused
-from kvflow_jax.distributed.process_info import Place
+from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -24,15 +24,15 @@ _MAX_HELLO_BYTES = 1 << 20  # who sends it is not known yet
 _LOOK_S = 0.2
 
 
-class Admission:
+class Handshakes:
     """Whoever connects is heard on a thread of its own: one that is silent delays nobody.
 
     Args:
         settings: what every process must have been started with.
     """
 
-    def __init__(self, place: Place, settings: Settings) -> None:
-        self._place, self._settings = place, settings
+    def __init__(self, process_info: ProcessInfo, settings: Settings) -> None:
+        self._process_info, self._settings = process_info, settings
         self._lock = threading.Lock()  # guards the fields up to the next blank line
         self._joined: dict[int, tuple[str, Connection]] = {}
         self._strangers: set[Connection] = set()  # which have not said who they are
@@ -44,7 +44,7 @@ class Admission:
         Raises:
             ConfigError: they do not come within ``timeout_s``.
         """
-        deadline_s, num = time.monotonic() + timeout_s, self._place.num_processes - 1
+        deadline_s, num = time.monotonic() + timeout_s, self._process_info.num_processes - 1
         log.info("waiting for %d other processes", num)
         while len(self._joined) < num and (left_s := deadline_s - time.monotonic()) > 0:
             listener.settimeout(min(left_s, _LOOK_S))
@@ -87,7 +87,7 @@ class Admission:
         with self._lock:
             if self._is_over:
                 return "process 0 waits no longer"
-            if why_not := objection(hello, self._place, self._settings, self._joined):
+            if why_not := objection(hello, self._process_info, self._settings, self._joined):
                 return why_not
             self._strangers.discard(connection)
             self._joined[hello.process_id] = hello.host, connection
@@ -95,10 +95,10 @@ class Admission:
             return ""
 
     def _give_up(self, timeout_s: float) -> None:
-        missing = sorted(set(range(1, self._place.num_processes)) - self._joined.keys())
+        missing = sorted(set(range(1, self._process_info.num_processes)) - self._joined.keys())
         why = (
             f"process {', '.join(map(str, missing))} did not come to "
-            f"{self._place.host}:{self._place.port} within {timeout_s:g} s: start it with the same "
+            f"{self._process_info.host}:{self._process_info.port} within {timeout_s:g} s: start it with the same "
             "flags and its own --process-id, or give more time with --join-timeout-s"
         )
         for _, connection in self._joined.values():
@@ -108,13 +108,13 @@ class Admission:
         raise ConfigError(why)
 
 
-def objection(hello: Hello, place: Place, settings: Settings, joined: Joined) -> str:
+def objection(hello: Hello, process_info: ProcessInfo, settings: Settings, joined: Joined) -> str:
     """Why a process may not join; "" where it may."""
     who = hello.process_id
-    if hello.num_processes != place.num_processes:
+    if hello.num_processes != process_info.num_processes:
         return (
             f"process {who} was started with --num-processes {hello.num_processes}, "
-            f"process 0 with {place.num_processes}"
+            f"process 0 with {process_info.num_processes}"
         )
     if who in joined:
         return f"there is a process {who} already: give each a --process-id of its own"

@@ -13,9 +13,9 @@ from kvflow_jax.distributed.messages import (
     Drop,
     Message,
     Read,
-    Remember,
     Reset,
     Score,
+    SetSamplerState,
     Submit,
     Write,
 )
@@ -38,7 +38,7 @@ class Kept:
         self._dropped.append(self.number)
 
 
-class Keeper:
+class RemoteArrays:
     """Numbers what processes keep, and tells them what nobody refers to any more."""
 
     def __init__(self, leader: Leader) -> None:
@@ -94,7 +94,7 @@ class LeadingRunner:
         runner: this process's.
     """
 
-    def __init__(self, runner: ModelRunner, leader: Leader, keeper: Keeper) -> None:
+    def __init__(self, runner: ModelRunner, leader: Leader, keeper: RemoteArrays) -> None:
         self._runner, self._leader, self._keeper = runner, leader, keeper
 
     def submit(self, batch: Batch) -> LeadingStep:
@@ -103,11 +103,11 @@ class LeadingRunner:
         with self._leader.in_step():
             return LeadingStep(self._runner.submit(batch), self._leader)
 
-    def recall(self, request: Request) -> None:
-        past = self._runner.past(request)
-        self._keeper.tell(Remember(vars(past)))
+    def load_sequence_state(self, request: Request) -> None:
+        sequence_state = self._runner.past(request)
+        self._keeper.tell(SetSamplerState(vars(sequence_state)))
         with self._leader.in_step():
-            self._runner.remember(past)
+            self._runner.set_sequence_state(sequence_state)
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[LeadingScores]:
         self._keeper.tell(Score(start, targets))
@@ -115,16 +115,16 @@ class LeadingRunner:
             scores = self._runner.score(start, targets)
         return [LeadingScores(some, self._leader) for some in scores]
 
-    def read_blocks(self, slots: np.ndarray) -> Kept:
+    def read_blocks(self, pages: np.ndarray) -> Kept:
         number = self._keeper.next_number()
-        self._keeper.tell(Read(number, slots))
+        self._keeper.tell(Read(number, pages))
         with self._leader.in_step():
-            return self._keeper.keep(number, self._runner.read_blocks(slots))
+            return self._keeper.keep(number, self._runner.read_blocks(pages))
 
-    def write_blocks(self, blocks: Kept, places: np.ndarray, slots: np.ndarray) -> None:
-        self._keeper.tell(Write(blocks.number, places, slots))
+    def write_blocks(self, blocks: Kept, places: np.ndarray, pages: np.ndarray) -> None:
+        self._keeper.tell(Write(blocks.number, places, pages))
         with self._leader.in_step():
-            self._runner.write_blocks(blocks.array, places, slots)
+            self._runner.write_blocks(blocks.array, places, pages)
 
     @property
     def is_intact(self) -> bool:

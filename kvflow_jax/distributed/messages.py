@@ -38,14 +38,14 @@ class Go:
 
 
 @dataclass(frozen=True)
-class Say:
+class Gather:
     """What a process knows, when all are asked: JSON-like."""
 
     value: Any
 
 
 @dataclass(frozen=True)
-class Heard:
+class Gathered:
     """What all have said, by process."""
 
     values: list[Any]
@@ -62,10 +62,10 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class Remember:
-    """See ``ModelRunner.remember``; fields of a ``Past``."""
+class SetSamplerState:
+    """See ``ModelRunner.remember``; fields of a ``SequenceState``."""
 
-    past: dict[str, Any]
+    sequence_state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Read:
     """Read blocks out of the pool and keep them under a number."""
 
     number: int
-    slots: np.ndarray
+    pages: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Write:
 
     number: int
     places: np.ndarray
-    slots: np.ndarray
+    pages: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Reset:
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """A follower is there; sent every second or so."""
 
 
@@ -148,10 +148,10 @@ Message = (
     Hello
     | Refused
     | Go
-    | Say
-    | Heard
+    | Gather
+    | Gathered
     | Submit
-    | Remember
+    | SetSamplerState
     | Score
     | Read
     | Write
@@ -159,7 +159,7 @@ Message = (
     | Copied
     | Drop
     | Reset
-    | Beat
+    | Heartbeat
     | Stop
     | Failed
     | Close

@@ -21,13 +21,13 @@ import jax
 
 from kvflow_jax.distributed.connection import Connection, framed
 from kvflow_jax.distributed.messages import (
-    Beat,
     Close,
     Copied,
     Failed,
-    Heard,
+    Gather,
+    Gathered,
+    Heartbeat,
     Message,
-    Say,
     Stop,
 )
 from kvflow_jax.errors import HostLostError
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BEAT_S = 1.0  # a follower says so often that it is there
+HEARTBEAT_S = 1.0  # a follower says so often that it is there
 SILENT_S = 5.0  # after which it counts as stopped, or cut off; it may come back
 NOTICE_S = 1.0  # in which the end of a process is seen by all that wait for it
 GRACE_S = 3.0  # in which callers learn that the group is broken, before the process ends
@@ -72,7 +72,7 @@ class Leader:
         for process in sorted(self._followers):
             said = self._said[process]
             values.append(self.until(self._waiter.submit(said.get)))  # type: ignore[arg-type]
-        self.send(Heard(values))
+        self.send(Gathered(values))
         return values
 
     def send(self, message: Message) -> None:
@@ -174,9 +174,9 @@ class Leader:
                 message = connection.receive()
                 self._note_heard(process)
                 match message:
-                    case Beat():
+                    case Heartbeat():
                         pass
-                    case Say(value):
+                    case Gather(value):
                         self._said[process].put(value)
                     case Copied(number, error):
                         self._note_copy(number, error)
@@ -230,7 +230,7 @@ class Follower:
 
     def gather(self, value: T) -> list[T]:
         """What every process says when all are asked, by process."""
-        self.send(Say(value))
+        self.send(Gather(value))
         return self._heard.get()  # type: ignore[return-value]
 
     def send(self, message: Message) -> None:
@@ -251,7 +251,7 @@ class Follower:
         try:
             while True:
                 match self._connection.receive():
-                    case Heard(values):
+                    case Gathered(values):
                         self._heard.put(values)
                     case Close():
                         self._is_over.set()
@@ -271,8 +271,8 @@ class Follower:
     def _beat(self) -> None:
         """On a thread of its own: whatever the devices wait for, the leader knows who is there."""
         with contextlib.suppress(OSError):  # who listens knows that the leader is gone
-            while not self._is_over.wait(BEAT_S):
-                self.send(Beat())
+            while not self._is_over.wait(HEARTBEAT_S):
+                self.send(Heartbeat())
 
 
 Group = Leader | Follower

@@ -12,7 +12,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """One of several processes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Place:
         num_processes: int | None = None,
         process_id: int | None = None,
         timeout_s: float = 300.0,
-    ) -> Place:
+    ) -> ProcessInfo:
         """From flags; what they leave out, with ``auto`` as coordinator, from the cluster.
 
         Raises:

@@ -12,17 +12,17 @@ import time
 import jax
 
 from kvflow_jax.distributed.connection import Connection
-from kvflow_jax.distributed.handshake import HELLO_S, Admission, Joined, Settings
+from kvflow_jax.distributed.handshake import HELLO_S, Handshakes, Joined, Settings
 from kvflow_jax.distributed.messages import Failed, Go, Hello, Refused
 from kvflow_jax.distributed.process_group import Follower, Leader
-from kvflow_jax.distributed.process_info import Place, is_loopback
+from kvflow_jax.distributed.process_info import ProcessInfo, is_loopback
 from kvflow_jax.errors import ConfigError
 
 _RETRY_S = 0.2
 _SHUTDOWN_S = 10  # for processes that end to wait for each other
 
 
-def lead(place: Place, settings: Settings, timeout_s: float) -> Leader:
+def lead(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Leader:
     """Wait for all followers, then start JAX with them.
 
     Args:
@@ -31,22 +31,24 @@ def lead(place: Place, settings: Settings, timeout_s: float) -> Leader:
     Raises:
         ConfigError: the port is taken, or followers do not come within ``timeout_s``.
     """
-    leader = Leader(_admit(place, settings, timeout_s))
-    port = _free_port(place)
+    leader = Leader(_admit(process_info, settings, timeout_s))
+    port = _free_port(process_info)
     leader.send(Go(port))
-    _start_jax(place, port)
+    _start_jax(process_info, port)
     return leader
 
 
-def report(place: Place, settings: Settings, timeout_s: float) -> Follower:
+def report(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Follower:
     """Report to process 0, wait until all are there, then start JAX with them.
 
     Raises:
         ConfigError: process 0 cannot be reached within ``timeout_s``, or refuses this one.
     """
     deadline_s = time.monotonic() + timeout_s
-    connection = Connection(_reach(place, deadline_s))
-    hello = Hello(place.process_id, place.num_processes, socket.gethostname(), dict(settings))
+    connection = Connection(_reach(process_info, deadline_s))
+    hello = Hello(
+        process_info.process_id, process_info.num_processes, socket.gethostname(), dict(settings)
+    )
     try:
         connection.send(hello)
         # Process 0 gives up by itself, and says why.
@@ -54,34 +56,40 @@ def report(place: Place, settings: Settings, timeout_s: float) -> Follower:
     except (OSError, EOFError, ValueError) as error:
         connection.close()
         raise ConfigError(
-            f"process 0 at {place.host}:{place.port} does not answer ({error}); see its log"
+            f"process 0 at {process_info.host}:{process_info.port} does not answer ({error}); see its log"
         ) from None
     if not isinstance(answer, Go):
         connection.close()
         raise ConfigError(answer.why if isinstance(answer, Refused | Failed) else f"got {answer}")
     follower = Follower(connection)
-    _start_jax(place, answer.jax_port)
+    _start_jax(process_info, answer.jax_port)
     return follower
 
 
-def _start_jax(place: Place, port: int) -> None:
-    address = f"[{place.host}]:{port}" if ":" in place.host else f"{place.host}:{port}"
+def _start_jax(process_info: ProcessInfo, port: int) -> None:
+    address = (
+        f"[{process_info.host}]:{port}"
+        if ":" in process_info.host
+        else f"{process_info.host}:{port}"
+    )
     # It would take SIGTERM for itself, by which we drain.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         address,
-        place.num_processes,
-        place.process_id,
-        local_device_ids=place.devices,
+        process_info.num_processes,
+        process_info.process_id,
+        local_device_ids=process_info.devices,
         cluster_detection_method="deactivate",
-        coordinator_bind_address=address if is_loopback(place.host) else None,
+        coordinator_bind_address=address if is_loopback(process_info.host) else None,
         shutdown_timeout_seconds=_SHUTDOWN_S,
     )
 
 
-def _listen(place: Place, port: int) -> socket.socket:
-    if is_loopback(place.host):  # the others are on this machine, too: nobody else need reach it
-        found = socket.getaddrinfo(place.host, port, type=socket.SOCK_STREAM)
+def _listen(process_info: ProcessInfo, port: int) -> socket.socket:
+    if is_loopback(
+        process_info.host
+    ):  # the others are on this machine, too: nobody else need reach it
+        found = socket.getaddrinfo(process_info.host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
         return socket.create_server(address, family=family)
     # The others may know this host by other addresses than it does itself: by whichever they come.
@@ -90,35 +98,37 @@ def _listen(place: Place, port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
-def _free_port(place: Place) -> int:
+def _free_port(process_info: ProcessInfo) -> int:
     """For JAX's own coordinator."""
-    with _listen(place, 0) as listener:
+    with _listen(process_info, 0) as listener:
         return int(listener.getsockname()[1])
 
 
-def _admit(place: Place, settings: Settings, timeout_s: float) -> Joined:
+def _admit(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Joined:
     """Wait for every follower, and check that it is one."""
     try:
-        listener = _listen(place, place.port)
+        listener = _listen(process_info, process_info.port)
     except OSError as error:
         raise ConfigError(
-            f"process 0 cannot listen on {place.host}:{place.port} ({error.strerror}); "
+            f"process 0 cannot listen on {process_info.host}:{process_info.port} ({error.strerror}); "
             "choose another port for --coordinator"
         ) from None
     with listener:
-        return Admission(place, settings).run(listener, timeout_s)
+        return Handshakes(process_info, settings).run(listener, timeout_s)
 
 
-def _reach(place: Place, deadline_s: float) -> socket.socket:
+def _reach(process_info: ProcessInfo, deadline_s: float) -> socket.socket:
     """A connection to process 0, which may start later than this one."""
     while True:
         left_s = deadline_s - time.monotonic()
         try:
-            return socket.create_connection((place.host, place.port), timeout=max(left_s, 0.1))
+            return socket.create_connection(
+                (process_info.host, process_info.port), timeout=max(left_s, 0.1)
+            )
         except OSError as error:
             if left_s < _RETRY_S:
                 raise ConfigError(
-                    f"process 0 cannot be reached at {place.host}:{place.port} "
+                    f"process 0 cannot be reached at {process_info.host}:{process_info.port} "
                     f"({error.strerror or error}): start it, or correct --coordinator"
                 ) from None
         time.sleep(_RETRY_S)

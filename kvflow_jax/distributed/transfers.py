@@ -22,9 +22,9 @@ from concurrent.futures import Future
 
 import jax
 
-from kvflow_jax.cache.shard_copy import copy_parts
+from kvflow_jax.cache.shard_copy import copy_shards
 from kvflow_jax.cache.transfer import Direction, Transfer
-from kvflow_jax.distributed.leader import Keeper, Kept
+from kvflow_jax.distributed.leader import Kept, RemoteArrays
 from kvflow_jax.distributed.messages import Copy
 from kvflow_jax.distributed.process_group import Leader
 from kvflow_jax.errors import KVFlowError
@@ -51,7 +51,7 @@ class LeadingTransfers:
     def __init__(
         self,
         leader: Leader,
-        keeper: Keeper,
+        keeper: RemoteArrays,
         bytes_per_s: Mapping[Direction, float],
         *,
         pace_s_per_byte: float = 0.0,
@@ -123,11 +123,13 @@ class LeadingTransfers:
                 self._notify()
                 continue
             source: Kept = transfer.data
-            number, to_host = self._keeper.next_number(), way is Direction.SAVE
+            number, to_host = self._keeper.next_number(), way is Direction.OFFLOAD
             copied = self._leader.await_copies(number)
             self._keeper.tell(Copy(number, source.number, to_host))
             try:
-                transfer.data = self._keeper.keep(number, copy_parts(source.array, to_host=to_host))
+                transfer.data = self._keeper.keep(
+                    number, copy_shards(source.array, to_host=to_host)
+                )
             except Exception as error:
                 self._keeper.forget(number)
                 _fail(transfer, error)

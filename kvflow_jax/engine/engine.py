@@ -16,11 +16,11 @@ from dataclasses import replace
 import numpy as np
 
 from kvflow_jax.cache.policy import POLICIES
-from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
+from kvflow_jax.cache.prefix_cache import PrefixCache, everything, has_reader
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
-from kvflow_jax.control.cost_model import Costs
-from kvflow_jax.control.transfer_manager import Mover
+from kvflow_jax.control.cost_model import CostModel
+from kvflow_jax.control.transfer_manager import TransferManager
 from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.scheduler import Scheduler, StepPlan
 from kvflow_jax.engine.stats import counters, snapshot
@@ -30,7 +30,7 @@ from kvflow_jax.errors import KVFlowError, StepFailedError
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request import Request
-from kvflow_jax.requests.request_factory import Intake
+from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.interfaces import (
     Clock,
@@ -76,14 +76,14 @@ class Engine:
         self.sizes = sizes
         self.clock = clock
         self.cache = self._fresh_cache()
-        self.costs = Costs()
+        self.cost_model = CostModel()
         self.scheduler = self._fresh_scheduler()
-        self.stats = EngineStats(num_blocks=self.cache.table.num_slots)
+        self.stats = EngineStats(num_blocks=self.cache.table.num_pages)
         self.tracer = tracer or NoTrace()
         self.runner = runner
         self._repeater = runner if isinstance(runner, Repeating) else None
         self.transfers = transfers or NoTransfers()
-        self.mover = Mover(
+        self.transfer_manager = TransferManager(
             self.cache,
             runner,
             self.transfers,
@@ -96,13 +96,13 @@ class Engine:
             prefetches=sizes.cache.prefetches,
             backs_up_early=sizes.cache.backs_up_early,
             keeps_everything=sizes.cache.keeps_everything,
-            load_pays=self._load_pays if sizes.cache.guards else None,
+            should_load=self._should_load if sizes.cache.guards else None,
             # Deterministic steps hit whole tiles only, fewer blocks than either counts on.
             watches=sizes.cache.guards and sizes.cache.eviction != "lru" and not is_deterministic,
             compute_s=self._compute_s if sizes.cache.holds_back and not is_deterministic else None,
-            decode_s=lambda: self.costs.decode_s,
+            decode_s=lambda: self.cost_model.decode_s,
         )
-        self._intake = Intake(
+        self._request_factory = RequestFactory(
             sizes.max_model_len,
             vocab_size,
             tokenizer=tokenizer,
@@ -128,12 +128,12 @@ class Engine:
     @property
     def is_waiting(self) -> bool:
         """Whether there is nothing to do until a transfer lands, or a while has passed."""
-        is_due = self.mover.is_moving or self.controller.num_held_back > 0
+        is_due = self.transfer_manager.is_moving or self.controller.num_throttled > 0
         return is_due and self._in_flight is None
 
     def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
         """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
-        self._intake.check(prompt_ids, params)
+        self._request_factory.check(prompt_ids, params)
 
     def add(
         self,
@@ -143,7 +143,7 @@ class Engine:
         *,
         salt: str = "",
         priority: int = 0,
-        client: str = "",
+        fairness_key: str = "",
         arrival_s: float | None = None,
         request_id: int | None = None,
         hints: Hints | None = None,
@@ -156,19 +156,19 @@ class Engine:
         now = self.clock.now()
         if request_id is None:
             request_id, self._next_id = self._next_id, self._next_id + 1
-        request = self._intake.request(
+        request = self._request_factory.create(
             request_id,
             prompt_ids,
             params,
             on_output,
             salt=salt,
             priority=priority,
-            client=client,
+            fairness_key=fairness_key,
             arrival_s=now if arrival_s is None else arrival_s,
             hints=hints,
         )
         try:
-            request.hint_status = self.controller.arrive(request, now)
+            request.hint_status = self.controller.on_request_added(request, now)
         except Exception:
             log.exception("the hints of request %d could not be used", request_id)
             request.hint_status = HintStatus.IGNORED
@@ -205,12 +205,12 @@ class Engine:
         ahead_of = self._in_flight
         now = self.clock.now()
         self.controller.expire(now)
-        self.controller.planner.plan_backups(self.mover)
+        self.controller.prefetcher.plan_offloads(self.transfer_manager)
         plan = self.scheduler.schedule(now)
-        for request, num_tokens in self.scheduler.set_back:
-            self.controller.hold_place(request, num_tokens)
-        self.scheduler.set_back.clear()
-        self.controller.planner.plan_prefetch(self.mover, len(self.scheduler.running))
+        for request, num_tokens in self.scheduler.preempted:
+            self.controller.on_preempted(request, num_tokens)
+        self.scheduler.preempted.clear()
+        self.controller.prefetcher.plan_prefetch(self.transfer_manager, len(self.scheduler.running))
         if plan is not None and self._repeater is not None:
             self._repeat(plan, ahead_of, self._repeater)
         launched = self._launch(plan)
@@ -232,7 +232,7 @@ class Engine:
         # Replaced, not tidied up: after a failure nothing of them can be trusted.
         self.cache = self._fresh_cache()
         self.scheduler = self._fresh_scheduler()
-        self.mover.reset(self.cache)
+        self.transfer_manager.reset(self.cache)
         self.controller.reset(self.cache)
         self.abandon(error)
         self.runner.reset()
@@ -249,18 +249,18 @@ class Engine:
     def _settle_moves(self) -> None:
         """Take in what has landed. What did not arrive is computed by those who waited for it."""
         try:
-            failed = self.mover.settle()
+            failed = self.transfer_manager.settle()
         except Exception as error:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
-        self.scheduler.uses_host = self.mover.is_usable(Direction.LOAD)
-        self.mover.limit_saves()
-        self.tracer.moved(self.mover.finished)
-        self.mover.finished.clear()
+        self.scheduler.uses_host = self.transfer_manager.is_usable(Direction.LOAD)
+        self.transfer_manager.limit_offloads()
+        self.tracer.moved(self.transfer_manager.finished)
+        self.transfer_manager.finished.clear()
         if failed is not None:
             self.scheduler.give_up_loads(failed, self.clock.now())
-            self.mover.drop_failed()
+            self.transfer_manager.drop_failed()
 
     def _note_stall(self, is_busy: bool) -> None:
         """Count the time in which requests wait for loads and nothing else runs."""
@@ -273,7 +273,7 @@ class Engine:
 
     def _repeat(self, plan: StepPlan, ahead_of: StepInFlight | None, runner: Repeating) -> None:
         """Let a step that would be planned again and again run as one."""
-        if self.mover.has_plans:
+        if self.transfer_manager.has_plans:
             return  # what is begun with this step will want an answer when it lands
         if ahead_of is not None and ahead_of.ends_a_request:
             return  # who waits for that one to end may ask for something
@@ -285,7 +285,7 @@ class Engine:
     def _launch(self, plan: StepPlan | None) -> StepInFlight | None:
         """Dispatch the moves that were planned, then the step."""
         try:
-            self.mover.dispatch()
+            self.transfer_manager.dispatch()
         except Exception as error:
             log.exception("moves could not be dispatched")
             self.fail_all(StepFailedError(f"moves could not be dispatched: {error}"))
@@ -324,7 +324,7 @@ class Engine:
         now = self.clock.now()
         self.tracer.step(step.plan, step.dispatched_s, now)
         begun_s = max(step.dispatched_s, self._last_step_s)
-        self.costs.note_step(sum(step.plan.prefill_lengths), now - begun_s)
+        self.cost_model.note_step(sum(step.plan.prefill_lengths), now - begun_s)
         self._last_step_s = now
         for request, tokens, logprobs in results:
             if not request.is_finished:
@@ -337,9 +337,9 @@ class Engine:
         text, num_before = "", request.num_known
         for token in tokens:
             request.append(token)
-            piece = request.take(token)
-            text += piece.text
-            if piece.finish_reason is not None:
+            delta = request.take(token)
+            text += delta.text
+            if delta.finish_reason is not None:
                 break
         num_taken = request.num_known - num_before
         self._num_generated += num_taken
@@ -348,17 +348,17 @@ class Engine:
             request.first_token_s = now
         self.scheduler.publish(request, now)
         if first:
-            self.controller.computed(request, now)
+            self.controller.on_prefill_done(request, now)
         news = Output(
             request.id,
             text,
             tuple(tokens[:num_taken]),
             logprobs=logprobs,
             prompt_logprobs=tuple(request.prompt_logprobs) if first else (),
-            stop_reason=piece.stop_reason,
+            stop_reason=delta.stop_reason,
         )
-        if piece.finish_reason is not None:
-            self._finish(request, piece.finish_reason, now, news=news)
+        if delta.finish_reason is not None:
+            self._finish(request, delta.finish_reason, now, news=news)
         else:
             self._say(request, news)
 
@@ -378,7 +378,7 @@ class Engine:
         del self._requests[request.id]
         is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
         try:
-            self.controller.finish(request, now, is_done=is_done)
+            self.controller.on_request_finished(request, now, is_done=is_done)
         except Exception:  # hints are advice: none costs an answer
             log.exception("the hints of request %d could not be used", request.id)
         self.tracer.finished(request, now)
@@ -400,36 +400,40 @@ class Engine:
     def _fresh_scheduler(self) -> Scheduler:
         scheduler = Scheduler(self.cache, self.sizes.shapes)
         if self.sizes.cache.guards:
-            scheduler.load_pays = self._load_pays
+            scheduler.should_load = self._should_load
         scheduler.may_begin = lambda request: self.controller.may_begin(request)
         return scheduler
 
-    def _load_pays(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
+    def _should_load(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
         scheduler = self.scheduler
         num_others = len(scheduler.running) - scheduler.num_loading + len(scheduler.waiting)
-        return self.costs.load_pays(
-            self.mover, num_blocks, num_tokens, num_others=max(0, num_others - 1), spare_s=spare_s
+        return self.cost_model.should_load(
+            self.transfer_manager,
+            num_blocks,
+            num_tokens,
+            num_others=max(0, num_others - 1),
+            spare_s=spare_s,
         )
 
     def _compute_s(self, num_blocks: int) -> float:
-        return self.costs.compute_s(num_blocks * self.cache.page_size)
+        return self.cost_model.compute_s(num_blocks * self.cache.page_size)
 
     def _fresh_cache(self) -> PrefixCache:
         pool, cache = self.sizes.pool, self.sizes.cache
         return PrefixCache(
-            num_slots=pool.num_pages - 1,
+            num_pages=pool.num_pages - 1,
             page_size=pool.page_size,
             order=POLICIES[cache.eviction],
             num_host_blocks=cache.num_host_blocks,
             extent_sizes=cache.extent_sizes,
-            backs_up=everything if cache.keeps_everything else anchored,
+            backs_up=everything if cache.keeps_everything else has_reader,
         )
 
     def _publish_stats(self) -> None:
         self.stats = replace(
-            snapshot(self.cache, self.scheduler, self.mover, self._past),
-            num_runs=len(self.controller.progress),
-            num_runs_held_back=self.controller.num_held_back,
+            snapshot(self.cache, self.scheduler, self.transfer_manager, self._past),
+            num_runs=len(self.controller.run_tracker),
+            num_runs_held_back=self.controller.num_throttled,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._num_generated,

@@ -66,7 +66,7 @@ class EngineThread:
     @property
     def max_pending(self) -> int:
         """Requests that may run and wait together."""
-        return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_slots
+        return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_seq_slots
 
     @property
     def is_alive(self) -> bool:
@@ -94,7 +94,7 @@ class EngineThread:
         *,
         salt: str = "",
         priority: int = 0,
-        client: str = "",
+        fairness_key: str = "",
         hints: Hints | None = None,
     ) -> int:
         """Queue a request; its id. See ``Engine.add``.
@@ -130,7 +130,7 @@ class EngineThread:
                     partial(self._hand_over, on_output),
                     salt=salt,
                     priority=priority,
-                    client=client,
+                    fairness_key=fairness_key,
                     arrival_s=arrival_s,
                     request_id=request_id,
                     hints=hints,
@@ -151,31 +151,31 @@ class EngineThread:
         """Drop every cached block; False, and nothing is dropped, while requests are about."""
         return self._ask(self._engine.flush_cache)
 
-    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
+    def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
         """Keep a workflow under a name for the client's runs."""
-        self._ask(partial(self._engine.controller.register, client, graph_id, graph))
+        self._ask(partial(self._engine.controller.register, tenant, graph_id, graph))
 
-    def unregister_graph(self, client: str, graph_id: str) -> bool:
+    def unregister_graph(self, tenant: str, graph_id: str) -> bool:
         """Forget a workflow; False where there is none of this name."""
-        return self._ask(partial(self._engine.controller.unregister, client, graph_id))
+        return self._ask(partial(self._engine.controller.unregister, tenant, graph_id))
 
     def begin_run(
-        self, client: str, workflow_id: str, graph: Graph | None, graph_id: str | None = None
+        self, tenant: str, workflow_id: str, graph: Graph | None, graph_id: str | None = None
     ) -> HintStatus:
         """Begin a run of a workflow before its first request."""
         controller, now = self._engine.controller, self._engine.clock.now
-        return self._ask(lambda: controller.begin_run(client, workflow_id, graph, graph_id, now()))
+        return self._ask(lambda: controller.begin_run(tenant, workflow_id, graph, graph_id, now()))
 
     def advance_run(
-        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+        self, tenant: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
         """Take in a run's progress; agents its graph lacks, None where there is no such run."""
         controller, now = self._engine.controller, self._engine.clock.now
-        return self._ask(lambda: controller.advance(client, workflow_id, completed, running, now()))
+        return self._ask(lambda: controller.advance(tenant, workflow_id, completed, running, now()))
 
-    def end_run(self, client: str, workflow_id: str) -> bool:
+    def end_run(self, tenant: str, workflow_id: str) -> bool:
         """A run is over; False where there is none of this name."""
-        return self._ask(partial(self._engine.controller.end_run, client, workflow_id))
+        return self._ask(partial(self._engine.controller.end_run, tenant, workflow_id))
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the engine's structures agree, between two steps."""

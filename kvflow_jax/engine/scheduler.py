@@ -26,7 +26,7 @@ from kvflow_jax.cache.blocks import NO_BLOCK, DeviceState
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
 from kvflow_jax.errors import IntegrityError
-from kvflow_jax.requests.request import NO_SLOT, Chunk, Request
+from kvflow_jax.requests.request import NO_SEQ_SLOT, Chunk, Request
 from kvflow_jax.runtime.batch import BatchShapes
 
 _BY_ORDER = attrgetter("order")
@@ -53,20 +53,20 @@ class Scheduler:
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_host_tokens = 0  # of those, loaded from the host for the request
-        self.set_back: list[
+        self.preempted: list[
             tuple[Request, int]
         ] = []  # since asked, and the tokens computed of each
         self.uses_host = True  # False: what is on the host alone is computed anew
         # (blocks to be loaded, tokens to be computed instead) -> whether to load
-        self.load_pays: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
+        self.should_load: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
         # whether a waiting request may begin, as far as its run is concerned
         self.may_begin: Callable[[Request], bool] = lambda request: True
         self._cache = cache
         self._shapes = shapes
-        self._free_slots = list(range(shapes.num_slots - 1, -1, -1))
+        self._free_seq_slots = list(range(shapes.num_seq_slots - 1, -1, -1))
         self._decoded_last = False
-        self._turn = 0  # of those admitted last
-        self._last_turn: dict[str, int] = {}  # of each client with requests waiting
+        self._virtual_time = 0  # of those admitted last
+        self._last_virtual_start: dict[str, int] = {}  # of each client with requests waiting
 
     def add(self, request: Request) -> None:
         """Queue a request behind its client's others, one turn later each.
@@ -74,21 +74,27 @@ class Scheduler:
         Who asks for a hundred at once thus waits no longer for the first, and lets a newcomer in
         after it: start-time fair queueing, with requests as the unit.
         """
-        if len(self._last_turn) > 2 * len(self.waiting) + 64:
+        if len(self._last_virtual_start) > 2 * len(self.waiting) + 64:
             # Turns that are over say nothing more.
-            later = ((who, turn) for who, turn in self._last_turn.items() if turn >= self._turn)
-            self._last_turn = dict(later)
+            later = (
+                (who, turn)
+                for who, turn in self._last_virtual_start.items()
+                if turn >= self._virtual_time
+            )
+            self._last_virtual_start = dict(later)
         if not self.waiting:
-            self._last_turn.clear()
-        request.turn = max(self._turn, self._last_turn.get(request.client, -1) + 1)
-        self._last_turn[request.client] = request.turn
+            self._last_virtual_start.clear()
+        request.virtual_start = max(
+            self._virtual_time, self._last_virtual_start.get(request.fairness_key, -1) + 1
+        )
+        self._last_virtual_start[request.fairness_key] = request.virtual_start
         insort(self.waiting, request, key=_BY_ORDER)
 
     def remove(self, request: Request, now: float) -> None:
         """Take a request out, wherever it is, and give up what it holds."""
         if request.lease is not None:
             self.running.remove(request)
-            self._give_up(request, now)
+            self._release(request, now)
         elif request in self.waiting:
             self.waiting.remove(request)
 
@@ -164,7 +170,7 @@ class Scheduler:
             request.num_computed += num_repeats - 1
             request.num_in_flight += num_repeats - 1
             num_pages = -(-request.num_computed // page)
-            plan.chunks[i] = replace(chunk, pages=self._cache.table.slot[lease.blocks[:num_pages]])
+            plan.chunks[i] = replace(chunk, pages=self._cache.table.page[lease.blocks[:num_pages]])
 
     def publish(self, request: Request, now: float) -> None:
         """Index the blocks of a running request whose tokens the host has come to know.
@@ -198,7 +204,7 @@ class Scheduler:
         """Let requests that wait for a load of ``blocks`` (i32[n]) wait for their turn anew."""
         for request in list(self.running):
             if request.lease is not None and np.isin(request.lease.blocks, blocks).any():
-                self._set_back(request, now)
+                self._requeue(request, now)
 
     @property
     def num_loading(self) -> int:
@@ -208,10 +214,10 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Check the cache, and that slots and leases are held by running requests alone."""
         self._cache.check_integrity()
-        slots = sorted(self._free_slots + [request.slot for request in self.running])
-        if slots != list(range(self._shapes.num_slots)):
+        slots = sorted(self._free_seq_slots + [request.seq_slot for request in self.running])
+        if slots != list(range(self._shapes.num_seq_slots)):
             raise IntegrityError("a slot is lost or held twice")
-        if any(r.lease is not None or r.slot != NO_SLOT for r in self.waiting):
+        if any(r.lease is not None or r.seq_slot != NO_SEQ_SLOT for r in self.waiting):
             raise IntegrityError("a waiting request holds a slot or blocks")
         held = {int(b) for r in self.running if r.lease is not None for b in r.lease.blocks}
         if self._cache.num_leased != len(held):
@@ -254,7 +260,7 @@ class Scheduler:
             if lease.num_indexed > before:
                 plan.published.append((lease, before))
         num_pages = -(-request.num_computed // self._cache.page_size)
-        pages = self._cache.table.slot[lease.blocks[:num_pages]]
+        pages = self._cache.table.page[lease.blocks[:num_pages]]
         plan.chunks.append(Chunk(request, start, length, pages, samples, is_decode))
         if not is_decode:
             plan.prefill_lengths.append(length)
@@ -303,27 +309,27 @@ class Scheduler:
     def _preempt(self, request: Request, now: float) -> None:
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self._set_back(request, now)
+        self._requeue(request, now)
 
-    def _set_back(self, request: Request, now: float) -> None:
+    def _requeue(self, request: Request, now: float) -> None:
         self.running.remove(request)
-        self._give_up(request, now)
-        self.set_back.append((request, request.num_computed))
+        self._release(request, now)
+        self.preempted.append((request, request.num_computed))
         request.num_computed = 0
         insort(self.waiting, request, key=_BY_ORDER)
 
-    def _give_up(self, request: Request, now: float) -> None:
+    def _release(self, request: Request, now: float) -> None:
         assert request.lease is not None
         self._cache.release(request.lease, now)
         request.lease = None
         request.is_loading = False
-        self._free_slots.append(request.slot)
-        request.slot = NO_SLOT
+        self._free_seq_slots.append(request.seq_slot)
+        request.seq_slot = NO_SEQ_SLOT
 
     def _admit(self, plan: StepPlan, now: float) -> None:
         in_progress = {key for r in self.running if (key := self._next_block(r)) is not None}
         for request in list(self.waiting):
-            if not self._free_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
+            if not self._free_seq_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
                 return
             if request.num_in_flight:
                 continue  # preempted in mid-step: its last token is still to come
@@ -339,8 +345,8 @@ class Scheduler:
             self.waiting.remove(request)
             insort(self.running, request, key=_BY_ORDER)
             plan.admitted.append(request)
-            self._turn = max(self._turn, request.turn)
-            request.slot = self._free_slots.pop()
+            self._virtual_time = max(self._virtual_time, request.virtual_start)
+            request.seq_slot = self._free_seq_slots.pop()
             lease = self._lease(request, matched, now)
             num_blocks = -(-request.num_known // self._cache.page_size)
             if not self._cache.grow(lease, num_blocks - len(matched), now):
@@ -374,7 +380,7 @@ class Scheduler:
         is_here = self._cache.table.device_state[matched] == DeviceState.VALID
         num_here = len(matched) if is_here.all() else int(is_here.argmin())
         num_tokens = (len(matched) - num_here) * self._cache.page_size
-        if num_tokens and not self.load_pays(max(0, len(matched) - num_on_device), num_tokens):
+        if num_tokens and not self.should_load(max(0, len(matched) - num_on_device), num_tokens):
             matched = matched[:num_here]
         if not self._shapes.deterministic:
             return matched

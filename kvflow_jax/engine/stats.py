@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.transfer import Direction
-from kvflow_jax.control.transfer_manager import Mover
+from kvflow_jax.control.transfer_manager import TransferManager
 from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.requests.outputs import EngineStats
 
@@ -17,7 +17,7 @@ def counters(cache: PrefixCache, scheduler: Scheduler, past: EngineStats) -> Eng
     return EngineStats(
         num_preemptions=past.num_preemptions + scheduler.num_preemptions,
         num_evicted_blocks=past.num_evicted_blocks + residency.num_evicted,
-        num_backed_up_blocks=past.num_backed_up_blocks + residency.num_backed_up,
+        num_backed_up_blocks=past.num_backed_up_blocks + residency.num_offloaded,
         num_loaded_blocks=past.num_loaded_blocks + residency.num_loaded,
         num_prefetched_blocks=past.num_prefetched_blocks + residency.num_prefetched,
         num_useful_blocks=past.num_useful_blocks + residency.num_useful,
@@ -30,15 +30,15 @@ def counters(cache: PrefixCache, scheduler: Scheduler, past: EngineStats) -> Eng
 
 
 def snapshot(
-    cache: PrefixCache, scheduler: Scheduler, mover: Mover, past: EngineStats
+    cache: PrefixCache, scheduler: Scheduler, transfer_manager: TransferManager, past: EngineStats
 ) -> EngineStats:
     """How things stand, and the counters."""
-    load, save = mover.links[Direction.LOAD], mover.links[Direction.SAVE]
+    load, save = transfer_manager.links[Direction.LOAD], transfer_manager.links[Direction.OFFLOAD]
     return replace(
         counters(cache, scheduler, past),
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
-        num_blocks=cache.table.num_slots,
+        num_blocks=cache.table.num_pages,
         num_blocks_leased=cache.num_leased,
         num_blocks_cached=cache.num_indexed,
         num_blocks_host=cache.residency.host.num_blocks,

@@ -47,7 +47,7 @@ class StepInFlight:
         batch, sample_rows, starts = shapes.build(plan.chunks)
         for request in plan.admitted:
             if request.params.uses_memory:
-                runner.recall(request)
+                runner.load_sequence_state(request)
         handle: StepHandle
         if plan.num_repeats > 1 and repeater is not None:
             handle = repeater.submit_repeated(batch, plan.num_repeats)

@@ -7,13 +7,13 @@ import numpy as np
 from kvflow_jax.requests.request import Request
 
 
-def block_keys(request: Request, num_tokens: int, page_size: int) -> np.ndarray:
+def block_hashes(request: Request, num_tokens: int, page_size: int) -> np.ndarray:
     """A key for each full block of a sequence's first tokens, i64[num_tokens // page_size].
 
     It stands for all up to the block's end, under the request's root: equal keys, equal KV. Each
     is computed once for a request.
     """
-    keys, tokens = request.block_keys, request.tokens
+    keys, tokens = request.block_hashes, request.tokens
     num = num_tokens // page_size
     if len(keys) < num:
         data = tokens[len(keys) * page_size : num * page_size].tobytes()

@@ -15,11 +15,11 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.requests.stop_strings import StopStrings
 from kvflow_jax.workflow.hints import Hints, HintStatus
 
-NO_SLOT = -1
+NO_SEQ_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenDelta:
     """What one token adds to an answer."""
 
     text: str
@@ -52,12 +52,12 @@ class Request:
         seed: tuple[int, int],  # two u32
         detokenizer: Detokenizer | None,
         stop_strings: StopStrings | None = None,
-        client: str = "",
+        fairness_key: str = "",
         hints: Hints | None = None,
     ) -> None:
         self.hints = hints
         # Whose its agent, run and session are.
-        self.owner = client if hints is None or hints.owner is None else hints.owner
+        self.tenant = fairness_key if hints is None or hints.tenant is None else hints.tenant
         self.hint_status: HintStatus | None = None
         self.id = request_id
         self.params = params
@@ -68,9 +68,9 @@ class Request:
         self.seed = seed
         self.detokenizer = detokenizer
         self.stop_strings = stop_strings
-        self.client = client
+        self.fairness_key = fairness_key
         self.priority = priority
-        self.turn = 0  # among requests of equal priority; the scheduler's to give
+        self.virtual_start = 0  # among requests of equal priority; the scheduler's to give
 
         self.num_prompt = len(prompt_ids)
         self.num_known = self.num_prompt
@@ -82,12 +82,12 @@ class Request:
 
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the tokens from the second on
 
-        self.block_keys: list[int] = []  # as far as ``block_keys.block_keys`` has made them
+        self.block_hashes: list[int] = []  # as far as ``block_hashes.block_hashes`` has made them
 
         self.sampling_row: tuple[np.ndarray, np.ndarray] | None = None  # kept by ``batch``
 
         self.lease: Lease | None = None
-        self.slot = NO_SLOT
+        self.seq_slot = NO_SEQ_SLOT
         self.is_loading = False  # part of its prefix is still on its way to the device
         self.finish_reason: FinishReason | None = None
 
@@ -101,7 +101,7 @@ class Request:
     @property
     def order(self) -> tuple[int, int, int]:
         """Lowest runs first: higher priority, then the client's turn, then arrival."""
-        return -self.priority, self.turn, self.id
+        return -self.priority, self.virtual_start, self.id
 
     @property
     def scores_prompt(self) -> bool:
@@ -138,13 +138,13 @@ class Request:
         self.num_known += 1
         self.num_in_flight -= 1
 
-    def take(self, token: int) -> Piece:
+    def take(self, token: int) -> TokenDelta:
         """What an appended token means: the text it completes, and whether it is the last."""
         may_stop = self.num_output >= self.params.min_tokens
         if token in self.stop_ids and may_stop:
             # The token that ends a text is no part of it; the end-of-text token needs no naming.
             named = token if token in self.params.stop_token_ids else None
-            return Piece(self.rest_of_text(), FinishReason.STOP, named)
+            return TokenDelta(self.rest_of_text(), FinishReason.STOP, named)
         text = self.detokenizer.push([token]) if self.detokenizer else ""
         is_last = self.num_known == self.max_len
         if is_last and self.detokenizer is not None:
@@ -152,10 +152,10 @@ class Request:
         if self.stop_strings is not None:
             text, stop = self.stop_strings.push(text, may_stop=may_stop)
             if stop is not None:
-                return Piece(text, FinishReason.STOP, stop)
+                return TokenDelta(text, FinishReason.STOP, stop)
             if is_last:
                 text += self.stop_strings.flush()
-        return Piece(text, FinishReason.LENGTH if is_last else None)
+        return TokenDelta(text, FinishReason.LENGTH if is_last else None)
 
     def rest_of_text(self) -> str:
         """Text that was waiting for tokens that will not come."""

@@ -16,7 +16,7 @@ from kvflow_jax.requests.stop_strings import StopStrings
 from kvflow_jax.workflow.hints import Hints
 
 
-class Intake:
+class RequestFactory:
     """What an engine knows of its model and its sizes, as far as requests need it.
 
     Args:
@@ -73,7 +73,7 @@ class Intake:
                 "this model has no tokenizer, so no stop strings: use stop_token_ids", "stop"
             )
 
-    def request(
+    def create(
         self,
         request_id: int,
         prompt_ids: np.ndarray,  # i32[num_prompt], passed by ``check``
@@ -82,7 +82,7 @@ class Intake:
         *,
         salt: str,
         priority: int,
-        client: str,
+        fairness_key: str,
         arrival_s: float,
         hints: Hints | None = None,
     ) -> Request:
@@ -103,7 +103,7 @@ class Intake:
             on_output,
             root=RootKey(self._model_name, salt),
             priority=priority,
-            client=client,
+            fairness_key=fairness_key,
             arrival_s=arrival_s,
             max_len=max_len,
             stop_ids=eos.union(params.stop_token_ids),

@@ -147,7 +147,7 @@ class BatchShapes:
         max_prefill_tokens: most prompt tokens of one step, a multiple of ``tile``.
         page_size: tokens of a block.
         pages_per_seq: width of a page table.
-        num_slots: how many requests can run; samples are kept by slot.
+        num_seq_slots: how many requests can run; samples are kept by slot.
         deterministic: prompts and decoding each have one shape and never share a step, so that a
             row is computed by the same program whatever else there is to do.
     """
@@ -157,7 +157,7 @@ class BatchShapes:
     max_prefill_tokens: int
     page_size: int
     pages_per_seq: int
-    num_slots: int
+    num_seq_slots: int
     deterministic: bool = False
 
     @classmethod
@@ -207,7 +207,7 @@ class BatchShapes:
             return 0 if lengths else min(wanted, self.tile)
         most = 0
         for shape in self.shapes:
-            if shape.num_decode == self.num_slots:
+            if shape.num_decode == self.num_seq_slots:
                 taken = sum(-(-length // shape.tile) for length in lengths)
                 most = max(most, (shape.num_tiles - taken) * shape.tile)
         return wanted if wanted <= most else most // self.page_size * self.page_size
@@ -222,7 +222,7 @@ class BatchShapes:
         lengths = [chunk.length for chunk in chunks if not chunk.is_decode]
         num_decode = len(chunks) - len(lengths)
         shape = next(shape for shape in self.shapes if shape.holds(num_decode, lengths))
-        batch = Batch.empty(shape, self.pages_per_seq, self.num_slots)
+        batch = Batch.empty(shape, self.pages_per_seq, self.num_seq_slots)
         sample_rows = np.empty(len(chunks), np.int32)
         starts = np.empty(len(chunks), np.int32)
         next_decode, next_tile = 0, shape.num_decode
@@ -247,7 +247,7 @@ class BatchShapes:
         if chunk.start < chunk.request.num_known:
             batch.tokens[row] = chunk.request.tokens[chunk.start]
         else:  # sampled by a step whose result the host has not seen yet
-            batch.token_source[row] = chunk.request.slot
+            batch.token_source[row] = chunk.request.seq_slot
 
     def _fill_tiles(self, batch: Batch, first_row: int, chunk: Chunk) -> int:
         """Lay a chunk out in tiles from ``first_row``; the row after its last."""
@@ -269,7 +269,7 @@ def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
         request.sampling_row = _sampling_row(request.params, request.seed)
     ints = batch.ints[row]
     ints[_Column.TOP_K : _Column.PAGES], batch.floats[row] = request.sampling_row
-    ints[_Column.SLOT] = request.slot
+    ints[_Column.SLOT] = request.seq_slot
     num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
     ints[_Column.BANS_STOPS] = num_output < request.params.min_tokens
 

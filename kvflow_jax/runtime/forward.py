@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
@@ -40,7 +40,7 @@ class SamplerState:
 
     @classmethod
     def zeros(cls, model: Model, shapes: BatchShapes) -> SamplerState:
-        num_slots, config = shapes.num_slots, model.config
+        num_slots, config = shapes.num_seq_slots, model.config
         most_tokens = max(shape.num_tokens for shape in shapes.shapes)
         hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
         return cls(
@@ -64,23 +64,23 @@ class DeviceState:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepFns:
     """The functions of a step, of one model and ready to be jitted, whatever devices share it."""
 
     run_step: Callable[..., tuple[DeviceState, jax.Array, Logprobs]]
-    begin: Callable[..., tuple[jax.Array, Angles, Rows]]
+    embed: Callable[..., tuple[jax.Array, Angles, AttentionMetadata]]
     run_layers: Callable[..., tuple[jax.Array, KVPool]]
-    finish: Callable[..., tuple[SamplerState, jax.Array, Logprobs]]
+    sample_tokens: Callable[..., tuple[SamplerState, jax.Array, Logprobs]]
     score_hidden: Callable[..., Logprobs]
 
     @classmethod
-    def of(cls, model: Model) -> Steps:
+    def of(cls, model: Model) -> StepFns:
         """On one device."""
         return cls(
             partial(run_step, model),
-            partial(begin, model),
+            partial(embed, model),
             model.run_layers,
-            partial(finish, model),
+            partial(sample_tokens, model),
             partial(score_hidden, model),
         )
 
@@ -91,19 +91,19 @@ def run_step(
     """Run one batch: write the KV of its tokens, sample a token for each row.
 
     Returns:
-        The state with the new KV and samples; the samples, i32[num_rows], and their logprobs. Rows
+        The state with the new KV and samples; the samples, i32[num_rows], and their logprobs. AttentionMetadata
         that are padding, or stop short of their sequence's end, give some that mean nothing.
     """
     ends = model.end_leaves(params)
-    hidden, angles, rows = begin(model, state.pool.spec, ends, state.sampler.last_tokens, batch)
+    hidden, angles, rows = embed(model, state.pool.spec, ends, state.sampler.last_tokens, batch)
     hidden, pool = model.run_all_layers(params, hidden, angles, rows, state.pool)
-    sampler, tokens, logprobs = finish(model, ends, state.sampler, hidden, batch)
+    sampler, tokens, logprobs = sample_tokens(model, ends, state.sampler, hidden, batch)
     return DeviceState(pool, sampler), tokens, logprobs
 
 
-def begin(
+def embed(
     model: Model, spec: PoolSpec, ends: Leaves, last_tokens: jax.Array, batch: Batch
-) -> tuple[jax.Array, Angles, Rows]:
+) -> tuple[jax.Array, Angles, AttentionMetadata]:
     """Embed the batch's tokens and say where each of them stands.
 
     Returns:
@@ -122,18 +122,18 @@ def begin(
     page_table = jnp.asarray(batch.page_table)
     page = page_table.at[row, positions // spec.page_size].get(mode="clip")
     slots = page * spec.page_size + positions % spec.page_size
-    rows = Rows(
+    rows = AttentionMetadata(
         page_table=page_table,
         query_start=jnp.asarray(batch.query_start),
         query_len=jnp.asarray(batch.query_len),
-        write_slots=jnp.where(place < batch.query_len[row], slots, spec.num_slots),
+        write_kv_slots=jnp.where(place < batch.query_len[row], slots, spec.num_kv_slots),
         num_decode=num_decode,
         tile=tile,
     )
-    return *model.begin(ends, tokens, positions), rows
+    return *model.embed(ends, tokens, positions), rows
 
 
-def finish(
+def sample_tokens(
     model: Model,
     ends: Leaves,
     state: SamplerState,
@@ -144,7 +144,7 @@ def finish(
     shape = batch.shape
     starts = np.concatenate([np.arange(shape.num_decode), _tile_starts(shape)]).astype(np.int32)
     last = starts + jnp.maximum(batch.query_len - 1, 0)
-    logits = model.finish(ends, hidden[last])
+    logits = model.compute_logits(ends, hidden[last])
     position = batch.query_start + batch.query_len
     rows = batch.sampling
     tokens, logprobs = sample(logits, rows, state.memory, position)
@@ -166,7 +166,7 @@ def score_hidden(
 ) -> Logprobs:
     """How likely ``targets`` are, each after the hidden state at its place from ``start`` on."""
     some = jax.lax.dynamic_slice_in_dim(hidden, start, len(targets))
-    return score(model.finish(ends, some), targets)
+    return score(model.compute_logits(ends, some), targets)
 
 
 def _tile_starts(shape: BatchShape) -> np.ndarray:

@@ -48,7 +48,7 @@ class Runner(Protocol):
     def submit(self, batch: Batch) -> StepHandle:
         """Dispatch a step and return at once."""
 
-    def recall(self, request: Request) -> None:
+    def load_sequence_state(self, request: Request) -> None:
         """Remember the tokens, stops and bias of a request for the slot that it now has."""
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[ScoreHandle]:
@@ -59,16 +59,16 @@ class Runner(Protocol):
             targets: i32[n], what follows that token and each after it.
         """
 
-    def read_blocks(self, slots: np.ndarray) -> Any:
-        """Dispatch a copy of blocks (slots i32[n]) out of the pool; later steps may reuse them."""
+    def read_blocks(self, pages: np.ndarray) -> Any:
+        """Dispatch a copy of blocks (pages i32[n]) out of the pool; later steps may reuse them."""
 
-    def write_blocks(self, blocks: Any, places: np.ndarray, slots: np.ndarray) -> None:
+    def write_blocks(self, blocks: Any, places: np.ndarray, pages: np.ndarray) -> None:
         """Dispatch a copy into the pool.
 
         Args:
             blocks: what ``read_blocks`` gave, of n blocks, wherever it has been since.
             places: i32[m], which of them to write; the rest is ignored.
-            slots: i32[m], where to.
+            pages: i32[m], where to.
         """
 
     @property

@@ -17,8 +17,8 @@ from kvflow_jax.models.sharding import BLOCKS, POOL, WHOLE, Shards
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
-from kvflow_jax.runtime.forward import DeviceState, SamplerState, Steps
-from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs, Past, TokenMemory
+from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
+from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs, SequenceState, TokenMemory
 from kvflow_jax.runtime.sharded_forward import steps_on
 
 LAYERS_PER_CALL = 10
@@ -94,7 +94,7 @@ class ModelRunner:
             here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
             self._whole = self._pool_lies = self.blocks_lie = here
             params, own_spec = jax.device_put(params, here), pool_spec
-            steps = Steps.of(model)
+            steps = StepFns.of(model)
         else:
             self._whole, self._pool_lies, self.blocks_lie = map(shards.where, (WHOLE, POOL, BLOCKS))
             model = shards.part(model)
@@ -106,11 +106,13 @@ class ModelRunner:
         self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
         self._step = jax.jit(steps.run_step, donate_argnums=1)
-        self._begin = jax.jit(partial(steps.begin, pool_spec))
+        self._embed = jax.jit(partial(steps.embed, pool_spec))
         self._run_layers = jax.jit(steps.run_layers, donate_argnames=("hidden", "pool"))
-        self._finish = jax.jit(steps.finish, donate_argnums=1)
+        self._sample_tokens = jax.jit(steps.sample_tokens, donate_argnums=1)
         self._score = jax.jit(steps.score_hidden)
-        self._recall = jax.jit(TokenMemory.recall, donate_argnums=0, out_shardings=self._whole)
+        self._recall = jax.jit(
+            TokenMemory.load_sequence_state, donate_argnums=0, out_shardings=self._whole
+        )
         self._read = jax.jit(KVPool.gather, out_shardings=self.blocks_lie)
         self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_lies)
 
@@ -130,17 +132,17 @@ class ModelRunner:
     def submit(self, batch: Batch) -> JaxStep:
         return self._submit(batch, self._groups)
 
-    def recall(self, request: Request) -> None:
-        self.remember(self.past(request))
+    def load_sequence_state(self, request: Request) -> None:
+        self.set_sequence_state(self.past(request))
 
-    def past(self, request: Request) -> Past:
+    def past(self, request: Request) -> SequenceState:
         """What a request's slot is to remember."""
         return _past(request, self.shapes, self._model.config.vocab_size)
 
-    def remember(self, past: Past) -> None:
+    def set_sequence_state(self, sequence_state: SequenceState) -> None:
         """Remember a past for its slot."""
         sampler = self._state.sampler
-        memory = self._recall(sampler.memory, past)
+        memory = self._recall(sampler.memory, sequence_state)
         self._state = replace(self._state, sampler=replace(sampler, memory=memory))
 
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
@@ -164,7 +166,7 @@ class ModelRunner:
         for shape in track(self.shapes.shapes):
             # One group of layers is enough: its program is that of all groups.
             self._submit(self._padding(shape), self._groups[:1]).result()
-        self.remember(_empty_past(self.shapes, self._model.config.vocab_size))
+        self.set_sequence_state(_empty_past(self.shapes, self._model.config.vocab_size))
         for scores in self.score(0, np.zeros(1, np.int32)):
             scores.result()
         for size in self._extent_sizes:
@@ -191,7 +193,7 @@ class ModelRunner:
         if not self._groups:
             return self._step.lower(self._params, self._state, batch).compile().memory_analysis()
         last_tokens = self._state.sampler.last_tokens
-        hidden, angles, rows = self._begin(self._ends, last_tokens, batch)
+        hidden, angles, rows = self._embed(self._ends, last_tokens, batch)
         first, matrices = self._groups[0]
         rest = {"hidden": hidden, "angles": angles, "rows": rows, "pool": self._state.pool}
         lowered = self._run_layers.lower(matrices, self._vectors, first, **rest)
@@ -203,17 +205,17 @@ class ModelRunner:
             self._state, tokens, logprobs = self._step(self._params, self._state, batch)
             return JaxStep(tokens, logprobs if wants_logprobs else None)
         pool, sampler = self._state.pool, self._state.sampler
-        hidden, angles, rows = self._begin(self._ends, sampler.last_tokens, batch)
+        hidden, angles, rows = self._embed(self._ends, sampler.last_tokens, batch)
         for first, matrices in groups:
             hidden, pool = self._run_layers(
                 matrices, self._vectors, first, hidden=hidden, angles=angles, rows=rows, pool=pool
             )
-        sampler, tokens, logprobs = self._finish(self._ends, sampler, hidden, batch)
+        sampler, tokens, logprobs = self._sample_tokens(self._ends, sampler, hidden, batch)
         self._state = DeviceState(pool, sampler)
         return JaxStep(tokens, logprobs if wants_logprobs else None)
 
     def _padding(self, shape: BatchShape) -> Batch:
-        return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_slots)
+        return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_seq_slots)
 
     def _fresh_state(self) -> DeviceState:
         # Made where they are to lie: whole, the pool may fit no device.
@@ -239,24 +241,24 @@ def layer_groups(model: Model, params: Params, most: int = LAYERS_PER_CALL) -> l
     ]
 
 
-def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> Past:
+def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceState:
     """A request's past as arrays of fixed sizes."""
-    past = _empty_past(shapes, vocab_size)
+    sequence_state = _empty_past(shapes, vocab_size)
     bias = request.params.logit_bias
-    past.tokens[: request.num_known] = request.known
-    past.stop_ids[: len(request.stop_ids)] = list(request.stop_ids)
-    past.bias_ids[: len(bias)] = list(bias)
-    past.bias[: len(bias)] = list(bias.values())
+    sequence_state.tokens[: request.num_known] = request.known
+    sequence_state.stop_ids[: len(request.stop_ids)] = list(request.stop_ids)
+    sequence_state.bias_ids[: len(bias)] = list(bias)
+    sequence_state.bias[: len(bias)] = list(bias.values())
     return replace(
-        past,
-        slot=np.int32(request.slot),
+        sequence_state,
+        slot=np.int32(request.seq_slot),
         num_prompt=np.int32(request.num_prompt),
         num_tokens=np.int32(request.num_known),
     )
 
 
-def _empty_past(shapes: BatchShapes, vocab_size: int) -> Past:
-    return Past(
+def _empty_past(shapes: BatchShapes, vocab_size: int) -> SequenceState:
+    return SequenceState(
         slot=np.int32(0),
         tokens=np.zeros(shapes.pages_per_seq * shapes.page_size, np.int32),
         num_prompt=np.int32(0),

@@ -1,4 +1,4 @@
-"""Sampling inside the step: every row by its own settings, its own seed and its own past."""
+"""Sampling inside the step: every row by its own settings, its own seed and its own sequence_state."""
 
 from __future__ import annotations
 
@@ -91,20 +91,25 @@ class TokenMemory:
         shape = (num_slots, vocab_size)
         return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
-    def recall(self, past: Past) -> TokenMemory:
+    def load_sequence_state(self, sequence_state: SequenceState) -> TokenMemory:
         """The memory with one slot's row made anew."""
         vocab = self.facts.shape[1]
-        place = jnp.arange(len(past.tokens))
-        is_prompt = place < past.num_prompt
-        is_output = (place >= past.num_prompt) & (place < past.num_tokens)
+        place = jnp.arange(len(sequence_state.tokens))
+        is_prompt = place < sequence_state.num_prompt
+        is_output = (place >= sequence_state.num_prompt) & (place < sequence_state.num_tokens)
         row = jnp.zeros(vocab, jnp.int32)
         # The flag before the counts, and both before the other flag: max would overwrite.
-        row = row.at[past.tokens].max(jnp.where(is_prompt, _IN_PROMPT, 0))
-        row = row.at[past.tokens].add(is_output.astype(jnp.int32))
-        stops = jnp.zeros(vocab, jnp.int32).at[past.stop_ids].max(_IS_STOP, mode="drop")
-        bias = jnp.zeros(vocab, jnp.float32).at[past.bias_ids].add(past.bias, mode="drop")
+        row = row.at[sequence_state.tokens].max(jnp.where(is_prompt, _IN_PROMPT, 0))
+        row = row.at[sequence_state.tokens].add(is_output.astype(jnp.int32))
+        stops = jnp.zeros(vocab, jnp.int32).at[sequence_state.stop_ids].max(_IS_STOP, mode="drop")
+        bias = (
+            jnp.zeros(vocab, jnp.float32)
+            .at[sequence_state.bias_ids]
+            .add(sequence_state.bias, mode="drop")
+        )
         return TokenMemory(
-            self.facts.at[past.slot].set(row + stops), self.bias.at[past.slot].set(bias)
+            self.facts.at[sequence_state.slot].set(row + stops),
+            self.bias.at[sequence_state.slot].set(bias),
         )
 
     def count(self, slot: jax.Array, token: jax.Array) -> TokenMemory:
@@ -118,7 +123,7 @@ class TokenMemory:
     meta_fields=[],
 )
 @dataclass(frozen=True)
-class Past:
+class SequenceState:
     """What a slot's memory is made of. Ids at or past the vocabulary are padding."""
 
     slot: Any  # i32[]

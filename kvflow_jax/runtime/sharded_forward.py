@@ -16,23 +16,23 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
 from kvflow_jax.models.sharding import POOL, WHOLE, weight_spec
 from kvflow_jax.runtime import forward
 from kvflow_jax.runtime.batch import Batch
-from kvflow_jax.runtime.forward import DeviceState, SamplerState, Steps
+from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
 from kvflow_jax.runtime.sampler import Logprobs
 
 
-def steps_on(mesh: Mesh, model: Model) -> Steps:
+def steps_on(mesh: Mesh, model: Model) -> StepFns:
     """The functions of a step on these devices."""
-    return Steps(
+    return StepFns(
         partial(run_step, mesh, model),
-        partial(begin, mesh, model),
+        partial(embed, mesh, model),
         partial(run_layers, mesh, model),
-        partial(finish, mesh, model),
+        partial(sample_tokens, mesh, model),
         partial(score_hidden, mesh, model),
     )
 
@@ -40,7 +40,7 @@ def steps_on(mesh: Mesh, model: Model) -> Steps:
 def run_step(
     mesh: Mesh, model: Model, params: Params, state: DeviceState, batch: Batch
 ) -> tuple[DeviceState, jax.Array, Logprobs]:
-    """See ``step.run_step``."""
+    """See ``forward.run_step``."""
     cut = replace(jax.tree.map(lambda _: WHOLE, state), pool=_cut_pool(state.pool))
     weights = {name: weight_spec(name, leaf.ndim) for name, leaf in params.items()}
     run = _on(mesh, partial(forward.run_step, model), (weights, cut, WHOLE), (cut, WHOLE, WHOLE))
@@ -48,13 +48,13 @@ def run_step(
     return out
 
 
-def begin(
+def embed(
     mesh: Mesh, model: Model, spec: PoolSpec, ends: Leaves, last_tokens: jax.Array, batch: Batch
-) -> tuple[jax.Array, Angles, Rows]:
-    """See ``step.begin``."""
+) -> tuple[jax.Array, Angles, AttentionMetadata]:
+    """See ``forward.embed``."""
     cut = (_cut(model.end_names, ends), WHOLE, WHOLE)
-    run = _on(mesh, partial(forward.begin, model, spec), cut, WHOLE)
-    out: tuple[jax.Array, Angles, Rows] = run(ends, last_tokens, batch)
+    run = _on(mesh, partial(forward.embed, model, spec), cut, WHOLE)
+    out: tuple[jax.Array, Angles, AttentionMetadata] = run(ends, last_tokens, batch)
     return out
 
 
@@ -66,7 +66,7 @@ def run_layers(
     first: jax.Array,
     hidden: jax.Array,
     angles: Angles,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
 ) -> tuple[jax.Array, KVPool]:
     """See ``Model.run_layers``."""
@@ -81,12 +81,12 @@ def run_layers(
     return out
 
 
-def finish(
+def sample_tokens(
     mesh: Mesh, model: Model, ends: Leaves, state: SamplerState, hidden: jax.Array, batch: Batch
 ) -> tuple[SamplerState, jax.Array, Logprobs]:
-    """See ``step.finish``."""
+    """See ``forward.sample_tokens``."""
     cut = (_cut(model.end_names, ends), WHOLE, WHOLE, WHOLE)
-    run = _on(mesh, partial(forward.finish, model), cut, WHOLE)
+    run = _on(mesh, partial(forward.sample_tokens, model), cut, WHOLE)
     out: tuple[SamplerState, jax.Array, Logprobs] = run(ends, state, hidden, batch)
     return out
 
@@ -99,7 +99,7 @@ def score_hidden(
     start: jax.Array,
     targets: jax.Array,
 ) -> Logprobs:
-    """See ``step.score_hidden``."""
+    """See ``forward.score_hidden``."""
     cut = (_cut(model.end_names, ends), WHOLE, WHOLE, WHOLE)
     run = _on(mesh, partial(forward.score_hidden, model), cut, WHOLE)
     scores: Logprobs = run(ends, hidden, start, targets)

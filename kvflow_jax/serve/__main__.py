@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import kvflow_jax.errors
 from kvflow_jax.cache.policy import POLICIES
-from kvflow_jax.distributed.process_info import Place
+from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
 from kvflow_jax.runtime.gpu_memory import take_most
 from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
@@ -46,22 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     take_most()
     _set_up_logging(config.log_level)
     try:
-        place = find_place(config)
+        process_info = find_place(config)
     except kvflow_jax.errors.ConfigError as error:
         print(f"kvflow-serve: {error}", file=sys.stderr)
         return 2
-    if place is not None and place.process_id:
+    if process_info is not None and process_info.process_id:
         from kvflow_jax.serve.worker import follow
 
-        return follow(config, place)
+        return follow(config, process_info)
 
     from kvflow_jax.serve.launch import build_engine
     from kvflow_jax.serve.server import run
 
-    return run(config, partial(build_engine, place=place))
+    return run(config, partial(build_engine, process_info=process_info))
 
 
-def find_place(config: ServerConfig) -> Place | None:
+def find_place(config: ServerConfig) -> ProcessInfo | None:
     """Which of several processes this is; None where it is alone.
 
     Raises:
@@ -73,15 +73,15 @@ def find_place(config: ServerConfig) -> Place | None:
                 "--num-processes and --process-id need --coordinator HOST:PORT, of process 0"
             )
         return None
-    place = Place.find(
+    process_info = ProcessInfo.find(
         config.coordinator, config.num_processes, config.process_id, config.join_timeout_s
     )
-    if config.tensor_parallel < place.num_processes:
+    if config.tensor_parallel < process_info.num_processes:
         raise kvflow_jax.errors.ConfigError(
             f"--tensor-parallel {config.tensor_parallel} leaves processes without a device: give "
-            f"at least --num-processes, {place.num_processes}"
+            f"at least --num-processes, {process_info.num_processes}"
         )
-    return place if place.num_processes > 1 else None
+    return process_info if process_info.num_processes > 1 else None
 
 
 def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:

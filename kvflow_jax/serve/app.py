@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from kvflow_jax import __version__
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat, completions, workflows
-from kvflow_jax.serve.auth import cache_salt, client_of
-from kvflow_jax.serve.dependencies import TheService, TheTenant
+from kvflow_jax.serve.auth import cache_salt, fairness_key_of
+from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError, QuietWhenGone, install_error_handlers
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.metrics import CONTENT_TYPE
@@ -47,20 +47,20 @@ def create_app(service: Service) -> FastAPI:
 
 
 @open_routes.get("/health")
-async def health(service: TheService) -> Response:
+async def health(service: ServiceDep) -> Response:
     if not service.is_healthy:
         raise ApiError(503, "the engine has stopped; restart the server", code="engine_dead")
     return JSONResponse({"status": "ok"})
 
 
 @open_routes.get("/ready")
-async def ready(service: TheService) -> Response:
+async def ready(service: ServiceDep) -> Response:
     service.check_answering()
     return JSONResponse({"status": service.phase.value})
 
 
 @open_routes.get("/metrics")
-async def metrics(service: TheService) -> Response:
+async def metrics(service: ServiceDep) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
@@ -70,19 +70,19 @@ async def show_version() -> Response:
 
 
 @routes.get("/v1/models")
-async def list_models(service: TheService, tenant: TheTenant) -> Response:
+async def list_models(service: ServiceDep, tenant: TenantDep) -> Response:
     return JSONResponse({"object": "list", "data": [service.model_card()]})
 
 
 @routes.get("/v1/models/{model_id:path}")  # names like Qwen/Qwen3-0.6B hold a slash
-async def show_model(model_id: str, service: TheService, tenant: TheTenant) -> Response:
+async def show_model(model_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_model(model_id)
     return JSONResponse(service.model_card())
 
 
 @routes.post("/v1/chat/completions")
 async def create_chat_completion(
-    request: Request, service: TheService, tenant: TheTenant
+    request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
     body = await parse_body(request, ChatRequest, service.config.max_body_bytes)
@@ -102,7 +102,7 @@ async def create_chat_completion(
 
 
 @routes.post("/v1/completions")
-async def create_completion(request: Request, service: TheService, tenant: TheTenant) -> Response:
+async def create_completion(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     body = await parse_body(request, CompletionRequest, service.config.max_body_bytes)
     service.check_model(body.model)
@@ -125,7 +125,7 @@ async def create_completion(request: Request, service: TheService, tenant: TheTe
 
 
 @routes.post("/flush_cache")
-async def flush_cache(service: TheService, tenant: TheTenant) -> Response:
+async def flush_cache(service: ServiceDep, tenant: TenantDep) -> Response:
     if not await service.flush_cache():
         stats = service.stats
         raise ApiError(
@@ -152,13 +152,13 @@ async def _answer(
     if reader is not None and priority is None:
         priority = reader.priority
     # Turns are the client's, agents the key's: users and hosts of one app share its roles.
-    owned = [None if one is None else replace(one, owner=tenant) for one in hints]
+    owned = [None if one is None else replace(one, tenant=tenant) for one in hints]
     generation = service.generate(
         prompts,
         params,
         salt=cache_salt(tenant, body.cache_salt),
         priority=priority or 0,
-        client=client_of(request, tenant, body.user),
+        fairness_key=fairness_key_of(request, tenant, body.user),
         hints=owned,
     )
     if body.stream:

@@ -48,7 +48,7 @@ def cache_salt(tenant: str, request_salt: str | None) -> str:
     return f"{tenant}:{salt}" if tenant else salt  # tenants are of one length: unambiguous
 
 
-def client_of(request: Request, tenant: str, user: str | None) -> str:
+def fairness_key_of(request: Request, tenant: str, user: str | None) -> str:
     """Whose turn a request takes: the key's or the host's, and within it the user's."""
     host = request.client.host if request.client is not None else ""
     return f"{tenant or host}:{user or ''}"

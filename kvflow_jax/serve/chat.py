@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.generation import News
+from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest
@@ -57,14 +57,14 @@ class ChatFormat:
     def opening(self, index: int) -> dict[str, Any]:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def chunk(self, news: News) -> dict[str, Any]:
+    def chunk(self, news: ChoiceDelta) -> dict[str, Any]:
         delta = {"content": news.text} if news.text else {}
         return self._chunk(news.index, delta, news)
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    def whole(self, choices: list[News], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
         return {
             **self._head,
             "object": "chat.completion",
@@ -82,7 +82,9 @@ class ChatFormat:
             "usage": usage,
         }
 
-    def _chunk(self, index: int, delta: dict[str, Any], news: News | None = None) -> dict[str, Any]:
+    def _chunk(
+        self, index: int, delta: dict[str, Any], news: ChoiceDelta | None = None
+    ) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": index,
             "delta": delta,
@@ -97,10 +99,10 @@ class ChatFormat:
                 choice["stop_reason"] = news.stop_reason
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _logprobs(self, news: News) -> dict[str, Any] | None:
+    def _logprobs(self, news: ChoiceDelta) -> dict[str, Any] | None:
         return self._writer.chat(news.logprobs) if self._wants_logprobs else None
 
-    def _prompt_logprobs(self, news: News) -> dict[str, Any]:
+    def _prompt_logprobs(self, news: ChoiceDelta) -> dict[str, Any]:
         if not news.prompt_logprobs:
             return {}
         return {"prompt_logprobs": self._writer.prompt(news.prompt_logprobs)}

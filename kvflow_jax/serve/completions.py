@@ -10,7 +10,7 @@ from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.outputs import FinishReason, TokenLogprobs
-from kvflow_jax.serve.generation import News
+from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter, TextOffsets
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import CompletionRequest
@@ -61,17 +61,17 @@ class CompletionFormat:
     def opening(self, index: int) -> None:
         return None
 
-    def chunk(self, news: News) -> dict[str, Any]:
+    def chunk(self, news: ChoiceDelta) -> dict[str, Any]:
         return {**self._head, "choices": [self._choice(news)]}
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": self._usage(usage)}
 
-    def whole(self, choices: list[News], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
         written = [self._choice(choice) for choice in choices]
         return {**self._head, "choices": written, "usage": self._usage(usage)}
 
-    def _choice(self, news: News) -> dict[str, Any]:
+    def _choice(self, news: ChoiceDelta) -> dict[str, Any]:
         is_first = news.index not in self._offsets
         offsets = self._offsets.setdefault(news.index, self._writer.offsets())
         text, logprobs, finish = news.text, news.logprobs, finish_name(news.finish_reason)

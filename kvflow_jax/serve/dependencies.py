@@ -21,5 +21,5 @@ async def the_tenant(request: Request) -> str:
     return service.keys.authenticate(headers.get(b"authorization"))
 
 
-TheService = Annotated[Service, Depends(the_service)]
-TheTenant = Annotated[str, Depends(the_tenant)]
+ServiceDep = Annotated[Service, Depends(the_service)]
+TenantDep = Annotated[str, Depends(the_tenant)]

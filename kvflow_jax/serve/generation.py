@@ -30,7 +30,7 @@ class Mailbox:
         self._is_armed = False
 
     def post(self, generation: Generation, index: int, output: Output) -> None:
-        # Append, then look at the flag; _deliver clears the flag, then looks at the letters. In
+        # Append, then look at the flag; _deliver clears the flag, then looks at the pending. In
         # that order a letter either is seen by the wake-up under way or arms the next one.
         self._letters.append((generation, index, output))
         if self._is_armed:
@@ -45,13 +45,13 @@ class Mailbox:
 
     def _deliver(self) -> None:
         self._is_armed = False
-        for _ in range(len(self._letters)):  # later letters have armed a wake-up of their own
+        for _ in range(len(self._letters)):  # later pending have armed a wake-up of their own
             generation, index, output = self._letters.popleft()
             generation.receive(index, output)
 
 
 @dataclass(slots=True)
-class News:
+class ChoiceDelta:
     """What one prompt has said since the last wake-up, merged."""
 
     index: int
@@ -67,7 +67,7 @@ class News:
         says = self.text or self.logprobs or self.prompt_logprobs
         return bool(says) or self.finish_reason is not None
 
-    def add(self, output: Output | News) -> None:
+    def add(self, output: Output | ChoiceDelta) -> None:
         """Append what came later."""
         self.text += output.text
         self.prompt_logprobs += output.prompt_logprobs
@@ -128,7 +128,7 @@ class Generation:
         *,
         salt: str,
         priority: int,
-        client: str,
+        fairness_key: str,
         hints: Hints | None = None,
     ) -> None:
         """Queue one more answer; errors are those of ``Engine.submit``."""
@@ -140,7 +140,7 @@ class Generation:
             partial(self._mailbox.post, self, index),
             salt=salt,
             priority=priority,
-            client=client,
+            fairness_key=fairness_key,
             hints=hints,
         )
 
@@ -167,7 +167,7 @@ class Generation:
         self._abort()
         self._on_closed(self)
 
-    async def news(self) -> AsyncIterator[list[News]]:
+    async def news(self) -> AsyncIterator[list[ChoiceDelta]]:
         """What has been said since the last look, choices in order, until all have finished.
 
         Raises:
@@ -186,7 +186,7 @@ class Generation:
                 yield batch
 
     @asynccontextmanager
-    async def watching(self, receive: Receive) -> AsyncIterator[None]:
+    async def abort_on_disconnect(self, receive: Receive) -> AsyncIterator[None]:
         """Within it, a client that leaves stops generation; at its end the generation is closed.
 
         Args:
@@ -204,14 +204,14 @@ class Generation:
             pass  # an empty end of the body
         self.fail(ClientGoneError("the client closed its connection"))
 
-    def _merge(self) -> list[News]:
-        by_index: dict[int, News] = {}
+    def _merge(self) -> list[ChoiceDelta]:
+        by_index: dict[int, ChoiceDelta] = {}
         for index, output in self._unread:
             if output.finish_reason is FinishReason.ERROR:
                 raise to_api_error(output.error or RuntimeError("the engine gave no reason"))
             if output.finish_reason is FinishReason.ABORT:
                 raise ApiError(503, "the server cut this request off", code="request_aborted")
-            item = by_index.setdefault(index, News(index))
+            item = by_index.setdefault(index, ChoiceDelta(index))
             item.add(output)
             if output.finish_reason is not None:
                 self._count(index, output)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from kvflow_jax import __version__
-from kvflow_jax.distributed.process_info import Place
+from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.protocols import Engine, Tokenizer
 
@@ -38,7 +38,7 @@ _SHARED = (
 
 
 def build_engine(
-    config: ServerConfig, place: Place | None = None
+    config: ServerConfig, process_info: ProcessInfo | None = None
 ) -> tuple[Engine, Tokenizer | None, str]:
     """Load the model, build the pool, warm up, start the engine's thread. Takes seconds to minutes.
 
@@ -46,7 +46,7 @@ def build_engine(
     that ``--help`` and a busy port cost no JAX import.
 
     Args:
-        place: where several processes share the model: that of the first, which waits for the
+        process_info: where several processes share the model: that of the first, which waits for the
             others.
 
     Returns:
@@ -55,12 +55,12 @@ def build_engine(
     Raises:
         ModelLoadError, CapacityError, ConfigError: with a message that says what to do.
     """
-    if place is None:
+    if process_info is None:
         return _build(config, None)
 
     from kvflow_jax.distributed.rendezvous import lead
 
-    leader = lead(place, shared_settings(config), config.join_timeout_s)
+    leader = lead(process_info, shared_settings(config), config.join_timeout_s)
     try:
         return _build(config, leader)
     except Exception as error:

@@ -41,7 +41,7 @@ class Engine(Protocol):
         *,
         salt: str = "",
         priority: int = 0,
-        client: str = "",
+        fairness_key: str = "",
         hints: Hints | None = None,
     ) -> int:
         """Queue a request, return its id at once.
@@ -59,18 +59,18 @@ class Engine(Protocol):
     def flush_cache(self) -> bool:
         """Drop all unleased cached blocks; False (nothing dropped) while requests are about."""
 
-    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
+    def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
         """Keep a workflow under a name for the client's runs."""
 
-    def unregister_graph(self, client: str, graph_id: str) -> bool:
+    def unregister_graph(self, tenant: str, graph_id: str) -> bool:
         """Forget a workflow; False where there is none of this name."""
 
     def advance_run(
-        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+        self, tenant: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
         """Take in a run's progress; agents its graph lacks, None where there is no such run."""
 
-    def end_run(self, client: str, workflow_id: str) -> bool:
+    def end_run(self, tenant: str, workflow_id: str) -> bool:
         """A run is over; False where there is none of this name."""
 
     def drain(self, timeout_s: float) -> bool:

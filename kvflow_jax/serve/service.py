@@ -181,7 +181,7 @@ class Service:
         *,
         salt: str,
         priority: int,
-        client: str,
+        fairness_key: str,
         hints: Sequence[Hints | None],
     ) -> Generation:
         """Submit all prompts or none, each with its hints and once for each of ``params``.
@@ -204,7 +204,7 @@ class Service:
                         one,
                         salt=salt,
                         priority=priority,
-                        client=client,
+                        fairness_key=fairness_key,
                         hints=its_hints,
                     )
         except BaseException:

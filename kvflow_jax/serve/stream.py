@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import ClientGoneError, to_api_error
-from kvflow_jax.serve.generation import Generation, News, Usage
+from kvflow_jax.serve.generation import ChoiceDelta, Generation, Usage
 
 logger = logging.getLogger("kvflow_jax.serve")
 
@@ -25,11 +25,11 @@ class Format(Protocol):
     def opening(self, index: int) -> dict[str, Any] | None:
         """First chunk of a choice, before any text."""
 
-    def chunk(self, news: News) -> dict[str, Any]: ...
+    def chunk(self, news: ChoiceDelta) -> dict[str, Any]: ...
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]: ...
 
-    def whole(self, choices: list[News], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer of a request that does not stream."""
 
 
@@ -39,8 +39,8 @@ async def answer_whole(generation: Generation, form: Format, receive: Receive) -
     Raises:
         ApiError, ClientGoneError.
     """
-    choices = [News(index) for index in range(generation.num_choices)]
-    async with generation.watching(receive):
+    choices = [ChoiceDelta(index) for index in range(generation.num_choices)]
+    async with generation.abort_on_disconnect(receive):
         async for batch in generation.news():
             for news in batch:
                 choices[news.index].add(news)
@@ -66,7 +66,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
-        async with self._generation.watching(receive):
+        async with self._generation.abort_on_disconnect(receive):
             try:
                 async for events in self._events():
                     if not has_started:

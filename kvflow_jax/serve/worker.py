@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from kvflow_jax.distributed.process_info import Place
+from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.launch import engine_config, load, shared_settings
@@ -23,14 +23,14 @@ log = logging.getLogger("kvflow_jax.serve")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def follow(config: ServerConfig, place: Place) -> int:
+def follow(config: ServerConfig, process_info: ProcessInfo) -> int:
     """Join the others and do what process 0 does, until it ends.
 
     Returns:
         exit code: 0 after process 0 has drained; 1 where this one could not join. One whose group
         breaks ends at once.
     """
-    process = _Process(config, place)
+    process = _Process(config, process_info)
     before = {number: signal.signal(number, process.handle_exit) for number in _SIGNALS}
     # On a thread, so that signals are heard whatever the devices wait for.
     thread = threading.Thread(target=process.run, name="kvflow-follow", daemon=True)
@@ -42,9 +42,9 @@ def follow(config: ServerConfig, place: Place) -> int:
 
 
 class _Process:
-    def __init__(self, config: ServerConfig, place: Place) -> None:
+    def __init__(self, config: ServerConfig, process_info: ProcessInfo) -> None:
         self.exit_code = 1
-        self._config, self._place = config, place
+        self._config, self._place = config, process_info
         self._follower: Follower | None = None
         self._is_told = False
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.dependencies import TheService, TheTenant
+from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
 from kvflow_jax.serve.protocols import Engine
@@ -41,7 +41,7 @@ class AdvanceRequest(BaseModel):
 
 @routes.put("/v1/workflows/{graph_id:path}")
 async def register_graph(
-    graph_id: str, request: Request, service: TheService, tenant: TheTenant
+    graph_id: str, request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
     _check_id(graph_id)
@@ -64,13 +64,13 @@ async def register_graph(
 
 
 @routes.get("/v1/workflows")
-async def list_graphs(service: TheService, tenant: TheTenant) -> Response:
+async def list_graphs(service: ServiceDep, tenant: TenantDep) -> Response:
     names = service.registered.names(tenant)
     return JSONResponse({"object": "list", "data": [{"graph_id": name} for name in names]})
 
 
 @routes.get("/v1/workflows/{graph_id:path}")
-async def show_graph(graph_id: str, service: TheService, tenant: TheTenant) -> Response:
+async def show_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
     text = service.registered.get((tenant, graph_id))
     if text is None:
         raise _unknown_graph(graph_id)
@@ -78,7 +78,7 @@ async def show_graph(graph_id: str, service: TheService, tenant: TheTenant) -> R
 
 
 @routes.delete("/v1/workflows/{graph_id:path}")
-async def unregister_graph(graph_id: str, service: TheService, tenant: TheTenant) -> Response:
+async def unregister_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     registered = service.registered
     async with registered.lock:
@@ -90,7 +90,7 @@ async def unregister_graph(graph_id: str, service: TheService, tenant: TheTenant
 
 @routes.post("/v1/workflows/{workflow_id:path}/advance")
 async def advance_run(
-    workflow_id: str, request: Request, service: TheService, tenant: TheTenant
+    workflow_id: str, request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
     body = await parse_body(request, AdvanceRequest, service.config.max_body_bytes)

@@ -84,18 +84,18 @@ class SimRunner:
         steps = [self._tokens(batch, i) for i in range(num_repeats)]
         return SimStep(self._clock, end_s, np.stack(steps))
 
-    def recall(self, request: Request) -> None:
+    def load_sequence_state(self, request: Request) -> None:
         """Sampling here has no memory."""
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[SimScores]:
         num = len(targets)
         return [SimScores(min(SCORED_AT_ONCE, num - at)) for at in range(0, num, SCORED_AT_ONCE)]
 
-    def read_blocks(self, slots: np.ndarray) -> SimBlocks:
-        num_blocks = len(slots)
+    def read_blocks(self, pages: np.ndarray) -> SimBlocks:
+        num_blocks = len(pages)
         return SimBlocks(num_blocks, self._occupy(self._copy_s(num_blocks)))
 
-    def write_blocks(self, blocks: SimBlocks, places: np.ndarray, slots: np.ndarray) -> None:
+    def write_blocks(self, blocks: SimBlocks, places: np.ndarray, pages: np.ndarray) -> None:
         self._occupy(self._copy_s(len(places)))
 
     def reset(self) -> None:

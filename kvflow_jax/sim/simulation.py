@@ -102,7 +102,7 @@ class Simulation:
         params: SamplingParams,
         on_output: Callable[[Output], None],
         *,
-        client: str = "",
+        fairness_key: str = "",
         hints: Hints | None = None,
     ) -> None:
         """Queue a request, which the engine takes in before its next step."""
@@ -110,7 +110,12 @@ class Simulation:
         engine.check_prompt(prompt_ids, params)
         self._inbox.append(
             lambda: engine.add(
-                prompt_ids, params, on_output, client=client, hints=hints, arrival_s=arrival_s
+                prompt_ids,
+                params,
+                on_output,
+                fairness_key=fairness_key,
+                hints=hints,
+                arrival_s=arrival_s,
             )
         )
 
@@ -137,7 +142,7 @@ class Simulation:
                 continue
             if not engine.is_idle and not engine.is_waiting:
                 raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
-            if engine.controller.num_held_back:
+            if engine.controller.num_throttled:
                 due_s, next_s = self.clock.now() + CHECK_S, self.clock.next_event_s
                 self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
             elif not self.clock.advance_to_next():

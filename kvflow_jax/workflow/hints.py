@@ -71,7 +71,7 @@ class Hints:
     reuse: Reuse = Reuse.NEUTRAL
     ttl_s: float | None = None
     is_clipped: bool = False
-    owner: str | None = None
+    tenant: str | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -12,7 +12,7 @@ from types import ModuleType
 import jax
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import Rows, by_rows
+from kvflow_jax.models.attention import AttentionMetadata, by_rows
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.kernels.base import Case, Declined, Kernel
 
@@ -54,7 +54,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
     kind: AttentionKind,
     *,
@@ -67,7 +67,7 @@ def attend(
         block_len: tokens fetched at a time, a power of two from 64 on.
         stages: how many of those have room in shared memory.
     """
-    pool = pool.write(layer, rows.write_slots, k, v)
+    pool = pool.write(layer, rows.write_kv_slots, k, v)
     attend_rows = partial(_program().attend_rows, block_len=block_len, stages=stages)
     return by_rows(attend_rows, layer, q, rows, pool, kind), pool
 

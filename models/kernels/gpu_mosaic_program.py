@@ -25,7 +25,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.lax import div, rem
 
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
-from kvflow_jax.models.attention import EVERYTHING, MASKED, TINY, EqualRows
+from kvflow_jax.models.attention import EVERYTHING, MASKED, TINY, UniformRows
 from kvflow_jax.models.kernels.gpu_splits import join, num_splits
 
 QUERIES, QUERY_STEP = 64, 8  # rows of the smallest product, and of what is copied at once
@@ -36,7 +36,7 @@ MATRIX, VECTOR = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)  # which threa
 
 def attend_rows(
     layer: jax.Array,  # i32[]
-    rows: EqualRows,
+    rows: UniformRows,
     pool: KVPool,
     *,
     block_len: int,  # tokens fetched at a time, a power of two from 64 on

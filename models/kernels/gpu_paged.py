@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import MASKED, TINY, Rows, attend_to_pool, window_of
+from kvflow_jax.models.attention import MASKED, TINY, AttentionMetadata, attend_to_pool, window_of
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.kernels.base import Case, Declined, Kernel
 from kvflow_jax.models.kernels.gpu_splits import join, num_splits
@@ -44,14 +44,14 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
     kind: AttentionKind,
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, KVPool]:
     """See ``attention.attend``; ``interpret`` computes the kernel on any device, for tests."""
-    pool = pool.write(layer, rows.write_slots, k, v)
+    pool = pool.write(layer, rows.write_kv_slots, k, v)
     n, outs = rows.num_decode, []
     if n:
         end = jnp.where(rows.query_len[:n] > 0, rows.query_start[:n] + 1, 0)
@@ -61,11 +61,11 @@ def attend(
         decode = partial(_decode, scale=kind.scale, interpret=interpret)
         outs.append(decode(q[:n], pool.data, table, first, end))
     if q.shape[0] > n:
-        tiles = Rows(
+        tiles = AttentionMetadata(
             rows.page_table[n:],
             rows.query_start[n:],
             rows.query_len[n:],
-            rows.write_slots[n:],
+            rows.write_kv_slots[n:],
             num_decode=0,
             tile=rows.tile,
         )

@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel import get_min_heads_per_blk
 
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.kernels.base import Case, Declined, Kernel
 
@@ -56,12 +56,12 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    rows: Rows,
+    rows: AttentionMetadata,
     pool: KVPool,
     kind: AttentionKind,
 ) -> tuple[jax.Array, KVPool]:
     """See ``attention.attend``."""
-    pool = pool.write(layer, rows.write_slots, k, v)
+    pool = pool.write(layer, rows.write_kv_slots, k, v)
     # A window is a constant of the kernel: one program for each that the model has.
     windows = sorted(set(kind.windows))
     of_layer = jnp.asarray([windows.index(window) for window in kind.windows], jnp.int32)
@@ -70,7 +70,12 @@ def attend(
 
 
 def _attend_rows(
-    window: int | None, scale: float, layer: jax.Array, q: jax.Array, rows: Rows, pool: KVPool
+    window: int | None,
+    scale: float,
+    layer: jax.Array,
+    q: jax.Array,
+    rows: AttentionMetadata,
+    pool: KVPool,
 ) -> jax.Array:
     """Decode rows and tiles, as many at a time as their page tables fit."""
     num_rows, pages_per_seq = rows.page_table.shape
@@ -103,7 +108,7 @@ def _attend_rows(
 
 
 def _sequences(
-    rows: Rows, part: slice, width: int
+    rows: AttentionMetadata, part: slice, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Some rows, and the gap after each, as the kernel's S = 2R sequences.
 

@@ -26,7 +26,7 @@ def serve(cache, tokens, now, root=ROOT):
 
 
 def test_released_prefixes_come_back_and_private_tails_do_not():
-    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
     lease = serve(cache, [1, 2, 3, 4, 5], now=0.0)
     assert len(lease) == 3
     assert cache.num_leased == 3
@@ -41,7 +41,7 @@ def test_released_prefixes_come_back_and_private_tails_do_not():
 
 
 def test_the_least_recently_used_leaf_goes_first_tail_by_tail():
-    cache = PrefixCache(num_slots=6, page_size=PAGE)
+    cache = PrefixCache(num_pages=6, page_size=PAGE)
     cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=1.0)
     cache.release(serve(cache, [5, 5, 6, 6, 7, 7], now=2.0), now=3.0)
     cache.release(serve(cache, [1, 1, 2, 2], now=4.0), now=5.0)  # its tail 3,3 is older
@@ -57,7 +57,7 @@ def test_the_least_recently_used_leaf_goes_first_tail_by_tail():
 
 
 def test_two_that_computed_the_same_share_one_copy():
-    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
     tokens = np.array([1, 2, 3, 4], np.int32)
     empty = cache.match(ROOT, tokens)
     first, second = cache.lease(ROOT, empty, 0.0), cache.lease(ROOT, empty, 0.0)
@@ -79,7 +79,7 @@ def test_two_that_computed_the_same_share_one_copy():
 
 
 def test_a_failed_step_is_taken_back():
-    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
     kept = serve(cache, [1, 1], now=0.0)
     failed = serve(cache, [1, 1, 2, 2, 3, 3], now=0.0)
     follower = serve(cache, [1, 1, 2, 2, 4, 4], now=0.0)
@@ -96,7 +96,7 @@ def test_a_failed_step_is_taken_back():
 
 
 def test_tenants_share_nothing():
-    cache = PrefixCache(num_slots=8, page_size=PAGE)
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
     cache.release(serve(cache, [1, 2, 3, 4], 0.0, RootKey("model", "a")), 0.0)
     tokens = np.array([1, 2, 3, 4], np.int32)
     assert len(cache.match(RootKey("model", "a"), tokens)) == 2
@@ -105,7 +105,7 @@ def test_tenants_share_nothing():
 
 
 def test_eviction_under_churn_keeps_the_heap_small():
-    cache = PrefixCache(num_slots=16, page_size=PAGE)
+    cache = PrefixCache(num_pages=16, page_size=PAGE)
     for now in range(2000):
         cache.release(serve(cache, [now % 5, 0, now % 3, 0], float(now)), float(now))
     assert len(cache.residency._device) < 200  # entries, stale ones too
@@ -119,7 +119,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = PrefixCache(num_slots=12, page_size=PAGE)
+        self.cache = PrefixCache(num_pages=12, page_size=PAGE)
         self.now = 0.0
 
     @rule(target=live, tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
@@ -156,11 +156,11 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def flush(self):
         self.cache.flush()
-        assert self.cache.num_available == self.cache.table.num_free_slots
+        assert self.cache.num_available == self.cache.table.num_free_pages
 
     @rule(count=st.integers(1, 4))
     def evict(self, count):
-        idle = self.cache.num_available - self.cache.table.num_free_slots
+        idle = self.cache.num_available - self.cache.table.num_free_pages
         self.cache.residency.evict(min(count, idle))
 
     @invariant()

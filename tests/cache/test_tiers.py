@@ -8,7 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from kvflow_jax.cache.blocks import SUFFIX, DeviceState
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.policy import kvflow, lru
-from kvflow_jax.cache.prefix_cache import PrefixCache, anchored, everything
+from kvflow_jax.cache.prefix_cache import PrefixCache, everything, has_reader
 from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 
 PAGE = 2
@@ -18,7 +18,7 @@ ROOT = RootKey("model")
 class Machine:
     """A cache over pages whose content is the whole sequence up to them: a wrong page shows."""
 
-    def __init__(self, num_slots=8, num_host=8, order=kvflow, backs_up=anchored, sizes=(1, 4)):
+    def __init__(self, num_slots=8, num_host=8, order=kvflow, backs_up=has_reader, sizes=(1, 4)):
         self.cache = PrefixCache(
             num_slots,
             PAGE,
@@ -33,15 +33,15 @@ class Machine:
         self.copies = []  # (extent, contents) read, not landed
 
     def take(self):
-        """What the engine does before a step: read for backups, begin loads."""
+        """What the engine does before a step: read for offloads, begin loads."""
         residency = self.cache.residency
-        for backup in residency.backups:
-            self.copies.append((backup.extent, [self.pages[s] for s in backup.slots.tolist()]))
+        for backup in residency.offloads:
+            self.copies.append((backup.extent, [self.pages[s] for s in backup.pages.tolist()]))
         self.loads += residency.loads
-        residency.backups, residency.loads = [], []
+        residency.offloads, residency.loads = [], []
 
     def land(self, load):
-        places, slots = self.cache.residency.landed(load)
+        places, slots = self.cache.residency.complete(load)
         for place, slot in zip(places.tolist(), slots.tolist(), strict=True):
             self.pages[slot] = load.extent.data[place]
 
@@ -49,7 +49,7 @@ class Machine:
         self.take()
         while self.loads or self.copies:
             while self.copies:
-                self.cache.residency.saved(*self.copies.pop(0))
+                self.cache.residency.complete_offload(*self.copies.pop(0))
             while self.loads:
                 self.land(self.loads.pop(0))
             self.take()
@@ -75,7 +75,7 @@ class Machine:
             return False
         self.take()  # slots are read before the step writes them
         start = len(lease) - num
-        for at, slot in enumerate(self.cache.table.slot[lease.blocks[start:]].tolist(), start):
+        for at, slot in enumerate(self.cache.table.page[lease.blocks[start:]].tolist(), start):
             self.pages[slot] = tuple(tokens[: (at + 1) * PAGE].tolist())
         self.cache.publish(lease, tokens, self.now)
         return True
@@ -87,7 +87,7 @@ class Machine:
         self.check(lease, tokens)
         if owner is not None:
             prefix = np.asarray(tokens[: num_fixed or len(tokens)], np.int32)
-            self.cache.anchor(owner, ROOT, prefix, steps)
+            self.cache.set_reader(owner, ROOT, prefix, steps)
         self.now += 1
         self.cache.release(lease, self.now)
         self.cache.check_integrity()
@@ -97,7 +97,7 @@ class Machine:
         """What a request reads through its lease is its own sequence."""
         for at, block in enumerate(lease.blocks.tolist()):
             if self.cache.table.device_state[block] == DeviceState.VALID:
-                slot = int(self.cache.table.slot[block])
+                slot = int(self.cache.table.page[block])
                 assert self.pages[slot] == tuple(int(t) for t in tokens[: (at + 1) * PAGE])
 
     def resident(self, tokens):
@@ -123,6 +123,21 @@ def test_an_evicted_prefix_is_kept_on_the_host_and_comes_back():
     m.check(lease, prompt(1))
     assert m.resident(prompt(1)) == (4, 4)
     m.cache.check_integrity()
+
+
+def test_a_copy_written_before_the_one_it_continues_is_not_loaded():
+    m = Machine(num_slots=3, sizes=(1,), backs_up=everything)
+    lease = m.begin(prompt(1, 6))
+    assert m.compute(lease, prompt(1, 6))
+    m.cache.release(lease, m.now)
+    m.cache.residency.evict(2)
+    m.take()
+    assert len(m.copies) == 3
+    m.cache.residency.complete_offload(*m.copies.pop())  # the last of the three
+    matched = m.cache.match(ROOT, np.array(prompt(1, 6), np.int32))
+    assert len(m.cache.residency.usable(matched)) == 1  # the block that is on the device
+    m.settle()
+    assert len(m.cache.residency.usable(matched)) == 3
 
 
 def test_a_suffix_goes_before_a_prefix_and_a_far_agent_before_a_near_one():
@@ -151,8 +166,8 @@ def test_what_agents_share_counts_as_the_soonest_of_them():
     assert [m.cache.steps_of(block) for block in path.tolist()] == [2, 2, 7, 7]
     m.cache.set_steps("b", 9)
     assert [m.cache.steps_of(block) for block in path.tolist()] == [7, 7, 7, 7]
-    m.cache.unanchor("a")
-    m.cache.unanchor("b")
+    m.cache.remove_reader("a")
+    m.cache.remove_reader("b")
     assert np.isinf(table.steps[table.head[path]]).all()
     m.cache.check_integrity()
 
@@ -166,7 +181,7 @@ def test_the_dynamic_part_of_a_prompt_is_a_suffix():
     assert m.resident(prompt(1, 6) + prompt(5, 4))[1] == 5
     m.cache.residency.evict(4)
     assert m.resident(prompt(1, 6) + prompt(5, 4)) == (3, 3)
-    assert m.cache.residency.num_backed_up == 0  # suffixes are dropped
+    assert m.cache.residency.num_offloaded == 0  # suffixes are dropped
 
 
 def test_unknown_order_goes_by_recency_between_known_and_dead():
@@ -196,11 +211,11 @@ def test_an_early_backup_makes_eviction_free():
     m = Machine(num_slots=4)
     m.serve(prompt(1), owner="a", steps=3)
     end = m.cache.match(ROOT, np.array(prompt(1), np.int32))[-1]
-    assert m.cache.residency.back_up(int(end)) == 4
-    assert m.cache.residency.back_up(int(end)) == 0  # nothing is copied twice
+    assert m.cache.residency.offload(int(end)) == 4
+    assert m.cache.residency.offload(int(end)) == 0  # nothing is copied twice
     m.settle()
     m.cache.residency.evict(4)
-    assert not m.cache.residency.backups
+    assert not m.cache.residency.offloads
     assert m.resident(prompt(1)) == (0, 4)
 
 
@@ -223,7 +238,7 @@ def test_a_request_that_needs_room_cancels_a_prefetch():
     m.settle()
     m.cache.residency.evict(4)
     m.take()
-    missing = m.cache.missing(m.cache.anchors.node_of("a"))
+    missing = m.cache.missing(m.cache.reuse_tracker.node_of("a"))
     m.cache.residency.load(missing, is_prefetch=True)
     m.take()
     late = m.loads[0]
@@ -259,7 +274,7 @@ class Interleavings(RuleBasedStateMachine):
     """Requests, moves and owners in any order, in a pool and a host too small for them."""
 
     live = Bundle("live")
-    order, backs_up = staticmethod(kvflow), staticmethod(anchored)
+    order, backs_up = staticmethod(kvflow), staticmethod(has_reader)
 
     def __init__(self):
         super().__init__()
@@ -295,7 +310,7 @@ class Interleavings(RuleBasedStateMachine):
         steps=st.sampled_from([0.0, 1.0, 2.0, UNKNOWN_STEPS, NEVER_STEPS]),
     )
     def anchor(self, owner, tokens, steps):
-        self.m.cache.anchor(owner, ROOT, np.array(tokens, np.int32), steps)
+        self.m.cache.set_reader(owner, ROOT, np.array(tokens, np.int32), steps)
 
     @rule(owner=st.integers(0, 4), steps=st.sampled_from([0.0, 1.0, 3.0, NEVER_STEPS]))
     def move(self, owner, steps):
@@ -303,23 +318,23 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(owner=st.integers(0, 4))
     def unanchor(self, owner):
-        self.m.cache.unanchor(owner)
+        self.m.cache.remove_reader(owner)
 
     @rule(owner=st.integers(0, 4), most=st.integers(1, 6))
-    def back_up(self, owner, most):
-        head = self.m.cache.anchors.node_of(owner)
+    def offload(self, owner, most):
+        head = self.m.cache.reuse_tracker.node_of(owner)
         if head is not None:
             end = self.m.cache.end_of(head)
-            if self.m.cache.table.slot[end] >= 0:
-                self.m.cache.residency.back_up(end, most=most)
+            if self.m.cache.table.page[end] >= 0:
+                self.m.cache.residency.offload(end, most=most)
                 self.m.take()
 
     @rule(owner=st.integers(0, 4), most=st.integers(1, 6))
     def prefetch(self, owner, most):
-        head = self.m.cache.anchors.node_of(owner)
+        head = self.m.cache.reuse_tracker.node_of(owner)
         if head is not None:
             missing = self.m.cache.missing(head)[:most]
-            if 0 < len(missing) <= self.m.cache.table.num_free_slots:
+            if 0 < len(missing) <= self.m.cache.table.num_free_pages:
                 self.m.cache.residency.load(missing, is_prefetch=True)
                 self.m.take()
 
@@ -336,7 +351,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9))
     def save(self, which):
         if self.m.copies:
-            self.m.cache.residency.saved(*self.m.copies.pop(which % len(self.m.copies)))
+            self.m.cache.residency.complete_offload(*self.m.copies.pop(which % len(self.m.copies)))
 
     @rule(which=st.integers(0, 9))
     def lose(self, which):
@@ -348,7 +363,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4))
     def evict(self, count):
         cache = self.m.cache
-        cache.residency.evict(min(count, cache.num_available - cache.table.num_free_slots))
+        cache.residency.evict(min(count, cache.num_available - cache.table.num_free_pages))
         self.m.take()
 
     @rule()

@@ -51,7 +51,7 @@ def test_blocks_come_back_bit_for_bit(lanes, dtype):
     original = np.asarray(pool.data)
     slots = np.array([5, 2, 7], np.int32)
     landing = Landing(lanes)
-    send(lanes, Direction.SAVE, pool.gather(slots))
+    send(lanes, Direction.OFFLOAD, pool.gather(slots))
     saved = landing.wait(1)[0].data
     assert saved.sharding.memory_kind == "pinned_host"
     send(lanes, Direction.LOAD, saved)
@@ -68,10 +68,10 @@ def test_blocks_come_back_bit_for_bit(lanes, dtype):
 
 def test_a_direction_keeps_its_order_and_the_other_does_not_wait(lanes):
     landing = Landing(lanes)
-    there = [send(lanes, Direction.SAVE, jnp.full(1000, i)) for i in range(10)]
+    there = [send(lanes, Direction.OFFLOAD, jnp.full(1000, i)) for i in range(10)]
     back = [send(lanes, Direction.LOAD, jnp.full(1000, i)) for i in range(10)]
     done = landing.wait(20)
-    assert [one for one in done if one.direction is Direction.SAVE] == there
+    assert [one for one in done if one.direction is Direction.OFFLOAD] == there
     assert [one for one in done if one.direction is Direction.LOAD] == back
     assert all(one.is_issued.is_set() and one.finished_s >= one.started_s for one in done)
 
@@ -86,8 +86,8 @@ def test_a_copy_that_fails_is_reported_and_the_next_is_made(lanes, monkeypatch):
         return device_put(data, *args, **kwargs)
 
     monkeypatch.setattr(module.jax, "device_put", refuse)
-    send(lanes, Direction.SAVE, jnp.zeros(3))
-    send(lanes, Direction.SAVE, jnp.ones(4))
+    send(lanes, Direction.OFFLOAD, jnp.zeros(3))
+    send(lanes, Direction.OFFLOAD, jnp.ones(4))
     failed, made = landing.wait(2)
     assert isinstance(failed.error, MemoryError)
     assert failed.data is None

@@ -120,21 +120,21 @@ def test_a_conversation_is_kept_until_its_session_ends():
     run(engine)
     assert second.stats.num_cached_tokens >= 28
     assert second.tokens == second.cold
-    assert engine.cache.anchors.node_of(("session", "", "s")) is None
+    assert engine.cache.reuse_tracker.node_of(("session", "", "s")) is None
 
 
 def test_what_a_caller_discards_is_not_kept():
     engine = make_engine(cache=KVFLOW)
     call(engine, "agent0", 0, None, reuse=Reuse.DISCARD)
-    assert len(engine.cache.anchors) == 0
+    assert len(engine.cache.reuse_tracker) == 0
     call(engine, "agent0", 0, None, reuse=Reuse.KEEP)
-    assert len(engine.cache.anchors) == 2  # its prefix, and the whole
+    assert len(engine.cache.reuse_tracker) == 2  # its prefix, and the whole
 
 
 def test_a_ready_request_runs_while_another_waits_for_its_load():
     engine = make_engine(num_pages=32, cache=HICACHE)
     call(engine, "agent0", 0, None)
-    engine.controller.planner.plan_backups(engine.mover)
+    engine.controller.prefetcher.plan_offloads(engine.transfer_manager)
     run(engine)
     engine.cache.residency.evict(engine.cache.residency.num_idle)
     run(engine)
@@ -204,13 +204,13 @@ def test_a_load_that_never_ends_is_given_up_and_the_link_left_alone():
     clock.time_s += 1000.0
     run_held(engine, first)
     assert first.tokens == first.cold
-    assert not engine.mover.is_usable(Direction.LOAD)
+    assert not engine.transfer_manager.is_usable(Direction.LOAD)
     second = Client(engine, prompt_of("agent1", 1), max_tokens=3)
     run_held(engine, second)
     assert second.tokens == second.cold  # computed: nothing is asked of the link
     engine.transfers.holds = False
     run(engine)
-    assert engine.mover.is_usable(Direction.LOAD)
+    assert engine.transfer_manager.is_usable(Direction.LOAD)
     assert engine.cache.num_leased == 0
 
 
@@ -254,7 +254,7 @@ def test_runs_that_are_abandoned_expire():
     clock.time_s += 10_000
     engine.step()
     assert engine.stats.num_runs == 0
-    assert len(engine.cache.anchors) == 0
+    assert len(engine.cache.reuse_tracker) == 0
     assert np.isinf(engine.cache.table.steps).all()
 
 
@@ -267,8 +267,8 @@ def test_a_long_lived_conversation_holds_no_other_back():
         run(engine)
     clock.time_s += 10.0
     engine.step()
-    kept = [i for i in range(4) if engine.cache.anchors.node_of(("session", "", str(i)))]
-    assert len(engine.controller._histories) == 1
+    kept = [i for i in range(4) if engine.cache.reuse_tracker.node_of(("session", "", str(i)))]
+    assert len(engine.controller._sessions) == 1
     assert len(kept) <= 1
 
 
@@ -290,7 +290,7 @@ def test_a_slow_link_to_the_host_holds_few_copies_on_the_device(backs_up_early):
             number = 60 + 6 * turn + AGENTS.index(agent)
             client = Client(engine, [number % 50] * 31 + [turn], max_tokens=2, hints=hints)
             run_held(engine, client)
-    assert sum(len(one.job.slots) for one in engine.transfers.flying) <= 16
+    assert sum(len(one.job.pages) for one in engine.transfers.flying) <= 16
     engine.transfers.holds = False
     run(engine)
 

@@ -3,13 +3,13 @@
 import numpy as np
 
 from kvflow_jax.cache.transfer import Direction
-from kvflow_jax.control.cost_model import Costs
+from kvflow_jax.control.cost_model import CostModel
 from tests.control.test_controller import KVFLOW
 from tests.support.token_runner import Client, make_engine, run
 
 
 class Link:
-    """A mover whose link takes a second a block."""
+    """A transfer_manager whose link takes a second a block."""
 
     def seconds(self, way, num_blocks):
         assert way is Direction.LOAD
@@ -17,31 +17,31 @@ class Link:
 
 
 def test_loading_pays_until_computing_is_known_to_be_faster():
-    costs, link = Costs(), Link()
-    assert costs.load_pays(link, 10, 160, num_others=0)
+    costs, link = CostModel(), Link()
+    assert costs.should_load(link, 10, 160, num_others=0)
     costs.note_step(8, 100.0)  # too few tokens to tell
-    assert costs.load_pays(link, 10, 160, num_others=0)
+    assert costs.should_load(link, 10, 160, num_others=0)
     costs.note_step(100, 1.0)
-    assert not costs.load_pays(link, 10, 160, num_others=0)  # 10 s against 1.6
-    assert costs.load_pays(link, 10, 160, num_others=6)  # computing would hold up six others
-    assert costs.load_pays(link, 10, 160, num_others=0, spare_s=8.5)
+    assert not costs.should_load(link, 10, 160, num_others=0)  # 10 s against 1.6
+    assert costs.should_load(link, 10, 160, num_others=6)  # computing would hold up six others
+    assert costs.should_load(link, 10, 160, num_others=0, spare_s=8.5)
     for _ in range(30):
         costs.note_step(100, 10.0)
-    assert costs.load_pays(link, 10, 160, num_others=0)  # by what it has cost of late
+    assert costs.should_load(link, 10, 160, num_others=0)  # by what it has cost of late
 
 
-def on_host(load_pays):
+def on_host(should_load):
     """An engine that has a prompt on the host alone, asked for it again."""
     engine = make_engine(num_pages=12, max_model_len=40, cache=KVFLOW)
-    engine.scheduler.load_pays = load_pays
+    engine.scheduler.should_load = should_load
     prompt = list(range(3, 35))
     first = Client(engine, prompt, max_tokens=2)
     run(engine)
     cache = engine.cache
-    cache.anchor("someone", cache_root(engine), np.array(prompt, np.int32), 5.0)
+    cache.set_reader("someone", cache_root(engine), np.array(prompt, np.int32), 5.0)
     blocks = cache.match(cache_root(engine), np.array(prompt, np.int32))
-    cache.residency.back_up(int(blocks[-1]))
-    engine.mover.dispatch()
+    cache.residency.offload(int(blocks[-1]))
+    engine.transfer_manager.dispatch()
     engine.transfers.land(10)
     run(engine)
     cache.residency.evict(cache.residency.num_idle)

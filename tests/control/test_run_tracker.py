@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, PARKED_STEPS, UNKNOWN_STEPS
-from kvflow_jax.control.run_tracker import MAX_BRANCHES, MIN_QUIET_S, QUIET, RUN_TTL_S, Progress
+from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, THROTTLED_STEPS, UNKNOWN_STEPS
+from kvflow_jax.control.run_tracker import MAX_BRANCHES, MIN_QUIET_S, QUIET, RUN_TTL_S, RunTracker
 from kvflow_jax.workflow.workflow import Workflow
 
 
@@ -16,13 +16,13 @@ def ring(agents="abc"):
     return workflow.freeze()
 
 
-def call(progress, run, agent, said=None):
+def call(progress, run, agent, overrides=None):
     progress.start(run, agent)
-    progress.finish(run, agent, is_done=True, said=said or {})
+    progress.finish(run, agent, is_done=True, overrides=overrides or {})
 
 
 def test_an_agent_is_as_near_as_the_nearest_run_has_it():
-    progress = Progress()
+    progress = RunTracker()
     first = progress.run(("", "one"), ring(), 0.0)
     second = progress.run(("", "two"), ring(), 0.0)
     progress.start(first, "a")
@@ -37,7 +37,7 @@ def test_an_agent_is_as_near_as_the_nearest_run_has_it():
 
 
 def test_changes_name_only_what_the_moved_run_touches():
-    progress = Progress()
+    progress = RunTracker()
     runs = [progress.run(("", str(i)), ring(), 0.0) for i in range(20)]
     for run in runs[:-1]:
         progress.start(run, "a")
@@ -49,9 +49,9 @@ def test_changes_name_only_what_the_moved_run_touches():
 
 
 def test_what_a_caller_says_goes_before_the_graph_until_the_agent_runs():
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), ring("abcd"), 0.0)
-    call(progress, run, "a", said={"d": 0.0, "x": 3.0})
+    call(progress, run, "a", overrides={"d": 0.0, "x": 3.0})
     assert progress.steps(("", "d")) == 0
     assert progress.steps(("", "x")) == 3
     call(progress, run, "d")
@@ -62,21 +62,21 @@ def test_less_likely_branches_come_after_and_too_many_are_not_prepared_for():
     workflow = Workflow()
     for i, chance in enumerate((0.4, 0.3, 0.1, 0.1, 0.05, 0.05)):
         workflow.edge("a", f"b{i}", conditional=True, probability=chance)
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), workflow.freeze(), 0.0)
     progress.start(run, "a")
     steps = [progress.steps(("", f"b{i}")) for i in range(6)]
     assert steps == sorted(steps)
     assert all(1 <= one < 2 for one in steps)
     assert sum(one % 1 < 0.5 for one in steps) == MAX_BRANCHES
-    progress.finish(run, "a", is_done=True, said={})
+    progress.finish(run, "a", is_done=True, overrides={})
     call(progress, run, "b1")
     assert progress.steps(("", "b0")) == UNKNOWN_STEPS  # it is over: nothing follows
 
 
 def test_the_road_not_taken_is_never():
     workflow = Workflow().edge("a", "b", True).edge("a", "c", True).edge("b", "d").edge("c", "e")
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), workflow.freeze(), 0.0)
     call(progress, run, "a")
     progress.start(run, "b")
@@ -85,31 +85,31 @@ def test_the_road_not_taken_is_never():
 
 
 def test_an_aborted_call_may_come_again():
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), ring(), 0.0)
     progress.start(run, "a")
-    progress.finish(run, "a", is_done=False, said={"c": 0.0})
+    progress.finish(run, "a", is_done=False, overrides={"c": 0.0})
     assert [progress.steps(("", agent)) for agent in "abc"] == [0, 1, 2]
 
 
 def test_a_call_that_ends_after_its_run_says_nothing():
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), ring(), 0.0)
     progress.start(run, "a")
     progress.end(("", "w"))
-    progress.finish(run, "a", is_done=True, said={"x": 2.0})
+    progress.finish(run, "a", is_done=True, overrides={"x": 2.0})
     assert progress.steps(("", "x")) == UNKNOWN_STEPS
     assert not run.values
 
 
 def test_a_run_that_has_begun_says_who_may_start():
-    progress = Progress()
+    progress = RunTracker()
     progress.run(("", "w"), ring(), 0.0)
     assert [progress.steps(("", agent)) for agent in "abc"] == [0, 1, 2]
 
 
 def test_runs_heard_of_by_other_ways_than_requests_hold_no_other_back():
-    progress = Progress()
+    progress = RunTracker()
     live = progress.run(("", "live"), ring(), 0.0)
     progress.run(("", "dead"), ring(), 0.0)
     progress.advance(live, ["a"], [])
@@ -120,7 +120,7 @@ def test_runs_heard_of_by_other_ways_than_requests_hold_no_other_back():
 
 
 def test_other_conversations_of_a_running_agent_are_not_due():
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), ring(), 0.0)
     for session in "xy":
         progress.attach(run, "a", session)
@@ -129,11 +129,11 @@ def test_other_conversations_of_a_running_agent_are_not_due():
     assert progress.steps(("", "a")) == 0
     progress.detach(run, "a", "x")
     progress.detach(run, "a", "y")
-    assert not run.owners
+    assert not run.readers
 
 
 def test_a_graph_that_comes_late_finds_the_calls_in_progress():
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), None, 0.0)
     progress.start(run, "b")
     assert progress.steps(("", "c")) == UNKNOWN_STEPS
@@ -143,7 +143,7 @@ def test_a_graph_that_comes_late_finds_the_calls_in_progress():
 
 
 def test_runs_expire_but_not_while_they_call():
-    progress = Progress()
+    progress = RunTracker()
     idle = progress.run(("", "idle"), ring(), 0.0)
     call(progress, idle, "a")
     busy = progress.run(("", "busy"), ring(), 0.0)
@@ -156,7 +156,7 @@ def test_runs_expire_but_not_while_they_call():
 @pytest.mark.parametrize("seed", range(20))
 def test_minima_over_random_runs_are_those_of_all_values(seed):
     rng = random.Random(seed)
-    progress, told = Progress(), {}
+    progress, told = RunTracker(), {}
     graphs = [ring("abc"), ring("cbad"), Workflow().edge("a", "b", True).edge("a", "c", True)]
     graphs[2] = graphs[2].edge("b", "a").edge("c", "a").freeze()
     for now in range(200):
@@ -166,7 +166,7 @@ def test_minima_over_random_runs_are_those_of_all_values(seed):
             progress.start(run, agent)
         else:
             agent = rng.choice(sorted(run.calls))
-            progress.finish(run, agent, is_done=rng.random() < 0.8, said={})
+            progress.finish(run, agent, is_done=rng.random() < 0.8, overrides={})
         if rng.random() < 0.05:
             progress.end(run.key)
         told.update(progress.changes)
@@ -183,32 +183,32 @@ def test_minima_over_random_runs_are_those_of_all_values(seed):
 
 
 def test_a_call_that_waits_for_its_runs_turn_reads_no_sooner_than_the_rest():
-    progress = Progress()
+    progress = RunTracker()
     run = progress.run(("", "w"), ring(), 0.0)
     progress.start(run, "a")
-    progress.park(run.key, is_parked=True)
+    progress.throttle(run.key, is_throttled=True)
     assert [progress.steps(("", agent)) for agent in "abc"] == [
         0,
-        PARKED_STEPS + 1,
-        PARKED_STEPS + 2,
+        THROTTLED_STEPS + 1,
+        THROTTLED_STEPS + 2,
     ]
     for agent in "bx":  # the graph knows no x
         progress.start(run, agent)
-        progress.hold(run, agent)
-    assert [progress.steps(("", agent)) for agent in "bx"] == [PARKED_STEPS, PARKED_STEPS]
+        progress.throttle_call(run, agent)
+    assert [progress.steps(("", agent)) for agent in "bx"] == [THROTTLED_STEPS, THROTTLED_STEPS]
     progress.start(run, "a")
-    progress.hold(run, "a")
+    progress.throttle_call(run, "a")
     assert progress.steps(("", "a")) == 0  # its other call goes on
-    progress.finish(run, "a", is_done=True, said={})
-    assert progress.steps(("", "a")) == PARKED_STEPS
-    progress.finish(run, "x", is_done=False, said={})
+    progress.finish(run, "a", is_done=True, overrides={})
+    assert progress.steps(("", "a")) == THROTTLED_STEPS
+    progress.finish(run, "x", is_done=False, overrides={})
     assert progress.steps(("", "x")) == UNKNOWN_STEPS
-    progress.park(run.key, is_parked=False)
+    progress.throttle(run.key, is_throttled=False)
     assert [progress.steps(("", agent)) for agent in "ab"] == [0, 0]
 
 
 def test_a_run_that_nobody_goes_on_with_counts_as_far():
-    progress = Progress(notes_quiet=True)
+    progress = RunTracker(notes_quiet=True)
     left = progress.run(("", "left"), ring(), 0.0)
     call(progress, left, "a")
     progress.touch(left, 0.0)
@@ -218,7 +218,7 @@ def test_a_run_that_nobody_goes_on_with_counts_as_far():
         assert progress.steps(("", "b")) == 0
         now += 1.0
     progress.expire(now + 1.0)
-    assert progress.steps(("", "b")) == PARKED_STEPS
+    assert progress.steps(("", "b")) == THROTTLED_STEPS
     progress.run(left.key, None, now + 1.0)  # it calls
     assert progress.steps(("", "b")) == 0
     progress.start(left, "b")
@@ -227,7 +227,7 @@ def test_a_run_that_nobody_goes_on_with_counts_as_far():
 
 
 def test_where_waits_are_long_a_run_is_quiet_later():
-    progress = Progress(notes_quiet=True)
+    progress = RunTracker(notes_quiet=True)
     run = progress.run(("", "w"), ring(), 0.0)
     now = 0.0
     for _ in range(40):
@@ -237,6 +237,6 @@ def test_where_waits_are_long_a_run_is_quiet_later():
         now += 30.0
         progress.run(run.key, None, now)
     progress.expire(now + 2 * MIN_QUIET_S)
-    assert progress.steps(("", "b")) < PARKED_STEPS
+    assert progress.steps(("", "b")) < THROTTLED_STEPS
     progress.expire(now + 2 * QUIET * 30.0)
-    assert progress.steps(("", "b")) >= PARKED_STEPS
+    assert progress.steps(("", "b")) >= THROTTLED_STEPS

@@ -1,19 +1,19 @@
 """Conversations between their calls."""
 
-from kvflow_jax.control.run_tracker import Progress
-from kvflow_jax.control.session_store import Histories
+from kvflow_jax.control.run_tracker import RunTracker
+from kvflow_jax.control.session_store import SessionStore
 
 
 def test_a_history_that_a_call_continues_is_kept_until_the_call_has_ended():
-    let_go = []
-    histories = Histories(Progress(), lambda owner, run: let_go.append(owner))
+    release = []
+    histories = SessionStore(RunTracker(), lambda reader, run: release.append(reader))
     histories.keep("chat", None, None, 10.0)
     histories.keep("other", None, None, 10.0)
     histories.hold("chat")
     histories.hold("nobody")
     histories.expire(1000.0)  # the call was long in the queue
-    assert let_go == ["other"]
+    assert release == ["other"]
     histories.keep("chat", None, None, 1010.0)
     histories.expire(1011.0)
-    assert let_go == ["other", "chat"]
+    assert release == ["other", "chat"]
     assert len(histories) == 0

@@ -1,6 +1,6 @@
 """Recency takes over where a graph misleads."""
 
-from kvflow_jax.control.shadow_lru import Shadow
+from kvflow_jax.control.shadow_lru import ShadowLRU
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
@@ -10,7 +10,7 @@ RING = Workflow().edge("a", "b").edge("b", "c").edge("c", "d").edge("d", "a").fr
 
 
 def test_a_shadow_finds_what_a_cache_of_its_size_would():
-    shadow = Shadow(4)
+    shadow = ShadowLRU(4)
     assert shadow.use([1, 2, 3]) == 0
     assert shadow.use([1, 2, 3]) == 3
     assert shadow.use([1, 9]) == 1  # one more: it holds four
@@ -23,7 +23,7 @@ def call(engine, agent, turn, client):
     start = 2 * ord(agent[0]) % 40
     prompt = [start] * 16 + [turn % 40, 7, turn // 40]
     hints = Hints(workflow_id="run", agent_id=agent, graph=RING, num_fixed=16)
-    one = Client(engine, prompt, max_tokens=2, hints=hints, client=client)
+    one = Client(engine, prompt, max_tokens=2, hints=hints, fairness_key=client)
     run(engine)
     assert one.tokens == one.cold
     return one.stats.num_cached_tokens
@@ -43,7 +43,7 @@ def test_a_graph_that_misleads_is_believed_no_longer():
     _, watched = found(guards=True)
     assert sum(believed[-30:]) < sum(watched[-30:])
     assert watched[-30:] == [16] * 30
-    assert engine.controller.progress.steps(("misled", "a")) < 10
+    assert engine.controller.run_tracker.steps(("misled", "a")) < 10
 
 
 def test_a_graph_that_is_right_is_believed():
@@ -51,11 +51,11 @@ def test_a_graph_that_is_right_is_believed():
     engine = make_engine(num_pages=18, max_model_len=24, cache=cache)
     for turn in range(60):
         call(engine, "abcd"[turn % 4], turn, "right")
-    watch = engine.controller._watch
-    assert not watch.is_misled("right")
+    watch = engine.controller._lru_fallback
+    assert not watch.falls_back_to_lru("right")
     for turn in range(4):
         call(engine, "xyz"[turn % 3], turn, "other")
-    assert not watch.is_misled("other")
+    assert not watch.falls_back_to_lru("other")
 
 
 def test_where_all_find_less_than_recency_would_nobody_is_believed():
@@ -71,12 +71,12 @@ def test_where_all_find_less_than_recency_would_nobody_is_believed():
         for agent in "abcd":
             prompt = [2 * ord(agent) % 40] * 16 + [7]
             hints = Hints(workflow_id="run", agent_id=agent, graph=graph, num_fixed=16)
-            Client(engine, prompt, max_tokens=2, hints=hints, client="gone")
+            Client(engine, prompt, max_tokens=2, hints=hints, fairness_key="gone")
             run(engine)
         chats = [[30 + i] * 16 for i in range(2)]
         total = 0
         for turn in range(60):
-            one = Client(engine, [*chats[turn % 2], turn % 40], max_tokens=2, client="chat")
+            one = Client(engine, [*chats[turn % 2], turn % 40], max_tokens=2, fairness_key="chat")
             run(engine)
             assert one.tokens == one.cold
             total += one.stats.num_prompt_tokens - one.stats.num_cached_tokens

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import pytest
 
 from kvflow_jax.distributed import process_group
-from kvflow_jax.distributed.messages import Beat
+from kvflow_jax.distributed.messages import Heartbeat
 from kvflow_jax.distributed.process_group import Follower, Leader
 from kvflow_jax.errors import HostLostError
 from tests.distributed import pairs
@@ -27,14 +27,14 @@ def test_a_follower_that_says_nothing_stalls_all_until_it_does(monkeypatch, capl
         assert leader.stalled_by() == ""
         wait_until(leader.stalled_by)
         assert leader.stalled_by() == "process 1 on there has not answered for 0 s"
-        far.send(Beat())
+        far.send(Heartbeat())
         wait_until(lambda: caplog.messages)
         assert caplog.messages == ["process 1 answers again, after 0 s"]
         leader.close()
 
 
 def test_followers_say_that_they_are_there(monkeypatch):
-    monkeypatch.setattr(process_group, "BEAT_S", 0.01)
+    monkeypatch.setattr(process_group, "HEARTBEAT_S", 0.01)
     with pairs.group() as (leader, _):
         heard_s = leader._heard_s[1]
         wait_until(lambda: leader._heard_s[1] > heard_s)

@@ -12,9 +12,8 @@ import pytest
 
 from kvflow_jax.distributed import handshake, rendezvous
 from kvflow_jax.distributed.connection import Connection
-from kvflow_jax.distributed.handshake import Admission
-from kvflow_jax.distributed.messages import Drop, Hello, Remember, Submit, decode, encode
-from kvflow_jax.distributed.process_info import Place
+from kvflow_jax.distributed.messages import Drop, Hello, SetSamplerState, Submit, decode, encode
+from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.distributed.rendezvous import lead, report
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.serve.__main__ import main
@@ -24,7 +23,7 @@ needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs I
 
 
 def place(process_id, num_processes=2, port=None):
-    return Place("127.0.0.1", port or free_port(), num_processes, process_id)
+    return ProcessInfo("127.0.0.1", port or free_port(), num_processes, process_id)
 
 
 def free_port():
@@ -35,7 +34,7 @@ def free_port():
 def test_messages_are_themselves_at_the_other_end():
     table = np.arange(6, dtype=np.int32).reshape(2, 3)
     submit = Submit(3, table[0], table, np.ones((2, 1), np.float32))
-    past = Remember({"slot": np.int32(1), "tokens": table[0]})
+    past = SetSamplerState({"slot": np.int32(1), "tokens": table[0]})
     with pairs.connected() as (near, far):
         for message in (submit, past, Drop([1, 2])):
             near.send(message)
@@ -133,7 +132,7 @@ def test_who_has_just_joined_is_no_stranger():
     """All are there before the thread that has heard the last goes on."""
     go_on = threading.Event()
 
-    class Held(Admission):
+    class Held(handshake.Handshakes):
         def _take(self, hello, connection):
             why_not = super()._take(hello, connection)
             assert go_on.wait(30)
@@ -174,7 +173,7 @@ def resolve_to_ipv6(monkeypatch, name):
 )
 def test_process_0_listens_wherever_the_others_may_look(monkeypatch, host, reached):
     resolve_to_ipv6(monkeypatch, "localhost")
-    with rendezvous._listen(Place(host, 1, 2, 0), 0) as listener:
+    with rendezvous._listen(ProcessInfo(host, 1, 2, 0), 0) as listener:
         for address in ("127.0.0.1", "::1"):
             is_reached = address in reached
             with nullcontext() if is_reached else pytest.raises(ConnectionRefusedError):
@@ -185,7 +184,7 @@ def test_process_0_listens_wherever_the_others_may_look(monkeypatch, host, reach
 def test_a_coordinator_whose_name_means_an_address_of_ipv6(monkeypatch):
     monkeypatch.setattr(rendezvous, "_start_jax", lambda place, port: None)
     resolve_to_ipv6(monkeypatch, "here")
-    first = Place("here", free_port(), 2, 0)
+    first = ProcessInfo("here", free_port(), 2, 0)
     joined = []
     thread = threading.Thread(target=lambda: joined.append(lead(first, {}, 30.0)))
     thread.start()
@@ -228,6 +227,6 @@ def test_a_cluster_says_which_process_this_is(monkeypatch):
     slurm = {"JOB_ID": "7", "STEP_NODELIST": "tpu[3-4]", "NTASKS": "2", "PROCID": "1"}
     for name, value in (slurm | {"LOCALID": "0", "STEP_NUM_NODES": "2"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    found = Place.find("auto")
+    found = ProcessInfo.find("auto")
     assert (found.host, found.num_processes, found.process_id) == ("tpu3", 2, 1)
     assert list(found.devices) == [0]

@@ -12,7 +12,7 @@ import pytest
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.distributed import follower, process_group, transfers
 from kvflow_jax.distributed.follower import Replay
-from kvflow_jax.distributed.leader import Keeper, LeadingRunner
+from kvflow_jax.distributed.leader import LeadingRunner, RemoteArrays
 from kvflow_jax.distributed.messages import Close
 from kvflow_jax.distributed.transfers import LeadingTransfers
 from kvflow_jax.engine.cache_config import CacheSettings
@@ -49,7 +49,7 @@ class Life:
         self.replay = Replay(other, follower)
         self.thread = threading.Thread(target=self.replay.run)
         self.thread.start()
-        self.leader, self.keeper = leader, Keeper(leader)
+        self.leader, self.keeper = leader, RemoteArrays(leader)
         rates = dict.fromkeys(Direction, 1e9)
         self.woken = threading.Event()
         lanes = LeadingTransfers(leader, self.keeper, rates)
@@ -68,10 +68,10 @@ class Life:
 
     def ask(self, prompt, params=GREEDY):
         asked = Collected(self.engine, prompt, params)
-        while not self.engine.is_idle or self.engine.mover.is_moving:
+        while not self.engine.is_idle or self.engine.transfer_manager.is_moving:
             self.woken.clear()
             # What has landed by this step wakes nobody any more.
-            if not self.engine.step() and self.engine.mover.is_moving:
+            if not self.engine.step() and self.engine.transfer_manager.is_moving:
                 assert self.woken.wait(30)
         self.engine.check_integrity()
         return asked
@@ -129,17 +129,17 @@ def test_a_copy_that_fails_on_a_follower_is_computed_again(tiny, other, monkeypa
         asked = prompts(6)
         for prompt in asked:
             lived.ask(prompt)
-        copy_parts = follower.copy_parts
+        copy_shards = follower.copy_shards
 
         def fail(array, *, to_host):
             if not to_host:
                 raise MemoryError("no room")
-            return copy_parts(array, to_host=to_host)
+            return copy_shards(array, to_host=to_host)
 
-        monkeypatch.setattr(follower, "copy_parts", fail)
+        monkeypatch.setattr(follower, "copy_shards", fail)
         for prompt in asked:
             tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
-        assert lived.engine.mover.links[Direction.LOAD].num_failed
+        assert lived.engine.transfer_manager.links[Direction.LOAD].num_failed
         lived.end()
 
 
@@ -148,7 +148,7 @@ def test_what_the_leader_could_not_copy_stays_nowhere(tiny, other, monkeypatch):
         asked = prompts(6)
         for prompt in asked:
             lived.ask(prompt)
-        copy_parts = transfers.copy_parts
+        copy_shards = transfers.copy_shards
         gc.disable()  # blocks are to go as soon as nobody refers to them
         try:
             with monkeypatch.context() as patched:
@@ -156,12 +156,12 @@ def test_what_the_leader_could_not_copy_stays_nowhere(tiny, other, monkeypatch):
                 def fail(array, *, to_host):
                     if not to_host:
                         raise MemoryError("no room")
-                    return copy_parts(array, to_host=to_host)
+                    return copy_shards(array, to_host=to_host)
 
-                patched.setattr(transfers, "copy_parts", fail)
+                patched.setattr(transfers, "copy_shards", fail)
                 for prompt in asked:
                     tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
-            assert lived.engine.mover.links[Direction.LOAD].num_failed
+            assert lived.engine.transfer_manager.links[Direction.LOAD].num_failed
             lived.ask(asked[0], PENALTY)
             lived.engine.flush_cache()
             lived.ask(asked[1], PENALTY)

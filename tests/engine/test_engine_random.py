@@ -110,7 +110,7 @@ class Serving(RuleBasedStateMachine):
     @rule(pays=st.booleans())
     def judge(self, pays):
         """Loads are worth it, or are not."""
-        self.engine.scheduler.load_pays = lambda num_blocks, num_tokens: pays
+        self.engine.scheduler.should_load = lambda num_blocks, num_tokens: pays
 
     @rule(count=st.integers(1, 8))
     def evict(self, count):

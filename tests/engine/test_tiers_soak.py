@@ -57,7 +57,7 @@ def _little_lost_in_little_time_is_much(monkeypatch):
     for name, value in (limits | {"MIN_TURN_S": 0.1, "TURN": 1, "_DECIDE_EVERY_S": 0.01}).items():
         monkeypatch.setattr(admission_control, name, value)
     # A test's steps take no time: what fewer in each cost says nothing.
-    monkeypatch.setattr(admission_control.Admission, "_slowdown", lambda *_: 0.0)
+    monkeypatch.setattr(admission_control.AdmissionControl, "_slowdown", lambda *_: 0.0)
 
 
 class Life:
@@ -122,7 +122,7 @@ class Life:
             else:
                 engine.step()
             engine.check_integrity()
-            self.counts["held back"] += engine.controller.num_held_back > 0
+            self.counts["held back"] += engine.controller.num_throttled > 0
 
     def end(self):
         self.engine.transfers.holds = False

@@ -9,10 +9,10 @@ import pytest
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import (
-    Rows,
+    AttentionMetadata,
     attend,
+    attend_batched,
     attend_reference,
-    attend_together,
     by_rows,
 )
 from kvflow_jax.models.config import AttentionKind
@@ -23,8 +23,8 @@ TILE = 8
 
 def attend_on_accelerator(layer, q, k, v, rows, pool, kind):
     """What ``attend`` is there."""
-    pool = pool.write(layer, rows.write_slots, k, v)
-    return by_rows(attend_together, layer, q, rows, pool, kind), pool
+    pool = pool.write(layer, rows.write_kv_slots, k, v)
+    return by_rows(attend_batched, layer, q, rows, pool, kind), pool
 
 
 @pytest.fixture(params=[attend, attend_on_accelerator], ids=["cpu", "accelerator"])
@@ -69,9 +69,9 @@ class Batch:
                 jnp.int32(1), jnp.asarray(all_slots[:cached]), jnp.asarray(k), jnp.asarray(v)
             )
             width = 1 if r < len(decode) else TILE
-            padding = [self.spec.num_slots] * (width - new)
+            padding = [self.spec.num_kv_slots] * (width - new)
             slots += [*all_slots[cached : cached + new], *padding]
-        self.rows = Rows(
+        self.rows = AttentionMetadata(
             jnp.asarray(table),
             jnp.asarray([cached for cached, _ in rows], jnp.int32),
             jnp.asarray([new for _, new in rows], jnp.int32),

@@ -17,7 +17,7 @@ from experiments.make_folder import (
     write_folder,
 )
 from kvflow_jax.cache.pool import KVPool, PoolSpec
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 
 __all__ = [  # what is taken from here as if it were ours
     "CHAT_TEMPLATE",
@@ -165,10 +165,10 @@ class Sequence:
         width = width or num
         positions = self.len + np.arange(num)
         pages, offsets = self.table[0, positions // spec.page_size], positions % spec.page_size
-        slots = np.full(width, spec.num_slots, np.int32)
+        slots = np.full(width, spec.num_kv_slots, np.int32)
         slots[:num] = pages * spec.page_size + offsets
         padding = width - num
-        rows = Rows(
+        rows = AttentionMetadata(
             self.table,
             np.array([self.len], np.int32),
             np.array([num], np.int32),

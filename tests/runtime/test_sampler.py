@@ -7,8 +7,8 @@ import pytest
 
 from kvflow_jax.runtime.sampler import (
     MAX_LOGPROBS,
-    Past,
     SamplingRows,
+    SequenceState,
     TokenMemory,
     sample,
     score,
@@ -144,7 +144,7 @@ class Memory:
         stop_ids[: len(self.stops)] = self.stops
         bias_ids[: len(self.bias)] = list(self.bias)
         values[: len(self.bias)] = list(self.bias.values())
-        past = Past(
+        past = SequenceState(
             slot=np.int32(slot),
             tokens=tokens,
             num_prompt=np.int32(len(prompt)),
@@ -154,7 +154,7 @@ class Memory:
             bias=values,
         )
         dirty = TokenMemory(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
-        self.device = dirty.recall(past)
+        self.device = dirty.load_sequence_state(past)
 
     def adjusted(self, logits, *, repetition=1.0, frequency=0.0, presence=0.0, ban=False):
         out = np.asarray(logits, np.float64).copy()

@@ -28,7 +28,7 @@ class FakeRequest:
     on_output: Callable[[Output], None]
     salt: str
     priority: int
-    client: str = ""
+    fairness_key: str = ""
     hints: Hints | None = None
     num_output_tokens: int = 0
 
@@ -83,7 +83,7 @@ class FakeEngine:
         *,
         salt: str = "",
         priority: int = 0,
-        client: str = "",
+        fairness_key: str = "",
         hints: Hints | None = None,
     ) -> int:
         if self.is_closed:
@@ -100,7 +100,7 @@ class FakeEngine:
             request_id = self.num_submitted
             self.num_submitted += 1
             request = FakeRequest(
-                request_id, list(prompt_ids), params, on_output, salt, priority, client, hints
+                request_id, list(prompt_ids), params, on_output, salt, priority, fairness_key, hints
             )
             self.requests[request_id] = self.running[request_id] = request
             self._changed.notify_all()
@@ -122,23 +122,23 @@ class FakeEngine:
     def flush_cache(self) -> bool:
         return self.can_flush
 
-    def register_graph(self, client: str, graph_id: str, graph: Graph) -> None:
-        self.graphs[client, graph_id] = graph
+    def register_graph(self, fairness_key: str, graph_id: str, graph: Graph) -> None:
+        self.graphs[fairness_key, graph_id] = graph
 
-    def unregister_graph(self, client: str, graph_id: str) -> bool:
-        return self.graphs.pop((client, graph_id), None) is not None
+    def unregister_graph(self, fairness_key: str, graph_id: str) -> bool:
+        return self.graphs.pop((fairness_key, graph_id), None) is not None
 
     def advance_run(
-        self, client: str, workflow_id: str, completed: list[str], running: list[str]
+        self, fairness_key: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
-        known = self.runs.get((client, workflow_id))
+        known = self.runs.get((fairness_key, workflow_id))
         if known is None:
             return None
-        self.advanced.append((client, workflow_id, completed, running))
+        self.advanced.append((fairness_key, workflow_id, completed, running))
         return [agent for agent in [*completed, *running] if agent not in known]
 
-    def end_run(self, client: str, workflow_id: str) -> bool:
-        return self.runs.pop((client, workflow_id), None) is not None
+    def end_run(self, fairness_key: str, workflow_id: str) -> bool:
+        return self.runs.pop((fairness_key, workflow_id), None) is not None
 
     def drain(self, timeout_s: float) -> bool:
         self.is_closed = True

@@ -219,7 +219,7 @@ def test_parameters_reach_the_engine(http: httpx.Client, engine: FakeEngine) -> 
         prompt_logprobs=1,
     )
     assert (engine.last.priority, engine.last.salt) == (2, "mine")
-    assert engine.last.client == "127.0.0.1:me"
+    assert engine.last.fairness_key == "127.0.0.1:me"
 
 
 @pytest.mark.parametrize("stream", [False, True])

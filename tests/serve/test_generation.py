@@ -61,7 +61,7 @@ def test_outputs_of_one_wake_up_become_one_piece() -> None:
         generation = Generation(
             engine, Mailbox(asyncio.get_running_loop()), lambda output: None, lambda _: None
         )
-        generation.submit([1], SamplingParams(), salt="", priority=0, client="")
+        generation.submit([1], SamplingParams(), salt="", priority=0, fairness_key="")
         for text in "abc":
             engine.say(engine.last, text)
         engine.finish(engine.last, text="d")

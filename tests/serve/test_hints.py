@@ -52,7 +52,7 @@ def test_every_field_reaches_the_engine(http: httpx.Client, engine: FakeEngine) 
         reuse=Reuse.KEEP,
         ttl_s=1.5,
         num_fixed=4,
-        owner="",
+        tenant="",
     )
     assert engine.last.priority == 3
     chat(http, hints, priority=-1)
@@ -218,7 +218,7 @@ def test_agents_belong_to_the_key_whatever_user_and_host() -> None:
             ) as http:
                 for user in ("a", "b"):
                     chat(http, FIRST, user=user)
-                    seen[key, user] = live.engine.last.hints.owner
+                    seen[key, user] = live.engine.last.hints.tenant
         assert seen["one", "a"] == seen["one", "b"] != ""
         assert seen["two", "a"] == seen["two", "b"] != seen["one", "a"]
 

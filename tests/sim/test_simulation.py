@@ -127,7 +127,7 @@ def test_a_backup_waits_for_the_step_that_writes_its_blocks():
     runner = SimRunner(clock, A10G, LLAMA_3_1_8B, block_bytes=1 << 21)
     step = runner.submit(batch_of(2048, 0))
     staged = runner.read_blocks(np.arange(4))
-    transfers.submit(backup := Transfer(Direction.SAVE, None, staged, 1 << 23, clock.now()))
+    transfers.submit(backup := Transfer(Direction.OFFLOAD, None, staged, 1 << 23, clock.now()))
     step.result()
     assert transfers.poll() == []
     assert clock.advance_to_next()

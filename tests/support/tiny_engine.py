@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.bench.reference_model import ColdModel
+from experiments.bench.reference_model import ReferenceModel
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction
 from kvflow_jax.engine.cache_config import CacheSettings
@@ -62,7 +62,7 @@ class TinyModel:
             self.model, self.params, RUNNER_POOL, SHAPES, extent_sizes=EXTENTS
         )
         self.runner.warm_up()
-        self._cold = ColdModel(self.model, self.params, CONFIG.max_model_len)
+        self._cold = ReferenceModel(self.model, self.params, CONFIG.max_model_len)
 
     def engine(self, *, num_pages=64, cache=None) -> Engine:
         """An engine with an empty cache of ``num_pages`` blocks; close its transfers."""

@@ -65,18 +65,18 @@ class TokenRunner:
         self.reset()
 
     def reset(self) -> None:
-        self.pool = np.full(self.spec.num_slots, -1, np.int64)
-        self.last_tokens = np.full(self.shapes.num_slots, -1, np.int64)
+        self.pool = np.full(self.spec.num_kv_slots, -1, np.int64)
+        self.last_tokens = np.full(self.shapes.num_seq_slots, -1, np.int64)
         self.is_intact = True
 
-    def recall(self, request) -> None:
+    def load_sequence_state(self, request) -> None:
         """Sampling here has no memory: the tokens are a hash of the sequence."""
 
-    def read_blocks(self, slots) -> np.ndarray:
-        return self.pool.reshape(-1, self.spec.page_size)[slots].copy()
+    def read_blocks(self, pages) -> np.ndarray:
+        return self.pool.reshape(-1, self.spec.page_size)[pages].copy()
 
-    def write_blocks(self, blocks, places, slots) -> None:
-        self.pool.reshape(-1, self.spec.page_size)[slots] = blocks[places]
+    def write_blocks(self, blocks, places, pages) -> None:
+        self.pool.reshape(-1, self.spec.page_size)[pages] = blocks[places]
 
     def submit(self, batch: Batch) -> TokenStep:
         if self.fail_submit is not None:
@@ -97,7 +97,7 @@ class TokenRunner:
             self.pool[where] = tokens[:count]
         sampled = np.full(shape.num_rows, -1, np.int32)
         for row in range(shape.num_rows):
-            if batch.sampling.slot[row] < self.shapes.num_slots:
+            if batch.sampling.slot[row] < self.shapes.num_seq_slots:
                 end = int(batch.query_start[row] + batch.query_len[row])
                 sequence = self.pool[self._slots(batch, row, np.arange(end))]
                 assert (sequence >= 0).all(), "KV was read that nobody wrote"

@@ -27,7 +27,7 @@ from operator import itemgetter
 import numpy as np
 
 from kvflow_jax.control.admission.working_sets import WorkingSets
-from kvflow_jax.control.idle_time import Waits
+from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
 from kvflow_jax.errors import IntegrityError
 
 HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
@@ -43,9 +43,9 @@ _DECIDE_EVERY_S = 1.0
 _LOOKED_AT = 16  # queued runs, of which the others are thought to be like
 
 
-class Admission:
-    """Decides which runs are active. Names of runs are the caller's, and so are those of owners:
-    agents and conversations, that read something again. Keys are those of ``block_keys``.
+class AdmissionControl:
+    """Decides which runs are active. Names of runs are the caller's, and so are those of readers:
+    agents and conversations, that read something again. Keys are those of ``block_hashes``.
 
     Args:
         num_blocks: that the cache holds, on all tiers that are worth reading from.
@@ -68,7 +68,7 @@ class Admission:
         self._decode_s = decode_s
         self._park, self._resume = park, resume
         self._sets = WorkingSets()
-        self._owners: dict[Hashable, set[Hashable]] = {}  # of each run
+        self._readers: dict[Hashable, set[Hashable]] = {}  # of each run
         self._calls: Counter[Hashable] = Counter()  # of each run, that have not ended
         self._active: OrderedDict[Hashable, float] = OrderedDict()  # since when, longest first
         self._queue: OrderedDict[Hashable, float] = OrderedDict()  # of parked runs with calls
@@ -78,7 +78,7 @@ class Admission:
         self._lost_share = 0.0
         self._lost_s = 0.0  # since the room was last looked at
         self._looked_s = -math.inf
-        self._waits = Waits()
+        self._idle_times = IdleTimeQuantile()
         self._lost_before = self._decode_share = self._decoded_s = 0.0
 
     @property
@@ -91,26 +91,26 @@ class Admission:
         """Blocks that active runs read again."""
         return self._sets.num_held
 
-    def holds_back(self, run: Hashable) -> bool:
+    def is_throttled(self, run: Hashable) -> bool:
         """Whether calls of a run have to wait."""
         return run in self._queue
 
     # Who reads what.
 
-    def reads(self, owner: Hashable, keys: np.ndarray) -> None:
-        """What an owner reads again, i64[n]."""
-        self._sets.reads(owner, keys)
+    def reads(self, reader: Hashable, keys: np.ndarray) -> None:
+        """What an reader reads again, i64[n]."""
+        self._sets.reads(reader, keys)
 
-    def forget(self, owner: Hashable) -> None:
-        """An owner reads nothing again."""
-        self._sets.forget(owner)
+    def forget(self, reader: Hashable) -> None:
+        """An reader reads nothing again."""
+        self._sets.forget(reader)
 
-    def found(self, keys: np.ndarray, num_found: int, owners: Iterable[Hashable]) -> None:
+    def found(self, keys: np.ndarray, num_found: int, readers: Iterable[Hashable]) -> None:
         """A prompt i64[n] was read and computed, as far as ``num_found`` blocks were not there.
 
-        What of it its owners had read before was computed in vain, unless they were held back.
+        What of it its readers had read before was computed in vain, unless they were held back.
         """
-        self._lost_s += self._compute_s(self._sets.num_lost(keys, num_found, owners))
+        self._lost_s += self._compute_s(self._sets.num_lost(keys, num_found, readers))
 
     def lose_all(self) -> None:
         """The cache is empty; whoever reads next had no chance to find anything."""
@@ -119,21 +119,21 @@ class Admission:
     # A run's life.
 
     def call(
-        self, run: Hashable, owners: Iterable[Hashable], now: float, *, priority: int = 0
+        self, run: Hashable, readers: Iterable[Hashable], now: float, *, priority: int = 0
     ) -> None:
         """A call of a run has arrived.
 
         Args:
-            owners: that the run makes use of, now or later.
+            readers: that the run makes use of, now or later.
             priority: who has a higher one goes on sooner, and for nobody with a lower one waits.
         """
         idle_since_s = self._idle.pop(run, None)
         if idle_since_s is not None:
-            self._waits.note(now - idle_since_s)
+            self._idle_times.note(now - idle_since_s)
         self._calls[run] += 1
         self._priority[run] = priority
-        self._owners.setdefault(run, set())
-        self.join(run, owners)
+        self._readers.setdefault(run, set())
+        self.join(run, readers)
         if run in self._active:
             return
         self._queue.setdefault(run, now)
@@ -142,22 +142,22 @@ class Admission:
         else:
             self._go_on(run, now)  # it takes no room that others wait for
 
-    def join(self, run: Hashable, owners: Iterable[Hashable]) -> None:
-        """A run makes use of more owners; nothing happens where it is over."""
-        known = self._owners.get(run)
+    def join(self, run: Hashable, readers: Iterable[Hashable]) -> None:
+        """A run makes use of more readers; nothing happens where it is over."""
+        known = self._readers.get(run)
         if known is None:
             return
-        news = set(owners) - known
+        news = set(readers) - known
         known |= news
         if run in self._active:
             self._sets.use(news)
 
-    def leave(self, run: Hashable, owner: Hashable) -> None:
-        """A run makes use of an owner no longer; fine where it did not."""
-        if owner in self._owners.get(run, ()):
-            self._owners[run].remove(owner)
+    def leave(self, run: Hashable, reader: Hashable) -> None:
+        """A run makes use of an reader no longer; fine where it did not."""
+        if reader in self._readers.get(run, ()):
+            self._readers[run].remove(reader)
             if run in self._active:
-                self._sets.leave([owner])
+                self._sets.leave([reader])
 
     def called(self, run: Hashable, now: float) -> None:
         """A call of a run has ended."""
@@ -166,7 +166,7 @@ class Admission:
             return
         del self._calls[run]
         self._queue.pop(run, None)  # whoever waited has given up
-        if run in self._owners:  # else it is over
+        if run in self._readers:  # else it is over
             self._idle[run] = now
 
     def end(self, run: Hashable) -> None:
@@ -174,9 +174,9 @@ class Admission:
         self._queue.pop(run, None)
         self._idle.pop(run, None)
         self._priority.pop(run, None)
-        owners = self._owners.pop(run, set())
+        readers = self._readers.pop(run, set())
         if self._active.pop(run, None) is not None:
-            self._sets.leave(owners)
+            self._sets.leave(readers)
 
     def decide(self, now: float) -> None:
         """Park and resume runs, as things stand. Call it often; it looks now and then."""
@@ -193,7 +193,7 @@ class Admission:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the counts are those of the runs that are active."""
         self._sets.check_integrity(
-            Counter(owner for run in self._active for owner in self._owners[run])
+            Counter(reader for run in self._active for reader in self._readers[run])
         )
         if self._queue.keys() & self._active.keys() or not self._queue.keys() <= self._calls.keys():
             raise IntegrityError("a run waits for a turn that it has, or does not want")
@@ -256,11 +256,11 @@ class Admission:
             if victim is None:
                 for other, since_s in left:
                     self._active[other] = since_s
-                    self._sets.use(self._owners[other], have_read=True)
+                    self._sets.use(self._readers[other], have_read=True)
                 self._active = OrderedDict(sorted(self._active.items(), key=itemgetter(1)))
                 return False
             left.append((victim, self._active.pop(victim)))
-            self._sets.leave(self._owners[victim])
+            self._sets.leave(self._readers[victim])
         for victim, _ in left:
             self._park(victim)
         return True
@@ -268,12 +268,12 @@ class Admission:
     def _go_on(self, run: Hashable, now: float) -> None:
         del self._queue[run]
         self._active[run] = now
-        self._sets.use(self._owners[run])
+        self._sets.use(self._readers[run])
         self._resume(run)
 
     def _hold_back(self, run: Hashable) -> None:
         del self._active[run]
-        self._sets.leave(self._owners[run])
+        self._sets.leave(self._readers[run])
         self._park(run)
 
     def _waits_long(self, now: float) -> Hashable | None:
@@ -284,8 +284,10 @@ class Admission:
         """
         for run, since_s in self._idle.items():
             if run in self._active:
-                num = self._sets.num_read(self._owners[run])
-                return run if now - since_s > self._waits.long_s + self._compute_s(num) else None
+                num = self._sets.num_read(self._readers[run])
+                return (
+                    run if now - since_s > self._idle_times.long_s + self._compute_s(num) else None
+                )
         return None
 
     def _newest(self) -> Hashable | None:
@@ -295,7 +297,7 @@ class Admission:
             return None
         newest_first = list(self._active)[::-1]
         for run in sorted(newest_first, key=self._priority.__getitem__):
-            if self._sets.are_needed(self._owners[run]):
+            if self._sets.are_needed(self._readers[run]):
                 return run
         return None
 
@@ -323,4 +325,4 @@ class Admission:
 
     def _num_more(self, run: Hashable) -> int:
         """Blocks that a run reads again and no active one does."""
-        return self._sets.num_more(self._owners[run])
+        return self._sets.num_more(self._readers[run])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import Rows, window_of
+from kvflow_jax.models.attention import AttentionMetadata, window_of
 from kvflow_jax.models.config import AttentionKind, ModelConfig
 from kvflow_jax.models.kernels.cpu.build import register
 from kvflow_jax.models.memory import aligned_empty
@@ -56,7 +56,7 @@ class NativeOps:
     def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         return ragged_blocks(x, weight, num_rows)
 
-    def join(self, part: jax.Array) -> jax.Array:
+    def all_reduce(self, part: jax.Array) -> jax.Array:
         return part
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
@@ -77,11 +77,11 @@ class NativeOps:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        rows: Rows,
+        rows: AttentionMetadata,
         pool: KVPool,
         kind: AttentionKind,
     ) -> tuple[jax.Array, KVPool]:
-        pool = pool.write(layer, rows.write_slots, k, v)
+        pool = pool.write(layer, rows.write_kv_slots, k, v)
         window, scale = window_of(kind, layer), np.float32(kind.scale)
         attend = partial(_attend, layer, pool, window, scale)
         n, outs = rows.num_decode, []

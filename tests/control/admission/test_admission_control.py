@@ -1,4 +1,4 @@
-"""Which runs go on where not all fit, as ``Admission`` decides it: a cache of 100 blocks."""
+"""Which runs go on where not all fit, as ``AdmissionControl`` decides it: a cache of 100 blocks."""
 
 import numpy as np
 from hypothesis import settings
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvflow_jax.control.admission import admission_control
-from kvflow_jax.control.admission.admission_control import Admission
+from kvflow_jax.control.admission.admission_control import AdmissionControl
 
 NUM_BLOCKS, BLOCK_S = 100, 0.01
 
@@ -20,7 +20,7 @@ class Cache:
         self.resumed = []
         self.decoded_s = 0.0
         self.counted = []  # blocks of which it was asked what they cost
-        self.admission = Admission(
+        self.admission = AdmissionControl(
             lambda: NUM_BLOCKS,
             self.compute_s,
             lambda: self.decoded_s,
@@ -34,7 +34,7 @@ class Cache:
 
     def call(self, run, *agents, priority=0):
         self.admission.call(run, agents or [run], self.now, priority=priority)
-        return not self.admission.holds_back(run)
+        return not self.admission.is_throttled(run)
 
     def called(self, run):
         self.admission.called(run, self.now)
@@ -109,10 +109,10 @@ def test_while_much_is_lost_the_newest_go_and_wait():
 def test_what_began_goes_on_and_what_follows_waits():
     """A run is parked in the middle of a call: another call of it waits, that one does not."""
     cache = thrashing("a", "b", "c", "d")
-    assert not cache.admission.holds_back("d")
+    assert not cache.admission.is_throttled("d")
     assert not cache.call("d")
     cache.called("d")  # the one that had begun
-    assert cache.admission.holds_back("d")
+    assert cache.admission.is_throttled("d")
     cache.called("d")  # the one that waited, and has given up
     assert cache.admission.num_queued == 0
 
@@ -179,10 +179,10 @@ def test_who_waits_long_gives_its_place_up():
     assert not cache.call("d")
     cache.called("b")
     cache.pass_s(1, share_lost=0.1)
-    assert cache.admission.holds_back("d")  # most waits are not over sooner
+    assert cache.admission.is_throttled("d")  # most waits are not over sooner
     cache.pass_s(1, share_lost=0.1)
     assert cache.parked[-1] == "b"
-    assert not cache.admission.holds_back("d")
+    assert not cache.admission.is_throttled("d")
     assert not cache.call("b")
 
 
@@ -195,14 +195,14 @@ def test_what_is_long_follows_from_how_long_runs_wait():
     assert not cache.call("d")
     cache.called("b")
     cache.pass_s(2, share_lost=0.1)
-    assert cache.admission.holds_back("d")
+    assert cache.admission.is_throttled("d")
 
 
 def test_who_had_its_turn_is_swapped_for_who_waits():
     cache = thrashing("a", "b", "c", "d")
     assert not cache.call("d")
     cache.pass_s(int(admission_control.MIN_TURN_S), share_lost=0.1)
-    assert cache.admission.holds_back("d")
+    assert cache.admission.is_throttled("d")
     cache.pass_s(1, share_lost=0.1)
     assert cache.parked[-1] == "a"  # active longest
     assert cache.resumed[-1] == "d"
@@ -213,9 +213,9 @@ def test_a_turn_is_the_longer_the_more_the_swap_costs():
     cache.admission.reads("d", blocks_of("d", 50))
     assert not cache.call("d")
     cache.pass_s(int(admission_control.TURN * 50 * BLOCK_S), share_lost=0.1)
-    assert cache.admission.holds_back("d")
+    assert cache.admission.is_throttled("d")
     cache.pass_s(1, share_lost=0.1)
-    assert not cache.admission.holds_back("d")
+    assert not cache.admission.is_throttled("d")
 
 
 def test_nobody_waits_where_few_would_decode_longer_than_is_lost():
@@ -278,8 +278,8 @@ def test_a_higher_priority_need_not_wait():
     assert cache.resumed[-1] == "e"
     cache.admission.end("b")
     cache.pass_s(1, share_lost=0.1)
-    assert not cache.admission.holds_back("d")  # back at once, before those of lower priority
-    assert cache.admission.holds_back("c")
+    assert not cache.admission.is_throttled("d")  # back at once, before those of lower priority
+    assert cache.admission.is_throttled("c")
 
 
 def test_room_comes_back_once_little_is_lost():
@@ -324,7 +324,7 @@ def test_runs_and_owners_leave_no_trace():
         cache.admission.end(run)  # in the middle of calls
         cache.admission.join(run, ["late"])  # as a call ends whose run is over
         cache.called(run)
-    assert not cache.admission.holds_back("c")
+    assert not cache.admission.is_throttled("c")
     cache.call("a")  # another of that name
     for run in "abcd":
         while run in cache.admission._calls:
@@ -332,8 +332,8 @@ def test_runs_and_owners_leave_no_trace():
         cache.admission.end(run)
         cache.admission.check_integrity()
     assert cache.admission.num_held == cache.admission.num_queued == 0
-    for owner in ("a", "b", "c", "d", "many"):
-        cache.admission.forget(owner)
+    for reader in ("a", "b", "c", "d", "many"):
+        cache.admission.forget(reader)
     assert not traces(cache.admission)
 
 
@@ -363,7 +363,7 @@ class Lives(RuleBasedStateMachine):
     """Random runs. Whoever is held back goes on by itself, once enough time has passed."""
 
     runs = st.sampled_from("abcdef")
-    owners = st.sampled_from(["a", "b", "c", "d", "x", "y"])
+    readers = st.sampled_from(["a", "b", "c", "d", "x", "y"])
 
     def __init__(self):
         super().__init__()
@@ -371,7 +371,7 @@ class Lives(RuleBasedStateMachine):
         self.admission = self.cache.admission
         self.calls = dict.fromkeys("abcd", 1) | dict.fromkeys("ef", 0)
 
-    @rule(run=runs, others=st.sets(owners, max_size=2))
+    @rule(run=runs, others=st.sets(readers, max_size=2))
     def call(self, run, others):
         self.cache.call(run, *sorted({run, *others}))
         self.calls[run] += 1
@@ -386,25 +386,25 @@ class Lives(RuleBasedStateMachine):
     def end(self, run):
         self.admission.end(run)
 
-    @rule(run=runs, owner=owners)
-    def join(self, run, owner):
-        self.admission.join(run, [owner])
+    @rule(run=runs, reader=readers)
+    def join(self, run, reader):
+        self.admission.join(run, [reader])
 
-    @rule(run=runs, owner=owners)
-    def leave(self, run, owner):
-        self.admission.leave(run, owner)
+    @rule(run=runs, reader=readers)
+    def leave(self, run, reader):
+        self.admission.leave(run, reader)
 
-    @rule(owner=owners, like=owners, num_blocks=st.integers(10, 80))
-    def read(self, owner, like, num_blocks):
-        self.admission.reads(owner, blocks_of(like, num_blocks))
+    @rule(reader=readers, like=readers, num_blocks=st.integers(10, 80))
+    def read(self, reader, like, num_blocks):
+        self.admission.reads(reader, blocks_of(like, num_blocks))
 
-    @rule(owner=owners)
-    def forget(self, owner):
-        self.admission.forget(owner)
+    @rule(reader=readers)
+    def forget(self, reader):
+        self.admission.forget(reader)
 
-    @rule(owner=owners, num_blocks=st.integers(0, 80), num_found=st.integers(0, 80))
-    def find(self, owner, num_blocks, num_found):
-        assert 0 <= self.cache.lost(owner, num_blocks, num_found) <= num_blocks
+    @rule(reader=readers, num_blocks=st.integers(0, 80), num_found=st.integers(0, 80))
+    def find(self, reader, num_blocks, num_found):
+        assert 0 <= self.cache.lost(reader, num_blocks, num_found) <= num_blocks
 
     @rule(seconds=st.integers(1, 60), share_lost=st.sampled_from([0.0, 0.1, 1.0, 1.0]))
     def pass_s(self, seconds, share_lost):
@@ -413,12 +413,12 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def is_whole(self):
         self.admission.check_integrity()
-        held = [run for run in self.calls if self.admission.holds_back(run)]
+        held = [run for run in self.calls if self.admission.is_throttled(run)]
         assert len(held) == self.admission.num_queued
         assert all(self.calls[run] for run in held)
 
     def teardown(self):
-        waiting = [run for run in self.calls if self.admission.holds_back(run)]
+        waiting = [run for run in self.calls if self.admission.is_throttled(run)]
         self.cache.resumed.clear()
         self.cache.pass_s(500, share_lost=1.0)  # in which no call ends
         assert set(waiting) <= set(self.cache.resumed)
@@ -426,8 +426,8 @@ class Lives(RuleBasedStateMachine):
             for _ in range(num_calls):
                 self.cache.called(run)
             self.admission.end(run)
-        for owner in ("a", "b", "c", "d", "e", "f", "x", "y", "many"):
-            self.admission.forget(owner)
+        for reader in ("a", "b", "c", "d", "e", "f", "x", "y", "many"):
+            self.admission.forget(reader)
         assert not traces(self.admission)
 
 

@@ -89,13 +89,13 @@ def test_runs_that_fit_take_no_turns():
 
 
 def lost_tokens(engine):
-    return engine.controller._turns._admission._lost_s
+    return engine.controller._gate._control._lost_s
 
 
 def alone(name, **rest):
     """One call, and again after its prefix was evicted; tokens that count as lost."""
     engine = make(IN_TURNS)
-    engine.costs.compute_s = float
+    engine.cost_model.compute_s = float
     lost = []
     for _ in range(2):
         before = lost_tokens(engine)
@@ -117,7 +117,7 @@ def test_what_is_computed_again_is_lost():
 
 def test_the_last_token_is_computed_in_any_case():
     engine = make(IN_TURNS)
-    engine.costs.compute_s = float
+    engine.cost_model.compute_s = float
     for _ in range(3):
         hints = Hints(workflow_id="run", agent_id="agent", num_fixed=PROMPT)
         Client(engine, [9] * PROMPT, max_tokens=1, hints=hints)
@@ -128,7 +128,7 @@ def test_the_last_token_is_computed_in_any_case():
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_a_failure_or_a_flush_has_dropped_is_nobodys_loss(fails):
     engine = make(IN_TURNS)
-    engine.costs.compute_s = float
+    engine.cost_model.compute_s = float
     for name in RUNS[:2]:
         call(engine, name)
         run(engine)
@@ -207,7 +207,7 @@ def park(engine, active, parked, **rest):
         call(engine, name)
         run(engine)
     ends = call(engine, active, 1, **rest)
-    engine.controller._turns._admission._room = PROMPT // PAGE
+    engine.controller._gate._control._room = PROMPT // PAGE
     engine.clock.advance(CHECK_S)
     run(engine)
     assert ends.reason is not None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.compare.result_cache import Store, StoreError
+from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.workloads.base import Sizes
 from experiments.workloads.catalogue import WORKLOADS, workload
 from experiments.workloads.paper import stages
@@ -61,17 +61,17 @@ def test_names_that_are_none_say_which_there_are():
 
 def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path):
     path = tmp_path / "results.json"
-    first = Store(path, {"seed": 0})
+    first = ResultCache(path, {"seed": 0})
     first.put("a", {"x": 1})
     first.put("b", (1, 2))
     kept = path.with_name("results.json.partial")
     kept.write_text(kept.read_text() + '["c", {"x"')  # the process ended here
-    again = Store(path, {"seed": 0})
+    again = ResultCache(path, {"seed": 0})
     assert again.results == {"a": {"x": 1}, "b": [1, 2]}
     again.put("c", 3)
-    assert Store(path, {"seed": 0}).results["c"] == 3
-    with pytest.raises(StoreError, match="other options"):
-        Store(path, {"seed": 1})
+    assert ResultCache(path, {"seed": 0}).results["c"] == 3
+    with pytest.raises(ResultCacheError, match="other options"):
+        ResultCache(path, {"seed": 1})
     again.close()
     assert not kept.exists()
-    Store(None, {}).put("a", 1)  # nothing is kept, and that is fine
+    ResultCache(None, {}).put("a", 1)  # nothing is kept, and that is fine

@@ -62,7 +62,7 @@ def in_dtype(case, dtype):
 def spoil_what_nobody_sees(case):
     """Past a context's end pages hold what their last owners wrote, numbers or not."""
     page_size = case.spec.page_size
-    data = np.array(case.pool.data).reshape(3, case.spec.num_slots, -1)
+    data = np.array(case.pool.data).reshape(3, case.spec.num_kv_slots, -1)
     ends = np.asarray(case.rows.query_start + case.rows.query_len)
     for pages, end in zip(np.asarray(case.rows.page_table), ends.tolist(), strict=True):
         for position in range(end, len(pages) * page_size):

@@ -9,7 +9,7 @@ import pytest
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models import attention
-from kvflow_jax.models.attention import Rows
+from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import AttentionKind
 from kvflow_jax.models.kernels.cpu import build
 from kvflow_jax.models.kernels.cpu.ops import NATIVE
@@ -79,7 +79,7 @@ class Case:
         starts = [max(0, n - 1) for n in decode] + [start for start, _ in tiles]
         query_lens = [min(1, n) for n in decode] + [length for _, length in tiles]
         num_tokens = len(decode) + len(tiles) * tile
-        slots = np.full(num_tokens, self.spec.num_slots, np.int32)
+        slots = np.full(num_tokens, self.spec.num_kv_slots, np.int32)
         at = 0
         for row in range(len(lens)):
             width = 1 if row < len(decode) else tile
@@ -88,11 +88,11 @@ class Case:
                 page = table[row, position // page_size]
                 slots[at + i] = page * page_size + position % page_size
             at += width
-        self.rows = Rows(
+        self.rows = AttentionMetadata(
             page_table=jnp.asarray(table),
             query_start=jnp.asarray(starts, jnp.int32),
             query_len=jnp.asarray(query_lens, jnp.int32),
-            write_slots=jnp.asarray(slots),
+            write_kv_slots=jnp.asarray(slots),
             num_decode=len(decode),
             tile=tile,
         )
@@ -150,7 +150,7 @@ def test_what_a_page_held_before_does_not_matter(attend):
         "native": NATIVE.attend,
     }[attend]
     expected, _ = case.attend(implementation)
-    data = np.array(case.pool.data).reshape(3, case.spec.num_slots, -1)
+    data = np.array(case.pool.data).reshape(3, case.spec.num_kv_slots, -1)
     table, ends = np.asarray(case.rows.page_table), case.rows.query_start + case.rows.query_len
     for row, end in enumerate(np.asarray(ends).tolist()):
         for position in range(end, table.shape[1] * 16):
@@ -179,11 +179,11 @@ def test_a_row_of_attention_does_not_depend_on_its_batch(window):
     def repeated(x):
         return jnp.concatenate([x] * batch)
 
-    crowd = Rows(
+    crowd = AttentionMetadata(
         repeated(rows.page_table),
         repeated(rows.query_start),
         repeated(rows.query_len),
-        repeated(rows.write_slots),
+        repeated(rows.write_kv_slots),
         num_decode=batch,
         tile=32,
     )
@@ -201,11 +201,11 @@ def test_however_a_prompt_is_cut_into_tiles_its_attention_is_the_same(window):
     written = KVPool(jnp.asarray(whole.attend(NATIVE.attend)[1]), whole.spec)
     q = whole.qkv[0]
     for start, end in ((0, 1), (1, 33), (33, 90), (90, 301), (301, 390)):
-        rows = Rows(
+        rows = AttentionMetadata(
             whole.rows.page_table,
             jnp.asarray([start], jnp.int32),
             jnp.asarray([end - start], jnp.int32),
-            jnp.full(end - start, whole.spec.num_slots, jnp.int32),
+            jnp.full(end - start, whole.spec.num_kv_slots, jnp.int32),
             num_decode=0,
             tile=end - start,
         )

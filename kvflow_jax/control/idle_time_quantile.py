@@ -6,7 +6,7 @@ LONG = 0.8  # of all waits, the share that are not long
 _FRESH = 0.1  # how far a wait moves the estimate of a long one
 
 
-class Waits:
+class IdleTimeQuantile:
     """Estimates from which time on a wait is long.
 
     Attributes:
