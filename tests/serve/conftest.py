@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from serve_fakes import FakeEngine, LiveServer, live_server
+
+from tests.serve.serve_fakes import FakeEngine, LiveServer, live_server
 
 
 @pytest.fixture(scope="session")

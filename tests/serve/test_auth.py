@@ -3,10 +3,10 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
-from serve_fakes import live_server
 
 from kvflow_jax.serve.auth import KeyRing, cache_salt
 from kvflow_jax.serve.errors import ApiError
+from tests.serve.serve_fakes import live_server
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from serve_fakes import FakeEngine
 
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.sampling_params import SamplingParams
+from tests.serve.serve_fakes import FakeEngine
 
 HELLO = [{"role": "user", "content": "hi"}]
 

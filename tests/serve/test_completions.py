@@ -5,9 +5,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serve_fakes import FakeEngine, LiveServer
 
 from kvflow_jax.errors import QueueFullError
+from tests.serve.serve_fakes import FakeEngine, LiveServer
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from queue import SimpleQueue
 
 import httpx
 import pytest
-from serve_fakes import PATIENCE_S, FakeEngine, LiveServer
 from starlette.types import Message, Receive, Scope, Send
 
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import QuietWhenGone
+from tests.serve.serve_fakes import PATIENCE_S, FakeEngine, LiveServer
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serve_fakes import FakeEngine, LiveServer
+
+from tests.serve.serve_fakes import FakeEngine, LiveServer
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]

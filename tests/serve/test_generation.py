@@ -3,11 +3,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from serve_fakes import FakeEngine
-
 from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.generation import Generation, Mailbox
+from tests.serve.serve_fakes import FakeEngine
 
 
 class CountingLoop:

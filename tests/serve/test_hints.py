@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serve_fakes import FakeEngine, LiveServer, live_server
 
 from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
+from tests.serve.serve_fakes import FakeEngine, LiveServer, live_server
 
 TALK = [{"role": "system", "content": "You plan."}, {"role": "user", "content": "hi"}]
 SYSTEM = "<system>You plan."

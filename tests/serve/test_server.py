@@ -16,10 +16,10 @@ from typing import IO, Any
 import httpx
 import openai
 import pytest
-from serve_fakes import PATIENCE_S, FakeEngine, FakeTokenizer, LiveServer
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
+from tests.serve.serve_fakes import PATIENCE_S, FakeEngine, FakeTokenizer, LiveServer
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -132,7 +132,7 @@ def test_what_outlasts_the_drain_is_cut_off_with_an_error(stream: bool) -> None:
 PROGRAM = """
 import logging, sys
 sys.path.insert(0, sys.argv[1])
-from serve_fakes import FakeEngine, FakeTokenizer
+from tests.serve.serve_fakes import FakeEngine, FakeTokenizer
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.server import run
 
@@ -163,7 +163,7 @@ sys.exit(run(ServerConfig(port=0), build))
 
 @contextmanager
 def process(mode: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), mode]
+    command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parents[2]), mode]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None

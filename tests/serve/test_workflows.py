@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from serve_fakes import FakeEngine, LiveServer, live_server
 
 from kvflow_jax.serve.graph_registry import RegisteredGraphs
+from tests.serve.serve_fakes import FakeEngine, LiveServer, live_server
 
 REVIEW = {
     "name": "review",
