@@ -70,7 +70,7 @@ def figures(shape: ModelShape, profile: Profile, samples: list[Sample]) -> dict[
         "steps": [
             {
                 "tokens": one.work.num_tokens,
-                "kv_read": one.work.num_read,
+                "kv_read": one.work.num_read_tokens,
                 "measured_ms": round(1e3 * one.seconds, 2),
                 "predicted_ms": round(1e3 * predicted_s(shape, profile, one.work), 2),
             }
@@ -143,7 +143,7 @@ def fit(shape: ModelShape, samples: list[Sample]) -> Profile:
     seconds = np.array([one.seconds for one in samples])
     flops = [w.num_tokens * shape.flops_per_token + w.num_rows * shape.flops_per_row for w in work]
     pairs = [w.num_pairs * shape.flops_per_pair for w in work]
-    read = [shape.weight_bytes + w.num_read * shape.kv_bytes_per_token for w in work]
+    read = [shape.weight_bytes + w.num_read_tokens * shape.kv_bytes_per_token for w in work]
     compute = np.stack([flops, pairs, np.zeros(len(work)), np.ones(len(work))], axis=1)
     memory = np.stack([np.zeros(len(work)), np.zeros(len(work)), read, np.ones(len(work))], axis=1)
     decodes = np.array([w.num_tokens == w.num_rows for w in work])  # the first guess
@@ -184,7 +184,7 @@ def _non_negative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch:
-    shape = next(s for s in shapes.shapes if s.holds(0, [num_tokens]))
+    shape = next(s for s in shapes.shapes if s.fits(0, [num_tokens]))
     batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_seq_slots)
     batch.page_table[:] = 1 + np.arange(shapes.pages_per_seq)
     starts = np.arange(0, num_tokens, shape.tile)
@@ -195,7 +195,7 @@ def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch:
 
 
 def _decode(shapes: BatchShapes, num_rows: int, context: int) -> Batch:
-    shape = next(s for s in shapes.shapes if s.holds(num_rows, []))
+    shape = next(s for s in shapes.shapes if s.fits(num_rows, []))
     batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_seq_slots)
     own = np.arange(num_rows)[:, None] * shapes.pages_per_seq
     batch.page_table[:num_rows] = 1 + own + np.arange(shapes.pages_per_seq)

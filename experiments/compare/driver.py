@@ -63,7 +63,7 @@ class Server(Protocol):
         hints: Hints | None = None,
     ) -> Any: ...
 
-    def later(self, seconds: float, call: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call once so many seconds of the server's clock are over."""
 
 
@@ -78,7 +78,7 @@ class RealServer:
     def stats(self) -> EngineStats:
         return self._engine.stats
 
-    def later(self, seconds: float, call: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         timer = threading.Timer(seconds, call)
         timer.daemon = True
         timer.start()
@@ -142,7 +142,7 @@ class Driver:
 
     def _later(self, run: Run, number: int, seconds: float) -> None:
         if seconds > 0:
-            self._server.later(seconds, partial(self._submit, run, number))
+            self._server.call_later(seconds, partial(self._submit, run, number))
         else:
             self._submit(run, number)
 

@@ -36,14 +36,14 @@ from kvflow_jax.engine.config import EngineConfig, EngineSizes
 from kvflow_jax.models import sharding
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
-from kvflow_jax.models.kernels.base import Case
+from kvflow_jax.models.kernels.base import Target
 from kvflow_jax.models.loading.load import SHAPES
 from kvflow_jax.models.model import LAYERS, Model, Params
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape
 from kvflow_jax.runtime.forward import DeviceState, StepFns
 from kvflow_jax.runtime.runner import layer_groups
-from kvflow_jax.runtime.sharded_forward import steps_on
+from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
 # Model, chip, how many, attention.
 TARGETS = (
@@ -112,8 +112,8 @@ class Target:
         whole = SHAPES[name]
         self.dtype = choose_dtype("auto", whole, chip)  # type: ignore[arg-type]
         page_size = EngineConfig().page_size
-        case = Case(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
-        attend = choose_attention(attention, case)
+        target = Target(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
+        attend = choose_attention(attention, target)
         self.mesh = Mesh(np.array(chip.devices(num_chips)), (sharding.AXIS,))
         self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform))
         specs = self.model.specs
@@ -144,7 +144,7 @@ class Target:
         self.state = replace(state, pool=replace(state.pool, data=data))
         self.pool_bytes = _bytes_of_one(data)
         self._resident = self.weights_bytes + _bytes_of_one(self.state)
-        self._steps = StepFns.of(self.model) if num_chips == 1 else steps_on(self.mesh, self.model)
+        self._steps = StepFns.of(self.model) if num_chips == 1 else sharded_step_fns(self.mesh, self.model)
         self._moves_by_program = chip.platform == "tpu"
 
     def programs(self) -> Iterator[Program]:
@@ -163,15 +163,15 @@ class Target:
             traced = jax.jit(steps.run_step, donate_argnums=1).trace(params, state, batch)
             yield Program(named, traced, self.pool_bytes)
             return
-        ends, (first, matrices) = self.model.end_leaves(params), self._first_group()
+        ends, (first, matrices) = self.model.embed_and_head_leaves(params), self._first_group()
         vectors = self.model.vector_leaves(params)
         begin = partial(steps.embed, self.sizes.pool)
         traced = jax.jit(begin).trace(ends, state.sampler.last_tokens, batch)
         yield self._beside(f"{named}: begin", traced, 0, ends)
-        hidden, angles, rows = jax.tree.map(
+        hidden, angles, metadata = jax.tree.map(
             self._struct, jax.eval_shape(begin, ends, state.sampler.last_tokens, batch)
         )
-        rest = {"hidden": hidden, "angles": angles, "rows": rows, "pool": state.pool}
+        rest = {"hidden": hidden, "angles": angles, "metadata": metadata, "pool": state.pool}
         run = jax.jit(steps.run_layers, donate_argnames=("hidden", "pool"))
         traced = run.trace(matrices, vectors, first, **rest)
         layers = f"{named}: {len(matrices)} layers"
@@ -217,7 +217,7 @@ class Target:
         sizes = {one: one[0] * one[1] for one in sides}
         return sum(sizes[one] for one in copied & sizes.keys()) / sum(sizes.values())
 
-    def _struct(self, leaf: Any, spec: PartitionSpec = sharding.WHOLE) -> jax.ShapeDtypeStruct:
+    def _struct(self, leaf: Any, spec: PartitionSpec = sharding.REPLICATED) -> jax.ShapeDtypeStruct:
         where = NamedSharding(self.mesh, spec)
         return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
 

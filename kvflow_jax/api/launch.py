@@ -13,11 +13,11 @@ import jax
 from jax.sharding import PartitionSpec
 
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
-from kvflow_jax.distributed.consistency import check_alike
+from kvflow_jax.distributed.consistency import check_consistent
 from kvflow_jax.distributed.follower import Replay
-from kvflow_jax.distributed.leader import LeadingRunner, RemoteArrays
+from kvflow_jax.distributed.leader import LeaderRunner, RemoteArrays
 from kvflow_jax.distributed.process_group import Follower, Group, Leader
-from kvflow_jax.distributed.transfers import LeadingTransfers
+from kvflow_jax.distributed.transfers import LeaderTransfers
 from kvflow_jax.engine.config import EngineConfig, EngineSizes
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.trace import ChromeTrace, NoTrace
@@ -71,13 +71,13 @@ def build_engine(
     runner: Runner = device.runner
     transfers: Transfers = NoTransfers()
     if leader is not None:
-        keeper = RemoteArrays(leader)
-        runner = LeadingRunner(device.runner, leader, keeper)
+        remote_arrays = RemoteArrays(leader)
+        runner = LeaderRunner(device.runner, leader, remote_arrays)
         rates = bandwidth or NoTransfers.bytes_per_s
-        transfers = LeadingTransfers(leader, keeper, rates, pace_s_per_byte=pace, now=clock.now)
+        transfers = LeaderTransfers(leader, remote_arrays, rates, pace_s_per_byte=pace, now=clock.now)
     elif bandwidth is not None:
         transfers = DeviceTransfers(
-            device.runner.blocks_lie, bandwidth, pace_s_per_byte=pace, now=clock.now
+            device.runner.block_sharding, bandwidth, pace_s_per_byte=pace, now=clock.now
         )
     return Engine(
         sizes,
@@ -93,7 +93,7 @@ def build_engine(
     )
 
 
-def follow(loaded: LoadedModel, config: EngineConfig, follower: Follower) -> None:
+def run_follower(loaded: LoadedModel, config: EngineConfig, follower: Follower) -> None:
     """Do what the leader does, until it closes.
 
     Raises:
@@ -128,19 +128,19 @@ def prepare(
         CapacityError, ConfigError: see ``build_engine``.
     """
     if group is not None:
-        check_alike(group, _weights_of(loaded))
+        check_consistent(group, _weights_of(loaded))
     shards = loaded.shards
     here = next(iter(loaded.params.values())).addressable_shards
     device: jax.Device = min((shard.device for shard in here), key=lambda d: d.id)
-    num = 1 if shards is None else shards.num
-    free = FreeMemory.of(device)
+    num = 1 if shards is None else shards.num_shards
+    free = FreeMemory.measure(device)
     if group is not None:
-        free = FreeMemory.of_all([FreeMemory(*values) for values in group.gather([*astuple(free)])])
+        free = FreeMemory.of_hosts([FreeMemory(*values) for values in group.gather([*astuple(free)])])
     sizes = EngineSizes.resolve(
         config, loaded.config, loaded.model.dtype, device, num_devices=num, free=free
     )
     flat: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
-    flat = flat if shards is None else shards.where(PartitionSpec(AXIS))
+    flat = flat if shards is None else shards.sharding(PartitionSpec(AXIS))
     bandwidth = _measured_link(flat, sizes)
     if group is not None:
         own = None if bandwidth is None else [bandwidth[way] for way in Direction]

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from kvflow_jax.api.completion import Collector, Completion, Stream
 from kvflow_jax.api.launch import build_engine, use_compilation_cache
-from kvflow_jax.api.prompts import Call, Message, Prompt, PromptWriter, is_one
+from kvflow_jax.api.prompts import Call, Message, Prompt, PromptEncoder, is_single_prompt
 from kvflow_jax.api.workflow_run import WorkflowRun
 from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
 from kvflow_jax.engine.config import EngineConfig
@@ -20,7 +20,7 @@ from kvflow_jax.models.loading.checkpoint import default_cache_dir
 from kvflow_jax.models.loading.load import load_model
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.runtime.gpu_memory import let_pin_all
+from kvflow_jax.runtime.gpu_memory import raise_pinned_memory_limit
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
 
@@ -86,7 +86,7 @@ class LLM:
             cache = CacheConfig(cache, *switches)
         config = EngineConfig(cache=cache, **sizes)
         cache_dir = cache_dir or default_cache_dir()
-        let_pin_all()
+        raise_pinned_memory_limit()
         use_compilation_cache(cache_dir)
         loaded = load_model(
             model,
@@ -108,7 +108,7 @@ class LLM:
         self.runner = engine.runner
         self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())
         self.engine = EngineThread(engine)
-        self._prompts = PromptWriter(loaded.tokenizer)
+        self._prompts = PromptEncoder(loaded.tokenizer)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
@@ -160,7 +160,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt that can never run; nothing has run then.
         """
-        if is_one(prompts):
+        if is_single_prompt(prompts):
             return self._run([self._prompts.text(prompts, hints)], params, progress=False)[0]  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence):
             raise InvalidRequestError("prompts must be text, token ids, or a list of those")

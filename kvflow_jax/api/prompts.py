@@ -23,7 +23,7 @@ class Call(NamedTuple):
     hints: Hints | None
 
 
-class PromptWriter:
+class PromptEncoder:
     """Writes prompts with a model's tokenizer, None where it has none.
 
     Every method raises InvalidRequestError for what is no prompt, and for hints that are none.
@@ -60,7 +60,7 @@ class PromptWriter:
         return self._tokenizer
 
 
-def is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
     """Whether it is a prompt, rather than a list of them."""
     if isinstance(prompts, str | np.ndarray):
         return True

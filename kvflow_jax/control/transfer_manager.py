@@ -252,9 +252,9 @@ class TransferManager:
         self.links[transfer.direction].num_failed += 1
 
     def _complete_load(self, transfer: Transfer, load: Load) -> None:
-        places, slots = self._cache.residency.complete(load)
-        if len(places):
-            self._runner.write_blocks(transfer.data, places, slots)
+        indices, pages = self._cache.residency.complete(load)
+        if len(indices):
+            self._runner.write_blocks(transfer.data, indices, pages)
 
     def _end_offload(self, transfer: Transfer, offload: Offload) -> None:
         residency = self._cache.residency

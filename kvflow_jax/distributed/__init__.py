@@ -3,8 +3,8 @@
     process 0, the leader                          every other, a follower
     ─────────────────────                          ───────────────────────
     HTTP, engine, scheduler, cache, controller     none of these
-    LeadingRunner ───────what it is about to do──▶ replay: the same on its own devices
-    LeadingTransfers ──▶                      ◀─── "copied"
+    LeaderRunner ───────what it is about to do──▶ replay: the same on its own devices
+    LeaderTransfers ──▶                      ◀─── "copied"
     /ready                                    ◀─── every second, that it is there
 
 One control plane decides; the others do what it does, in its order. So all dispatch the same

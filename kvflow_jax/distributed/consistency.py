@@ -14,14 +14,14 @@ from kvflow_jax.models.model import Model
 _SHOWN_CHARS = 80  # of a value
 
 
-def facts_of(model: Model) -> dict[str, str]:
+def model_properties(model: Model) -> dict[str, str]:
     """What a model is before it has weights, by name."""
     config = model.config
     facts = {field.name: repr(getattr(config, field.name)) for field in fields(config)}
     return facts | {"dtype": model.dtype, "device": jax.local_devices()[0].device_kind}
 
 
-def check_alike(group: Group, facts: Mapping[str, str]) -> None:
+def check_consistent(group: Group, facts: Mapping[str, str]) -> None:
     """Compare facts; every process calls this at the same point.
 
     Raises:

@@ -15,7 +15,7 @@ from kvflow_jax.distributed.messages import (
     Read,
     Reset,
     Score,
-    SetSamplerState,
+    SetSequenceState,
     Submit,
     Write,
 )
@@ -55,14 +55,14 @@ class Replay:
         match message:
             case Submit(shape, tokens, ints, floats):
                 runner.submit(Batch(runner.shapes.shapes[shape], tokens, ints, floats))
-            case SetSamplerState(sequence_state):
+            case SetSequenceState(sequence_state):
                 runner.set_sequence_state(SequenceState(**sequence_state))
             case Score(start, targets):
                 runner.score(start, targets)
             case Read(number, pages):
                 self._kept[number] = runner.read_blocks(pages)
-            case Write(number, places, pages):
-                runner.write_blocks(self._kept[number], places, pages)
+            case Write(number, indices, pages):
+                runner.write_blocks(self._kept[number], indices, pages)
             case Copy(number, source, to_host):
                 self._copy(number, source, to_host)
             case Drop(numbers):

@@ -87,7 +87,7 @@ class Handshakes:
         with self._lock:
             if self._is_over:
                 return "process 0 waits no longer"
-            if why_not := objection(hello, self._process_info, self._settings, self._joined):
+            if why_not := refusal_reason(hello, self._process_info, self._settings, self._joined):
                 return why_not
             self._strangers.discard(connection)
             self._joined[hello.process_id] = hello.host, connection
@@ -108,7 +108,7 @@ class Handshakes:
         raise ConfigError(why)
 
 
-def objection(hello: Hello, process_info: ProcessInfo, settings: Settings, joined: Joined) -> str:
+def refusal_reason(hello: Hello, process_info: ProcessInfo, settings: Settings, joined: Joined) -> str:
     """Why a process may not join; "" where it may."""
     who = hello.process_id
     if hello.num_processes != process_info.num_processes:

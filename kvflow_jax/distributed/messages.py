@@ -31,7 +31,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Go:
+class StartJax:
     """All are there: JAX's coordinator will be at this port of process 0's host."""
 
     jax_port: int
@@ -62,7 +62,7 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class SetSamplerState:
+class SetSequenceState:
     """See ``ModelRunner.remember``; fields of a ``SequenceState``."""
 
     sequence_state: dict[str, Any]
@@ -89,7 +89,7 @@ class Write:
     """Write what is kept under a number into the pool."""
 
     number: int
-    places: np.ndarray
+    indices: np.ndarray
     pages: np.ndarray
 
 
@@ -128,7 +128,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
-class Stop:
+class RequestShutdown:
     """A follower has been told to end: the leader is to drain."""
 
 
@@ -147,11 +147,11 @@ class Close:
 Message = (
     Hello
     | Refused
-    | Go
+    | StartJax
     | Gather
     | Gathered
     | Submit
-    | SetSamplerState
+    | SetSequenceState
     | Score
     | Read
     | Write
@@ -160,7 +160,7 @@ Message = (
     | Drop
     | Reset
     | Heartbeat
-    | Stop
+    | RequestShutdown
     | Failed
     | Close
 )

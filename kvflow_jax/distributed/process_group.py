@@ -28,7 +28,7 @@ from kvflow_jax.distributed.messages import (
     Gathered,
     Heartbeat,
     Message,
-    Stop,
+    RequestShutdown,
 )
 from kvflow_jax.errors import HostLostError
 
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HEARTBEAT_S = 1.0  # a follower says so often that it is there
-SILENT_S = 5.0  # after which it counts as stopped, or cut off; it may come back
-NOTICE_S = 1.0  # in which the end of a process is seen by all that wait for it
+HEARTBEAT_TIMEOUT_S = 5.0  # after which it counts as stopped, or cut off; it may come back
+DETECT_S = 1.0  # in which the end of a process is seen by all that wait for it
 GRACE_S = 3.0  # in which callers learn that the group is broken, before the process ends
 
 
@@ -71,7 +71,7 @@ class Leader:
         values = [value]
         for process in sorted(self._followers):
             said = self._said[process]
-            values.append(self.until(self._waiter.submit(said.get)))  # type: ignore[arg-type]
+            values.append(self.wait_for(self._waiter.submit(said.get)))  # type: ignore[arg-type]
         self.send(Gathered(values))
         return values
 
@@ -97,22 +97,22 @@ class Leader:
             self._copies[number] = [], whole
         return whole
 
-    def until_ready(self, array: jax.Array) -> None:
+    def block_until_ready(self, array: jax.Array) -> None:
         """Wait for the device.
 
         Raises:
             HostLostError: a follower is gone, without which the device may never end.
         """
         if not array.is_ready():  # type: ignore[attr-defined]
-            self.until(self._waiter.submit(jax.block_until_ready, array))
+            self.wait_for(self._waiter.submit(jax.block_until_ready, array))
 
-    def until(self, done: Future[T]) -> T:
+    def wait_for(self, done: Future[T]) -> T:
         """Wait for a result, while the group is whole."""
         both: list[Future[Any]] = [done, self.lost]
         wait(both, return_when=FIRST_COMPLETED)
         if done.done() and done.exception() is not None:
             # The devices may be the first to notice that a process is gone, but not which.
-            wait([self.lost], timeout=NOTICE_S)
+            wait([self.lost], timeout=DETECT_S)
             if self.lost.done():
                 self.lost.result()
         if not done.done():
@@ -128,7 +128,7 @@ class Leader:
         return "; ".join(
             f"process {process} on {host} has not answered for {silent_s:.0f} s"
             for process, (host, _) in self._followers.items()
-            if (silent_s := now_s - self._heard_s[process]) > SILENT_S
+            if (silent_s := now_s - self._heard_s[process]) > HEARTBEAT_TIMEOUT_S
         )
 
     def on_lost(self, listener: Callable[[], object]) -> None:
@@ -136,7 +136,7 @@ class Leader:
         self._listener = listener
 
     @contextlib.contextmanager
-    def in_step(self) -> Iterator[None]:
+    def lockstep(self) -> Iterator[None]:
         """What is done here and by the followers: where it fails here alone, nobody can go on."""
         try:
             yield
@@ -152,7 +152,7 @@ class Leader:
             if self.lost.done():
                 return
             self.lost.set_exception(HostLostError(why))
-        _end_soon()
+        _exit_soon()
         self._listener()
         for _, connection in self._followers.values():
             with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ class Leader:
                         self._said[process].put(value)
                     case Copied(number, error):
                         self._note_copy(number, error)
-                    case Stop():
+                    case RequestShutdown():
                         # As though this process had been told itself.
                         log.info("process %d has been told to end", process)
                         os.kill(os.getpid(), signal.SIGTERM)
@@ -195,7 +195,7 @@ class Leader:
     def _note_heard(self, process: int) -> None:
         now_s = time.monotonic()
         silent_s, self._heard_s[process] = now_s - self._heard_s[process], now_s
-        if silent_s > SILENT_S:
+        if silent_s > HEARTBEAT_TIMEOUT_S:
             log.warning("process %d answers again, after %.0f s", process, silent_s)
 
     def _note_copy(self, number: int, error: str) -> None:
@@ -236,10 +236,10 @@ class Follower:
     def send(self, message: Message) -> None:
         self._connection.send(message)
 
-    def ask_to_end(self) -> None:
+    def request_shutdown(self) -> None:
         """The leader is to drain; however it ends then, this process has ended well."""
         self._has_asked = True
-        self.send(Stop())
+        self.send(RequestShutdown())
 
     def messages(self) -> Iterator[Message]:
         """What the leader does, until it closes."""
@@ -258,15 +258,15 @@ class Follower:
                         self._messages.put(Close())
                         return
                     case Failed(why):
-                        end_now(f"process 0 has failed: {why}")
+                        exit_now(f"process 0 has failed: {why}")
                     case message:
                         self._messages.put(message)
         except (OSError, EOFError, ValueError) as error:
             if self._has_asked:  # while it was loading: there was nothing to close
                 log.info("process 0 has ended; stopping")
-                _leave(0)
+                _exit(0)
             else:
-                end_now(f"process 0 is gone ({error})")
+                exit_now(f"process 0 is gone ({error})")
 
     def _beat(self) -> None:
         """On a thread of its own: whatever the devices wait for, the leader knows who is there."""
@@ -278,20 +278,20 @@ class Follower:
 Group = Leader | Follower
 
 
-def end_now(why: str) -> None:
+def exit_now(why: str) -> None:
     """End the process at once: JAX's own end waits for processes that will not come."""
     log.critical("%s; ending", why)
-    _leave(1)
+    _exit(1)
 
 
-def _end_soon() -> None:
+def _exit_soon() -> None:
     def end() -> None:
         time.sleep(GRACE_S)
-        _leave(1)
+        _exit(1)
 
     threading.Thread(target=end, name="kvflow-end", daemon=True).start()
 
 
-def _leave(exit_code: int) -> None:
+def _exit(exit_code: int) -> None:
     logging.shutdown()
     os._exit(exit_code)

@@ -13,7 +13,7 @@ import jax
 
 from kvflow_jax.distributed.connection import Connection
 from kvflow_jax.distributed.handshake import HELLO_S, Handshakes, Joined, Settings
-from kvflow_jax.distributed.messages import Failed, Go, Hello, Refused
+from kvflow_jax.distributed.messages import Failed, StartJax, Hello, Refused
 from kvflow_jax.distributed.process_group import Follower, Leader
 from kvflow_jax.distributed.process_info import ProcessInfo, is_loopback
 from kvflow_jax.errors import ConfigError
@@ -22,7 +22,7 @@ _RETRY_S = 0.2
 _SHUTDOWN_S = 10  # for processes that end to wait for each other
 
 
-def lead(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Leader:
+def start_leader(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Leader:
     """Wait for all followers, then start JAX with them.
 
     Args:
@@ -33,12 +33,12 @@ def lead(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Lea
     """
     leader = Leader(_admit(process_info, settings, timeout_s))
     port = _free_port(process_info)
-    leader.send(Go(port))
+    leader.send(StartJax(port))
     _start_jax(process_info, port)
     return leader
 
 
-def report(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Follower:
+def join_leader(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> Follower:
     """Report to process 0, wait until all are there, then start JAX with them.
 
     Raises:
@@ -58,7 +58,7 @@ def report(process_info: ProcessInfo, settings: Settings, timeout_s: float) -> F
         raise ConfigError(
             f"process 0 at {process_info.host}:{process_info.port} does not answer ({error}); see its log"
         ) from None
-    if not isinstance(answer, Go):
+    if not isinstance(answer, StartJax):
         connection.close()
         raise ConfigError(answer.why if isinstance(answer, Refused | Failed) else f"got {answer}")
     follower = Follower(connection)

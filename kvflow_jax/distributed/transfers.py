@@ -24,7 +24,7 @@ import jax
 
 from kvflow_jax.cache.shard_copy import copy_shards
 from kvflow_jax.cache.transfer import Direction, Transfer
-from kvflow_jax.distributed.leader import Kept, RemoteArrays
+from kvflow_jax.distributed.leader import RemoteArray, RemoteArrays
 from kvflow_jax.distributed.messages import Copy
 from kvflow_jax.distributed.process_group import Leader
 from kvflow_jax.errors import KVFlowError
@@ -40,7 +40,7 @@ class CopyError(KVFlowError):
     """A process could not copy its part."""
 
 
-class LeadingTransfers:
+class LeaderTransfers:
     """``Transfers`` over all processes: a copy is there when each has its part.
 
     Args:
@@ -51,7 +51,7 @@ class LeadingTransfers:
     def __init__(
         self,
         leader: Leader,
-        keeper: RemoteArrays,
+        remote_arrays: RemoteArrays,
         bytes_per_s: Mapping[Direction, float],
         *,
         pace_s_per_byte: float = 0.0,
@@ -60,7 +60,7 @@ class LeadingTransfers:
         pace = 1 / pace_s_per_byte if pace_s_per_byte else float("inf")
         self.bytes_per_s = {way: min(rate, pace) for way, rate in bytes_per_s.items()}
         self._pace_s_per_byte = pace_s_per_byte
-        self._leader, self._keeper, self._now = leader, keeper, now
+        self._leader, self._remote_arrays, self._now = leader, remote_arrays, now
         self._notify: Callable[[], object] = lambda: None
         self._queued: dict[Direction, deque[Transfer]] = {way: deque() for way in Direction}
         self._num_issued = dict.fromkeys(Direction, 0)
@@ -122,16 +122,16 @@ class LeadingTransfers:
                 self._done.put(transfer)
                 self._notify()
                 continue
-            source: Kept = transfer.data
-            number, to_host = self._keeper.next_number(), way is Direction.OFFLOAD
+            source: RemoteArray = transfer.data
+            number, to_host = self._remote_arrays.next_number(), way is Direction.OFFLOAD
             copied = self._leader.await_copies(number)
-            self._keeper.tell(Copy(number, source.number, to_host))
+            self._remote_arrays.tell(Copy(number, source.number, to_host))
             try:
-                transfer.data = self._keeper.keep(
+                transfer.data = self._remote_arrays.keep(
                     number, copy_shards(source.array, to_host=to_host)
                 )
             except Exception as error:
-                self._keeper.forget(number)
+                self._remote_arrays.forget(number)
                 _fail(transfer, error)
             self._lanes[way].put((transfer, copied))
 
@@ -144,7 +144,7 @@ class LeadingTransfers:
             try:
                 if transfer.error is None:
                     jax.block_until_ready(transfer.data.array)
-                if why := self._leader.until(copied):
+                if why := self._leader.wait_for(copied):
                     raise CopyError(why)
             except Exception as error:
                 _fail(transfer, error)

@@ -35,7 +35,7 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.interfaces import (
     Clock,
     NoTransfers,
-    Repeating,
+    MultiStepRunner,
     Runner,
     Transfers,
 )
@@ -81,7 +81,7 @@ class Engine:
         self.stats = EngineStats(num_blocks=self.cache.table.num_pages)
         self.tracer = tracer or NoTrace()
         self.runner = runner
-        self._repeater = runner if isinstance(runner, Repeating) else None
+        self._repeater = runner if isinstance(runner, MultiStepRunner) else None
         self.transfers = transfers or NoTransfers()
         self.transfer_manager = TransferManager(
             self.cache,
@@ -271,7 +271,7 @@ class Engine:
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
-    def _repeat(self, plan: StepPlan, ahead_of: StepInFlight | None, runner: Repeating) -> None:
+    def _repeat(self, plan: StepPlan, ahead_of: StepInFlight | None, runner: MultiStepRunner) -> None:
         """Let a step that would be planned again and again run as one."""
         if self.transfer_manager.has_plans:
             return  # what is begun with this step will want an answer when it lands

@@ -11,8 +11,8 @@ from kvflow_jax.engine.scheduler import StepPlan
 from kvflow_jax.requests.outputs import TokenLogprobs
 from kvflow_jax.requests.request import Request
 from kvflow_jax.runtime.batch import BatchShapes
-from kvflow_jax.runtime.interfaces import Repeating, Runner, ScoreHandle, StepHandle
-from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs
+from kvflow_jax.runtime.interfaces import MultiStepRunner, Runner, ScoreHandle, StepHandle
+from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
 
 Sampled = tuple[Request, list[int], tuple[TokenLogprobs, ...]]
 
@@ -32,7 +32,7 @@ class StepInFlight:
         cls,
         plan: StepPlan,
         runner: Runner,
-        repeater: Repeating | None,
+        repeater: MultiStepRunner | None,
         shapes: BatchShapes,
         now: float,
     ) -> StepInFlight:
@@ -99,7 +99,7 @@ def _score_prompts(
         position = chunk.start + 1
         for handle in runner.score(start, targets) if len(targets) else ():
             yield request, position, handle
-            position += SCORED_AT_ONCE
+            position += SCORE_CHUNK_LEN
 
 
 def _note_scores(request: Request, position: int, scores: Logprobs) -> None:

@@ -31,7 +31,7 @@ class BatchShape:
     def num_tokens(self) -> int:
         return self.num_decode + self.num_tiles * self.tile
 
-    def holds(self, num_decode: int, lengths: Sequence[int]) -> bool:
+    def fits(self, num_decode: int, lengths: Sequence[int]) -> bool:
         """Whether so many decode rows fit, and chunks of these lengths into the tiles."""
         num_tiles = sum(-(-length // self.tile) for length in lengths)
         return num_decode <= self.num_decode and num_tiles <= self.num_tiles
@@ -43,7 +43,7 @@ class _Column:
     START = 0  # position of the first query token
     LEN = 1  # query tokens; 0 is padding
     SOURCE = 2  # of a decode row: slot whose last sample is its token; -1: it is in ``tokens``
-    SLOT = 3  # that keeps the sample; out of range: nobody's
+    SEQ_SLOT = 3  # that keeps the sample; out of range: nobody's
     TOP_K = 4
     SEED = 5  # two of them, bits of unsigned integers
     USES_MEMORY = 7
@@ -87,7 +87,7 @@ class Batch:
         """All padding: what warm-up runs, and what ``BatchShapes.build`` fills."""
         ints = np.zeros((shape.num_rows, _Column.PAGES + pages_per_seq), np.int32)
         ints[:, _Column.SOURCE] = -1
-        ints[:, _Column.SLOT] = num_slots
+        ints[:, _Column.SEQ_SLOT] = num_slots
         floats = np.zeros((shape.num_rows, _Float.COUNT), np.float32)
         floats[:, [_Float.TOP_P, _Float.REPETITION]] = 1.0
         return cls(shape, np.zeros(shape.num_tokens, np.int32), ints, floats)
@@ -123,7 +123,7 @@ class Batch:
         ints, floats = self.ints, self.floats
         seed = ints[:, _Column.SEED : _Column.SEED + 2]
         return SamplingRows(
-            slot=ints[:, _Column.SLOT],
+            seq_slot=ints[:, _Column.SEQ_SLOT],
             temperature=floats[:, _Float.TEMPERATURE],
             top_k=ints[:, _Column.TOP_K],
             top_p=floats[:, _Float.TOP_P],
@@ -221,7 +221,7 @@ class BatchShapes:
         """
         lengths = [chunk.length for chunk in chunks if not chunk.is_decode]
         num_decode = len(chunks) - len(lengths)
-        shape = next(shape for shape in self.shapes if shape.holds(num_decode, lengths))
+        shape = next(shape for shape in self.shapes if shape.fits(num_decode, lengths))
         batch = Batch.empty(shape, self.pages_per_seq, self.num_seq_slots)
         sample_rows = np.empty(len(chunks), np.int32)
         starts = np.empty(len(chunks), np.int32)
@@ -269,7 +269,7 @@ def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
         request.sampling_row = _sampling_row(request.params, request.seed)
     ints = batch.ints[row]
     ints[_Column.TOP_K : _Column.PAGES], batch.floats[row] = request.sampling_row
-    ints[_Column.SLOT] = request.seq_slot
+    ints[_Column.SEQ_SLOT] = request.seq_slot
     num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
     ints[_Column.BANS_STOPS] = num_output < request.params.min_tokens
 

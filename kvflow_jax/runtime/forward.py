@@ -15,7 +15,7 @@ from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
-from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs, TokenMemory, sample, score
+from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs, PenaltyState, sample, score
 
 
 @partial(
@@ -30,22 +30,22 @@ class SamplerState:
     Attributes:
         last_tokens: i32[num_slots], the last sample of each running request.
         memory: what penalties, bans and bias need of each running request.
-        hidden: [most tokens of a step + SCORED_AT_ONCE, hidden_size], the last step's hidden
+        hidden: [most tokens of a step + SCORE_CHUNK_LEN, hidden_size], the last step's hidden
             states, from which prompt tokens can be scored.
     """
 
     last_tokens: jax.Array
-    memory: TokenMemory
+    memory: PenaltyState
     hidden: jax.Array
 
     @classmethod
     def zeros(cls, model: Model, shapes: BatchShapes) -> SamplerState:
         num_slots, config = shapes.num_seq_slots, model.config
         most_tokens = max(shape.num_tokens for shape in shapes.shapes)
-        hidden_shape = (most_tokens + SCORED_AT_ONCE, config.hidden_size)
+        hidden_shape = (most_tokens + SCORE_CHUNK_LEN, config.hidden_size)
         return cls(
             last_tokens=jnp.zeros(num_slots, jnp.int32),
-            memory=TokenMemory.zeros(num_slots, config.vocab_size),
+            memory=PenaltyState.zeros(num_slots, config.vocab_size),
             hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
         )
 
@@ -91,12 +91,12 @@ def run_step(
     """Run one batch: write the KV of its tokens, sample a token for each row.
 
     Returns:
-        The state with the new KV and samples; the samples, i32[num_rows], and their logprobs. AttentionMetadata
+        The state with the new KV and samples; the samples, i32[num_rows], and their logprobs. Rows
         that are padding, or stop short of their sequence's end, give some that mean nothing.
     """
-    ends = model.end_leaves(params)
-    hidden, angles, rows = embed(model, state.pool.spec, ends, state.sampler.last_tokens, batch)
-    hidden, pool = model.run_all_layers(params, hidden, angles, rows, state.pool)
+    ends = model.embed_and_head_leaves(params)
+    hidden, angles, metadata = embed(model, state.pool.spec, ends, state.sampler.last_tokens, batch)
+    hidden, pool = model.run_all_layers(params, hidden, angles, metadata, state.pool)
     sampler, tokens, logprobs = sample_tokens(model, ends, state.sampler, hidden, batch)
     return DeviceState(pool, sampler), tokens, logprobs
 
@@ -107,7 +107,7 @@ def embed(
     """Embed the batch's tokens and say where each of them stands.
 
     Returns:
-        Hidden states [num_tokens, hidden_size], and the angles and rows that all layers share.
+        Hidden states [num_tokens, hidden_size], and the angles and metadata that all layers share.
     """
     shape = batch.shape
     num_decode, tile = shape.num_decode, shape.tile
@@ -122,7 +122,7 @@ def embed(
     page_table = jnp.asarray(batch.page_table)
     page = page_table.at[row, positions // spec.page_size].get(mode="clip")
     slots = page * spec.page_size + positions % spec.page_size
-    rows = AttentionMetadata(
+    metadata = AttentionMetadata(
         page_table=page_table,
         query_start=jnp.asarray(batch.query_start),
         query_len=jnp.asarray(batch.query_len),
@@ -130,7 +130,7 @@ def embed(
         num_decode=num_decode,
         tile=tile,
     )
-    return *model.embed(ends, tokens, positions), rows
+    return *model.embed(ends, tokens, positions), metadata
 
 
 def sample_tokens(
@@ -148,7 +148,7 @@ def sample_tokens(
     position = batch.query_start + batch.query_len
     rows = batch.sampling
     tokens, logprobs = sample(logits, rows, state.memory, position)
-    slot = rows.slot
+    slot = rows.seq_slot
     state = SamplerState(
         last_tokens=state.last_tokens.at[slot].set(tokens, mode="drop"),
         memory=state.memory.count(slot, tokens),
@@ -162,7 +162,7 @@ def score_hidden(
     ends: Leaves,
     hidden: jax.Array,  # [any, hidden_size]
     start: jax.Array,  # i32[]
-    targets: jax.Array,  # i32[SCORED_AT_ONCE]
+    targets: jax.Array,  # i32[SCORE_CHUNK_LEN]
 ) -> Logprobs:
     """How likely ``targets`` are, each after the hidden state at its place from ``start`` on."""
     some = jax.lax.dynamic_slice_in_dim(hidden, start, len(targets))

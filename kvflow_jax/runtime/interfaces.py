@@ -62,12 +62,12 @@ class Runner(Protocol):
     def read_blocks(self, pages: np.ndarray) -> Any:
         """Dispatch a copy of blocks (pages i32[n]) out of the pool; later steps may reuse them."""
 
-    def write_blocks(self, blocks: Any, places: np.ndarray, pages: np.ndarray) -> None:
+    def write_blocks(self, blocks: Any, indices: np.ndarray, pages: np.ndarray) -> None:
         """Dispatch a copy into the pool.
 
         Args:
             blocks: what ``read_blocks`` gave, of n blocks, wherever it has been since.
-            places: i32[m], which of them to write; the rest is ignored.
+            indices: i32[m], which of them to write; the rest is ignored.
             pages: i32[m], where to.
         """
 
@@ -80,7 +80,7 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class Repeating(Protocol):
+class MultiStepRunner(Protocol):
     """What a runner adds that runs a decode step several times as one, each row going on from its
     sample."""
 

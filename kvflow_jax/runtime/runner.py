@@ -13,13 +13,13 @@ import numpy as np
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.model import Leaves, Model, Params
-from kvflow_jax.models.sharding import BLOCKS, POOL, WHOLE, Shards
+from kvflow_jax.models.sharding import BLOCKS, POOL, REPLICATED, Shards
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
-from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs, SequenceState, TokenMemory
-from kvflow_jax.runtime.sharded_forward import steps_on
+from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs, SequenceState, PenaltyState
+from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
 LAYERS_PER_CALL = 10
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
@@ -89,19 +89,19 @@ class ModelRunner:
         # too. Were not everything from the start, each program would be compiled a second time.
         self._whole: jax.sharding.Sharding  # how what is small lies, the pool, and blocks of it
         self._pool_lies: jax.sharding.Sharding
-        self.blocks_lie: jax.sharding.Sharding
+        self.block_sharding: jax.sharding.Sharding
         if shards is None:
             here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
-            self._whole = self._pool_lies = self.blocks_lie = here
+            self._whole = self._pool_lies = self.block_sharding = here
             params, own_spec = jax.device_put(params, here), pool_spec
             steps = StepFns.of(model)
         else:
-            self._whole, self._pool_lies, self.blocks_lie = map(shards.where, (WHOLE, POOL, BLOCKS))
-            model = shards.part(model)
+            self._whole, self._pool_lies, self.block_sharding = map(shards.sharding, (REPLICATED, POOL, BLOCKS))
+            model = shards.local_model(model)
             own_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
-            steps = steps_on(shards.mesh, model)
+            steps = sharded_step_fns(shards.mesh, model)
         self._model, self._params, self._own_spec = model, params, own_spec
-        self._ends = model.end_leaves(params)
+        self._ends = model.embed_and_head_leaves(params)
         self._groups = layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
@@ -111,17 +111,17 @@ class ModelRunner:
         self._sample_tokens = jax.jit(steps.sample_tokens, donate_argnums=1)
         self._score = jax.jit(steps.score_hidden)
         self._recall = jax.jit(
-            TokenMemory.load_sequence_state, donate_argnums=0, out_shardings=self._whole
+            PenaltyState.load_sequence_state, donate_argnums=0, out_shardings=self._whole
         )
-        self._read = jax.jit(KVPool.gather, out_shardings=self.blocks_lie)
+        self._read = jax.jit(KVPool.gather, out_shardings=self.block_sharding)
         self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_lies)
 
     def read_blocks(self, slots: np.ndarray) -> jax.Array:
         return self._read(self._state.pool, slots)
 
-    def write_blocks(self, blocks: jax.Array, places: np.ndarray, slots: np.ndarray) -> None:
+    def write_blocks(self, blocks: jax.Array, indices: np.ndarray, slots: np.ndarray) -> None:
         where = np.full(blocks.shape[1], self.pool_spec.num_pages, np.int32)
-        where[places] = slots
+        where[indices] = slots
         pool = self._write(self._state.pool, where, blocks)
         self._state = replace(self._state, pool=pool)
 
@@ -147,9 +147,9 @@ class ModelRunner:
 
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
         hidden, scores = self._state.sampler.hidden, []
-        for at in range(0, len(targets), SCORED_AT_ONCE):
-            some = np.zeros(SCORED_AT_ONCE, np.int32)
-            num = len(targets[at : at + SCORED_AT_ONCE])
+        for at in range(0, len(targets), SCORE_CHUNK_LEN):
+            some = np.zeros(SCORE_CHUNK_LEN, np.int32)
+            num = len(targets[at : at + SCORE_CHUNK_LEN])
             some[:num] = targets[at : at + num]
             logprobs = self._score(self._ends, hidden, np.int32(start + at), some)
             scores.append(JaxScores(logprobs, num))
@@ -193,9 +193,9 @@ class ModelRunner:
         if not self._groups:
             return self._step.lower(self._params, self._state, batch).compile().memory_analysis()
         last_tokens = self._state.sampler.last_tokens
-        hidden, angles, rows = self._embed(self._ends, last_tokens, batch)
+        hidden, angles, metadata = self._embed(self._ends, last_tokens, batch)
         first, matrices = self._groups[0]
-        rest = {"hidden": hidden, "angles": angles, "rows": rows, "pool": self._state.pool}
+        rest = {"hidden": hidden, "angles": angles, "metadata": metadata, "pool": self._state.pool}
         lowered = self._run_layers.lower(matrices, self._vectors, first, **rest)
         return lowered.compile().memory_analysis()
 
@@ -205,10 +205,10 @@ class ModelRunner:
             self._state, tokens, logprobs = self._step(self._params, self._state, batch)
             return JaxStep(tokens, logprobs if wants_logprobs else None)
         pool, sampler = self._state.pool, self._state.sampler
-        hidden, angles, rows = self._embed(self._ends, sampler.last_tokens, batch)
+        hidden, angles, metadata = self._embed(self._ends, sampler.last_tokens, batch)
         for first, matrices in groups:
             hidden, pool = self._run_layers(
-                matrices, self._vectors, first, hidden=hidden, angles=angles, rows=rows, pool=pool
+                matrices, self._vectors, first, hidden=hidden, angles=angles, metadata=metadata, pool=pool
             )
         sampler, tokens, logprobs = self._sample_tokens(self._ends, sampler, hidden, batch)
         self._state = DeviceState(pool, sampler)
@@ -251,7 +251,7 @@ def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceSta
     sequence_state.bias[: len(bias)] = list(bias.values())
     return replace(
         sequence_state,
-        slot=np.int32(request.seq_slot),
+        seq_slot=np.int32(request.seq_slot),
         num_prompt=np.int32(request.num_prompt),
         num_tokens=np.int32(request.num_known),
     )
@@ -259,7 +259,7 @@ def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceSta
 
 def _empty_past(shapes: BatchShapes, vocab_size: int) -> SequenceState:
     return SequenceState(
-        slot=np.int32(0),
+        seq_slot=np.int32(0),
         tokens=np.zeros(shapes.pages_per_seq * shapes.page_size, np.int32),
         num_prompt=np.int32(0),
         num_tokens=np.int32(0),

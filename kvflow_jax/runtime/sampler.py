@@ -13,7 +13,7 @@ import numpy as np
 
 MIN_TOP_P = 1e-9
 MAX_LOGPROBS = 20  # alternatives reported beside a token
-SCORED_AT_ONCE = 64  # prompt tokens whose logits are made at once
+SCORE_CHUNK_LEN = 64  # prompt tokens whose logits are made at once
 _BLOCK = 256  # vocabulary entries summed together by the two-level inverse CDF
 
 # Facts of a token in a slot's memory: how often the output holds it, and two flags.
@@ -23,7 +23,7 @@ _COUNT, _IN_PROMPT, _IS_STOP = (1 << 28) - 1, 1 << 28, 1 << 29
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "slot",
+        "seq_slot",
         "temperature",
         "top_k",
         "top_p",
@@ -42,7 +42,7 @@ _COUNT, _IN_PROMPT, _IS_STOP = (1 << 28) - 1, 1 << 28, 1 << 29
 class SamplingRows:
     """How the token after each row is chosen. Numpy on the host, traced within the step."""
 
-    slot: Any  # i32[n], whose memory and last token it is; out of range: nobody's
+    seq_slot: Any  # i32[n], whose memory and last token it is; out of range: nobody's
     temperature: Any  # f32[n], 0 is greedy
     top_k: Any  # i32[n], 0 is all
     top_p: Any  # f32[n]
@@ -59,7 +59,7 @@ class SamplingRows:
     def empty(cls, num_rows: int, num_slots: int) -> SamplingRows:
         """Rows that belong to nobody."""
         return cls(
-            slot=np.full(num_rows, num_slots, np.int32),
+            seq_slot=np.full(num_rows, num_slots, np.int32),
             temperature=np.zeros(num_rows, np.float32),
             top_k=np.zeros(num_rows, np.int32),
             top_p=np.ones(num_rows, np.float32),
@@ -76,7 +76,7 @@ class SamplingRows:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["facts", "bias"], meta_fields=[])
 @dataclass(frozen=True)
-class TokenMemory:
+class PenaltyState:
     """What each slot's sequence holds, and what is to be added to its logits.
 
     Lives on the device, because a step runs before the host has seen the token of the one before.
@@ -87,11 +87,11 @@ class TokenMemory:
     bias: jax.Array  # f32[num_slots, vocab_size]
 
     @classmethod
-    def zeros(cls, num_slots: int, vocab_size: int) -> TokenMemory:
+    def zeros(cls, num_slots: int, vocab_size: int) -> PenaltyState:
         shape = (num_slots, vocab_size)
         return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
-    def load_sequence_state(self, sequence_state: SequenceState) -> TokenMemory:
+    def load_sequence_state(self, sequence_state: SequenceState) -> PenaltyState:
         """The memory with one slot's row made anew."""
         vocab = self.facts.shape[1]
         place = jnp.arange(len(sequence_state.tokens))
@@ -107,26 +107,26 @@ class TokenMemory:
             .at[sequence_state.bias_ids]
             .add(sequence_state.bias, mode="drop")
         )
-        return TokenMemory(
-            self.facts.at[sequence_state.slot].set(row + stops),
-            self.bias.at[sequence_state.slot].set(bias),
+        return PenaltyState(
+            self.facts.at[sequence_state.seq_slot].set(row + stops),
+            self.bias.at[sequence_state.seq_slot].set(bias),
         )
 
-    def count(self, slot: jax.Array, token: jax.Array) -> TokenMemory:
+    def count(self, slot: jax.Array, token: jax.Array) -> PenaltyState:
         """The memory after each slot (i32[n]) has been given its next token (i32[n])."""
-        return TokenMemory(self.facts.at[slot, token].add(1, mode="drop"), self.bias)
+        return PenaltyState(self.facts.at[slot, token].add(1, mode="drop"), self.bias)
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["slot", "tokens", "num_prompt", "num_tokens", "stop_ids", "bias_ids", "bias"],
+    data_fields=["seq_slot", "tokens", "num_prompt", "num_tokens", "stop_ids", "bias_ids", "bias"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class SequenceState:
     """What a slot's memory is made of. Ids at or past the vocabulary are padding."""
 
-    slot: Any  # i32[]
+    seq_slot: Any  # i32[]
     tokens: Any  # i32[any], prompt and output; past num_tokens any token of the vocabulary
     num_prompt: Any  # i32[]
     num_tokens: Any  # i32[]
@@ -152,7 +152,7 @@ class Logprobs:
 def sample(
     logits: jax.Array,  # f32[n, vocab_size]
     rows: SamplingRows,
-    memory: TokenMemory,
+    memory: PenaltyState,
     position: jax.Array,  # i32[n], of the token that is sampled
 ) -> tuple[jax.Array, Logprobs]:
     """Choose a token a row, i32[n]; the logprobs are zeros where no row wants any.
@@ -192,11 +192,11 @@ def score(
     return Logprobs(chosen - norm, top_ids.astype(jnp.int32), top - norm[:, None])
 
 
-def _adjust(logits: jax.Array, rows: SamplingRows, memory: TokenMemory) -> jax.Array:
+def _adjust(logits: jax.Array, rows: SamplingRows, memory: PenaltyState) -> jax.Array:
     """Bias, ban and penalties, as vLLM and transformers define them, where rows use them."""
-    facts = memory.facts.at[rows.slot].get(mode="clip")  # [n, vocab]
+    facts = memory.facts.at[rows.seq_slot].get(mode="clip")  # [n, vocab]
     count = facts & _COUNT
-    changed = logits + memory.bias.at[rows.slot].get(mode="clip")
+    changed = logits + memory.bias.at[rows.seq_slot].get(mode="clip")
     is_banned = rows.bans_stops[:, None] & (facts & _IS_STOP != 0)
     changed = jnp.where(is_banned, -jnp.inf, changed)
     repetition = rows.repetition[:, None]

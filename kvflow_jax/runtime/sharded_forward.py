@@ -19,14 +19,14 @@ from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
-from kvflow_jax.models.sharding import POOL, WHOLE, weight_spec
+from kvflow_jax.models.sharding import POOL, REPLICATED, weight_spec
 from kvflow_jax.runtime import forward
 from kvflow_jax.runtime.batch import Batch
 from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
 from kvflow_jax.runtime.sampler import Logprobs
 
 
-def steps_on(mesh: Mesh, model: Model) -> StepFns:
+def sharded_step_fns(mesh: Mesh, model: Model) -> StepFns:
     """The functions of a step on these devices."""
     return StepFns(
         partial(run_step, mesh, model),
@@ -41,9 +41,9 @@ def run_step(
     mesh: Mesh, model: Model, params: Params, state: DeviceState, batch: Batch
 ) -> tuple[DeviceState, jax.Array, Logprobs]:
     """See ``forward.run_step``."""
-    cut = replace(jax.tree.map(lambda _: WHOLE, state), pool=_cut_pool(state.pool))
+    cut = replace(jax.tree.map(lambda _: REPLICATED, state), pool=_cut_pool(state.pool))
     weights = {name: weight_spec(name, leaf.ndim) for name, leaf in params.items()}
-    run = _on(mesh, partial(forward.run_step, model), (weights, cut, WHOLE), (cut, WHOLE, WHOLE))
+    run = _on(mesh, partial(forward.run_step, model), (weights, cut, REPLICATED), (cut, REPLICATED, REPLICATED))
     out: tuple[DeviceState, jax.Array, Logprobs] = run(params, state, batch)
     return out
 
@@ -52,8 +52,8 @@ def embed(
     mesh: Mesh, model: Model, spec: PoolSpec, ends: Leaves, last_tokens: jax.Array, batch: Batch
 ) -> tuple[jax.Array, Angles, AttentionMetadata]:
     """See ``forward.embed``."""
-    cut = (_cut(model.end_names, ends), WHOLE, WHOLE)
-    run = _on(mesh, partial(forward.embed, model, spec), cut, WHOLE)
+    cut = (_cut(model.embed_and_head_names, ends), REPLICATED, REPLICATED)
+    run = _on(mesh, partial(forward.embed, model, spec), cut, REPLICATED)
     out: tuple[jax.Array, Angles, AttentionMetadata] = run(ends, last_tokens, batch)
     return out
 
@@ -66,18 +66,18 @@ def run_layers(
     first: jax.Array,
     hidden: jax.Array,
     angles: Angles,
-    rows: AttentionMetadata,
+    metadata: AttentionMetadata,
     pool: KVPool,
 ) -> tuple[jax.Array, KVPool]:
     """See ``Model.run_layers``."""
     cut = (
         [_cut(model.matrix_names, own) for own in matrices],
         _cut(model.vector_names, vectors),
-        *(WHOLE, WHOLE, WHOLE, WHOLE),
+        *(REPLICATED, REPLICATED, REPLICATED, REPLICATED),
         _cut_pool(pool),
     )
-    run = _on(mesh, model.run_layers, cut, (WHOLE, _cut_pool(pool)))
-    out: tuple[jax.Array, KVPool] = run(matrices, vectors, first, hidden, angles, rows, pool)
+    run = _on(mesh, model.run_layers, cut, (REPLICATED, _cut_pool(pool)))
+    out: tuple[jax.Array, KVPool] = run(matrices, vectors, first, hidden, angles, metadata, pool)
     return out
 
 
@@ -85,8 +85,8 @@ def sample_tokens(
     mesh: Mesh, model: Model, ends: Leaves, state: SamplerState, hidden: jax.Array, batch: Batch
 ) -> tuple[SamplerState, jax.Array, Logprobs]:
     """See ``forward.sample_tokens``."""
-    cut = (_cut(model.end_names, ends), WHOLE, WHOLE, WHOLE)
-    run = _on(mesh, partial(forward.sample_tokens, model), cut, WHOLE)
+    cut = (_cut(model.embed_and_head_names, ends), REPLICATED, REPLICATED, REPLICATED)
+    run = _on(mesh, partial(forward.sample_tokens, model), cut, REPLICATED)
     out: tuple[SamplerState, jax.Array, Logprobs] = run(ends, state, hidden, batch)
     return out
 
@@ -100,8 +100,8 @@ def score_hidden(
     targets: jax.Array,
 ) -> Logprobs:
     """See ``forward.score_hidden``."""
-    cut = (_cut(model.end_names, ends), WHOLE, WHOLE, WHOLE)
-    run = _on(mesh, partial(forward.score_hidden, model), cut, WHOLE)
+    cut = (_cut(model.embed_and_head_names, ends), REPLICATED, REPLICATED, REPLICATED)
+    run = _on(mesh, partial(forward.score_hidden, model), cut, REPLICATED)
     scores: Logprobs = run(ends, hidden, start, targets)
     return scores
 

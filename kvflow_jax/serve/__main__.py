@@ -16,7 +16,7 @@ import kvflow_jax.errors
 from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
-from kvflow_jax.runtime.gpu_memory import take_most
+from kvflow_jax.runtime.gpu_memory import reserve_gpu_memory
 from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
 from kvflow_jax.serve.config import ServerConfig
 
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    take_most()
+    reserve_gpu_memory()
     _set_up_logging(config.log_level)
     try:
-        process_info = find_place(config)
+        process_info = find_process_info(config)
     except kvflow_jax.errors.ConfigError as error:
         print(f"kvflow-serve: {error}", file=sys.stderr)
         return 2
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(config, partial(build_engine, process_info=process_info))
 
 
-def find_place(config: ServerConfig) -> ProcessInfo | None:
+def find_process_info(config: ServerConfig) -> ProcessInfo | None:
     """Which of several processes this is; None where it is alone.
 
     Raises:

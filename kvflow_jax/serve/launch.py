@@ -58,9 +58,9 @@ def build_engine(
     if process_info is None:
         return _build(config, None)
 
-    from kvflow_jax.distributed.rendezvous import lead
+    from kvflow_jax.distributed.rendezvous import start_leader
 
-    leader = lead(process_info, shared_settings(config), config.join_timeout_s)
+    leader = start_leader(process_info, shared_settings(config), config.join_timeout_s)
     try:
         return _build(config, leader)
     except Exception as error:
@@ -84,12 +84,12 @@ def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokeniz
 def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:
     """The model, on the devices of this process or of a group's; see ``load_model``."""
     from kvflow_jax.api.launch import use_compilation_cache
-    from kvflow_jax.distributed.consistency import check_alike, facts_of
+    from kvflow_jax.distributed.consistency import check_consistent, model_properties
     from kvflow_jax.models.loading.load import load_model
 
     def agree(model: Model) -> None:
         if group is not None:
-            check_alike(group, facts_of(model))
+            check_consistent(group, model_properties(model))
 
     use_compilation_cache(config.cache_dir)
     return load_model(

@@ -49,26 +49,26 @@ class _Process:
         self._is_told = False
 
     def run(self) -> None:
-        from kvflow_jax.api.launch import follow
+        from kvflow_jax.api.launch import run_follower
         from kvflow_jax.distributed.messages import Failed
-        from kvflow_jax.distributed.process_group import end_now
-        from kvflow_jax.distributed.rendezvous import report
+        from kvflow_jax.distributed.process_group import exit_now
+        from kvflow_jax.distributed.rendezvous import join_leader
 
         config = self._config
         try:
-            self._follower = report(self._place, shared_settings(config), config.join_timeout_s)
+            self._follower = join_leader(self._place, shared_settings(config), config.join_timeout_s)
         except KVFlowError as error:
             log.error("cannot start: %s", error)
             return
         try:
             loaded = load(config, group=self._follower, progress=False)
-            follow(loaded, engine_config(config), self._follower)
+            run_follower(loaded, engine_config(config), self._follower)
         except Exception as error:
             if not isinstance(error, KVFlowError):  # its message says what to do
                 log.exception("cannot go on")
             with contextlib.suppress(OSError):
                 self._follower.send(Failed(str(error)))
-            end_now(f"cannot go on: {error}")
+            exit_now(f"cannot go on: {error}")
         log.info("process 0 has ended; stopping")
         self.exit_code = 0
 
@@ -79,4 +79,4 @@ class _Process:
         self._is_told = True
         log.info("process 0 drains, then all end; Ctrl-C again ends this one now")
         with contextlib.suppress(OSError):
-            self._follower.ask_to_end()
+            self._follower.request_shutdown()

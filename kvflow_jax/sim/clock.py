@@ -24,7 +24,7 @@ class VirtualClock:
         """When something happens next; None where nothing is due."""
         return self._events[0][0] if self._events else None
 
-    def at(self, time_s: float, call: Callable[[], object]) -> None:
+    def schedule(self, time_s: float, call: Callable[[], object]) -> None:
         """Run ``call`` once it is ``time_s``; a time that is past is now."""
         heapq.heappush(self._events, (max(time_s, self._now), next(self._numbers), call))
 
@@ -37,7 +37,7 @@ class VirtualClock:
     def advance(self, seconds: float) -> None:
         self.advance_to(self._now + seconds)
 
-    def advance_to_next(self) -> bool:
+    def advance_to_next_event(self) -> bool:
         """Let time pass to the next event and run it; False where there is none."""
         if not self._events:
             return False

@@ -14,10 +14,10 @@ from types import MappingProxyType
 
 from kvflow_jax.sim.profile import ModelShape, Profile
 
-PRODUCTS, ATTENTION, MEMORY = 0.6, 0.3, 0.8
+MATMUL_EFFICIENCY, ATTENTION_EFFICIENCY, MEMORY_EFFICIENCY = 0.6, 0.3, 0.8
 # Of the device's memory, what weights and KV may take: engines' own defaults are 0.85 to 0.9.
 MEMORY_SHARE = 0.88
-MOST_DEVICES = 1024
+MAX_DEVICES = 1024
 
 
 class UnknownNameError(ValueError):
@@ -30,9 +30,9 @@ class UnknownNameError(ValueError):
 def _device(name: str, tflops: float, gb_per_s: float, gb: float, link_gb_per_s: float) -> Profile:
     return Profile(
         name=name,
-        flops_per_s=PRODUCTS * tflops * 1e12,
-        attention_flops_per_s=ATTENTION * tflops * 1e12,
-        mem_bytes_per_s=MEMORY * gb_per_s * 1e9,
+        flops_per_s=MATMUL_EFFICIENCY * tflops * 1e12,
+        attention_flops_per_s=ATTENTION_EFFICIENCY * tflops * 1e12,
+        mem_bytes_per_s=MEMORY_EFFICIENCY * gb_per_s * 1e9,
         launch_s=1e-3,
         host_s=1e-3,
         link_bytes_per_s=link_gb_per_s * 1e9,
@@ -89,10 +89,10 @@ def machine(name: str, files: Mapping[str, Path] = MappingProxyType({})) -> Prof
         except (ValueError, KeyError, TypeError):
             raise UnknownNameError("machine", name, known) from None
     kind, _, count = name.partition(" x")
-    is_count = count.isascii() and count.isdigit() and 1 <= int(count) <= MOST_DEVICES
+    is_count = count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_DEVICES
     if kind not in MACHINES or (count and not is_count):
         raise UnknownNameError("machine", name, known)
-    return MACHINES[kind].times(int(count)) if count else MACHINES[kind]
+    return MACHINES[kind].with_devices(int(count)) if count else MACHINES[kind]
 
 
 def shape(name: str) -> ModelShape:

@@ -101,7 +101,7 @@ class Profile:
     link_latency_s: float
     memory_bytes: float = 0.0
 
-    def times(self, num_devices: int) -> Profile:
+    def with_devices(self, num_devices: int) -> Profile:
         """So many devices that share every step, each with a link of its own.
 
         They add up to 0.9 of their number where products are split among them; a step's launch
@@ -132,7 +132,7 @@ class Profile:
         return flops / self.flops_per_s + attention_s
 
     def memory_s(self, shape: ModelShape, work: Work) -> float:
-        num_bytes = shape.weight_bytes + work.num_read * shape.kv_bytes_per_token
+        num_bytes = shape.weight_bytes + work.num_read_tokens * shape.kv_bytes_per_token
         return num_bytes / self.mem_bytes_per_s
 
     def transfer_s(self, num_bytes: int) -> float:
@@ -168,13 +168,13 @@ class Work:
         num_tokens: padding included, for it is multiplied all the same.
         num_rows: of which logits are computed.
         num_pairs: of a query and a position that it sees.
-        num_read: tokens whose KV is read, again for each row.
+        num_read_tokens: tokens whose KV is read, again for each row.
     """
 
     num_tokens: int
     num_rows: int
     num_pairs: int
-    num_read: int
+    num_read_tokens: int
 
 
 def work_of(batch: Batch) -> Work:
@@ -183,5 +183,5 @@ def work_of(batch: Batch) -> Work:
         num_tokens=batch.shape.num_tokens,
         num_rows=batch.shape.num_rows,
         num_pairs=int((length * start + length * (length + 1) // 2).sum()),
-        num_read=int((start + length)[length > 0].sum()),
+        num_read_tokens=int((start + length)[length > 0].sum()),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvflow_jax.requests.request import Request
 from kvflow_jax.runtime.batch import Batch
-from kvflow_jax.runtime.sampler import SCORED_AT_ONCE, Logprobs
+from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
 from kvflow_jax.sim.clock import VirtualClock
 from kvflow_jax.sim.profile import ModelShape, Profile
 
@@ -89,20 +89,20 @@ class SimRunner:
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[SimScores]:
         num = len(targets)
-        return [SimScores(min(SCORED_AT_ONCE, num - at)) for at in range(0, num, SCORED_AT_ONCE)]
+        return [SimScores(min(SCORE_CHUNK_LEN, num - at)) for at in range(0, num, SCORE_CHUNK_LEN)]
 
     def read_blocks(self, pages: np.ndarray) -> SimBlocks:
         num_blocks = len(pages)
         return SimBlocks(num_blocks, self._occupy(self._copy_s(num_blocks)))
 
-    def write_blocks(self, blocks: SimBlocks, places: np.ndarray, pages: np.ndarray) -> None:
-        self._occupy(self._copy_s(len(places)))
+    def write_blocks(self, blocks: SimBlocks, indices: np.ndarray, pages: np.ndarray) -> None:
+        self._occupy(self._copy_s(len(indices)))
 
     def reset(self) -> None:
         """Nothing is kept."""
 
     def _tokens(self, batch: Batch, num_before: int) -> np.ndarray:
-        slot = batch.sampling.slot.astype(np.int64)
+        slot = batch.sampling.seq_slot.astype(np.int64)
         position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
         tokens = (slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
         return tokens.astype(np.int32)

@@ -119,9 +119,9 @@ class Simulation:
             )
         )
 
-    def later(self, seconds: float, call: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call once so many seconds have passed."""
-        self.clock.at(self.clock.now() + seconds, call)
+        self.clock.schedule(self.clock.now() + seconds, call)
 
     def run(self) -> None:
         """Let time pass until nothing is left to be done, not even copies.
@@ -145,7 +145,7 @@ class Simulation:
             if engine.controller.num_throttled:
                 due_s, next_s = self.clock.now() + CHECK_S, self.clock.next_event_s
                 self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
-            elif not self.clock.advance_to_next():
+            elif not self.clock.advance_to_next_event():
                 if engine.is_idle:
                     return
                 raise IntegrityError("requests wait for a transfer that is not under way")

@@ -31,7 +31,7 @@ class SimTransfers:
         transfer.finished_s = begin_s + self._profile.transfer_s(transfer.nbytes)
         self._free_s[way] = transfer.finished_s
         transfer.is_issued.set()
-        self._clock.at(transfer.finished_s, partial(self._finish, transfer))
+        self._clock.schedule(transfer.finished_s, partial(self._finish, transfer))
 
     def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
         """The device knows of all."""

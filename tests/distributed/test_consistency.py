@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvflow_jax.api.launch import prepare
-from kvflow_jax.distributed.consistency import check_alike, facts_of
+from kvflow_jax.distributed.consistency import check_consistent, model_properties
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.loading.load import LoadedModel
@@ -69,7 +69,7 @@ def test_processes_that_loaded_different_weights_all_say_so(its, differ):
 )
 def test_models_are_compared_before_they_have_weights(change, differ):
     models = (Model.build(CONFIG), Model.build(replace(CONFIG, **change)))
-    said = refusals(lambda group, model: check_alike(group, facts_of(model)), *models)
+    said = refusals(lambda group, model: check_consistent(group, model_properties(model)), *models)
     assert differ in said
     assert len(said) < 400
 

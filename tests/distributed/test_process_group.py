@@ -21,7 +21,7 @@ def wait_until(condition):
 
 
 def test_a_follower_that_says_nothing_stalls_all_until_it_does(monkeypatch, caplog):
-    monkeypatch.setattr(process_group, "SILENT_S", 0.2)
+    monkeypatch.setattr(process_group, "HEARTBEAT_TIMEOUT_S", 0.2)
     with pairs.connected() as (near, far):
         leader = Leader({1: ("there", near)})
         assert leader.stalled_by() == ""
@@ -41,25 +41,25 @@ def test_followers_say_that_they_are_there(monkeypatch):
 
 
 def test_a_step_that_fails_because_a_process_is_gone_says_so(monkeypatch):
-    monkeypatch.setattr(process_group, "_end_soon", lambda: None)
+    monkeypatch.setattr(process_group, "_exit_soon", lambda: None)
     with pairs.connected() as (near, far):
         leader = Leader({1: ("there", near)})
         failed = Future()
         failed.set_exception(RuntimeError("Connection reset by peer"))
         far.close()
         with pytest.raises(HostLostError, match="process 1 on there is gone"):
-            leader.until(failed)
+            leader.wait_for(failed)
 
 
 @pytest.mark.parametrize(("has_asked", "exit_code"), [(True, 0), (False, 1)])
 def test_whoever_asked_for_the_end_has_ended_well(monkeypatch, has_asked, exit_code):
     """Process 0 may have nothing to close yet."""
     left = Future()
-    monkeypatch.setattr(process_group, "_leave", left.set_result)
+    monkeypatch.setattr(process_group, "_exit", left.set_result)
     with pairs.connected() as (near, far):
         follower = Follower(far)
         if has_asked:
-            follower.ask_to_end()
+            follower.request_shutdown()
         near.close()
         assert left.result(PATIENCE_S) == exit_code
         follower._is_over.set()

@@ -12,9 +12,9 @@ import pytest
 
 from kvflow_jax.distributed import handshake, rendezvous
 from kvflow_jax.distributed.connection import Connection
-from kvflow_jax.distributed.messages import Drop, Hello, SetSamplerState, Submit, decode, encode
+from kvflow_jax.distributed.messages import Drop, Hello, SetSequenceState, Submit, decode, encode
 from kvflow_jax.distributed.process_info import ProcessInfo
-from kvflow_jax.distributed.rendezvous import lead, report
+from kvflow_jax.distributed.rendezvous import join_leader, start_leader
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.serve.__main__ import main
 from tests.distributed import pairs
@@ -34,7 +34,7 @@ def free_port():
 def test_messages_are_themselves_at_the_other_end():
     table = np.arange(6, dtype=np.int32).reshape(2, 3)
     submit = Submit(3, table[0], table, np.ones((2, 1), np.float32))
-    past = SetSamplerState({"slot": np.int32(1), "tokens": table[0]})
+    past = SetSequenceState({"seq_slot": np.int32(1), "tokens": table[0]})
     with pairs.connected() as (near, far):
         for message in (submit, past, Drop([1, 2])):
             near.send(message)
@@ -62,12 +62,12 @@ def test_all_hear_what_all_say():
 
 def test_a_coordinator_that_is_not_there():
     with pytest.raises(ConfigError, match=r"cannot be reached at 127.0.0.1:\d+.*--coordinator"):
-        report(place(1), {}, 0.1)
+        join_leader(place(1), {}, 0.1)
 
 
 def test_a_process_that_does_not_come():
     with pytest.raises(ConfigError, match=r"process 1, 2 did not come .* --join-timeout-s"):
-        lead(place(0, 3), {}, 0.1)
+        start_leader(place(0, 3), {}, 0.1)
 
 
 def test_a_port_that_is_taken():
@@ -75,7 +75,7 @@ def test_a_port_that_is_taken():
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(ConfigError, match=r"cannot listen on .* choose another port"),
     ):
-        lead(place(0, port=taken.getsockname()[1]), {}, 1.0)
+        start_leader(place(0, port=taken.getsockname()[1]), {}, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_processes_that_do_not_fit_are_told_why(hello, why):
 
     def try_to_lead():
         try:
-            lead(leader_place, {"--dtype": "float32"}, 0.5)
+            start_leader(leader_place, {"--dtype": "float32"}, 0.5)
         except ConfigError as error:
             failed.append(error)
 
@@ -99,7 +99,7 @@ def test_processes_that_do_not_fit_are_told_why(hello, why):
     thread.start()
     follower = place(hello.process_id, hello.num_processes, leader_place.port)
     with pytest.raises(ConfigError, match=why):
-        report(follower, hello.settings, 10.0)
+        join_leader(follower, hello.settings, 10.0)
     thread.join()
     assert "did not come" in str(failed[0])  # others may still have
 
@@ -113,11 +113,11 @@ def test_strangers_do_not_keep_anybody_from_joining(monkeypatch, sent):
     monkeypatch.setattr(handshake, "HELLO_S", 600.0)
     leader_place = place(0)
     joined = []
-    thread = threading.Thread(target=lambda: joined.append(lead(leader_place, {}, 30.0)))
+    thread = threading.Thread(target=lambda: joined.append(start_leader(leader_place, {}, 30.0)))
     thread.start()
     stranger = rendezvous._reach(leader_place, time.monotonic() + 8)
     stranger.sendall(sent)
-    follower = report(place(1, port=leader_place.port), {}, 5.0)
+    follower = join_leader(place(1, port=leader_place.port), {}, 5.0)
     thread.join()
     stranger.settimeout(30)
     assert stranger.recv(1) == b""  # nobody waits for the rest any more
@@ -186,9 +186,9 @@ def test_a_coordinator_whose_name_means_an_address_of_ipv6(monkeypatch):
     resolve_to_ipv6(monkeypatch, "here")
     first = ProcessInfo("here", free_port(), 2, 0)
     joined = []
-    thread = threading.Thread(target=lambda: joined.append(lead(first, {}, 30.0)))
+    thread = threading.Thread(target=lambda: joined.append(start_leader(first, {}, 30.0)))
     thread.start()
-    follower = report(replace(first, process_id=1), {}, 30.0)
+    follower = join_leader(replace(first, process_id=1), {}, 30.0)
     thread.join()
     joined[0].close()
     assert list(follower.messages()) == []
@@ -198,7 +198,7 @@ def test_a_coordinator_whose_name_means_an_address_of_ipv6(monkeypatch):
 
 def test_two_that_say_they_are_the_same():
     joined = {1: ("there", None)}
-    why = handshake.objection(Hello(1, 2, "here", {}), place(0), {}, joined)
+    why = handshake.refusal_reason(Hello(1, 2, "here", {}), place(0), {}, joined)
     assert why == "there is a process 1 already: give each a --process-id of its own"
 
 

@@ -12,9 +12,9 @@ import pytest
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.distributed import follower, process_group, transfers
 from kvflow_jax.distributed.follower import Replay
-from kvflow_jax.distributed.leader import LeadingRunner, RemoteArrays
+from kvflow_jax.distributed.leader import LeaderRunner, RemoteArrays
 from kvflow_jax.distributed.messages import Close
-from kvflow_jax.distributed.transfers import LeadingTransfers
+from kvflow_jax.distributed.transfers import LeaderTransfers
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.engine import Engine
@@ -49,16 +49,16 @@ class Life:
         self.replay = Replay(other, follower)
         self.thread = threading.Thread(target=self.replay.run)
         self.thread.start()
-        self.leader, self.keeper = leader, RemoteArrays(leader)
+        self.leader, self.remote_arrays = leader, RemoteArrays(leader)
         rates = dict.fromkeys(Direction, 1e9)
         self.woken = threading.Event()
-        lanes = LeadingTransfers(leader, self.keeper, rates)
+        lanes = LeaderTransfers(leader, self.remote_arrays, rates)
         lanes.listen(self.woken.set)
         self.engine = Engine(
             EngineSizes(
                 CONFIG.max_model_len, 1000, replace(RUNNER_POOL, num_pages=41), SHAPES, HOST
             ),
-            LeadingRunner(tiny.runner, leader, self.keeper),
+            LeaderRunner(tiny.runner, leader, self.remote_arrays),
             WallClock(),
             lanes,
             tokenizer=None,
@@ -168,7 +168,7 @@ def test_what_the_leader_could_not_copy_stays_nowhere(tiny, other, monkeypatch):
             held = lived.engine.cache.residency.host.extents.values()
             numbers = {extent.data.number for extent in held}
             lived.end()
-            still_to_tell = set(lived.keeper._dropped)
+            still_to_tell = set(lived.remote_arrays._dropped)
             assert lived.replay._kept.keys() <= numbers | still_to_tell
         finally:
             gc.enable()
@@ -184,8 +184,8 @@ def test_a_failure_starts_all_over_alike(tiny, other):
 
 
 def test_a_follower_that_is_gone_fails_who_waits(tiny, other, monkeypatch, caplog):
-    monkeypatch.setattr(process_group, "_end_soon", lambda: None)  # or this process would end
-    monkeypatch.setattr(process_group, "end_now", lambda why: None)
+    monkeypatch.setattr(process_group, "_exit_soon", lambda: None)  # or this process would end
+    monkeypatch.setattr(process_group, "exit_now", lambda why: None)
     with life(tiny, other) as lived:
         asked = Collected(lived.engine, prompts(1)[0], GREEDY)
         lived.engine.step()

@@ -100,8 +100,8 @@ def test_shapes_are_few_and_the_largest_holds_everything(max_num_seqs, max_prefi
     assert len(shapes.shapes) <= 16
     assert shapes.max_prefill_tokens >= max_prefill_tokens
     largest = [64] * (shapes.max_prefill_tokens // 64)
-    assert any(shape.holds(max_num_seqs, largest) for shape in shapes.shapes)
-    assert any(s.holds(max_num_seqs, []) and s.num_tiles == 0 for s in shapes.shapes)
+    assert any(shape.fits(max_num_seqs, largest) for shape in shapes.shapes)
+    assert any(s.fits(max_num_seqs, []) and s.num_tiles == 0 for s in shapes.shapes)
 
 
 @given(st.lists(st.integers(2, 700), max_size=12), st.integers(0, 8))
@@ -115,7 +115,7 @@ def test_what_can_be_planned_can_be_laid_out(wanted, num_decode):
         assert length == want or length % 16 == 0
         if length:
             lengths.append(length)
-    assert any(shape.holds(num_decode, lengths) for shape in shapes.shapes)
+    assert any(shape.fits(num_decode, lengths) for shape in shapes.shapes)
     assert lengths or not wanted
 
 

@@ -49,16 +49,16 @@ def batches():
     """A prompt of 13 tokens in two tiles, then two steps that each feed what the last sampled."""
     rng = np.random.default_rng(0)
     shape = BatchShape(num_tiles=2, num_decode=2, tile=8)
-    batch = Batch.empty(shape, SHAPES.pages_per_seq, SHAPES.num_slots)
+    batch = Batch.empty(shape, SHAPES.pages_per_seq, SHAPES.num_seq_slots)
     batch.tokens[2:15] = rng.integers(0, CONFIG.vocab_size, 13)
     batch.page_table[2:] = [1, 3, 2]
     batch.query_start[2:], batch.query_len[2:] = [0, 8], [8, 5]
-    batch.sampling.slot[3] = 0
+    batch.sampling.seq_slot[3] = 0
     yield batch
     for position in (13, 14):
-        batch = Batch.empty(BatchShape(0, 2, 8), SHAPES.pages_per_seq, SHAPES.num_slots)
+        batch = Batch.empty(BatchShape(0, 2, 8), SHAPES.pages_per_seq, SHAPES.num_seq_slots)
         batch.page_table[0], batch.query_start[0], batch.query_len[0] = [1, 3, 2], position, 1
-        batch.token_source[0] = batch.sampling.slot[0] = 0
+        batch.token_source[0] = batch.sampling.seq_slot[0] = 0
         yield batch
 
 
@@ -77,7 +77,7 @@ def main():
     part = Model.build(sharding.shard_of(CONFIG, NUM), ops=sharding.ShardedOps())
     cut_params = {
         name: jax.device_put(
-            sharding.arranged(name, weight, CONFIG, NUM),
+            sharding.group_columns_by_device(name, weight, CONFIG, NUM),
             NamedSharding(mesh, sharding.weight_spec(name, weight.ndim)),
         )
         for name, weight in params.items()

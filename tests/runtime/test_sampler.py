@@ -9,13 +9,13 @@ from kvflow_jax.runtime.sampler import (
     MAX_LOGPROBS,
     SamplingRows,
     SequenceState,
-    TokenMemory,
+    PenaltyState,
     sample,
     score,
 )
 
 VOCAB = 600  # not a multiple of the sampler's own block
-NO_MEMORY = TokenMemory.zeros(1, VOCAB)
+NO_MEMORY = PenaltyState.zeros(1, VOCAB)
 _sample = jax.jit(sample)
 
 
@@ -145,7 +145,7 @@ class Memory:
         bias_ids[: len(self.bias)] = list(self.bias)
         values[: len(self.bias)] = list(self.bias.values())
         past = SequenceState(
-            slot=np.int32(slot),
+            seq_slot=np.int32(slot),
             tokens=tokens,
             num_prompt=np.int32(len(prompt)),
             num_tokens=np.int32(len(prompt) + len(output)),
@@ -153,7 +153,7 @@ class Memory:
             bias_ids=bias_ids,
             bias=values,
         )
-        dirty = TokenMemory(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
+        dirty = PenaltyState(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
         self.device = dirty.load_sequence_state(past)
 
     def adjusted(self, logits, *, repetition=1.0, frequency=0.0, presence=0.0, ban=False):
@@ -191,7 +191,7 @@ def test_penalties_bias_and_ban(how):
     logits = (rng.normal(size=VOCAB) * 3).astype(np.float32)
     logits[3] = 60.0  # a stop token that would win
     settings = {name: value for name, value in how.items() if name != "ban"}
-    rows = rows_of(2, slot=memory.slot, uses_memory=[True, False], **settings)
+    rows = rows_of(2, seq_slot=memory.slot, uses_memory=[True, False], **settings)
     rows.bans_stops[:] = how.get("ban", False)
     # The token that wins, and then the one that wins without it: the whole order, in effect.
     left = memory.adjusted(logits, **how)
@@ -222,7 +222,7 @@ def test_draws_follow_the_penalised_distribution(draw):
         np.tile(logits, (num_draws, 1)),
         position=np.arange(num_draws),
         memory=memory.device,
-        slot=memory.slot,
+        seq_slot=memory.slot,
         uses_memory=True,
         **how,
     )
@@ -249,6 +249,6 @@ def test_logprobs_are_the_models_own(draw):
 def test_a_small_vocabulary_has_fewer_logprobs():
     logits = np.zeros((1, 5), np.float32)
     rows = rows_of(1, wants_logprobs=True)
-    _, logprobs = _sample(logits, rows, TokenMemory.zeros(1, 5), np.zeros(1, np.int32))
+    _, logprobs = _sample(logits, rows, PenaltyState.zeros(1, 5), np.zeros(1, np.int32))
     assert logprobs.top_ids.shape == (1, 5)
     np.testing.assert_allclose(logprobs.top, np.log(0.2), atol=1e-6)

@@ -60,20 +60,20 @@ def play_cycle(arm, seed=0):
 def test_events_run_in_order_and_at_their_time():
     clock, seen = VirtualClock(), []
     for time_s in (2.0, 1.0, 2.0, 5.0):
-        clock.at(time_s, lambda: seen.append(clock.now()))
+        clock.schedule(time_s, lambda: seen.append(clock.now()))
     clock.advance_to(3.0)
     assert seen == [1.0, 2.0, 2.0]
     assert clock.now() == 3.0
-    clock.at(1.0, lambda: seen.append(clock.now()))  # the past is now
-    assert clock.advance_to_next()
-    assert clock.advance_to_next()
+    clock.schedule(1.0, lambda: seen.append(clock.now()))  # the past is now
+    assert clock.advance_to_next_event()
+    assert clock.advance_to_next_event()
     assert seen[3:] == [3.0, 5.0]
-    assert not clock.advance_to_next()
+    assert not clock.advance_to_next_event()
 
 
 def test_waiting_lets_time_pass_until_the_event_or_the_end():
     clock, event = VirtualClock(), threading.Event()
-    clock.at(2.0, event.set)
+    clock.schedule(2.0, event.set)
     clock.wait(event, timeout_s=1.0)
     assert (clock.now(), event.is_set()) == (1.0, False)
     clock.wait(event)
@@ -130,7 +130,7 @@ def test_a_backup_waits_for_the_step_that_writes_its_blocks():
     transfers.submit(backup := Transfer(Direction.OFFLOAD, None, staged, 1 << 23, clock.now()))
     step.result()
     assert transfers.poll() == []
-    assert clock.advance_to_next()
+    assert clock.advance_to_next_event()
     assert transfers.poll() == [backup]
     assert backup.data is not None
 

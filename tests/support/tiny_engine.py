@@ -70,7 +70,7 @@ class TinyModel:
         cache = cache or CacheSettings()
         transfers = NoTransfers()
         if cache.num_host_blocks:
-            transfers = DeviceTransfers(self.runner.blocks_lie, dict.fromkeys(Direction, 1e9))
+            transfers = DeviceTransfers(self.runner.block_sharding, dict.fromkeys(Direction, 1e9))
         pool = replace(RUNNER_POOL, num_pages=num_pages + 1)
         return Engine(
             EngineSizes(

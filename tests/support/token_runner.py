@@ -75,8 +75,8 @@ class TokenRunner:
     def read_blocks(self, pages) -> np.ndarray:
         return self.pool.reshape(-1, self.spec.page_size)[pages].copy()
 
-    def write_blocks(self, blocks, places, pages) -> None:
-        self.pool.reshape(-1, self.spec.page_size)[pages] = blocks[places]
+    def write_blocks(self, blocks, indices, pages) -> None:
+        self.pool.reshape(-1, self.spec.page_size)[pages] = blocks[indices]
 
     def submit(self, batch: Batch) -> TokenStep:
         if self.fail_submit is not None:
@@ -97,12 +97,12 @@ class TokenRunner:
             self.pool[where] = tokens[:count]
         sampled = np.full(shape.num_rows, -1, np.int32)
         for row in range(shape.num_rows):
-            if batch.sampling.slot[row] < self.shapes.num_seq_slots:
+            if batch.sampling.seq_slot[row] < self.shapes.num_seq_slots:
                 end = int(batch.query_start[row] + batch.query_len[row])
                 sequence = self.pool[self._slots(batch, row, np.arange(end))]
                 assert (sequence >= 0).all(), "KV was read that nobody wrote"
                 sampled[row] = next_token(sequence)
-                self.last_tokens[batch.sampling.slot[row]] = sampled[row]
+                self.last_tokens[batch.sampling.seq_slot[row]] = sampled[row]
         error, self.fail_result = self.fail_result, None
         return TokenStep(sampled, error)
 
@@ -123,7 +123,7 @@ class RepeatingTokenRunner(TokenRunner):
             steps.append(self.submit(batch))
             batch = replace(batch, ints=batch.ints.copy())
             batch.query_start[batch.query_len > 0] += 1
-            batch.token_source[:] = batch.sampling.slot[: batch.shape.num_decode]
+            batch.token_source[:] = batch.sampling.seq_slot[: batch.shape.num_decode]
             batch.token_source[batch.query_len[: batch.shape.num_decode] == 0] = -1
         errors = [step._error for step in steps if step._error is not None]
         return TokenStep(np.stack([step._sampled for step in steps]), *errors[:1])
