@@ -1,11 +1,11 @@
-"""A small Hugging Face folder of any family that is served, with random weights; without torch.
+"""Write a small Hugging Face folder of any supported family, with random weights; without torch.
 
     python -m experiments.make_folder gemma3 FOLDER --seed 7
     python -m kvflow_jax.serve --model FOLDER
 
-The folder is whole: config.json, safetensors under the names that transformers gives them, and a
-byte-level tokenizer with a chat template. What such a model says means nothing, but it says the
-same in every library that loads it: the tests hold these folders against transformers.
+The folder is complete: config.json, safetensors under the tensor names of transformers, and a
+byte-level tokenizer with a chat template. The model's text is meaningless, but every library that
+loads the folder computes the same: the tests compare these folders with transformers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +127,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path, help="must be new or empty")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights; default: 0")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--shards", type=int, default=1, help="files of weights; default: 1")
+    parser.add_argument("--shards", type=int, default=1, help="number of safetensors files; default: 1")
     options = parser.parse_args()
     if options.folder.exists() and any(options.folder.iterdir()):
         parser.error(f"{options.folder} is not empty")
@@ -139,6 +141,18 @@ def main() -> int:
     return 0
 
 
+@contextmanager
+def temporary_folder(family: str = "llama", max_len: int = 4096) -> Iterator[Path]:
+    """Write a folder of the family for the length of a block; for ``--quick`` forms of benches.
+
+    Args:
+        max_len: tokens of the longest prompt and output.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        hf = FAMILIES[family] | {"max_position_embeddings": max_len}
+        yield write_folder(Path(name) / f"tiny-{family}", hf)
+
+
 def write_folder(
     folder: Path,
     hf: Mapping[str, Any] = _LLAMA,
@@ -147,13 +161,13 @@ def write_folder(
     shards: int = 1,
     tokenizer: bool = True,
 ) -> Path:
-    """A Hugging Face folder; returns it.
+    """Write a Hugging Face folder and return it.
 
     Args:
-        hf: its config.json.
-        weights: its tensors; those of ``hf_weights`` if None.
-        shards: files that share them.
-        tokenizer: whether it has one.
+        hf: content of config.json.
+        weights: tensors by name; those of ``hf_weights`` if None.
+        shards: number of safetensors files that share the tensors.
+        tokenizer: True to write a tokenizer, too.
     """
     weights = hf_weights(hf) if weights is None else weights
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +175,8 @@ def write_folder(
     if shards == 1:
         save_file(dict(weights), folder / WEIGHTS_FILE)
     else:
-        names, weight_map = list(weights), {}
+        names = list(weights)
+        weight_map: dict[str, str] = {}
         for shard in range(shards):
             file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
             part = {name: weights[name] for name in names[shard::shards]}
@@ -177,9 +192,10 @@ def write_folder(
 def hf_weights(
     hf: Mapping[str, Any], seed: int = 0, dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint, by its Hugging Face name."""
+    """Return random tensors of a checkpoint by their Hugging Face names."""
     rng = np.random.default_rng(seed)
-    mean_norm = 0 if hf["model_type"] == "gemma3_text" else 1  # Gemma's are short of 1
+    # Gemma stores the weights of norms minus 1.
+    mean_norm = 0 if hf["model_type"] == "gemma3_text" else 1
     weights = {}
     for name, shape in tensor_shapes(hf).items():
         noise = rng.standard_normal(shape, dtype=np.float32)
@@ -190,7 +206,7 @@ def hf_weights(
 
 
 def tensor_shapes(hf: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """What a checkpoint of this config.json holds."""
+    """Return the shape of each tensor in a checkpoint of this config.json."""
     family, d, f = hf["model_type"], hf["hidden_size"], hf["intermediate_size"]
     head_dim = hf.get("head_dim", d // hf["num_attention_heads"])
     q, kv = hf["num_attention_heads"] * head_dim, hf["num_key_value_heads"] * head_dim
@@ -231,7 +247,7 @@ def tensor_shapes(hf: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def byte_level_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
-    """Byte-level BPE: 256 bytes, <s> (256), </s> (257), and a few merges; of transformers."""
+    """Return a transformers tokenizer: byte-level BPE, <s> is 256, </s> is 257, a few merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: i for i, char in enumerate(alphabet)} | {"<s>": 256, "</s>": 257}
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("ð", "Ł")]

@@ -1,4 +1,4 @@
-"""What the benches share: timing, ceilings of the machine, a table and JSON."""
+"""Shared parts of the benches: timing, ceilings of the machine, tables and JSON."""
 
 from __future__ import annotations
 
@@ -21,49 +21,50 @@ import numpy as np
 
 from kvflow_jax.models.config import ModelConfig
 
-# Where ``experiments.bench.fit_profile`` writes what it has measured, for ``this-machine``.
+# Written by ``experiments.bench.fit_profile``, read for the machine ``this-machine``.
 THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the flag that all experiments share, ``--json``."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser
 
 
-def whole(text: str) -> int:
-    """A number of at least 0, for argparse."""
+def non_negative_int(text: str) -> int:
+    """Parse an integer of at least 0, for argparse."""
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 0")
     return int(text)
 
 
-def positive(text: str) -> int:
-    """A number of at least 1, for argparse."""
-    if (value := whole(text)) == 0:
+def positive_int(text: str) -> int:
+    """Parse an integer of at least 1, for argparse."""
+    if (value := non_negative_int(text)) == 0:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
 
 
 def positive_float(text: str) -> float:
-    """A finite number above 0, for argparse."""
+    """Parse a finite number above 0, for argparse."""
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
     return value
 
 
 def interruptible(run: Callable[[], int]) -> int:
-    """Run an experiment; where somebody stops it, say so in a line. Its exit status."""
+    """Run an experiment; return its exit status, 130 after Ctrl-C."""
     try:
         return run()
     except KeyboardInterrupt:
-        print("\nstopped; with --json, the same command goes on from here", file=sys.stderr)
+        print("\nstopped; with --json, the same command resumes from here", file=sys.stderr)
         return 130
 
 
 def seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Median wall time of ``call``, seconds; what it returns is waited for."""
+    """Return the median wall time of ``call``, seconds, until its arrays are ready."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -73,12 +74,12 @@ def seconds(call: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def matmul_flops_per_token(config: ModelConfig) -> int:
-    """FLOPs of the projections of all layers for one token; two per weight."""
+    """Return the FLOPs of all layers' projections for one token: two per weight."""
     return 2 * config.num_layers * sum(a * b for a, b in projections(config))
 
 
 def projections(config: ModelConfig) -> list[tuple[int, int]]:
-    """(in, out) of the matrix products of one layer, fused as the model runs them."""
+    """Return (in, out) of each matrix product of one layer, fused as the model runs them."""
     heads_size = config.num_heads * config.head_dim
     return [
         (config.hidden_size, config.qkv_size),
@@ -89,7 +90,10 @@ def projections(config: ModelConfig) -> list[tuple[int, int]]:
 
 
 def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
-    """Useful FLOPs of a cold prompt: projections, causal attention, logits of its last token."""
+    """Return the useful FLOPs of a cold prompt.
+
+    These are the projections, causal attention, and the logits of the last token.
+    """
     pairs = num_tokens * (num_tokens + 1) // 2
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * pairs
     logits = 2 * config.hidden_size * config.vocab_size
@@ -97,10 +101,10 @@ def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
 
 
 class MatmulCeiling:
-    """The rate of a model's bare projections, ``num_tokens`` rows, to hold a prefill against.
+    """The rate of a model's bare projections over ``num_tokens`` rows, the ceiling of a prefill.
 
-    Sustained over ``seconds``, because what it is held against takes seconds too: on a shared
-    machine the best of many short runs is a rate that nothing keeps up.
+    The rate is sustained over ``seconds``, because a prefill takes seconds, too: on a shared
+    machine the best of many short runs is a rate that nothing sustains.
     """
 
     def __init__(self, config: ModelConfig, num_tokens: int, dtype: str = "float32") -> None:
@@ -124,6 +128,7 @@ class MatmulCeiling:
         self._run()
 
     def flops_per_s(self, seconds: float = 1.0) -> float:
+        """Run the projections for ``seconds``; return the mean rate."""
         start, num_runs = time.perf_counter(), 0
         while (spent := time.perf_counter() - start) < seconds:
             self._run()
@@ -134,7 +139,7 @@ class MatmulCeiling:
 class BandwidthCeiling:
     """The rate at which matrix-vector products read a model's weights, by numpy's BLAS.
 
-    On all cores, over plain matrices of the model's shapes, as many bytes as its weights have.
+    It uses all cores and plain matrices of the model's shapes, as many bytes as the weights have.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -149,7 +154,7 @@ class BandwidthCeiling:
         self.nbytes = sum(weight.nbytes for weight in self._weights)
 
     def bytes_per_s(self, repeats: int = 5) -> float:
-        """Of the best of some passes over all weights."""
+        """Return the rate of the best of several passes over all weights."""
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -160,19 +165,19 @@ class BandwidthCeiling:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process, bytes (Linux)."""
+    """Return the resident memory of this process, bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager
 def counted_compiles() -> Iterator[list[str]]:
-    """Collects an entry for each program the backend compiles, or loads, within the block."""
+    """Collect an entry for each program that the backend compiles or loads within the block."""
     events: list[str] = []
     is_on = True
 
-    def listen(event: str, duration_s: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if is_on and event == "/jax/core/compile/backend_compile_duration":
-            events.append(f"{event} {duration_s:.3f}")
+            events.append(f"{event} {duration_secs:.3f}")
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -182,7 +187,7 @@ def counted_compiles() -> Iterator[list[str]]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine that the figures were measured on."""
     device = jax.devices()[0]
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
@@ -203,7 +208,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(figures: Mapping[str, Any], reach: Mapping[str, str], path: Path | None) -> None:
-    """Print a table, each figure beside what it is to reach, and write JSON if asked."""
+    """Print a table of figures and their goals (``reach``), and write JSON to ``path`` if given."""
     width = max(len(key) for key in figures)
     for key, value in figures.items():
         if isinstance(value, dict | list):
@@ -215,8 +220,8 @@ def report(figures: Mapping[str, Any], reach: Mapping[str, str], path: Path | No
 
 
 def write_json(figures: Mapping[str, Any], path: Path | None) -> None:
-    """Write figures beside what they were measured on, if asked."""
+    """Write the figures and the machine they were measured on to ``path``, if given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
-        print(f"written to {path}")
+        print(f"wrote {path}")

@@ -1,10 +1,10 @@
-"""Fits a profile to this machine: times steps of a real model, prompts and decoding.
+"""Fit a hardware profile to this machine from timed steps of a real model.
 
     python -m experiments.bench.fit_profile --json experiments/results/profile_this_machine.json
 
-Steps are timed through the runner that serves, at several lengths and contexts; then the rates of
-the roofline model are those of least relative error, each step being counted as bound by what
-binds it at those rates.
+The engine's own runner executes the steps, at several prompt lengths, batch sizes and contexts. The
+rates of the roofline model are then those of least squared relative error, where each step counts
+as bound by compute or by memory, whichever takes longer at those rates.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
 from kvflow_jax.sim.profile import ModelShape, Profile, Work, work_of
 
 PAGE, CONTEXT_LEN, MOST_DECODE, MOST_PREFILL = 16, 1088, 4, 256
-# (tokens, context) of prompts' chunks, and (rows, context) of decode steps.
+# (tokens, context) of prompt chunks, and (rows, context) of decode steps.
 PREFILLS = ((32, 0), (32, 1024), (64, 256), (128, 0), (128, 896), (256, 0), (256, 512), (256, 768))
 DECODES = ((1, 32), (1, 1056), (2, 512), (4, 32), (4, 1056))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A kind of step that was timed.
+    """One kind of step, timed.
 
     Attributes:
-        seconds: median of the step.
-        host_s: CPU seconds of the thread that dispatched it, median.
+        work: work of the step.
+        seconds: median wall time of the step.
+        host_s: median CPU time of the thread that dispatched the step, seconds.
     """
 
     work: Work
@@ -46,9 +47,9 @@ class Sample:
     host_s: float
 
 
-def main() -> None:
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default="smollm2-135m", help="name, folder or .gguf file")
     options = parser.parse_args()
     use_compilation_cache(default_cache_dir())
     loaded = load_model(options.model, progress=False)
@@ -58,10 +59,12 @@ def main() -> None:
     profile = fit(shape, samples)
     reach = {"worst_error": "<= 0.2"}
     report(figures(shape, profile, samples), reach, options.json)
+    return 0
 
 
 def figures(shape: ModelShape, profile: Profile, samples: list[Sample]) -> dict[str, Any]:
-    errors = [predicted_s(shape, profile, one.work) / one.seconds - 1 for one in samples]
+    """Return the profile, and the measured and predicted time of each step."""
+    errors = [predicted_s(shape, profile, step.work) / step.seconds - 1 for step in samples]
     return {
         "profile": profile.to_dict(),
         "model": shape.name,
@@ -69,22 +72,23 @@ def figures(shape: ModelShape, profile: Profile, samples: list[Sample]) -> dict[
         "worst_error": float(np.max(np.abs(errors))),
         "steps": [
             {
-                "tokens": one.work.num_tokens,
-                "kv_read": one.work.num_read_tokens,
-                "measured_ms": round(1e3 * one.seconds, 2),
-                "predicted_ms": round(1e3 * predicted_s(shape, profile, one.work), 2),
+                "tokens": step.work.num_tokens,
+                "kv_read": step.work.num_read_tokens,
+                "measured_ms": round(1e3 * step.seconds, 2),
+                "predicted_ms": round(1e3 * predicted_s(shape, profile, step.work), 2),
             }
-            for one in samples
+            for step in samples
         ],
     }
 
 
 def predicted_s(shape: ModelShape, profile: Profile, work: Work) -> float:
+    """Return the time of a step under the profile, seconds."""
     return max(profile.compute_s(shape, work), profile.memory_s(shape, work)) + profile.launch_s
 
 
 class StepTimer:
-    """Times the steps of ``PREFILLS`` and ``DECODES`` on a runner of its own."""
+    """Times the steps of ``PREFILLS`` and ``DECODES`` on its own runner."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         config, pages = loaded.config, -(-CONTEXT_LEN // PAGE)
@@ -107,40 +111,41 @@ class StepTimer:
         self._batches = [_prefill(shapes, *one) for one in PREFILLS]
         self._batches += [_decode(shapes, *one) for one in DECODES]
         for batch in self._batches:
-            self._runner.submit(batch).result()  # compiled now
+            self._runner.submit(batch).result()  # compiles
 
     def times(self, repeats: int = 5) -> np.ndarray:
-        """f64[repeats, steps, 2]: seconds of each step, and CPU seconds of its dispatch.
+        """Return f64[repeats, steps, 2]: wall time of each step and CPU time of its dispatch, s.
 
-        In rounds over all steps, so that a slow minute of a shared machine touches all alike.
+        Each round times every step, so that a slow minute of a shared machine affects all alike.
         """
         times = np.empty((repeats, len(self._batches), 2))
         for number in range(repeats):
             for i, batch in enumerate(self._batches):
-                begun, cpu = time.perf_counter(), time.thread_time()
+                start, cpu = time.perf_counter(), time.thread_time()
                 step = self._runner.submit(batch)
                 times[number, i, 1] = time.thread_time() - cpu
                 step.result()
-                times[number, i, 0] = time.perf_counter() - begun
+                times[number, i, 0] = time.perf_counter() - start
         return times
 
     def samples(self, times: np.ndarray) -> list[Sample]:
-        """The medians of ``times``, f64[any, steps, 2]."""
+        """Return the medians of ``times``, f64[any, steps, 2]."""
         medians = np.median(times, axis=0)
         return [
-            Sample(work_of(batch), float(taken), float(host))
-            for batch, (taken, host) in zip(self._batches, medians, strict=True)
+            Sample(work_of(batch), float(wall_s), float(host_s))
+            for batch, (wall_s, host_s) in zip(self._batches, medians, strict=True)
         ]
 
 
 def fit(shape: ModelShape, samples: list[Sample]) -> Profile:
-    """The profile of least squared relative error over ``samples``.
+    """Return the profile of least squared relative error over ``samples``.
 
-    Its link is that on which reloading a token costs as much of computing it as in the paper's
-    setting: Llama-3.1-8B on an A10G over 2 GB/s.
+    Its link gives the ratio of the paper's setting, Llama-3.1-8B on an A10G over 2 GB/s, between
+    the time to load a token and the time to compute it. A rate whose cost is not measurable, as in
+    a tiny model whose steps are all launch, is the least that the samples allow.
     """
-    work = [one.work for one in samples]
-    seconds = np.array([one.seconds for one in samples])
+    work = [step.work for step in samples]
+    seconds = np.array([step.seconds for step in samples])
     flops = [w.num_tokens * shape.flops_per_token + w.num_rows * shape.flops_per_row for w in work]
     pairs = [w.num_pairs * shape.flops_per_pair for w in work]
     read = [shape.weight_bytes + w.num_read_tokens * shape.kv_bytes_per_token for w in work]
@@ -155,23 +160,28 @@ def fit(shape: ModelShape, samples: list[Sample]) -> Profile:
             break
         decodes = binds
     per_flop, per_pair, per_byte, launch_s = costs.tolist()
-    flops_per_s = 1 / per_flop
+    flops_per_s = _rate(per_flop, np.array(flops) / seconds)
     ratio = A10G.link_ratio(LLAMA_3_1_8B)
     link = shape.kv_bytes_per_token * flops_per_s / (ratio * shape.flops_per_token)
     return Profile(
         name="this-machine",
         flops_per_s=flops_per_s,
         attention_flops_per_s=1 / per_pair if per_pair else flops_per_s,
-        mem_bytes_per_s=1 / per_byte,
+        mem_bytes_per_s=_rate(per_byte, np.array(read) / seconds),
         launch_s=launch_s,
-        host_s=float(np.median([one.host_s for one in samples])),
+        host_s=float(np.median([step.host_s for step in samples])),
         link_bytes_per_s=link,
         link_latency_s=0.0,
     )
 
 
+def _rate(cost: float, achieved: np.ndarray) -> float:
+    """Return the rate of a cost, or the highest rate that was achieved where the cost is 0."""
+    return float(1 / cost if cost else achieved.max())
+
+
 def _non_negative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Least squares with costs of at least 0: those that would be negative are left out."""
+    """Solve least squares with costs of at least 0: negative ones are set to 0 and left out."""
     scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1.0
     used = np.ones(rows.shape[1], bool)
@@ -205,4 +215,4 @@ def _decode(shapes: BatchShapes, num_rows: int, context: int) -> Batch:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,1 +1,1 @@
-"""Arms side by side on a workload, in virtual time."""
+"""Compare cache configurations (arms) on a workload, in virtual time."""

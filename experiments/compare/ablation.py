@@ -1,10 +1,11 @@
-"""What each part of ``kvflow-cost`` brings, and when: loops and coding sessions, by host memory.
+"""Ablate ``kvflow-cost``: the gain of each of its terms on loops and sessions, by host memory.
 
     python -m experiments.terms --json FILE
+    python -m experiments.terms --quick     # smaller workloads, two host sizes: under a minute
 
-In virtual time. How much host memory there is decides what there is to gain: where everything fits,
-every policy is as good, and where much has to be computed again, which runs go on matters more than
-what is evicted.
+All runs are in virtual time. The size of the host tier decides what can be gained: where everything
+fits, all policies are equal, and where much KV is recomputed, admission control (which runs
+proceed) matters more than the eviction order.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, Arm
 from experiments.compare.result_cache import ResultCache, ResultCacheError
-from experiments.compare.run_cell import Setting, play
-from experiments.measure import arguments, interruptible, whole, write_json
+from experiments.compare.run_cell import Setting, run_cell
+from experiments.measure import arguments, interruptible, non_negative_int, write_json
 from experiments.workloads.catalogue import workload
 from experiments.workloads.scale import Scale
 from kvflow_jax.sim import machines
 
 LOOPS = ("branching", "leader", "team", "coding")
-HOST_SHARES = (0.0, 0.5, 4.0)  # of the device's room for KV
+HOST_SHARES = (0.0, 0.5, 4.0)  # host capacity over the capacity of the device pool
 _COST = ARMS["kvflow-cost"]
 
 
@@ -40,17 +41,17 @@ ARMS_OF_TERMS: dict[str, Arm] = {
     "kvflow-guard": ARMS["kvflow-guard"],
     "kvflow-cost": _COST,
     "all branches": _cost_with(
-        "as if every branch were taken", eviction="kvflow-depth", admission=True
+        "treats every branch as taken", eviction="kvflow-depth", admission=True
     ),
     "all depths": _cost_with(
-        "as if every block cost the same", eviction="kvflow-chance", admission=True
+        "treats all blocks as equally costly to compute", eviction="kvflow-chance", admission=True
     ),
-    "all runs": _cost_with("no run is held back", admission=False),
-    # Who takes turns matters more than what goes: the same turns under other orders.
-    "kvflow, turns": _cost_with("KVFlow's order", eviction="kvflow", admission=True),
+    "all runs": _cost_with("no admission control", admission=False),
+    # Admission control matters more than the eviction order: the same time slices, other orders.
+    "kvflow, turns": _cost_with("KVFlow's eviction order", eviction="kvflow", admission=True),
     "lru, turns": replace(
         ARMS["hicache"],
-        about="least recently used goes",
+        about="LRU eviction",
         cache=replace(ARMS["hicache"].cache, admission=True),
     ),
     "oracle": ARMS["oracle"],
@@ -59,8 +60,8 @@ ARMS_OF_TERMS: dict[str, Arm] = {
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller workloads")
-    parser.add_argument("--seed", type=whole, default=0, help="of all that is drawn")
+    parser.add_argument("--quick", action="store_true", help="one small workload, two host sizes")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of all random draws")
     options = parser.parse_args()
     try:
         return interruptible(lambda: run(options))
@@ -71,17 +72,19 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     scale = Scale(options.quick)
+    names, shares = (LOOPS[:1], HOST_SHARES[:2]) if options.quick else (LOOPS, HOST_SHARES)
     asked = {"script": "terms", "quick": options.quick, "seed": options.seed}
-    store = ResultCache(options.json, asked)
-    jobs = [(name, share, arm) for name in LOOPS for share in HOST_SHARES for arm in ARMS_OF_TERMS]
+    results_cache = ResultCache(options.json, asked)
+    jobs = [(name, share, arm) for name in names for share in shares for arm in ARMS_OF_TERMS]
     for name, share, arm in tqdm(jobs, unit="run", disable=not sys.stderr.isatty()):
         key = f"{name} {share:g} {arm}"
-        if key not in store:
-            store.put(key, _figures(name, share, ARMS_OF_TERMS[arm], options.seed, scale))
-    results = nested(store.results)
+        if key not in results_cache:
+            figures = _figures(name, share, ARMS_OF_TERMS[arm], options.seed, scale)
+            results_cache.put(key, figures)
+    results = nested(results_cache.results)
     print(table(results), flush=True)
     write_json(results, options.json)
-    store.close()
+    results_cache.close()
     return 0
 
 
@@ -90,11 +93,11 @@ def _figures(name: str, host_share: float, arm: Arm, seed: int, scale: Scale) ->
     profile, shape = machines.machine(entry.machine), machines.shape(entry.model)
     pool = machines.pool_tokens(profile, shape)
     setting = Setting(shape, profile, pool, int(host_share * pool))
-    return play(setting, entry.build(shape.vocab_size, seed, scale), arm).figures
+    return run_cell(setting, entry.build(shape.vocab_size, seed, scale), arm).figures
 
 
 def nested(results: Mapping[str, Any]) -> dict[str, Any]:
-    """``{workload: {host share: {arm: figures}}}``."""
+    """Return ``{workload: {host share: {arm: figures}}}``."""
     tree: dict[str, Any] = {}
     for key, figures in results.items():
         name, share, arm = key.split(" ", 2)
@@ -103,12 +106,12 @@ def nested(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gain(arms: Mapping[str, Any], arm: str, key: str = "completion_mean_s") -> float:
-    """How many times as fast as KVFlow's own order, with the guard, an arm is."""
+    """Return the speedup of an arm over ``kvflow-guard``, KVFlow's order with its safeguards."""
     return float(arms["kvflow-guard"][key] / arms[arm][key])
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Mean completion over that of ``kvflow-guard``; Markdown."""
+    """Return a Markdown table of mean completion of ``kvflow-guard`` over that of each arm."""
     lines = [
         f"| | host | {' | '.join(ARMS_OF_TERMS)} | makespan, s: kvflow-guard, kvflow-cost | "
         "ttft p99, s: kvflow-guard, kvflow-cost |",
@@ -118,8 +121,8 @@ def table(results: Mapping[str, Any]) -> str:
         for share, arms in shares.items():
             gains = " | ".join(f"{gain(arms, arm):.2f}x" for arm in ARMS_OF_TERMS)
             both = [arms[arm] for arm in ("kvflow-guard", "kvflow-cost")]
-            spans = ", ".join(f"{one['makespan_s']:.0f}" for one in both)
-            waits = ", ".join(f"{one['ttft_p99_s']:.1f}" for one in both)
+            spans = ", ".join(f"{figures['makespan_s']:.0f}" for figures in both)
+            waits = ", ".join(f"{figures['ttft_p99_s']:.1f}" for figures in both)
             lines.append(f"| {name} | {share} | {gains} | {spans} | {waits} |")
     return "\n".join(lines)
 

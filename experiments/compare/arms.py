@@ -1,4 +1,4 @@
-"""The arms that are compared, and the figures of one that has played a workload."""
+"""The arms (cache configurations) that are compared, and the figures of a finished run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from kvflow_jax.sim.machines import UnknownNameError
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to cache.
+    """A cache configuration.
 
     Attributes:
-        is_unlimited: whether the device holds all there is.
-        is_oracle: whether what goes is decided by when each block will be read next, as recorded
-            from the arm's own run before.
+        about: description, for reports.
+        is_unlimited: True if the device pool holds everything.
+        is_oracle: True if eviction follows the next read of each block, as recorded in the arm's
+            own previous run.
     """
 
     about: str
@@ -32,38 +33,38 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "gpu-only": Arm("least recently used goes, no host tier", CacheConfig(mode="gpu-only")),
+    "gpu-only": Arm("LRU eviction, no host tier", CacheConfig(mode="gpu-only")),
     "hicache": Arm(
-        "least recently used over device and host, loaded when asked for",
+        "LRU over device and host, loaded on demand",
         CacheConfig(mode="hicache"),
     ),
     "kvflow-evict": Arm(
-        "KVFlow's eviction over device and host, loaded when asked for",
+        "KVFlow's eviction over device and host, loaded on demand",
         CacheConfig(mode="kvflow", prefetch=False, guard=False),
     ),
-    "kvflow": Arm("and what runs next is prefetched", CacheConfig(mode="kvflow", guard=False)),
+    "kvflow": Arm("kvflow-evict, and prefetch", CacheConfig(mode="kvflow", guard=False)),
     "kvflow-guard": Arm(
-        "and what would take longer to load is computed", CacheConfig(mode="kvflow", guard=True)
+        "kvflow with its safeguards", CacheConfig(mode="kvflow", guard=True)
     ),
     "kvflow-cost": Arm(
-        "and least expected loss goes first; runs take turns while the cache thrashes",
+        "kvflow-guard, evicts the least expected loss first; admission control against thrashing",
         CacheConfig(mode="kvflow", eviction="kvflow-cost", guard=True),
     ),
     "oracle": Arm(
-        "what is read last goes first, as runs before recorded it; KVFlow's prefetch",
+        "evicts what is read last, by the previous run's record; KVFlow's prefetch",
         CacheConfig(mode="kvflow", guard=True),
         is_oracle=True,
     ),
     "unlimited": Arm(
-        "everything stays on the device", CacheConfig(mode="gpu-only"), is_unlimited=True
+        "the pool holds everything", CacheConfig(mode="gpu-only"), is_unlimited=True
     ),
 }
-# The paper's three.
+# The three arms of the paper.
 PAPER_ARMS = ("gpu-only", "hicache", "kvflow")
 
 
 def arms_named(names: str) -> list[str]:
-    """Names from a comma-separated list, or ``all``. Raises UnknownNameError."""
+    """Parse a comma-separated list of arms, or ``all``. Raises UnknownNameError."""
     if names == "all":
         return list(ARMS)
     wanted = [name.strip() for name in names.split(",")]
@@ -76,11 +77,14 @@ def arms_named(names: str) -> list[str]:
 def figures(
     records: Sequence[CallRecord], before: EngineStats, after: EngineStats
 ) -> dict[str, Any]:
-    """Of the calls after round 0, while the engine's counters went from ``before`` to ``after``.
+    """Return the figures of a run: of the calls after round 0, unless said otherwise.
 
-    Times are seconds; a completion is that of a run, from its arrival, round 0 included, to its
-    end. Tokens recomputed are those of prompts that were computed, again after a preemption
-    included; those of fixed prefixes are per call.
+    Times are seconds. A completion time is that of a workflow run, from its arrival to its end,
+    round 0 included. Recomputed tokens are prompt tokens that were computed, including those
+    computed again after a preemption; those of fixed prefixes are per call.
+
+    Args:
+        before, after: the engine's counters at the first call after round 0, and at the end.
     """
     warm = [record for record in records if record.round]
     latency = np.array([record.latency_s for record in warm])
@@ -100,7 +104,7 @@ def figures(
         "calls": len(warm),
         "makespan_s": makespan_s,
         "completion_mean_s": float(completion.mean()),
-        "completions_s": [round(float(one), 4) for one in np.sort(completion)],
+        "completions_s": [round(float(seconds), 4) for seconds in np.sort(completion)],
         "completion_p50_s": float(np.median(completion)),
         "completion_p99_s": float(np.percentile(completion, 99)),
         "latency_mean_s": float(latency.mean()),
@@ -128,22 +132,23 @@ def figures(
 
 
 def speedups(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """How many times as fast as gpu-only each arm has played the workload."""
+    """Return the speedup of each arm over gpu-only, by makespan."""
     base = arms["gpu-only"]["makespan_s"]
     return {name: base / arm["makespan_s"] for name, arm in arms.items()}
 
 
 def gap_closed(arms: Mapping[str, Mapping[str, Any]], arm: str, key: str) -> float | None:
-    """Share of the time that an arm saves, of what the fastest in the same memory saves.
+    """Return the time that an arm saves over the time that the fastest arm saves.
 
-    Both against gpu-only. The oracle bounds eviction, not speed, so another may be the fastest.
-    None where that is below 5% of gpu-only's time, or gpu-only or the oracle is not there.
+    Both are savings against gpu-only, and the fastest is one with the same memory. The oracle
+    bounds eviction, not speed, so another arm may be the fastest. Return None if the fastest arm
+    saves less than 5% of gpu-only's time, or if gpu-only or the oracle is missing.
     """
     if "gpu-only" not in arms or "oracle" not in arms:
         return None
     base = arms["gpu-only"][key]
     best = min(
-        one[key] for name, one in arms.items() if name not in ARMS or not ARMS[name].is_unlimited
+        figures[key] for name, figures in arms.items() if name not in ARMS or not ARMS[name].is_unlimited
     )
     if base - best < 0.05 * base:
         return None

@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, Arm, arms_named, gap_closed
 from experiments.compare.result_cache import ResultCache, ResultCacheError, content_version
-from experiments.compare.run_cell import DoesNotFitError, Setting, play
+from experiments.compare.run_cell import DoesNotFitError, Setting, run_cell
 from experiments.measure import (
     THIS_MACHINE,
     interruptible,
-    positive,
+    positive_int,
     positive_float,
-    whole,
+    non_negative_int,
     write_json,
 )
 from experiments.workloads.base import Sizes
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
             key = f"{name} {arm}"
             if key not in store:
                 tracer = ChromeTrace(options.trace) if options.trace is not None else None
-                store.put(key, play(setting, load, how, tracer).figures)
+                store.put(key, run_cell(setting, load, how, tracer).figures)
                 if tracer is not None:
                     tracer.close()
             played[arm] = store.results[key]
@@ -207,7 +207,7 @@ def nested(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompt_sizes(text: str) -> Sizes:
-    fixed, dynamic, output = map(positive, text.split("/"))
+    fixed, dynamic, output = map(positive_int, text.split("/"))
     return Sizes(fixed, dynamic, output)
 
 
@@ -230,15 +230,15 @@ def _arguments() -> argparse.ArgumentParser:
         "--machine", help=f"{', '.join(machines.MACHINES)} [xN], this-machine, FILE"
     )
     parser.add_argument("--model", help=", ".join(machines.SHAPES))
-    parser.add_argument("--runs", type=positive, help="how many, where a workload has some")
+    parser.add_argument("--runs", type=positive_int, help="how many, where a workload has some")
     parser.add_argument("--rate", type=positive_float, help="runs a second, where they arrive")
     parser.add_argument(
         "--sizes", type=prompt_sizes, metavar="F/D/O", help="tokens: fixed prefix, new, answer"
     )
-    parser.add_argument("--pool-tokens", type=positive, help="on the device; default: what fits")
-    parser.add_argument("--host-tokens", type=whole, help="default: four times the device's")
-    parser.add_argument("--max-num-seqs", type=positive, default=64, help="calls at a time")
-    parser.add_argument("--seed", type=whole, default=0, help="of all that is drawn")
+    parser.add_argument("--pool-tokens", type=positive_int, help="on the device; default: what fits")
+    parser.add_argument("--host-tokens", type=non_negative_int, help="default: four times the device's")
+    parser.add_argument("--max-num-seqs", type=positive_int, default=64, help="calls at a time")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of all that is drawn")
     parser.add_argument("--quick", action="store_true", help="smaller workloads")
     parser.add_argument("--trace", type=Path, help="a Chrome trace of the last arm")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -1,4 +1,4 @@
-"""Results as they come, so that an interrupted experiment goes on where it stopped."""
+"""Checkpoint of an experiment's results, so that an interrupted experiment can resume."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _ROOT = Path(__file__).parents[2]
 
 
 class ResultCacheError(ValueError):
-    """Results cannot be kept, or what is there is of another experiment."""
+    """Results cannot be written, or those on disk belong to another experiment."""
 
 
 class ResultCache:
-    """Keeps results by name, in a file beside the one that is written at the end.
+    """Results by name, appended to ``path`` + ``.partial`` as they arrive.
 
     Args:
-        path: where the experiment will write; None: nothing is kept.
-        asked: what was asked for. Results of another question, or of other code, are not taken up.
+        path: final output file of the experiment; None to keep results in memory only.
+        asked: options of the experiment. Results of other options, or of other code, are refused.
 
     Raises:
-        ResultCacheError: there are such results, or the file cannot be written.
+        ResultCacheError: the file has such results, or cannot be written.
     """
 
     def __init__(self, path: Path | None, asked: dict[str, Any]) -> None:
@@ -36,22 +36,22 @@ class ResultCache:
             lines = self._path.read_bytes().splitlines() if self._path.exists() else []
             if lines and lines[0] != header.encode():
                 raise ResultCacheError(
-                    f"{self._path} has results of other options, or of other code: move it away, "
-                    "or name another --json"
+                    f"{self._path} has results of other options, or of other code: remove it, or "
+                    "name another --json"
                 )
             for line in lines[1:]:
                 try:
                     name, result = json.loads(line)
-                except ValueError:  # cut off where the process ended
+                except ValueError:  # truncated when the process ended
                     break
                 self.results[name] = result
-            # Written anew: what was cut off must not stand before what comes.
-            whole = [header, *(json.dumps([name, one]) for name, one in self.results.items())]
+            # Rewrite the file: new results must not follow a truncated line.
+            kept = [header, *(json.dumps([name, one]) for name, one in self.results.items())]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()  # noticed now, not when all is done
+            path.open("a").close()  # fails now, not after hours
             if not path.stat().st_size:
                 path.unlink()
-            self._path.write_text("".join(line + "\n" for line in whole))
+            self._path.write_text("".join(line + "\n" for line in kept))
         except OSError as error:
             raise ResultCacheError(
                 f"results cannot be written to {path}: {error.strerror}"
@@ -61,7 +61,7 @@ class ResultCache:
         return name in self.results
 
     def put(self, name: str, result: Any) -> None:
-        """Keep a result; what is read back is what JSON makes of it."""
+        """Store a result. Reading it returns its JSON round trip."""
         line = json.dumps([name, result])
         self.results[name] = json.loads(line)[1]
         if self._path is not None:
@@ -69,14 +69,14 @@ class ResultCache:
                 file.write(line + "\n")
 
     def close(self) -> None:
-        """The experiment has ended and written its file."""
+        """Delete the checkpoint, once the experiment has written its output file."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
 @cache
 def code_version() -> str:
-    """A hash of all code that results may depend on."""
+    """Return a hash of all code that results may depend on."""
     digest = hashlib.sha256()
     for room in ("cache", "experiments", "kvflow_jax", "models"):
         for file in sorted((_ROOT / room).rglob("*.py")):
@@ -85,5 +85,5 @@ def code_version() -> str:
 
 
 def content_version(path: Path) -> str:
-    """A hash of a file that is read."""
+    """Return a hash of an input file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One arm of one workload in virtual time."""
+"""One cell: one arm runs one workload in virtual time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from kvflow_jax.sim.profile import ModelShape, Profile
 from kvflow_jax.sim.simulation import Simulation
 
 PAGE = 16
-ORACLE_RUNS = 3  # at most; it ends when the order of calls is the one it was told
+ORACLE_RUNS = 3  # at most; runs end once the order of calls repeats
 
 
 class DoesNotFitError(ValueError):
-    """A workload needs more than the setting has."""
+    """A workload needs more memory than the setting has."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where workloads are played.
+    """The model, the machine and the capacities under which workloads run.
 
     Attributes:
-        pool_tokens, host_tokens: capacity of each tier.
+        pool_tokens, host_tokens: capacity of the device pool and of the host tier, tokens.
+        max_num_seqs: requests that run at once.
+        max_prefill_tokens: prompt tokens of a step.
     """
 
     model: ModelShape
@@ -41,13 +43,13 @@ class Setting:
     max_prefill_tokens: int = 2048
 
     def check(self, workload: Workload) -> None:
-        """Raise DoesNotFitError where the longest call has no room."""
+        """Raise DoesNotFitError if the longest call does not fit the pool."""
         needed = workload.longest + PAGE
         if self.pool_tokens <= 0:
             raise DoesNotFitError(
-                f"the weights of {self.model.name} do not fit {self.profile.name}, or how much "
-                f"memory that has is not known: name several, '{self.profile.name} x4', or say how "
-                "many tokens of KV there is room for (--pool-tokens)"
+                f"the weights of {self.model.name} do not fit {self.profile.name}, or its memory "
+                f"size is unknown: name several devices (--machine '{self.profile.name} x4'), or "
+                "the size of the KV pool in tokens (--pool-tokens)"
             )
         if needed > self.pool_tokens:
             raise DoesNotFitError(
@@ -58,50 +60,50 @@ class Setting:
 
 
 class EngineTrace(NoTrace):
-    """A tracer that looks into the engine it listens to."""
+    """A tracer that may read the state of the engine that it traces."""
 
     engine: Engine
 
 
 @dataclass(frozen=True)
-class Played:
-    """What came of it."""
+class CellResult:
+    """Figures of a run, and the record of each of its calls."""
 
     figures: dict[str, Any]
     records: list[CallRecord]
 
 
-def play(setting: Setting, workload: Workload, arm: Arm, tracer: Tracer | None = None) -> Played:
-    """Play a workload under an arm.
+def run_cell(setting: Setting, workload: Workload, arm: Arm, tracer: Tracer | None = None) -> CellResult:
+    """Run a workload under an arm.
 
-    An oracle arm is played until the order of calls is the one its oracle was told, at most
-    ORACLE_RUNS times; the fastest counts, its first run without an oracle included.
+    An oracle arm runs until the order of its calls equals the order its oracle assumed, at most
+    ORACLE_RUNS times; the fastest run counts, the first one without an oracle included.
 
     Raises:
         DoesNotFitError: a call is larger than the pool.
     """
     setting.check(workload)
-    best = _play(setting, workload, arm, tracer=tracer)
+    best = _run_once(setting, workload, arm, tracer=tracer)
     if not arm.is_oracle:
         return best
-    last, told = best, None
+    last, assumed = best, None
     for _ in range(ORACLE_RUNS):
         oracle = Oracle(workload, last.records, PAGE)
-        if oracle.order == told:
+        if oracle.order == assumed:
             break
-        last, told = _play(setting, workload, arm, oracle=oracle), oracle.order
-        best = min(best, last, key=lambda played: float(played.figures["makespan_s"]))
+        last, assumed = _run_once(setting, workload, arm, oracle=oracle), oracle.order
+        best = min(best, last, key=lambda result: float(result.figures["makespan_s"]))
     return best
 
 
-def _play(
+def _run_once(
     setting: Setting,
     workload: Workload,
     arm: Arm,
     *,
     oracle: Oracle | None = None,
     tracer: Tracer | None = None,
-) -> Played:
+) -> CellResult:
     cache = arm.cache
     if oracle is not None:
         POLICIES["oracle"] = oracle.eviction_order
@@ -125,7 +127,7 @@ def _play(
         simulation.engine.tracer = tracer
         if isinstance(tracer, EngineTrace):
             tracer.engine = simulation.engine
-    # What the collector looks through are millions of tokens' worth of live objects, in vain.
+    # The garbage collector would scan live objects of millions of tokens and free nothing.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -137,4 +139,4 @@ def _play(
             gc.enable()
     records = driver.finish(0)
     before = driver.warm_stats or EngineStats()
-    return Played(figures(records, before, simulation.stats), records)
+    return CellResult(figures(records, before, simulation.stats), records)

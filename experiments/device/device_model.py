@@ -16,7 +16,7 @@ import numpy as np
 from experiments.compare.arms import ARMS, PAPER_ARMS, Arm, speedups
 from experiments.compare.run_cell import PAGE
 from experiments.measure import prefill_flops
-from experiments.paper.real import LINK_RATIO, play_on_engine
+from experiments.paper.real import LINK_RATIO, run_on_engine
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import cycle
 from kvflow_jax import LLM, SamplingParams
@@ -148,7 +148,7 @@ def cycle_arms(name: str, load: dict[str, Any], plan: Plan) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for arm in PAPER_ARMS:
         config = plan.engine(ARMS[arm], page.page_bytes)
-        arms[arm], link = play_on_engine(loaded, config, workload)
+        arms[arm], link = run_on_engine(loaded, config, workload)
         print(f"cycle {arm}: {arms[arm]['makespan_s']:.2f} s", flush=True)
         figures |= {f"cycle.{arm}.{key}": arms[arm][key] for key in CYCLE_FIGURES}
         if arm != "gpu-only":

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, arms_named
 from experiments.compare.result_cache import ResultCache, ResultCacheError
-from experiments.compare.run_cell import Setting, play
-from experiments.measure import arguments, interruptible, positive, whole, write_json
+from experiments.compare.run_cell import Setting, run_cell
+from experiments.measure import arguments, interruptible, positive_int, non_negative_int, write_json
 from experiments.workloads import paper
 from experiments.workloads.base import Sizes, Workload
 from kvflow_jax.sim import machines
@@ -197,8 +197,8 @@ def main() -> int:
         help="names, comma-separated, all, or some: all for the quick cells, without oracle and "
         "unlimited for the others",
     )
-    parser.add_argument("--seed", type=whole, default=0, help="of all that is drawn")
-    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="cells at a time")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of all that is drawn")
+    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count(), help="cells at a time")
     options = parser.parse_args()
     try:
         return interruptible(lambda: run(options))
@@ -270,7 +270,7 @@ def play_cell(cell: Cell, arms: list[str], seed: int) -> dict[str, Any]:
     workload = cell.workload(cell.setting.model.vocab_size, seed)
     if workload.longest + 16 > cell.setting.pool_tokens:
         return {"does_not_fit": workload.longest, "pool_tokens": cell.setting.pool_tokens}
-    played = {arm: play(cell.setting, workload, ARMS[arm]).figures for arm in arms}
+    played = {arm: run_cell(cell.setting, workload, ARMS[arm]).figures for arm in arms}
     compared = {
         f"{fast} over {slow}": {"reported": reported, "ours": speedup(played, fast, slow)}
         for (fast, slow), reported in cell.reported.items()

@@ -1,10 +1,9 @@
-"""Arms on this machine's real execution, and beside it what virtual time makes of the same.
+"""Arms in real execution on this machine, each beside its simulation in virtual time.
 
-The machine is timed between the arms (``experiments.bench.fit_profile``), and one profile is
-fitted to all of that: what else runs on a shared machine changes from minute to minute, and with a
-profile for each
-arm it would be that which is compared. The host link is emulated at the A10G's ratio where host and
-device memory are one, as on CPU.
+The machine's steps are timed between the arms (``experiments.bench.fit_profile``), and one profile
+is fitted to all of these times. The load of a shared machine changes from minute to minute: with a
+profile for each arm, the comparison of arms would be one of profiles. Where host and device memory
+are one, as on CPU, the host link is emulated at the A10G's ratio.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from experiments.bench import fit_profile
 from experiments.compare.arms import ARMS, Arm, figures
 from experiments.compare.driver import Driver, RealServer
 from experiments.compare.result_cache import ResultCache
-from experiments.compare.run_cell import PAGE, Setting, play
+from experiments.compare.run_cell import PAGE, Setting, run_cell
 from experiments.measure import counted_compiles, write_json
 from experiments.workloads import agents, paper
 from experiments.workloads.base import Sizes, Workload
@@ -40,15 +39,22 @@ from kvflow_jax.sim.profile import ModelShape, Profile
 
 LINK_RATIO = A10G.link_ratio(LLAMA_3_1_8B)
 MAX_PREFILL = 256
-# Arms that do the very same, as kvflow's do in the cycle, were so far apart on a shared machine.
+# Arms that behave identically, as kvflow's do in the cycle, differed by this share of their
+# makespan on a shared machine.
 NOISE = 0.1
-TIMED = 1  # rounds of timed steps between two arms
-TIMEOUT_S = 900.0  # longer than any arm takes, so that one that hangs is noticed
+TIMED_ROUNDS = 1  # of timed steps between two arms
+TIMEOUT_S = 900.0  # longer than any arm takes, so that a hang is noticed
 
 
 @dataclass(frozen=True)
-class Place:
-    """Sizes of an engine."""
+class EngineSetting:
+    """The capacity of a real engine.
+
+    Attributes:
+        pool_tokens, host_tokens: capacity of each tier, tokens.
+        max_num_seqs: requests that run at once.
+        max_model_len: tokens of the longest request.
+    """
 
     pool_tokens: int
     host_tokens: int
@@ -57,7 +63,7 @@ class Place:
 
 
 class Machine:
-    """This machine with one model. Plays arms one after the other."""
+    """This machine with one model loaded. Runs arms one after the other."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)
@@ -65,53 +71,60 @@ class Machine:
         self._timer = fit_profile.StepTimer(loaded)
 
     def times(self) -> list[Any]:
-        """What steps take now, see ``StepTimer.times``."""
-        return self._timer.times(TIMED).tolist()
+        """Time the steps as the machine runs them now; see ``StepTimer.times``."""
+        return self._timer.times(TIMED_ROUNDS).tolist()
 
     def profile(self, times: Iterable[list[Any]], link_bytes_per_s: float) -> Profile:
-        """The machine as it was over some ``times``."""
+        """Fit a profile of the machine to several ``times``."""
         samples = self._timer.samples(np.concatenate([np.array(one) for one in times]))
         return replace(fit_profile.fit(self.shape, samples), link_bytes_per_s=link_bytes_per_s)
 
-    def play(self, workload: Workload, arm: Arm, place: Place) -> tuple[dict[str, Any], float]:
-        """An arm's figures, and bytes a second of the link it had."""
+    def run(
+        self, workload: Workload, arm: Arm, setting: EngineSetting
+    ) -> tuple[dict[str, Any], float]:
+        """Run a workload; return the arm's figures and the rate of its host link, bytes/s."""
         is_tiered = arm.cache.mode != "gpu-only"
-        host_gib = place.host_tokens * self.shape.kv_bytes_per_token / GIB
+        host_gib = setting.host_tokens * self.shape.kv_bytes_per_token / GIB
         cache = replace(
             arm.cache,
             host_cache_gib=host_gib if is_tiered else None,
             link_ratio=LINK_RATIO if jax.default_backend() == "cpu" else None,
         )
         config = EngineConfig(
-            max_model_len=place.max_model_len,
-            max_num_seqs=place.max_num_seqs,
+            max_model_len=setting.max_model_len,
+            max_num_seqs=setting.max_num_seqs,
             max_num_batched_tokens=MAX_PREFILL,
             page_size=PAGE,
-            num_pages=(workload.total if arm.is_unlimited else place.pool_tokens) // PAGE + 1,
+            num_pages=(workload.total if arm.is_unlimited else setting.pool_tokens) // PAGE + 1,
             seed=0,
             cache=cache,
         )
-        return play_on_engine(self._loaded, config, workload)
+        return run_on_engine(self._loaded, config, workload)
 
     def simulate(
-        self, workload: Workload, arm: Arm, place: Place, profile: Profile
+        self, workload: Workload, arm: Arm, setting: EngineSetting, profile: Profile
     ) -> dict[str, Any]:
-        """The same in virtual time."""
-        where = Setting(
+        """Run the same workload in virtual time; return the arm's figures."""
+        virtual = Setting(
             self.shape,
             profile,
-            place.pool_tokens,
-            place.host_tokens,
-            place.max_num_seqs,
+            setting.pool_tokens,
+            setting.host_tokens,
+            setting.max_num_seqs,
             MAX_PREFILL,
         )
-        return play(where, workload, arm).figures
+        return run_cell(virtual, workload, arm).figures
 
 
-def play_on_engine(
+def run_on_engine(
     loaded: LoadedModel, config: EngineConfig, workload: Workload
 ) -> tuple[dict[str, Any], float]:
-    """Figures of a workload on an engine of its own, and bytes a second of the link to it."""
+    """Run a workload on a new engine; return its figures and the rate of its link, bytes/s.
+
+    Raises:
+        KVFlowError: a call failed.
+        TimeoutError: the workload took longer than TIMEOUT_S.
+    """
     built = build_engine(loaded, config, progress=False)
     link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
     engine = EngineThread(built)
@@ -121,17 +134,20 @@ def play_on_engine(
             driver.start()
             records = driver.finish(TIMEOUT_S)
         engine.check_integrity()
-        played = figures(records, driver.warm_stats or EngineStats(), engine.stats)
-        played["compiles"] = len(compiles)
+        measured = figures(records, driver.warm_stats or EngineStats(), engine.stats)
+        measured["compiles"] = len(compiles)
     finally:
         engine.close()
+    # Free the pool before the next engine allocates its own.
     del engine, built
-    gc.collect()  # its pool, before the next is made
-    return played, link_bytes_per_s
+    gc.collect()
+    return measured, link_bytes_per_s
 
 
-def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload, Place]]:
-    """The cycle, the branching graph and 32 concurrent runs, scaled to this machine."""
+def scaled_workloads(
+    vocab_size: int, seed: int, is_quick: bool
+) -> list[tuple[Workload, EngineSetting]]:
+    """Return the cycle, the branching graph and 32 concurrent runs, scaled to this machine."""
     sizes = Sizes(320, 32, 16) if is_quick else Sizes(1024, 32, 32)
     ring = paper.cycle(
         num_agents=10,
@@ -151,63 +167,69 @@ def settings(vocab_size: int, seed: int, is_quick: bool) -> list[tuple[Workload,
     many = paper.concurrent(
         num_runs=32, num_agents=2, num_rounds=1, sizes=short, vocab_size=vocab_size, seed=seed
     )
-    # One size of engine for all: its programs are compiled once.
+    # All share one engine size, so that its programs are compiled once.
     own = sizes.dynamic + sizes.output + 2 * PAGE
-    place = Place(4 * sizes.fixed + own, 14 * sizes.fixed, 8, ring.longest)
-    return [(ring, place), (graph, place), (many, place)]
+    setting = EngineSetting(4 * sizes.fixed + own, 14 * sizes.fixed, 8, ring.longest)
+    return [(ring, setting), (graph, setting), (many, setting)]
 
 
 def main(arms: list[str], options: argparse.Namespace) -> int:
-    """``experiments.paper --mode real``."""
+    """Run ``experiments.paper --mode real``."""
     arms = [arm for arm in arms if not ARMS[arm].is_oracle and not ARMS[arm].is_unlimited]
     use_compilation_cache(default_cache_dir())
     loaded = load_model("smollm2-135m", progress=False)
     asked = {"mode": "real", "quick": options.quick, "arms": arms, "seed": options.seed}
-    store = ResultCache(options.json, asked)
+    results_cache = ResultCache(options.json, asked)
     machine = Machine(loaded)
-    places = settings(loaded.config.vocab_size, options.seed, options.quick)
-    jobs = {f"{load.name} {arm}": (load, arm, place) for load, place in places for arm in arms}
-    for key, (load, arm, place) in tqdm(jobs.items(), unit="arm", disable=not sys.stderr.isatty()):
-        if key not in store:
+    workloads = scaled_workloads(loaded.config.vocab_size, options.seed, options.quick)
+    jobs = {
+        f"{workload.name} {arm}": (workload, ARMS[arm], setting)
+        for workload, setting in workloads
+        for arm in arms
+    }
+    for key, job in tqdm(jobs.items(), unit="arm", disable=not sys.stderr.isatty()):
+        if key not in results_cache:
             before = machine.times()
-            real, link_bytes_per_s = machine.play(load, ARMS[arm], place)
-            store.put(key, {"real": real, "link": link_bytes_per_s, "times": before})
-    played: dict[str, Any] = {}
-    all_times = [one["times"] for one in store.results.values()]
-    for key, (load, arm, place) in jobs.items():
-        one = store.results[key]
-        profile = machine.profile(all_times, one["link"])
-        virtual = machine.simulate(load, ARMS[arm], place, profile)
-        played[key] = {"real": one["real"], "sim": virtual, "profile": profile.to_dict()}
-        print(told(key, played[key]), flush=True)
-    results = {**asked, "link_ratio": LINK_RATIO, "arms_played": played} | compared(played)
+            real, link_bytes_per_s = machine.run(*job)
+            results_cache.put(key, {"real": real, "link": link_bytes_per_s, "times": before})
+    results_of: dict[str, Any] = {}
+    all_times = [result["times"] for result in results_cache.results.values()]
+    for key, job in jobs.items():
+        result = results_cache.results[key]
+        profile = machine.profile(all_times, result["link"])
+        virtual = machine.simulate(*job, profile)
+        results_of[key] = {"real": result["real"], "sim": virtual, "profile": profile.to_dict()}
+        print(result_line(key, results_of[key]), flush=True)
+    results = {**asked, "link_ratio": LINK_RATIO, "arms_played": results_of}
+    results |= simulation_errors(results_of)
     print(
-        f"virtual time is off by {results['worst_error']:.1%} at most; same order of arms where "
-        f"they differ by more than {NOISE:.0%}:"
+        f"largest error of virtual time: {results['worst_error']:.1%}; same order of arms whose "
+        f"makespans differ by more than {NOISE:.0%}:"
     )
-    print("  " + ", ".join(f"{name}: {one}" for name, one in results["same_order"].items()))
+    print("  " + ", ".join(f"{name}: {same}" for name, same in results["same_order"].items()))
     write_json(results, options.json)
-    store.close()
+    results_cache.close()
     return 0
 
 
-def told(key: str, result: Mapping[str, Any]) -> str:
+def result_line(key: str, result: Mapping[str, Any]) -> str:
+    """Format both makespans of an arm and the error of virtual time."""
     real, virtual = result["real"]["makespan_s"], result["sim"]["makespan_s"]
     return (
         f"{key:28}{real:8.1f} s real, {virtual:8.1f} s in virtual time ({virtual / real - 1:+.1%})"
     )
 
 
-def compared(results: Mapping[str, Any]) -> dict[str, Any]:
-    """How far off virtual time is, in times and in ratios, and whether it ranks arms as they are.
+def simulation_errors(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the errors of virtual time, of makespans and of ratios, and whether it ranks alike.
 
     A ratio is that of two arms of a workload, in both directions: when one comes out too fast and
-    the other too slow, it is further off than either. Arms whose real times are within NOISE of
-    each other may stand in either order.
+    the other too slow, the ratio's error exceeds either. Arms whose real makespans are within NOISE
+    of each other may be in either order.
     """
     errors = {
-        key: one["sim"]["makespan_s"] / one["real"]["makespan_s"] - 1
-        for key, one in results.items()
+        key: result["sim"]["makespan_s"] / result["real"]["makespan_s"] - 1
+        for key, result in results.items()
     }
     ratios: dict[str, float] = {}
     same: dict[str, bool] = {}

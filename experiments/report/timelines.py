@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare.arms import ARMS, PAPER_ARMS
-from experiments.compare.run_cell import EngineTrace, Setting, play
+from experiments.compare.run_cell import EngineTrace, Setting, run_cell
 from experiments.report.plots import plt, save
 from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.paper import cycle
@@ -72,7 +72,7 @@ def _residency(where: Setting, workload: Workload, folder: Path) -> str:
     image, last_s = None, 0.0
     for axis, name in zip(axes, PAPER_ARMS, strict=True):
         seen = _Residency(workload)
-        records = play(where, workload, ARMS[name], seen).records
+        records = run_cell(where, workload, ARMS[name], seen).records
         edges = np.array([0.0, *seen.times])
         agents = np.arange(NUM_AGENTS + 1) + 0.5
         shares = np.array(seen.shares).T
@@ -103,7 +103,7 @@ def _lanes(where: Setting, workload: Workload, folder: Path) -> str:
         traces = {}
         for name in PAPER_ARMS:
             tracer = ChromeTrace(Path(scratch) / f"{name}.json")
-            play(where, workload, ARMS[name], tracer)
+            run_cell(where, workload, ARMS[name], tracer)
             tracer.close()
             traces[name] = json.loads((Path(scratch) / f"{name}.json").read_text())
     # As long as the slowest arm takes for one call: the others show how far they come meanwhile.

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.compare.arms import ARMS, PAPER_ARMS, figures
 from experiments.compare.driver import Driver
-from experiments.compare.run_cell import Setting, play
+from experiments.compare.run_cell import Setting, run_cell
 from experiments.workloads.agents import branching
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import concurrent, cycle, stages
@@ -177,6 +177,6 @@ def test_a_fast_link_is_kept_busy_beside_long_steps():
     """Of a large model an extent is soon over and a step takes long: two at a time would crawl."""
     workload = stages(num_branches=1, num_rounds=1, sizes=Sizes(4096, 32, 32), vocab_size=1000)
     setting = Setting(QWEN2_5_32B, H100_PCIE, pool_tokens(H100_PCIE, QWEN2_5_32B), 80_000)
-    arms = {name: play(setting, workload, ARMS[name]).figures for name in ("kvflow", "unlimited")}
+    arms = {name: run_cell(setting, workload, ARMS[name]).figures for name in ("kvflow", "unlimited")}
     assert arms["kvflow"]["fixed_recomputed_max"] == 0
     assert arms["kvflow"]["makespan_s"] < 1.02 * arms["unlimited"]["makespan_s"]

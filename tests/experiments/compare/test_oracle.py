@@ -6,7 +6,7 @@ import pytest
 from experiments.compare.arms import ARMS, arms_named, gap_closed
 from experiments.compare.driver import Driver
 from experiments.compare.oracle import Oracle
-from experiments.compare.run_cell import DoesNotFitError, Setting, play
+from experiments.compare.run_cell import DoesNotFitError, Setting, run_cell
 from experiments.workloads.agents import branching, team
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import cycle
@@ -24,7 +24,7 @@ def small_team():
 
 def test_next_reads_are_those_of_the_tokens():
     workload = small_team()
-    recorded = play(SETTING, workload, ARMS["kvflow"]).records
+    recorded = run_cell(SETTING, workload, ARMS["kvflow"]).records
     oracle = Oracle(workload, recorded, PAGE)
     simulation = Simulation(
         LLAMA_3_1_8B,
@@ -87,7 +87,7 @@ def test_nobody_beats_it_by_much_and_it_gains_where_recency_fails():
     sizes = Sizes(2048, 32, 16)
     workload = cycle(num_agents=6, num_rounds=2, sizes=sizes, vocab_size=1000)
     where = Setting(LLAMA_3_1_8B, A10G, 3 * sizes.fixed + 96, 8 * sizes.fixed, max_num_seqs=4)
-    arms = {name: play(where, workload, ARMS[name]).figures for name in ARMS}
+    arms = {name: run_cell(where, workload, ARMS[name]).figures for name in ARMS}
     best = arms["oracle"]["makespan_s"]
     assert best <= 1.01 * min(arm["makespan_s"] for arm in arms.values())
     assert gap_closed(arms, "kvflow", "makespan_s") > 0.9
@@ -99,8 +99,8 @@ def test_the_same_seed_gives_the_same_figures_under_every_arm():
     workload = branching(num_runs=2, num_rounds=1, sizes=Sizes(64, 16, 8), vocab_size=50)
     for name in ARMS:
         assert (
-            play(SETTING, workload, ARMS[name]).figures
-            == play(SETTING, workload, ARMS[name]).figures
+            run_cell(SETTING, workload, ARMS[name]).figures
+            == run_cell(SETTING, workload, ARMS[name]).figures
         )
 
 
@@ -110,4 +110,4 @@ def test_what_cannot_be_played_is_said():
     assert arms_named("all") == list(ARMS)
     large = cycle(num_agents=2, num_rounds=1, sizes=Sizes(2000, 8, 8), vocab_size=50)
     with pytest.raises(DoesNotFitError, match="832 too few"):
-        play(SETTING, large, ARMS["kvflow"])
+        run_cell(SETTING, large, ARMS["kvflow"])
