@@ -166,7 +166,7 @@ def _load_in_copies(folder: Path, dtype: str) -> Params:
     """What ``load_model`` does where devices have memory of their own."""
     config = read_config(json.loads((folder / "config.json").read_text()))
     model = Model.build(config, dtype)
-    return placement.place(model, NamedWeights(model, FolderTensors(folder)), in_copies=True)
+    return placement.place(model, NamedWeights(model, FolderTensors(folder)), discrete_memory=True)
 
 
 def _keep(params: Params, kept: Path) -> None:
@@ -182,8 +182,8 @@ def _restore(folder: Path, kept: Path, dtype: str, num_devices: int, cache_dir: 
     config = read_config(hf).with_eos(tokenizer.eos_token_ids)
     how: dict[str, Any]
     if num_devices > 1:
-        shards = Shards.over(num_devices)
-        where = shards.weights(Model.build(config, dtype))
+        shards = Shards.of_devices(num_devices)
+        where = shards.weight_shardings(Model.build(config, dtype))
         how = {name: ocp.ArrayRestoreArgs(sharding=one) for name, one in where.items()}
     else:
         specs = Model.build(config, dtype, ops=default_ops(config, dtype, cache_dir)).specs

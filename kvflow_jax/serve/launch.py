@@ -1,4 +1,4 @@
-"""From a ServerConfig to a running engine: the one place where the server meets the engine."""
+"""Construction of a running engine from a ServerConfig: the only use of the engine's classes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from kvflow_jax.models.loading.load import LoadedModel
     from kvflow_jax.models.model import Model
 
-# Of other releases random weights and programs may be others.
-_MAKERS = ("jax", "jaxlib", "flax")
-_SHARED = (
+# Random weights and compiled programs depend on the releases of these packages.
+_VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
+_SHARED_SETTINGS = (
     "model",
     "max_model_len",
     "max_num_seqs",
@@ -40,20 +40,20 @@ _SHARED = (
 def build_engine(
     config: ServerConfig, process_info: ProcessInfo | None = None
 ) -> tuple[Engine, Tokenizer | None, str]:
-    """Load the model, build the pool, warm up, start the engine's thread. Takes seconds to minutes.
+    """Load the model, allocate the pool, warm up, start the engine thread; takes up to minutes.
 
-    Runs on a thread of its own while the server already answers ``/health``. Imports lazily, so
-    that ``--help`` and a busy port cost no JAX import.
+    Runs on its own thread while the server already answers ``/health``. Imports are lazy, so that
+    ``--help`` and a port in use do not wait for the import of JAX.
 
     Args:
-        process_info: where several processes share the model: that of the first, which waits for the
-            others.
+        process_info: identity of process 0 if several processes share the model; it then waits
+            for the others.
 
     Returns:
-        the engine, its tokenizer (None where the model has none), and the model's own name.
+        the engine, its tokenizer (None if the model has none), and the model's own name.
 
     Raises:
-        ModelLoadError, CapacityError, ConfigError: with a message that says what to do.
+        ModelLoadError, CapacityError, ConfigError: the message says how to fix it.
     """
     if process_info is None:
         return _build(config, None)
@@ -72,22 +72,24 @@ def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokeniz
     from kvflow_jax.api.launch import build_engine as build
     from kvflow_jax.engine.engine_thread import EngineThread
 
-    progress = sys.stderr.isatty()  # a bar in a log file is noise
+    # A progress bar in a log file is noise.
+    progress = sys.stderr.isatty()
     loaded = load(config, group=leader, progress=progress)
     if loaded.tokenizer is not None:
-        _ = loaded.tokenizer.max_token_bytes  # looks at every token, once: not on the server's loop
+        # Computed here once, over the whole vocabulary, to keep it off the event loop.
+        _ = loaded.tokenizer.max_token_bytes
     engine = build(loaded, engine_config(config), progress=progress, leader=leader)
     thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
     return thread, loaded.tokenizer, loaded.name
 
 
 def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:
-    """The model, on the devices of this process or of a group's; see ``load_model``."""
+    """Load the model onto the devices of this process or of a group; see ``load_model``."""
     from kvflow_jax.api.launch import use_compilation_cache
     from kvflow_jax.distributed.consistency import check_consistent, model_properties
     from kvflow_jax.models.loading.load import load_model
 
-    def agree(model: Model) -> None:
+    def check_model(model: Model) -> None:
         if group is not None:
             check_consistent(group, model_properties(model))
 
@@ -100,7 +102,7 @@ def load(config: ServerConfig, *, group: Group | None = None, progress: bool) ->
         seed=config.seed or 0,
         attention=config.attention,
         tensor_parallel=config.tensor_parallel,
-        agree=agree,
+        check_model=check_model,
         page_size=config.page_size,
         max_model_len=config.max_model_len,
         progress=progress,
@@ -126,8 +128,12 @@ def engine_config(config: ServerConfig) -> EngineConfig:
 
 
 def shared_settings(config: ServerConfig) -> dict[str, str]:
-    """By flag, what decides programs and sizes: processes that share a model must agree on it."""
-    settings = {name: getattr(config, name) for name in _SHARED}
+    """Return the settings that processes sharing a model must agree on, by flag.
+
+    These settings and package versions determine the compiled programs and their shapes.
+    """
+    settings = {name: getattr(config, name) for name in _SHARED_SETTINGS}
     settings |= {"cache" if k == "mode" else k: v for k, v in asdict(config.cache).items()}
     flags = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
-    return flags | {"kvflow-jax": __version__} | {name: version(name) for name in _MAKERS}
+    versions = {name: version(name) for name in _VERSIONED_PACKAGES}
+    return flags | {"kvflow-jax": __version__} | versions

@@ -1,1 +1,1 @@
-"""Checkpoints of every form, brought to where their weights are used."""
+"""Load checkpoints of every supported format onto the devices that compute with them."""

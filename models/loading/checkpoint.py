@@ -1,11 +1,12 @@
-"""Converted weights kept in the user's cache folder, so that later starts only restore them.
+"""A cache of converted weights in the user's cache folder: convert once, restore on later starts.
 
     <cache>/models/<content>-v<FORMAT>-<dtype>/
-        weights/ends, weights/layers.0, ...   an Orbax checkpoint each, written one after the other
-        tokenizer/                            what goes with them
-        complete.json                         size and digest of every file; written last
+        weights/ends, weights/layers.0, ...   one Orbax checkpoint each, written in turn
+        tokenizer/                            extra files of the model
+        complete.json                         manifest: size and digest of each file; written last
 
-A kill leaves a stray folder, never a torn checkpoint: it is written beside and renamed.
+A checkpoint is written to a temporary folder and renamed: a killed process leaves a stale temporary
+folder, never a torn checkpoint.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.loading.checkpoint_reader import (
-    COMPLETE_FILE,
     FORMAT,
-    KeptWeights,
-    TornCheckpointError,
-    seal,
-    sync,
+    MANIFEST_FILE,
+    CheckpointWeights,
+    UnusableCheckpointError,
+    fsync,
+    write_manifest,
     write_weights,
 )
 from kvflow_jax.models.loading.weights import WeightSource
@@ -36,22 +37,25 @@ from kvflow_jax.models.model import Model, Params
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = "writing.lock"  # held as long as a stray folder has a writer
-STRAY_S = 24 * 3600.0  # age of one whose writer cannot be asked
+# Locked by the writer of a temporary folder for as long as that process lives.
+LOCK_FILE = "writing.lock"
+# A temporary folder without a lock file is stale at this age.
+STALE_AFTER_S = 24 * 3600.0
 
 
 def default_cache_dir() -> Path:
-    """Where converted models are kept unless a caller says otherwise."""
+    """Return the default cache folder of converted models and built kernels."""
     return Path.home() / ".cache" / "kvflow-jax"
 
 
 @dataclass(frozen=True)
 class CheckpointStore:
-    """A folder of checkpoints, each keyed by what it was converted from."""
+    """A folder of converted checkpoints, keyed by the content that they were converted from."""
 
     cache_dir: Path
 
     def path(self, key: str, dtype: str) -> Path:
+        """Return the folder of a checkpoint; it need not exist."""
         return self.cache_dir / "models" / f"{key[:25]}-v{FORMAT}-{dtype}"
 
     def restore_or_convert(
@@ -60,87 +64,102 @@ class CheckpointStore:
         key: str,
         convert: Callable[[], WeightSource],
         place: Callable[[WeightSource], Params],
-        save_beside: Callable[[Path], None] = lambda folder: None,
+        save_extras: Callable[[Path], None] = lambda folder: None,
         *,
         progress: bool = False,
     ) -> tuple[Params, Path | None]:
-        """Weights where they are to lie, and the folder they are kept in, None where they are not.
+        """Restore a model's weights from the cache, or convert and cache them first.
+
+        An unusable checkpoint is converted again. If nothing can be cached (disk full, folder not
+        writable), the original files are loaded directly and a warning is logged.
 
         Args:
-            key: names what they are converted from, by its content.
-            convert: opens that.
-            place: reads weights from what is kept, or from what it is converted from.
-            save_beside: writes the files that go with them (the tokenizer) into a folder.
+            key: digest of the original files.
+            convert: opens the original files.
+            place: reads a source onto the devices.
+            save_extras: writes further files of the model (its tokenizer) into the checkpoint.
+
+        Returns:
+            The weights on their devices, and the checkpoint's folder, None if it is not cached.
 
         Raises:
-            ModelLoadError: what they are converted from does not fit the model.
+            ModelLoadError: the original files do not fit the model.
         """
         path = self.path(key, model.dtype)
-        if os.path.lexists(path):  # Path.exists raises where a folder may not be entered
+        # Path.exists raises for a folder without search permission.
+        if os.path.lexists(path):
             try:
-                return place(KeptWeights(path, model)), path
-            except TornCheckpointError as error:
-                log.warning("unreadable, building it again: %s", error)
+                return place(CheckpointWeights(path, model)), path
+            except UnusableCheckpointError as error:
+                log.warning("cannot use a cached checkpoint, converting again: %s", error)
                 _remove(path)
         source = convert()
         try:
-            self._keep(path, model, source, save_beside, progress)
+            self._write(path, model, source, save_extras, progress)
         except ModelLoadError:
             raise
-        except Exception as error:  # the disk, in whatever words of orbax: the model runs without
-            log.warning("converted weights are not kept: %s", error)
+        # Orbax raises errors of many kinds for a full or read-only disk: run uncached.
+        except Exception as error:
+            log.warning("converted weights are not cached: %s", error)
             return place(source), None
         try:
-            return place(KeptWeights(path, model)), path
-        except TornCheckpointError as error:  # the one before, if it could not be removed
-            log.warning("converted weights are not kept: %s", error)
+            return place(CheckpointWeights(path, model)), path
+        # The unusable checkpoint could not be removed, so the new one did not replace it.
+        except UnusableCheckpointError as error:
+            log.warning("converted weights are not cached: %s", error)
             return place(source), None
 
-    def _keep(
+    def _write(
         self,
         path: Path,
         model: Model,
         source: WeightSource,
-        save_beside: Callable[[Path], None],
+        save_extras: Callable[[Path], None],
         progress: bool,
     ) -> None:
         folder = path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        _remove_stale(folder)
         specs = model.stacked_specs.values()
-        needed = 2 * sum(spec.size * spec.dtype.itemsize for spec in specs)  # half is left free
-        if shutil.disk_usage(folder).free < needed:
-            raise OSError(f"{folder} has too little room")
+        # Twice the size of the weights: half of the free space stays free.
+        needed = 2 * sum(spec.size * spec.dtype.itemsize for spec in specs)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                f"{folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed; "
+                "free disk space or choose another cache folder"
+            )
         temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=folder))
         try:
             with _locked(temporary / LOCK_FILE):
                 write_weights(temporary, model, source, progress=progress)
-                save_beside(temporary)
-            seal(temporary, model)
+                save_extras(temporary)
+            write_manifest(temporary, model)
             try:
                 os.rename(temporary, path)
-                log.info("converted weights are kept as %s", path)
+                log.info("cached converted weights in %s", path)
             except OSError as error:
-                if not os.path.exists(path / COMPLETE_FILE):
+                if not os.path.exists(path / MANIFEST_FILE):
                     raise
-                log.info("%s is there already (%s)", path, error)
-            sync(folder)
+                log.info("%s exists already (%s)", path, error)
+            fsync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """A lock that ends with this process, however that ends."""
+    """Hold a file lock, which the operating system releases when this process dies."""
     with path.open("w") as file:
-        with suppress(OSError):  # some network file systems have none: there age decides
+        # Some network file systems have no locks; there the age of the folder decides.
+        with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
     path.unlink()
 
 
 def _remove(path: Path) -> None:
-    """As far as that is possible."""
+    """Remove a folder, file or link, and ignore what cannot be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -148,20 +167,21 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes were writing."""
-    for stray in folder.glob("*.tmp-*"):
-        if _is_abandoned(stray):
-            log.info("removing %s, which nobody writes any more", stray)
-            shutil.rmtree(stray, ignore_errors=True)
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary folders of killed processes."""
+    for temporary in folder.glob("*.tmp-*"):
+        if _is_stale(temporary):
+            log.info("removing stale temporary folder %s", temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_abandoned(stray: Path) -> bool:
-    with suppress(OSError):  # it holds no lock, or was renamed or removed meanwhile
-        with (stray / LOCK_FILE).open() as file, suppress(BlockingIOError):
+def _is_stale(temporary: Path) -> bool:
+    # OSError: the folder has no lock file, or was renamed or removed meanwhile.
+    with suppress(OSError):
+        with (temporary / LOCK_FILE).open() as file, suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         return False
     with suppress(OSError):
-        return time.time() - stray.stat().st_mtime > STRAY_S
+        return time.time() - temporary.stat().st_mtime > STALE_AFTER_S
     return False

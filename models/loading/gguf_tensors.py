@@ -1,4 +1,4 @@
-"""The weights of a .gguf file, dequantised as they are read, a few rows at a time."""
+"""The tensors of a .gguf file, dequantised a few rows at a time as they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading.hf_tensors import Header
 from kvflow_jax.models.loading.weights import Index
 
-# GGUF tensor without its ".weight" or ".bias", "blk.<layer>." before it -> Hugging Face name
+# GGUF name without "blk.<layer>." and without ".weight" or ".bias" -> Hugging Face name
 _OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -34,7 +34,8 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "ffn_gate_inp": "mlp.gate",
 }
-_NAMES_OF = {
+# family -> its layer names that differ from the above
+_FAMILY_LAYER_NAMES = {
     "gemma3": {
         "ffn_norm": "pre_feedforward_layernorm",
         "post_attention_norm": "post_attention_layernorm",
@@ -48,17 +49,24 @@ _EXPERT_NAMES = {
     "ffn_down_exps": "down_proj",
 }
 
-# What llama.cpp divides RoPE's frequencies by: read into the config, no weights.
+# Divisors of RoPE's frequencies in llama.cpp (llama3, LongRoPE long and short). They become part of
+# the config and are no weights.
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a Hugging Face tensor is: a tensor's rows, in their order, or those of one expert."""
+class _TensorView:
+    """A Hugging Face tensor as a view of a GGUF tensor.
+
+    Attributes:
+        tensor: a ``gguf.ReaderTensor``; its shape is in GGML's order, innermost axis first.
+        expert: index of the expert whose matrix this is, if the tensor stacks those of all experts.
+        order: the tensor's row that is row i of the view; None keeps the order.
+    """
 
     tensor: Any
     expert: int | None = None
-    order: np.ndarray | None = None  # i64[rows]
+    order: np.ndarray | None = None  # i64[num_rows]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,59 +74,67 @@ class _Place:
         return tuple(sizes if self.expert is None else sizes[1:])
 
     def read(self, index: Index) -> np.ndarray:
-        """A part, dequantised."""
+        """Dequantise a part of one or two axes; returns f32."""
         from gguf.quants import dequantize
 
         kind, rows = self.tensor.tensor_type, index[0]
-        own = rows if self.order is None else self.order[rows]
-        if len(index) == 1:  # short, and in some types a row of bytes
-            return dequantize(self.tensor.data, kind)[own]
+        stored_rows = rows if self.order is None else self.order[rows]
+        # A vector is short, and some types store it as one row of bytes: dequantise all of it.
+        if len(index) == 1:
+            return dequantize(self.tensor.data, kind)[stored_rows]
         data = self.tensor.data if self.expert is None else self.tensor.data[self.expert]
-        return dequantize(data[own], kind)[:, index[1]]
+        return dequantize(data[stored_rows], kind)[:, index[1]]
 
 
 class GgufTensors:
-    """A file's tensors under their Hugging Face names, dequantised as they are read."""
+    """The tensors of a file under their Hugging Face names: a ``Tensors`` of ``NamedWeights``."""
 
     def __init__(
         self, path: Path, tensors: Iterable[Any], architecture: str, config: ModelConfig
     ) -> None:
         self.source = str(path)
         self.problems: list[str] = []
-        self._places: dict[str, _Place] = {}
+        self._views: dict[str, _TensorView] = {}
         for tensor in tensors:
             if tensor.name not in ROPE_FACTORS:
-                self._places |= _places(tensor, architecture, config)
+                self._views |= _views(tensor, architecture, config)
 
     @property
     def headers(self) -> list[Header]:
-        return [(key, place.shape, "float32") for key, place in self._places.items()]
+        return [(key, view.shape, "float32") for key, view in self._views.items()]
 
     def read(self, key: str, index: Index) -> np.ndarray:
-        return self._places[key].read(index)
+        return self._views[key].read(index)
 
 
-def _places(tensor: Any, architecture: str, config: ModelConfig) -> dict[str, _Place]:
-    """Under which Hugging Face names a tensor is; experts lie in one together."""
+def _views(tensor: Any, architecture: str, config: ModelConfig) -> dict[str, _TensorView]:
+    """Map Hugging Face names to views of a GGUF tensor: several if it stacks experts."""
     stem, _, kind = tensor.name.rpartition(".")
     if not stem.startswith("blk."):
-        return {f"{_OUTER_NAMES.get(stem, stem)}.{kind}": _Place(tensor)}
+        return {f"{_OUTER_NAMES.get(stem, stem)}.{kind}": _TensorView(tensor)}
     _, layer, part = stem.split(".", 2)
     if part in _EXPERT_NAMES:
         return {
-            f"model.layers.{layer}.mlp.experts.{e}.{_EXPERT_NAMES[part]}.{kind}": _Place(tensor, e)
-            for e in range(len(tensor.data))
+            f"model.layers.{layer}.mlp.experts.{expert}.{_EXPERT_NAMES[part]}.{kind}": _TensorView(
+                tensor, expert
+            )
+            for expert in range(len(tensor.data))
         }
     order = None
     if architecture == "llama" and part in ("attn_q", "attn_k"):
         order = _half_split_order(int(tensor.shape[-1]), config.head_dim)
-    names = _LAYER_NAMES | _NAMES_OF.get(config.family, {})
-    return {f"model.layers.{layer}.{names.get(part, part)}.{kind}": _Place(tensor, order=order)}
+    names = _LAYER_NAMES | _FAMILY_LAYER_NAMES.get(config.family, {})
+    key = f"model.layers.{layer}.{names.get(part, part)}.{kind}"
+    return {key: _TensorView(tensor, order=order)}
 
 
 def _half_split_order(num_rows: int, head_dim: int) -> np.ndarray | None:
-    """Where rows of Q and K are in GGUF's order for Llama: it interleaves what RoPE pairs."""
+    """Return the GGUF row of each row of Llama's Q or K, i64[num_rows].
+
+    GGUF interleaves the two rows of each RoPE pair; Hugging Face keeps them half a head apart.
+    """
+    # A misshapen tensor: the check of the headers reports it.
     if num_rows % head_dim:
-        return None  # misshapen, as the check of the headers will say
+        return None
     pairs = np.arange(num_rows).reshape(-1, head_dim // 2, 2)
     return pairs.swapaxes(1, 2).reshape(-1)

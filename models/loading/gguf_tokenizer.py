@@ -1,6 +1,6 @@
-"""The tokenizer of a .gguf file: byte-level BPE (``gpt2``) or SentencePiece's BPE (``llama``).
+"""Builds the tokenizer of a .gguf file: byte-level BPE (``gpt2``) or SentencePiece BPE (``llama``).
 
-Built with the tokenizers package: transformers reads GGUF files only where torch is installed.
+It uses the tokenizers package, because transformers reads GGUF files only with torch installed.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from kvflow_jax.errors import ModelLoadError
 
 log = logging.getLogger(__name__)
 
-CONTROL, USER_DEFINED = 3, 4  # gguf.TokenType
+# Values of gguf.TokenType.
+CONTROL, USER_DEFINED = 3, 4
 
 _LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
 _CAPITALS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
+_LLAMA3 = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
+)
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}"
     rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
 _GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}{_ENDINGS}?|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}{_ENDINGS}?"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}{_CONTRACTIONS}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-# llama.cpp's own, for files that name none
+# llama.cpp's default for files without a tokenizer.ggml.pre
 _DEFAULT = (
     r"[\p{P}\$\+<=>\^~\|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
@@ -38,8 +41,8 @@ _DEFAULT = (
     r"[0-9][0-9][0-9]",
 )
 
-# tokenizer.ggml.pre -> the splits that text is cut by, one after the other, before merges apply;
-# none: GPT-2's own. As llama.cpp's llama-vocab.cpp has them.
+# Pre-tokenizer (tokenizer.ggml.pre) -> regexes that split text, in turn, before BPE merges; empty:
+# GPT-2's split. The regexes are those of llama.cpp's llama-vocab.cpp.
 SPLITS: dict[str, tuple[str, ...]] = {
     "default": _DEFAULT,
     "gpt-2": (),
@@ -49,15 +52,20 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "gpt-4o": (_GPT4O,),
 }
-_OWN_SPLIT = ("gpt-2", "smollm")  # whose words GPT-2's own split cuts
-_WHOLE_FIRST = ("llama3", "llama-v3", "llama-bpe", "tekken")  # a word that is a token stays whole
+# Pre-tokenizers that end with GPT-2's split.
+_GPT2_SPLIT = ("gpt-2", "smollm")
+# Pre-tokenizers of vocabularies where a word that is a token is not merged from parts.
+_IGNORE_MERGES = ("llama3", "llama-v3", "llama-bpe", "tekken")
 
 
 def build_tokenizer(fields: Mapping[str, Any], path: Path) -> Any:
-    """A transformers PreTrainedTokenizerFast of a GGUF file's fields.
+    """Return a transformers ``PreTrainedTokenizerFast`` for the fields of a GGUF file.
+
+    Args:
+        path: of the file, for messages.
 
     Raises:
-        ModelLoadError: where fields are missing or of a kind that is not supported.
+        ModelLoadError: fields are missing, or the tokenizer or pre-tokenizer is not supported.
     """
     from tokenizers import AddedToken, processors
 
@@ -67,80 +75,86 @@ def build_tokenizer(fields: Mapping[str, Any], path: Path) -> Any:
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if kind not in builders:
         raise ModelLoadError(
-            f"the tokenizer of {path} is of kind {kind!r}, which is not supported; supported: "
+            f"the tokenizer of {path} has kind {kind!r}, which is not supported; supported: "
             + ", ".join(builders)
         )
     needed = {"gpt2": ("tokens", "merges"), "llama": ("tokens", "scores")}[kind]
     missing = [f"tokenizer.ggml.{name}" for name in needed if not _get(fields, name)]
     if missing:
-        raise ModelLoadError(f"{path} has no tokenizer: {', '.join(missing)} missing")
+        raise ModelLoadError(
+            f"{path} has no complete tokenizer: missing {', '.join(missing)}; download another "
+            "conversion of the model"
+        )
     tokens: list[str] = _get(fields, "tokens")
     backend = builders[kind](fields, tokens, path)
     types: Sequence[int] = _get(fields, "token_type") or []
-    for token, of_type in zip(tokens, types, strict=False):
-        if of_type in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None:
-            is_special = of_type == CONTROL
+    for token, token_type in zip(tokens, types, strict=False):
+        if token_type in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None:
+            is_special = token_type == CONTROL
             added = AddedToken(token, special=is_special, normalized=False)
             (backend.add_special_tokens if is_special else backend.add_tokens)([added])
 
     ids = {name: _get(fields, f"{name}_token_id") for name in ("bos", "eos", "padding", "unknown")}
-    own = {name: None if i is None else tokens[i] for name, i in ids.items()}
+    special = {name: None if i is None else tokens[i] for name, i in ids.items()}
     adds_bos = _get(fields, "add_bos_token")
     if adds_bos is None:
-        adds_bos = kind == "llama" or _get(fields, "pre") in _WHOLE_FIRST
-    if adds_bos and own["bos"] is not None:
+        adds_bos = kind == "llama" or _get(fields, "pre") in _IGNORE_MERGES
+    if adds_bos and special["bos"] is not None:
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{own['bos']}:0 $A:0",
-            pair=f"{own['bos']}:0 $A:0 {own['bos']}:1 $B:1",
-            special_tokens=[(own["bos"], ids["bos"])],
+            single=f"{special['bos']}:0 $A:0",
+            pair=f"{special['bos']}:0 $A:0 {special['bos']}:1 $B:1",
+            special_tokens=[(special["bos"], ids["bos"])],
         )
     return transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=own["bos"],
-        eos_token=own["eos"],
-        pad_token=own["padding"],
-        unk_token=own["unknown"],
+        bos_token=special["bos"],
+        eos_token=special["eos"],
+        pad_token=special["padding"],
+        unk_token=special["unknown"],
         chat_template=fields.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )
 
 
 def _get(fields: Mapping[str, Any], name: str) -> Any:
+    """Return the field ``tokenizer.ggml.<name>``, None if it is missing."""
     return fields.get(f"tokenizer.ggml.{name}")
 
 
 def _byte_level(fields: Mapping[str, Any], tokens: list[str], path: Path) -> Any:
+    """Return a byte-level BPE ``tokenizers.Tokenizer``."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     pre = _get(fields, "pre")
     if pre is None:
-        log.warning("%s names no pre-tokenizer: text is cut as llama.cpp does by default", path)
+        log.warning("%s names no pre-tokenizer; using llama.cpp's default", path)
         pre = "default"
     if pre not in SPLITS:
         raise ModelLoadError(
             f"the tokenizer of {path} has pre-tokenizer {pre!r}, which is not supported; "
-            f"supported: {', '.join(SPLITS)}"
+            f"supported: {', '.join(SPLITS)}; load the model from its Hugging Face folder instead"
         )
     vocab = {token: i for i, token in enumerate(tokens)}
-    halves = (merge.partition(" ") for merge in _get(fields, "merges"))
-    pairs = [(left, right) for left, _, right in halves]
-    backend = Tokenizer(models.BPE(vocab, pairs, ignore_merges=pre in _WHOLE_FIRST))
+    merges = (merge.partition(" ") for merge in _get(fields, "merges"))
+    pairs = [(left, right) for left, _, right in merges]
+    backend = Tokenizer(models.BPE(vocab, pairs, ignore_merges=pre in _IGNORE_MERGES))
     if pre in ("qwen2", "deepseek-r1-qwen"):
         backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in _OWN_SPLIT)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in _GPT2_SPLIT)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
 def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], path: Path) -> Any:
+    """Return a SentencePiece-style BPE ``tokenizers.Tokenizer`` with byte fallback."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores: Sequence[float] = _get(fields, "scores")
     is_gemma = str(fields.get("general.architecture")).startswith("gemma")
     if is_gemma:
-        # Its runs of spaces are written as spaces, and its merges go by the order of tokens.
+        # Gemma's runs of spaces are stored as spaces, and its merges are in the order of tokens.
         tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
         scores = [-float(i) for i in range(len(tokens))]
     unknown = _get(fields, "unknown_token_id")
@@ -156,8 +170,8 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], path: Path) -> 
     )
     spaces = normalizers.Replace(" ", "▁")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    prefixed = _get(fields, "add_space_prefix")
-    if prefixed or (prefixed is None and not is_gemma):
+    adds_space = _get(fields, "add_space_prefix")
+    if adds_space or (adds_space is None and not is_gemma):
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
         steps.append(decoders.Strip(" ", 1, 0))
     else:
@@ -167,7 +181,10 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], path: Path) -> 
 
 
 def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, the best token first: SentencePiece's merges."""
+    """Return each split of a token into two tokens, best resulting token first.
+
+    These are SentencePiece's merges, which its models do not store.
+    """
     found = [
         (scores[i], cut, token)
         for token, i in vocab.items()

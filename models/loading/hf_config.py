@@ -1,7 +1,7 @@
-"""Reads a Hugging Face config.json of any family that is served.
+"""Reads the Hugging Face config.json of every supported model family.
 
-Families share one definition (models/decoder.py): what sets one apart is data, here the fields its
-config.json has or leaves out, in ``FAMILIES``.
+All families share one definition (models/decoder.py) and differ only in data. ``FAMILIES`` holds
+how their config.json files differ: constant fields, defaults of missing fields, unsupported fields.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig, MoeConfig, token_ids
 from kvflow_jax.models.loading.hf_rope import Hf, read_ropes
 
-MAX_LAYERS = 4096  # more are a mistake, and take forever to look at
+# A larger number is a mistake, and would take minutes to check layer by layer.
+MAX_LAYERS = 4096
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
-# Other names of a field: Gemma's, and the one that transformers 5 saves.
+# Other name -> the name used here: Gemma's, and the one that transformers 5 writes.
 ALIASES = {"hidden_activation": "hidden_act", "num_local_experts": "num_experts"}
 
 REQUIRED = (
@@ -30,7 +31,7 @@ REQUIRED = (
     "rms_norm_eps",
     "max_position_embeddings",
 )
-# Where these are given.
+# Optional fields that must be above 0 where they are present.
 POSITIVE = (
     "num_key_value_heads",
     "head_dim",
@@ -45,27 +46,26 @@ POSITIVE = (
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What sets a family apart from Llama.
+    """How the config.json files of a family differ from Llama's.
 
     Attributes:
-        constants: fields of ``ModelConfig`` that hold whatever config.json says.
-        defaults: of fields that a config.json leaves out, as transformers has them.
-        biases: whether config.json says which projections have one (``attention_bias``,
-            ``mlp_bias``).
-        refused: fields that must be absent or false: what they switch on is not computed.
+        constants: fields of ``ModelConfig`` that are the same in every model of the family.
+        defaults: transformers' values of fields that a config.json may leave out.
+        biases: whether the family reads ``attention_bias`` and ``mlp_bias``.
+        unsupported: fields that must be absent or false; the model does not implement them.
     """
 
     name: str
     constants: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: bool = False
-    refused: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
 
 
 _GEMMA3 = _Family(
     "gemma3",
     constants={"qk_norm": True, "out_norms": True},
-    # Multimodal checkpoints leave out of text_config what is so.
+    # The text_config of multimodal checkpoints leaves out fields that have these values.
     defaults={
         "vocab_size": 262_208,
         "num_attention_heads": 8,
@@ -83,12 +83,16 @@ _GEMMA3 = _Family(
         "eos_token_id": 1,
     },
     biases=True,
-    refused=("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"),
+    unsupported=(
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "use_bidirectional_attention",
+    ),
 )
 
 _WINDOW = {"sliding_window": 4096}
 
-# architecture in config.json -> its family
+# architecture in config.json -> family
 FAMILIES = {
     "LlamaForCausalLM": _Family("llama", biases=True),
     "MistralForCausalLM": _Family("mistral", defaults=_WINDOW),
@@ -100,29 +104,30 @@ FAMILIES = {
         "qwen3moe", constants={"qk_norm": True}, defaults=_WINDOW, biases=True
     ),
     "Gemma3ForCausalLM": _GEMMA3,
-    "Gemma3ForConditionalGeneration": _GEMMA3,  # its text part
+    # Multimodal: only the language model is loaded.
+    "Gemma3ForConditionalGeneration": _GEMMA3,
     "Phi3ForCausalLM": _Family("phi3"),
 }
 
 
 def read_config(hf: Hf) -> ModelConfig:
-    """Read a Hugging Face config.json, in the form of transformers 5 or of older releases.
+    """Parse a Hugging Face config.json, as written by transformers 5 or by older releases.
 
     Raises:
-        ModelLoadError: listing everything that is missing or not supported.
+        ModelLoadError: listing every missing field and unsupported value.
     """
     try:
         return _read(hf)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise ModelLoadError(f"config.json has a value of a wrong type: {error}") from error
+        raise ModelLoadError(f"config.json has a value of the wrong type: {error}") from error
 
 
 def _read(hf: Hf) -> ModelConfig:
     problems: list[str] = []
     family = _family(hf, problems)
     present = {name: value for name, value in _text_part(hf).items() if value is not None}
-    aliased = {ours: present[name] for name, ours in ALIASES.items() if name in present}
-    # What says that there is no window is not what says nothing.
+    aliased = {ours: present[theirs] for theirs, ours in ALIASES.items() if theirs in present}
+    # "sliding_window": null means no window; only a missing field means the default.
     defaults = {
         name: value
         for name, value in family.defaults.items()
@@ -139,14 +144,19 @@ def _read(hf: Hf) -> ModelConfig:
         if value is not None and not 0 < float(value) < math.inf
     ]
     if (required["num_hidden_layers"] or 0) > MAX_LAYERS:
-        problems.append(f"num_hidden_layers is {required['num_hidden_layers']}, above {MAX_LAYERS}")
-        raise _refusal(problems)
+        problems.append(
+            f"num_hidden_layers is {required['num_hidden_layers']}, above the limit of {MAX_LAYERS}"
+        )
+        raise _load_error(problems)
     if low:
-        problems.append(f"sizes must be above 0, but {', '.join(low)}")
-        raise _refusal(problems)
+        problems.append(f"sizes must be above 0 and finite, but {', '.join(low)}")
+        raise _load_error(problems)
     if hf.get("quantization_config"):
-        problems.append("quantized weights (quantization_config) are not supported")
-    problems += [f"{name} is not supported" for name in family.refused if hf.get(name)]
+        problems.append(
+            "quantized weights (quantization_config) are not supported; use the unquantized "
+            "checkpoint or a .gguf file"
+        )
+    problems += [f"{name} is not supported" for name in family.unsupported if hf.get(name)]
     activation = hf.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         problems.append(
@@ -170,7 +180,7 @@ def _read(hf: Hf) -> ModelConfig:
     moe = _moe(hf, problems) if family.name == "qwen3moe" else None
     windows = _windows(hf, family.name, problems)
     if problems:
-        raise _refusal(problems)
+        raise _load_error(problems)
     fields: dict[str, Any] = {}
     if family.biases:
         fields["qkv_bias"] = fields["out_bias"] = bool(hf.get("attention_bias", False))
@@ -203,23 +213,27 @@ def _read(hf: Hf) -> ModelConfig:
     )
 
 
-def _refusal(problems: list[str]) -> ModelLoadError:
-    return ModelLoadError("this config.json cannot be served:\n- " + "\n- ".join(problems))
+def _load_error(problems: list[str]) -> ModelLoadError:
+    return ModelLoadError("the model of config.json cannot be loaded:\n- " + "\n- ".join(problems))
 
 
 def _family(hf: Hf, problems: list[str]) -> _Family:
-    named = hf.get("architectures") or ()
-    named = [named] if isinstance(named, str) else named
-    for name in named:
+    """Return the family of the first supported architecture, or append to ``problems``."""
+    architectures = hf.get("architectures") or ()
+    architectures = [architectures] if isinstance(architectures, str) else architectures
+    for name in architectures:
         if name in FAMILIES:
             return FAMILIES[name]
-    found = ", ".join(map(str, named)) or "none named"
+    found = ", ".join(map(str, architectures)) or "(none named)"
     problems.append(f"architecture {found} is not supported; supported: {', '.join(FAMILIES)}")
     return _Family("")
 
 
 def _text_part(hf: Hf) -> Hf:
-    """A multimodal config.json keeps the language model in text_config, and some of it outside."""
+    """Return the fields of the language model.
+
+    A multimodal config.json keeps them in ``text_config``; a few are, or are overridden, outside.
+    """
     if "text_config" not in hf:
         return hf
     names = (
@@ -231,11 +245,12 @@ def _text_part(hf: Hf) -> Hf:
 
 
 def _windows(hf: Hf, family: str, problems: list[str]) -> tuple[int, ...]:
-    """See ``ModelConfig.windows``."""
+    """Return ``ModelConfig.windows``: window lengths in tokens, one a layer, 0 for none."""
     num_layers, window = int(hf.get("num_hidden_layers") or 0), hf.get("sliding_window")
     if family == "llama" or not window:
         return ()
-    # One as long as the context hides nothing; but in Gemma it says which layers' RoPE is local.
+    # A window as long as the context hides nothing. Gemma keeps it: its layers with a window have
+    # another RoPE.
     if family != "gemma3" and window >= int(hf.get("max_position_embeddings") or 0):
         return ()
     if family.startswith("qwen") and not hf.get("use_sliding_window", False):
@@ -259,17 +274,23 @@ def _windows(hf: Hf, family: str, problems: list[str]) -> tuple[int, ...]:
 
 
 def _moe(hf: Hf, problems: list[str]) -> MoeConfig | None:
+    """Return the mixture of experts, or append to ``problems`` and return None."""
     names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
     missing = [name for name in names if not hf.get(name)]
     if missing:
         problems.append(f"config.json lacks {', '.join(missing)}")
     if hf.get("decoder_sparse_step", 1) != 1 or hf.get("mlp_only_layers"):
         problems.append(
-            "decoder_sparse_step and mlp_only_layers must leave every layer a mixture of experts"
+            "layers without a mixture of experts are not supported: decoder_sparse_step must be 1 "
+            "and mlp_only_layers empty"
         )
     if missing:
         return None
-    num_experts, num_chosen, size = (int(hf[name]) for name in names)
-    if num_chosen > num_experts:
-        problems.append(f"num_experts_per_tok {num_chosen} is above num_experts {num_experts}")
-    return MoeConfig(num_experts, num_chosen, size, bool(hf.get("norm_topk_prob", False)))
+    num_experts, num_experts_per_token, size = (int(hf[name]) for name in names)
+    if num_experts_per_token > num_experts:
+        problems.append(
+            f"num_experts_per_tok {num_experts_per_token} is above num_experts {num_experts}"
+        )
+    return MoeConfig(
+        num_experts, num_experts_per_token, size, bool(hf.get("norm_topk_prob", False))
+    )

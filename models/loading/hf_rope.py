@@ -1,4 +1,4 @@
-"""Reads what a Hugging Face config.json says of RoPE, in the form of any release."""
+"""Reads the RoPE settings of a Hugging Face config.json, as written by any release."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 from kvflow_jax.models.rope import ROPE_KINDS, RopeConfig
 
-Hf = Mapping[str, Any]  # a config.json
+# A parsed config.json, or an object within one.
+Hf = Mapping[str, Any]
 
 
 def read_ropes(
     hf: Hf, family: str, head_dim: int, problems: list[str]
 ) -> tuple[RopeConfig, RopeConfig | None]:
-    """RoPE of all layers and, in Gemma, of those that have a window.
+    """Return the RoPE of all layers and, for Gemma, that of the layers with a window.
 
-    Appends to ``problems`` what is missing or not supported.
+    Missing fields and unsupported values are appended to ``problems``.
     """
-    # transformers 5 keeps all of RoPE in rope_parameters; before, theta stood beside rope_scaling,
-    # which still goes before it: model cards have people add that.
+    # transformers 5 writes one rope_parameters; older releases write rope_theta and rope_scaling.
+    # rope_scaling takes precedence: model cards ask users to add it by hand.
     scaling = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     theta = hf.get("rope_theta", 10_000.0)
     if family != "gemma3":
@@ -41,13 +42,17 @@ def _rope(
     share = float(scaling.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "su" or (kind == "yarn" and family == "phi3"):
-        kind = "longrope"  # by the names it had at first
+        # The names that LongRoPE had at first.
+        kind = "longrope"
     if kind not in ROPE_KINDS:
         problems.append(f"rope type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
         return RopeConfig(theta)
     rotary_dim = int(head_dim * share)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
-        problems.append(f"RoPE cannot turn {share:g} of a head's {head_dim} dimensions")
+        problems.append(
+            f"partial_rotary_factor {share:g} of head_dim {head_dim} is not an even number of "
+            f"dimensions from 2 to {head_dim}"
+        )
     needed: dict[str, tuple[str, ...]] = {
         "default": (),
         "linear": ("factor",),
@@ -57,7 +62,7 @@ def _rope(
     }
     missing = [name for name in needed[kind] if scaling.get(name) is None]
     if missing:
-        problems.append(f"rope type {kind!r} lacks {', '.join(missing)}")
+        problems.append(f"rope type {kind!r} needs {', '.join(missing)}")
         return RopeConfig(theta)
     max_len = int(hf.get("max_position_embeddings") or 0)
     original = (
@@ -76,11 +81,12 @@ def _rope(
         fields |= _yarn(scaling, problems)
     numbers = {name: value for name, value in fields.items() if isinstance(value, float)}
     if any(not math.isfinite(value) or value <= 0 for value in numbers.values()):
-        problems.append(f"rope scaling must be positive and finite, found {numbers}")
-    return RopeConfig(theta=theta, kind=kind, share=share, **fields).for_len(max_len)
+        problems.append(f"rope scaling must be above 0 and finite, found {numbers}")
+    return RopeConfig(theta=theta, kind=kind, rotary_fraction=share, **fields).for_len(max_len)
 
 
 def _yarn(scaling: Hf, problems: list[str]) -> dict[str, float]:
+    """Return YaRN's fields (arXiv 2309.00071), with transformers' defaults."""
     if scaling.get("truncate") is False:
         problems.append("rope type 'yarn' without truncation (truncate: false) is not supported")
     factor = float(scaling["factor"])
@@ -104,16 +110,22 @@ def _yarn(scaling: Hf, problems: list[str]) -> dict[str, float]:
 def _longrope(
     scaling: Hf, max_len: int, original: int, rotary_dim: int, problems: list[str]
 ) -> dict[str, Any]:
-    """Both sets of factors; what attention is multiplied with follows from the files alone."""
+    """Return LongRoPE's long and short factors (arXiv 2402.13753) and its attention factor.
+
+    The attention factor depends on the config alone, as in transformers: it is the same for both
+    sets of factors.
+    """
     sets = {}
     for ours, name in (("factors", "long_factor"), ("short_factors", "short_factor")):
         sets[ours] = factors = tuple(float(value) for value in scaling[name])
         if len(factors) != rotary_dim // 2 or not all(0 < value < math.inf for value in factors):
             problems.append(
-                f"{name} must hold {rotary_dim // 2} positive numbers, found {len(factors)}"
+                f"{name} must have {rotary_dim // 2} positive numbers, found {len(factors)}"
             )
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
-        grown = float(scaling.get("factor") or max_len / max(original, 1))
-        attention_factor = math.sqrt(1 + math.log(grown) / math.log(original)) if grown > 1 else 1.0
+        factor = float(scaling.get("factor") or max_len / max(original, 1))
+        attention_factor = (
+            math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        )
     return {**sets, "attention_factor": float(attention_factor)}

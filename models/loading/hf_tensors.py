@@ -1,4 +1,4 @@
-"""Tensors of Hugging Face checkpoints: what they are called, and where in our weights each goes."""
+"""Names of the tensors in Hugging Face checkpoints, and the slice of a weight that each fills."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.model import LAYERS, Model
 
-# Hugging Face name without its ".weight" or ".bias" -> (our name, part of a fused projection).
-# "{i}" is the layer; layers are stacked in ours. "{e}" is the expert.
-_LLAMA = {
+# Hugging Face name without ".weight" or ".bias" -> (weight, part of a fused projection). "{i}" is
+# the layer and "{e}" the expert; a weight stacks all layers and all experts.
+_LLAMA_NAMES = {
     "model.embed_tokens": ("embed", ""),
     "model.norm": ("final_norm", ""),
     "lm_head": ("lm_head", ""),
@@ -30,12 +30,13 @@ _LLAMA = {
 
 
 def _without(*parts: str) -> dict[str, tuple[str, str]]:
-    return {name: ours for name, ours in _LLAMA.items() if not name.endswith(parts)}
+    """Return Llama's names but those that end with one of ``parts``."""
+    return {name: weight for name, weight in _LLAMA_NAMES.items() if not name.endswith(parts)}
 
 
-# family -> its names, where they are not Llama's
+# family -> its names, if they are not Llama's
 NAMES = {
-    "gemma3": _LLAMA
+    "gemma3": _LLAMA_NAMES
     | {
         "model.layers.{i}.post_attention_layernorm": ("layers.attention_out_norm", ""),
         "model.layers.{i}.pre_feedforward_layernorm": ("layers.mlp_norm", ""),
@@ -55,103 +56,117 @@ NAMES = {
     },
 }
 
-# What a Hugging Face file's norms are short of: Gemma multiplies by 1 + weight. Added as weights
-# are read: in bfloat16 that rounds the sum, no more than any other weight is rounded.
+# family -> offset of its norms: Gemma multiplies by 1 + weight. It is added as weights are read. In
+# bfloat16 that rounds the sum, which is the rounding of any other weight.
 NORM_OFFSETS = {"gemma3": 1.0}
 
-# Tensors that files may carry and models do not need: buffers of old releases, and what a
-# multimodal checkpoint has for images.
+# Tensors that a model does not need: buffers of old releases, and the image parts of multimodal
+# checkpoints.
 IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*")
 
-# Where multimodal checkpoints keep the language model, as of release 4.52 and before it.
+# Prefix of the language model in multimodal checkpoints (since transformers 4.52, and before it) ->
+# its replacement.
 PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# Those that can be read, under numpy's names and safetensors' own.
+# Supported dtypes by the names of numpy and of safetensors.
 DTYPE_NAMES = ("float64", "float32", "bfloat16", "float16", "F64", "F32", "BF16", "F16")
 
-Header = tuple[str, tuple[int, ...], str]  # name, shape, dtype under one of DTYPE_NAMES or another
+# Name, shape and dtype of a tensor; the dtype need not be one of DTYPE_NAMES.
+Header = tuple[str, tuple[int, ...], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Where a tensor goes: these columns of this layer, and of this expert, of a stacked weight.
+class WeightSlice:
+    """The slice of a stacked weight that a tensor fills.
 
     Attributes:
-        transposed: Hugging Face keeps projections as [out, in], ours are [in, out].
+        name: of the stacked weight.
+        index: of the layer and the expert, where the weight stacks them.
+        columns: range on the weight's last axis.
+        transposed: whether the tensor is [out, in], as Hugging Face's projections are; the weight
+            is [in, out].
         shape: of the tensor.
     """
 
     name: str
-    at: tuple[int, ...]
+    index: tuple[int, ...]
     columns: slice
     transposed: bool
     shape: tuple[int, ...]
 
 
-def targets_of(model: Model) -> dict[str, Target]:
-    """Every tensor that a model needs."""
-    config, targets = model.config, {}
+def weight_slices(model: Model) -> dict[str, WeightSlice]:
+    """Map the Hugging Face name of each tensor that a model needs to its slice."""
+    config, slices = model.config, {}
     experts = range(config.moe.num_experts if config.moe else 0)
-    for template, (ours, part) in NAMES.get(config.family, _LLAMA).items():
+    for template, (weight, part) in NAMES.get(config.family, _LLAMA_NAMES).items():
         for kind in ("weight", "bias"):
-            name = f"{ours}.{kind}"
+            name = f"{weight}.{kind}"
             spec = model.stacked_specs.get(name)
             if spec is None:
                 continue
             columns = _columns(config, part, spec.shape[-1])
             is_projection = name.startswith(LAYERS) and len(spec.shape) > 2
-            for i in range(config.num_layers) if "{i}" in template else [None]:
-                for e in experts if "{e}" in template else [None]:
-                    at = tuple(index for index in (i, e) if index is not None)
-                    shape = (*spec.shape[len(at) : -1], columns.stop - columns.start)
-                    key = f"{template.format(i=i, e=e)}.{kind}"
+            for layer in range(config.num_layers) if "{i}" in template else [None]:
+                for expert in experts if "{e}" in template else [None]:
+                    index = tuple(i for i in (layer, expert) if i is not None)
+                    shape = (*spec.shape[len(index) : -1], columns.stop - columns.start)
+                    key = f"{template.format(i=layer, e=expert)}.{kind}"
                     shape = shape[::-1] if is_projection else shape
-                    targets[key] = Target(name, at, columns, is_projection, shape)
-    return targets
+                    slices[key] = WeightSlice(name, index, columns, is_projection, shape)
+    return slices
 
 
-def problems_of(model: Model, headers: Iterable[Header]) -> list[str]:
-    """What is wrong with tensors, and which are missing: told before any is read."""
-    targets, tied = targets_of(model), HEAD if model.config.tie_embeddings else ""
-    missing, problems = dict.fromkeys(targets), []  # an ordered set
+def header_problems(model: Model, headers: Iterable[Header]) -> list[str]:
+    """List missing, unexpected, repeated and misshapen tensors, and those of unsupported dtypes.
+
+    Only headers are looked at, so that a wrong file is rejected before a tensor is read.
+    """
+    slices, tied = weight_slices(model), HEAD if model.config.tie_embeddings else ""
+    # A dict serves as an ordered set.
+    missing, problems = dict.fromkeys(slices), []
     found: set[str] = set()
     for key, shape, dtype in headers:
-        target = targets.get(key)
-        # With tied embeddings the output projection is the embedding, saved twice.
-        if target is None and key != tied:
+        expected = slices.get(key)
+        # A model with tied embeddings may have its embedding saved twice, as lm_head, too.
+        if expected is None and key != tied:
             if not IGNORED.fullmatch(key):
                 problems.append(f"unexpected tensor {key} {list(shape)}")
             continue
         if key in found:
-            problems.append(f"{key} is there twice")
+            problems.append(f"duplicate tensor {key}")
         found.add(key)
         missing.pop(key, None)
-        if target is not None and shape != target.shape:
-            problems.append(f"{key}: expected shape {list(target.shape)}, found {list(shape)}")
+        if expected is not None and shape != expected.shape:
+            problems.append(f"{key}: expected shape {list(expected.shape)}, found {list(shape)}")
         elif dtype not in DTYPE_NAMES:
             problems.append(f"{key}: expected float32, bfloat16 or float16, found {dtype}")
     return problems + [f"missing tensor {key}" for key in missing]
 
 
-def names_of(config: ModelConfig, ours: str, layer: int) -> list[str]:
-    """Hugging Face's names of all that is laid in one layer of our weight."""
-    ours, _, kind = ours.rpartition(".")
-    names = NAMES.get(config.family, _LLAMA).items()
-    return [f"{theirs.format(i=layer, e='*')}.{kind}" for theirs, (own, _) in names if own == ours]
+def hf_names_of(config: ModelConfig, name: str, layer: int) -> list[str]:
+    """Return the Hugging Face names of the tensors that fill one layer of a stacked weight."""
+    weight, _, kind = name.rpartition(".")
+    names = NAMES.get(config.family, _LLAMA_NAMES)
+    return [
+        f"{template.format(i=layer, e='*')}.{kind}"
+        for template, (target, _) in names.items()
+        if target == weight
+    ]
 
 
-def plain_name(key: str) -> str:
-    """A tensor's name without what a multimodal checkpoint puts before it."""
-    for prefix, instead in PREFIXES.items():
+def canonical_name(key: str) -> str:
+    """Return a tensor's name without the prefix of a multimodal checkpoint."""
+    for prefix, replacement in PREFIXES.items():
         if key.startswith(prefix):
-            return instead + key.removeprefix(prefix)
+            return replacement + key.removeprefix(prefix)
     return key
 
 
 def _columns(config: ModelConfig, part: str, width: int) -> slice:
-    """Outputs of a fused projection, this many wide, that a part fills."""
+    """Return the columns that a part fills of a fused projection of ``width`` columns."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return {
         "": slice(0, width),

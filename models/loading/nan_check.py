@@ -1,4 +1,4 @@
-"""Weights that hold NaN or infinity are refused: served, they answer with noise."""
+"""Rejects weights that contain NaN or infinity, with which a model would generate noise."""
 
 from __future__ import annotations
 
@@ -11,50 +11,53 @@ import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.loading.hf_tensors import names_of
+from kvflow_jax.models.loading.hf_tensors import hf_names_of
 from kvflow_jax.models.model import LAYERS, Params
 
-_BLOCK = 1 << 18  # numbers that stay in the processor's cache between two looks
+# Elements that stay in the processor's cache between the two passes over them.
+_BLOCK = 1 << 18
 
 
 def check_finite(params: Params, config: ModelConfig, source: str) -> None:
-    """Look at every weight once, where it lies.
+    """Check every weight once, in the memory that it is in.
 
-    Of processes that share the model all call this: what each holds, or on accelerators all of it.
+    Of several processes that share the model, each must call this. On CPU a process checks the
+    shards that it has, on accelerators all processes check the whole weights together.
 
     Args:
-        source: what they were read from, for messages.
+        source: name of the model, for messages.
 
     Raises:
-        ModelLoadError: listing what holds NaN or infinity, under Hugging Face's names.
+        ModelLoadError: listing the tensors with NaN or infinity under their Hugging Face names.
     """
-    look = _on_host if jax.default_backend() == "cpu" else _on_device
-    found = {name: look(weight, _is_stacked(name)) for name, weight in params.items()}
+    check = _on_host if jax.default_backend() == "cpu" else _on_device
+    checked = {name: check(weight, _is_stacked(name)) for name, weight in params.items()}
     problems = [
         _tensors(name, int(layer), config)
-        for name, is_finite in jax.device_get(found).items()
+        for name, is_finite in jax.device_get(checked).items()
         for layer in np.flatnonzero(~np.atleast_1d(is_finite))
     ]
     if problems:
         raise ModelLoadError(
-            f"the weights of {source} hold NaN or infinity; download or convert them again:\n- "
+            f"the weights of {source} contain NaN or infinity; download or convert them again:\n- "
             + "\n- ".join(problems)
         )
 
 
 def _is_stacked(name: str) -> bool:
-    """Whether a weight is of all layers, along its first axis."""
+    """True if the first axis of a weight is the layer."""
     return name.startswith(LAYERS) and not _number(name).isdecimal()
 
 
 def _tensors(name: str, layer: int, config: ModelConfig) -> str:
-    """The tensor at fault; of a fused projection those that may be."""
+    """Name the tensor of a weight; for a fused projection all that it may be."""
     if (number := _number(name)).isdecimal():
         name, layer = LAYERS + name.removeprefix(f"{LAYERS}{number}."), int(number)
-    return " or ".join(names_of(config, name, layer))
+    return " or ".join(hf_names_of(config, name, layer))
 
 
 def _number(name: str) -> str:
+    """Return the layer number in the name of an unstacked weight; else another part of it."""
     return name.removeprefix(LAYERS).partition(".")[0]
 
 
@@ -64,23 +67,26 @@ def _on_device(weight: jax.Array, is_stacked: bool) -> jax.Array:  # bool[], boo
 
 
 def _on_host(weight: jax.Array, is_stacked: bool) -> Any:  # bool[], bool[num_layers]
-    """Of what this process holds; on CPU that needs no program and no copy."""
-    parts = [np.asarray(shard.data) for shard in weight.addressable_shards]
+    """Check this process's shards; on CPU that needs neither a program nor a copy."""
+    shards = [np.asarray(shard.data) for shard in weight.addressable_shards]
     if not is_stacked:
-        return all(_is_finite(part) for part in parts)
-    return np.array([all(_is_finite(part[i]) for part in parts) for i in range(len(weight))])
+        return all(_is_finite(shard) for shard in shards)
+    return np.array([all(_is_finite(shard[i]) for shard in shards) for i in range(len(weight))])
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """As integers, infinity and NaN are the largest of their sign: as fast as memory is read."""
+    """Check an array at the speed of memory.
+
+    Read as integers of the same size, infinity and NaN are the largest values of either sign.
+    """
     size = array.dtype.itemsize
-    ends = [
+    bounds = [
         (kind, np.array(sign * np.inf, array.dtype).view(kind))
         for kind, sign in ((f"i{size}", 1), (f"u{size}", -1))
     ]
     flat = array.reshape(-1)
     return all(
-        flat[start : start + _BLOCK].view(kind).max() < end
+        flat[start : start + _BLOCK].view(kind).max() < bound
         for start in range(0, len(flat), _BLOCK)
-        for kind, end in ends
+        for kind, bound in bounds
     )

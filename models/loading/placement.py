@@ -1,4 +1,4 @@
-"""Weights put where they are to lie, a part of one at a time, straight from their source."""
+"""Places weights on devices, one slice at a time, straight from their source."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from jax.sharding import NamedSharding
 from kvflow_jax.models.loading.weights import Index, WeightSource
 from kvflow_jax.models.memory import aligned_empty
 from kvflow_jax.models.model import Model, Params
-from kvflow_jax.models.sharding import Shards, column_runs
+from kvflow_jax.models.sharding import Shards, column_slices
 
-PIECE_BYTES = 64 << 20  # of host memory, or one layer, on the way to a device with its own
+# Bytes of host memory that stage a transfer to a device with discrete memory; at least one layer.
+STAGING_BYTES = 64 << 20
 
 
 def place(
@@ -27,39 +28,41 @@ def place(
     shards: Shards | None = None,
     *,
     progress: bool = False,
-    in_copies: bool | None = None,
+    discrete_memory: bool | None = None,
 ) -> Params:
-    """Read weights onto the default device, or what this process's devices hold of them.
+    """Read weights onto the default device, or the shards of this process's devices.
 
-    A CPU device uses the memory that they are read into. One with memory of its own is sent them
-    in pieces, each of which the host then forgets.
+    A CPU device uses the host memory that the weights are read into. A device with discrete memory
+    receives them in chunks of at most ``STAGING_BYTES``; the host frees each after its transfer.
 
     Args:
-        in_copies: whether devices have memory of their own; None: all but CPUs have.
+        shards: the devices that share the model; None places all of it on the default device.
+        discrete_memory: whether devices have memory separate from the host's; None: all but CPUs.
 
     Raises:
-        ModelLoadError: listing what was found wrong while reading.
+        ModelLoadError: listing every problem found while reading.
     """
     from tqdm import tqdm
 
-    in_copies = jax.default_backend() != "cpu" if in_copies is None else in_copies
+    if discrete_memory is None:
+        discrete_memory = jax.default_backend() != "cpu"
     leaves = list(_leaves(model, shards))
-    num_weights = sum(part.size for leaf in leaves for part in leaf.parts)
+    num_weights = sum(part.size for leaf in leaves for part in leaf.slices)
     with tqdm(total=num_weights, unit=" weights", unit_scale=True, disable=not progress) as bar:
-        placing = _Placing(model, source, in_copies, bar)
-        params = {leaf.name: placing.place(leaf) for leaf in leaves}
+        placer = _Placer(model, source, discrete_memory, bar)
+        params = {leaf.name: placer.place(leaf) for leaf in leaves}
     source.finish()
     return params
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a device, or several alike, hold of a stacked weight.
+class _DeviceSlice:
+    """The slice of a stacked weight that a device, or several replicas, holds.
 
     Attributes:
-        rows: of all axes but the last.
-        columns: runs of the last, which stand side by side.
-        devices: None is the default one.
+        rows: index of all axes but the last.
+        columns: ranges of the last axis, concatenated on the device.
+        devices: the replicas; None is the default device.
     """
 
     rows: Index
@@ -74,129 +77,143 @@ class _Part:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def pieces(self, itemsize: int) -> Iterator[_Part]:
-        """Runs of its first axis of at most ``PIECE_BYTES``, if one index has no more."""
+    def chunks(self, itemsize: int) -> Iterator[_DeviceSlice]:
+        """Cut along the first axis into chunks of at most ``STAGING_BYTES``, at least one row."""
         if not self.rows:
             yield self
             return
         first, *rest = self.rows
-        step = max(1, PIECE_BYTES * _len(first) // max(self.size * itemsize, 1))
-        for at in range(first.start, first.stop, step):
-            yield replace(self, rows=(slice(at, min(at + step, first.stop)), *rest))
+        step = max(1, STAGING_BYTES * _len(first) // max(self.size * itemsize, 1))
+        for start in range(first.start, first.stop, step):
+            yield replace(self, rows=(slice(start, min(start + step, first.stop)), *rest))
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """An entry of ``params``: a stacked weight, or one layer of it.
+    """An entry of ``Params``: a stacked weight, or one layer of it.
 
     Attributes:
-        lies: how it lies on several devices; None: on the default one.
+        layer: None for all of the stacked weight.
+        spec: global shape and dtype, before ``Model.pack``.
+        slices: those of this process's devices.
+        sharding: over several devices; None is the default device.
     """
 
     name: str
-    stacked: str
+    stacked_name: str
     layer: int | None
     spec: jax.ShapeDtypeStruct
-    parts: list[_Part]
-    lies: NamedSharding | None
+    slices: list[_DeviceSlice]
+    sharding: NamedSharding | None
 
 
 @dataclass(frozen=True)
-class _Placing:
-    """See ``place``; ``bar`` shows how many weights were read."""
+class _Placer:
+    """Places one leaf at a time; ``bar`` (tqdm) counts the weights read."""
 
     model: Model
     source: WeightSource
-    in_copies: bool
+    discrete_memory: bool
     bar: Any
 
     def place(self, leaf: _Leaf) -> jax.Array:
-        pieces = [list(part.pieces(leaf.spec.dtype.itemsize)) for part in leaf.parts]
-        if self.in_copies and leaf.layer is None and len(pieces[0]) > 1:
-            arrays = self._in_pieces(leaf, pieces)
+        chunks = [list(part.chunks(leaf.spec.dtype.itemsize)) for part in leaf.slices]
+        if self.discrete_memory and leaf.layer is None and len(chunks[0]) > 1:
+            arrays = self._place_in_chunks(leaf, chunks)
         else:
-            arrays = [array for part in leaf.parts for array in self._at_once(leaf, part)]
-        if leaf.lies is None:
+            arrays = [array for part in leaf.slices for array in self._place_whole(leaf, part)]
+        if leaf.sharding is None:
             return arrays[0]
-        return jax.make_array_from_single_device_arrays(leaf.spec.shape, leaf.lies, arrays)
+        return jax.make_array_from_single_device_arrays(leaf.spec.shape, leaf.sharding, arrays)
 
-    def _at_once(self, leaf: _Leaf, part: _Part) -> list[jax.Array]:
-        """A part on each of its devices."""
+    def _place_whole(self, leaf: _Leaf, part: _DeviceSlice) -> list[jax.Array]:
+        """Place a slice on each of its devices with one transfer."""
         weight = self._read(leaf, part)
-        weight = self.model.pack(leaf.stacked, weight if leaf.layer is None else weight[0])
+        weight = self.model.pack(leaf.stacked_name, weight if leaf.layer is None else weight[0])
         return self._put(weight, part)
 
-    def _in_pieces(self, leaf: _Leaf, pieces: list[list[_Part]]) -> list[jax.Array]:
-        """All parts, which are alike, piece by piece: devices share tensors, read once then."""
+    def _place_in_chunks(self, leaf: _Leaf, chunks: list[list[_DeviceSlice]]) -> list[jax.Array]:
+        """Place the slices of all devices chunk by chunk, in step.
+
+        The slices have the same shape. Devices share tensors: in step, each is read from disk once.
+        """
         arrays = [
             jnp.zeros(part.shape, leaf.spec.dtype, device=device)
-            for part in leaf.parts
+            for part in leaf.slices
             for device in part.devices
         ]
-        first = 0
-        for of_parts in zip(*pieces, strict=True):
-            sent = [one for piece in of_parts for one in self._put(self._read(leaf, piece), piece)]
-            arrays = [_lay(*both, np.int32(first)) for both in zip(arrays, sent, strict=True)]
-            first += of_parts[0].shape[0]
+        first_row = 0
+        for step in zip(*chunks, strict=True):
+            sent = [array for part in step for array in self._put(self._read(leaf, part), part)]
+            arrays = [
+                _write_rows(array, rows, np.int32(first_row))
+                for array, rows in zip(arrays, sent, strict=True)
+            ]
+            first_row += step[0].shape[0]
         return arrays
 
-    def _read(self, leaf: _Leaf, part: _Part) -> np.ndarray:
-        out, at = aligned_empty(part.shape, np.dtype(leaf.spec.dtype)), 0
-        for run in part.columns:
-            self.source.read(leaf.stacked, (*part.rows, run), out[..., at : at + _len(run)])
-            at += _len(run)
+    def _read(self, leaf: _Leaf, part: _DeviceSlice) -> np.ndarray:
+        out, start = aligned_empty(part.shape, np.dtype(leaf.spec.dtype)), 0
+        for columns in part.columns:
+            stop = start + _len(columns)
+            self.source.read(leaf.stacked_name, (*part.rows, columns), out[..., start:stop])
+            start = stop
         self.bar.update(part.size)
         return out
 
-    def _put(self, weight: np.ndarray, part: _Part) -> list[jax.Array]:
-        may_alias = not self.in_copies
-        arrays = [jax.device_put(weight, one, may_alias=may_alias) for one in part.devices]
-        if self.in_copies:
-            jax.block_until_ready(arrays)  # until then the host has to keep its own
+    def _put(self, weight: np.ndarray, part: _DeviceSlice) -> list[jax.Array]:
+        may_alias = not self.discrete_memory
+        arrays = [jax.device_put(weight, device, may_alias=may_alias) for device in part.devices]
+        # The transfer reads the host's array, which is freed afterwards.
+        if self.discrete_memory:
+            jax.block_until_ready(arrays)
         return arrays
 
 
 @partial(jax.jit, donate_argnums=0)
-def _lay(array: jax.Array, piece: jax.Array, first: np.int32) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, piece, first, axis=0)
+def _write_rows(array: jax.Array, rows: jax.Array, first_row: np.int32) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, first_row, axis=0)
 
 
 def _leaves(model: Model, shards: Shards | None) -> Iterator[_Leaf]:
-    """All there is to place, in parts that this process reads."""
-    lies = {} if shards is None else shards.weights(model)
-    for stacked, spec in model.stacked_specs.items():
-        for name, layer in model.leaves(stacked):
-            own, of_layer = spec, Index()
+    """Yield every leaf of the model with the slices that this process reads."""
+    shardings = {} if shards is None else shards.weight_shardings(model)
+    for stacked_name, stacked_spec in model.stacked_specs.items():
+        for name, layer in model.leaves(stacked_name):
+            spec, layer_index = stacked_spec, Index()
             if layer is not None:
-                own = jax.ShapeDtypeStruct(spec.shape[1:], spec.dtype)
-                of_layer = (slice(layer, layer + 1),)
+                spec = jax.ShapeDtypeStruct(stacked_spec.shape[1:], stacked_spec.dtype)
+                layer_index = (slice(layer, layer + 1),)
             if shards is None:
-                *rows, columns = (slice(0, size) for size in own.shape)
-                parts = [_Part((*of_layer, *rows), [columns], [None])]
+                *rows, columns = (slice(0, size) for size in spec.shape)
+                slices = [_DeviceSlice((*layer_index, *rows), [columns], [None])]
             else:
-                parts = [
-                    replace(part, rows=(*of_layer, *part.rows))
-                    for part in _parts(model, name, own, shards.num, lies[name])
+                slices = [
+                    replace(part, rows=(*layer_index, *part.rows))
+                    for part in _slices(model, name, spec, shards.num_shards, shardings[name])
                 ]
-            yield _Leaf(name, stacked, layer, own, parts, lies.get(name))
+            yield _Leaf(name, stacked_name, layer, spec, slices, shardings.get(name))
 
 
-def _parts(
-    model: Model, name: str, spec: jax.ShapeDtypeStruct, num_shards: int, lies: NamedSharding
-) -> Iterator[_Part]:
-    """What this process's devices hold of a weight, those with the same once."""
-    holders: dict[tuple[tuple[int, int], ...], list[jax.Device | None]] = {}
-    for device, index in lies.addressable_devices_indices_map(spec.shape).items():
-        assert index is not None  # as of devices of other processes
-        sizes = zip(index, spec.shape, strict=True)
-        bounds = tuple(one.indices(size)[:2] for one, size in sizes)
-        holders.setdefault(bounds, []).append(device)
-    runs = column_runs(name, spec.shape[-1], model.config, num_shards)
-    for bounds, devices in holders.items():
-        *rows, columns = (slice(*one) for one in bounds)
-        own = runs[columns.start * num_shards // spec.shape[-1]] if runs else [columns]
-        yield _Part(tuple(rows), own, devices)
+def _slices(
+    model: Model, name: str, spec: jax.ShapeDtypeStruct, num_shards: int, sharding: NamedSharding
+) -> Iterator[_DeviceSlice]:
+    """Yield the slices that this process's devices hold of a leaf; replicas share one."""
+    replicas: dict[tuple[tuple[int, int], ...], list[jax.Device | None]] = {}
+    for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
+        # None only for devices of other processes.
+        assert index is not None
+        axes = zip(index, spec.shape, strict=True)
+        bounds = tuple(axis_index.indices(size)[:2] for axis_index, size in axes)
+        replicas.setdefault(bounds, []).append(device)
+    fused_columns = column_slices(name, spec.shape[-1], model.config, num_shards)
+    for bounds, devices in replicas.items():
+        *rows, columns = (slice(*start_stop) for start_stop in bounds)
+        device_columns = [columns]
+        if fused_columns:
+            device_columns = fused_columns[columns.start * num_shards // spec.shape[-1]]
+        yield _DeviceSlice(tuple(rows), device_columns, devices)
 
 
-def _len(one: slice) -> int:
-    return int(one.stop - one.start)
+def _len(bounds: slice) -> int:
+    return int(bounds.stop - bounds.start)

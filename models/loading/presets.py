@@ -1,4 +1,4 @@
-"""Shapes that can be served with random weights: for measuring, where no download is possible."""
+"""Model shapes to serve with random weights: benchmarks need no download."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ SHAPES = {
         tie_embeddings=False,
         max_model_len=40_960,
         qk_norm=True,
-        moe=MoeConfig(num_experts=128, num_chosen=8, intermediate_size=768, normalise=True),
+        moe=MoeConfig(
+            num_experts=128, num_experts_per_token=8, intermediate_size=768, normalise_weights=True
+        ),
         eos_token_ids=(151_645, 151_643),
         bos_token_id=151_643,
     ),

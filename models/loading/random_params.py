@@ -1,4 +1,4 @@
-"""Weights made up, for models whose checkpoint is not at hand."""
+"""Random weights, for models without a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,50 +8,56 @@ from typing import Any
 import jax
 
 from kvflow_jax.models.model import LAYERS, Model, Params
-from kvflow_jax.models.sharding import Shards, arranged
+from kvflow_jax.models.sharding import Shards, group_columns_by_device
 
 
 def random_params(model: Model, seed: int = 0, shards: Shards | None = None) -> Params:
-    """Random weights, each part made where it is to lie; the same whoever computes with them.
+    """Initialise each shard on its own device; the values do not depend on ``ops`` or ``shards``.
 
-    Layers that have weights of their own are made one by one: a device that holds the model has no
-    room for it twice.
+    Unstacked layers are initialised one by one: a device has no memory for the model twice.
     """
     ends_key, layers_key = jax.random.split(jax.random.key(seed))
     layer_keys = jax.random.split(layers_key, model.config.num_layers)
-    params: Params = _maker(model, shards, model.make_ends, "", model.end_names)(ends_key)
-    make_all = jax.vmap(model.make_layer)
-    params |= _maker(model, shards, make_all, LAYERS, model.vector_names)(layer_keys)
+    params: Params = _compile_init(
+        model, shards, model.init_embed_and_head, "", model.embed_and_head_names
+    )(ends_key)
+    init_all_layers = jax.vmap(model.init_layer)
+    params |= _compile_init(model, shards, init_all_layers, LAYERS, model.vector_names)(layer_keys)
     if model.matrix_names:
+        # One program serves all layers: it is compiled under the names of layer 0.
         first = f"{LAYERS}0."
-        make = _maker(model, shards, model.make_layer, first, model.matrix_names)
+        init_layer = _compile_init(model, shards, model.init_layer, first, model.matrix_names)
         for i, key in enumerate(layer_keys):
-            of_layer = make(key)
-            params |= {f"{LAYERS}{i}.{name}": of_layer[first + name] for name in model.matrix_names}
+            layer = init_layer(key)
+            params |= {f"{LAYERS}{i}.{name}": layer[first + name] for name in model.matrix_names}
     return params
 
 
-def _maker(
+def _compile_init(
     model: Model,
     shards: Shards | None,
-    make: Callable[[jax.Array], Params],
-    start: str,
+    init: Callable[[jax.Array], Params],
+    prefix: str,
     names: Sequence[str],
 ) -> Any:
-    """Of what ``make`` gives only these, compiled, under names that begin so."""
+    """Compile ``init``, limited to the weights in ``names``, as a function of PRNG keys.
+
+    Args:
+        prefix: of the weights' names in ``Params``, "" outside the layers.
+    """
 
     def run(keys: jax.Array) -> Params:
-        made, params = make(keys), {}
+        initialised, params = init(keys), {}
         for name in names:
-            weight = made[name]
+            weight = initialised[name]
             if shards is not None:
-                weight = arranged(name, weight, model.config, shards.num)
-            is_of_layer = bool(start)
-            params[start + name] = model.pack(LAYERS + name if is_of_layer else name, weight)
+                weight = group_columns_by_device(name, weight, model.config, shards.num_shards)
+            stacked_name = LAYERS + name if prefix else name
+            params[prefix + name] = model.pack(stacked_name, weight)
         return params
 
-    lies = None
+    shardings = None
     if shards is not None:
-        all_lie = shards.weights(model)
-        lies = {start + name: all_lie[start + name] for name in names}
-    return jax.jit(run, out_shardings=lies)
+        all_shardings = shards.weight_shardings(model)
+        shardings = {prefix + name: all_shardings[prefix + name] for name in names}
+    return jax.jit(run, out_shardings=shardings)

@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face folder, read a part of a tensor at a time."""
+"""Reads slices of the tensors in the safetensors files of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.loading.hf_tensors import Header, plain_name
+from kvflow_jax.models.loading.hf_tensors import Header, canonical_name
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# Bytes read from a file after which it is reopened.
 REOPEN_BYTES = 128 << 20
 
 
 class FolderTensors:
-    """Tensors by their plain names. Headers are read at once, contents when they are asked for.
+    """The tensors of a folder under their canonical names: a ``Tensors`` of ``NamedWeights``.
+
+    The constructor reads headers only.
 
     Attributes:
         problems: missing and unreadable files.
-        headers: of all tensors there are, those found twice twice.
+        headers: of all tensors; a tensor that two files have is listed twice.
+        files: the safetensors files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,53 +37,62 @@ class FolderTensors:
         self.problems: list[str] = []
         self.headers: list[Header] = []
         self.files = weight_files(folder, self.problems)
-        self._places: dict[str, tuple[Path, str]] = {}  # file, and name in it
-        self._path: Path | None = None  # of the file that is open
+        # Canonical name -> file and the name in it.
+        self._locations: dict[str, tuple[Path, str]] = {}
+        # The open file, its path, and the bytes read since it was opened.
         self._file: Any = None
-        self._num_bytes = 0  # read since it was opened
+        self._path: Path | None = None
+        self._num_bytes = 0
         for path in self.files:
             try:
                 for name, shape, dtype in _headers(path):
-                    key = plain_name(name)
+                    key = canonical_name(name)
                     self.headers.append((key, shape, dtype))
-                    self._places[key] = path, name
+                    self._locations[key] = path, name
             except (SafetensorError, OSError) as error:
                 self.problems.append(_unreadable(path, error))
 
     def read(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of a tensor, a copy.
+        """Return a copy of ``tensor[index]``.
 
         Raises:
-            ModelLoadError: its file has become unreadable.
+            ModelLoadError: the file has become unreadable.
         """
-        path, name = self._places[key]
+        path, name = self._locations[key]
         try:
-            # What was read stays in memory as long as the file is open: open it now and then anew.
+            # Pages that were read stay mapped while the file is open: reopening it frees them.
             if path != self._path or self._num_bytes >= REOPEN_BYTES:
-                self._file = None  # before the next is there
+                # Close the old file before the new one is mapped.
+                self._file = None
                 self._file = safe_open(path, framework="numpy")
                 self._path, self._num_bytes = path, 0
-            part: np.ndarray = self._file.get_slice(name)[index]
+            tensor_slice: np.ndarray = self._file.get_slice(name)[index]
         except (SafetensorError, OSError) as error:
             self._path = None
             raise ModelLoadError(f"{self.source}: {_unreadable(path, error)}") from error
-        self._num_bytes += part.nbytes
-        return part
+        self._num_bytes += tensor_slice.nbytes
+        return tensor_slice
 
 
 def weight_files(folder: Path, problems: list[str]) -> list[Path]:
-    """The safetensors files of a folder; appends to ``problems`` what is missing."""
+    """Return the safetensors files of a folder; append missing files to ``problems``."""
     index = folder / INDEX_FILE
-    # os.path, because Path.exists raises for names that are too long and folders that are closed.
-    if os.path.exists(folder / WEIGHTS_FILE):  # before an index, as transformers has it
+    # Path.exists raises for a name that is too long and a folder without search permission;
+    # os.path.exists does not. As in transformers, a single file takes precedence over an index.
+    if os.path.exists(folder / WEIGHTS_FILE):
         return [folder / WEIGHTS_FILE]
     if not os.path.exists(index):
-        problems.append(f"missing file {WEIGHTS_FILE} (or {INDEX_FILE} and its shards)")
+        problems.append(
+            f"missing file {WEIGHTS_FILE} (or {INDEX_FILE} and its shards); download the model "
+            "again, or give a folder with safetensors files"
+        )
         return []
     try:
-        shards = sorted({str(one) for one in json.loads(index.read_text())["weight_map"].values()})
+        shards = sorted(
+            {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        )
     except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
-        problems.append(f"{INDEX_FILE} cannot be read: {error!r}")
+        problems.append(f"{INDEX_FILE} cannot be read, download it again: {error!r}")
         return []
     problems += [
         f"missing shard {shard}; download it again"
@@ -91,7 +104,8 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
 
 def _headers(path: Path) -> Iterator[Header]:
     with safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118, it is no dict
+        # file is not iterable: it has no __iter__.
+        for name in file.keys():  # noqa: SIM118
             tensor = file.get_slice(name)
             yield name, tuple(tensor.get_shape()), tensor.get_dtype()
 

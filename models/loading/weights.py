@@ -1,11 +1,11 @@
-"""Where weights come from: sources that are asked for a part of one weight at a time.
+"""Sources of weights, each read one slice of one weight at a time.
 
-    files -> Tensors -> NamedWeights ----+
-                            |            |-> place -> devices
-                            +-> Orbax -> KeptWeights
+    files -> Tensors -> NamedWeights ----------+
+                            |                  |-> place -> devices
+                            +-> Orbax -> CheckpointWeights
 
-Nothing holds a whole model on its way: ``placing.place`` asks for what one device is to hold of a
-weight, and a source fills that memory.
+Host memory never holds a whole model on the way to a device: ``placement.place`` allocates the
+slice of a weight that a device will hold, and a source fills it.
 """
 
 from __future__ import annotations
@@ -22,42 +22,43 @@ from kvflow_jax.models.loading.hf_tensors import (
     EMBEDDING,
     HEAD,
     Header,
-    Target,
-    problems_of,
-    targets_of,
+    WeightSlice,
+    header_problems,
+    weight_slices,
 )
 from kvflow_jax.models.model import Model
 
-Index = tuple[slice, ...]  # one a dimension, each with start and stop
+# One slice an axis, each with start and stop.
+Index = tuple[slice, ...]
 
-
+# Rows of a tensor that are read and cast at a time.
 BLOCK_ROWS = 128
 
 
 class WeightSource(Protocol):
-    """The plain weights of a model, stacked: see ``Model.stacked_specs``."""
+    """The weights of a model as ``Model.stacked_specs`` names and shapes them."""
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
         """Fill ``out`` with ``weight[index]``, in the dtype of ``out``.
 
         Raises:
-            ModelLoadError: it cannot be read.
+            ModelLoadError: the weight cannot be read.
         """
 
     def finish(self) -> None:
-        """Nothing more is read.
+        """End reading.
 
         Raises:
-            ModelLoadError: listing what was found wrong while reading.
+            ModelLoadError: listing every problem found while reading.
         """
 
 
 class Tensors(Protocol):
-    """Tensors of a file or of several, under Hugging Face's names.
+    """The tensors of one or several files under their Hugging Face names.
 
     Attributes:
-        source: where they are read from, for messages.
-        problems: what is wrong with the files.
+        source: path of the files, for messages.
+        problems: missing and unreadable files.
     """
 
     source: str
@@ -65,95 +66,102 @@ class Tensors(Protocol):
 
     @property
     def headers(self) -> Sequence[Header]:
-        """What there is."""
+        """Name, shape and dtype of each tensor."""
 
     def read(self, key: str, index: Index) -> np.ndarray:
-        """A part of a tensor."""
+        """Return ``tensor[index]``."""
 
 
 class NamedWeights:
-    """Weights read out of tensors, cast and laid in their place block by block.
+    """A ``WeightSource`` that casts, transposes and fuses tensors block by block.
 
     Args:
-        norm_offset: added to the weights of norms.
+        norm_offset: added to the weights of norms, see ``NORM_OFFSETS``.
 
     Raises:
         ModelLoadError: listing every missing, misshapen or unexpected tensor and unreadable file,
-            before a weight is read.
+            before a tensor is read.
     """
 
     def __init__(self, model: Model, tensors: Tensors, *, norm_offset: float = 0.0) -> None:
         self._tensors, self._norm_offset = tensors, norm_offset
         self._problems: list[str] = []
-        self._refuse(tensors.problems + problems_of(model, tensors.headers))
-        self._parts: dict[tuple[str, tuple[int, ...]], list[tuple[str, Target]]] = defaultdict(list)
-        for key, target in targets_of(model).items():
-            self._parts[target.name, target.at].append((key, target))
-        self._depths = {name: len(at) for name, at in self._parts}
+        self._raise_if(
+            tensors.problems + header_problems(model, tensors.headers),
+            "; download the model again, or check that its config belongs to these files",
+        )
+        # (weight, layer and expert) -> the tensors that are fused in it, by name.
+        self._tensors_of: defaultdict[tuple[str, tuple[int, ...]], list[tuple[str, WeightSlice]]]
+        self._tensors_of = defaultdict(list)
+        for key, target in weight_slices(model).items():
+            self._tensors_of[target.name, target.index].append((key, target))
+        # Number of leading axes, layer and expert, that no tensor has.
+        self._num_stacked_axes = {name: len(index) for name, index in self._tensors_of}
         if model.config.tie_embeddings:
             self._check_tied(np.dtype(model.dtype))
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
-        depth = self._depths[name]
-        outer, within = index[:depth], index[depth:]
-        for at in product(*(range(one.start, one.stop) for one in outer)):
-            place = out[tuple(i - one.start for i, one in zip(at, outer, strict=True))]
-            for key, target in self._parts[name, at]:
-                self._lay(key, target, within, place)
+        num_stacked = self._num_stacked_axes[name]
+        stacked, inner = index[:num_stacked], index[num_stacked:]
+        for layer_expert in product(*(range(axis.start, axis.stop) for axis in stacked)):
+            position = tuple(i - axis.start for i, axis in zip(layer_expert, stacked, strict=True))
+            for key, target in self._tensors_of[name, layer_expert]:
+                self._fill(out[position], key, target, inner)
 
     def finish(self) -> None:
-        self._refuse(self._problems)
+        self._raise_if(self._problems)
 
-    def _lay(self, key: str, target: Target, index: Index, out: np.ndarray) -> None:
-        """Fill of ``out``, the part ``index`` of a matrix or vector, what this tensor has of it."""
+    def _fill(self, out: np.ndarray, key: str, target: WeightSlice, index: Index) -> None:
+        """Fill the columns of ``out = weight[index]`` that one tensor provides, if any."""
         *rows, columns = index
         start = max(columns.start, target.columns.start)
         stop = min(columns.stop, target.columns.stop)
         if start >= stop:
             return
-        place = out[..., start - columns.start : stop - columns.start]
-        wanted = [*rows, slice(start - target.columns.start, stop - target.columns.start)]
+        out = out[..., start - columns.start : stop - columns.start]
+        source = [*rows, slice(start - target.columns.start, stop - target.columns.start)]
         if target.transposed:
-            place, wanted = place.swapaxes(-1, -2), wanted[::-1]
+            out, source = out.swapaxes(-1, -2), source[::-1]
         with np.errstate(over="ignore"):
-            # In blocks that fit the cache: numpy transposes whole arrays 8 times slower, and fresh
-            # memory for a whole tensor costs 10 times what reading it does.
-            for at in range(0, len(place), BLOCK_ROWS):
-                block = place[at : at + BLOCK_ROWS]
-                first = wanted[0].start + at
-                part = self._tensors.read(key, (slice(first, first + len(block)), *wanted[1:]))
+            # Blocks fit the processor's cache: numpy transposes whole arrays 8 times slower, and
+            # fresh memory for a whole tensor costs 10 times as much as reading it.
+            for row in range(0, len(out), BLOCK_ROWS):
+                block = out[row : row + BLOCK_ROWS]
+                first = source[0].start + row
+                values = self._tensors.read(key, (slice(first, first + len(block)), *source[1:]))
                 if self._norm_offset and target.name.endswith("norm.weight"):
-                    part = part.astype(np.float32) + np.float32(self._norm_offset)
-                block[...] = part
-        if place.dtype == np.float16 and not np.isfinite(place).all():
+                    values = values.astype(np.float32) + np.float32(self._norm_offset)
+                block[...] = values
+        if out.dtype == np.float16 and not np.isfinite(out).all():
             problem = f"{key}: too large for float16; load with dtype bfloat16"
-            if problem not in self._problems:  # by another part of it
+            # A tensor is listed once, however many of its slices overflow.
+            if problem not in self._problems:
                 self._problems.append(problem)
 
     def _check_tied(self, dtype: np.dtype) -> None:
-        """An output projection that stands beside the embedding it is tied to must be the same."""
+        """Raise if the files have an lm_head that differs from the embedding it is tied to."""
         shapes = {key: shape for key, shape, _ in self._tensors.headers}
         if HEAD not in shapes:
             return
         num_rows, width = shapes[EMBEDDING]
         is_same = shapes[HEAD] == shapes[EMBEDDING]
-        for at in range(0, num_rows if is_same else 0, BLOCK_ROWS):
-            block = slice(at, min(at + BLOCK_ROWS, num_rows)), slice(0, width)
+        for row in range(0, num_rows if is_same else 0, BLOCK_ROWS):
+            block = slice(row, min(row + BLOCK_ROWS, num_rows)), slice(0, width)
             head, embedding = (
                 self._tensors.read(key, block).astype(dtype) for key in (HEAD, EMBEDDING)
             )
             is_same = is_same and np.array_equal(head, embedding, equal_nan=True)
         if not is_same:
-            self._refuse(
+            self._raise_if(
                 [
-                    f"{HEAD} is not the embedding, to which config.json ties it: set "
-                    "tie_word_embeddings to false"
+                    f"{HEAD} differs from the embedding that config.json ties it to; set "
+                    "tie_word_embeddings to false in config.json"
                 ]
             )
 
-    def _refuse(self, problems: list[str]) -> None:
+    def _raise_if(self, problems: list[str], advice: str = "") -> None:
         if problems:
             raise ModelLoadError(
-                f"the weights in {self._tensors.source} do not fit the model:\n- "
+                f"cannot load the weights in {self._tensors.source}{advice}:\n- "
                 + "\n- ".join(problems)
             )

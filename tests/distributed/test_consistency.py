@@ -11,7 +11,7 @@ from kvflow_jax.distributed.consistency import check_consistent, model_propertie
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.loading.load import LoadedModel
-from kvflow_jax.models.loading.weights_digest import version_of
+from kvflow_jax.models.loading.weights_digest import weights_digest
 from kvflow_jax.models.model import Model
 from tests.distributed import pairs
 from tests.support.tiny_engine import CONFIG
@@ -80,7 +80,7 @@ def test_another_revision_of_the_same_size_is_another_version(tmp_path):
 
     def version(data):
         path.write_bytes(data)
-        return version_of([path])
+        return weights_digest([path])
 
     middle = len(content) // 2
     revised = content[:middle] + bytes(100_000) + content[middle + 100_000 :]
