@@ -1,4 +1,4 @@
-"""What is cached, and where it lives. Knows no model and no HTTP."""
+"""KV cache: prefix index, block table, device pool and host tier. Knows no model and no HTTP."""
 
 if __name__ == "cache":
-    raise ImportError("import kvflow_jax.cache: the folder cache/ is a part of that package")
+    raise ImportError("import kvflow_jax.cache instead: the folder cache/ is part of that package")

@@ -1,13 +1,13 @@
-"""The block table: what is true of each block, as numpy arrays by block id.
+"""Block table: the state of every block, as numpy arrays indexed by block id.
 
-A *block* is page_size tokens of K and V for all layers under a stable logical id. Where it lives
-is a fact of the table, so moving it rewrites nothing else. Two facts, independent of each other:
+A *block* is page_size tokens of K and V for all layers, under a stable logical id. Its location is
+an entry of this table, so moving a block rewrites nothing else. Device and host state are
+independent:
 
-    device   NONE ──▶ LOADING ──▶ VALID      a slot of the pool, unless NONE
-    host     NONE ──▶ WRITING ──▶ VALID      a place in a host extent, unless NONE
+    device   NONE ──▶ LOADING ──▶ VALID      has a page of the pool, unless NONE
+    host     NONE ──▶ WRITING ──▶ VALID      belongs to a host extent, unless NONE
 
-An id that is freed and taken again has another generation: whoever still names the old one can
-tell.
+Freeing an id increments its generation, which invalidates references to its earlier use.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from kvflow_jax.errors import CapacityError, IntegrityError
 NO_BLOCK = -1
 NO_PAGE = -1
 NO_EXTENT = -1
-SUFFIX = np.inf  # steps of a block that nobody is known to read again
+# Steps-to-execution of a block that no known reader will read again.
+SUFFIX = np.inf
 
 
-# Plain numbers, not enums: they are compared with arrays in every step.
+# Plain ints, not enums: every step compares them with arrays.
 
 
 class DeviceState:
@@ -38,9 +39,10 @@ class HostState:
 
 
 class ScalarViews:
-    """The table's arrays for code that asks of one block at a time.
+    """Memoryviews of the table's arrays, for code that handles one block at a time.
 
-    The same memory, read and written as Python numbers: half the time of a numpy scalar.
+    They share the arrays' memory and read and write Python numbers, in half the time of a numpy
+    scalar.
     """
 
     __slots__ = ("device_state", "head", "host_state", "leases", "num_children", "parent", "steps")
@@ -56,25 +58,25 @@ class ScalarViews:
 
 
 class BlockTable:
-    """Facts of ``num_blocks`` blocks and the device slots 1..num_pages that they can take.
+    """State of ``num_blocks`` blocks, and allocator of the device pages 1..num_pages.
 
-    Slot 0 is the pool's null page and never given out.
+    Page 0 is the pool's null page and is never allocated.
 
     Attributes:
-        slot: i32[num_blocks], page of the pool, NO_PAGE where not on the device.
+        page: i32[num_blocks], page of the pool; NO_PAGE if not on the device.
         device_state: u8[num_blocks], a DeviceState.
         host_state: u8[num_blocks], a HostState.
-        extent: i32[num_blocks], the host extent it has a place in, else NO_EXTENT.
-        leases: i32[num_blocks], how many leases hold the block.
-        parent: i32[num_blocks], the block before it in its indexed sequence, else NO_BLOCK.
-        num_children: i32[num_blocks], indexed blocks whose parent it is and that have a slot.
-        head: i32[num_blocks], first block of its node in the index; NO_BLOCK: not indexed.
-        steps: f64[num_blocks], by head of a node: steps-to-execution of the agents that will read
-            the node, the least of them; SUFFIX where none is known.
+        extent: i32[num_blocks], number of its host extent, else NO_EXTENT.
+        leases: i32[num_blocks], refcount: leases that include the block.
+        parent: i32[num_blocks], preceding block of its indexed sequence, else NO_BLOCK.
+        num_children: i32[num_blocks], indexed blocks with this parent that have a page.
+        head: i32[num_blocks], first block of its node in the index; NO_BLOCK if not indexed.
+        steps: f64[num_blocks], valid at the head of a node: the minimum steps-to-execution of the
+            readers of the node; SUFFIX if it has none.
         last_use: f64[num_blocks], seconds of the engine's clock.
-        depth: i32[num_blocks], of an indexed block, how many come before it in its sequence.
-        generation: u32[num_blocks], counts how often the id was freed.
-        one: the same, of one block at a time.
+        depth: i32[num_blocks], number of blocks before an indexed block in its sequence.
+        generation: u32[num_blocks], how often the id was freed.
+        scalars: the same arrays, for access to one block at a time.
     """
 
     def __init__(self, num_blocks: int, num_pages: int) -> None:
@@ -91,7 +93,7 @@ class BlockTable:
         self.depth = np.zeros(num_blocks, np.int32)
         self.generation = np.zeros(num_blocks, np.uint32)
         self.scalars = ScalarViews(self)
-        # Stacks: the id and slot freed last are taken first, while they are warm.
+        # Stacks: the id and page freed last are reused first, while they are warm in the cache.
         self._free_ids = list(range(num_blocks - 1, -1, -1))
         self._free_pages = list(range(num_pages, 0, -1))
         self._num_pages = num_pages
@@ -105,16 +107,19 @@ class BlockTable:
         return self._num_pages
 
     def allocate(self, count: int, now: float) -> np.ndarray:
-        """Take ``count`` fresh blocks, each with a device slot.
+        """Allocate ``count`` blocks, each with a page of the pool.
 
         Returns:
             i32[count] block ids, valid on the device, unleased and not indexed.
 
         Raises:
-            CapacityError: fewer ids or slots are free.
+            CapacityError: fewer ids or pages are free.
         """
         if count > min(len(self._free_pages), len(self._free_ids)):
-            raise CapacityError(f"{count} blocks asked for, {len(self._free_pages)} are free")
+            raise CapacityError(
+                f"cannot allocate {count} blocks: {len(self._free_pages)} pages and "
+                f"{len(self._free_ids)} ids are free"
+            )
         if count == 0:
             return np.empty(0, np.int32)
         blocks = np.array(self._free_ids[-count:][::-1], np.int32)
@@ -124,39 +129,41 @@ class BlockTable:
         return blocks
 
     def assign_pages(self, blocks: np.ndarray, state: int) -> None:
-        """Give a device slot to each of ``blocks`` (i32[n]), which have none.
+        """Assign a page to each of ``blocks`` (i32[n]), none of which has one.
 
         Raises:
-            CapacityError: fewer slots are free.
+            CapacityError: fewer pages are free.
         """
         count = len(blocks)
         if count > len(self._free_pages):
-            raise CapacityError(f"{count} slots asked for, {len(self._free_pages)} are free")
+            raise CapacityError(
+                f"cannot assign {count} pages: {len(self._free_pages)} pages are free"
+            )
         if count:
             self.page[blocks] = self._free_pages[-count:][::-1]
             del self._free_pages[-count:]
             self.device_state[blocks] = state
 
     def drop_pages(self, blocks: np.ndarray) -> None:
-        """Take the device slots of ``blocks`` (i32[n]) back; their ids stay.
+        """Free the pages of ``blocks`` (i32[n]) and keep their ids.
 
-        The device runs in order, so the slots are reusable at once.
+        The pages are reusable at once, because the device executes in order.
         """
         self._free_pages.extend(self.page[blocks].tolist())
         self.page[blocks] = NO_PAGE
         self.device_state[blocks] = DeviceState.NONE
 
     def move_page(self, source: int, target: int) -> None:
-        """Give the slot of one block to another, which has none."""
+        """Move the page of block ``source`` to block ``target``, which has none."""
         self.page[target], self.page[source] = self.page[source], NO_PAGE
         self.device_state[target] = self.device_state[source]
         self.device_state[source] = DeviceState.NONE
 
     def free(self, blocks: np.ndarray) -> None:
-        """Give ids back, and the slots of those that have one.
+        """Free the ids of ``blocks`` (i32[n]), and the pages of those that have one.
 
         Raises:
-            IntegrityError: a block is leased, indexed, on the host or free already.
+            IntegrityError: a block is leased, indexed or on the host.
         """
         if not len(blocks):
             return
@@ -164,23 +171,23 @@ class BlockTable:
         in_use |= self.head[blocks] != NO_BLOCK
         in_use |= self.host_state[blocks] != HostState.NONE
         if in_use.any():
-            raise IntegrityError(f"blocks {blocks[in_use].tolist()} are in use, not to be freed")
-        with_slot = blocks[self.page[blocks] != NO_PAGE]
-        if len(with_slot):
-            self.drop_pages(with_slot)
+            raise IntegrityError(f"cannot free blocks {blocks[in_use].tolist()}: they are in use")
+        with_page = blocks[self.page[blocks] != NO_PAGE]
+        if len(with_page):
+            self.drop_pages(with_page)
         self._free_ids.extend(blocks.tolist())
         self.generation[blocks] += 1
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless ids and slots are each in exactly one place."""
-        with_slot = np.flatnonzero(self.page != NO_PAGE)
-        slots = sorted(self._free_pages + self.page[with_slot].tolist())
-        if slots != list(range(1, self._num_pages + 1)):
-            raise IntegrityError("a device slot is lost, or held twice")
+        """Raise IntegrityError unless each id and each page is either free or in use once."""
+        with_page = np.flatnonzero(self.page != NO_PAGE)
+        pages = sorted(self._free_pages + self.page[with_page].tolist())
+        if pages != list(range(1, self._num_pages + 1)):
+            raise IntegrityError("a page is lost, or used twice")
         if ((self.device_state != DeviceState.NONE) != (self.page != NO_PAGE)).any():
-            raise IntegrityError("a block's slot and its device state contradict each other")
+            raise IntegrityError("the page of a block contradicts its device state")
         if ((self.host_state != HostState.NONE) != (self.extent != NO_EXTENT)).any():
-            raise IntegrityError("a block's extent and its host state contradict each other")
+            raise IntegrityError("the extent of a block contradicts its host state")
         used = np.flatnonzero((self.page != NO_PAGE) | (self.extent != NO_EXTENT))
         if sorted(self._free_ids + used.tolist()) != list(range(len(self.page))):
             raise IntegrityError("a block id is lost, or free and in use at once")
@@ -188,4 +195,4 @@ class BlockTable:
         if self.leases[free].any() or (self.head[free] != NO_BLOCK).any():
             raise IntegrityError("a free block is leased or indexed")
         if (self.leases < 0).any() or (self.num_children < 0).any():
-            raise IntegrityError("a count of leases or children is negative")
+            raise IntegrityError("a lease count or a count of children is negative")

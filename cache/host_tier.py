@@ -1,8 +1,8 @@
-"""The host tier: copies of blocks in extents, under a budget.
+"""Host tier: copies of blocks in pinned host memory, grouped in extents, under a budget.
 
-An *extent* is a run of consecutive blocks of one node, moved and dropped as one: each array costs a
-transfer some 30 us, so single pages would not fill a link. A block has a copy here only if the
-block before it has one, so what is here can always be reached.
+An *extent* is a run of consecutive blocks of one node, transferred and dropped as a unit: each
+array of a transfer costs about 30 us, so single pages would not saturate a link. A block has a
+host copy only if the block before it has one, so every copy is reachable from the root.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class Extent:
 
     Attributes:
         blocks: i32[n], in sequence order.
-        data: the copies, once they are written; whoever moves blocks knows what it is.
-        num_children: extents that continue it.
-        num_pins: loads in progress, which need it to stay.
+        data: the copies once they are written, opaque to the cache: the array that ``Transfers``
+            returned.
+        num_children: extents that continue this one.
+        num_pins: loads in flight and other uses, during which the extent must not be dropped.
     """
 
     number: int
@@ -45,7 +46,9 @@ class HostTier:
     """Extents under a budget of ``max_blocks`` blocks.
 
     Args:
-        sizes: lengths an extent may have, blocks, ascending from 1: few, since each is a program.
+        order: the eviction policy.
+        sizes: allowed lengths of an extent in blocks, ascending from 1. Keep them few, since each
+            length compiles a program.
     """
 
     def __init__(
@@ -57,16 +60,16 @@ class HostTier:
         self._table = table
         self._order = order
         self._sizes = tuple(sizes)
-        self._queue = LazyQueue(self._may_go)
+        self._queue = LazyQueue(self._is_evictable)
         self._next_number = 0
 
     @property
-    def longest(self) -> int:
-        """Blocks of the longest extent."""
+    def max_extent_blocks(self) -> int:
+        """Length of the longest allowed extent, in blocks."""
         return self._sizes[-1]
 
-    def cut(self, blocks: np.ndarray) -> list[np.ndarray]:
-        """A run of blocks i32[n] as runs that extents can hold, none across a node's border."""
+    def split_into_extents(self, blocks: np.ndarray) -> list[np.ndarray]:
+        """Split a run of blocks i32[n] into runs of allowed lengths, none across two nodes."""
         heads = self._table.head[blocks]
         nodes = np.split(blocks, np.flatnonzero(heads[1:] != heads[:-1]) + 1)
         runs = []
@@ -79,95 +82,104 @@ class HostTier:
         return runs
 
     def add(self, blocks: np.ndarray) -> Extent:
-        """Take room for copies of ``blocks`` (i32[n]), which are being written from now on."""
+        """Reserve budget for copies of ``blocks`` (i32[n]) and mark them as being written.
+
+        Raises:
+            IntegrityError: the budget is exceeded.
+        """
         if len(blocks) > self.max_blocks - self.num_blocks:
-            raise IntegrityError("the host tier's budget is overspent")
+            raise IntegrityError("the budget of the host tier is exceeded")
         extent = Extent(self._next_number, blocks)
         self._next_number += 1
         self.extents[extent.number] = extent
         self.num_blocks += len(blocks)
         self._table.extent[blocks] = extent.number
         self._table.host_state[blocks] = HostState.WRITING
-        if (above := self.before(extent)) is not None:
-            above.num_children += 1
+        if (parent := self.parent_of(extent)) is not None:
+            parent.num_children += 1
         return extent
 
     def complete(self, extent: Extent, data: Any) -> None:
-        """The copies are written."""
+        """Mark the copies of an extent as written; they may be evicted from now on."""
         extent.data = data
         self._table.host_state[extent.blocks] = HostState.VALID
-        self.offer(extent)
+        self.enqueue(extent)
 
     def drop(self, extent: Extent) -> None:
-        """Give up the copies of an extent that none continues."""
+        """Drop the copies of an extent.
+
+        Raises:
+            IntegrityError: another extent continues it, or it is pinned.
+        """
         if extent.num_children or extent.num_pins:
-            raise IntegrityError("an extent that is needed must not be dropped")
-        above = self.before(extent)
+            raise IntegrityError("cannot drop an extent that is pinned or continued by another")
+        parent = self.parent_of(extent)
         del self.extents[extent.number]
         self.num_blocks -= len(extent.blocks)
         self._table.extent[extent.blocks] = NO_EXTENT
         self._table.host_state[extent.blocks] = HostState.NONE
         extent.data = None
-        if above is not None:
-            above.num_children -= 1
-            self.offer(above)
+        if parent is not None:
+            parent.num_children -= 1
+            self.enqueue(parent)
 
-    def before(self, extent: Extent) -> Extent | None:
-        """The extent that this one continues."""
+    def parent_of(self, extent: Extent) -> Extent | None:
+        """Return the extent that this one continues; None for the first of a path."""
         parent = int(self._table.parent[extent.blocks[0]])
         return None if parent == NO_BLOCK else self.extents[int(self._table.extent[parent])]
 
     def pin(self, extent: Extent) -> None:
+        """Protect an extent from eviction until ``unpin``. Pins nest."""
         extent.num_pins += 1
 
     def unpin(self, extent: Extent) -> None:
+        """Undo one ``pin``."""
         extent.num_pins -= 1
-        self.offer(extent)
+        self.enqueue(extent)
 
-    def offer(self, extent: Extent) -> None:
-        """Let an extent go when its turn comes; again when its blocks' key has fallen."""
-        if self._may_go(extent.number):
-            self._queue.offer([extent.number], [self._key(extent)])
+    def enqueue(self, extent: Extent) -> None:
+        """Queue an extent for eviction if it is evictable, or after the key of its blocks fell."""
+        if self._is_evictable(extent.number):
+            self._queue.push([extent.number], [self._key(extent)])
 
     def victim(self) -> tuple[list[float], Extent] | None:
-        """The extent that goes next, and its key; None where none can."""
+        """Return the key and the extent that would be evicted next; None if none is evictable."""
         while (top := self._queue.peek()) is not None:
             key, extent = top[0], self.extents[top[1]]
-            # Neither uses of its blocks since it was offered nor their leaving the device are
-            # told.
-            now = self._key(extent)
-            if now == key:
+            # Neither uses of its blocks nor their eviction from the device update the queue.
+            current = self._key(extent)
+            if current == key:
                 return key, extent
-            self._queue.offer([extent.number], [now])
+            self._queue.push([extent.number], [current])
         return None
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless extents, their chains and the budget agree with the table."""
         table = self._table
         if sum(len(extent.blocks) for extent in self.extents.values()) != self.num_blocks:
-            raise IntegrityError("the host tier miscounts its blocks")
+            raise IntegrityError("the block count of the host tier is wrong")
         if self.num_blocks > self.max_blocks:
             raise IntegrityError("the host tier is over its budget")
         children = dict.fromkeys(self.extents, 0)
         for extent in self.extents.values():
             state = HostState.VALID if extent.is_valid else HostState.WRITING
             if (table.extent[extent.blocks] != extent.number).any():
-                raise IntegrityError(f"blocks of extent {extent.number} do not know it")
+                raise IntegrityError(f"blocks of extent {extent.number} refer to another extent")
             if (table.host_state[extent.blocks] != state).any():
                 raise IntegrityError(f"blocks of extent {extent.number} have a wrong host state")
             if (table.parent[extent.blocks[1:]] != extent.blocks[:-1]).any():
-                raise IntegrityError(f"extent {extent.number} is no run of blocks")
-            if (above := self.before(extent)) is not None:
-                children[above.number] += 1
+                raise IntegrityError(f"the blocks of extent {extent.number} are not consecutive")
+            if (parent := self.parent_of(extent)) is not None:
+                children[parent.number] += 1
         if children != {extent.number: extent.num_children for extent in self.extents.values()}:
-            raise IntegrityError("the host tier miscounts which extents continue which")
+            raise IntegrityError("the counts of child extents are wrong")
         if np.count_nonzero(table.extent != NO_EXTENT) != self.num_blocks:
-            raise IntegrityError("a block names an extent that does not hold it")
-        able = {number for number in self.extents if self._may_go(number)}
-        if self._queue.items() != able:
-            raise IntegrityError("the extents on offer are not those that may go")
+            raise IntegrityError("a block refers to an extent that does not contain it")
+        evictable = {number for number in self.extents if self._is_evictable(number)}
+        if self._queue.items() != evictable:
+            raise IntegrityError("the queued extents are not the evictable ones")
 
-    def _may_go(self, number: int) -> bool:
+    def _is_evictable(self, number: int) -> bool:
         extent = self.extents.get(number)
         return (
             extent is not None
@@ -177,11 +189,11 @@ class HostTier:
         )
 
     def _key(self, extent: Extent) -> list[float]:
-        # Of an extent its first block counts: where a node was split since, the part that more
-        # agents share.
+        # The first block stands for the extent: if its node was split since, that is the part
+        # which more agents share.
         key = self._order(self._table, extent.blocks[:1])[0].tolist()
         if self._table.page[extent.blocks[-1]] == NO_PAGE:
             return [1.0, *key]
-        # Copies of what is on the device go before the only ones there are; and first of those
-        # what will be there longest, as the device lets go of the others sooner.
-        return [0.0, *(-part for part in key)]
+        # Copies of blocks on the device are evicted before sole copies. Among them the order is
+        # reversed: the blocks that stay on the device longest need their copies last.
+        return [0.0, *(-number for number in key)]

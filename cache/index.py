@@ -1,9 +1,8 @@
-"""The radix index: token sequences -> block ids. Immutable: every change returns a new index.
+"""Radix index: token sequences -> block ids. Immutable: every change returns a new index.
 
-An edge carries a *node*, a run of blocks; children are keyed by the bytes of their whole first
-page, so a look-up never compares less than a page. The index knows nothing of where a block lives,
-who leases it or when it was used: those facts stand in the block table, by block id, so that using
-or moving a block rewrites no node.
+An edge carries a *node*, a run of blocks. Children are keyed by the bytes of their whole first
+page, so a lookup compares whole pages only. Location, leases and last use of a block are not part
+of the index: the block table keeps them by block id, so using or moving a block rewrites no node.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import numpy as np
 from kvflow_jax.cache.persistent_map import EMPTY, PersistentMap
 from kvflow_jax.errors import IntegrityError
 
-# A leaf grows in place up to this length; past it a new child starts, so that a long generation
-# does not copy an ever longer run for each block it adds.
+# Blocks up to which a leaf is extended; beyond it a child is added, so that a long generation does
+# not copy an ever longer run for each block it appends.
 MAX_GROWN_BLOCKS = 64
 
 NO_BLOCKS = np.empty(0, np.int32)
@@ -26,14 +25,14 @@ NO_BLOCKS.flags.writeable = False
 
 
 class RootKey(NamedTuple):
-    """What separates sequences that must never share blocks, however alike their tokens."""
+    """Namespace of the index: sequences under different keys never share blocks."""
 
     model: str
     salt: str = ""
 
 
 class Node:
-    """A run of blocks on one edge."""
+    """Run of blocks on one edge."""
 
     __slots__ = ("blocks", "children", "tokens")
 
@@ -50,13 +49,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """What an insert did.
+    """Result of ``RadixIndex.insert``.
 
-    Args:
+    Attributes:
         index: the new index.
-        existing: i32[n], the blocks that already stood for the first n pages; they stay.
-        split: the lower half of a node that had to be split, now a node of its own; or None.
-        is_grown: whether the new blocks continue the node of the block before them.
+        existing: i32[n], the blocks already indexed for the first n pages; they are kept.
+        split: the lower half of a node that was split, now a node of its own; else None.
+        is_grown: whether the new blocks extend the node of the block before them.
     """
 
     index: RadixIndex
@@ -77,7 +76,10 @@ class RadixIndex:
         self._roots = roots
 
     def match(self, root: RootKey, tokens: np.ndarray) -> np.ndarray:
-        """Blocks of the longest indexed prefix of ``tokens`` (i32[num_tokens]), whole pages only.
+        """Return the blocks of the longest indexed prefix of ``tokens``, whole pages only.
+
+        Args:
+            tokens: i32[num_tokens].
 
         Returns:
             i32[num_blocks].
@@ -105,56 +107,56 @@ class RadixIndex:
         *,
         may_grow: bool = True,
     ) -> Insertion:
-        """Index ``blocks`` under ``tokens``. Pages that are indexed already keep their blocks.
+        """Index ``blocks`` under ``tokens``. Pages that are already indexed keep their blocks.
 
         Args:
-            may_grow: whether new blocks may continue the node of the block before them; else they
+            may_grow: whether new blocks may extend the node of the block before them; if not, they
                 become a node of their own.
 
         Raises:
-            ValueError: tokens and blocks do not fit together.
+            ValueError: the number of tokens is not that of the blocks times page_size.
         """
         if len(tokens) != len(blocks) * self.page_size:
             raise ValueError(
                 f"{len(blocks)} blocks need {len(blocks) * self.page_size} tokens, "
                 f"got {len(tokens)}"
             )
-        page = self.page_size
+        page_size = self.page_size
         existing: list[np.ndarray] = []
         trail: list[tuple[PersistentMap[bytes, Node], bytes, Node]] = []
         split, is_grown = None, False
         children, start = self._roots.get(root) or EMPTY, 0
         while start < len(blocks):
-            key = _page_key(tokens, start * page, page)
+            key = _page_key(tokens, start * page_size, page_size)
             node = children.get(key)
             if node is None:
-                rest = Node(tokens[start * page :].copy(), blocks[start:].copy(), EMPTY)
-                children = children.set(key, rest)
+                new = Node(tokens[start * page_size :].copy(), blocks[start:].copy(), EMPTY)
+                children = children.set(key, new)
                 break
-            num_equal = _num_equal_pages(node, tokens, start * page, page)
+            num_equal = _num_equal_pages(node, tokens, start * page_size, page_size)
             existing.append(node.blocks[:num_equal])
             start += num_equal
             if start == len(blocks):
                 return Insertion(self, np.concatenate(existing), split=None, is_grown=False)
             if num_equal < len(node.blocks):
-                node, split = _split(node, num_equal, page)
+                node, split = _split(node, num_equal, page_size)
             elif (
                 may_grow
                 and not len(node.children)
                 and num_equal + len(blocks) - start <= MAX_GROWN_BLOCKS
             ):
                 is_grown = True
-                longer = Node(
-                    np.concatenate([node.tokens, tokens[start * page :]]),
+                grown = Node(
+                    np.concatenate([node.tokens, tokens[start * page_size :]]),
                     np.concatenate([node.blocks, blocks[start:]]),
                     EMPTY,
                 )
-                children = children.set(key, longer)
+                children = children.set(key, grown)
                 break
             trail.append((children, key, node))
             children = node.children
         return Insertion(
-            index=RadixIndex(page, self._roots.set(root, _rebuild(trail, children))),
+            index=RadixIndex(page_size, self._roots.set(root, _rebuild(trail, children))),
             existing=np.concatenate(existing) if existing else NO_BLOCKS,
             split=split,
             is_grown=is_grown,
@@ -163,18 +165,20 @@ class RadixIndex:
     def split(
         self, root: RootKey, path: Sequence[bytes], num_blocks: int
     ) -> tuple[RadixIndex, Node]:
-        """Cut the node that ``path`` (first-page keys) leads to after its first ``num_blocks``.
+        """Split the node at ``path`` (first-page keys) after its first ``num_blocks`` blocks.
 
         Returns:
             The new index, and the lower half, now a node of its own.
 
         Raises:
-            IntegrityError: the path leads nowhere, or the node is not longer than that.
+            IntegrityError: no node has this path, or the node has no more than ``num_blocks``.
         """
         trail = self._trail(root, path)
         children, key, node = trail.pop()
         if not 0 < num_blocks < len(node.blocks):
-            raise IntegrityError(f"cannot cut a node of {len(node.blocks)} after {num_blocks}")
+            raise IntegrityError(
+                f"cannot split a node of {len(node.blocks)} blocks after {num_blocks}"
+            )
         upper, lower = _split(node, num_blocks, self.page_size)
         top = _rebuild(trail, children.set(key, upper))
         return RadixIndex(self.page_size, self._roots.set(root, top)), lower
@@ -182,24 +186,27 @@ class RadixIndex:
     def prune(
         self, root: RootKey, path: Sequence[bytes], lengths: Mapping[bytes, int]
     ) -> RadixIndex:
-        """Drop tails of leaves below the node that ``path`` (first-page keys) leads to.
+        """Truncate or remove leaves below the node at ``path`` (first-page keys).
 
         Args:
-            lengths: by the first-page key of each leaf, how many of its blocks stay; with none
-                the leaf goes.
+            lengths: number of blocks to keep, by the first-page key of each leaf; 0 removes it.
 
         Raises:
-            IntegrityError: a path leads nowhere, or to a node with children, or past its end.
+            IntegrityError: no node has a path, the node has children, or it is not longer than the
+                length to keep.
         """
         trail = self._trail(root, path)
         children = trail[-1][2].children if trail else self._roots.get(root) or EMPTY
         try:
-            children, leaves = children.take(lengths)
+            children, leaves = children.pop_many(lengths)
         except KeyError:
-            raise IntegrityError("a path leaves the index") from None
+            raise IntegrityError("no node of the index has this path") from None
         for (key, length), leaf in zip(lengths.items(), leaves, strict=True):
             if leaf.children is not EMPTY or length >= len(leaf.blocks):
-                raise IntegrityError(f"cannot cut a node after {length} blocks: others continue it")
+                raise IntegrityError(
+                    f"cannot truncate a node of {len(leaf.blocks)} blocks and "
+                    f"{len(leaf.children)} children to {length} blocks"
+                )
             if length:
                 tokens = leaf.tokens[: length * self.page_size]
                 children = children.set(key, Node(tokens, leaf.blocks[:length], EMPTY))
@@ -210,19 +217,19 @@ class RadixIndex:
     def _trail(
         self, root: RootKey, path: Sequence[bytes]
     ) -> list[tuple[PersistentMap[bytes, Node], bytes, Node]]:
-        """Each node on a path, with the map and key it stands under."""
+        """Return each node on a path, with the map that contains it and its key."""
         trail = []
         children = self._roots.get(root) or EMPTY
         for key in path:
             node = children.get(key)
             if node is None:
-                raise IntegrityError("a path leaves the index")
+                raise IntegrityError("no node of the index has this path")
             trail.append((children, key, node))
             children = node.children
         return trail
 
     def nodes(self) -> Iterator[tuple[RootKey, int, Node]]:
-        """Every node with its root and its parent's last block (-1 at the top). For checks."""
+        """Yield each node with its root and its parent's last block (-1 at the top). For checks."""
         stack = [(root, -1, node) for root, top in self._roots.items() for node in top.values()]
         while stack:
             root, parent, node = stack.pop()
@@ -230,17 +237,17 @@ class RadixIndex:
             stack.extend((root, int(node.blocks[-1]), child) for child in node.children.values())
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless the index is well formed and holds each block once."""
+        """Raise IntegrityError unless the index is well formed and has each block at most once."""
         seen: set[int] = set()
         for root, _, node in self.nodes():
             blocks = node.blocks.tolist()
             if not blocks or len(node.tokens) != len(blocks) * self.page_size:
-                raise IntegrityError(f"a node under {root} has tokens and blocks that do not fit")
+                raise IntegrityError(f"tokens and blocks of a node under {root} do not match")
             for key, child in node.children.items():
                 if key != _page_key(child.tokens, 0, self.page_size):
-                    raise IntegrityError(f"a child of block {blocks[-1]} stands under a wrong key")
+                    raise IntegrityError(f"a child of block {blocks[-1]} has a wrong key")
             if seen.intersection(blocks) or len(set(blocks)) != len(blocks):
-                raise IntegrityError(f"a block of {blocks} is indexed twice")
+                raise IntegrityError(f"one of the blocks {blocks} is indexed twice")
             seen.update(blocks)
 
 
@@ -248,18 +255,18 @@ def _rebuild(
     trail: list[tuple[PersistentMap[bytes, Node], bytes, Node]],
     children: PersistentMap[bytes, Node],
 ) -> PersistentMap[bytes, Node]:
-    """Copy the path above changed ``children``, bottom up; the new top map."""
-    for above, key, node in reversed(trail):
-        children = above.set(key, Node(node.tokens, node.blocks, children))
+    """Copy the path above changed ``children``, bottom up, and return the new top map."""
+    for siblings, key, node in reversed(trail):
+        children = siblings.set(key, Node(node.tokens, node.blocks, children))
     return children
 
 
 def _split(node: Node, num_blocks: int, page_size: int) -> tuple[Node, Node]:
-    """The first ``num_blocks`` of ``node`` over a child that holds the rest, and that child."""
+    """Return the first ``num_blocks`` of ``node`` above a child with the rest, and that child."""
     cut = num_blocks * page_size
-    rest = Node(node.tokens[cut:], node.blocks[num_blocks:], node.children)
-    below: PersistentMap[bytes, Node] = EMPTY.set(_page_key(rest.tokens, 0, page_size), rest)
-    return Node(node.tokens[:cut], node.blocks[:num_blocks], below), rest
+    lower = Node(node.tokens[cut:], node.blocks[num_blocks:], node.children)
+    children: PersistentMap[bytes, Node] = EMPTY.set(_page_key(lower.tokens, 0, page_size), lower)
+    return Node(node.tokens[:cut], node.blocks[:num_blocks], children), lower
 
 
 def _page_key(tokens: np.ndarray, start: int, page_size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What must hold between the index, the block table and the leases. For tests and for doubt."""
+"""Invariants across the index, the block table and the leases. For tests and for debugging."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kvflow_jax.cache.index import RadixIndex, RootKey
 from kvflow_jax.errors import IntegrityError
 
 
-class NodeFacts(Protocol):
-    """What is kept of a node by its first block."""
+class NodeRecord(Protocol):
+    """What the prefix cache records of a node, by the node's first block."""
 
     @property
     def key(self) -> bytes: ...
@@ -29,43 +29,43 @@ class NodeFacts(Protocol):
 def check_cache(
     index: RadixIndex,
     table: BlockTable,
-    nodes: Mapping[int, NodeFacts],
+    nodes: Mapping[int, NodeRecord],
     leases: Iterable[np.ndarray],  # i32[n] blocks of each
 ) -> None:
-    """Raise IntegrityError unless each block is in one place, and everyone agrees which."""
+    """Raise IntegrityError unless index, table, node records and leases agree on every block."""
     table.check_integrity()
     index.check_integrity()
-    held = Counter(int(block) for blocks in leases for block in blocks)
-    if {int(b): int(table.leases[b]) for b in np.flatnonzero(table.leases)} != dict(held):
+    leased = Counter(int(block) for blocks in leases for block in blocks)
+    if {int(b): int(table.leases[b]) for b in np.flatnonzero(table.leases)} != dict(leased):
         raise IntegrityError("the lease counts of the table are not those of the leases")
-    if (table.page[list(held)] == NO_PAGE).any():
-        raise IntegrityError("a leased block has no device slot")
+    if (table.page[list(leased)] == NO_PAGE).any():
+        raise IntegrityError("a leased block has no page")
     children, indexed = _check_nodes(index, table, nodes)
     if set(np.flatnonzero(table.head != NO_BLOCK).tolist()) != indexed:
-        raise IntegrityError("the table counts blocks as indexed that are not, or misses some")
+        raise IntegrityError("the blocks indexed by the table are not those of the index")
     if {b: int(table.num_children[b]) for b in indexed if table.num_children[b]} != children:
-        raise IntegrityError("the table's counts of children are wrong")
+        raise IntegrityError("the child counts of the table are wrong")
     used = np.flatnonzero((table.page != NO_PAGE) | (table.host_state != HostState.NONE))
-    leaked = set(used.tolist()) - indexed - set(held)
+    leaked = set(used.tolist()) - indexed - set(leased)
     if leaked:
         raise IntegrityError(f"blocks {leaked} are neither leased nor indexed nor free")
 
 
-def nodes_below(index: RadixIndex, table: BlockTable) -> dict[int, list[int]]:
-    """Of every node, named by its first block, the nodes below it."""
-    below: dict[int, list[int]] = {}
+def child_nodes(index: RadixIndex, table: BlockTable) -> dict[int, list[int]]:
+    """Return the children of every node; nodes are identified by their first block."""
+    children: dict[int, list[int]] = {}
     for _, parent, node in index.nodes():
         first = int(node.blocks[0])
-        below.setdefault(first, [])
+        children.setdefault(first, [])
         if parent != NO_BLOCK:
-            below.setdefault(int(table.head[parent]), []).append(first)
-    return below
+            children.setdefault(int(table.head[parent]), []).append(first)
+    return children
 
 
 def _check_nodes(
-    index: RadixIndex, table: BlockTable, nodes: Mapping[int, NodeFacts]
+    index: RadixIndex, table: BlockTable, nodes: Mapping[int, NodeRecord]
 ) -> tuple[dict[int, int], set[int]]:
-    """Check each node; counts of children on the device by block, and the blocks there are."""
+    """Check each node; return the counts of children on the device, and all indexed blocks."""
     children: Counter[int] = Counter()
     indexed: set[int] = set()
     heads: set[int] = set()
@@ -74,21 +74,21 @@ def _check_nodes(
         first = blocks[0]
         heads.add(first)
         indexed.update(blocks)
-        before = [parent, *blocks[:-1]]
-        with_slot = (table.page[node.blocks] != NO_PAGE).tolist()
-        children.update(b for b, counts in zip(before, with_slot, strict=True) if counts)
-        if table.parent[node.blocks].tolist() != before:
+        parents = [parent, *blocks[:-1]]
+        has_page = (table.page[node.blocks] != NO_PAGE).tolist()
+        children.update(b for b, counts in zip(parents, has_page, strict=True) if counts)
+        if table.parent[node.blocks].tolist() != parents:
             raise IntegrityError(f"the parents of blocks {blocks} are wrong")
         if (table.head[node.blocks] != first).any():
-            raise IntegrityError(f"blocks {blocks} do not know the head of their node")
-        facts = nodes.get(first)
-        if facts is None or not np.array_equal(facts.blocks, node.blocks):
-            raise IntegrityError(f"the facts of node {first} are not those of the index")
-        if facts.key != node.tokens[: index.page_size].tobytes():
-            raise IntegrityError(f"the path key of block {first} is wrong")
-        if facts.root != (root if parent == NO_BLOCK else None):
-            raise IntegrityError(f"the root of block {first} is wrong")
+            raise IntegrityError(f"the head of blocks {blocks} is wrong")
+        record = nodes.get(first)
+        if record is None or not np.array_equal(record.blocks, node.blocks):
+            raise IntegrityError(f"the record of node {first} does not have its blocks")
+        if record.key != node.tokens[: index.page_size].tobytes():
+            raise IntegrityError(f"the path key of node {first} is wrong")
+        if record.root != (root if parent == NO_BLOCK else None):
+            raise IntegrityError(f"the root of node {first} is wrong")
     if nodes.keys() != heads:
-        raise IntegrityError("facts are kept of nodes that are no more")
+        raise IntegrityError("there are records of nodes that have left the index")
     children.pop(NO_BLOCK, None)
     return dict(children), indexed

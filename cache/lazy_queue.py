@@ -1,4 +1,4 @@
-"""A queue by keys that change: what may be evicted or is to be loaded, what is first first."""
+"""Priority queue whose keys change: blocks to be evicted or loaded, lowest key first."""
 
 from __future__ import annotations
 
@@ -7,98 +7,99 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 _Key = tuple[float, ...]
+_Entry = tuple[float, int, int]  # last number of the key, entry number, item
 
 
 class LazyQueue:
-    """Items by id, lowest key first.
+    """Priority queue of item ids with lazy deletion, lowest key first.
 
-    An item is offered with its key of that moment, and offered anew when the key changes: of two
-    entries for one item the later counts. Entries are never taken out when an item must stay after
-    all, only seen to be stale when they come up; it must be offered again when it may go again.
+    An item is pushed with its current key, and pushed again when the key changes: the newest entry
+    of an item counts. An entry is not removed when its item becomes ineligible; it is discarded
+    when it reaches the top, and the item must be pushed again once it is eligible again.
 
     Keys compare lexicographically. Items whose keys agree in all but the last number share a heap,
-    as many blocks do that are as many steps away: small heaps of flat entries are what makes
-    tens of thousands of items cheap.
+    as do the many blocks with the same steps-to-execution: small heaps of flat entries make tens
+    of thousands of items cheap.
 
     Args:
-        may_go: whether an item may be taken now.
+        is_eligible: whether an item may be returned now.
     """
 
-    def __init__(self, may_go: Callable[[int], bool]) -> None:
-        self._may_go = may_go
-        self._heaps: dict[_Key, list[tuple[float, int, int]]] = {}  # last of key, entry no., item
-        self._firsts: list[_Key] = []  # a heap of what those are keyed by
+    def __init__(self, is_eligible: Callable[[int], bool]) -> None:
+        self._is_eligible = is_eligible
+        self._heaps: dict[_Key, list[_Entry]] = {}  # by the key without its last number
+        self._prefixes: list[_Key] = []  # heap of the keys of ``_heaps``
         self._num_entries = 0
-        self._last: dict[int, int] = {}  # item -> number of its entry that counts
+        self._newest: dict[int, int] = {}  # item -> number of its entry that counts
         self._numbers = count()
 
     def __len__(self) -> int:
-        """Entries, stale ones too."""
+        """Return the number of entries, stale ones included."""
         return self._num_entries
 
-    def offer(self, items: Iterable[int], keys: Iterable[list[float]]) -> None:
-        """Add items that may go from now on, each with its key."""
+    def push(self, items: Iterable[int], keys: Iterable[list[float]]) -> None:
+        """Add eligible items, or change their keys; one key for each item."""
         for item, key in zip(items, keys, strict=True):
-            number = self._last[item] = next(self._numbers)
+            number = self._newest[item] = next(self._numbers)
             heapq.heappush(self._heap_of(tuple(key[:-1])), (key[-1], number, item))
             self._num_entries += 1
-        if self._num_entries > 2 * len(self._last) + 64:
+        if self._num_entries > 2 * len(self._newest) + 64:
             self._compact()
 
     def peek(self) -> tuple[list[float], int] | None:
-        """Key and item that go next; None where there is none."""
-        heap = self._first()
+        """Return the lowest key and its item; None if no item is eligible."""
+        heap = self._top_heap()
         if heap is None:
             return None
-        end, _, item = heap[0]
-        return [*self._firsts[0], end], item
+        last, _, item = heap[0]
+        return [*self._prefixes[0], last], item
 
     def pop(self) -> int | None:
-        """The item that goes next; None where there is none."""
-        heap = self._first()
+        """Remove and return the item with the lowest key; None if no item is eligible."""
+        heap = self._top_heap()
         if heap is None:
             return None
         item = heapq.heappop(heap)[2]
         self._num_entries -= 1
-        del self._last[item]
+        del self._newest[item]
         return item
 
     def items(self) -> set[int]:
-        """All that are on offer and may go."""
-        return {item for item in self._last if self._may_go(item)}
+        """Return the queued items that are eligible."""
+        return {item for item in self._newest if self._is_eligible(item)}
 
-    def _first(self) -> list[tuple[float, int, int]] | None:
-        """The heap on whose top is what goes next; stale entries before it are dropped."""
-        last, may_go = self._last, self._may_go
-        while self._firsts:
-            heap = self._heaps[self._firsts[0]]
+    def _top_heap(self) -> list[_Entry] | None:
+        """Return the heap whose top is the next item, after discarding stale entries before it."""
+        newest, is_eligible = self._newest, self._is_eligible
+        while self._prefixes:
+            heap = self._heaps[self._prefixes[0]]
             while heap:
                 _, number, item = heap[0]
-                if last.get(item) == number:
-                    if may_go(item):
+                if newest.get(item) == number:
+                    if is_eligible(item):
                         return heap
-                    del last[item]
+                    del newest[item]
                 heapq.heappop(heap)
                 self._num_entries -= 1
-            del self._heaps[heapq.heappop(self._firsts)]
+            del self._heaps[heapq.heappop(self._prefixes)]
         return None
 
-    def _heap_of(self, first: _Key) -> list[tuple[float, int, int]]:
-        heap = self._heaps.get(first)
+    def _heap_of(self, prefix: _Key) -> list[_Entry]:
+        heap = self._heaps.get(prefix)
         if heap is None:
-            heap = self._heaps[first] = []
-            heapq.heappush(self._firsts, first)
+            heap = self._heaps[prefix] = []
+            heapq.heappush(self._prefixes, prefix)
         return heap
 
     def _compact(self) -> None:
-        """Drop stale entries; once for as many offers as there are items."""
-        last = self._last
-        for first, heap in list(self._heaps.items()):
-            current = [entry for entry in heap if last.get(entry[2]) == entry[1]]
+        """Remove stale entries; amortized over at least as many pushes as there are items."""
+        newest = self._newest
+        for prefix, heap in list(self._heaps.items()):
+            current = [entry for entry in heap if newest.get(entry[2]) == entry[1]]
             heapq.heapify(current)
             if current:
-                self._heaps[first] = current
+                self._heaps[prefix] = current
             else:
-                del self._heaps[first]
-        self._firsts = sorted(self._heaps)
+                del self._heaps[prefix]
+        self._prefixes = sorted(self._heaps)
         self._num_entries = sum(map(len, self._heaps.values()))

@@ -1,8 +1,8 @@
-"""Eviction orders: pure functions from the facts of blocks to keys. The lowest key goes first.
+"""Eviction policies: pure functions from block state to keys. The lowest key is evicted first.
 
-Every policy orders *leaves* only: a block goes after all that continue it, so the tail of a node
-can go without the rest. Leased and loading blocks are never asked about. The same order says what
-goes from the host when its budget is spent.
+Every policy orders *leaves* only: a block is evicted after all blocks that continue it, so the tail
+of a node can be evicted without the rest. Leased and loading blocks are never passed to a policy.
+The same order applies to the host tier when its budget is exhausted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ EvictionOrder = Callable[[BlockTable, np.ndarray], np.ndarray]
 
 
 def lru(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """Least recently used first. A block is used when a lease that holds it starts or ends."""
+    """LRU: the least recently used first. A block is used when a lease on it starts or ends."""
     return table.last_use[blocks][:, None]
 
 
 def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
     """KVFlow's order (arXiv 2507.07400, section 3.2).
 
-    Suffixes that nobody will read again go first, then what is needed after the most steps; a
-    block that several agents share counts as the soonest of them; equals by recency. Agents of
-    which no order is known are needed after those of which one is, and before those that will
-    never run.
+    Suffixes without a reader are evicted first, then blocks with the largest steps-to-execution; a
+    block that several agents share counts as the soonest of them. Ties are broken by LRU. Agents
+    of unknown order are evicted before those of known order, and after those that will never run.
     """
     keys = np.empty((len(blocks), 2))
     np.negative(table.steps[table.head[blocks]], out=keys[:, 0])
@@ -37,29 +36,29 @@ def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
     return keys
 
 
-# How much longer a block takes to compute for each block before it: attention's share of a prompt
-# grows with its length. Of a model of 8 billion parameters, 16 tokens a block; of others alike.
+# Relative increase of a block's compute time for each block before it: attention's share of prefill
+# grows with the length of the prompt. Value of a model of 8 billion parameters with 16 tokens a
+# block; other models are similar.
 DEPTH_COST = 5e-4
 
 
 def kvflow_cost(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """Least expected loss first: what a block would cost to compute, times the chance that it is
-    read, over the steps until then.
+    """Least expected loss first: recompute cost times probability of a read, per step until it.
 
         chance * (1 + DEPTH_COST * depth) / max(steps, 1/2)
 
-    Suffixes go first, then what will never run, as with ``kvflow``.
+    Suffixes are evicted first, then blocks of agents that will never run, as by ``kvflow``.
     """
     return _expected_loss(table, blocks, by_chance=True, by_cost=True)
 
 
 def kvflow_chance(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """``kvflow_cost`` if every block cost the same: to see what its costs bring."""
+    """Order as ``kvflow_cost`` with equal costs for all blocks; ablates the cost term."""
     return _expected_loss(table, blocks, by_chance=True, by_cost=False)
 
 
 def kvflow_depth(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """``kvflow_cost`` if every branch were taken: to see what its chances bring."""
+    """Order as ``kvflow_cost`` as if every branch were taken; ablates the probability."""
     return _expected_loss(table, blocks, by_chance=False, by_cost=True)
 
 
@@ -68,12 +67,13 @@ def _expected_loss(
 ) -> np.ndarray:
     steps = table.steps[table.head[blocks]]
     is_known = steps < NEVER_STEPS
-    whole = np.floor(np.where(is_known, steps, 0.0))
-    loss = 1.0 / np.maximum(whole, 0.5)
+    whole_steps = np.floor(np.where(is_known, steps, 0.0))
+    loss = 1.0 / np.maximum(whole_steps, 0.5)
     if by_chance:
-        beyond = np.where(is_known, steps, 0.0) - whole
-        beyond -= OTHER_BRANCH * (beyond >= OTHER_BRANCH)
-        loss *= 1.0 - beyond / LIKELIHOOD_SPREAD
+        # The fraction of the steps encodes the likelihood; see ``reuse_tracker``.
+        fraction = np.where(is_known, steps, 0.0) - whole_steps
+        fraction -= OTHER_BRANCH * (fraction >= OTHER_BRANCH)
+        loss *= 1.0 - fraction / LIKELIHOOD_SPREAD
     if by_cost:
         loss *= 1.0 + DEPTH_COST * table.depth[blocks]
     keys = np.empty((len(blocks), 2))

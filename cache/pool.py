@@ -1,8 +1,8 @@
-"""The device tier: one paged array holding every layer's K and V.
+"""Device pool: one paged array with the K and V of every layer.
 
-Its physical layout is this file's secret. Everyone else sees K and V as
-``[..., page_size, num_kv_heads, head_dim]`` and names pages by their slot, 0 <= slot < num_pages.
-Slot 0 is the null page: page tables are padded with it, nothing is ever written to it.
+The physical layout is private to this file. Other modules see K and V as
+``[..., page_size, num_kv_heads, head_dim]`` and refer to pages by number, 0 <= page < num_pages.
+Page 0 is the null page: page tables are padded with it, and it is never written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NULL_PAGE = 0
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """Sizes of a pool. Bytes are those of the whole pool, all layers, K and V."""
+    """Sizes of a pool. Byte counts include K and V of all layers."""
 
     num_layers: int
     num_pages: int
@@ -36,22 +36,23 @@ class PoolSpec:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the whole pool."""
         return self.num_pages * self.page_bytes
 
     @property
     def num_kv_slots(self) -> int:
-        """Token slots of one layer; a write to a slot at or past this is dropped."""
+        """KV slots (one per token) of a layer; writes to a slot at or past this are dropped."""
         return self.num_pages * self.page_size
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["spec"])
 @dataclass(frozen=True)
 class KVPool:
-    """Paged KV of all layers. Donate it to the step and take it back from the step.
+    """Paged KV cache of all layers. Donate it to the step, which returns it.
 
-    ``data`` is one leaf, so that donation updates it in place whatever the number of layers. In a
-    scan over layers carry the pool: as xs or ys it would be copied. Heads stand as K0, V0, K1, V1:
-    so JAX's kernel for TPUs reads them, and a cut along them leaves each device whole pairs.
+    ``data`` is one leaf, so that donation updates it in place for any number of layers. In a scan
+    over layers, carry the pool: as xs or ys it would be copied. Heads are interleaved (K0, V0, K1,
+    V1): JAX's TPU kernel reads this order, and sharding along it keeps each K/V pair on one device.
     """
 
     data: jax.Array  # [num_layers * num_pages, page_size, 2 * num_kv_heads, head_dim]
@@ -59,6 +60,7 @@ class KVPool:
 
     @classmethod
     def zeros(cls, spec: PoolSpec) -> KVPool:
+        """Return a zeroed pool on the default device."""
         shape = (
             spec.num_layers * spec.num_pages,
             spec.page_size,
@@ -70,14 +72,14 @@ class KVPool:
     def write(
         self,
         layer: jax.Array,  # i32[]
-        slots: jax.Array,  # i32[num_tokens], page * page_size + offset; >= num_kv_slots is dropped
+        kv_slots: jax.Array,  # i32[num_tokens], page * page_size + offset; >= num_kv_slots: dropped
         k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
     ) -> KVPool:
-        """Store the K and V of new tokens of one layer."""
+        """Return the pool with the K and V of new tokens of one layer stored."""
         spec = self.spec
-        page, offset = slots // spec.page_size, slots % spec.page_size
-        # A padded token must leave the whole array, not land in the next layer's pages.
+        page, offset = kv_slots // spec.page_size, kv_slots % spec.page_size
+        # The row of a padded token must lie past the whole array, not in the next layer's pages.
         row = jnp.where(page < spec.num_pages, layer * spec.num_pages + page, self.data.shape[0])
         kv = jnp.stack([k, v], axis=2).reshape(-1, *self.data.shape[2:])  # [T, 2K, H]
         kv = kv.astype(self.data.dtype)
@@ -88,19 +90,27 @@ class KVPool:
         layer: jax.Array,  # i32[]
         pages: jax.Array,  # i32[...]
     ) -> tuple[jax.Array, jax.Array]:
-        """K and V of whole pages of one layer, each [..., page_size, num_kv_heads, head_dim]."""
+        """Return K and V of pages of a layer, each [..., page_size, num_kv_heads, head_dim]."""
         kv = self.data.at[layer * self.spec.num_pages + pages].get(mode="promise_in_bounds")
         return kv[..., 0::2, :], kv[..., 1::2, :]
 
-    def gather(self, slots: jax.Array) -> jax.Array:
-        """Whole blocks, [num_layers, n, page_size, 2 * num_kv_heads, head_dim], of i32[n] slots."""
-        return self.data.at[self._rows(slots)].get(mode="promise_in_bounds")
+    def gather(self, pages: jax.Array) -> jax.Array:
+        """Return the blocks on ``pages`` (i32[n]).
 
-    def scatter(self, slots: jax.Array, blocks: jax.Array) -> KVPool:
-        """Store what ``gather`` gave at i32[n] slots; one at or past ``num_pages`` is dropped."""
-        rows = jnp.where(slots < self.spec.num_pages, self._rows(slots), self.data.shape[0])
+        Returns:
+            [num_layers, n, page_size, 2 * num_kv_heads, head_dim].
+        """
+        return self.data.at[self._rows(pages)].get(mode="promise_in_bounds")
+
+    def scatter(self, pages: jax.Array, blocks: jax.Array) -> KVPool:
+        """Return the pool with ``blocks``, as returned by ``gather``, stored on ``pages``.
+
+        Args:
+            pages: i32[n]; a block whose page is at or past ``num_pages`` is dropped.
+        """
+        rows = jnp.where(pages < self.spec.num_pages, self._rows(pages), self.data.shape[0])
         return KVPool(self.data.at[rows].set(blocks, mode="drop"), self.spec)
 
-    def _rows(self, slots: jax.Array) -> jax.Array:  # i32[n] -> i32[num_layers, n]
+    def _rows(self, pages: jax.Array) -> jax.Array:  # i32[n] -> i32[num_layers, n]
         layers = jnp.arange(self.spec.num_layers, dtype=jnp.int32)
-        return layers[:, None] * self.spec.num_pages + slots
+        return layers[:, None] * self.spec.num_pages + pages

@@ -1,13 +1,14 @@
-"""Where indexed blocks live: the device's slots over the host's extents.
+"""Residency of indexed blocks: pages of the device pool above extents of the host tier.
 
                      load (host to device)
         host  ───────────────────────────────▶  device
-       extents ◀───────────────────────────────  slots
-                    backup (device to host)
+       extents ◀───────────────────────────────  pages
+                    offload (device to host)
 
-What is on the device, and what is on the host, is a prefix of every path through the index: blocks
-leave leaf first and come back root first. This file only decides and keeps count. Moves to be made
-are left in ``loads`` and ``offloads`` for the engine, which reports back when they have landed.
+The blocks on the device, and the blocks on the host, each form a prefix of every path through the
+index: blocks are evicted leaf first and loaded root first. This file only decides and counts.
+Planned transfers are put into ``loads`` and ``offloads`` for the engine, which reports their
+completion.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from kvflow_jax.errors import IntegrityError
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """Host copies on their way to the device.
+    """A planned or running copy from the host to the device.
 
     Attributes:
-        blocks: i32[n], of the extent; those still ``loading`` are wanted.
-        is_prefetch: whether no request had asked for it when it was planned.
+        blocks: i32[n], of the extent; those still LOADING from it are wanted.
+        is_prefetch: whether no request had asked for the blocks when it was planned.
+        num_wanted: how many of ``blocks`` are still wanted.
     """
 
     extent: Extent
@@ -48,20 +50,21 @@ class Load:
 
 @dataclass(slots=True, eq=False)
 class Offload:
-    """Blocks on their way to the host. Their slots may be reused once they have been read."""
+    """A planned or running copy to the host. Its pages may be reused once they have been read."""
 
     extent: Extent
-    pages: np.ndarray  # i32[n], where they are when the backup is planned
+    pages: np.ndarray  # i32[n], of the blocks when the offload was planned
 
 
 class Residency:
-    """Moves and evicts. Knows the table and the tiers, not the index.
+    """Plans loads, offloads and evictions. Uses the table and the tiers, not the index.
 
     Args:
         order: the eviction policy, of both tiers.
-        host: the host tier; its budget may be nothing.
-        backs_up: (table, block) -> whether a block is worth a copy when it is evicted without one.
-        forget: takes blocks, each after those that continue it, out of the index.
+        host: the host tier; its budget may be 0.
+        should_offload: (table, block) -> whether to copy a block to the host when it is evicted
+            without a host copy.
+        forget: removes blocks from the index; called with each block after those that continue it.
     """
 
     def __init__(
@@ -69,62 +72,65 @@ class Residency:
         table: BlockTable,
         order: EvictionOrder,
         host: HostTier,
-        backs_up: Callable[[BlockTable, int], bool],
+        should_offload: Callable[[BlockTable, int], bool],
         forget: Callable[[list[int]], None],
     ) -> None:
         self.host = host
-        self.loads: list[Load] = []  # planned, for the engine to take
+        # Planned transfers, taken by the engine.
+        self.loads: list[Load] = []
         self.offloads: list[Offload] = []
-        self.num_idle = 0  # indexed blocks with a slot that no lease holds
+        self.num_idle = 0  # unleased indexed blocks that have a page
         self.num_evicted = 0
         self.num_offloaded = 0
         self.num_loaded = 0
-        self.num_prefetched = 0  # blocks whose prefetch was planned, and what came of them:
-        self.num_useful = 0  # leased after they had landed
-        self.num_late = 0  # leased while they were on their way
+        # Blocks whose prefetch was planned, and the outcomes:
+        self.num_prefetched = 0
+        self.num_useful = 0  # leased after the load had completed
+        self.num_late = 0  # leased while loading
         self.num_wasted = 0  # evicted or cancelled before any lease
-        self.offload_budget = 1 << 30  # blocks whose copying may begin now; whoever copies sets it
-        self.left: set[int] = set()  # nodes of which a block now is on the host alone
+        # Blocks whose offload may begin now, set by the component that copies.
+        self.offload_budget = 1 << 30
+        self.host_only_nodes: set[int] = set()  # nodes of which a block became host-only
         self._table = table
         self._scalars = table.scalars
         self._order = order
-        self._backs_up = backs_up
+        self._should_offload = should_offload
         self._forget = forget
-        self._device = LazyQueue(self._may_leave_device)
-        self._loading: dict[int, Load] = {}  # block -> the load that brings it
-        self._unread: set[int] = set()  # prefetched and not leased since
+        self._device_queue = LazyQueue(self._is_evictable)
+        self._loading: dict[int, Load] = {}  # block -> its load
+        self._unread: set[int] = set()  # prefetched blocks not leased since
 
     @property
     def num_available(self) -> int:
-        """Slots that can be had now: free ones, those of blocks that may go, and prefetches."""
+        """Pages that can be allocated now: free pages and those of idle blocks and prefetches."""
         return self._table.num_free_pages + self.num_idle
 
     def is_loading(self, blocks: np.ndarray) -> bool:
-        """Whether any of ``blocks`` (i32[n]) is still on its way to the device."""
+        """Whether any of ``blocks`` (i32[n]) is still being loaded."""
         return bool((self._table.device_state[blocks] == DeviceState.LOADING).any())
 
     def num_on_device(self, path: np.ndarray) -> int:
-        """How many blocks of a path i32[n] from its start have a slot; the rest are on the host."""
+        """Return how many leading blocks of a path i32[n] have a page; the rest is host-only."""
         return int(np.count_nonzero(self._table.page[path] != NO_PAGE))
 
     def usable(self, path: np.ndarray) -> np.ndarray:
-        """The part of a path i32[n] that is on the device or can be loaded.
+        """Return the part of a path i32[n] that is on the device or can be loaded.
 
-        A copy that is still being written, of a block that has left the device, can not.
+        A host-only block whose copy is still being written can not be loaded.
         """
         num = self.num_on_device(path)
         return path[: num + self.num_loadable(path[num:])]
 
     def num_loadable(self, path: np.ndarray) -> int:
-        """How many blocks of a path i32[n] from its start have a host copy that is written.
+        """Return how many leading blocks of a path i32[n] have a valid host copy.
 
-        Copies complete in any order, so a written one may follow one that is still being written.
+        Offloads complete in any order, so a valid copy may follow one that is still being written.
         """
         is_valid = self._table.host_state[path] == HostState.VALID
         return len(path) if is_valid.all() else int(is_valid.argmin())
 
     def acquire(self, blocks: np.ndarray, now: float) -> None:
-        """Lease indexed blocks i32[n], which have slots."""
+        """Lease indexed blocks i32[n], all of which have a page."""
         table = self._table
         self.num_idle -= int((table.leases[blocks] == 0).sum())
         table.leases[blocks] += 1
@@ -137,64 +143,67 @@ class Residency:
                 self.num_useful += not is_late
 
     def release(self, blocks: np.ndarray) -> None:
-        """Indexed blocks i32[n] of which the last lease has ended."""
+        """Make indexed blocks i32[n], whose last lease has ended, evictable."""
         self.num_idle += len(blocks)
-        self.offer(blocks)
+        self.enqueue(blocks)
 
-    def offer(self, blocks: np.ndarray) -> None:
-        """Let those of ``blocks`` (i32[n]) that may be evicted go when their turn comes."""
+    def enqueue(self, blocks: np.ndarray) -> None:
+        """Queue for eviction those of ``blocks`` (i32[n]) that are evictable."""
         table = self._table
-        able = (table.num_children[blocks] == 0) & (table.leases[blocks] == 0)
-        able &= table.device_state[blocks] == DeviceState.VALID
-        leaves = blocks[able]
+        is_evictable = (table.num_children[blocks] == 0) & (table.leases[blocks] == 0)
+        is_evictable &= table.device_state[blocks] == DeviceState.VALID
+        leaves = blocks[is_evictable]
         if len(leaves):
-            self._device.offer(leaves.tolist(), self._order(table, leaves).tolist())
+            self._device_queue.push(leaves.tolist(), self._order(table, leaves).tolist())
 
     def reorder(self, path: np.ndarray) -> None:
-        """The key of a node's blocks i32[n] has changed: order what may go anew."""
+        """Update the queues after the key of a node's blocks i32[n] has changed."""
         on_device, on_host = self.num_on_device(path), self.num_on_host(path)
         if on_device:
-            self.offer(path[on_device - 1 : on_device])
+            self.enqueue(path[on_device - 1 : on_device])
         if on_host:
-            self.host.offer(self.host.extents[int(self._table.extent[path[on_host - 1]])])
+            self.host.enqueue(self.host.extents[int(self._table.extent[path[on_host - 1]])])
 
     def num_on_host(self, path: np.ndarray) -> int:
-        """How many blocks of a path i32[n] from its start have a host copy, written or not."""
+        """Return how many leading blocks of a path i32[n] have a host copy, valid or not."""
         return int(np.count_nonzero(self._table.host_state[path] != HostState.NONE))
 
     def next_victim(self) -> int | None:
-        """The block that would leave the device next; None where none may."""
-        top = self._device.peek()
+        """Return the block that would be evicted next; None if none is evictable."""
+        top = self._device_queue.peek()
         return None if top is None else top[1]
 
     def evict(self, count: int) -> None:
-        """Free ``count`` slots, lowest key of the policy first, leaves first.
+        """Free ``count`` pages, lowest key of the policy first, leaves first.
+
+        Unleased loads are cancelled once no leaf is evictable.
 
         Raises:
-            IntegrityError: not that many can go.
+            IntegrityError: fewer pages can be freed.
         """
         target = self._table.num_free_pages + count
         while (short := target - self._table.num_free_pages) > 0:
-            if not self._evict_leaves(short) and not self._cancel_one():
-                raise IntegrityError(f"{short} evictable blocks are missing")
+            if not self._evict_leaves(short) and not self._cancel_newest():
+                raise IntegrityError(f"cannot evict {count} blocks: {short} too few are evictable")
 
-    def evict_while(self, count: int, may_go: Callable[[int], bool]) -> None:
-        """Free up to ``count`` slots, as long as the next node to lose blocks ``may_go``."""
-        while count > 0 and (num := self._evict_leaves(count, may_go)):
+    def evict_while(self, count: int, may_evict: Callable[[int], bool]) -> None:
+        """Free up to ``count`` pages, as long as ``may_evict`` accepts the next victim."""
+        while count > 0 and (num := self._evict_leaves(count, may_evict)):
             count -= num
 
     def load(self, blocks: np.ndarray, *, is_prefetch: bool = False) -> None:
-        """Bring blocks i32[n] of a path, valid on the host alone, to the device.
+        """Plan the load of host-only blocks i32[n] of a path, whose copies are valid.
 
-        The block before them has a slot already. They count as idle until they are leased.
+        The block before them already has a page. They count as idle until they are leased.
         """
         table, host = self._table, self.host
         numbers = table.extent[blocks]
         cuts = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
         runs = np.split(blocks, cuts)
         extents = [host.extents[int(table.extent[run[0]])] for run in runs]
+        # Pinned before the eviction, which may need host memory for the blocks it offloads.
         for extent in extents:
-            host.pin(extent)  # before the eviction that may want its room
+            host.pin(extent)
         short = len(blocks) - table.num_free_pages
         if short > 0:
             self.evict(short)
@@ -213,237 +222,252 @@ class Residency:
             self._unread.update(blocks.tolist())
 
     def complete(self, load: Load) -> tuple[np.ndarray, np.ndarray]:
-        """A load's copies are on the device, beside the pool.
+        """Complete a load whose copies are on the device, in a buffer beside the pool.
 
         Returns:
-            i32[m] places in the extent that are still wanted, and i32[m] the slots to write them
-            to; they are valid from the next step on.
+            i32[m] indices within the extent that are still wanted, and i32[m] the pages to write
+            them to. The blocks are valid from the next step on.
         """
         wanted = np.array([b for b in load.blocks.tolist() if self._loading.get(b) is load], int)
-        places = np.flatnonzero(np.isin(load.extent.blocks, wanted))
-        self._end(load, wanted.tolist())
+        indices = np.flatnonzero(np.isin(load.extent.blocks, wanted))
+        self._end_loading(load, wanted.tolist())
         self._table.device_state[wanted] = DeviceState.VALID
         self.num_loaded += len(wanted)
-        self.offer(wanted)
-        return places.astype(np.int32), self._table.page[load.extent.blocks[places]]
+        self.enqueue(wanted)
+        return indices.astype(np.int32), self._table.page[load.extent.blocks[indices]]
 
-    def prefetches(self) -> list[Load]:
-        """Loads under way that no request has asked for, planned or dispatched."""
+    def pending_prefetches(self) -> list[Load]:
+        """Return the prefetches that are planned or running."""
         return [load for load in dict.fromkeys(self._loading.values()) if load.is_prefetch]
 
     def is_wanted(self, load: Load) -> bool:
-        """Whether anything still waits for a load."""
+        """Whether a block of the load is still to be loaded by it."""
         return load.num_wanted > 0
 
     def cancel(self, load: Load) -> int:
-        """Give up what no lease holds of a load, from its end; how many slots that freed."""
+        """Cancel the unleased tail of a load, and return the number of pages that this freed."""
         table = self._table
-        given_up = []
+        cancelled = []
         for block in reversed(load.blocks.tolist()):
             if self._loading.get(block) is not load:
                 continue
             if table.leases[block] or table.num_children[block]:
                 break
-            given_up.append(block)
+            cancelled.append(block)
             parent = self._unlink(block)
             if parent is not None:
-                self.offer(np.array([parent], np.int32))
-        self._end(load, given_up)
-        self.num_idle -= len(given_up)
-        gone = np.array(given_up, np.int32)
-        self.left.update(table.head[gone].tolist())
-        table.drop_pages(gone)
-        return len(given_up)
+                self.enqueue(np.array([parent], np.int32))
+        self._end_loading(load, cancelled)
+        self.num_idle -= len(cancelled)
+        blocks = np.array(cancelled, np.int32)
+        self.host_only_nodes.update(table.head[blocks].tolist())
+        table.drop_pages(blocks)
+        return len(cancelled)
 
-    def offload(self, block: int, *, most: int | None = None, is_leaving: bool = False) -> int:
-        """Begin to copy a path to the host, down to ``block``, as far as it has no copy.
+    def offload(
+        self, block: int, *, max_blocks: int | None = None, is_evicting: bool = False
+    ) -> int:
+        """Plan the offload of the path down to ``block``, as far as it has no host copy.
 
-        What does not fit the host's budget beside what is needed sooner is left out, from the end.
+        The end of the path is left out if the host budget is exhausted by blocks needed sooner.
 
         Args:
-            most: blocks that may be begun now.
-            is_leaving: whether the device is about to let go of it.
+            max_blocks: upper bound of the blocks planned now.
+            is_evicting: whether the block is about to be evicted from the device.
 
         Returns:
-            How many blocks were begun.
+            The number of blocks planned.
         """
         table, host = self._table, self.host
         path: list[int] = []
-        at = block
-        while at != NO_BLOCK and table.host_state[at] == HostState.NONE:
-            path.append(at)
-            at = int(table.parent[at])
-        above = None if at == NO_BLOCK else host.extents[int(table.extent[at])]
-        if above is not None:
-            host.pin(above)
-        wanted = np.array(path[::-1], np.int32)
-        most = self.offload_budget if most is None else min(most, self.offload_budget)
-        num = self._make_host_room(wanted[: max(most, 0)], is_leaving)
+        ancestor = block
+        while ancestor != NO_BLOCK and table.host_state[ancestor] == HostState.NONE:
+            path.append(ancestor)
+            ancestor = int(table.parent[ancestor])
+        parent = None if ancestor == NO_BLOCK else host.extents[int(table.extent[ancestor])]
+        if parent is not None:
+            host.pin(parent)
+        missing = np.array(path[::-1], np.int32)
+        budget = self.offload_budget
+        if max_blocks is not None:
+            budget = min(max_blocks, budget)
+        num = self._make_host_room(missing[: max(budget, 0)], is_evicting)
         self.offload_budget -= num
-        for run in host.cut(wanted[:num]) if num else ():
+        for run in host.split_into_extents(missing[:num]) if num else ():
             extent = host.add(run)
             self.offloads.append(Offload(extent, table.page[run].copy()))
-        if above is not None:
-            host.unpin(above)
+        if parent is not None:
+            host.unpin(parent)
         self.num_offloaded += num
         return num
 
     def complete_offload(self, extent: Extent, data: Any) -> None:
-        """A backup has landed; one that was given up meanwhile is let go."""
+        """Complete an offload with its copies; ignored if the extent was dropped meanwhile."""
         if self.host.extents.get(extent.number) is extent:
             self.host.complete(extent, data)
-            away = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
-            self.left.update(self._table.head[away].tolist())
+            host_only = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
+            self.host_only_nodes.update(self._table.head[host_only].tolist())
 
-    def lost(self, extent: Extent) -> None:
-        """The copies of an extent are none: drop it, and all that continue it.
+    def drop_lost_extent(self, extent: Extent) -> None:
+        """Drop an extent whose copies could not be written or read, and all that continue it.
 
-        No load of them may be in progress.
+        None of them may be loading.
         """
         if self.host.extents.get(extent.number) is not extent:
             return
-        lost = {extent.number}
-        doomed = [extent]
-        for other in self.host.extents.values():  # a chain's first extent has the lowest number
-            above = self.host.before(other)
-            if above is not None and above.number in lost:
-                lost.add(other.number)
-                doomed.append(other)
-        for one in reversed(doomed):
-            self._drop_extent(one)
+        lost_numbers = {extent.number}
+        lost = [extent]
+        # In order of their numbers: an extent has a higher number than the one it continues.
+        for other in self.host.extents.values():
+            parent = self.host.parent_of(other)
+            if parent is not None and parent.number in lost_numbers:
+                lost_numbers.add(other.number)
+                lost.append(other)
+        for descendant in reversed(lost):
+            self._drop_extent(descendant)
 
     def flush(self) -> None:
-        """Drop everything that no lease holds from both tiers."""
-        backs_up, self._backs_up = self._backs_up, lambda _table, _block: False
-        while self._loading and self._cancel_one():
+        """Drop every unleased block from both tiers."""
+        should_offload, self._should_offload = self._should_offload, lambda _table, _block: False
+        while self._loading and self._cancel_newest():
             pass
         self._evict_leaves(self.num_idle)
-        self._backs_up = backs_up
+        self._should_offload = should_offload
         for extent in sorted(self.host.extents.values(), key=lambda extent: -extent.number):
             if not (extent.num_children or extent.num_pins):
                 self._drop_extent(extent)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless both tiers hold prefixes of paths, and counts are right."""
+        """Raise IntegrityError unless each tier has prefixes of paths, and all counts are right."""
         table = self._table
         indexed = np.flatnonzero(table.head >= 0)
         parents = table.parent[indexed]
-        below = indexed[parents != NO_BLOCK]
-        above = parents[parents != NO_BLOCK]
-        if ((table.page[below] != NO_PAGE) & (table.page[above] == NO_PAGE)).any():
-            raise IntegrityError("a block is on the device, and the one before it is not")
-        if ((table.host_state[below] != 0) & (table.host_state[above] == 0)).any():
-            raise IntegrityError("a block is on the host, and the one before it is not")
+        children = indexed[parents != NO_BLOCK]
+        parents = parents[parents != NO_BLOCK]
+        if ((table.page[children] != NO_PAGE) & (table.page[parents] == NO_PAGE)).any():
+            raise IntegrityError("a block is on the device, and the block before it is not")
+        if ((table.host_state[children] != 0) & (table.host_state[parents] == 0)).any():
+            raise IntegrityError("a block is on the host, and the block before it is not")
         idle = indexed[(table.leases[indexed] == 0) & (table.page[indexed] != NO_PAGE)]
         if len(idle) != self.num_idle:
-            raise IntegrityError(f"{len(idle)} blocks can go, {self.num_idle} are counted")
-        able = idle[(table.num_children[idle] == 0)]
-        able = able[table.device_state[able] == DeviceState.VALID]
-        if self._device.items() != set(able.tolist()):
-            raise IntegrityError("the leaves that may go are not those on offer")
+            raise IntegrityError(f"{len(idle)} blocks are idle, {self.num_idle} are counted")
+        evictable = idle[(table.num_children[idle] == 0)]
+        evictable = evictable[table.device_state[evictable] == DeviceState.VALID]
+        if self._device_queue.items() != set(evictable.tolist()):
+            raise IntegrityError("the queued leaves are not the evictable ones")
         if set(np.flatnonzero(table.device_state == DeviceState.LOADING)) != set(self._loading):
-            raise IntegrityError("a block is loading that no load brings, or is brought twice")
+            raise IntegrityError("the blocks in state LOADING are not those of the loads")
         for block, load in self._loading.items():
             if table.extent[block] != load.extent.number or not load.extent.num_pins:
-                raise IntegrityError(f"block {block} is loading from an extent that may go")
+                raise IntegrityError(f"block {block} is loading from an extent that is not pinned")
         self.host.check_integrity()
 
-    def _may_leave_device(self, block: int) -> bool:
-        one = self._scalars
+    def _is_evictable(self, block: int) -> bool:
+        table = self._scalars
         return (
-            not one.leases[block]
-            and not one.num_children[block]
-            and one.device_state[block] == DeviceState.VALID
-            and one.head[block] != NO_BLOCK
+            not table.leases[block]
+            and not table.num_children[block]
+            and table.device_state[block] == DeviceState.VALID
+            and table.head[block] != NO_BLOCK
         )
 
     def _unlink(self, block: int) -> int | None:
-        """A block leaves the device; its parent, if that may go now, too."""
-        one = self._scalars
-        one.device_state[block] = (
-            DeviceState.NONE
-        )  # its slot is dropped with others', it is no victim again
+        """Mark a block as off the device, and return its parent if that is evictable now."""
+        table = self._scalars
+        # The caller drops the pages of several blocks together; until then the state keeps the
+        # block from being a victim again.
+        table.device_state[block] = DeviceState.NONE
         if self._unread and block in self._unread:
             self._unread.remove(block)
             self.num_wasted += 1
-        parent = one.parent[block]
+        parent = table.parent[block]
         if parent == NO_BLOCK:
             return None
-        one.num_children[parent] -= 1
-        return parent if self._may_leave_device(parent) else None
+        table.num_children[parent] -= 1
+        return parent if self._is_evictable(parent) else None
 
-    def _run_before(self, block: int, most: int) -> list[int]:
-        """A leaf, and the blocks before it in its node that would be leaves one by one."""
-        one, run = self._scalars, [block]
-        head = one.head[block]
-        while len(run) < most:
-            block = one.parent[block]
+    def _evictable_run(self, leaf: int, max_blocks: int) -> list[int]:
+        """Return a leaf and the blocks before it in its node that become leaves one after another.
+
+        The run is in order of eviction and has at most ``max_blocks`` blocks.
+        """
+        table, block, run = self._scalars, leaf, [leaf]
+        head = table.head[leaf]
+        while len(run) < max_blocks:
+            block = table.parent[block]
             if (
                 block == NO_BLOCK
-                or one.head[block] != head
-                or one.num_children[block] != 1
-                or one.leases[block]
-                or one.device_state[block] != DeviceState.VALID
+                or table.head[block] != head
+                or table.num_children[block] != 1
+                or table.leases[block]
+                or table.device_state[block] != DeviceState.VALID
             ):
                 break
             run.append(block)
         return run
 
-    def _evict_leaves(self, most: int, may_go: Callable[[int], bool] | None = None) -> int:
-        """Free up to ``most`` slots of leaves, until one may not go; how many there were."""
-        table, one, has_host = self._table, self._scalars, self.host.max_blocks > 0
+    def _evict_leaves(self, max_blocks: int, may_evict: Callable[[int], bool] | None = None) -> int:
+        """Free up to ``max_blocks`` pages of leaves, and return how many.
+
+        Stops at the first victim that ``may_evict`` rejects.
+        """
+        table, scalars, has_host = self._table, self._scalars, self.host.max_blocks > 0
         victims: list[int] = []
-        while len(victims) < most and (block := self.next_victim()) is not None:
-            if may_go is not None and not may_go(block):
+        while len(victims) < max_blocks and (leaf := self.next_victim()) is not None:
+            if may_evict is not None and not may_evict(leaf):
                 break
-            self._device.pop()
-            # Those before it are likely to follow: their keys are asked for once, and the queue
-            # is not asked at all while they go before whatever is in it.
-            run = self._run_before(block, most - len(victims))
+            self._device_queue.pop()
+            # The blocks before the leaf are likely to follow. Their keys are computed in one call,
+            # and the queue is bypassed while they are lower than its top.
+            run = self._evictable_run(leaf, max_blocks - len(victims))
             keys = self._order(table, np.array(run, np.int32)).tolist() if len(run) > 1 else []
-            top = self._device.peek() if keys else None
-            following: int | None = block
-            for place, at in enumerate(run):
-                if place and top is not None and keys[place] > top[0]:
+            top = self._device_queue.peek() if keys else None
+            next_leaf: int | None = leaf
+            for i, block in enumerate(run):
+                if i and top is not None and keys[i] > top[0]:
                     break
-                if has_host and not one.host_state[at] and self._backs_up(table, at):
-                    self.offload(at, is_leaving=True)
-                victims.append(at)
-                following = self._unlink(at)
-            if following is not None:
-                self.offer(np.array([following], np.int32))
+                if (
+                    has_host
+                    and not scalars.host_state[block]
+                    and self._should_offload(table, block)
+                ):
+                    self.offload(block, is_evicting=True)
+                victims.append(block)
+                next_leaf = self._unlink(block)
+            if next_leaf is not None:
+                self.enqueue(np.array([next_leaf], np.int32))
         if not victims:
             return 0
-        gone = np.array(victims, np.int32)
-        self.num_idle -= len(gone)
-        self.num_evicted += len(gone)
-        table.drop_pages(gone)
-        # Asked only now: to make room for the last, the host may have dropped the first.
-        is_on_host = table.host_state[gone] != HostState.NONE
-        self.left.update(table.head[gone[is_on_host]].tolist())
+        evicted = np.array(victims, np.int32)
+        self.num_idle -= len(evicted)
+        self.num_evicted += len(evicted)
+        table.drop_pages(evicted)
+        # Checked last: to make room for the last victim, the host may have dropped the first.
+        is_on_host = table.host_state[evicted] != HostState.NONE
+        self.host_only_nodes.update(table.head[evicted[is_on_host]].tolist())
         if not is_on_host.all():
-            self._forget(gone[~is_on_host].tolist())
-        return len(gone)
+            self._forget(evicted[~is_on_host].tolist())
+        return len(evicted)
 
-    def _cancel_one(self) -> bool:
-        """Cancel what no lease holds of the load planned last that has such."""
+    def _cancel_newest(self) -> bool:
+        """Cancel the unleased tail of the newest load that has one; False if none has."""
         loads = dict.fromkeys(self._loading.values())
         return any(self.cancel(load) for load in reversed(loads))
 
-    def _end(self, load: Load, blocks: Sequence[int]) -> None:
-        """These blocks of a load are no longer on their way."""
+    def _end_loading(self, load: Load, blocks: Sequence[int]) -> None:
+        """Remove blocks from a load, completed or cancelled."""
         for block in blocks:
             del self._loading[block]
         load.num_wanted -= len(blocks)
         if blocks and not load.num_wanted:
             self.host.unpin(load.extent)
 
-    def _make_host_room(self, blocks: np.ndarray, is_leaving: bool) -> int:
-        """Drop host copies for ``blocks``, none that is needed more; how many of them fit."""
+    def _make_host_room(self, blocks: np.ndarray, is_evicting: bool) -> int:
+        """Drop host copies that are needed later than ``blocks``; return how many blocks fit."""
         host = self.host
         if not len(blocks) or not host.max_blocks:
             return 0
-        keys = [[float(is_leaving), *key] for key in self._order(self._table, blocks).tolist()]
+        keys = [[float(is_evicting), *key] for key in self._order(self._table, blocks).tolist()]
         while (free := max(host.max_blocks - host.num_blocks, 0)) < len(blocks):
             victim = host.victim()
             if victim is None or not victim[0] < keys[free]:
@@ -452,7 +476,8 @@ class Residency:
         return len(blocks)
 
     def _drop_extent(self, extent: Extent) -> None:
+        """Drop the copies of an extent, and forget its blocks that are not on the device."""
         self.host.drop(extent)
-        gone = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
-        if len(gone):
-            self._forget(gone[::-1].tolist())
+        host_only = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
+        if len(host_only):
+            self._forget(host_only[::-1].tolist())

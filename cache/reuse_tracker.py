@@ -1,12 +1,12 @@
-"""Who will read which prefix again, and how soon.
+"""Readers of cached prefixes, and the steps-to-execution of every node that follow from them.
 
-An *reader* (an agent, a conversation) is anchored at the node of the index where what it will read
-again ends. Every node counts as the soonest of the readers at it and below it:
+A *reader* (an agent or a conversation) is attached to the node of the index at which the prefix
+that it will read again ends. A node counts as the soonest of the readers at it and below it:
 
-    steps(node) = min(steps of readers anchored at it, steps of its children)
+    steps(node) = min(steps of readers attached to it, steps of its children)
 
-A change travels up only as far as it changes a minimum, so a moved run touches the few nodes on
-the way to the root, however many agents share them.
+A change propagates upwards only as far as it changes a minimum, so a step of a run touches the few
+nodes on the path to the root, however many agents share them.
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ import numpy as np
 from kvflow_jax.cache.blocks import NO_BLOCK, SUFFIX, BlockTable
 from kvflow_jax.errors import IntegrityError
 
-# Steps of an reader of whom no order is known, how many more one counts that is held back, and those
-# of one that will never run: all after any that a graph can give, and before a suffix.
+# Steps of a reader of unknown order, steps added for a throttled reader, and steps of a reader that
+# will never run: all larger than any steps of a graph, and smaller than SUFFIX.
 UNKNOWN_STEPS = float(1 << 20)
 THROTTLED_STEPS = float(1 << 21)
 NEVER_STEPS = float(1 << 30)
-# Of readers equally near, those less likely to read count as up to so much farther; and those that
-# are not prepared for as this much. Whole steps stay apart.
+# Fractions of a step that order readers with equal whole steps: up to LIKELIHOOD_SPREAD is added as
+# a read gets less likely, and OTHER_BRANCH for a branch that is not prefetched. Their sum is below
+# 1, so different whole steps keep their order.
 LIKELIHOOD_SPREAD, OTHER_BRANCH = 0.4, 0.5
 
 
-class MinBag:
-    """A multiset of numbers that knows its least."""
+class MinMultiset:
+    """Multiset of numbers that tracks its minimum."""
 
     __slots__ = ("_counts", "_heap")
 
     def __init__(self) -> None:
         self._counts: dict[float, int] = {}
-        self._heap: list[float] = []  # every value of the bag, and values that have left it
+        self._heap: list[float] = []  # every value of the multiset, and stale values
 
     def __len__(self) -> int:
-        """How many different numbers it holds."""
+        """Return the number of distinct values."""
         return len(self._counts)
 
     @property
-    def least(self) -> float:
-        """Infinity where it is empty."""
+    def minimum(self) -> float:
+        """The smallest value; infinity if the multiset is empty."""
         heap, counts = self._heap, self._counts
         while heap and heap[0] not in counts:
             heapq.heappop(heap)
         return heap[0] if heap else SUFFIX
 
     def add(self, value: float) -> None:
+        """Add one occurrence of a value."""
         if value in self._counts:
             self._counts[value] += 1
             return
@@ -60,14 +62,20 @@ class MinBag:
             self._heap = sorted(self._counts)
 
     def remove(self, value: float) -> None:
-        """Take one of the value out; KeyError where there is none."""
+        """Remove one occurrence of a value.
+
+        Raises:
+            KeyError: the multiset does not contain the value.
+        """
         if self._counts[value] == 1:
             del self._counts[value]
         else:
             self._counts[value] -= 1
 
 
-class _Reader:
+class _ReaderRecord:
+    """Node that a reader is attached to, and its steps-to-execution."""
+
     __slots__ = ("head", "steps")
 
     def __init__(self, head: int, steps: float) -> None:
@@ -76,161 +84,161 @@ class _Reader:
 
 
 class ReuseTracker:
-    """Owners at the nodes of the index, nodes named by their first block.
+    """Readers attached to the nodes of the index; nodes are identified by their first block.
 
     Attributes:
-        changed: nodes whose steps have changed, for whoever orders by them to take.
+        changed: nodes whose steps have changed; the consumer clears it.
     """
 
     def __init__(self, table: BlockTable) -> None:
         self.changed: set[int] = set()
         self._table = table
-        self._readers: dict[Hashable, _Reader] = {}
-        self._at: dict[int, set[Hashable]] = {}
-        self._bags: dict[int, MinBag] = {}  # of nodes that count as more than one has said
+        self._records: dict[Hashable, _ReaderRecord] = {}
+        self._readers_at: dict[int, set[Hashable]] = {}
+        # Values whose minimum is the steps of a node: the steps of its readers, and those of its
+        # children that have any. Only of nodes that have had more than one value.
+        self._values: dict[int, MinMultiset] = {}
 
     def __len__(self) -> int:
-        return len(self._readers)
+        return len(self._records)
 
-    def holds(self, head: int) -> bool:
-        """Whether an reader's prefix ends with this node."""
-        return head in self._at
+    def has_reader_at(self, head: int) -> bool:
+        """Whether the prefix of a reader ends with this node."""
+        return head in self._readers_at
 
     def node_of(self, reader: Hashable) -> int | None:
-        """Where an reader is anchored; None if nowhere, or no longer."""
-        anchor = self._readers.get(reader)
-        return None if anchor is None else anchor.head
+        """Return the node that a reader is attached to; None if it is not, or no longer."""
+        record = self._records.get(reader)
+        return None if record is None else record.head
 
     def set(self, reader: Hashable, head: int, steps: float) -> None:
-        """Anchor an reader at a node, or move it there."""
-        anchor = self._readers.get(reader)
-        if anchor is not None:
-            if anchor.head == head:
+        """Attach a reader to a node, or move it there."""
+        record = self._records.get(reader)
+        if record is not None:
+            if record.head == head:
                 self.set_steps(reader, steps)
                 return
             self.remove(reader)
-        self._readers[reader] = _Reader(head, steps)
-        self._at.setdefault(head, set()).add(reader)
+        self._records[reader] = _ReaderRecord(head, steps)
+        self._readers_at.setdefault(head, set()).add(reader)
         self._replace(head, None, steps)
 
     def set_steps(self, reader: Hashable, steps: float) -> None:
-        """Say how soon an reader reads; nothing happens where it is not anchored."""
-        anchor = self._readers.get(reader)
-        if anchor is not None and anchor.steps != steps:
-            before, anchor.steps = anchor.steps, steps
-            self._replace(anchor.head, before, steps)
+        """Update the steps of a reader; no effect if it is not attached."""
+        record = self._records.get(reader)
+        if record is not None and record.steps != steps:
+            before, record.steps = record.steps, steps
+            self._replace(record.head, before, steps)
 
     def remove(self, reader: Hashable) -> None:
-        """Forget an reader; fine where it is not anchored."""
-        anchor = self._readers.pop(reader, None)
-        if anchor is None:
+        """Detach a reader; no effect if it is not attached."""
+        record = self._records.pop(reader, None)
+        if record is None:
             return
-        self._leave(reader, anchor.head)
-        self._replace(anchor.head, anchor.steps, None)
+        readers = self._readers_at[record.head]
+        readers.remove(reader)
+        if not readers:
+            del self._readers_at[record.head]
+        self._replace(record.head, record.steps, None)
 
     def split(self, head: int, lower: int) -> None:
-        """A node was cut: the node ``lower`` is its lower half, and readers stand at its end."""
+        """Move the readers of a node that was split to its lower half, the node ``lower``."""
         steps = self._table.scalars.steps[head]
         if steps == SUFFIX:
             return
-        bag = self._bags.pop(head, None)
-        if bag is not None:
-            self._bags[lower] = bag
-        readers = self._at.pop(head, None)
+        values = self._values.pop(head, None)
+        if values is not None:
+            self._values[lower] = values
+        readers = self._readers_at.pop(head, None)
         if readers is not None:
-            self._at[lower] = readers
+            self._readers_at[lower] = readers
             for reader in readers:
-                self._readers[reader].head = lower
+                self._records[reader].head = lower
         self._table.steps[lower] = steps
 
     def drop(self, head: int, before: int) -> None:
-        """A node without children leaves the index; its readers wait at the one above.
+        """Remove a node without children, and attach its readers to its parent node.
 
         Args:
-            before: the block before the node, NO_BLOCK at the top.
+            before: the block before the node; NO_BLOCK at the top, where the readers are detached.
         """
-        one = self._table.scalars
+        table = self._table.scalars
         self.changed.discard(head)
-        steps = one.steps[head]
+        steps = table.steps[head]
         if steps == SUFFIX:
             return
         self._table.steps[head] = SUFFIX
-        self._bags.pop(head, None)
-        readers = self._at.pop(head)
+        self._values.pop(head, None)
+        readers = self._readers_at.pop(head)
         if before == NO_BLOCK:
             for reader in readers:
-                del self._readers[reader]
+                del self._records[reader]
             return
-        above = one.head[before]
-        self._at.setdefault(above, set()).update(readers)
-        # Above, the node counted as the soonest of them: he takes its place, the others are new.
+        parent = table.head[before]
+        self._readers_at.setdefault(parent, set()).update(readers)
+        # The parent already counts the minimum of the readers once, as the steps of the node. One
+        # reader with these steps takes over that value; the values of the others are added.
         is_counted = True
         for reader in readers:
-            anchor = self._readers[reader]
-            anchor.head = above
-            if is_counted and anchor.steps == steps:
+            record = self._records[reader]
+            record.head = parent
+            if is_counted and record.steps == steps:
                 is_counted = False
             else:
-                self._replace(above, None, anchor.steps)
+                self._replace(parent, None, record.steps)
 
     def check_integrity(self, children: dict[int, list[int]]) -> None:
-        """Raise IntegrityError unless every node's steps are the least at and below it.
+        """Raise IntegrityError unless every node's steps are the minimum at and below it.
 
         Args:
-            children: of every node of the index, the nodes below it.
+            children: the child nodes of every node of the index.
         """
-        at: dict[int, set[Hashable]] = {}
-        for reader, anchor in self._readers.items():
-            at.setdefault(anchor.head, set()).add(reader)
-        if at != self._at or not at.keys() <= children.keys():
-            raise IntegrityError("readers are anchored at nodes that do not know them")
-        least: dict[int, float] = {}
-        tops = children.keys() - {child for below in children.values() for child in below}
+        readers_at: dict[int, set[Hashable]] = {}
+        for reader, record in self._records.items():
+            readers_at.setdefault(record.head, set()).add(reader)
+        if readers_at != self._readers_at or not readers_at.keys() <= children.keys():
+            raise IntegrityError("readers are attached to nodes that do not list them")
+        minimum: dict[int, float] = {}
+        tops = children.keys() - {child for nodes in children.values() for child in nodes}
         order = list(tops)
         for head in order:
             order.extend(children[head])
         for head in reversed(order):
-            values = [self._readers[reader].steps for reader in at.get(head, ())]
-            values += [least[child] for child in children[head]]
-            least[head] = min(values, default=SUFFIX)
-            if self._table.steps[head] != least[head]:
+            values = [self._records[reader].steps for reader in readers_at.get(head, ())]
+            values += [minimum[child] for child in children[head]]
+            minimum[head] = min(values, default=SUFFIX)
+            if self._table.steps[head] != minimum[head]:
                 raise IntegrityError(f"node {head} has wrong steps")
         others = np.isfinite(self._table.steps)
         others[list(children)] = False
         if others.any():
-            raise IntegrityError("a block that begins no node has steps")
-
-    def _leave(self, reader: Hashable, head: int) -> None:
-        readers = self._at[head]
-        readers.remove(reader)
-        if not readers:
-            del self._at[head]
+            raise IntegrityError("a block that is not the head of a node has steps")
 
     def _replace(self, head: int, old: float | None, new: float | None) -> None:
-        """Put one value in the place of another at a node, and above it as far as that shows."""
-        one, steps, bags = self._table.scalars, self._table.steps, self._bags
+        """Replace one value of a node, and propagate the change of its minimum to its ancestors."""
+        table, steps, multisets = self._table.scalars, self._table.steps, self._values
         while True:
-            before, bag = one.steps[head], bags.get(head)
-            if bag is None and old is None and before != SUFFIX:
-                bag = bags[head] = MinBag()
-                bag.add(before)
-            if bag is None:
+            before, values = table.steps[head], multisets.get(head)
+            if values is None and old is None and before != SUFFIX:
+                values = multisets[head] = MinMultiset()
+                values.add(before)
+            if values is None:
                 after = SUFFIX if new is None else new
             else:
                 if new is not None:
-                    bag.add(new)
+                    values.add(new)
                 if old is not None:
-                    bag.remove(old)
-                after = bag.least
-                if not bag:
-                    del bags[head]
+                    values.remove(old)
+                after = values.minimum
+                if not values:
+                    del multisets[head]
             if before == after:
                 return
             steps[head] = after
             self.changed.add(head)
-            parent = one.parent[head]
+            parent = table.parent[head]
             if parent == NO_BLOCK:
                 return
-            head = one.head[parent]
+            head = table.head[parent]
             old = None if before == SUFFIX else before
             new = None if after == SUFFIX else after

@@ -1,14 +1,14 @@
-"""Copies of extents between host and device, on threads of their own.
+"""Copies of extents between host and device, on one worker thread per direction.
 
-    engine thread                         lane thread, one a direction
-    ─────────────                         ────────────────────────────
-    submit(transfer) ───────queue───────▶ device_put into a fresh buffer ──▶ "issued"
-    wait_issued (bounded)                 wait until it is there, pace it
-    poll() ◀──────────────done─────────── hand it over, notify
+    engine thread                         worker thread, one per direction
+    ─────────────                         ────────────────────────────────
+    submit(transfer) ───────queue───────▶ device_put into a new buffer ──▶ "issued"
+    wait_issued (bounded)                 wait for the copy, pace it
+    poll() ◀──────────────done─────────── return it, notify
 
-A lane never sees the pool: what it brings is written into the pool by the engine, what it takes
-away was read out of the pool by the engine. It has few extents under way at a time, so that what
-is more urgent does not wait for long.
+A worker never accesses the pool: the engine writes loaded extents into the pool, and reads extents
+to be offloaded out of it. Few extents are in flight at a time, so that a more urgent transfer does
+not wait for long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from kvflow_jax.cache.shard_copy import HOST, copy_shards
 
 log = logging.getLogger(__name__)
 
-MAX_ISSUED = 2  # a second copy keeps the link busy while the first is handed over
+# Copies in flight per direction: the second keeps the link busy while the first is returned.
+MAX_ISSUED = 2
 
 
 class Direction(Enum):
@@ -41,14 +42,16 @@ class Direction(Enum):
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """One extent on its way.
+    """Copy of one extent in one direction.
 
     Attributes:
-        job: what it is for.
-        data: what to copy; once it is done, the copy.
-        submitted_s, started_s, finished_s: of the engine's clock; 0 until it has happened.
-        error: why there is no copy.
-        is_cancelled: nobody waits for it; if it has not begun, it need not.
+        job: the load or offload that it is part of.
+        data: the source; once the transfer has finished, the copy, or None if there is none.
+        nbytes: size of the extent in bytes.
+        submitted_s, started_s, finished_s: seconds of the engine's clock; 0 before the event.
+        error: why the copy failed; None if it did not.
+        is_cancelled: the copy is no longer needed, and is skipped if it has not started.
+        is_issued: set once the copy is enqueued on the device, has failed or was skipped.
     """
 
     direction: Direction
@@ -64,62 +67,62 @@ class Transfer:
 
 
 class DeviceTransfers:
-    """Moves extents between the memory of devices and ``pinned_host``.
+    """Copies extents between device memory and ``pinned_host`` memory.
 
     Args:
-        here: how blocks lie on the device, or on several.
-        bytes_per_s: of each direction, measured.
-        pace_s_per_byte: what a copy takes at least, where host and device memory are the same and
-            a slower link is to be emulated; 0 copies as fast as it goes.
-        now: the engine's clock.
+        block_sharding: sharding of blocks over the devices.
+        bytes_per_s: measured bandwidth of each direction.
+        pace_s_per_byte: minimum duration of a copy per byte, to emulate a slower link where host
+            and device memory are the same; 0 does not delay copies.
+        now: the engine's clock, in seconds.
     """
 
     def __init__(
         self,
-        here: jax.sharding.Sharding,
+        block_sharding: jax.sharding.Sharding,
         bytes_per_s: Mapping[Direction, float],
         *,
         pace_s_per_byte: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         pace = 1 / pace_s_per_byte if pace_s_per_byte else float("inf")
-        self.bytes_per_s = {way: min(rate, pace) for way, rate in bytes_per_s.items()}
+        self.bytes_per_s = {direction: min(rate, pace) for direction, rate in bytes_per_s.items()}
         self._pace_s_per_byte = pace_s_per_byte
         self._now = now
         self._notify: Callable[[], object] = lambda: None
         self._done: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
         self._is_closing = threading.Event()
         targets = {
-            Direction.LOAD: here,
-            Direction.OFFLOAD: here.with_memory_kind(HOST),
+            Direction.LOAD: block_sharding,
+            Direction.OFFLOAD: block_sharding.with_memory_kind(HOST),
         }
-        self._lanes = {way: queue.SimpleQueue[Transfer | None]() for way in Direction}
+        self._queues = {direction: queue.SimpleQueue[Transfer | None]() for direction in Direction}
         self._threads = [
             threading.Thread(
                 target=self._run,
-                args=(self._lanes[way], targets[way]),
-                name=f"kvflow-{way.name.lower()}",
+                args=(self._queues[direction], targets[direction]),
+                name=f"kvflow-{direction.name.lower()}",
                 daemon=True,
             )
-            for way in Direction
+            for direction in Direction
         ]
         for thread in self._threads:
             thread.start()
 
     def listen(self, notify: Callable[[], object]) -> None:
-        """Call ``notify`` from a lane's thread whenever a transfer is done."""
+        """Call ``notify`` from a worker thread whenever a transfer has finished."""
         self._notify = notify
 
     def submit(self, transfer: Transfer) -> None:
         """Queue a transfer behind those of its direction."""
-        self._lanes[transfer.direction].put(transfer)
+        self._queues[transfer.direction].put(transfer)
 
     def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
-        """Wait until the device knows of a transfer, which then waits for no later step."""
+        """Wait until a transfer is enqueued on the device, ahead of any later step."""
         transfer.is_issued.wait(timeout_s)
 
     def poll(self) -> list[Transfer]:
-        """Transfers done since the last call, copied or failed; never waits."""
+        """Return the transfers finished since the last call, copied or failed; never waits."""
         done = []
         while True:
             try:
@@ -128,34 +131,41 @@ class DeviceTransfers:
                 return done
 
     def close(self) -> None:
-        """Stop the threads. A copy that never ends is left to the end of the process."""
+        """Stop the threads. A thread whose copy hangs is abandoned: it is a daemon thread."""
         self._is_closing.set()
-        for lane in self._lanes.values():
-            lane.put(None)
+        for pending in self._queues.values():
+            pending.put(None)
         for thread in self._threads:
             thread.join(timeout=1.0)
 
-    def _run(self, lane: queue.SimpleQueue[Transfer | None], target: jax.sharding.Sharding) -> None:
+    def _run(
+        self, pending: queue.SimpleQueue[Transfer | None], target: jax.sharding.Sharding
+    ) -> None:
+        """Copy the transfers of one direction to ``target``, until None is queued."""
         issued: deque[Transfer] = deque()
-        free_s = 0.0  # when the copy before has left the link
+        link_free_s = 0.0  # when the previous copy left the link
         is_open = True
         while is_open or issued:
-            if issued and (len(issued) == MAX_ISSUED or lane.empty() or not is_open):
+            if issued and (len(issued) == MAX_ISSUED or pending.empty() or not is_open):
                 transfer = issued.popleft()
-                # Two under way share the link: each counts from when it had it to itself.
-                transfer.started_s = max(transfer.started_s, free_s)
+                # Two copies in flight share the link: each counts from the time it had the link
+                # to itself.
+                transfer.started_s = max(transfer.started_s, link_free_s)
                 self._finish(transfer)
-                free_s = transfer.finished_s
+                link_free_s = transfer.finished_s
                 self._done.put(transfer)
-                del transfer  # or the last copy would stay until the next
+                # Otherwise this frame would keep the last copy alive until the next transfer.
+                del transfer
                 self._notify()
                 continue
-            following = lane.get()
-            if following is None or self._is_closing.is_set():
+            submitted = pending.get()
+            if submitted is None or self._is_closing.is_set():
                 is_open = False
                 continue
-            self._issue(following, target)
-            issued.append(following)
+            self._issue(submitted, target)
+            issued.append(submitted)
+            # For the same reason.
+            del submitted
 
     def _issue(self, transfer: Transfer, target: jax.sharding.Sharding) -> None:
         transfer.started_s = self._now()
@@ -164,7 +174,7 @@ class DeviceTransfers:
             transfer.is_issued.set()
             return
         try:
-            # may_alias would hand out the source itself where both memories are one.
+            # With may_alias the source itself would be returned where both memories are the same.
             transfer.data = jax.device_put(transfer.data, target, may_alias=False)
         except Exception as error:
             self._fail(transfer, error)
@@ -182,36 +192,40 @@ class DeviceTransfers:
         transfer.finished_s = self._now()
 
     def _fail(self, transfer: Transfer, error: Exception) -> None:
-        # Whatever it is, the blocks can be computed again: the engine counts it and goes on.
+        # No failure is fatal: the blocks can be recomputed, so the engine counts it and goes on.
         log.warning("a copy from %s failed: %s", transfer.direction.value, error)
-        # Without its traceback, whose frames hold the transfer and the blocks.
+        # Without the traceback, whose frames keep the transfer and the blocks alive.
         transfer.error, transfer.data = error.with_traceback(None), None
 
 
 def measure_bandwidth(
-    here: jax.sharding.Sharding, nbytes: int, repeats: int = 3
+    block_sharding: jax.sharding.Sharding, nbytes: int, repeats: int = 3
 ) -> dict[Direction, float]:
-    """Bytes per second of one plain copy of about ``nbytes`` each way, the best of some.
+    """Measure the bandwidth of a plain copy of about ``nbytes`` in each direction.
 
     Args:
-        here: of an array of one axis.
+        block_sharding: sharding of an array of one axis.
+        repeats: copies per direction, of which the fastest counts.
+
+    Returns:
+        Bytes per second.
 
     Raises:
         NotImplementedError: a device has no pinned host memory.
     """
-    device: jax.Device = next(iter(here.addressable_devices))
+    device: jax.Device = next(iter(block_sharding.addressable_devices))
     kinds = {memory.kind for memory in device.addressable_memories()}
     if HOST not in kinds:
         raise NotImplementedError(f"{device.device_kind} has no pinned host memory")
-    num = len(here.device_set)
+    num_devices = len(block_sharding.device_set)
     best = dict.fromkeys(Direction, 0.0)
-    zeros = np.zeros((nbytes // 4 // num + 1) * num, np.float32)
-    data = jax.make_array_from_callback(zeros.shape, here, lambda part: zeros[part])
+    zeros = np.zeros((nbytes // 4 // num_devices + 1) * num_devices, np.float32)
+    data = jax.make_array_from_callback(zeros.shape, block_sharding, lambda index: zeros[index])
     for _ in range(repeats):
         start = time.perf_counter()
-        saved = jax.block_until_ready(copy_shards(data, to_host=True))
+        offloaded = jax.block_until_ready(copy_shards(data, to_host=True))
         middle = time.perf_counter()
-        jax.block_until_ready(copy_shards(saved, to_host=False))
+        jax.block_until_ready(copy_shards(offloaded, to_host=False))
         end = time.perf_counter()
         best[Direction.OFFLOAD] = max(best[Direction.OFFLOAD], data.nbytes / (middle - start))
         best[Direction.LOAD] = max(best[Direction.LOAD], data.nbytes / (end - middle))

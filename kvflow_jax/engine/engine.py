@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from kvflow_jax.cache.policy import POLICIES
-from kvflow_jax.cache.prefix_cache import PrefixCache, everything, has_reader
+from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
@@ -90,15 +90,20 @@ class Engine:
             clock,
             block_bytes=sizes.pool.page_bytes,
         )
+        # Deterministic steps hit whole tiles only: fewer blocks than the LRU fallback and admission
+        # control expect.
         is_deterministic = sizes.shapes.deterministic
+        is_guarded = (
+            sizes.cache.guards and sizes.cache.eviction != "lru" and not is_deterministic
+        )
         self.controller = Controller(
             self.cache,
             prefetches=sizes.cache.prefetches,
             backs_up_early=sizes.cache.backs_up_early,
             keeps_everything=sizes.cache.keeps_everything,
             should_load=self._should_load if sizes.cache.guards else None,
-            # Deterministic steps hit whole tiles only, fewer blocks than either counts on.
-            watches=sizes.cache.guards and sizes.cache.eviction != "lru" and not is_deterministic,
+            has_lru_fallback=is_guarded,
+            demotes_quiet_runs=is_guarded,
             compute_s=self._compute_s if sizes.cache.holds_back and not is_deterministic else None,
             decode_s=lambda: self.cost_model.decode_s,
         )
@@ -128,7 +133,7 @@ class Engine:
     @property
     def is_waiting(self) -> bool:
         """Whether there is nothing to do until a transfer lands, or a while has passed."""
-        is_due = self.transfer_manager.is_moving or self.controller.num_throttled > 0
+        is_due = self.transfer_manager.has_in_flight or self.controller.num_throttled > 0
         return is_due and self._in_flight is None
 
     def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
@@ -249,13 +254,13 @@ class Engine:
     def _settle_moves(self) -> None:
         """Take in what has landed. What did not arrive is computed by those who waited for it."""
         try:
-            failed = self.transfer_manager.settle()
+            failed = self.transfer_manager.publish_finished()
         except Exception as error:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
         self.scheduler.uses_host = self.transfer_manager.is_usable(Direction.LOAD)
-        self.transfer_manager.limit_offloads()
+        self.transfer_manager.set_offload_budget()
         self.tracer.moved(self.transfer_manager.finished)
         self.transfer_manager.finished.clear()
         if failed is not None:
@@ -401,7 +406,7 @@ class Engine:
         scheduler = Scheduler(self.cache, self.sizes.shapes)
         if self.sizes.cache.guards:
             scheduler.should_load = self._should_load
-        scheduler.may_begin = lambda request: self.controller.may_begin(request)
+        scheduler.can_admit = lambda request: self.controller.can_admit(request)
         return scheduler
 
     def _should_load(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
@@ -426,7 +431,7 @@ class Engine:
             order=POLICIES[cache.eviction],
             num_host_blocks=cache.num_host_blocks,
             extent_sizes=cache.extent_sizes,
-            backs_up=everything if cache.keeps_everything else has_reader,
+            should_offload=every_block if cache.keeps_everything else has_reader,
         )
 
     def _publish_stats(self) -> None:

@@ -60,7 +60,7 @@ class Scheduler:
         # (blocks to be loaded, tokens to be computed instead) -> whether to load
         self.should_load: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
         # whether a waiting request may begin, as far as its run is concerned
-        self.may_begin: Callable[[Request], bool] = lambda request: True
+        self.can_admit: Callable[[Request], bool] = lambda request: True
         self._cache = cache
         self._shapes = shapes
         self._free_seq_slots = list(range(shapes.num_seq_slots - 1, -1, -1))
@@ -180,7 +180,7 @@ class Scheduler:
         if request.lease is not None and self._has_news(request):
             tokens = self._writable(request)
             num_written = len(tokens) // self._cache.page_size
-            self._cache.adopt(request.lease, tokens, now, num_written=num_written)
+            self._cache.deduplicate(request.lease, tokens, now, num_written=num_written)
             self._cache.publish(request.lease, tokens, now)
 
     def retract(self, plan: StepPlan) -> list[Request]:
@@ -190,7 +190,7 @@ class Scheduler:
             The running requests that counted on it, to be ended and removed: those planned, and
             those that were given blocks the plan was to fill.
         """
-        void = [self._cache.retract(lease, before) for lease, before in reversed(plan.published)]
+        void = [self._cache.unpublish(lease, before) for lease, before in reversed(plan.published)]
         blocks = np.concatenate([*void, np.empty(0, np.int32)])
         planned = {chunk.request.id for chunk in plan.chunks}
         return [
@@ -272,7 +272,7 @@ class Scheduler:
         """Skip what another request has computed of the same prompt since the last chunk."""
         assert request.lease is not None
         num_written = request.num_computed // self._cache.page_size
-        self._cache.adopt(request.lease, request.known[:-1], now, num_written=num_written)
+        self._cache.deduplicate(request.lease, request.known[:-1], now, num_written=num_written)
         num_shared = request.lease.num_indexed * self._cache.page_size
         request.num_computed = max(request.num_computed, num_shared)
 
@@ -333,7 +333,7 @@ class Scheduler:
                 return
             if request.num_in_flight:
                 continue  # preempted in mid-step: its last token is still to come
-            if not self.may_begin(request):
+            if not self.can_admit(request):
                 continue
             # At least one token is always computed: its logits are what the prompt asks for.
             matched = self._match(request)

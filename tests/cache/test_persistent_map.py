@@ -60,13 +60,13 @@ def test_many_keys_go_at_once(present, seed):
     before = PersistentMap({key: -key for key in present})
     ordered = sorted(present)
     gone = ordered[seed % len(ordered) :]
-    after, taken = before.take(gone)
+    after, taken = before.pop_many(gone)
     assert taken == [-key for key in gone]
     assert dict(after.items()) == {key: -key for key in present.difference(gone)}
     assert len(after) == len(present) - len(gone)
     assert len(before) == len(present)
     with pytest.raises(KeyError):
-        before.take([*gone, 3001])
+        before.pop_many([*gone, 3001])
     clashing = PersistentMap({Clash(i): i for i in range(200)})
-    left, _ = clashing.take([Clash(i) for i in range(100)])
+    left, _ = clashing.pop_many([Clash(i) for i in range(100)])
     assert sorted(left.values()) == list(range(100, 200))

@@ -67,7 +67,7 @@ def test_two_that_computed_the_same_share_one_copy():
     cache.publish(second, tokens, 1.0)
     assert second.num_indexed == 0  # its copies are its own until it adopts the other's
     assert cache.num_leased == 4
-    cache.adopt(second, tokens, 1.0, num_written=2)
+    cache.deduplicate(second, tokens, 1.0, num_written=2)
     assert second.blocks.tolist() == first.blocks.tolist()
     assert cache.num_leased == 2
     cache.check_integrity()
@@ -84,9 +84,9 @@ def test_a_failed_step_is_taken_back():
     failed = serve(cache, [1, 1, 2, 2, 3, 3], now=0.0)
     follower = serve(cache, [1, 1, 2, 2, 4, 4], now=0.0)
     with pytest.raises(IntegrityError, match="continue"):
-        cache.retract(failed, 1)
-    cache.retract(follower, 2)
-    cache.retract(failed, 1)
+        cache.unpublish(failed, 1)
+    cache.unpublish(follower, 2)
+    cache.unpublish(failed, 1)
     assert len(cache.match(ROOT, np.array([1, 1, 2, 2], np.int32))) == 1
     cache.release(failed, 1.0)
     cache.release(follower, 1.0)
@@ -108,7 +108,7 @@ def test_eviction_under_churn_keeps_the_heap_small():
     cache = PrefixCache(num_pages=16, page_size=PAGE)
     for now in range(2000):
         cache.release(serve(cache, [now % 5, 0, now % 3, 0], float(now)), float(now))
-    assert len(cache.residency._device) < 200  # entries, stale ones too
+    assert len(cache.residency._device_queue) < 200  # entries, stale ones too
     cache.check_integrity()
 
 
@@ -137,7 +137,7 @@ class Interleavings(RuleBasedStateMachine):
         if not self.cache.grow(lease, pages, self.now):
             assert pages > room
             return
-        self.cache.adopt(lease, tokens[: len(lease) * PAGE], self.now, num_written=0)
+        self.cache.deduplicate(lease, tokens[: len(lease) * PAGE], self.now, num_written=0)
         before = lease.num_indexed
         self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
         if fails and lease.num_indexed > before:
@@ -145,7 +145,7 @@ class Interleavings(RuleBasedStateMachine):
                 return
             shared = self.cache.table.leases[lease.blocks[before : lease.num_indexed]] > 1
             if not shared.any():
-                self.cache.retract(lease, before)
+                self.cache.unpublish(lease, before)
                 self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
 
     @rule(request=consumes(live))

@@ -8,7 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from kvflow_jax.cache.blocks import SUFFIX, DeviceState
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.policy import kvflow, lru
-from kvflow_jax.cache.prefix_cache import PrefixCache, everything, has_reader
+from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 
 PAGE = 2
@@ -18,14 +18,14 @@ ROOT = RootKey("model")
 class Machine:
     """A cache over pages whose content is the whole sequence up to them: a wrong page shows."""
 
-    def __init__(self, num_slots=8, num_host=8, order=kvflow, backs_up=has_reader, sizes=(1, 4)):
+    def __init__(self, num_pages=8, num_host=8, order=kvflow, should_offload=has_reader, sizes=(1, 4)):
         self.cache = PrefixCache(
-            num_slots,
+            num_pages,
             PAGE,
             order,
             num_host_blocks=num_host,
             extent_sizes=sizes,
-            backs_up=backs_up,
+            should_offload=should_offload,
         )
         self.pages: dict[int, tuple] = {}
         self.now = 0.0
@@ -111,7 +111,7 @@ def prompt(agent, length=8):
 
 
 def test_an_evicted_prefix_is_kept_on_the_host_and_comes_back():
-    m = Machine(num_slots=4)
+    m = Machine(num_pages=4)
     m.serve(prompt(1), owner="a", steps=3)
     m.serve(prompt(2))  # evicts the first, for lack of room
     m.settle()
@@ -126,7 +126,7 @@ def test_an_evicted_prefix_is_kept_on_the_host_and_comes_back():
 
 
 def test_a_copy_written_before_the_one_it_continues_is_not_loaded():
-    m = Machine(num_slots=3, sizes=(1,), backs_up=everything)
+    m = Machine(num_pages=3, sizes=(1,), should_offload=every_block)
     lease = m.begin(prompt(1, 6))
     assert m.compute(lease, prompt(1, 6))
     m.cache.release(lease, m.now)
@@ -141,7 +141,7 @@ def test_a_copy_written_before_the_one_it_continues_is_not_loaded():
 
 
 def test_a_suffix_goes_before_a_prefix_and_a_far_agent_before_a_near_one():
-    m = Machine(num_slots=12, num_host=0)
+    m = Machine(num_pages=12, num_host=0)
     m.serve(prompt(1), owner="near", steps=1)
     m.serve(prompt(2), owner="far", steps=5)
     m.serve(prompt(3))  # nobody's, and used last
@@ -156,7 +156,7 @@ def test_a_suffix_goes_before_a_prefix_and_a_far_agent_before_a_near_one():
 
 
 def test_what_agents_share_counts_as_the_soonest_of_them():
-    m = Machine(num_slots=10, num_host=0)
+    m = Machine(num_pages=10, num_host=0)
     shared = prompt(9, 4)
     m.serve(shared + prompt(1, 4), owner="a", steps=7)
     m.serve(shared + prompt(2, 4), owner="b", steps=2)
@@ -173,7 +173,7 @@ def test_what_agents_share_counts_as_the_soonest_of_them():
 
 
 def test_the_dynamic_part_of_a_prompt_is_a_suffix():
-    m = Machine(num_slots=8)
+    m = Machine(num_pages=8)
     m.serve(prompt(1, 6) + prompt(5, 4), owner="a", steps=1, num_fixed=6)
     path = m.cache.match(ROOT, np.array(prompt(1, 6) + prompt(5, 4), np.int32))
     assert [m.cache.steps_of(block) for block in path.tolist()] == [1, 1, 1, SUFFIX, SUFFIX]
@@ -185,7 +185,7 @@ def test_the_dynamic_part_of_a_prompt_is_a_suffix():
 
 
 def test_unknown_order_goes_by_recency_between_known_and_dead():
-    m = Machine(num_slots=16, num_host=0)
+    m = Machine(num_pages=16, num_host=0)
     m.serve(prompt(1), owner="dead", steps=NEVER_STEPS)
     m.serve(prompt(2), owner="old", steps=UNKNOWN_STEPS)
     m.serve(prompt(3), owner="new", steps=UNKNOWN_STEPS)
@@ -198,7 +198,7 @@ def test_unknown_order_goes_by_recency_between_known_and_dead():
 
 
 def test_the_host_keeps_what_is_needed_sooner():
-    m = Machine(num_slots=4, num_host=8, sizes=(1, 2))
+    m = Machine(num_pages=4, num_host=8, sizes=(1, 2))
     for agent, steps in ((1, 1), (2, 9), (3, 2), (4, 8)):
         m.serve(prompt(agent), owner=agent, steps=steps)
         m.settle()
@@ -208,7 +208,7 @@ def test_the_host_keeps_what_is_needed_sooner():
 
 
 def test_an_early_backup_makes_eviction_free():
-    m = Machine(num_slots=4)
+    m = Machine(num_pages=4)
     m.serve(prompt(1), owner="a", steps=3)
     end = m.cache.match(ROOT, np.array(prompt(1), np.int32))[-1]
     assert m.cache.residency.offload(int(end)) == 4
@@ -220,25 +220,25 @@ def test_an_early_backup_makes_eviction_free():
 
 
 def test_a_lost_copy_is_recomputed():
-    m = Machine(num_slots=4)
+    m = Machine(num_pages=4)
     m.serve(prompt(1), owner="a", steps=3)
     m.serve(prompt(2), owner="b", steps=1)
     m.settle()
     first = min(m.cache.residency.host.extents)
-    m.cache.residency.lost(m.cache.residency.host.extents[first])
+    m.cache.residency.drop_lost_extent(m.cache.residency.host.extents[first])
     m.cache.check_integrity()
     assert m.resident(prompt(1)) == (0, 0)
     m.serve(prompt(1))
 
 
 def test_a_request_that_needs_room_cancels_a_prefetch():
-    m = Machine(num_slots=4)
+    m = Machine(num_pages=4)
     m.serve(prompt(1), owner="a", steps=1)
     m.serve(prompt(2), owner="b", steps=0)
     m.settle()
     m.cache.residency.evict(4)
     m.take()
-    missing = m.cache.missing(m.cache.reuse_tracker.node_of("a"))
+    missing = m.cache.loadable_blocks(m.cache.reuse_tracker.node_of("a"))
     m.cache.residency.load(missing, is_prefetch=True)
     m.take()
     late = m.loads[0]
@@ -252,7 +252,7 @@ def test_a_request_that_needs_room_cancels_a_prefetch():
 
 
 def test_a_recomputed_block_gives_its_page_to_the_one_on_the_host():
-    m = Machine(num_slots=8)
+    m = Machine(num_pages=8)
     m.serve(prompt(1), owner="a", steps=1)
     m.settle()
     m.cache.residency.evict(4)
@@ -261,7 +261,7 @@ def test_a_recomputed_block_gives_its_page_to_the_one_on_the_host():
     lease = m.cache.lease(ROOT, np.empty(0, np.int32), 9.0)  # as one that must compute it
     assert m.compute(lease, tokens)
     assert lease.num_indexed == 0
-    m.cache.adopt(lease, tokens, 9.0, num_written=4)
+    m.cache.deduplicate(lease, tokens, 9.0, num_written=4)
     assert lease.num_indexed == 4
     assert m.resident(prompt(1)) == (4, 4)
     m.check(lease, prompt(1))
@@ -274,11 +274,11 @@ class Interleavings(RuleBasedStateMachine):
     """Requests, moves and owners in any order, in a pool and a host too small for them."""
 
     live = Bundle("live")
-    order, backs_up = staticmethod(kvflow), staticmethod(has_reader)
+    order, should_offload = staticmethod(kvflow), staticmethod(has_reader)
 
     def __init__(self):
         super().__init__()
-        self.m = Machine(10, 7, self.order, self.backs_up)
+        self.m = Machine(10, 7, self.order, self.should_offload)
 
     @rule(target=live, tokens=st.lists(st.integers(0, 1), min_size=2, max_size=12))
     def arrive(self, tokens):
@@ -292,7 +292,7 @@ class Interleavings(RuleBasedStateMachine):
         if lease is None or m.cache.residency.is_loading(lease.blocks):
             return
         tokens = np.array(request["tokens"], np.int32)
-        m.cache.adopt(lease, tokens, m.now, num_written=len(lease))
+        m.cache.deduplicate(lease, tokens, m.now, num_written=len(lease))
         if not m.cache.residency.is_loading(lease.blocks):
             m.compute(lease, request["tokens"][: (len(lease) + pages) * PAGE])
         m.check(lease, request["tokens"])
@@ -324,16 +324,16 @@ class Interleavings(RuleBasedStateMachine):
     def offload(self, owner, most):
         head = self.m.cache.reuse_tracker.node_of(owner)
         if head is not None:
-            end = self.m.cache.end_of(head)
+            end = self.m.cache.last_block_of(head)
             if self.m.cache.table.page[end] >= 0:
-                self.m.cache.residency.offload(end, most=most)
+                self.m.cache.residency.offload(end, max_blocks=most)
                 self.m.take()
 
     @rule(owner=st.integers(0, 4), most=st.integers(1, 6))
     def prefetch(self, owner, most):
         head = self.m.cache.reuse_tracker.node_of(owner)
         if head is not None:
-            missing = self.m.cache.missing(head)[:most]
+            missing = self.m.cache.loadable_blocks(head)[:most]
             if 0 < len(missing) <= self.m.cache.table.num_free_pages:
                 self.m.cache.residency.load(missing, is_prefetch=True)
                 self.m.take()
@@ -358,7 +358,7 @@ class Interleavings(RuleBasedStateMachine):
         """A backup failed."""
         if self.m.copies and not self.m.cache.residency._loading:
             extent, _ = self.m.copies.pop(which % len(self.m.copies))
-            self.m.cache.residency.lost(extent)
+            self.m.cache.residency.drop_lost_extent(extent)
 
     @rule(count=st.integers(1, 4))
     def evict(self, count):
@@ -378,7 +378,7 @@ class Interleavings(RuleBasedStateMachine):
 
 
 class LruInterleavings(Interleavings):
-    order, backs_up = staticmethod(lru), staticmethod(everything)
+    order, should_offload = staticmethod(lru), staticmethod(every_block)
 
 
 for machine in (Interleavings, LruInterleavings):
