@@ -129,7 +129,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="must be new or empty")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights; default: 0")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--shards", type=int, default=1, help="number of safetensors files; default: 1")
+    parser.add_argument(
+        "--shards", type=int, default=1, help="number of safetensors files; default: 1"
+    )
     options = parser.parse_args()
     if options.folder.exists() and any(options.folder.iterdir()):
         parser.error(f"{options.folder} is not empty")

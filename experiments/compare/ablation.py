@@ -22,7 +22,7 @@ from experiments.compare.arms import ARMS, Arm
 from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.compare.run_cell import Setting, run_cell
 from experiments.measure import arguments, interruptible, non_negative_int, write_json
-from experiments.workloads.catalogue import workload
+from experiments.workloads.catalogue import catalogue_entry
 from experiments.workloads.scale import Scale
 from kvflow_jax.sim import machines
 
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _figures(name: str, host_share: float, arm: Arm, seed: int, scale: Scale) -> dict[str, Any]:
-    entry = workload(name)
+    entry = catalogue_entry(name)
     profile, shape = machines.machine(entry.machine), machines.shape(entry.model)
     pool = machines.pool_tokens(profile, shape)
     setting = Setting(shape, profile, pool, int(host_share * pool))

@@ -43,9 +43,7 @@ ARMS: dict[str, Arm] = {
         CacheConfig(mode="kvflow", prefetch=False, guard=False),
     ),
     "kvflow": Arm("kvflow-evict, and prefetch", CacheConfig(mode="kvflow", guard=False)),
-    "kvflow-guard": Arm(
-        "kvflow with its safeguards", CacheConfig(mode="kvflow", guard=True)
-    ),
+    "kvflow-guard": Arm("kvflow with its safeguards", CacheConfig(mode="kvflow", guard=True)),
     "kvflow-cost": Arm(
         "kvflow-guard, evicts the least expected loss first; admission control against thrashing",
         CacheConfig(mode="kvflow", eviction="kvflow-cost", guard=True),
@@ -55,9 +53,7 @@ ARMS: dict[str, Arm] = {
         CacheConfig(mode="kvflow", guard=True),
         is_oracle=True,
     ),
-    "unlimited": Arm(
-        "the pool holds everything", CacheConfig(mode="gpu-only"), is_unlimited=True
-    ),
+    "unlimited": Arm("the pool holds everything", CacheConfig(mode="gpu-only"), is_unlimited=True),
 }
 # The three arms of the paper.
 PAPER_ARMS = ("gpu-only", "hicache", "kvflow")
@@ -92,7 +88,7 @@ def figures(
     recomputed = np.array([record.num_fixed_recomputed for record in warm])
     spans = defaultdict[tuple[str, str], list[CallRecord]](list)
     for record in records:
-        spans[record.client, record.workflow_id].append(record)
+        spans[record.tenant, record.workflow_id].append(record)
     completion = np.array(
         [max(r.end_s for r in run) - min(r.start_s for r in run) for run in spans.values()]
     )
@@ -148,7 +144,9 @@ def gap_closed(arms: Mapping[str, Mapping[str, Any]], arm: str, key: str) -> flo
         return None
     base = arms["gpu-only"][key]
     best = min(
-        figures[key] for name, figures in arms.items() if name not in ARMS or not ARMS[name].is_unlimited
+        figures[key]
+        for name, figures in arms.items()
+        if name not in ARMS or not ARMS[name].is_unlimited
     )
     if base - best < 0.05 * base:
         return None

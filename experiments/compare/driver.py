@@ -1,4 +1,4 @@
-"""Plays a workload against any server, in a closed loop: a call starts when those before end."""
+"""Runs a workload against any server in a closed loop: a call starts once its inputs end."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Submitted = tuple[Run, int]  # a run, and the number of one of its calls
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What a call met. Times are seconds of the server's clock."""
+    """Measurements of one call. Times are seconds of the server's clock."""
 
-    client: str
+    tenant: str
     workflow_id: str
     agent: str
     number: int  # among the calls of its run
@@ -33,10 +33,10 @@ class CallRecord:
     first_token_s: float
     end_s: float
     num_prompt: int
-    num_cached: int  # prompt tokens from the cache, and
-    num_host: int  # of those, loaded from the host for this call
-    num_computed: int  # prompt tokens, again after a preemption included
-    num_fixed_recomputed: int
+    num_cached: int  # prompt tokens from the cache
+    num_host: int  # cached tokens that were loaded from the host for this call
+    num_computed: int  # prompt tokens, including those computed again after a preemption
+    num_fixed_recomputed: int  # tokens of the fixed prefix that were not cached
 
     @property
     def latency_s(self) -> float:
@@ -59,16 +59,16 @@ class Server(Protocol):
         params: SamplingParams,
         on_output: Callable[[Output], None],
         *,
-        client: str = "",
+        fairness_key: str = "",
         hints: Hints | None = None,
     ) -> Any: ...
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Call once so many seconds of the server's clock are over."""
+        """Call ``call`` after this many seconds of the server's clock."""
 
 
 class RealServer:
-    """An engine on its thread, with a clock that waits."""
+    """An engine on its thread, on the wall clock."""
 
     def __init__(self, engine: EngineThread) -> None:
         self._engine = engine
@@ -85,13 +85,17 @@ class RealServer:
 
 
 class Driver:
-    """Plays a workload. What follows a call is submitted from its last output.
+    """Runs a workload. The last output of a call submits the calls that waited for it.
+
+    Args:
+        hinted: False to send no workflow hints.
+        on_record: called with the record of each call, in the thread that ends it.
 
     Attributes:
-        records: in the order in which the calls ended.
-        submitted: in the order in which they were, as requests are numbered.
-        warm_stats: the server's, when the first call after round 0 started.
-        is_done: set when the last call has ended, or one has failed.
+        records: records of calls, in the order in which they ended.
+        submitted: calls in the order of submission, which is the order of request ids.
+        warm_stats: the server's counters at the start of the first call after round 0.
+        is_done: set when the last call has ended, or any call has failed.
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class Driver:
         self._server = server
         self._hinted = hinted
         self._on_record = on_record
-        self._lock = threading.Lock()  # guards what follows, and the records
+        self._lock = threading.Lock()  # guards ``records`` and ``_num_missing``
         self._num_missing = {run: [len(call.after) for call in run.calls] for run in workload.runs}
         self._answers = {
             (run, part): list[int]()
@@ -122,25 +126,29 @@ class Driver:
         self._error: Exception | None = None
 
     def start(self) -> None:
-        """Start the runs, each at its time."""
+        """Start every run at its arrival time."""
         for run in self._workload.runs:
             for number, call in enumerate(run.calls):
                 if not call.after:
-                    self._later(run, number, run.start_s + call.pause_s)
+                    self._submit_later(run, number, run.start_s + call.pause_s)
 
     def finish(self, timeout_s: float | None = None) -> list[CallRecord]:
-        """Wait for the end; what all calls met.
+        """Wait for the last call; return the records.
 
         Raises:
-            KVFlowError, TimeoutError: a call failed, or they do not end.
+            KVFlowError: a call failed.
+            TimeoutError: calls are left after ``timeout_s`` seconds.
         """
         if not self.is_done.wait(timeout_s):
-            raise TimeoutError(f"{self._workload.name}: only {len(self.records)} calls have ended")
+            raise TimeoutError(
+                f"{self._workload.name}: {len(self.records)} of {self._workload.num_calls} calls "
+                f"have ended after {timeout_s} s"
+            )
         if self._error is not None:
             raise self._error
         return self.records
 
-    def _later(self, run: Run, number: int, seconds: float) -> None:
+    def _submit_later(self, run: Run, number: int, seconds: float) -> None:
         if seconds > 0:
             self._server.call_later(seconds, partial(self._submit, run, number))
         else:
@@ -168,7 +176,7 @@ class Driver:
         )
         answer = self._answers.get((run, number))
 
-        def listen(output: Output) -> None:
+        def on_output(output: Output) -> None:
             if answer is not None:
                 answer.extend(output.token_ids)
             if output.finish_reason is not None:
@@ -180,32 +188,32 @@ class Driver:
             self._server.submit(
                 prompt,
                 params,
-                listen,
-                fairness_key=run.client,
+                on_output,
+                fairness_key=run.tenant,
                 hints=hints if self._hinted else None,
             )
         except KVFlowError as error:
             self._fail(error)
 
     def _end(self, run: Run, number: int, output: Output) -> None:
-        # On the engine's thread, where nobody would see an error.
+        # This runs on the engine's thread, where an exception would go unseen: keep the error.
         if output.error is not None:
             self._fail(output.error)
             return
-        self._note(run, number, output)
+        self._record(run, number, output)
         for following in self._ready_after(run, number):
-            self._later(run, following, run.calls[following].pause_s)
+            self._submit_later(run, following, run.calls[following].pause_s)
 
     def _fail(self, error: KVFlowError) -> None:
         self._error = error
         self.is_done.set()
 
-    def _note(self, run: Run, number: int, output: Output) -> None:
+    def _record(self, run: Run, number: int, output: Output) -> None:
         call, stats = run.calls[number], output.stats
         assert stats is not None
         assert stats.first_token_s is not None
         record = CallRecord(
-            client=run.client,
+            tenant=run.tenant,
             workflow_id=run.workflow_id,
             agent=call.agent,
             number=number,

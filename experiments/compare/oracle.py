@@ -1,12 +1,12 @@
-"""An oracle: evicts what will be read last (Belady 1966), knowing the future from a run before.
+"""An oracle that evicts the block read last (Belady 1966), by the record of a previous run.
 
-In a closed loop the future depends on what is evicted. So an arm is played once and the order in
-which its calls started is recorded; the next run evicts by that order and is recorded in turn,
-until the order stays as it was.
+In a closed loop the future depends on evictions. Hence an arm runs once and the order in which its
+calls start is recorded; the next run evicts by that order and is recorded in turn, until the order
+repeats.
 
-That bounds nothing but eviction, and no more than roughly: prefetch and scheduler are KVFlow's, who
-runs next hangs on both, and blocks cost the same whatever they would take to compute. An arm that
-prefetches less in vain, or lets runs take turns, may be faster.
+The oracle bounds eviction only, and only roughly: prefetch and scheduling are KVFlow's, both
+influence the order of calls, and all blocks count alike whatever they cost to compute. An arm with
+fewer wasted prefetches, or with admission control, may be faster.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from kvflow_jax.cache.blocks import BlockTable
 from kvflow_jax.engine.trace import NoTrace
 from kvflow_jax.requests.request import Request
 
-_NOBODY = np.inf
+_NEVER = np.inf
 
 
 class Oracle(NoTrace):
-    """Knows which calls read a block, and in which order they started when last played.
+    """The next read of every block, by the order of calls in the previous run.
 
-    What two calls have in common is told from the parts of their prompts. It listens to the engine
-    for which blocks a call has left behind.
+    Calls share blocks as far as the parts of their prompts are the same objects. As a tracer, the
+    oracle learns from the engine which blocks a finished call leaves in the cache.
 
     Attributes:
-        order: (client, workflow, number) of the calls, the first first.
+        order: (tenant, workflow id, number) of each call, in order of their start.
     """
 
     def __init__(self, workload: Workload, records: Sequence[CallRecord], page_size: int) -> None:
-        started = sorted(records, key=lambda r: (r.start_s, r.client, r.workflow_id, r.number))
-        self.order = [(r.client, r.workflow_id, r.number) for r in started]
+        started = sorted(records, key=lambda r: (r.start_s, r.tenant, r.workflow_id, r.number))
+        self.order = [(r.tenant, r.workflow_id, r.number) for r in started]
         self._page = page_size
-        rank = {call: place for place, call in enumerate(self.order)}
+        rank = {call: index for index, call in enumerate(self.order)}
         self._rank = {
-            (run, number): rank[run.client, run.workflow_id, number]
+            (run, number): rank[run.tenant, run.workflow_id, number]
             for run in workload.runs
             for number in range(len(run.calls))
         }
-        self._nodes: dict[tuple[int, Hashable], int] = {}  # (node above, part) -> node
-        self._readers: dict[int, list[int]] = {}  # of each node, ranks, the first last
+        self._nodes: dict[tuple[int, Hashable], int] = {}  # (parent node, part) -> node
+        self._readers: dict[int, list[int]] = {}  # node -> ranks of its readers, latest first
         self._paths: dict[tuple[Run, int], tuple[np.ndarray, list[int]]] = {}
         for run, number in sorted(self._rank, key=self._rank.__getitem__, reverse=True):
             ends, nodes = self._path(run, number)
             self._paths[run, number] = ends, nodes
-            for node in nodes[:-1]:  # not of its answer
+            for node in nodes[:-1]:  # the last node is the call's own output
                 self._readers.setdefault(node, []).append(self._rank[run, number])
         self._is_done = np.zeros(len(self.order), bool)
         self._submitted: Callable[[int], Submitted]
@@ -59,16 +59,16 @@ class Oracle(NoTrace):
         self._generation = np.empty(0, np.uint32)
 
     def listen(self, submitted: Callable[[int], Submitted], table: BlockTable) -> None:
-        """Follow an engine with this table; ``submitted`` names the call of a request's id."""
+        """Attach to an engine with this table; ``submitted`` maps a request id to its call."""
         self._submitted, self._table = submitted, table
-        self._next_read = np.full(len(table.page), _NOBODY)
+        self._next_read = np.full(len(table.page), _NEVER)
         self._generation = np.full(len(table.page), -1, np.int64)
 
     def eviction_order(self, table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-        """f64[n, 2], for ``POLICIES``: what is read last, or never, goes first."""
+        """Return keys f64[n, 2] for ``POLICIES``: evict blocks read last, or never, first."""
         keys = np.empty((len(blocks), 2))
         is_known = self._generation[blocks] == table.generation[blocks]
-        # What is not known belongs to a call that was set back, and comes at once.
+        # An unknown block belongs to a preempted call, which will read it soonest.
         keys[:, 0] = np.where(is_known, -self._next_read[blocks], 0.0)
         keys[:, 1] = table.last_use[blocks]
         return keys
@@ -81,25 +81,25 @@ class Oracle(NoTrace):
         ends, nodes = self._paths[run, number]
         blocks = request.lease.blocks
         last_tokens = self._page * (1 + np.arange(len(blocks)))
-        places = np.minimum(np.searchsorted(ends, last_tokens), len(nodes) - 1)
+        indices = np.minimum(np.searchsorted(ends, last_tokens), len(nodes) - 1)
         reads = np.array([self._next_reader(node) for node in nodes])
-        self._next_read[blocks] = reads[places]
+        self._next_read[blocks] = reads[indices]
         self._generation[blocks] = self._table.generation[blocks]
 
     def _next_reader(self, node: int) -> float:
         readers = self._readers.get(node, [])
         while readers and self._is_done[readers[-1]]:
             readers.pop()
-        # Those that started out of the order they were recorded in may stand anywhere.
-        return next((float(r) for r in reversed(readers) if not self._is_done[r]), _NOBODY)
+        # Calls that started out of the recorded order may be at any position.
+        return next((float(r) for r in reversed(readers) if not self._is_done[r]), _NEVER)
 
     def _path(self, run: Run, number: int) -> tuple[np.ndarray, list[int]]:
-        """Where the parts of a call end, its answer last, i64[n]; and a node for each."""
+        """Return the end of each part of a call, i64[n], its output last; and the node of each."""
         call = run.calls[number]
         nodes, lengths, node = [], [], -1
         for part in (*call.parts, number):
             name: Hashable
-            if isinstance(part, int):  # an answer
+            if isinstance(part, int):  # the output of an earlier call
                 name, length = (id(run), part), run.calls[part].num_output
             else:
                 name, length = id(part), len(part)

@@ -73,7 +73,9 @@ class CellResult:
     records: list[CallRecord]
 
 
-def run_cell(setting: Setting, workload: Workload, arm: Arm, tracer: Tracer | None = None) -> CellResult:
+def run_cell(
+    setting: Setting, workload: Workload, arm: Arm, tracer: Tracer | None = None
+) -> CellResult:
     """Run a workload under an arm.
 
     An oracle arm runs until the order of its calls equals the order its oracle assumed, at most

@@ -1,1 +1,1 @@
-"""Workloads of agents as data: the paper's, others, traces; all drawn from a seed."""
+"""Agent workloads as data: the paper's, others and traces, all drawn from a seed."""

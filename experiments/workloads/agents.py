@@ -1,8 +1,9 @@
-"""Workflows beyond the paper's: chains and graphs that arrive at random, teams, loops."""
+"""Workflows beyond the paper's: loops, teams, and chains and graphs with random arrivals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from experiments.workloads.base import Call, Prompts, Run, Sizes, Workload
@@ -13,7 +14,7 @@ from kvflow_jax.workflow.workflow import Workflow
 def branching(
     *, num_runs: int, num_rounds: int, sizes: Sizes, vocab_size: int, seed: int = 0
 ) -> Workload:
-    """A choice, a fan-out and a join, round and round, each client with agents of its own.
+    """Return loops of a choice, a fan-out and a join; each tenant has its own agents.
 
     plan ──0.7──▶ search ─┬─▶ read0 ─┐
       └───0.3──▶ recall ──┼─▶ read1 ─┼─(all)─▶ write ──▶ plan
@@ -29,26 +30,27 @@ def branching(
     graph.join("write", "all").edge("write", "plan")
     runs = []
     for number in range(num_runs):
-        client, calls = f"client{number}", _Calls(prompts, f"client{number}", sizes)
+        tenant = f"client{number}"
+        calls = _RunCalls(prompts, tenant, sizes)
         last: tuple[int, ...] = ()
-        for turn in range(num_rounds + 1):
-            plan = calls.add("plan", last, turn)
-            way = "search" if prompts.rng.random() < 0.7 else "recall"
-            chosen = calls.add(way, (plan,), turn)
-            read = tuple(calls.add(reader, (chosen,), turn) for reader in readers)
-            last = (calls.add("write", read, turn),)
-        runs.append(Run(client, "branching", graph.freeze(), tuple(calls)))
+        for round_index in range(num_rounds + 1):
+            plan = calls.add("plan", last, round_index)
+            branch = "search" if prompts.rng.random() < 0.7 else "recall"
+            chosen = calls.add(branch, (plan,), round_index)
+            read = tuple(calls.add(reader, (chosen,), round_index) for reader in readers)
+            last = (calls.add("write", read, round_index),)
+        runs.append(Run(tenant, "branching", graph.freeze(), tuple(calls)))
     return Workload("branching", tuple(runs))
 
 
 def chain3(
     *, num_runs: int, rate: float, sizes: Sizes, vocab_size: int, num_apps: int = 8, seed: int = 0
 ) -> Workload:
-    """Three agents in a row, runs of several applications arriving at random.
+    """Return runs of a chain of three agents, of several applications, with Poisson arrivals.
 
     Args:
-        rate: runs a second, Poisson.
-        num_apps: each has agents of its own, whose prefixes its runs share.
+        rate: arrivals, runs/s.
+        num_apps: number of applications; the runs of one share the prefixes of its agents.
     """
     edges = [("draft", "check"), ("check", "final")]
     return _arriving("chain-3", edges, num_runs, rate, sizes, vocab_size, num_apps, seed)
@@ -57,7 +59,7 @@ def chain3(
 def dag4(
     *, num_runs: int, rate: float, sizes: Sizes, vocab_size: int, num_apps: int = 8, seed: int = 0
 ) -> Workload:
-    """A diamond of four agents: two at once between the first and the last."""
+    """Return runs of a diamond of four agents: two in parallel between the first and the last."""
     edges = [("split", "left"), ("split", "right"), ("left", "merge"), ("right", "merge")]
     return _arriving("dag-4", edges, num_runs, rate, sizes, vocab_size, num_apps, seed)
 
@@ -65,22 +67,22 @@ def dag4(
 def dag10_wide(
     *, num_runs: int, rate: float, sizes: Sizes, vocab_size: int, num_apps: int = 4, seed: int = 0
 ) -> Workload:
-    """Eight agents at once between a first and a last."""
+    """Return runs of ten agents: eight in parallel between the first and the last."""
     middle = [f"worker{i}" for i in range(8)]
-    edges = [("plan", one) for one in middle] + [(one, "merge") for one in middle]
+    edges = [("plan", worker) for worker in middle] + [(worker, "merge") for worker in middle]
     return _arriving("dag-10-wide", edges, num_runs, rate, sizes, vocab_size, num_apps, seed)
 
 
 def team(
     *, num_runs: int, num_rounds: int, sizes: Sizes, vocab_size: int, seed: int = 0
 ) -> Workload:
-    """A software team of five roles: reviews send the code back, tests now and then do.
+    """Return a software team of five roles; reviews, and some tests, send the code back.
 
     product ─▶ architect ─▶ coder ─▶ reviewer ──0.6──▶ tester ──0.8──▶ product (the next task)
                               ▲ └──────0.4─┘             │
                               └────────────0.2───────────┘
 
-    The coder is handed what was said before; all clients have the same roles.
+    Coder, reviewer and tester get the previous output in their prompts. All runs share the roles.
     """
     prompts = Prompts(seed, vocab_size)
     graph = Workflow("team").edge("product", "architect").edge("architect", "coder")
@@ -89,17 +91,17 @@ def team(
     graph.edge("tester", "coder", probability=0.2).join("coder", "any").entry("product")
     runs = []
     for number in range(num_runs):
-        calls = _Calls(prompts, "roles", sizes)
+        calls = _RunCalls(prompts, "roles", sizes)
         last: tuple[int, ...] = ()
-        for turn in range(num_rounds + 1):
-            last = (calls.add("product", last, turn),)
-            last = (calls.add("architect", last, turn),)
+        for round_index in range(num_rounds + 1):
+            last = (calls.add("product", last, round_index),)
+            last = (calls.add("architect", last, round_index),)
             while True:
-                last = (calls.add("coder", last, turn, given=last),)
-                last = (calls.add("reviewer", last, turn, given=last),)
+                last = (calls.add("coder", last, round_index, given=last),)
+                last = (calls.add("reviewer", last, round_index, given=last),)
                 if prompts.rng.random() < 0.4:
                     continue
-                last = (calls.add("tester", last, turn, given=last),)
+                last = (calls.add("tester", last, round_index, given=last),)
                 if prompts.rng.random() < 0.8:
                     break
         runs.append(Run("company", f"team{number}", graph.freeze(), tuple(calls)))
@@ -109,43 +111,43 @@ def team(
 def leader_loop(
     *, num_runs: int, num_rounds: int, sizes: Sizes, vocab_size: int, seed: int = 0
 ) -> Workload:
-    """A team leader who calls eight specialists, in an order that the task decides.
+    """Return loops of a leader that calls eight specialists in random order.
 
-    After each specialist the leader speaks again; each has a prompt of its own.
+    The leader is called again after each specialist. Each agent has its own fixed prefix.
     """
     prompts = Prompts(seed, vocab_size)
     specialists = [f"specialist{i}" for i in range(8)]
     chances = [0.3, 0.2, 0.14, 0.11, 0.09, 0.07, 0.05, 0.04]
     graph = Workflow("leader loop").entry("leader").join("leader", "any")
-    for one, chance in zip(specialists, chances, strict=True):
-        graph.edge("leader", one, probability=chance).edge(one, "leader")
+    for specialist, chance in zip(specialists, chances, strict=True):
+        graph.edge("leader", specialist, probability=chance).edge(specialist, "leader")
     runs = []
     for number in range(num_runs):
-        client, calls = f"client{number}", _Calls(prompts, f"client{number}", sizes)
+        tenant = f"client{number}"
+        calls = _RunCalls(prompts, tenant, sizes)
         last: tuple[int, ...] = ()
-        for turn in range(num_rounds + 1):
+        for round_index in range(num_rounds + 1):
             for stage in range(9):
                 agent = (
                     "leader" if stage % 2 == 0 else str(prompts.rng.choice(specialists, p=chances))
                 )
-                last = (calls.add(agent, last, turn, given=last),)
-        runs.append(Run(client, "leader", graph.freeze(), tuple(calls)))
+                last = (calls.add(agent, last, round_index, given=last),)
+        runs.append(Run(tenant, "leader", graph.freeze(), tuple(calls)))
     return Workload("leader loop", tuple(runs))
 
 
-class _Calls(list[Call]):
+class _RunCalls(list[Call]):
     """The calls of one run."""
 
-    def __init__(self, prompts: Prompts, owner: str, sizes: Sizes) -> None:
-        self._prompts, self._owner, self._sizes = prompts, owner, sizes
+    def __init__(self, prompts: Prompts, tenant: str, sizes: Sizes) -> None:
+        self._prompts, self._tenant, self._sizes = prompts, tenant, sizes
 
-    def add(self, agent: str, after: Sequence[int], turn: int, *, given: Sequence[int] = ()) -> int:
-        """Another call, which is handed the answers of those ``given``; its number."""
-        call = self._prompts.call(self._owner, agent, self._sizes, after, turn)
-        if given:
-            fields = (call.agent, (*call.parts, *given), call.num_fixed, call.num_output)
-            call = Call(*fields, call.after, round=turn)
-        self.append(call)
+    def add(
+        self, agent: str, after: Sequence[int], round_index: int, *, given: Sequence[int] = ()
+    ) -> int:
+        """Append a call whose prompt ends with the outputs of ``given``; return its number."""
+        call = self._prompts.call(self._tenant, agent, self._sizes, after, round_index)
+        self.append(replace(call, parts=(*call.parts, *given)))
         return len(self) - 1
 
 
@@ -159,7 +161,7 @@ def _arriving(
     num_apps: int,
     seed: int,
 ) -> Workload:
-    """Runs of one graph by several applications, arriving at random; answers are handed on."""
+    """Return runs of one graph with Poisson arrivals; each call gets the outputs of its inputs."""
     prompts = Prompts(seed, vocab_size)
     workflow = Workflow(name)
     for source, target in edges:
@@ -175,8 +177,8 @@ def _arriving(
 
 
 def _in_order(graph: Graph, prompts: Prompts, app: str, sizes: Sizes) -> tuple[Call, ...]:
-    """A call of every node of a graph that has no cycle, nodes declared before those that wait."""
-    calls = _Calls(prompts, app, sizes)
+    """Return a call of every node of an acyclic graph, whose nodes are in topological order."""
+    calls = _RunCalls(prompts, app, sizes)
     for node, agent in enumerate(graph.agents):
         after = sorted(graph.sources[edge] for edge in graph.incoming[node])
         calls.add(agent, after, 1, given=after)

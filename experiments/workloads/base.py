@@ -1,7 +1,7 @@
-"""What a workload is: runs of calls, as data, for a ``Driver`` to play.
+"""A workload as data: runs of calls, for a ``Driver`` to submit.
 
-A workload is drawn from its seed in advance, choices at branches and pauses included: every arm,
-real or simulated, is asked the same.
+A workload is drawn from its seed in advance, including choices at branches and pauses: every arm,
+real or simulated, gets the same requests.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 from kvflow_jax.workflow.step_graph import Graph
 
-# Of a prompt: tokens i32[any], or the number of an earlier call of the run, for what it answered.
+# Part of a prompt: tokens i32[any], or the number of an earlier call of the run, for its output.
 Part = np.ndarray | int
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Tokens of every call: the fixed prefix, what is new, and the output."""
+    """Tokens of every call: the fixed prefix, the dynamic suffix, and the output."""
 
     fixed: int
     dynamic: int
@@ -35,14 +35,15 @@ class Call:
     """One call of an agent.
 
     Attributes:
-        agent: that calls; empty: nobody says, nor anything else of what is read again.
-        parts: of its prompt, one after the other.
-        num_fixed: tokens at its start that the agent's calls have in common.
-        after: numbers of the calls of its run that it waits for.
-        pause_s: from the end of the last of those, or the start of the run: a tool, a person.
-        round: 0 for those that find the cache cold, and are not counted.
-        session: a conversation of the client that the call continues; None: of none.
-        is_last: whether its conversation, or run, ends with it.
+        agent: the agent that calls; empty to send the call without hints.
+        parts: the parts of the prompt, in order.
+        num_fixed: tokens of the fixed prefix, which all calls of the agent share.
+        num_output: tokens to generate.
+        after: numbers of the calls of the run that must end first.
+        pause_s: time of a tool or a person, from the end of those calls or the start of the run.
+        round: 0 for calls that find the cache cold; they are not measured.
+        session: conversation of the tenant that the call continues, if any.
+        is_last: True if the conversation, or the run, ends with this call.
     """
 
     agent: str
@@ -58,13 +59,15 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One execution of a workflow by a client.
+    """One execution of a workflow by a tenant.
 
     Attributes:
-        start_s: when it arrives, seconds after the first.
+        tenant: the tenant, to which agents and sessions belong.
+        graph: the step graph to send as a hint, if any.
+        start_s: arrival, seconds after the first run.
     """
 
-    client: str
+    tenant: str
     workflow_id: str
     graph: Graph | None
     calls: tuple[Call, ...]
@@ -72,7 +75,7 @@ class Run:
 
     @cached_property
     def followers(self) -> tuple[tuple[int, ...], ...]:
-        """Of each call, those that wait for it."""
+        """Return the numbers of the calls that wait for each call."""
         followers: list[list[int]] = [[] for _ in self.calls]
         for number, call in enumerate(self.calls):
             for before in call.after:
@@ -81,7 +84,7 @@ class Run:
 
     @cached_property
     def prompt_lens(self) -> tuple[int, ...]:
-        """Tokens of each call's prompt."""
+        """Return the tokens of each call's prompt."""
         return tuple(
             sum(self.calls[p].num_output if isinstance(p, int) else len(p) for p in call.parts)
             for call in self.calls
@@ -90,7 +93,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """What every arm is asked."""
+    """The requests that every arm gets."""
 
     name: str
     runs: tuple[Run, ...]
@@ -101,7 +104,7 @@ class Workload:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest call, prompt and output."""
+        """Return the tokens of the longest call, prompt and output."""
         return max(
             length + call.num_output
             for run in self.runs
@@ -110,7 +113,7 @@ class Workload:
 
     @cached_property
     def total(self) -> int:
-        """Tokens of all prompts and outputs: no cache can ever need more."""
+        """Return the tokens of all prompts and outputs, the most that any cache can need."""
         return sum(
             length + call.num_output
             for run in self.runs
@@ -122,7 +125,7 @@ class Prompts:
     """Random tokens, the same for the same names.
 
     Args:
-        vocab_size: of the model that will read them.
+        vocab_size: vocabulary size of the model that will read them.
     """
 
     def __init__(self, seed: int, vocab_size: int) -> None:
@@ -131,21 +134,21 @@ class Prompts:
         self._named: dict[tuple[str, ...], np.ndarray] = {}
 
     def new(self, count: int) -> np.ndarray:
-        """i32[count] that no other call begins with."""
+        """Return new random tokens, i32[count]."""
         return self.rng.integers(0, self.vocab_size, count).astype(np.int32)
 
     def named(self, count: int, *name: str) -> np.ndarray:
-        """i32[count], the same whenever it is asked for by this name."""
+        """Return the tokens of a name, i32[count]; drawn at its first use."""
         tokens = self._named.get(name)
         if tokens is None:
             tokens = self._named[name] = self.new(count)
         return tokens
 
-    def call(self, client: str, agent: str, sizes: Sizes, after: Sequence[int], round: int) -> Call:
-        """A call with a fixed prefix of its client's agent, and something new."""
-        parts = (self.named(sizes.fixed, client, agent), self.new(sizes.dynamic))
+    def call(self, tenant: str, agent: str, sizes: Sizes, after: Sequence[int], round: int) -> Call:
+        """Return a call with the fixed prefix of a tenant's agent, and a new dynamic suffix."""
+        parts = (self.named(sizes.fixed, tenant, agent), self.new(sizes.dynamic))
         return Call(agent, parts, sizes.fixed, sizes.output, tuple(after), round=round)
 
     def lognormal(self, median: float, sigma: float, low: int, high: int) -> int:
-        """A count with a heavy tail, clipped to [low, high]."""
+        """Draw a count of a log-normal distribution, clipped to [low, high]."""
         return int(np.clip(median * np.exp(sigma * self.rng.standard_normal()), low, high))

@@ -1,4 +1,4 @@
-"""Workloads by name, each in a size that presses on the cache of its machine."""
+"""Workloads by name, each of a size that causes evictions on its machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Build = Callable[[int, int, Scale], Workload]  # (vocab_size, seed, scale)
 
 @dataclass(frozen=True)
 class Entry:
-    """A workload and where it is played unless somebody says otherwise."""
+    """A workload, and the machine and model it runs on by default."""
 
     about: str
     build: Build
@@ -26,7 +26,7 @@ class Entry:
 def _cycle(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return paper.cycle(
         num_agents=10,
-        num_rounds=scale.of(quick=2, whole=10),
+        num_rounds=scale.of(quick=2, full=10),
         sizes=scale.sizes(Sizes(8192, 32, 32)),
         vocab_size=vocab_size,
         seed=seed,
@@ -37,7 +37,7 @@ def _stages(num_branches: int) -> Build:
     def build(vocab_size: int, seed: int, scale: Scale) -> Workload:
         return paper.stages(
             num_branches=num_branches,
-            num_rounds=scale.of(quick=2, whole=10),
+            num_rounds=scale.of(quick=2, full=10),
             sizes=scale.sizes(Sizes(4096, 32, 32)),
             vocab_size=vocab_size,
             seed=seed,
@@ -48,9 +48,9 @@ def _stages(num_branches: int) -> Build:
 
 def _concurrent(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return paper.concurrent(
-        num_runs=scale.num_runs(quick=16, whole=32),
+        num_runs=scale.num_runs(quick=16, full=32),
         num_agents=4,
-        num_rounds=scale.of(quick=2, whole=3),
+        num_rounds=scale.of(quick=2, full=3),
         sizes=scale.sizes(Sizes(1024, 256, 256)),
         vocab_size=vocab_size,
         seed=seed,
@@ -59,14 +59,14 @@ def _concurrent(vocab_size: int, seed: int, scale: Scale) -> Workload:
 
 def _peer(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return paper.peer(
-        num_runs=scale.num_runs(quick=4, whole=16), num_rounds=3, vocab_size=vocab_size, seed=seed
+        num_runs=scale.num_runs(quick=4, full=16), num_rounds=3, vocab_size=vocab_size, seed=seed
     )
 
 
 def _branching(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return agents.branching(
-        num_runs=scale.num_runs(quick=6, whole=12),
-        num_rounds=scale.of(quick=3, whole=8),
+        num_runs=scale.num_runs(quick=6, full=12),
+        num_rounds=scale.of(quick=3, full=8),
         sizes=scale.sizes(Sizes(2048, 64, 64)),
         vocab_size=vocab_size,
         seed=seed,
@@ -76,7 +76,7 @@ def _branching(vocab_size: int, seed: int, scale: Scale) -> Workload:
 def _arriving(make: Callable[..., Workload], rate: float, num_runs: int) -> Build:
     def build(vocab_size: int, seed: int, scale: Scale) -> Workload:
         return make(
-            num_runs=scale.num_runs(quick=num_runs // 4, whole=num_runs),
+            num_runs=scale.num_runs(quick=num_runs // 4, full=num_runs),
             rate=scale.rate(rate),
             sizes=scale.sizes(Sizes(2048, 64, 64)),
             vocab_size=vocab_size,
@@ -88,8 +88,8 @@ def _arriving(make: Callable[..., Workload], rate: float, num_runs: int) -> Buil
 
 def _team(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return agents.team(
-        num_runs=scale.num_runs(quick=4, whole=8),
-        num_rounds=scale.of(quick=3, whole=8),
+        num_runs=scale.num_runs(quick=4, full=8),
+        num_rounds=scale.of(quick=3, full=8),
         sizes=scale.sizes(Sizes(8192, 128, 128)),
         vocab_size=vocab_size,
         seed=seed,
@@ -98,8 +98,8 @@ def _team(vocab_size: int, seed: int, scale: Scale) -> Workload:
 
 def _leader(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return agents.leader_loop(
-        num_runs=scale.num_runs(quick=6, whole=8),
-        num_rounds=scale.of(quick=2, whole=5),
+        num_runs=scale.num_runs(quick=6, full=8),
+        num_rounds=scale.of(quick=2, full=5),
         sizes=scale.sizes(Sizes(1024, 64, 64)),
         vocab_size=vocab_size,
         seed=seed,
@@ -108,44 +108,44 @@ def _leader(vocab_size: int, seed: int, scale: Scale) -> Workload:
 
 def _coding(vocab_size: int, seed: int, scale: Scale) -> Workload:
     return sessions.coding(
-        num_runs=scale.num_runs(quick=12, whole=24),
+        num_runs=scale.num_runs(quick=12, full=24),
         rate=scale.rate(0.3),
         context=65_536,
-        most_turns=scale.of(quick=25, whole=35),
+        max_turns=scale.of(quick=25, full=35),
         vocab_size=vocab_size,
         seed=seed,
     )
 
 
 def _mix(vocab_size: int, seed: int, scale: Scale) -> Workload:
-    """Developers, a team and applications on one machine."""
+    """Coding sessions, a team, applications and leaders on one machine."""
     sizes = Sizes(4096, 64, 128)
     parts = [
         sessions.coding(
-            num_runs=scale.of(quick=8, whole=16),
+            num_runs=scale.of(quick=8, full=16),
             rate=0.3,
             context=65_536,
-            most_turns=scale.of(quick=20, whole=30),
+            max_turns=scale.of(quick=20, full=30),
             vocab_size=vocab_size,
             seed=seed,
         ),
         agents.team(
             num_runs=4,
-            num_rounds=scale.of(quick=2, whole=3),
+            num_rounds=scale.of(quick=2, full=3),
             sizes=Sizes(8192, 128, 128),
             vocab_size=vocab_size,
             seed=seed + 1,
         ),
         agents.dag4(
-            num_runs=scale.of(quick=20, whole=40),
+            num_runs=scale.of(quick=20, full=40),
             rate=0.5,
             sizes=sizes,
             vocab_size=vocab_size,
             seed=seed + 2,
         ),
         agents.leader_loop(
-            num_runs=scale.of(quick=4, whole=6),
-            num_rounds=scale.of(quick=1, whole=3),
+            num_runs=scale.of(quick=4, full=6),
+            num_rounds=scale.of(quick=1, full=3),
             sizes=sizes,
             vocab_size=vocab_size,
             seed=seed + 3,
@@ -155,7 +155,7 @@ def _mix(vocab_size: int, seed: int, scale: Scale) -> Workload:
     for part in parts:
         for run in part.runs:
             calls = tuple(replace(call, round=1) for call in run.calls)
-            runs.append(replace(run, client=f"{part.name} {run.client}", calls=calls))
+            runs.append(replace(run, tenant=f"{part.name} {run.tenant}", calls=calls))
     return Workload("mix", tuple(runs))
 
 
@@ -163,17 +163,20 @@ WORKLOADS: dict[str, Entry] = {
     "cycle": Entry("the paper's ten agents in a ring, 8192/32/32", _cycle),
     "stages-1": Entry("ten stages in a ring, 4096/32/32", _stages(1), "h100-pcie", "qwen2.5-32b"),
     "stages-2": Entry(
-        "ten stages of two agents that share a quarter", _stages(2), "h100-pcie", "qwen2.5-32b"
+        "ten stages of two agents that share a quarter of their prefixes",
+        _stages(2),
+        "h100-pcie",
+        "qwen2.5-32b",
     ),
     "concurrent": Entry(
-        "32 clients with four agents each, 1024/256/256", _concurrent, "h100-pcie", "qwen2.5-32b"
+        "32 tenants with four agents each, 1024/256/256", _concurrent, "h100-pcie", "qwen2.5-32b"
     ),
     "peer": Entry("PEER's four roles on financial questions", _peer, "h100-pcie", "qwen2.5-32b"),
-    "branching": Entry("a choice, a fan-out and a join in a loop", _branching),
-    "chain-3": Entry("three in a row, Poisson arrivals", _arriving(agents.chain3, 0.25, 120)),
-    "dag-4": Entry("a diamond, Poisson arrivals", _arriving(agents.dag4, 0.2, 120)),
+    "branching": Entry("a choice, a fan-out and a join in a loop, 2048/64/64", _branching),
+    "chain-3": Entry("a chain of three, Poisson arrivals", _arriving(agents.chain3, 0.25, 120)),
+    "dag-4": Entry("a diamond of four, Poisson arrivals", _arriving(agents.dag4, 0.2, 120)),
     "dag-10-wide": Entry(
-        "eight at once between two, Poisson arrivals", _arriving(agents.dag10_wide, 0.07, 48)
+        "eight in parallel between two, Poisson arrivals", _arriving(agents.dag10_wide, 0.07, 48)
     ),
     "team": Entry("five roles whose reviews send work back", _team),
     "leader": Entry("a leader and eight specialists, nine stages a round", _leader),
@@ -186,8 +189,8 @@ WORKLOADS: dict[str, Entry] = {
 }
 
 
-def workload(name: str) -> Entry:
-    """An entry by name. Raises UnknownNameError where there is none."""
+def catalogue_entry(name: str) -> Entry:
+    """Return an entry by name. Raises UnknownNameError if there is none."""
     if name not in WORKLOADS:
         raise UnknownNameError("workload", name, ["all", *WORKLOADS])
     return WORKLOADS[name]

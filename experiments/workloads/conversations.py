@@ -1,4 +1,4 @@
-"""Conversations that begin one another, and the calls that come of them."""
+"""Conversations that start other conversations, and the sequence of their calls."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from experiments.workloads.messages import Messages
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One request of a conversation, and whom it begins when it is answered.
+    """One request of a conversation, and the conversations that start when it ends.
 
     Attributes:
-        messages: None where nothing is asked: it only begins others.
-        tools: i32[any], at the start of prompts from here on; None: those of the turn before.
-        pause_s: before it.
-        forks: conversations that go on from here.
-        spawns: conversations that begin anew, and the turn that waits for the end of each.
+        messages: messages of the request; None for a turn that only starts conversations.
+        tools: tokens at the start of prompts from this turn on, i32[any]; None to keep the tools.
+        num_output: tokens to generate.
+        pause_s: pause before the turn.
+        forks: conversations that continue from this turn, with its history.
+        spawns: conversations that start without history, and the turn that waits for each to end.
     """
 
     messages: Messages | None
@@ -35,12 +36,12 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """Turns, one after the other.
+    """A sequence of turns.
 
     Attributes:
-        before: conversations that begin with this one, and that nobody waits for.
-        has_history: whether a turn's prompt has the turns before it,
-        has_answers: and the answers to them.
+        before: conversations that start together with this one; no turn waits for them.
+        has_history: True if a prompt includes the previous turns.
+        has_answers: True if it includes the outputs of previous turns, too.
     """
 
     turns: tuple[Turn, ...]
@@ -50,11 +51,11 @@ class Conversation:
 
     @property
     def num_calls(self) -> int:
-        """Of its own."""
+        """Return the number of its own calls."""
         return sum(turn.messages is not None for turn in self.turns)
 
     def children(self) -> Iterator[str]:
-        """Whom it begins, as often as it does."""
+        """Yield the conversations that it starts, as often as it starts them."""
         yield from self.before
         for turn in self.turns:
             yield from turn.forks
@@ -62,52 +63,52 @@ class Conversation:
 
 
 def calls_of(root: str, conversations: Mapping[str, Conversation]) -> tuple[Call, ...]:
-    """The calls of a conversation and of all that come of it; each waits for earlier ones only.
+    """Return the calls of a conversation and of its descendants, in topological order.
 
-    Conversations must not begin one another in a circle.
+    Conversations must not start each other in a cycle.
     """
     calls: list[Call] = []
-    # A stack of those that are under way, not recursion: they may begin one another in a long row.
-    stack = [_play(_Begin(root), conversations, calls)]
+    # An explicit stack, not recursion: conversations may start each other in a long chain.
+    stack = [_expand(_Start(root), conversations, calls)]
     ends: tuple[int, ...] | None = None
     while stack:
         try:
-            begin = stack[-1].send(ends)  # type: ignore[arg-type]  # None starts a generator
+            start = stack[-1].send(ends)  # type: ignore[arg-type]  # None starts a generator
         except StopIteration as end:
             stack.pop()
             ends = end.value
         else:
-            stack.append(_play(begin, conversations, calls))
+            stack.append(_expand(start, conversations, calls))
             ends = None
     return tuple(calls)
 
 
 @dataclass(frozen=True, eq=False)
 class _Context:
-    """What has been said so far. ``num_system``: tokens of the system messages it begins with."""
+    """A conversation's history. ``num_system``: tokens of its leading system messages."""
 
     tools: np.ndarray | None = None
-    said: tuple[Part, ...] = ()
+    history: tuple[Part, ...] = ()
     num_system: int = 0
 
     @property
     def prompt(self) -> tuple[Part, ...]:
-        return self.said if self.tools is None else (self.tools, *self.said)
+        return self.history if self.tools is None else (self.tools, *self.history)
 
     @property
     def num_fixed(self) -> int:
         return self.num_system + (0 if self.tools is None else len(self.tools))
 
-    def asked(self, messages: Messages, tools: np.ndarray | None) -> _Context:
+    def extended(self, messages: Messages, tools: np.ndarray | None) -> _Context:
         return _Context(
             self.tools if tools is None else tools,
-            (*self.said, messages.tokens),
-            self.num_system if self.said else messages.num_system,
+            (*self.history, messages.tokens),
+            self.num_system if self.history else messages.num_system,
         )
 
 
-class _Begin(NamedTuple):
-    """A conversation that begins: where from, after which calls, and how long after them."""
+class _Start(NamedTuple):
+    """The start of a conversation: history, calls that it waits for, pause after them."""
 
     name: str
     context: _Context = _Context()
@@ -115,25 +116,28 @@ class _Begin(NamedTuple):
     pause_s: float = 0.0
 
 
-def _play(
-    begin: _Begin, conversations: Mapping[str, Conversation], calls: list[Call]
-) -> Generator[_Begin, tuple[int, ...], tuple[int, ...]]:
-    """Adds to ``calls``; yields whom it begins and is sent the calls that end them; its own end."""
-    name, context, after, pause_s = begin
+def _expand(
+    start: _Start, conversations: Mapping[str, Conversation], calls: list[Call]
+) -> Generator[_Start, tuple[int, ...], tuple[int, ...]]:
+    """Append the calls of a conversation, and return the numbers of those that end it.
+
+    Yields the conversations that it starts, and is sent the numbers of the calls that end each.
+    """
+    name, context, after, pause_s = start
     conversation = conversations[name]
-    session = f"{len(calls)}:{name}"  # one that is begun twice is two
+    session = f"{len(calls)}:{name}"  # unique, also for a conversation started twice
     for child in conversation.before:
-        yield _Begin(child, after=after, pause_s=pause_s)
+        yield _Start(child, after=after, pause_s=pause_s)
     waits_for: dict[int, list[int]] = defaultdict(list)
-    for place, turn in enumerate(conversation.turns):
-        ended = waits_for.pop(place, [])
+    for index, turn in enumerate(conversation.turns):
+        ended = waits_for.pop(index, [])
         if turn.messages is None:
-            # Whom it waits for came after all that it waited for before.
+            # The conversations that it waits for started after all earlier calls.
             after, pause_s = (tuple(ended), 0.0) if ended else (after, pause_s)
             pause_s += turn.pause_s
         else:
             context = context if conversation.has_history else _Context()
-            context = context.asked(turn.messages, turn.tools)
+            context = context.extended(turn.messages, turn.tools)
             number = len(calls)
             calls.append(
                 Call(
@@ -144,14 +148,14 @@ def _play(
                     tuple(dict.fromkeys((*after, *ended))),
                     pause_s + turn.pause_s,
                     session=session,
-                    is_last=place == len(conversation.turns) - 1,
+                    is_last=index == len(conversation.turns) - 1,
                 )
             )
             if conversation.has_answers:
-                context = replace(context, said=(*context.said, number))
+                context = replace(context, history=(*context.history, number))
             after, pause_s = (number,), 0.0
         for child in turn.forks:
-            yield _Begin(child, context, after, pause_s)
+            yield _Start(child, context, after, pause_s)
         for child, join_at in turn.spawns:
-            waits_for[join_at] += yield _Begin(child, after=after, pause_s=pause_s)
+            waits_for[join_at] += yield _Start(child, after=after, pause_s=pause_s)
     return after

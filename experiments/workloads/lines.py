@@ -1,4 +1,4 @@
-"""Lines of a trace: JSON objects, fields that are checked, and what is wrong with which line."""
+"""Parse lines of a trace: JSON objects, checked fields, and faults by line number."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from itertools import groupby, islice
 from typing import Any
 
-MAX_TOKENS = 10_000_000  # of a prompt or an answer; no model reads as many
-DEFAULT_OUTPUT = 128  # tokens, where it is not said how many to answer
+MAX_TOKENS = 10_000_000  # of a prompt or an output; more than any model reads
+DEFAULT_OUTPUT = 128  # tokens of an output whose length is not given
 MAX_MS = 1e15
-MAX_TOLD = 5  # lines of which is said what is wrong; of the others, only which they are
+MAX_DETAILED = 5  # lines whose faults are reported; of others, only the numbers
 
 
 class LineError(ValueError):
-    """What is wrong with one line."""
+    """A fault of one line."""
 
 
 class Faults:
-    """What is wrong with the lines of a file, by their numbers."""
+    """Faults of the lines of a file, by line number."""
 
     def __init__(self) -> None:
         self._by_line: dict[int, list[str]] = {}
@@ -29,45 +29,46 @@ class Faults:
 
     def __str__(self) -> str:
         lines = iter(sorted(self._by_line))
-        said = [f"line {n}: {', '.join(self._by_line[n])}" for n in islice(lines, MAX_TOLD)]
+        details = [f"line {n}: {', '.join(self._by_line[n])}" for n in islice(lines, MAX_DETAILED)]
         if others := list(lines):
-            said.append(f"and also broken: {ranges(others)}")
-        return "; ".join(said)
+            details.append(f"more broken lines: {format_ranges(others)}")
+        return "; ".join(details)
 
-    def add(self, line: int, what: str) -> None:
-        self._by_line.setdefault(line, []).append(what)
+    def add(self, line: int, fault: str) -> None:
+        """Add a fault of a line."""
+        self._by_line.setdefault(line, []).append(fault)
 
     @contextmanager
     def of(self, line: int) -> Iterator[None]:
-        """Keep a ``LineError`` that is raised within."""
+        """Catch a ``LineError`` in the block and add it to the line."""
         try:
             yield
         except LineError as error:
             self.add(line, str(error))
-        except RecursionError:  # of ``json``, both ways
+        except RecursionError:  # raised by ``json``, both in reading and in writing
             self.add(line, "nested too deeply")
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """Raises LineError: the line is none."""
+    """Parse a line. Raises LineError if it is not a JSON object."""
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
         raise LineError(f"not JSON: {error.msg} at column {error.colno}") from None
     except ValueError as error:  # a number with thousands of digits
         raise LineError(f"not JSON: {error}") from None
-    return an_object(data, "")
+    return as_object(data, "")
 
 
-def an_object(value: Any, where: str) -> dict[str, Any]:
-    """Raises LineError: the value is none."""
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """Return the value. Raises LineError if it is not an object."""
     if not isinstance(value, dict):
         raise LineError(f"{where} must be an object" if where else "not an object")
     return value
 
 
-def a_list(value: Any, where: str) -> list[Any]:
-    """A list; null is an empty one. Raises LineError: the value is neither."""
+def as_list(value: Any, where: str) -> list[Any]:
+    """Return a list, empty for null. Raises LineError if the value is neither."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -75,41 +76,41 @@ def a_list(value: Any, where: str) -> list[Any]:
     return value
 
 
-def names(value: Any, where: str) -> list[str]:
-    """Session ids; null is none of them. Raises LineError: the value is no list of strings."""
-    value = a_list(value, where)
-    if not all(isinstance(one, str) for one in value):
+def session_ids(value: Any, where: str) -> list[str]:
+    """Return session ids, none for null. Raises LineError if the value is not a list of strings."""
+    value = as_list(value, where)
+    if not all(isinstance(item, str) for item in value):
         raise LineError(f"{where} must be a list of session ids")
     return value
 
 
-def count(data: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A whole number. Raises LineError: it is none, or missing where there is no default."""
+def read_count(data: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Return an integer of at least 1. Raises LineError if it is not one, or has no default."""
     value = data.get(key)
     if value is None and default is not None:
         return default
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as tables write them where some are missing
+        value = int(value)  # tables with missing values write integers as floats
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_TOKENS:
-        raise LineError(f"{key} must be a whole number from 1 to {MAX_TOKENS}")
+        raise LineError(f"{key} must be an integer from 1 to {MAX_TOKENS}")
     return value
 
 
-def seconds(data: dict[str, Any], key: str) -> float | None:
-    """Milliseconds, in seconds; None where there are none. Raises LineError: they are no time."""
+def read_seconds(data: dict[str, Any], key: str) -> float | None:
+    """Return milliseconds in seconds, or None if absent. Raises LineError if invalid."""
     value = data.get(key)
     if value is None:
         return None
-    # Put so that NaN is no time either.
+    # The comparison also rejects NaN.
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < MAX_MS:
         raise LineError(f"{key} must be milliseconds, from 0 to {MAX_MS:g}")
     return value / 1e3
 
 
-def ranges(numbers: list[int]) -> str:
-    """``7 to 9, 12``: sorted numbers, each run of them by its ends."""
-    said = []
+def format_ranges(numbers: list[int]) -> str:
+    """Format sorted numbers as ranges: ``7 to 9, 12``."""
+    parts = []
     for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         first, *rest = (number for _, number in run)
-        said.append(f"{first} to {rest[-1]}" if rest else f"{first}")
-    return ", ".join(said)
+        parts.append(f"{first} to {rest[-1]}" if rest else f"{first}")
+    return ", ".join(parts)

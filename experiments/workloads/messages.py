@@ -1,7 +1,7 @@
-"""Chat messages as tokens: one for every four characters, equal where the texts are equal.
+"""Chat messages as tokens: one token for every four characters, equal for equal text.
 
-Two texts share their tokens up to where they part, as under a real tokenizer, whichever lines of
-a trace they stand in. Images, sound and video count nothing.
+Two texts share tokens up to their first difference, as under a real tokenizer, in whichever lines
+of a trace they are. Images, audio and video count as no tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.workloads.lines import LineError, a_list, an_object
+from experiments.workloads.lines import LineError, as_list, as_object
 
 CHARS_PER_TOKEN = 4
-_ROLE_CHARS = 16  # what a chat template puts around a message: 4 tokens, of its role
+_ROLE_CHARS = 16  # stands for a chat template's text around a message: 4 tokens, of its role
 _SYSTEM_ROLES = ("system", "developer")
 _MEDIA = ("image", "audio", "video")
-# Odd, with bits all over: what tells the characters of a token apart, modulo 2**64.
+# Odd multipliers with well-mixed bits, one for each character of a token; modulo 2**64.
 _MIX = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
 )
@@ -26,11 +26,11 @@ _MIX = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Messages:
-    """What a turn adds.
+    """The messages that a turn adds.
 
     Attributes:
         tokens: i32[any], never empty.
-        num_system: tokens of the system messages that it begins with.
+        num_system: tokens of its leading system messages.
     """
 
     tokens: np.ndarray
@@ -38,15 +38,15 @@ class Messages:
 
 
 def read_messages(value: Any, where: str, vocab_size: int) -> Messages:
-    """Raises LineError: the value is no list of messages, or an empty one."""
-    messages = a_list(value, where)
+    """Parse messages. Raises LineError if the value is not a list of messages, or is empty."""
+    messages = as_list(value, where)
     if not messages:
         raise LineError(f"{where} must be a list that is not empty")
     tokens, num_system, is_start = [], 0, True
-    for place, message in enumerate(messages):
-        role = an_object(message, f"{where}[{place}]").get("role")
+    for index, message in enumerate(messages):
+        role = as_object(message, f"{where}[{index}]").get("role")
         if not isinstance(role, str):
-            raise LineError(f"{where}[{place}] must have a role")
+            raise LineError(f"{where}[{index}] must have a role")
         header = f"{role[:_ROLE_CHARS]:{_ROLE_CHARS}}"
         tokens.append(text_tokens(header + _text(message), vocab_size))
         is_start = is_start and role in _SYSTEM_ROLES
@@ -55,16 +55,16 @@ def read_messages(value: Any, where: str, vocab_size: int) -> Messages:
 
 
 def read_tools(value: Any, where: str, vocab_size: int) -> np.ndarray | None:
-    """i32[any], of what a template shows of tools. Raises LineError: the value is no list."""
+    """Return the tokens of tool definitions, i32[any]. Raises LineError if not given as a list."""
     if value is None:
         return None
-    tools = [text_tokens(_json(tool), vocab_size) for tool in a_list(value, where)]
+    tools = [text_tokens(_json(tool), vocab_size) for tool in as_list(value, where)]
     return np.concatenate([np.zeros(0, np.int32), *tools])
 
 
 def text_tokens(text: str, vocab_size: int) -> np.ndarray:
-    """i32[ceil(len(text) / CHARS_PER_TOKEN)]."""
-    # JSON may hold halves of surrogate pairs, which are no characters.
+    """Return i32[ceil(len(text) / CHARS_PER_TOKEN)]."""
+    # JSON strings may contain lone surrogates, which are not characters.
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     groups = np.zeros((-(-len(codes) // CHARS_PER_TOKEN), CHARS_PER_TOKEN), np.uint64)
     groups.reshape(-1)[: len(codes)] = codes
@@ -73,7 +73,7 @@ def text_tokens(text: str, vocab_size: int) -> np.ndarray:
 
 
 def _text(message: dict[str, Any]) -> str:
-    """What a template shows of a message beside its role: content, tool calls, ids."""
+    """Return what a chat template shows of a message except its role: content, tool calls, ids."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}

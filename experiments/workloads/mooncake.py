@@ -1,13 +1,13 @@
-"""Mooncake's traces, a request a line, and AIPerf's turns of a session in the same form.
+"""Read Mooncake traces, one request a line, and AIPerf's sessions in the same form.
 
-A line has ``input_length`` (with ``hash_ids`` or without), ``text_input``, ``messages`` or a whole
-``payload``. Lines of one ``session_id`` follow each other. As in AIPerf, an ``input_length`` or a
-``text_input`` then continues the conversation, live answers included; ``messages`` and ``payload``
-are the whole prompt. A hash id stands for 512 tokens.
+A line has ``input_length`` (with or without ``hash_ids``), ``text_input``, ``messages`` or a
+complete ``payload``. Lines of one ``session_id`` run in sequence. As in AIPerf, an ``input_length``
+or a ``text_input`` then continues the conversation, generated outputs included; ``messages`` and
+``payload`` are the complete prompt. A hash id stands for 512 tokens.
 
-Read and not played: ``extra``; of a payload all but messages, tools, prompt and the most tokens to
-answer; and the time of a session's later lines as such. They come ``delay`` after the answer
-before, or without one as long after it as the two timestamps are apart.
+Read but ignored: ``extra``; all of a payload except messages, tools, prompt and the maximum number
+of output tokens; and the absolute time of a session's later lines. Such a line is submitted
+``delay`` after the previous output, or else after the difference of the two timestamps.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from experiments.workloads.lines import (
     DEFAULT_OUTPUT,
     Faults,
     LineError,
-    a_list,
-    an_object,
-    count,
-    seconds,
+    as_list,
+    as_object,
+    read_count,
+    read_seconds,
 )
 from experiments.workloads.messages import read_messages, read_tools
 
-BLOCK = 512  # tokens that a hash id stands for
+BLOCK = 512  # tokens of a hash id
 PROMPTS = ("input_length", "text_input", "messages", "payload")
 
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """A line.
+    """The request of a line.
 
     Attributes:
-        parts: of its prompt, without what came before.
+        parts: parts of the prompt, without the history.
         num_fixed: tokens of tools and system messages.
-        is_whole: whether nothing that came before belongs to its prompt.
-        time_s: its timestamp.
-        delay_s: from the answer before.
+        is_complete: True if the parts are the complete prompt, without history.
+        time_s: timestamp.
+        delay_s: delay after the previous output.
     """
 
     session: str | None
     parts: tuple[Part, ...]
     num_fixed: int
-    is_whole: bool
+    is_complete: bool
     num_output: int
     time_s: float | None
     delay_s: float | None
@@ -56,10 +56,11 @@ class _Request:
 def mooncake_runs(
     records: Mapping[int, dict[str, Any]], prompts: Prompts, faults: Faults
 ) -> list[Run]:
-    """A run for each session, or line that is of none; what is wrong is added to ``faults``.
+    """Return a run for each session, and for each line without a session.
 
     Args:
-        records: by line.
+        records: parsed lines, by line number.
+        faults: collects the faults of the lines.
     """
     sessions: dict[int | str, list[_Request]] = {}
     first_line: dict[int | str, int] = {}
@@ -79,35 +80,35 @@ def _request(data: dict[str, Any], prompts: Prompts) -> _Request:
     if len(given) != 1:
         raise LineError(f"must have one of {', '.join(PROMPTS)}")
     (kind,) = given
-    hashes = a_list(data.get("hash_ids"), "hash_ids")
+    hashes = as_list(data.get("hash_ids"), "hash_ids")
     if hashes and kind != "input_length":
-        raise LineError("hash_ids are of an input_length")
+        raise LineError("hash_ids require an input_length")
     num_output = DEFAULT_OUTPUT
     parts: tuple[Part, ...]
     if kind == "input_length":
-        parts, num_fixed = _blocks(count(data, "input_length"), hashes, prompts), 0
+        parts, num_fixed = _blocks(read_count(data, "input_length"), hashes, prompts), 0
     elif kind == "text_input":
         parts, num_fixed = _user(data["text_input"], "text_input", prompts)
     elif kind == "messages":
         parts, num_fixed = _chat(data, prompts)
     else:
-        payload = an_object(data["payload"], "payload")
+        payload = as_object(data["payload"], "payload")
         is_chat = payload.get("messages") is not None
         parts, num_fixed = (
             _chat(payload, prompts)
             if is_chat
             else _user(payload.get("prompt"), "payload.prompt", prompts)
         )
-        num_output = count(payload, "max_tokens", DEFAULT_OUTPUT)
-        num_output = count(payload, "max_completion_tokens", num_output)
+        num_output = read_count(payload, "max_tokens", DEFAULT_OUTPUT)
+        num_output = read_count(payload, "max_completion_tokens", num_output)
     return _Request(
         session=_session(data.get("session_id")),
         parts=parts,
         num_fixed=num_fixed,
-        is_whole=kind in ("messages", "payload"),
-        num_output=count(data, "output_length", num_output),
-        time_s=seconds(data, "timestamp"),
-        delay_s=seconds(data, "delay"),
+        is_complete=kind in ("messages", "payload"),
+        num_output=read_count(data, "output_length", num_output),
+        time_s=read_seconds(data, "timestamp"),
+        delay_s=read_seconds(data, "delay"),
     )
 
 
@@ -118,17 +119,17 @@ def _session(value: Any) -> str | None:
 
 
 def _blocks(length: int, hashes: list[Any], prompts: Prompts) -> tuple[Part, ...]:
-    """A part for each hash id, and one for what they do not reach."""
-    if not all(isinstance(one, int | str) for one in hashes):
+    """Return a part for each hash id, and one for the tokens after them."""
+    if not all(isinstance(hash_id, int | str) for hash_id in hashes):
         raise LineError("hash_ids must be a list of numbers or strings")
     if hashes and (len(hashes) - 1) * BLOCK >= length:
         raise LineError(f"{len(hashes)} hash_ids of {BLOCK} tokens do not fit an input of {length}")
-    parts = [prompts.named(BLOCK, str(one)) for one in hashes]
-    reached = len(parts) * BLOCK
-    if length > reached:
-        parts.append(prompts.new(length - reached))
-    elif length < reached:
-        parts[-1] = parts[-1][: length - reached]
+    parts = [prompts.named(BLOCK, str(hash_id)) for hash_id in hashes]
+    num_hashed = len(parts) * BLOCK
+    if length > num_hashed:
+        parts.append(prompts.new(length - num_hashed))
+    elif length < num_hashed:
+        parts[-1] = parts[-1][: length - num_hashed]
     return tuple(parts)
 
 
@@ -140,7 +141,7 @@ def _user(text: Any, where: str, prompts: Prompts) -> tuple[tuple[Part, ...], in
 
 
 def _chat(data: dict[str, Any], prompts: Prompts) -> tuple[tuple[Part, ...], int]:
-    """Tools and messages, and how many tokens of them are fixed."""
+    """Return the tokens of tools and messages, and the number of their fixed tokens."""
     tools = read_tools(data.get("tools"), "tools", prompts.vocab_size)
     messages = read_messages(data["messages"], "messages", prompts.vocab_size)
     if tools is None:
@@ -154,7 +155,7 @@ def _run(line: int, requests: Sequence[_Request], first_s: float) -> Run:
     num_fixed = 0
     last_s: float | None = None
     for number, request in enumerate(requests):
-        if request.is_whole or not number:
+        if request.is_complete or not number:
             history, num_fixed = (), request.num_fixed
         history = (*history, *request.parts)
         pause_s = request.delay_s
@@ -169,7 +170,7 @@ def _run(line: int, requests: Sequence[_Request], first_s: float) -> Run:
                 (number - 1,) if number else (),
                 pause_s or 0.0,
                 session=request.session,
-                # Whether a line that is of no session ends anything is not known.
+                # It is unknown whether a line without a session is the last of anything.
                 is_last=request.session is not None and number == len(requests) - 1,
             )
         )

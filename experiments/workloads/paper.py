@@ -9,9 +9,9 @@ from kvflow_jax.workflow.workflow import Workflow
 def cycle(
     *, num_agents: int, num_rounds: int, sizes: Sizes, vocab_size: int, seed: int = 0
 ) -> Workload:
-    """Agents one after the other, round and round: version 1's single workflow.
+    """Return one run of agents in a cycle, one call at a time: version 1's single workflow.
 
-    Round 0 warms every prefix; ``num_rounds`` follow.
+    Round 0 computes every prefix; ``num_rounds`` more follow.
     """
     return _chains("cycle", 1, num_agents, num_rounds, sizes, vocab_size, seed)
 
@@ -25,7 +25,7 @@ def concurrent(
     vocab_size: int,
     seed: int = 0,
 ) -> Workload:
-    """Clients who each go round a cycle of agents of their own, sharing nothing."""
+    """Return concurrent runs of a cycle, each of its own tenant and agents; they share nothing."""
     return _chains("concurrent", num_runs, num_agents, num_rounds, sizes, vocab_size, seed)
 
 
@@ -39,10 +39,12 @@ def stages(
     shared: float = 0.25,
     seed: int = 0,
 ) -> Workload:
-    """The camera-ready's single workflow: stages in a ring, each of 1 or 2 agents at once.
+    """Return one run of stages in a ring, of 1 or 2 parallel agents: the camera-ready's workflow.
 
-    Agents of a stage begin with the same ``shared`` part of their fixed prefixes. The next stage
-    waits for all of them.
+    The fixed prefixes of a stage's agents share their first part.
+
+    Args:
+        shared: this part, as a share of the fixed prefix.
     """
     prompts = Prompts(seed, vocab_size)
     num_shared = int(sizes.fixed * shared) if num_branches > 1 else 0
@@ -57,16 +59,16 @@ def stages(
         graph.entry(agent)
     calls: list[Call] = []
     last: tuple[int, ...] = ()
-    for turn in range(num_rounds + 1):
+    for round_index in range(num_rounds + 1):
         for s, agents in enumerate(names):
-            now = []
+            numbers = []
             for agent in agents:
                 shared_part = [prompts.named(num_shared, f"stage{s}")] if num_shared else []
                 own = prompts.named(sizes.fixed - num_shared, agent)
                 parts = (*shared_part, own, prompts.new(sizes.dynamic))
-                now.append(len(calls))
-                calls.append(Call(agent, parts, sizes.fixed, sizes.output, last, round=turn))
-            last = tuple(now)
+                numbers.append(len(calls))
+                calls.append(Call(agent, parts, sizes.fixed, sizes.output, last, round=round_index))
+            last = tuple(numbers)
     run = Run("client", "stages", graph.freeze(), tuple(calls))
     return Workload(f"stages x{num_branches}", (run,))
 
@@ -88,10 +90,10 @@ def _chains(
     graph.entry(agents[0])
     runs = []
     for number in range(num_runs):
-        client = f"client{number}"
+        tenant = f"client{number}"
         calls = tuple(
             prompts.call(
-                client,
+                tenant,
                 agents[i % num_agents],
                 sizes,
                 (i - 1,) if i else (),
@@ -99,13 +101,13 @@ def _chains(
             )
             for i in range(num_agents * (num_rounds + 1))
         )
-        runs.append(Run(client, name, graph.freeze(), calls))
+        runs.append(Run(tenant, name, graph.freeze(), calls))
     return Workload(name, tuple(runs))
 
 
-# PEER's four roles (arXiv 2407.06985). The financial questions it was evaluated on are not to be
-# had here: the roles' instructions and the questions below are our own, of lengths as the paper
-# says of its prompts, tens to hundreds of tokens.
+# PEER's four roles (arXiv 2407.06985). The financial questions of its evaluation are not available:
+# the instructions and questions below are our own, of the lengths that the paper reports of its
+# prompts, tens to hundreds of tokens.
 _SHARED = (
     "You work in a team of analysts who answer questions about companies, markets and regulation "
     "for professional investors. Be exact, name the period and the unit of every figure, separate "
@@ -142,10 +144,10 @@ def peer(
     vocab_size: int,
     seed: int = 0,
 ) -> Workload:
-    """PEER: plan, execute, express, review, for one question after another.
+    """Return runs of PEER: plan, execute, express, review, for one question after another.
 
-    Tokens stand for the words of the prompts above, at 1.3 tokens a word; questions and findings
-    are drawn: 20 to 60 tokens and 100 to 400.
+    A word of the prompts above counts as 1.3 random tokens. Questions have 20 to 60 tokens, the
+    material of the executor has 100 to 400.
     """
     prompts = Prompts(seed, vocab_size)
     roles = list(_ROLES)
@@ -157,18 +159,25 @@ def peer(
     runs = []
     for number in range(num_runs):
         calls: list[Call] = []
-        for turn in range(num_rounds + 1):
+        for round_index in range(num_rounds + 1):
             question = prompts.new(int(prompts.rng.integers(20, 60)))
-            for place, role in enumerate(roles):
+            for index, role in enumerate(roles):
                 own = _num_tokens(_ROLES[role])
                 before = len(calls) - 1
                 parts = [prompts.named(shared, "all"), prompts.named(own, role), question]
                 if role == "execute":
                     parts.append(prompts.new(int(prompts.rng.integers(100, 400))))
-                given = (before,) if place else ()
+                given = (before,) if index else ()
                 after = (before,) if calls else ()
                 calls.append(
-                    Call(role, (*parts, *given), shared + own, outputs[role], after, round=turn)
+                    Call(
+                        role,
+                        (*parts, *given),
+                        shared + own,
+                        outputs[role],
+                        after,
+                        round=round_index,
+                    )
                 )
         runs.append(Run("investor", f"question{number}", graph.freeze(), tuple(calls)))
     return Workload("peer", tuple(runs))

@@ -1,6 +1,6 @@
-"""Traces of others as workloads: Mooncake's, and AIPerf's ``dag_jsonl``.
+"""Read public trace formats as workloads: Mooncake's, and AIPerf's ``dag_jsonl``.
 
-A trace that has a broken line is not read at all; the error names all of them.
+A trace with a broken line is refused; the error names all broken lines.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from experiments.workloads.dag_jsonl import dag_runs
 from experiments.workloads.lines import Faults, json_object
 from experiments.workloads.mooncake import PROMPTS, mooncake_runs
 
-# Of records by line; what is wrong with them is added to the faults.
+# Reads records by line number, and adds their faults to ``Faults``.
 Reader = Callable[[Mapping[int, dict[str, Any]], Prompts, Faults], list[Run]]
 
 
 class TraceError(ValueError):
-    """A file is no trace."""
+    """A file is not a valid trace."""
 
 
 def read_trace(path: Path, vocab_size: int, seed: int = 0) -> Workload:
-    """Read a trace, of whichever kind the first line is that shows one.
+    """Read a trace; the first line of a known format decides the format.
 
     Raises:
-        TraceError: the file cannot be read, is of neither kind, or has broken lines.
+        TraceError: the file cannot be read, has neither format, or has broken lines.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path} cannot be read: {error}") from None
-    # Not ``splitlines``, which parts at characters that JSON strings may hold.
+    # ``splitlines`` would also split at characters that JSON strings may contain.
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise TraceError(f"{path} is empty")
@@ -41,10 +41,10 @@ def read_trace(path: Path, vocab_size: int, seed: int = 0) -> Workload:
     for number, line in lines:
         with faults.of(number):
             records[number] = json_object(line)
-    read = next((kind for kind in map(_reader, records.values()) if kind is not None), None)
+    read = next((reader for reader in map(_reader, records.values()) if reader is not None), None)
     if read is None:
         for number in records:
-            faults.add(number, f"has neither turns, as dag_jsonl, nor any of {', '.join(PROMPTS)}")
+            faults.add(number, f"has neither turns, as in dag_jsonl, nor {', '.join(PROMPTS)}")
         raise TraceError(f"{path}: {faults}")
     runs = read(records, Prompts(seed, vocab_size), faults)
     if faults:

@@ -1,4 +1,4 @@
-"""How large a workload is to be, where somebody says so."""
+"""The size of a workload, as requested by flags."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from experiments.workloads.base import Sizes
 
 
 class ScaleError(ValueError):
-    """A workload has nothing of what was to be scaled."""
+    """The workload does not have the quantity that a flag scales."""
 
 
 @dataclass
 class Scale:
-    """What was asked for; None leaves a workload as it is.
+    """The requested size; None keeps the workload's default.
 
     Args:
-        is_quick: a smaller one.
-        runs: how many runs.
-        runs_per_s: at which they arrive.
-        prompt: tokens of fixed prefixes, dynamic parts and answers.
+        is_quick: True for a smaller workload.
+        runs: number of workflow runs.
+        runs_per_s: arrival rate of runs.
+        prompt: tokens of fixed prefixes, dynamic suffixes and outputs.
     """
 
     is_quick: bool = False
@@ -28,29 +28,31 @@ class Scale:
     prompt: Sizes | None = None
     _used: set[str] = field(default_factory=set, init=False)
 
-    def of(self, *, quick: int, whole: int) -> int:
-        """One of two counts, which nobody but ``is_quick`` decides."""
-        return quick if self.is_quick else whole
+    def of(self, *, quick: int, full: int) -> int:
+        """Return one of two counts, by ``is_quick`` alone."""
+        return quick if self.is_quick else full
 
-    def num_runs(self, *, quick: int, whole: int) -> int:
-        """How many runs there are to be."""
+    def num_runs(self, *, quick: int, full: int) -> int:
+        """Return the number of runs."""
         self._used.add("runs")
-        return self.of(quick=quick, whole=whole) if self.runs is None else self.runs
+        return self.of(quick=quick, full=full) if self.runs is None else self.runs
 
     def rate(self, default: float) -> float:
-        """Runs a second."""
+        """Return the arrival rate, runs/s."""
         self._used.add("rate")
         return default if self.runs_per_s is None else self.runs_per_s
 
     def sizes(self, default: Sizes) -> Sizes:
-        """Tokens of every call."""
+        """Return the tokens of every call."""
         self._used.add("sizes")
         return default if self.prompt is None else self.prompt
 
     def check(self, name: str) -> None:
-        """Raise ScaleError unless the workload that was built had all that was asked for."""
-        asked = {"runs": self.runs, "rate": self.runs_per_s, "sizes": self.prompt}
-        given = {key for key, value in asked.items() if value is not None}
+        """Raise ScaleError unless the workload just built has every quantity that was requested."""
+        requested = {"runs": self.runs, "rate": self.runs_per_s, "sizes": self.prompt}
+        given = {key for key, value in requested.items() if value is not None}
         if missing := sorted(given - self._used):
-            has = ", ".join(f"--{one}" for one in sorted(self._used)) or "none of them"
-            raise ScaleError(f"{name} has no --{missing[0]}; it has: {has}")
+            usable = ", ".join(f"--{flag}" for flag in sorted(self._used)) or "none"
+            raise ScaleError(
+                f"workload {name} cannot be scaled by --{missing[0]}; it can by: {usable}"
+            )

@@ -1,23 +1,25 @@
-"""Coding agents: conversations that grow from call to call, with tools between the calls.
+"""Coding agents: conversations that grow with every call, and tools that run between calls.
 
-Shaped like public traces of 2026: vLLM's AgentX (median 43 turns a session, 142K tokens in and 444
-out, over 96% of the input cached, subagents in 44% of sessions) and TraceLab's 4,265 coding
+Their shape follows public traces of 2026: vLLM's AgentX (median 43 turns a session, 142K tokens in
+and 444 out, over 96% of the input cached, subagents in 44% of sessions) and TraceLab's 4,265 coding
 sessions (4% of tool calls take 85% of the tools' time). Lengths are scaled by ``scale``.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from experiments.workloads.base import Call, Part, Prompts, Run, Workload
 from kvflow_jax.workflow.workflow import Workflow
 
-TURNS_MEDIAN, TURNS_SIGMA, MOST_TURNS = 43, 0.6, 150
-SYSTEM_TOKENS = 12_000  # instructions and tools, the same in all sessions
-GROWTH_MEDIAN, GROWTH_SIGMA = 1800, 1.1  # what a tool or a person adds before a turn
+TURNS_MEDIAN, TURNS_SIGMA, MAX_TURNS = 43, 0.6, 150
+SYSTEM_TOKENS = 12_000  # instructions and tools, shared by all sessions
+GROWTH_MEDIAN, GROWTH_SIGMA = 1800, 1.1  # tokens that a tool or a person adds before a turn
 OUTPUT_MEDIAN, OUTPUT_SIGMA = 300, 0.8
-SUBAGENTS = 0.44  # share of sessions that have some
-# Pauses: most tools answer in a second or two; a few builds and test runs take minutes.
+SUBAGENTS = 0.44  # share of sessions with subagents
+# Pauses: most tools take a second or two; a few builds and test runs take minutes.
 TOOL_MEDIAN_S, TOOL_SIGMA, LONG_TOOLS, LONG_MEDIAN_S = 1.5, 0.8, 0.04, 90.0
 
 
@@ -28,16 +30,16 @@ def coding(
     context: int,
     vocab_size: int,
     scale: float = 1.0,
-    most_turns: int = MOST_TURNS,
+    max_turns: int = MAX_TURNS,
     seed: int = 0,
 ) -> Workload:
-    """Sessions of a coding agent, arriving at random.
+    """Return sessions of a coding agent with Poisson arrivals.
 
     Args:
-        rate: sessions a second, Poisson.
-        context: tokens; a session whose history would pass it ends.
-        scale: of all lengths in tokens, for small models and fast runs.
-        most_turns: of a session.
+        rate: arrivals, sessions/s.
+        context: tokens of the longest history; a session ends before it exceeds them.
+        scale: factor of all lengths in tokens, for small models and fast runs.
+        max_turns: turns of the longest session.
     """
     prompts = Prompts(seed, vocab_size)
     graph = Workflow("coding").entry("coder").join("coder", "any")
@@ -45,23 +47,24 @@ def coding(
     graph.edge("explorer", "coder")
     start_s, runs = 0.0, []
     for number in range(num_runs):
-        calls = _session(prompts, number, context, scale, most_turns)
+        calls = _session(prompts, number, context, scale, max_turns)
         runs.append(Run(f"developer{number}", f"session{number}", graph.freeze(), calls, start_s))
         start_s += float(prompts.rng.exponential(1.0 / rate))
     return Workload("coding", tuple(runs))
 
 
 def _session(
-    prompts: Prompts, number: int, context: int, scale: float, most_turns: int
+    prompts: Prompts, number: int, context: int, scale: float, max_turns: int
 ) -> tuple[Call, ...]:
     rng = prompts.rng
-    num_turns = prompts.lognormal(TURNS_MEDIAN, TURNS_SIGMA, 3, most_turns)
+    num_turns = prompts.lognormal(TURNS_MEDIAN, TURNS_SIGMA, 3, max_turns)
     subagent_turns = set()
     if rng.random() < SUBAGENTS:
         subagent_turns = {int(t) for t in rng.integers(2, num_turns, size=int(rng.integers(1, 4)))}
     system = prompts.named(max(16, int(SYSTEM_TOKENS * scale)), "system")
     history: list[Part] = [system]
-    length, calls, last = len(system), [], -1
+    length, last = len(system), -1
+    calls: list[Call] = []
     for turn in range(num_turns):
         new = _tokens(prompts, GROWTH_MEDIAN, GROWTH_SIGMA, scale)
         output = _tokens(prompts, OUTPUT_MEDIAN, OUTPUT_SIGMA, scale)
@@ -86,22 +89,12 @@ def _session(
         history = [*history, last]
         length += new + output
     if calls:
-        end = calls[-1]
-        calls[-1] = Call(
-            end.agent,
-            end.parts,
-            end.num_fixed,
-            end.num_output,
-            end.after,
-            end.pause_s,
-            session=end.session,
-            is_last=True,
-        )
+        calls[-1] = replace(calls[-1], is_last=True)
     return tuple(calls)
 
 
 def _explore(prompts: Prompts, calls: list[Call], last: int, scale: float) -> int:
-    """A subagent with a fresh context: a few turns of its own; the number of its last call."""
+    """Append the turns of a subagent, which starts an empty context; return its last number."""
     system = prompts.named(max(16, int(0.5 * SYSTEM_TOKENS * scale)), "explorer")
     history: list[Part] = [system]
     num_turns = int(prompts.rng.integers(2, 6))

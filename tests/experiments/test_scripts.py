@@ -84,8 +84,8 @@ def test_a_policy_of_ones_own_is_an_arm(run, tmp_path):
         (("--machine", "abacus"), "no machine 'abacus'"),
         (("--model", "gpt"), "no model 'gpt'"),
         (("--pool-tokens", 200), "too few"),
-        (("--policy", "nowhere"), "--policy wants module:function"),
-        (("--policy", "json:nothing"), "--policy wants module:function"),
+        (("--policy", "nowhere"), "--policy expects module:function"),
+        (("--policy", "json:nothing"), "--policy expects module:function"),
         (("--trace-file", "/nowhere"), "/nowhere cannot be read"),
     ],
 )
@@ -158,7 +158,7 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
     monkeypatch.setattr(evaluation, "play_cell", play_cell)
     code, _, complaint = run(evaluation, "--quick", "--jobs", 1, "--json", path)
     assert code == 130
-    assert "goes on from here" in complaint
+    assert "resumes from here" in complaint
     code, _, complaint = run(evaluation, "--quick", "--seed", 7, "--json", path)
     assert code == 2
     assert "other options" in complaint
@@ -266,7 +266,7 @@ def test_a_workload_is_scaled_or_says_that_it_cannot_be(run, monkeypatch):
     assert "Nothing was evicted" in said
     code, _, complaint = run(comparison, "--workload", "cycle", "--arms", "kvflow", "--rate", "2")
     assert code == 2
-    assert "cycle has no --rate; it has: --sizes" in complaint
+    assert "cycle cannot be scaled by --rate; it can by: --sizes" in complaint
 
 
 def test_a_trace_that_cannot_be_written_is_told_in_a_line(run, tmp_path):

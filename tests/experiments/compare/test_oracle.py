@@ -51,7 +51,7 @@ def test_next_reads_are_those_of_the_tokens():
         def finished(self, request, now):
             oracle.finished(request, now)
             run, number = driver.submitted[request.id]
-            ended.append(rank[run.client, run.workflow_id, number])
+            ended.append(rank[run.tenant, run.workflow_id, number])
             blocks = request.lease.blocks
             keys = oracle.eviction_order(table, blocks)[:, 0]
             checked.append((request.known.copy(), -keys, set(ended)))
@@ -65,7 +65,7 @@ def test_next_reads_are_those_of_the_tokens():
     for run in workload.runs:
         for number, call in enumerate(run.calls):
             parts = [driver._answers[run, p] if isinstance(p, int) else p for p in call.parts]
-            place = rank[run.client, run.workflow_id, number]
+            place = rank[run.tenant, run.workflow_id, number]
             prompts[place] = np.concatenate([np.asarray(part) for part in parts])
     num_read_again = 0
     for tokens, next_reads, done in checked:

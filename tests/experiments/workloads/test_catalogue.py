@@ -5,7 +5,7 @@ import pytest
 
 from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.workloads.base import Sizes
-from experiments.workloads.catalogue import WORKLOADS, workload
+from experiments.workloads.catalogue import WORKLOADS, catalogue_entry
 from experiments.workloads.paper import stages
 from experiments.workloads.scale import Scale
 from kvflow_jax.sim.machines import UnknownNameError, machine, pool_tokens, shape
@@ -18,7 +18,7 @@ def test_a_seed_gives_the_same_workload_and_calls_wait_for_earlier_ones(name):
     build, quick = WORKLOADS[name].build, Scale(is_quick=True)
     one, same, other = (build(VOCAB, seed, quick) for seed in (1, 1, 2))
     for a, b in zip(one.runs, same.runs, strict=True):
-        assert (a.client, a.workflow_id, a.start_s) == (b.client, b.workflow_id, b.start_s)
+        assert (a.tenant, a.workflow_id, a.start_s) == (b.tenant, b.workflow_id, b.start_s)
         for x, y in zip(a.calls, b.calls, strict=True):
             assert x.after == y.after
             for p, q in zip(x.parts, y.parts, strict=True):
@@ -34,7 +34,7 @@ def test_a_seed_gives_the_same_workload_and_calls_wait_for_earlier_ones(name):
             if run.graph is not None:
                 assert call.agent in run.graph.nodes_of
     assert one.num_calls == sum(len(run.calls) for run in one.runs)
-    assert len({(run.client, run.workflow_id) for run in one.runs}) == len(one.runs)
+    assert len({(run.tenant, run.workflow_id) for run in one.runs}) == len(one.runs)
 
 
 def test_agents_of_a_stage_share_the_start_of_their_prefixes():
@@ -48,7 +48,7 @@ def test_agents_of_a_stage_share_the_start_of_their_prefixes():
 
 
 def test_names_that_are_none_say_which_there_are():
-    for ask, known in ((workload, "team"), (machine, "a10g"), (shape, "llama-3.1-8b")):
+    for ask, known in ((catalogue_entry, "team"), (machine, "a10g"), (shape, "llama-3.1-8b")):
         with pytest.raises(UnknownNameError, match=known):
             ask("nothing")
     with pytest.raises(UnknownNameError):

@@ -278,7 +278,7 @@ def test_json_may_hold_what_other_texts_break_at(tmp_path):
     texts = [json.dumps(lines[0]), json.dumps(lines[1], ensure_ascii=False)]
     texts[0] = texts[0].replace("\\u2028", "\u2028").replace("\\u2029", "\u2029")
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(texts).encode())
-    assert [run.client for run in read_trace(path, VOCAB).runs] == ["a\u2028b", "c"]
+    assert [run.tenant for run in read_trace(path, VOCAB).runs] == ["a\u2028b", "c"]
 
 
 OK = session("ok", turn("x"))
@@ -295,7 +295,7 @@ OK = session("ok", turn("x"))
         ([{"input_length": 5, "messages": [user("x")]}], "line 1: must have one of"),
         ([{"input_length": 400, "hash_ids": [1, 2]}], "line 1: 2 hash_ids of 512 tokens do not"),
         ([{"input_length": 5, "hash_ids": 3}], "line 1: hash_ids must be a list"),
-        ([{"text_input": "x", "hash_ids": [3]}], "line 1: hash_ids are of an input_length"),
+        ([{"text_input": "x", "hash_ids": [3]}], "line 1: hash_ids require an input_length"),
         ([{"input_length": 5, "timestamp": -1}], "line 1: timestamp"),
         ([{"input_length": 5, "delay": float("nan")}], "line 1: delay"),
         ([{"payload": {"prompt": [1, 2]}}], "line 1: payload.prompt must be text"),
@@ -310,21 +310,24 @@ OK = session("ok", turn("x"))
         ([session("a", turn("x", spawns=[[]]))], r"line 1: turns\[0\].spawns must be session"),
         ([session("a", turn("x", forks=["b"]))], "line 1: there is no session 'b'"),
         ([session("a", turn("x", forks=["ok"]), turn("y")), OK], "unless background is true"),
-        ([OK, session("b", turn("x", max_tokens=0)), OK], "2: max_tokens.*3: session 'ok' is"),
+        (
+            [OK, session("b", turn("x", max_tokens=0)), OK],
+            "2: max_tokens.*3: session 'ok' is defined",
+        ),
         ([session("a", turn("x", tools="x"))], r"line 1: turns\[0\].tools must be a list"),
         ([session("a", turn("x"), context_mode="all")], "line 1: context_mode must be one of"),
-        ([session("a", turn("x"), rounds=2)], "line 1: rounds is only for an orchestrator"),
+        ([session("a", turn("x"), rounds=2)], "line 1: rounds requires an orchestrator"),
         ([{"session_id": "o", "orchestrator": True}], "line 1: an orchestrator must have spawns"),
         ([{"session_id": "o", "orchestrator": "no"}], "line 1: orchestrator must be true or"),
         ([session("o", turn("x"), orchestrator=True)], "line 1: an orchestrator has no turns"),
         (
             [{"session_id": "o", "orchestrator": True, "spawns": ["ok"], "rounds": 10**7}, OK],
-            "line 1: its rounds come to more than",
+            "line 1: its rounds have more than",
         ),
         (
             [session(f"s{i}", turn("x", spawns=[f"s{i + 1}"] * 2)) for i in range(40)]
             + [session("s40", turn("x"))],
-            "line 1: with it the file comes to more than",
+            "line 1: with its descendants the file has more than",
         ),
         (
             [
@@ -332,7 +335,7 @@ OK = session("ok", turn("x"))
                 session("b", turn("x", forks=["a"])),
                 session("c", turn("x", spawns=["c"])),
             ],
-            "line 1: sessions begin each other in a circle, lines 1 to 2; line 3: sessions",
+            "line 1: sessions start each other in a cycle, lines 1 to 2; line 3: sessions",
         ),
         (
             [session("a", turn("x", spawns=[{"children": ["ok"], "join_at": 0}])), OK],
@@ -357,7 +360,7 @@ def test_a_line_that_is_cut_off_is_all_that_is_told_of(read):
 def told(error):
     """Numbers of lines that an error names."""
     numbers = {int(n) for n in re.findall(r"line (\d+):", str(error))}
-    _, _, others = str(error).partition("and also broken: ")
+    _, _, others = str(error).partition("more broken lines: ")
     for first, last in re.findall(r"(\d+)(?: to (\d+))?", others):
         numbers |= set(range(int(first), int(last or first) + 1))
     return numbers
