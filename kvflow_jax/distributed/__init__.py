@@ -1,12 +1,14 @@
-"""Several processes, each with devices of its own, that serve one model together.
+"""One model served by several processes, each with its own devices.
 
-    process 0, the leader                          every other, a follower
-    ─────────────────────                          ───────────────────────
-    HTTP, engine, scheduler, cache, controller     none of these
-    LeaderRunner ───────what it is about to do──▶ replay: the same on its own devices
-    LeaderTransfers ──▶                      ◀─── "copied"
-    /ready                                    ◀─── every second, that it is there
+    process 0, the leader                            processes 1 to N-1, the followers
+    ─────────────────────                            ─────────────────────────────────
+    HTTP, engine, scheduler, cache, controller       none of these
+    LeaderRunner ────── each call, before it ──────▶ Replay: the same call on its own devices
+    LeaderTransfers ───────── Copy ────────────────▶
+                    ◀──────── Copied ───────────────
+    /ready          ◀──────── Heartbeat, every second
 
-One control plane decides; the others do what it does, in its order. So all dispatch the same
-programs in the same order, as ``jax.distributed`` asks, each from one thread; other threads wait.
+There is one control plane, on the leader. Followers replay its calls in order, so every process
+dispatches the same programs in the same order, each from one thread, as ``jax.distributed``
+requires. Other threads only wait.
 """

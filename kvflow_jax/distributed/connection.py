@@ -1,4 +1,4 @@
-"""Messages over TCP, each with its length before it."""
+"""Length-prefixed messages over TCP."""
 
 from __future__ import annotations
 
@@ -11,62 +11,66 @@ from kvflow_jax.distributed.messages import Message, decode, encode
 
 _LENGTH = struct.Struct("!I")
 MAX_MESSAGE_BYTES = 1 << 30
-# A host that has lost power or network says nothing: after so long it counts as gone.
-SILENCE_S = 30
+# A host without power or network closes no connection. After this many seconds without an answer
+# to TCP keepalive probes, its connections fail.
+KEEPALIVE_TIMEOUT_S = 30
 
 
-def framed(message: Message) -> bytes:
-    """A message as it is sent."""
+def frame(message: Message) -> bytes:
+    """Return a message as sent: the length of its encoding, then the encoding."""
     data = encode(message)
     return _LENGTH.pack(len(data)) + data
 
 
 class Connection:
-    """One end. Any thread may send; one thread receives."""
+    """One end of a TCP connection. Any thread may send; one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._lock = threading.Lock()  # a message is sent whole
+        self._send_lock = threading.Lock()  # keeps frames of several threads apart
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):  # Linux
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_S // 6)
+            timeout_s = KEEPALIVE_TIMEOUT_S
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, timeout_s // 2)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, timeout_s // 6)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * timeout_s)
 
     def send(self, message: Message) -> None:
-        """Raises:
-        OSError: the other end is gone.
-        """
-        self.send_framed(framed(message))
+        """Send a message.
 
-    def send_framed(self, data: bytes) -> None:
-        """``send`` of what is ``framed`` already: once, for many."""
-        with self._lock:
+        Raises:
+            OSError: the connection is broken.
+        """
+        self.send_frame(frame(message))
+
+    def send_frame(self, data: bytes) -> None:
+        """Send the result of ``frame``, which several connections may share."""
+        with self._send_lock:
             self._socket.sendall(data)
 
     def receive(
         self, timeout_s: float | None = None, max_bytes: int = MAX_MESSAGE_BYTES
     ) -> Message:
-        """The next message.
+        """Wait for the next message.
 
         Raises:
-            OSError, EOFError: the other end is gone, or silent for ``timeout_s`` seconds.
-            ValueError: it is none of ours, or longer than ``max_bytes``.
+            OSError, EOFError: the connection is broken, or silent for ``timeout_s`` seconds.
+            ValueError: the data is not a message, or longer than ``max_bytes``.
         """
         self._socket.settimeout(timeout_s)
         try:
             (length,) = _LENGTH.unpack(self._receive(_LENGTH.size))
             if length > max_bytes:
-                raise ValueError(f"a message of {length} bytes")
+                raise ValueError(f"a message of {length} bytes, more than {max_bytes}")
             return decode(self._receive(length))
         finally:
             self._socket.settimeout(None)
 
     def close(self) -> None:
-        """Also wakes whoever receives."""
+        """Close the connection; a thread blocked in ``receive`` raises."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -75,8 +79,8 @@ class Connection:
         data = bytearray(num_bytes)
         view = memoryview(data)
         while view:
-            num = self._socket.recv_into(view)
-            if not num:
+            num_received = self._socket.recv_into(view)
+            if not num_received:
                 raise EOFError("the connection was closed")
-            view = view[num:]
+            view = view[num_received:]
         return bytes(data)

@@ -1,4 +1,4 @@
-"""What processes that share a model must have alike, lest their programs never end."""
+"""Check that all processes have loaded the same model; otherwise their collectives would hang."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from kvflow_jax.distributed.process_group import Group
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.model import Model
 
-_SHOWN_CHARS = 80  # of a value
+_MAX_SHOWN_CHARS = 80  # of one property, in an error message
 
 
 def model_properties(model: Model) -> dict[str, str]:
-    """What a model is before it has weights, by name."""
+    """Return what is known of a model before its weights are loaded, by name."""
     config = model.config
-    facts = {field.name: repr(getattr(config, field.name)) for field in fields(config)}
-    return facts | {"dtype": model.dtype, "device": jax.local_devices()[0].device_kind}
+    properties = {field.name: repr(getattr(config, field.name)) for field in fields(config)}
+    return properties | {"dtype": model.dtype, "device": jax.local_devices()[0].device_kind}
 
 
-def check_consistent(group: Group, facts: Mapping[str, str]) -> None:
-    """Compare facts; every process calls this at the same point.
+def check_consistent(group: Group, properties: Mapping[str, str]) -> None:
+    """Compare ``properties`` over all processes. A collective: every process must call it.
 
     Raises:
-        ConfigError: on all of them, naming what differs in the first that does.
+        ConfigError: on every process; names the differences of the first process that differs
+            from process 0.
     """
-    first, *others = group.gather(dict(facts))
-    for process, its in enumerate(others, 1):
-        differing = [
-            f"{name} {_cut(its.get(name, 'none'))}, not {_cut(value)}"
-            for name, value in sorted(first.items())
-            if its.get(name) != value
+    leaders, *others = group.gather(dict(properties))
+    for process, followers in enumerate(others, 1):
+        differences = [
+            f"{name} {_shorten(followers.get(name, 'none'))}, not {_shorten(value)}"
+            for name, value in sorted(leaders.items())
+            if followers.get(name) != value
         ]
-        if differing:
+        if differences:
             raise ConfigError(
                 f"process {process} has loaded another model than process 0 "
-                f"({'; '.join(differing)}): give all the same files or revision for --model"
+                f"({'; '.join(differences)}): give all the same files or revision for --model"
             )
 
 
-def _cut(value: str) -> str:
-    return value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "…"
+def _shorten(value: str) -> str:
+    return value if len(value) <= _MAX_SHOWN_CHARS else value[:_MAX_SHOWN_CHARS] + "…"

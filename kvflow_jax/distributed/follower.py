@@ -1,4 +1,4 @@
-"""What every process but the first does: the same as the leader, in its order."""
+"""Replay of the leader's calls by a follower, in the leader's order."""
 
 from __future__ import annotations
 
@@ -25,66 +25,67 @@ from kvflow_jax.runtime.batch import Batch
 from kvflow_jax.runtime.runner import ModelRunner
 from kvflow_jax.runtime.sampler import SequenceState
 
-_WAITERS = 8  # as many copies as the leader has under way
+_NUM_WAITERS = 8  # threads: the leader has at most this many copies in flight
 
 
 class Replay:
-    """Does what the leader says it does.
+    """Repeats each call of the leader's runner and transfers on this process's devices.
 
     Args:
-        runner: this process's, warm.
+        runner: this process's runner, warmed up.
     """
 
     def __init__(self, runner: ModelRunner, follower: Follower) -> None:
         self._runner, self._follower = runner, follower
-        self._kept: dict[int, jax.Array] = {}  # blocks on the device and on the host, by number
-        self._waiters = ThreadPoolExecutor(_WAITERS, thread_name_prefix="kvflow-copy")
+        self._arrays: dict[int, jax.Array] = {}  # this process's shards, on device or host, by id
+        self._waiters = ThreadPoolExecutor(_NUM_WAITERS, thread_name_prefix="kvflow-copy")
 
     def run(self) -> None:
-        """Until the leader closes.
+        """Replay messages until the leader closes the group.
 
         Raises:
-            Exception: this process cannot do what the leader does.
+            Exception: a call failed here, so this process is out of lockstep with the leader.
         """
         for message in self._follower.messages():
-            self._do(message)
+            self._replay(message)
         self._waiters.shutdown()
 
-    def _do(self, message: Message) -> None:
+    def _replay(self, message: Message) -> None:
         runner = self._runner
         match message:
-            case Submit(shape, tokens, ints, floats):
-                runner.submit(Batch(runner.shapes.shapes[shape], tokens, ints, floats))
+            case Submit(shape_index, tokens, ints, floats):
+                runner.submit(Batch(runner.shapes.shapes[shape_index], tokens, ints, floats))
             case SetSequenceState(sequence_state):
                 runner.set_sequence_state(SequenceState(**sequence_state))
             case Score(start, targets):
                 runner.score(start, targets)
-            case Read(number, pages):
-                self._kept[number] = runner.read_blocks(pages)
-            case Write(number, indices, pages):
-                runner.write_blocks(self._kept[number], indices, pages)
-            case Copy(number, source, to_host):
-                self._copy(number, source, to_host)
-            case Drop(numbers):
-                for number in numbers:
-                    self._kept.pop(number, None)  # a copy that failed was never kept
+            case Read(array_id, pages):
+                self._arrays[array_id] = runner.read_blocks(pages)
+            case Write(array_id, indices, pages):
+                runner.write_blocks(self._arrays[array_id], indices, pages)
+            case Copy(array_id, source_id, to_host):
+                self._copy(array_id, source_id, to_host)
+            case Drop(array_ids):
+                for array_id in array_ids:
+                    # A copy that failed here has no array.
+                    self._arrays.pop(array_id, None)
             case Reset():
                 runner.reset()
             case _:
-                raise IntegrityError(f"unexpected: {message}")
+                raise IntegrityError(f"unexpected message: {message}")
 
-    def _copy(self, number: int, source: int, to_host: bool) -> None:
+    def _copy(self, array_id: int, source_id: int, to_host: bool) -> None:
         try:
-            self._kept[number] = copy_shards(self._kept[source], to_host=to_host)
-        except Exception as error:  # the leader counts it, and the blocks are computed again
-            self._follower.send(Copied(number, repr(error)))
+            self._arrays[array_id] = copy_shards(self._arrays[source_id], to_host=to_host)
+        except Exception as error:  # the leader counts the failure; the blocks are recomputed
+            self._follower.send(Copied(array_id, repr(error)))
             return
-        self._waiters.submit(self._answer, number, self._kept[number])
+        self._waiters.submit(self._report_copied, array_id, self._arrays[array_id])
 
-    def _answer(self, number: int, copy: jax.Array) -> None:
-        why = ""
+    def _report_copied(self, array_id: int, copy: jax.Array) -> None:
+        reason = ""
         try:
             copy.block_until_ready()
         except Exception as error:
-            why = repr(error)
-        self._follower.send(Copied(number, why))
+            reason = repr(error)
+        self._follower.send(Copied(array_id, reason))

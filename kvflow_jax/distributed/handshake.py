@@ -1,4 +1,4 @@
-"""How process 0 takes the others in."""
+"""The handshake by which process 0 accepts followers."""
 
 from __future__ import annotations
 
@@ -16,111 +16,116 @@ from kvflow_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Settings = Mapping[str, str]  # by flag
-Joined = Mapping[int, tuple[str, Connection]]  # host and connection by process
+Settings = Mapping[str, str]  # value by flag
+Accepted = Mapping[int, tuple[str, Connection]]  # host name and connection by process id
 
-HELLO_S = 10.0  # within which one that connects says who it is
-_MAX_HELLO_BYTES = 1 << 20  # who sends it is not known yet
-_LOOK_S = 0.2
+HELLO_TIMEOUT_S = 10.0  # from connecting to Hello
+_MAX_HELLO_BYTES = 1 << 20  # the sender is not known yet
+_ACCEPT_POLL_S = 0.2  # between two checks whether all followers are accepted
 
 
 class Handshakes:
-    """Whoever connects is heard on a thread of its own: one that is silent delays nobody.
+    """Accepts followers, each connection on its own thread: a silent peer delays no other.
 
     Args:
-        settings: what every process must have been started with.
+        settings: value by flag that every process must have been started with.
     """
 
     def __init__(self, process_info: ProcessInfo, settings: Settings) -> None:
         self._process_info, self._settings = process_info, settings
-        self._lock = threading.Lock()  # guards the fields up to the next blank line
-        self._joined: dict[int, tuple[str, Connection]] = {}
-        self._strangers: set[Connection] = set()  # which have not said who they are
-        self._is_over = False
+        self._lock = threading.Lock()  # guards the fields below
+        self._accepted: dict[int, tuple[str, Connection]] = {}
+        self._pending: set[Connection] = set()  # connected, no Hello yet
+        self._is_closed = False
 
-    def run(self, listener: socket.socket, timeout_s: float) -> Joined:
-        """Every follower there is to be.
+    def accept_all(self, listener: socket.socket, timeout_s: float) -> Accepted:
+        """Wait for every follower, then close the connections that did not finish a handshake.
 
         Raises:
-            ConfigError: they do not come within ``timeout_s``.
+            ConfigError: a follower is missing after ``timeout_s`` seconds.
         """
-        deadline_s, num = time.monotonic() + timeout_s, self._process_info.num_processes - 1
-        log.info("waiting for %d other processes", num)
-        while len(self._joined) < num and (left_s := deadline_s - time.monotonic()) > 0:
-            listener.settimeout(min(left_s, _LOOK_S))
+        num_followers = self._process_info.num_processes - 1
+        deadline_s = time.monotonic() + timeout_s
+        log.info("waiting for %d other processes", num_followers)
+        while len(self._accepted) < num_followers and (left_s := deadline_s - time.monotonic()) > 0:
+            listener.settimeout(min(left_s, _ACCEPT_POLL_S))
             with contextlib.suppress(TimeoutError):
-                self._hear(Connection(listener.accept()[0]))
+                self._start_handshake(Connection(listener.accept()[0]))
         with self._lock:
-            self._is_over = True
-            strangers = list(self._strangers)
-        for connection in strangers:
+            self._is_closed = True
+            pending = list(self._pending)
+        for connection in pending:
             connection.close()
-        if len(self._joined) < num:
-            self._give_up(timeout_s)
-        return self._joined
+        if len(self._accepted) < num_followers:
+            self._refuse_all(timeout_s)
+        return self._accepted
 
-    def _hear(self, connection: Connection) -> None:
+    def _start_handshake(self, connection: Connection) -> None:
         with self._lock:
-            self._strangers.add(connection)
+            self._pending.add(connection)
         threading.Thread(
-            target=self._meet, args=[connection], name="kvflow-admit", daemon=True
+            target=self._handshake, args=[connection], name="kvflow-handshake", daemon=True
         ).start()
 
-    def _meet(self, connection: Connection) -> None:
-        """On a thread of its own, one a connection."""
+    def _handshake(self, connection: Connection) -> None:
+        """Run one handshake, on the connection's own thread."""
         try:
-            hello = connection.receive(HELLO_S, _MAX_HELLO_BYTES)
+            hello = connection.receive(HELLO_TIMEOUT_S, _MAX_HELLO_BYTES)
             if not isinstance(hello, Hello):
-                raise ValueError("it is no process of ours")
-            if why_not := self._take(hello, connection):
-                connection.send(Refused(why_not))
-                raise ValueError(why_not)
+                raise ValueError("the first message is no Hello of kvflow-jax")
+            if reason := self._accept(hello, connection):
+                connection.send(Refused(reason))
+                raise ValueError(reason)
         except (OSError, EOFError, ValueError) as error:
             log.warning("refused a process: %s", error)
             connection.close()
         finally:
             with self._lock:
-                self._strangers.discard(connection)
+                self._pending.discard(connection)
 
-    def _take(self, hello: Hello, connection: Connection) -> str:
-        """Let a process join; why it may not, "" where it may."""
+    def _accept(self, hello: Hello, connection: Connection) -> str:
+        """Accept a follower; return why it is refused, "" if accepted."""
         with self._lock:
-            if self._is_over:
-                return "process 0 waits no longer"
-            if why_not := refusal_reason(hello, self._process_info, self._settings, self._joined):
-                return why_not
-            self._strangers.discard(connection)
-            self._joined[hello.process_id] = hello.host, connection
-            log.info("process %d on %s is there", hello.process_id, hello.host)
+            if self._is_closed:
+                return "process 0 no longer waits for followers"
+            if reason := refusal_reason(hello, self._process_info, self._settings, self._accepted):
+                return reason
+            self._pending.discard(connection)
+            self._accepted[hello.process_id] = hello.host, connection
+            log.info("process %d on %s has joined", hello.process_id, hello.host)
             return ""
 
-    def _give_up(self, timeout_s: float) -> None:
-        missing = sorted(set(range(1, self._process_info.num_processes)) - self._joined.keys())
-        why = (
-            f"process {', '.join(map(str, missing))} did not come to "
-            f"{self._process_info.host}:{self._process_info.port} within {timeout_s:g} s: start it with the same "
-            "flags and its own --process-id, or give more time with --join-timeout-s"
+    def _refuse_all(self, timeout_s: float) -> None:
+        """Refuse the accepted followers too, because others are missing; raise ConfigError."""
+        info = self._process_info
+        missing = sorted(set(range(1, info.num_processes)) - self._accepted.keys())
+        reason = (
+            f"process {', '.join(map(str, missing))} did not join at {info.host}:{info.port} "
+            f"within {timeout_s:g} s: start it with the same flags and its own --process-id, "
+            "or give more time with --join-timeout-s"
         )
-        for _, connection in self._joined.values():
+        for _, connection in self._accepted.values():
             with contextlib.suppress(OSError):
-                connection.send(Refused(why))
+                connection.send(Refused(reason))
             connection.close()
-        raise ConfigError(why)
+        raise ConfigError(reason)
 
 
-def refusal_reason(hello: Hello, process_info: ProcessInfo, settings: Settings, joined: Joined) -> str:
-    """Why a process may not join; "" where it may."""
-    who = hello.process_id
+def refusal_reason(
+    hello: Hello, process_info: ProcessInfo, settings: Settings, accepted: Accepted
+) -> str:
+    """Return why a process cannot join; "" if it can."""
+    process = hello.process_id
     if hello.num_processes != process_info.num_processes:
         return (
-            f"process {who} was started with --num-processes {hello.num_processes}, "
+            f"process {process} was started with --num-processes {hello.num_processes}, "
             f"process 0 with {process_info.num_processes}"
         )
-    if who in joined:
-        return f"there is a process {who} already: give each a --process-id of its own"
-    other = [
+    if process in accepted:
+        return f"there are two processes {process}: give each its own --process-id"
+    differences = [
         f"{name} {hello.settings.get(name)}, process 0 with {value}"
         for name, value in settings.items()
         if hello.settings.get(name) != value
     ]
-    return f"process {who} was started with {'; '.join(other)}" if other else ""
+    return f"process {process} was started with {'; '.join(differences)}" if differences else ""

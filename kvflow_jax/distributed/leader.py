@@ -1,4 +1,4 @@
-"""The runner of the process that decides: tells the others what it does, then does it."""
+"""The leader's runner: sends each call to the followers, then makes it on its own devices."""
 
 from __future__ import annotations
 
@@ -27,45 +27,50 @@ from kvflow_jax.runtime.sampler import Logprobs
 
 
 class RemoteArray:
-    """An array of which every process keeps its own part, all under one number."""
+    """An array whose shards lie on all processes under one id.
 
-    def __init__(self, number: int, array: jax.Array, dropped: deque[int]) -> None:
-        self.number = number
+    When the leader's reference is collected, the followers drop their shards.
+    """
+
+    def __init__(self, array_id: int, array: jax.Array, dropped: deque[int]) -> None:
+        self.array_id = array_id
         self.array = array
         self._dropped = dropped
 
     def __del__(self) -> None:
-        self._dropped.append(self.number)
+        self._dropped.append(self.array_id)
 
 
 class RemoteArrays:
-    """Numbers what processes keep, and tells them what nobody refers to any more."""
+    """Assigns ids to remote arrays and sends the followers the ids that are no longer used."""
 
     def __init__(self, leader: Leader) -> None:
         self._leader = leader
-        self._numbers = itertools.count()
-        self._dropped: deque[int] = deque()
+        self._ids = itertools.count()
+        self._dropped: deque[int] = deque()  # ids not yet sent; appended to by any thread
 
-    def next_number(self) -> int:
-        return next(self._numbers)
+    def next_id(self) -> int:
+        """Return an id that no array has had."""
+        return next(self._ids)
 
-    def keep(self, number: int, array: jax.Array) -> RemoteArray:
-        return RemoteArray(number, array, self._dropped)
+    def add(self, array_id: int, array: jax.Array) -> RemoteArray:
+        """Return the leader's handle of an array; followers drop theirs once it is collected."""
+        return RemoteArray(array_id, array, self._dropped)
 
-    def forget(self, number: int) -> None:
-        """What this process could not make, others may keep."""
-        self._dropped.append(number)
+    def drop(self, array_id: int) -> None:
+        """Drop an array that followers may have, though making it failed on the leader."""
+        self._dropped.append(array_id)
 
-    def tell(self, message: Message) -> None:
-        """Send a message to the followers, and before it what they may drop."""
-        numbers = [self._dropped.popleft() for _ in range(len(self._dropped))]
-        if numbers:
-            self._leader.send(Drop(numbers))
+    def send(self, message: Message) -> None:
+        """Send the ids to drop, if any, then a message to the followers."""
+        array_ids = [self._dropped.popleft() for _ in range(len(self._dropped))]
+        if array_ids:
+            self._leader.send(Drop(array_ids))
         self._leader.send(message)
 
 
 class LeaderStep:
-    """A step of all processes; its samples are whole on each."""
+    """A step dispatched on all processes. Its samples are replicated on each."""
 
     def __init__(self, step: JaxStep, leader: Leader) -> None:
         self._step, self._leader = step, leader
@@ -79,6 +84,8 @@ class LeaderStep:
 
 
 class LeaderScores:
+    """Scores computed by all processes."""
+
     def __init__(self, scores: JaxScores, leader: Leader) -> None:
         self._scores, self._leader = scores, leader
 
@@ -91,38 +98,38 @@ class LeaderRunner:
     """A ``Runner`` over all processes; see ``kvflow_jax.distributed``.
 
     Args:
-        runner: this process's.
+        runner: this process's runner.
     """
 
     def __init__(self, runner: ModelRunner, leader: Leader, remote_arrays: RemoteArrays) -> None:
         self._runner, self._leader, self._remote_arrays = runner, leader, remote_arrays
 
     def submit(self, batch: Batch) -> LeaderStep:
-        shape = self._runner.shapes.shapes.index(batch.shape)
-        self._remote_arrays.tell(Submit(shape, batch.tokens, batch.ints, batch.floats))
+        shape_index = self._runner.shapes.shapes.index(batch.shape)
+        self._remote_arrays.send(Submit(shape_index, batch.tokens, batch.ints, batch.floats))
         with self._leader.lockstep():
             return LeaderStep(self._runner.submit(batch), self._leader)
 
     def load_sequence_state(self, request: Request) -> None:
-        sequence_state = self._runner.past(request)
-        self._remote_arrays.tell(SetSequenceState(vars(sequence_state)))
+        sequence_state = self._runner.sequence_state(request)
+        self._remote_arrays.send(SetSequenceState(vars(sequence_state)))
         with self._leader.lockstep():
             self._runner.set_sequence_state(sequence_state)
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[LeaderScores]:
-        self._remote_arrays.tell(Score(start, targets))
+        self._remote_arrays.send(Score(start, targets))
         with self._leader.lockstep():
-            scores = self._runner.score(start, targets)
-        return [LeaderScores(some, self._leader) for some in scores]
+            chunks = self._runner.score(start, targets)
+        return [LeaderScores(scores, self._leader) for scores in chunks]
 
     def read_blocks(self, pages: np.ndarray) -> RemoteArray:
-        number = self._remote_arrays.next_number()
-        self._remote_arrays.tell(Read(number, pages))
+        array_id = self._remote_arrays.next_id()
+        self._remote_arrays.send(Read(array_id, pages))
         with self._leader.lockstep():
-            return self._remote_arrays.keep(number, self._runner.read_blocks(pages))
+            return self._remote_arrays.add(array_id, self._runner.read_blocks(pages))
 
     def write_blocks(self, blocks: RemoteArray, indices: np.ndarray, pages: np.ndarray) -> None:
-        self._remote_arrays.tell(Write(blocks.number, indices, pages))
+        self._remote_arrays.send(Write(blocks.array_id, indices, pages))
         with self._leader.lockstep():
             self._runner.write_blocks(blocks.array, indices, pages)
 
@@ -131,6 +138,6 @@ class LeaderRunner:
         return self._runner.is_intact
 
     def reset(self) -> None:
-        self._remote_arrays.tell(Reset())
+        self._remote_arrays.send(Reset())
         with self._leader.lockstep():
             self._runner.reset()

@@ -1,4 +1,4 @@
-"""What processes say to each other: plain data, never code."""
+"""Messages between the leader and its followers: plain data in msgpack, never code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Hello:
     """A follower's first message.
 
     Attributes:
-        settings: by flag, what decides programs and sizes; those of all processes must agree.
+        host: the follower's host name.
+        settings: value by flag of what decides programs and sizes; equal on all processes.
     """
 
     process_id: int
@@ -25,37 +26,41 @@ class Hello:
 
 @dataclass(frozen=True)
 class Refused:
-    """To one that may not join."""
+    """The leader's answer to a process that may not join."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class StartJax:
-    """All are there: JAX's coordinator will be at this port of process 0's host."""
+    """All processes have joined. JAX's coordinator will listen on this port of process 0's host."""
 
     jax_port: int
 
 
 @dataclass(frozen=True)
 class Gather:
-    """What a process knows, when all are asked: JSON-like."""
+    """A follower's value in a gather; JSON-like."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What all have said, by process."""
+    """The values of all processes in a gather, by process id."""
 
     values: list[Any]
 
 
 @dataclass(frozen=True)
 class Submit:
-    """Run a step. See ``Batch``."""
+    """Run a step; the fields of a ``Batch``.
 
-    shape: int  # which of the runner's
+    Attributes:
+        shape_index: index of the batch's shape among the runner's shapes.
+    """
+
+    shape_index: int
     tokens: np.ndarray
     ints: np.ndarray
     floats: np.ndarray
@@ -63,14 +68,14 @@ class Submit:
 
 @dataclass(frozen=True)
 class SetSequenceState:
-    """See ``ModelRunner.remember``; fields of a ``SequenceState``."""
+    """Call ``ModelRunner.set_sequence_state`` with a ``SequenceState`` of these fields."""
 
     sequence_state: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Score:
-    """See ``Runner.score``."""
+    """Call ``Runner.score``."""
 
     start: int
     targets: np.ndarray
@@ -78,43 +83,47 @@ class Score:
 
 @dataclass(frozen=True)
 class Read:
-    """Read blocks out of the pool and keep them under a number."""
+    """Gather blocks from the pool into a new array."""
 
-    number: int
+    array_id: int
     pages: np.ndarray
 
 
 @dataclass(frozen=True)
 class Write:
-    """Write what is kept under a number into the pool."""
+    """Scatter blocks of an array into the pool; see ``Runner.write_blocks``."""
 
-    number: int
+    array_id: int
     indices: np.ndarray
     pages: np.ndarray
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Copy what is kept under ``source`` to the host or the device, keep the copy as ``number``."""
+    """Copy the array ``source_id`` to host or device, as the new array ``array_id``."""
 
-    number: int
-    source: int
+    array_id: int
+    source_id: int
     to_host: bool
 
 
 @dataclass(frozen=True)
 class Copied:
-    """A follower's answer to ``Copy``, once its part is there."""
+    """A follower's answer to ``Copy``, once its shards are copied.
 
-    number: int
-    error: str  # "" where there is none
+    Attributes:
+        error: why the copy failed; "" if it succeeded.
+    """
+
+    array_id: int
+    error: str
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Nobody needs what is kept under these numbers."""
+    """Drop the arrays of these ids."""
 
-    numbers: list[int]
+    array_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -124,24 +133,24 @@ class Reset:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A follower is there; sent every second or so."""
+    """A follower is alive; sent every ``HEARTBEAT_S``."""
 
 
 @dataclass(frozen=True)
 class RequestShutdown:
-    """A follower has been told to end: the leader is to drain."""
+    """A follower was asked to stop, so the leader is to drain and close the group."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The sender cannot go on."""
+    """The sender has failed and exits."""
 
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Close:
-    """The work is done."""
+    """The leader has drained: followers may exit."""
 
 
 Message = (
@@ -164,19 +173,22 @@ Message = (
     | Failed
     | Close
 )
-_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}
+_TYPES: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}
 
 
 def encode(message: Message) -> bytes:
+    """Return a message as msgpack: the name of its type, then its fields."""
     return bytes(msgpack_serialize([type(message).__name__, vars(message)]))
 
 
 def decode(data: bytes) -> Message:
-    """Raises:
-    ValueError: it is no message.
+    """Return the message that ``encode`` has written.
+
+    Raises:
+        ValueError: ``data`` is no message.
     """
     try:
-        kind, fields = msgpack_restore(data)
-        return _KINDS[kind](**fields)
-    except Exception as error:  # msgpack raises of many kinds
+        name, fields = msgpack_restore(data)
+        return _TYPES[name](**fields)
+    except Exception as error:  # msgpack raises many types
         raise ValueError(f"no message: {error!r}") from error

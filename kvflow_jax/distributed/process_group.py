@@ -1,7 +1,7 @@
-"""How processes that share a model talk, agree, and notice that one is gone.
+"""The group of processes that share a model: messages, gathers, heartbeats, failure detection.
 
-JAX cannot leave a computation that another process does not join. So one that finds the group
-broken says so, lets go of its callers, and ends.
+JAX cannot abandon a collective that another process never joins. Therefore a process that finds
+the group broken fails the requests of its callers and exits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from kvflow_jax.distributed.connection import Connection, framed
+from kvflow_jax.distributed.connection import Connection, frame
 from kvflow_jax.distributed.messages import (
     Close,
     Copied,
@@ -36,260 +36,277 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-HEARTBEAT_S = 1.0  # a follower says so often that it is there
-HEARTBEAT_TIMEOUT_S = 5.0  # after which it counts as stopped, or cut off; it may come back
-DETECT_S = 1.0  # in which the end of a process is seen by all that wait for it
-GRACE_S = 3.0  # in which callers learn that the group is broken, before the process ends
+HEARTBEAT_S = 1.0  # between two heartbeats of a follower
+HEARTBEAT_TIMEOUT_S = 5.0  # without a message: the follower is stalled, but may recover
+DETECT_S = 1.0  # from a failed collective to the broken connection that explains it
+GRACE_S = 3.0  # from the break of the group to the leader's exit, so that callers get their errors
 
 
 class Leader:
     """Process 0's side of the group.
 
     Attributes:
-        lost: fails, with a HostLostError, once the group is broken.
+        lost: fails with HostLostError once the group is broken.
     """
 
     def __init__(self, followers: Mapping[int, tuple[str, Connection]]) -> None:
         self.lost: Future[None] = Future()
-        self._followers = followers  # host and connection by process
-        self._heard_s = dict.fromkeys(followers, time.monotonic())  # when last, by process
-        self._said: dict[int, queue.SimpleQueue[object]] = {
+        self._followers = followers  # host name and connection by process id
+        self._last_message_s = dict.fromkeys(followers, time.monotonic())  # by process id
+        self._gathered: dict[int, queue.SimpleQueue[object]] = {
             process: queue.SimpleQueue() for process in followers
         }
-        self._copies: dict[int, tuple[list[str], Future[str]]] = {}  # by number
-        self._listener: Callable[[], object] = lambda: None
+        # Errors of the followers that have answered, and the future for all, by array id.
+        self._copies: dict[int, tuple[list[str], Future[str]]] = {}
+        self._on_lost: Callable[[], object] = lambda: None
         self._is_closing = False
-        self._lock = threading.Lock()  # guards _copies, and that the group breaks once
+        self._lock = threading.Lock()  # guards _copies and the transition of ``lost``
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="kvflow-wait")
         for process in followers:
             threading.Thread(
-                target=self._listen, args=[process], name=f"kvflow-host-{process}", daemon=True
+                target=self._receive_loop,
+                args=[process],
+                name=f"kvflow-host-{process}",
+                daemon=True,
             ).start()
 
     def gather(self, value: T) -> list[T]:
-        """What every process says when all are asked, by process."""
+        """Return the values of all processes, by process id. A collective: all must call it."""
         values = [value]
         for process in sorted(self._followers):
-            said = self._said[process]
-            values.append(self.wait_for(self._waiter.submit(said.get)))  # type: ignore[arg-type]
+            received = self._waiter.submit(self._gathered[process].get)
+            values.append(self.wait_for(received))  # type: ignore[arg-type]
         self.send(Gathered(values))
         return values
 
     def send(self, message: Message) -> None:
-        """To every follower.
+        """Send a message to every follower.
 
         Raises:
-            HostLostError: one is gone.
+            HostLostError: a follower is gone.
         """
-        data = framed(message)
+        data = frame(message)
         for process, (_, connection) in self._followers.items():
             try:
-                connection.send_framed(data)
+                connection.send_frame(data)
             except OSError as error:
                 self._lose(process, f"is gone: {error}")
         if self.lost.done():
             self.lost.result()
 
-    def await_copies(self, number: int) -> Future[str]:
-        """Call before a ``Copy`` is sent: done once all followers have it; "" or why one failed."""
-        whole: Future[str] = Future()
+    def expect_copies(self, array_id: int) -> Future[str]:
+        """Return a future of a ``Copy``'s outcome on all followers; call before sending it.
+
+        Its result is the errors, "" if no follower failed.
+        """
+        all_copied: Future[str] = Future()
         with self._lock:
-            self._copies[number] = [], whole
-        return whole
+            self._copies[array_id] = [], all_copied
+        return all_copied
 
     def block_until_ready(self, array: jax.Array) -> None:
         """Wait for the device.
 
         Raises:
-            HostLostError: a follower is gone, without which the device may never end.
+            HostLostError: a follower is gone, so the device may never finish.
         """
         if not array.is_ready():  # type: ignore[attr-defined]
             self.wait_for(self._waiter.submit(jax.block_until_ready, array))
 
-    def wait_for(self, done: Future[T]) -> T:
-        """Wait for a result, while the group is whole."""
-        both: list[Future[Any]] = [done, self.lost]
-        wait(both, return_when=FIRST_COMPLETED)
-        if done.done() and done.exception() is not None:
-            # The devices may be the first to notice that a process is gone, but not which.
+    def wait_for(self, future: Future[T]) -> T:
+        """Return a future's result, or raise HostLostError as soon as the group is broken."""
+        futures: list[Future[Any]] = [future, self.lost]
+        wait(futures, return_when=FIRST_COMPLETED)
+        if future.done() and future.exception() is not None:
+            # A collective may fail before the connection breaks, but only the connection shows
+            # which process is gone.
             wait([self.lost], timeout=DETECT_S)
             if self.lost.done():
                 self.lost.result()
-        if not done.done():
+        if not future.done():
             self.lost.result()
-        return done.result()
+        return future.result()
 
     def stalled_by(self) -> str:
-        """Who has said nothing for a while, so that steps wait; "" where nobody. From any thread.
+        """Return which followers send no heartbeats, so that steps wait; "" if none.
 
-        JAX ends all processes when it has missed one for 100 s; until then it may come back.
+        Any thread may call it. JAX aborts all processes when one has missed its own heartbeats for
+        100 s; until then the follower may recover.
         """
         now_s = time.monotonic()
         return "; ".join(
             f"process {process} on {host} has not answered for {silent_s:.0f} s"
             for process, (host, _) in self._followers.items()
-            if (silent_s := now_s - self._heard_s[process]) > HEARTBEAT_TIMEOUT_S
+            if (silent_s := now_s - self._last_message_s[process]) > HEARTBEAT_TIMEOUT_S
         )
 
-    def on_lost(self, listener: Callable[[], object]) -> None:
-        """Call once the group is broken; from any thread."""
-        self._listener = listener
+    def on_lost(self, callback: Callable[[], object]) -> None:
+        """Set a callback for the break of the group; it runs on any thread."""
+        self._on_lost = callback
 
     @contextlib.contextmanager
     def lockstep(self) -> Iterator[None]:
-        """What is done here and by the followers: where it fails here alone, nobody can go on."""
+        """Break the group if the body fails: followers have made the same call and gone on."""
         try:
             yield
         except Exception as error:
-            why = f"process 0 is out of step with the others: {error}"
-            log.critical("%s; ending: start all processes again", why)
-            self.fail(why)
+            reason = f"process 0 is out of lockstep with the others: {error}"
+            log.critical("%s; exiting: start all processes again", reason)
+            self.fail(reason)
             raise
 
-    def fail(self, why: str) -> None:
-        """End all processes, this one soon: its callers are to learn of it."""
+    def fail(self, reason: str) -> None:
+        """Break the group: followers exit now, this process once callers have their errors."""
         with self._lock:
             if self.lost.done():
                 return
-            self.lost.set_exception(HostLostError(why))
+            self.lost.set_exception(HostLostError(reason))
         _exit_soon()
-        self._listener()
+        self._on_lost()
         for _, connection in self._followers.values():
             with contextlib.suppress(OSError):
-                connection.send(Failed(why))
+                connection.send(Failed(reason))
 
     def close(self) -> None:
-        """The work is done: the followers may end."""
+        """Close the group after the last request: followers exit. Idempotent."""
         if self._is_closing or self.lost.done():
             return
         self._is_closing = True
         with contextlib.suppress(HostLostError):
             self.send(Close())
 
-    def _listen(self, process: int) -> None:
-        """On a thread of its own, one a follower."""
+    def _receive_loop(self, process: int) -> None:
+        """Handle a follower's messages, on that follower's own thread."""
         _, connection = self._followers[process]
         try:
             while True:
                 message = connection.receive()
-                self._note_heard(process)
+                self._record_message_time(process)
                 match message:
                     case Heartbeat():
                         pass
                     case Gather(value):
-                        self._said[process].put(value)
-                    case Copied(number, error):
-                        self._note_copy(number, error)
+                        self._gathered[process].put(value)
+                    case Copied(array_id, error):
+                        self._record_copy(array_id, error)
                     case RequestShutdown():
-                        # As though this process had been told itself.
-                        log.info("process %d has been told to end", process)
+                        # Shut down as if this process had received the signal.
+                        log.info("process %d was asked to stop", process)
                         os.kill(os.getpid(), signal.SIGTERM)
-                    case Failed(why):
-                        self._lose(process, f"has failed: {why}")
+                    case Failed(reason):
+                        self._lose(process, f"has failed: {reason}")
                         return
                     case _:
-                        raise ValueError(f"unexpected: {message}")
+                        raise ValueError(f"unexpected message: {message}")
         except (OSError, EOFError, ValueError) as error:
             self._lose(process, f"is gone: {error}")
 
-    def _note_heard(self, process: int) -> None:
+    def _record_message_time(self, process: int) -> None:
         now_s = time.monotonic()
-        silent_s, self._heard_s[process] = now_s - self._heard_s[process], now_s
+        silent_s = now_s - self._last_message_s[process]
+        self._last_message_s[process] = now_s
         if silent_s > HEARTBEAT_TIMEOUT_S:
             log.warning("process %d answers again, after %.0f s", process, silent_s)
 
-    def _note_copy(self, number: int, error: str) -> None:
+    def _record_copy(self, array_id: int, error: str) -> None:
         with self._lock:
-            errors, whole = self._copies[number]
+            errors, all_copied = self._copies[array_id]
             errors.append(error)
             if len(errors) < len(self._followers):
                 return
-            del self._copies[number]
-        whole.set_result("; ".join(error for error in errors if error))
+            del self._copies[array_id]
+        all_copied.set_result("; ".join(error for error in errors if error))
 
-    def _lose(self, process: int, why: str) -> None:
+    def _lose(self, process: int, reason: str) -> None:
         if self._is_closing or self.lost.done():
             return
         host, _ = self._followers[process]
-        log.critical("process %d on %s %s; ending: start all processes again", process, host, why)
-        self.fail(f"process {process} on {host} {why}")
+        log.critical(
+            "process %d on %s %s; exiting: start all processes again", process, host, reason
+        )
+        self.fail(f"process {process} on {host} {reason}")
 
 
 class Follower:
-    """The group as every other process sees it."""
+    """A follower's side of the group."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._heard: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
+        self._gathered: queue.SimpleQueue[list[object]] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._is_over = threading.Event()
-        self._has_asked = False  # that all end
-        self._listener = threading.Thread(target=self._listen, name="kvflow-host-0", daemon=True)
-        self._listener.start()
-        threading.Thread(target=self._beat, name="kvflow-beat", daemon=True).start()
+        self._is_closed = threading.Event()
+        self._has_requested_shutdown = False
+        self._receiver = threading.Thread(
+            target=self._receive_loop, name="kvflow-host-0", daemon=True
+        )
+        self._receiver.start()
+        threading.Thread(target=self._send_heartbeats, name="kvflow-heartbeat", daemon=True).start()
 
     def gather(self, value: T) -> list[T]:
-        """What every process says when all are asked, by process."""
+        """Return the values of all processes, by process id. A collective: all must call it."""
         self.send(Gather(value))
-        return self._heard.get()  # type: ignore[return-value]
+        return self._gathered.get()  # type: ignore[return-value]
 
     def send(self, message: Message) -> None:
+        """Send a message to the leader."""
         self._connection.send(message)
 
     def request_shutdown(self) -> None:
-        """The leader is to drain; however it ends then, this process has ended well."""
-        self._has_asked = True
+        """Ask the leader to drain and close. However the leader then ends, this process exits 0."""
+        self._has_requested_shutdown = True
         self.send(RequestShutdown())
 
     def messages(self) -> Iterator[Message]:
-        """What the leader does, until it closes."""
+        """Yield the leader's calls until it closes the group."""
         while not isinstance(message := self._messages.get(), Close):
             yield message
 
-    def _listen(self) -> None:
-        """On a thread of its own: whatever the others do, the leader's end is noticed."""
+    def _receive_loop(self) -> None:
+        """Receive on an own thread, which notices the leader's exit whatever the devices do."""
         try:
             while True:
                 match self._connection.receive():
                     case Gathered(values):
-                        self._heard.put(values)
+                        self._gathered.put(values)
                     case Close():
-                        self._is_over.set()
+                        self._is_closed.set()
                         self._messages.put(Close())
                         return
-                    case Failed(why):
-                        exit_now(f"process 0 has failed: {why}")
+                    case Failed(reason):
+                        exit_now(f"process 0 has failed: {reason}")
                     case message:
                         self._messages.put(message)
         except (OSError, EOFError, ValueError) as error:
-            if self._has_asked:  # while it was loading: there was nothing to close
+            # A leader that was still loading has no group to close: its exit is a normal end.
+            if self._has_requested_shutdown:
                 log.info("process 0 has ended; stopping")
                 _exit(0)
             else:
                 exit_now(f"process 0 is gone ({error})")
 
-    def _beat(self) -> None:
-        """On a thread of its own: whatever the devices wait for, the leader knows who is there."""
-        with contextlib.suppress(OSError):  # who listens knows that the leader is gone
-            while not self._is_over.wait(HEARTBEAT_S):
+    def _send_heartbeats(self) -> None:
+        """Send heartbeats on an own thread, whatever the devices wait for."""
+        # The receiver handles a broken connection.
+        with contextlib.suppress(OSError):
+            while not self._is_closed.wait(HEARTBEAT_S):
                 self.send(Heartbeat())
 
 
 Group = Leader | Follower
 
 
-def exit_now(why: str) -> None:
-    """End the process at once: JAX's own end waits for processes that will not come."""
-    log.critical("%s; ending", why)
+def exit_now(reason: str) -> None:
+    """Exit at once with code 1: JAX's own shutdown waits for processes that are gone."""
+    log.critical("%s; exiting", reason)
     _exit(1)
 
 
 def _exit_soon() -> None:
-    def end() -> None:
+    def exit_after_grace() -> None:
         time.sleep(GRACE_S)
         _exit(1)
 
-    threading.Thread(target=end, name="kvflow-end", daemon=True).start()
+    threading.Thread(target=exit_after_grace, name="kvflow-exit", daemon=True).start()
 
 
 def _exit(exit_code: int) -> None:

@@ -1,4 +1,4 @@
-"""Which of several processes this is, and where they meet."""
+"""Identity of a process in a group, and where the group's processes meet."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """One of several processes.
+    """One of several processes that share a model.
 
     Attributes:
-        host, port: of process 0, where the others report.
-        devices: of this process's that it may use, by local number; None: all.
+        host, port: address of process 0, the coordinator, to which followers connect.
+        num_processes: number of processes in the group.
+        process_id: 0 for the leader, 1 to ``num_processes`` - 1 for followers.
+        devices: local ids of the devices this process may use; None: all.
     """
 
     host: str
@@ -34,20 +36,22 @@ class ProcessInfo:
         process_id: int | None = None,
         timeout_s: float = 300.0,
     ) -> ProcessInfo:
-        """From flags; what they leave out, with ``auto`` as coordinator, from the cluster.
+        """Return the process's identity from its flags.
+
+        With ``auto`` as coordinator, values that the flags omit come from the cluster.
 
         Raises:
-            ConfigError: naming the flag that is missing or wrong.
+            ConfigError: names the flag that is missing or wrong.
         """
         address: str | None = None if coordinator == AUTO else coordinator
         devices: Sequence[int] | None = None
         if address is None:
-            address, num_processes, process_id, devices = _ask_cluster(
+            address, num_processes, process_id, devices = _detect_cluster(
                 num_processes, process_id, timeout_s
             )
         if address is None or num_processes is None or process_id is None:
             raise ConfigError(
-                "no cluster says which process this is: give --coordinator HOST:PORT, "
+                "no cluster was detected: give --coordinator HOST:PORT, "
                 "--num-processes and --process-id"
                 if coordinator == AUTO
                 else "--coordinator HOST:PORT needs --num-processes and --process-id, too"
@@ -65,6 +69,7 @@ class ProcessInfo:
 
 
 def is_loopback(host: str) -> bool:
+    """True if ``host`` is an address of this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -72,19 +77,19 @@ def is_loopback(host: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    """Whether it can be looked up: sockets raise a UnicodeError where it cannot."""
+    """True if ``host`` can be looked up; for other names sockets raise UnicodeError."""
     try:
         return bool(host.encode("idna"))
-    except UnicodeError:  # a label that is empty or longer than 63 characters
+    except UnicodeError:  # an empty label, or one longer than 63 characters
         return False
 
 
-def _ask_cluster(
+def _detect_cluster(
     num_processes: int | None, process_id: int | None, timeout_s: float
 ) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """What JAX finds out on TPU pods, under SLURM, Open MPI and Kubernetes."""
-    # What jax.distributed.initialize asks, too; asked here, because processes meet before they
-    # start JAX, which ends a process that waits in vain.
+    """Return what JAX detects on TPU pods and under SLURM, Open MPI and Kubernetes."""
+    # jax.distributed.initialize makes the same call. It is made here because processes meet before
+    # they start JAX, which aborts a process that waits too long.
     from jax._src.clusters import ClusterEnv
 
     return ClusterEnv.auto_detect_unset_distributed_params(

@@ -1,1 +1,1 @@
-"""What runs a step: the interfaces, the batch, the forward pass, the sampler, the runner."""
+"""Execution of a step: interfaces, batch, forward pass, sampler, runner, device memory."""

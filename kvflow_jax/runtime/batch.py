@@ -1,4 +1,4 @@
-"""A step's batch: requests' chunks laid out as padded numpy arrays of a few fixed shapes."""
+"""A step's input: chunks of requests as padded numpy arrays of a few compiled shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from kvflow_jax.runtime.sampler import SamplingRows
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """A compiled shape: ``num_decode`` rows of one token, then ``num_tiles`` rows of ``tile``."""
+    """A compiled shape: ``num_decode`` rows of one token, then ``num_tiles`` rows of ``tile``.
+
+    A tile is ``tile`` consecutive query tokens of one prompt; a longer chunk fills several tiles.
+    """
 
     num_tiles: int
     num_decode: int
@@ -32,20 +35,20 @@ class BatchShape:
         return self.num_decode + self.num_tiles * self.tile
 
     def fits(self, num_decode: int, lengths: Sequence[int]) -> bool:
-        """Whether so many decode rows fit, and chunks of these lengths into the tiles."""
+        """True if ``num_decode`` decode rows and prefill chunks of ``lengths`` tokens fit."""
         num_tiles = sum(-(-length // self.tile) for length in lengths)
         return num_decode <= self.num_decode and num_tiles <= self.num_tiles
 
 
-class _Column:
-    """Of ``Batch.ints``; the page table follows."""
+class _Int:
+    """Columns of ``Batch.ints``; the page table follows the named ones."""
 
     START = 0  # position of the first query token
-    LEN = 1  # query tokens; 0 is padding
-    SOURCE = 2  # of a decode row: slot whose last sample is its token; -1: it is in ``tokens``
-    SEQ_SLOT = 3  # that keeps the sample; out of range: nobody's
+    LEN = 1  # number of query tokens; 0: padding
+    SOURCE = 2  # decode rows: seq_slot whose last sample is the token; -1: it is in ``tokens``
+    SEQ_SLOT = 3  # where the sample is kept; out of range: the sample is dropped
     TOP_K = 4
-    SEED = 5  # two of them, bits of unsigned integers
+    SEED = 5  # two columns, the bits of u32[2]
     USES_MEMORY = 7
     BANS_STOPS = 8
     WANTS_LOGPROBS = 9
@@ -53,7 +56,7 @@ class _Column:
 
 
 class _Float:
-    """Column of ``Batch.floats``."""
+    """Columns of ``Batch.floats``."""
 
     TEMPERATURE = 0
     TOP_P = 1
@@ -73,83 +76,83 @@ class _Float:
 class Batch:
     """One step's input. Rows with ``query_len`` 0 are padding.
 
-    Numpy arrays on the host, traced ones within the step; the properties work on either. Few
-    arrays, because each costs its dispatch more than what is in it.
+    Its arrays are numpy on the host and traced within the step; the properties work on both. Fields
+    are packed into three arrays, because dispatch costs more for each array than for its content.
     """
 
     shape: BatchShape
     tokens: Any  # i32[num_tokens], in row order
-    ints: Any  # i32[num_rows, _Column.PAGES + pages_per_seq]
+    ints: Any  # i32[num_rows, _Int.PAGES + pages_per_seq]
     floats: Any  # f32[num_rows, _Float.COUNT]
 
     @classmethod
-    def empty(cls, shape: BatchShape, pages_per_seq: int, num_slots: int) -> Batch:
-        """All padding: what warm-up runs, and what ``BatchShapes.build`` fills."""
-        ints = np.zeros((shape.num_rows, _Column.PAGES + pages_per_seq), np.int32)
-        ints[:, _Column.SOURCE] = -1
-        ints[:, _Column.SEQ_SLOT] = num_slots
+    def empty(cls, shape: BatchShape, pages_per_seq: int, num_seq_slots: int) -> Batch:
+        """Return a batch of padding: warm-up runs it, ``BatchShapes.build`` fills it."""
+        ints = np.zeros((shape.num_rows, _Int.PAGES + pages_per_seq), np.int32)
+        ints[:, _Int.SOURCE] = -1
+        ints[:, _Int.SEQ_SLOT] = num_seq_slots
         floats = np.zeros((shape.num_rows, _Float.COUNT), np.float32)
         floats[:, [_Float.TOP_P, _Float.REPETITION]] = 1.0
         return cls(shape, np.zeros(shape.num_tokens, np.int32), ints, floats)
 
     @property
     def page_table(self) -> Any:
-        """i32[num_rows, pages_per_seq], padded with the null page."""
-        return self.ints[:, _Column.PAGES :]
+        """Pages of each row's sequence, i32[num_rows, pages_per_seq], padded with the null page."""
+        return self.ints[:, _Int.PAGES :]
 
     @property
     def query_start(self) -> Any:
-        """i32[num_rows], position of the first query token."""
-        return self.ints[:, _Column.START]
+        """Position of each row's first query token, i32[num_rows]."""
+        return self.ints[:, _Int.START]
 
     @property
     def query_len(self) -> Any:
-        """i32[num_rows]"""
-        return self.ints[:, _Column.LEN]
+        """Number of query tokens of each row, i32[num_rows]; 0: padding."""
+        return self.ints[:, _Int.LEN]
 
     @property
     def token_source(self) -> Any:
-        """i32[num_decode], slot whose last sample is the token; -1: ``tokens`` has it."""
-        return self.ints[: self.shape.num_decode, _Column.SOURCE]
+        """seq_slot whose last sample is the row's token, i32[num_decode]; -1: see ``tokens``."""
+        return self.ints[: self.shape.num_decode, _Int.SOURCE]
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether any row does; on the host."""
-        return bool(self.ints[:, _Column.WANTS_LOGPROBS].any())
+        """True if any row wants logprobs; on the host only."""
+        return bool(self.ints[:, _Int.WANTS_LOGPROBS].any())
 
     @property
     def sampling(self) -> SamplingRows:
-        """Of every row; only those that end a chunk that samples count."""
+        """Sampling settings of all rows; samples count only where a sampling chunk ends."""
         ints, floats = self.ints, self.floats
-        seed = ints[:, _Column.SEED : _Column.SEED + 2]
+        seed = ints[:, _Int.SEED : _Int.SEED + 2]
         return SamplingRows(
-            seq_slot=ints[:, _Column.SEQ_SLOT],
+            seq_slot=ints[:, _Int.SEQ_SLOT],
             temperature=floats[:, _Float.TEMPERATURE],
-            top_k=ints[:, _Column.TOP_K],
+            top_k=ints[:, _Int.TOP_K],
             top_p=floats[:, _Float.TOP_P],
             min_p=floats[:, _Float.MIN_P],
             repetition=floats[:, _Float.REPETITION],
             frequency=floats[:, _Float.FREQUENCY],
             presence=floats[:, _Float.PRESENCE],
-            seed=seed.astype(np.uint32),  # modulo 2**32: the bits stay
-            uses_memory=ints[:, _Column.USES_MEMORY] != 0,
-            bans_stops=ints[:, _Column.BANS_STOPS] != 0,
-            wants_logprobs=ints[:, _Column.WANTS_LOGPROBS] != 0,
+            seed=seed.astype(np.uint32),  # keeps the bits
+            uses_memory=ints[:, _Int.USES_MEMORY] != 0,
+            bans_stops=ints[:, _Int.BANS_STOPS] != 0,
+            wants_logprobs=ints[:, _Int.WANTS_LOGPROBS] != 0,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShapes:
-    """The shapes that are compiled at warm-up, at most 16, and the sizes all of them share.
+    """The batch shapes compiled at warm-up, at most 16, and the sizes common to them.
 
     Attributes:
         tile: query tokens of the longest tiles.
-        max_prefill_tokens: most prompt tokens of one step, a multiple of ``tile``.
+        max_prefill_tokens: maximum prompt tokens of one step, a multiple of ``tile``.
         page_size: tokens of a block.
-        pages_per_seq: width of a page table.
-        num_seq_slots: how many requests can run; samples are kept by slot.
-        deterministic: prompts and decoding each have one shape and never share a step, so that a
-            row is computed by the same program whatever else there is to do.
+        pages_per_seq: width of the page table.
+        num_seq_slots: maximum number of running requests.
+        deterministic: prefill and decode have one shape each and never share a step, so that the
+            same program computes a row whatever else runs.
     """
 
     shapes: tuple[BatchShape, ...]
@@ -171,53 +174,58 @@ class BatchShapes:
         pages_per_seq: int,
         deterministic: bool = False,
     ) -> BatchShapes:
-        """Powers of two for pure decode; where prompts are in the batch, a few sizes.
+        """Choose the shapes: powers of two for pure decode, a few sizes where prompts prefill.
 
-        Long tiles read the cached context least often, but a short prompt would be mostly padding
-        in them. So there are shapes for one chunk by size, for a full budget of few long chunks,
-        and for a full budget of many short ones.
+        Long tiles read the cached context least often, but would be mostly padding for a short
+        prompt. Hence shapes for one chunk by size, for a full budget of a few long chunks, and for
+        a full budget of many short ones.
+
+        Args:
+            max_num_seqs: maximum number of running requests.
+            max_prefill_tokens: prompt tokens of one step, rounded up to whole tiles.
         """
         if deterministic:
-            two = (BatchShape(0, max_num_seqs, tile), BatchShape(1, 0, tile))
-            return cls(two, tile, tile, page_size, pages_per_seq, max_num_seqs, True)
-        most = -(-max_prefill_tokens // tile)
+            shapes_of_kinds = (BatchShape(0, max_num_seqs, tile), BatchShape(1, 0, tile))
+            return cls(shapes_of_kinds, tile, tile, page_size, pages_per_seq, max_num_seqs, True)
+        max_tiles = -(-max_prefill_tokens // tile)
         half, quarter = -(-tile // 2), -(-tile // 4)
-        if most < 4:
+        if max_tiles < 4:
             decode = {1 << i for i in range(6)}
-            alone = {(1, quarter), (1, half), (1, tile), (most, tile)}
+            prefill = {(1, quarter), (1, half), (1, tile), (max_tiles, tile)}
         else:
-            # A large budget: for an accelerator, to which a few more rows to decode are nothing,
-            # and a budget of padding is much.
+            # A large budget is an accelerator's, for which padding decode rows cost next to
+            # nothing, and a budget of padding tokens costs a lot.
             decode = {1, 4, 16}
-            alone = {(1, half), (1, tile), (-(-most // 4), tile), (most, tile)}
+            prefill = {(1, half), (1, tile), (-(-max_tiles // 4), tile), (max_tiles, tile)}
         decode = {num for num in decode if num < max_num_seqs} | {max_num_seqs}
         shapes = {BatchShape(0, d, tile) for d in decode}
-        shapes |= {BatchShape(n, d, t) for n, t in alone for d in (0, max_num_seqs)}
-        shapes.add(BatchShape(4 * most, max_num_seqs, quarter))
+        shapes |= {BatchShape(n, d, t) for n, t in prefill for d in (0, max_num_seqs)}
+        shapes.add(BatchShape(4 * max_tiles, max_num_seqs, quarter))
         by_size = sorted(shapes, key=lambda s: (s.num_tokens, s.num_rows))
-        return cls(tuple(by_size), tile, most * tile, page_size, pages_per_seq, max_num_seqs)
+        return cls(tuple(by_size), tile, max_tiles * tile, page_size, pages_per_seq, max_num_seqs)
 
     def longest_chunk(self, lengths: Sequence[int], wanted: int) -> int:
-        """Most tokens, at most ``wanted``, that a step can compute beside chunks of ``lengths``.
+        """Return how many of ``wanted`` tokens a step can prefill beside chunks of ``lengths``.
 
-        All of them in tiles; decode rows come with every size of those. What is cut off ends where
-        a block does, so that it can be shared; 0 where none fits.
+        A chunk that is cut ends at the end of a block, so that the block can be shared. The result
+        is 0 if not even one block fits. Decode rows need no room: every number of tiles has a shape
+        with all of them.
         """
         if self.deterministic:
             return 0 if lengths else min(wanted, self.tile)
-        most = 0
+        longest = 0
         for shape in self.shapes:
             if shape.num_decode == self.num_seq_slots:
                 taken = sum(-(-length // shape.tile) for length in lengths)
-                most = max(most, (shape.num_tiles - taken) * shape.tile)
-        return wanted if wanted <= most else most // self.page_size * self.page_size
+                longest = max(longest, (shape.num_tiles - taken) * shape.tile)
+        return wanted if wanted <= longest else longest // self.page_size * self.page_size
 
     def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray, np.ndarray]:
-        """Lay ``chunks`` out in the smallest shape that holds them.
+        """Lay ``chunks`` out in the smallest shape that fits them.
 
         Returns:
-            The batch, and of each chunk, i32[num_chunks], the row whose sample is its own, and
-            where among the flat tokens it begins.
+            The batch; the row that holds each chunk's sample, i32[num_chunks]; and the index of
+            each chunk's first token among the flat tokens, i32[num_chunks].
         """
         lengths = [chunk.length for chunk in chunks if not chunk.is_decode]
         num_decode = len(chunks) - len(lengths)
@@ -246,17 +254,18 @@ class BatchShapes:
         batch.query_len[row] = 1
         if chunk.start < chunk.request.num_known:
             batch.tokens[row] = chunk.request.tokens[chunk.start]
-        else:  # sampled by a step whose result the host has not seen yet
+        else:
+            # The host has not seen the token yet: a step in flight samples it.
             batch.token_source[row] = chunk.request.seq_slot
 
     def _fill_tiles(self, batch: Batch, first_row: int, chunk: Chunk) -> int:
-        """Lay a chunk out in tiles from ``first_row``; the row after its last."""
+        """Lay a chunk out in tiles from ``first_row``; return the row after its last."""
         shape = batch.shape
         end = chunk.start + chunk.length
         starts = np.arange(chunk.start, end, shape.tile)
         rows = slice(first_row, first_row + len(starts))
-        at = shape.num_decode + (first_row - shape.num_decode) * shape.tile
-        batch.tokens[at : at + chunk.length] = chunk.request.tokens[chunk.start : end]
+        first = shape.num_decode + (first_row - shape.num_decode) * shape.tile
+        batch.tokens[first : first + chunk.length] = chunk.request.tokens[chunk.start : end]
         batch.page_table[rows, : len(chunk.pages)] = chunk.pages
         batch.query_start[rows] = starts
         batch.query_len[rows] = np.minimum(shape.tile, end - starts)
@@ -268,24 +277,24 @@ def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
     if request.sampling_row is None:
         request.sampling_row = _sampling_row(request.params, request.seed)
     ints = batch.ints[row]
-    ints[_Column.TOP_K : _Column.PAGES], batch.floats[row] = request.sampling_row
-    ints[_Column.SEQ_SLOT] = request.seq_slot
-    num_output = chunk.start + chunk.length - request.num_prompt  # before the token it samples
-    ints[_Column.BANS_STOPS] = num_output < request.params.min_tokens
+    ints[_Int.TOP_K : _Int.PAGES], batch.floats[row] = request.sampling_row
+    ints[_Int.SEQ_SLOT] = request.seq_slot
+    num_output = chunk.start + chunk.length - request.num_prompt  # without the new sample
+    ints[_Int.BANS_STOPS] = num_output < request.params.min_tokens
 
 
 def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """What a request's rows hold at every step: i32, columns TOP_K to PAGES, and the floats."""
-    ints = np.zeros(_Column.PAGES, np.int32)
+    """Return a request's constants: columns TOP_K to PAGES of ``ints``, and its ``floats``."""
+    ints = np.zeros(_Int.PAGES, np.int32)
     floats = np.empty(_Float.COUNT, np.float32)
-    ints[_Column.TOP_K] = params.top_k
-    ints[_Column.SEED : _Column.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
-    ints[_Column.USES_MEMORY] = params.uses_memory
-    ints[_Column.WANTS_LOGPROBS] = params.logprobs is not None
+    ints[_Int.TOP_K] = params.top_k
+    ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
+    ints[_Int.USES_MEMORY] = params.needs_sampler_state
+    ints[_Int.WANTS_LOGPROBS] = params.logprobs is not None
     floats[_Float.TEMPERATURE] = 0.0 if params.is_greedy else params.temperature
     floats[_Float.TOP_P] = params.top_p
     floats[_Float.MIN_P] = params.min_p
     floats[_Float.REPETITION] = params.repetition_penalty
     floats[_Float.FREQUENCY] = params.frequency_penalty
     floats[_Float.PRESENCE] = params.presence_penalty
-    return ints[_Column.TOP_K :], floats
+    return ints[_Int.TOP_K :], floats

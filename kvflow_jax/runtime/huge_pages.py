@@ -1,4 +1,4 @@
-"""glibc's malloc as large arrays want it."""
+"""Huge pages for large host arrays, through glibc's malloc."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sys
 
 TUNABLES = ":".join(
     (
-        "glibc.malloc.hugetlb=1",  # a large array is there 4 times as fast
-        "glibc.malloc.arena_max=1",  # the other arenas, those of threads, take no huge pages
-        # What copies of extents free is kept for the next of them, 256 MiB at most.
+        # Large arrays are allocated 4 times as fast.
+        "glibc.malloc.hugetlb=1",
+        # The arenas of other threads use no huge pages.
+        "glibc.malloc.arena_max=1",
+        # Keep up to 256 MiB that a copy of an extent frees, for the next copy.
         "glibc.malloc.mmap_threshold=33554432",
         "glibc.malloc.trim_threshold=268435456",
     )
@@ -18,9 +20,9 @@ TUNABLES = ":".join(
 
 
 def restart_with_huge_pages() -> None:
-    """Begin this process anew with malloc's settings, which it reads only when it starts.
+    """Restart this process with ``TUNABLES``, because malloc reads them only at process start.
 
-    Nothing happens where they are set, whatever they say, and where there is no glibc.
+    Return without a restart if GLIBC_TUNABLES has any value, or if the libc is not glibc.
     """
     if "GLIBC_TUNABLES" in os.environ or platform.libc_ver()[0] != "glibc":
         return
@@ -28,5 +30,5 @@ def restart_with_huge_pages() -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
-if __name__ == "__main__":  # for whoever starts Python: make, CI
+if __name__ == "__main__":  # for make and CI, which set them before they start Python
     print(TUNABLES)

@@ -1,8 +1,8 @@
-"""What the engine acts through: a clock, a runner and transfers.
+"""Interfaces through which the engine acts: a clock, a runner and transfers.
 
-Engine, scheduler and cache never ask for the wall time or touch a device themselves. With the
-implementations of ``runner`` they serve on real devices; with simulated ones the same code runs in
-virtual time.
+Engine, scheduler and cache never read the wall time and never touch a device themselves. With
+``WallClock``, ``ModelRunner`` and ``DeviceTransfers`` they serve on devices; with those of
+``kvflow_jax.sim`` the same code runs in virtual time.
 """
 
 from __future__ import annotations
@@ -22,58 +22,67 @@ from kvflow_jax.runtime.sampler import Logprobs
 
 
 class Clock(Protocol):
+    """Source of time for the engine."""
+
     def now(self) -> float:
-        """Seconds since an arbitrary start."""
+        """Return the seconds since an arbitrary start."""
 
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> None:
         """Return once ``event`` is set, or after ``timeout_s`` seconds of this clock."""
 
 
 class StepHandle(Protocol):
+    """A dispatched step."""
+
     def result(self) -> np.ndarray:
-        """Wait for the step; the sampled token of each row, i32[num_rows]."""
+        """Wait for the step; return the sampled token of each row, i32[num_rows]."""
 
     def logprobs(self) -> Logprobs | None:
-        """Of each row's sample, numpy; None where no row wanted any."""
+        """Return the logprobs of each row's sample, numpy; None if no row wanted any."""
 
 
 class ScoreHandle(Protocol):
+    """Dispatched scores of prompt tokens."""
+
     def result(self) -> Logprobs:
-        """Wait for the scores, numpy, one for each target."""
+        """Wait for the scores; return them, numpy, one for each target."""
 
 
 class Runner(Protocol):
-    """Runs steps on a device, in the order they are submitted."""
+    """Runs steps on a device, in the order of their submission."""
 
     def submit(self, batch: Batch) -> StepHandle:
         """Dispatch a step and return at once."""
 
     def load_sequence_state(self, request: Request) -> None:
-        """Remember the tokens, stops and bias of a request for the slot that it now has."""
+        """Load a request's tokens, stop tokens and logit bias into the state of its seq_slot."""
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[ScoreHandle]:
-        """Score tokens against the step submitted last.
+        """Dispatch the logprobs of given tokens under the step submitted last.
 
         Args:
-            start: flat token of that step that comes before the first target.
-            targets: i32[n], what follows that token and each after it.
+            start: index among that step's flat tokens of the token before the first target.
+            targets: i32[num_targets], the tokens that follow that token and its successors.
+
+        Returns:
+            Handles for consecutive chunks of the targets.
         """
 
     def read_blocks(self, pages: np.ndarray) -> Any:
-        """Dispatch a copy of blocks (pages i32[n]) out of the pool; later steps may reuse them."""
+        """Dispatch a copy of pages (i32[n]) out of the pool; later steps may overwrite them."""
 
     def write_blocks(self, blocks: Any, indices: np.ndarray, pages: np.ndarray) -> None:
         """Dispatch a copy into the pool.
 
         Args:
-            blocks: what ``read_blocks`` gave, of n blocks, wherever it has been since.
-            indices: i32[m], which of them to write; the rest is ignored.
-            pages: i32[m], where to.
+            blocks: result of ``read_blocks`` for n blocks, possibly offloaded and loaded since.
+            indices: i32[m], indices within ``blocks`` of the blocks to write.
+            pages: i32[m], the page for each of them.
         """
 
     @property
     def is_intact(self) -> bool:
-        """Whether the KV of earlier steps is still there; False after a step broke the pool."""
+        """True unless a failed step has lost the pool, and the KV of earlier steps with it."""
 
     def reset(self) -> None:
         """Start over with an empty pool."""
@@ -81,45 +90,45 @@ class Runner(Protocol):
 
 @runtime_checkable
 class MultiStepRunner(Protocol):
-    """What a runner adds that runs a decode step several times as one, each row going on from its
-    sample."""
+    """A runner that can run several decode steps as one, each row going on from its sample."""
 
-    def num_repeats(self, batch: Batch, most: int) -> int:
-        """How often the batch may be run, 1 to ``most``, before anything else is due."""
+    def num_repeats(self, batch: Batch, max_repeats: int) -> int:
+        """Return how often the batch may run, 1 to ``max_repeats``, before another event is due."""
 
     def submit_repeated(self, batch: Batch, num_repeats: int) -> StepHandle:
-        """Dispatch so many steps and return at once; the result is i32[num_repeats, num_rows]."""
+        """Dispatch the steps and return at once; the result is i32[num_repeats, num_rows]."""
 
 
 class Transfers(Protocol):
-    """Copies extents between host and device, beside the steps; in order in each direction."""
+    """Copies extents between host and device beside the steps, in order in each direction."""
 
     @property
     def bytes_per_s(self) -> Mapping[Direction, float]:
-        """Of each direction, as far as it is known at the start."""
+        """Bandwidth of each direction, as known at the start."""
 
     def submit(self, transfer: Transfer) -> None:
-        """Begin to copy, once those before it in its direction are done."""
+        """Queue a transfer behind those of its direction."""
 
     def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
-        """Return once the device knows of the transfer, or after ``timeout_s`` seconds."""
+        """Return once the copy is enqueued on the device, or after ``timeout_s`` seconds."""
 
     def poll(self) -> Sequence[Transfer]:
-        """Those that have finished since the last call, copied or failed; never waits."""
+        """Return the transfers that are done or have failed since the last call; never wait."""
 
     def listen(self, notify: Callable[[], object]) -> None:
-        """Call ``notify`` whenever one has finished; from any thread."""
+        """Call ``notify`` whenever a transfer is done or has failed, from any thread."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop copying and release the threads."""
 
 
 class NoTransfers:
-    """For engines without a host tier."""
+    """``Transfers`` of an engine without a host tier."""
 
     bytes_per_s = dict.fromkeys(Direction, 1.0)
 
     def submit(self, transfer: Transfer) -> None:
-        raise IntegrityError("there is no host tier to move blocks to or from")
+        raise IntegrityError("a transfer was submitted, but there is no host tier")
 
     def wait_issued(self, transfer: Transfer, timeout_s: float) -> None: ...
 
@@ -132,7 +141,7 @@ class NoTransfers:
 
 
 class WallClock:
-    """The machine's monotonic clock."""
+    """The monotonic clock of the operating system."""
 
     def now(self) -> float:
         return time.monotonic()

@@ -1,4 +1,4 @@
-"""The runner on real devices: one jitted step a batch shape, over a donated pool."""
+"""The runner on JAX devices: one compiled step for each batch shape, over a donated pool."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
-from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs, SequenceState, PenaltyState
+from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs, PenaltyState, SequenceState
 from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
 LAYERS_PER_CALL = 10
-MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # and the model's own ends
-LayerGroup = tuple[np.int32, list[Leaves]]  # number of its first layer, matrices of each
+MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # the request's, and the model's EOS tokens
+LayerGroup = tuple[np.int32, list[Leaves]]  # index of its first layer, matrices of each layer
 
 
 class JaxStep:
-    """A dispatched step. Its samples are on their way to the host already."""
+    """A dispatched step, whose samples are being copied to the host."""
 
     def __init__(self, tokens: jax.Array, logprobs: Logprobs | None) -> None:
         self.tokens = tokens  # i32[num_rows]
@@ -40,12 +40,12 @@ class JaxStep:
         return np.asarray(self.tokens)
 
     def logprobs(self) -> Logprobs | None:
-        # Most steps have none, and a walk over no tree costs 0.1 ms all the same.
+        # Most steps have no logprobs, and jax.tree.map costs 0.1 ms even without leaves.
         return None if self._logprobs is None else jax.tree.map(np.asarray, self._logprobs)
 
 
 class JaxScores:
-    """Scores of prompt tokens, on their way to the host."""
+    """Dispatched scores of prompt tokens, which are being copied to the host."""
 
     def __init__(self, logprobs: Logprobs, num_tokens: int) -> None:
         self.logprobs, self._num_tokens = logprobs, num_tokens
@@ -56,19 +56,19 @@ class JaxScores:
 
 
 class ModelRunner:
-    """Runs a model's steps.
+    """Runs a model's steps; a ``Runner``.
 
-    A model whose layers are stacked runs a step as one program. One whose layers are unrolled runs
-    it as a few, ``layers_per_call`` layers each: a group's program serves all groups, so that it
-    compiles as fast as a scan and copies no weights, for some dispatches of 0.1 ms.
+    A model with stacked layers runs a step as one program. A model with unrolled layers runs it as
+    several, of ``layers_per_call`` layers each. All groups of layers share one program, so it
+    compiles as fast as a scan and copies no weights, at the cost of dispatches of 0.1 ms each.
 
     Args:
         model, params: the definition and its weights, on the device.
-        pool_spec: sizes of the pool that it allocates.
-        shapes: the batch shapes that may come; ``warm_up`` compiles programs for each.
-        extent_sizes: how many blocks may be moved at once; empty: none ever are.
-        shards: the devices that share model and pool; None: one has all.
-        layers_per_call: most layers of one program, where layers are unrolled.
+        pool_spec: sizes of the pool to allocate.
+        shapes: all batch shapes; ``warm_up`` compiles the programs of each.
+        extent_sizes: numbers of blocks that one transfer may move; empty: no transfers.
+        shards: the devices over which model and pool are sharded; None: one device has all.
+        layers_per_call: maximum number of layers in one program, if layers are unrolled.
     """
 
     def __init__(
@@ -85,23 +85,25 @@ class ModelRunner:
         self.pool_spec = pool_spec
         self.shapes = shapes
         self._extent_sizes = extent_sizes
-        # Blocks that come from the host are bound to the device, and what is computed with them is,
-        # too. Were not everything from the start, each program would be compiled a second time.
-        self._whole: jax.sharding.Sharding  # how what is small lies, the pool, and blocks of it
-        self._pool_lies: jax.sharding.Sharding
+        # Blocks loaded from the host are committed to the device, and so are all results computed
+        # from them. Unless all arrays are committed from the start, each program compiles twice.
+        self._replicated: jax.sharding.Sharding  # of the sampler's state
+        self._pool_sharding: jax.sharding.Sharding
         self.block_sharding: jax.sharding.Sharding
         if shards is None:
             here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
-            self._whole = self._pool_lies = self.block_sharding = here
-            params, own_spec = jax.device_put(params, here), pool_spec
+            self._replicated = self._pool_sharding = self.block_sharding = here
+            params, shard_spec = jax.device_put(params, here), pool_spec
             steps = StepFns.of(model)
         else:
-            self._whole, self._pool_lies, self.block_sharding = map(shards.sharding, (REPLICATED, POOL, BLOCKS))
+            self._replicated = shards.sharding(REPLICATED)
+            self._pool_sharding = shards.sharding(POOL)
+            self.block_sharding = shards.sharding(BLOCKS)
             model = shards.local_model(model)
-            own_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
+            shard_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
             steps = sharded_step_fns(shards.mesh, model)
-        self._model, self._params, self._own_spec = model, params, own_spec
-        self._ends = model.embed_and_head_leaves(params)
+        self._model, self._params, self._shard_spec = model, params, shard_spec
+        self._embed_and_head = model.embed_and_head_leaves(params)
         self._groups = layer_groups(model, params, layers_per_call) if model.unroll else []
         self._vectors = model.vector_leaves(params) if model.unroll else []
         self._state = self._fresh_state()
@@ -110,19 +112,20 @@ class ModelRunner:
         self._run_layers = jax.jit(steps.run_layers, donate_argnames=("hidden", "pool"))
         self._sample_tokens = jax.jit(steps.sample_tokens, donate_argnums=1)
         self._score = jax.jit(steps.score_hidden)
-        self._recall = jax.jit(
-            PenaltyState.load_sequence_state, donate_argnums=0, out_shardings=self._whole
+        self._load_sequence_state = jax.jit(
+            PenaltyState.load_sequence_state, donate_argnums=0, out_shardings=self._replicated
         )
         self._read = jax.jit(KVPool.gather, out_shardings=self.block_sharding)
-        self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_lies)
+        self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_sharding)
 
-    def read_blocks(self, slots: np.ndarray) -> jax.Array:
-        return self._read(self._state.pool, slots)
+    def read_blocks(self, pages: np.ndarray) -> jax.Array:
+        return self._read(self._state.pool, pages)
 
-    def write_blocks(self, blocks: jax.Array, indices: np.ndarray, slots: np.ndarray) -> None:
-        where = np.full(blocks.shape[1], self.pool_spec.num_pages, np.int32)
-        where[indices] = slots
-        pool = self._write(self._state.pool, where, blocks)
+    def write_blocks(self, blocks: jax.Array, indices: np.ndarray, pages: np.ndarray) -> None:
+        # A block whose page is out of range is not written.
+        targets = np.full(blocks.shape[1], self.pool_spec.num_pages, np.int32)
+        targets[indices] = pages
+        pool = self._write(self._state.pool, targets, blocks)
         self._state = replace(self._state, pool=pool)
 
     @property
@@ -133,49 +136,53 @@ class ModelRunner:
         return self._submit(batch, self._groups)
 
     def load_sequence_state(self, request: Request) -> None:
-        self.set_sequence_state(self.past(request))
+        self.set_sequence_state(self.sequence_state(request))
 
-    def past(self, request: Request) -> SequenceState:
-        """What a request's slot is to remember."""
-        return _past(request, self.shapes, self._model.config.vocab_size)
+    def sequence_state(self, request: Request) -> SequenceState:
+        """Return a request's state as arrays of fixed sizes, for ``set_sequence_state``."""
+        return _sequence_state(request, self.shapes, self._model.config.vocab_size)
 
     def set_sequence_state(self, sequence_state: SequenceState) -> None:
-        """Remember a past for its slot."""
+        """Load a request's state into its seq_slot."""
         sampler = self._state.sampler
-        memory = self._recall(sampler.memory, sequence_state)
-        self._state = replace(self._state, sampler=replace(sampler, memory=memory))
+        penalties = self._load_sequence_state(sampler.penalties, sequence_state)
+        self._state = replace(self._state, sampler=replace(sampler, penalties=penalties))
 
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
         hidden, scores = self._state.sampler.hidden, []
-        for at in range(0, len(targets), SCORE_CHUNK_LEN):
-            some = np.zeros(SCORE_CHUNK_LEN, np.int32)
-            num = len(targets[at : at + SCORE_CHUNK_LEN])
-            some[:num] = targets[at : at + num]
-            logprobs = self._score(self._ends, hidden, np.int32(start + at), some)
+        for first in range(0, len(targets), SCORE_CHUNK_LEN):
+            chunk = np.zeros(SCORE_CHUNK_LEN, np.int32)
+            num = len(targets[first : first + SCORE_CHUNK_LEN])
+            chunk[:num] = targets[first : first + num]
+            logprobs = self._score(self._embed_and_head, hidden, np.int32(start + first), chunk)
             scores.append(JaxScores(logprobs, num))
         return scores
 
     def reset(self) -> None:
-        # Free the old pool before the new one is made: both may not fit.
+        # Free the old pool first: the device may not have room for two.
         if self.is_intact:
             self._state.pool.data.delete()
         self._state = self._fresh_state()
 
     def warm_up(self, track: Callable[[Iterable[BatchShape]], Iterable[BatchShape]] = iter) -> None:
-        """Compile and run every program once on padding; ``track`` may show progress."""
+        """Compile every program and run it once on padding.
+
+        Args:
+            track: wraps the shapes; for a progress bar.
+        """
         for shape in track(self.shapes.shapes):
-            # One group of layers is enough: its program is that of all groups.
+            # One group of layers is enough, because all groups share its program.
             self._submit(self._padding(shape), self._groups[:1]).result()
-        self.set_sequence_state(_empty_past(self.shapes, self._model.config.vocab_size))
+        self.set_sequence_state(_empty_sequence_state(self.shapes, self._model.config.vocab_size))
         for scores in self.score(0, np.zeros(1, np.int32)):
             scores.result()
         for size in self._extent_sizes:
-            # From and to the null page, of which nothing is ever read.
-            nothing = np.empty(0, np.int32)
-            self.write_blocks(self.read_blocks(np.zeros(size, np.int32)), nothing, nothing)
+            # Read the null page, write nothing.
+            empty = np.empty(0, np.int32)
+            self.write_blocks(self.read_blocks(np.zeros(size, np.int32)), empty, empty)
 
     def prefill_s_per_token(self) -> float:
-        """Seconds that a token of a prompt takes, without attention. Warm up first."""
+        """Measure the seconds that prefill takes for each token, without context. Warm up first."""
         shape = max((s for s in self.shapes.shapes if not s.num_decode), key=lambda s: s.num_tokens)
         times = []
         for _ in range(3):
@@ -185,15 +192,15 @@ class ModelRunner:
         return min(times) / shape.num_tokens
 
     def memory_analysis(self, shape: BatchShape) -> Any:
-        """What the compiler says of the memory of the program that writes the pool, bytes.
+        """Return XLA's memory analysis, in bytes, of the program that writes the pool.
 
-        The pool must be among ``alias_size_in_bytes``, and no copy of it in ``temp``.
+        ``alias_size_in_bytes`` must include the pool, ``temp_size_in_bytes`` no copy of it.
         """
         batch = self._padding(shape)
         if not self._groups:
             return self._step.lower(self._params, self._state, batch).compile().memory_analysis()
         last_tokens = self._state.sampler.last_tokens
-        hidden, angles, metadata = self._embed(self._ends, last_tokens, batch)
+        hidden, angles, metadata = self._embed(self._embed_and_head, last_tokens, batch)
         first, matrices = self._groups[0]
         rest = {"hidden": hidden, "angles": angles, "metadata": metadata, "pool": self._state.pool}
         lowered = self._run_layers.lower(matrices, self._vectors, first, **rest)
@@ -205,12 +212,20 @@ class ModelRunner:
             self._state, tokens, logprobs = self._step(self._params, self._state, batch)
             return JaxStep(tokens, logprobs if wants_logprobs else None)
         pool, sampler = self._state.pool, self._state.sampler
-        hidden, angles, metadata = self._embed(self._ends, sampler.last_tokens, batch)
+        hidden, angles, metadata = self._embed(self._embed_and_head, sampler.last_tokens, batch)
         for first, matrices in groups:
             hidden, pool = self._run_layers(
-                matrices, self._vectors, first, hidden=hidden, angles=angles, metadata=metadata, pool=pool
+                matrices,
+                self._vectors,
+                first,
+                hidden=hidden,
+                angles=angles,
+                metadata=metadata,
+                pool=pool,
             )
-        sampler, tokens, logprobs = self._sample_tokens(self._ends, sampler, hidden, batch)
+        sampler, tokens, logprobs = self._sample_tokens(
+            self._embed_and_head, sampler, hidden, batch
+        )
         self._state = DeviceState(pool, sampler)
         return JaxStep(tokens, logprobs if wants_logprobs else None)
 
@@ -218,12 +233,12 @@ class ModelRunner:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_seq_slots)
 
     def _fresh_state(self) -> DeviceState:
-        # Made where they are to lie: whole, the pool may fit no device.
-        zeros = jax.jit(partial(KVPool.zeros, self.pool_spec), out_shardings=self._pool_lies)
+        # Allocate every shard on its device: no device may have room for the whole pool.
+        zeros = jax.jit(partial(KVPool.zeros, self.pool_spec), out_shardings=self._pool_sharding)
         sampler = jax.jit(
-            partial(SamplerState.zeros, self._model, self.shapes), out_shardings=self._whole
+            partial(SamplerState.zeros, self._model, self.shapes), out_shardings=self._replicated
         )
-        return DeviceState(KVPool(zeros().data, self._own_spec), sampler())
+        return DeviceState(KVPool(zeros().data, self._shard_spec), sampler())
 
 
 def _start_copy(logprobs: Logprobs) -> None:
@@ -231,21 +246,22 @@ def _start_copy(logprobs: Logprobs) -> None:
         array.copy_to_host_async()
 
 
-def layer_groups(model: Model, params: Params, most: int = LAYERS_PER_CALL) -> list[LayerGroup]:
-    """Layers in equal groups, each with the number of its first: one program serves them all."""
+def layer_groups(
+    model: Model, params: Params, max_layers: int = LAYERS_PER_CALL
+) -> list[LayerGroup]:
+    """Return the layers in equal groups of at most ``max_layers``, which share one program."""
     num = model.config.num_layers
-    size = max(n for n in range(1, most + 1) if num % n == 0)
+    size = max(n for n in range(1, max_layers + 1) if num % n == 0)
     return [
         (np.int32(first), [model.matrix_leaves(params, i) for i in range(first, first + size)])
         for first in range(0, num, size)
     ]
 
 
-def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceState:
-    """A request's past as arrays of fixed sizes."""
-    sequence_state = _empty_past(shapes, vocab_size)
+def _sequence_state(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceState:
+    sequence_state = _empty_sequence_state(shapes, vocab_size)
     bias = request.params.logit_bias
-    sequence_state.tokens[: request.num_known] = request.known
+    sequence_state.tokens[: request.num_known] = request.known_tokens
     sequence_state.stop_ids[: len(request.stop_ids)] = list(request.stop_ids)
     sequence_state.bias_ids[: len(bias)] = list(bias)
     sequence_state.bias[: len(bias)] = list(bias.values())
@@ -257,7 +273,7 @@ def _past(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceSta
     )
 
 
-def _empty_past(shapes: BatchShapes, vocab_size: int) -> SequenceState:
+def _empty_sequence_state(shapes: BatchShapes, vocab_size: int) -> SequenceState:
     return SequenceState(
         seq_slot=np.int32(0),
         tokens=np.zeros(shapes.pages_per_seq * shapes.page_size, np.int32),

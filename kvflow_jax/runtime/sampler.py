@@ -1,4 +1,4 @@
-"""Sampling inside the step: every row by its own settings, its own seed and its own sequence_state."""
+"""Sampling within the step: each row with its own settings, seed and penalty state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 
 MIN_TOP_P = 1e-9
 MAX_LOGPROBS = 20  # alternatives reported beside a token
-SCORE_CHUNK_LEN = 64  # prompt tokens whose logits are made at once
+SCORE_CHUNK_LEN = 64  # prompt tokens whose logits are computed at once
 _BLOCK = 256  # vocabulary entries summed together by the two-level inverse CDF
 
-# Facts of a token in a slot's memory: how often the output holds it, and two flags.
+# Bits of ``PenaltyState.counts``: occurrences in the output, and two flags.
 _COUNT, _IN_PROMPT, _IS_STOP = (1 << 28) - 1, 1 << 28, 1 << 29
 
 
@@ -40,26 +40,26 @@ _COUNT, _IN_PROMPT, _IS_STOP = (1 << 28) - 1, 1 << 28, 1 << 29
 )
 @dataclass(frozen=True)
 class SamplingRows:
-    """How the token after each row is chosen. Numpy on the host, traced within the step."""
+    """Sampling settings of each row. Numpy on the host, traced within the step."""
 
-    seq_slot: Any  # i32[n], whose memory and last token it is; out of range: nobody's
-    temperature: Any  # f32[n], 0 is greedy
-    top_k: Any  # i32[n], 0 is all
+    seq_slot: Any  # i32[n], where state and sample are kept; out of range: nowhere
+    temperature: Any  # f32[n], 0: greedy
+    top_k: Any  # i32[n], 0: all tokens
     top_p: Any  # f32[n]
-    min_p: Any  # f32[n], of the likeliest token's probability
-    repetition: Any  # f32[n], 1 is none
-    frequency: Any  # f32[n]
-    presence: Any  # f32[n]
+    min_p: Any  # f32[n], relative to the likeliest token's probability
+    repetition: Any  # f32[n], repetition penalty, 1: none
+    frequency: Any  # f32[n], frequency penalty
+    presence: Any  # f32[n], presence penalty
     seed: Any  # u32[n, 2]
-    uses_memory: Any  # bool[n], whether any of penalties, bias and bans is on
-    bans_stops: Any  # bool[n], the tokens that would end the text may not come yet
+    uses_memory: Any  # bool[n], whether penalties, bias or bans are on
+    bans_stops: Any  # bool[n], whether stop tokens are banned (min_tokens)
     wants_logprobs: Any  # bool[n]
 
     @classmethod
-    def empty(cls, num_rows: int, num_slots: int) -> SamplingRows:
-        """Rows that belong to nobody."""
+    def empty(cls, num_rows: int, num_seq_slots: int) -> SamplingRows:
+        """Return padding rows: greedy, and their samples are kept nowhere."""
         return cls(
-            seq_slot=np.full(num_rows, num_slots, np.int32),
+            seq_slot=np.full(num_rows, num_seq_slots, np.int32),
             temperature=np.zeros(num_rows, np.float32),
             top_k=np.zeros(num_rows, np.int32),
             top_p=np.ones(num_rows, np.float32),
@@ -74,31 +74,32 @@ class SamplingRows:
         )
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["facts", "bias"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["counts", "bias"], meta_fields=[])
 @dataclass(frozen=True)
 class PenaltyState:
-    """What each slot's sequence holds, and what is to be added to its logits.
+    """Token counts and logit bias of each running request, which penalties and bans read.
 
-    Lives on the device, because a step runs before the host has seen the token of the one before.
-    A slot's memory means something only while its request uses it.
+    It is kept on the device, because a step starts before the host has seen the previous step's
+    samples. A slot's rows are stale unless its request uses them.
     """
 
-    facts: jax.Array  # i32[num_slots, vocab_size]
-    bias: jax.Array  # f32[num_slots, vocab_size]
+    counts: jax.Array  # i32[num_seq_slots, vocab_size], with the flags _IN_PROMPT and _IS_STOP
+    bias: jax.Array  # f32[num_seq_slots, vocab_size]
 
     @classmethod
-    def zeros(cls, num_slots: int, vocab_size: int) -> PenaltyState:
-        shape = (num_slots, vocab_size)
+    def zeros(cls, num_seq_slots: int, vocab_size: int) -> PenaltyState:
+        shape = (num_seq_slots, vocab_size)
         return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
     def load_sequence_state(self, sequence_state: SequenceState) -> PenaltyState:
-        """The memory with one slot's row made anew."""
-        vocab = self.facts.shape[1]
-        place = jnp.arange(len(sequence_state.tokens))
-        is_prompt = place < sequence_state.num_prompt
-        is_output = (place >= sequence_state.num_prompt) & (place < sequence_state.num_tokens)
+        """Return the state with one slot's rows replaced."""
+        vocab = self.counts.shape[1]
+        index = jnp.arange(len(sequence_state.tokens))
+        is_prompt = index < sequence_state.num_prompt
+        is_output = (index >= sequence_state.num_prompt) & (index < sequence_state.num_tokens)
         row = jnp.zeros(vocab, jnp.int32)
-        # The flag before the counts, and both before the other flag: max would overwrite.
+        # The prompt flag is set before the counts are added, and the stop flag is added last: max
+        # would overwrite either.
         row = row.at[sequence_state.tokens].max(jnp.where(is_prompt, _IN_PROMPT, 0))
         row = row.at[sequence_state.tokens].add(is_output.astype(jnp.int32))
         stops = jnp.zeros(vocab, jnp.int32).at[sequence_state.stop_ids].max(_IS_STOP, mode="drop")
@@ -108,13 +109,13 @@ class PenaltyState:
             .add(sequence_state.bias, mode="drop")
         )
         return PenaltyState(
-            self.facts.at[sequence_state.seq_slot].set(row + stops),
+            self.counts.at[sequence_state.seq_slot].set(row + stops),
             self.bias.at[sequence_state.seq_slot].set(bias),
         )
 
-    def count(self, slot: jax.Array, token: jax.Array) -> PenaltyState:
-        """The memory after each slot (i32[n]) has been given its next token (i32[n])."""
-        return PenaltyState(self.facts.at[slot, token].add(1, mode="drop"), self.bias)
+    def count(self, seq_slot: jax.Array, token: jax.Array) -> PenaltyState:
+        """Return the state after a new ``token`` (i32[n]) for each ``seq_slot`` (i32[n])."""
+        return PenaltyState(self.counts.at[seq_slot, token].add(1, mode="drop"), self.bias)
 
 
 @partial(
@@ -124,15 +125,15 @@ class PenaltyState:
 )
 @dataclass(frozen=True)
 class SequenceState:
-    """What a slot's memory is made of. Ids at or past the vocabulary are padding."""
+    """Tokens, stop tokens and bias of one request. Ids at or past vocab_size are padding."""
 
     seq_slot: Any  # i32[]
-    tokens: Any  # i32[any], prompt and output; past num_tokens any token of the vocabulary
+    tokens: Any  # i32[max_len], prompt and output; past num_tokens any valid token
     num_prompt: Any  # i32[]
     num_tokens: Any  # i32[]
-    stop_ids: Any  # i32[any]
-    bias_ids: Any  # i32[any]
-    bias: Any  # f32[any]
+    stop_ids: Any  # i32[max_stops]
+    bias_ids: Any  # i32[max_bias]
+    bias: Any  # f32[max_bias]
 
 
 @partial(
@@ -142,9 +143,9 @@ class SequenceState:
 )
 @dataclass(frozen=True)
 class Logprobs:
-    """Natural logarithms of the model's own probabilities: before bias, penalties, temperature."""
+    """Natural logarithms of the model's probabilities, before bias, penalties and temperature."""
 
-    chosen: Any  # f32[n], of the token that was chosen
+    chosen: Any  # f32[n], of the sampled or given token
     top_ids: Any  # i32[n, MAX_LOGPROBS], likeliest first
     top: Any  # f32[n, MAX_LOGPROBS]
 
@@ -152,17 +153,17 @@ class Logprobs:
 def sample(
     logits: jax.Array,  # f32[n, vocab_size]
     rows: SamplingRows,
-    memory: PenaltyState,
-    position: jax.Array,  # i32[n], of the token that is sampled
+    penalties: PenaltyState,
+    position: jax.Array,  # i32[n], position of the new token
 ) -> tuple[jax.Array, Logprobs]:
-    """Choose a token a row, i32[n]; the logprobs are zeros where no row wants any.
+    """Sample a token for each row, i32[n], and return its logprobs (zeros if no row wants any).
 
-    A draw depends on the row's own settings, seed and position alone, never on the batch around
-    it. Bias, ban of stop tokens, penalties, temperature, min-p, top-k and top-p apply in this
-    order. Ties at a threshold stay in, all of them.
+    A sample depends only on the row's logits, settings, seed and position, never on other rows.
+    Bias, ban of stop tokens, penalties, temperature, min-p, top-k and top-p apply in this order.
+    Tokens that tie at a threshold are all kept.
     """
     adjusted = jax.lax.cond(
-        rows.uses_memory.any(), partial(_adjust, logits, rows, memory), lambda: logits
+        rows.uses_memory.any(), partial(_adjust, logits, rows, penalties), lambda: logits
     )
     greedy = jnp.argmax(adjusted, axis=-1).astype(jnp.int32)
     tokens = jax.lax.cond(
@@ -172,12 +173,10 @@ def sample(
     )
     n, vocab = logits.shape
     num_top = min(MAX_LOGPROBS, vocab)
-    nothing = Logprobs(
+    zeros = Logprobs(
         jnp.zeros(n), jnp.zeros((n, num_top), jnp.int32), jnp.zeros((n, num_top), jnp.float32)
     )
-    logprobs = jax.lax.cond(
-        rows.wants_logprobs.any(), lambda: score(logits, tokens), lambda: nothing
-    )
+    logprobs = jax.lax.cond(rows.wants_logprobs.any(), lambda: score(logits, tokens), lambda: zeros)
     return tokens, logprobs
 
 
@@ -185,31 +184,34 @@ def score(
     logits: jax.Array,  # f32[n, vocab_size]
     tokens: jax.Array,  # i32[n]
 ) -> Logprobs:
-    """How likely given tokens are, and what would have been likelier."""
+    """Return the logprobs of given tokens, and of the likeliest tokens beside them."""
     norm = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     top, top_ids = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[-1]))
     return Logprobs(chosen - norm, top_ids.astype(jnp.int32), top - norm[:, None])
 
 
-def _adjust(logits: jax.Array, rows: SamplingRows, memory: PenaltyState) -> jax.Array:
-    """Bias, ban and penalties, as vLLM and transformers define them, where rows use them."""
-    facts = memory.facts.at[rows.seq_slot].get(mode="clip")  # [n, vocab]
-    count = facts & _COUNT
-    changed = logits + memory.bias.at[rows.seq_slot].get(mode="clip")
-    is_banned = rows.bans_stops[:, None] & (facts & _IS_STOP != 0)
+def _adjust(logits: jax.Array, rows: SamplingRows, penalties: PenaltyState) -> jax.Array:
+    """Apply bias, bans and penalties to rows that use them, as vLLM and transformers define them.
+
+    Repetition penalty: arXiv 1909.05858.
+    """
+    counts = penalties.counts.at[rows.seq_slot].get(mode="clip")  # i32[n, vocab_size]
+    count = counts & _COUNT
+    changed = logits + penalties.bias.at[rows.seq_slot].get(mode="clip")
+    is_banned = rows.bans_stops[:, None] & (counts & _IS_STOP != 0)
     changed = jnp.where(is_banned, -jnp.inf, changed)
     repetition = rows.repetition[:, None]
     repeated = jnp.where(changed > 0, changed / repetition, changed * repetition)
-    is_known = facts & (_COUNT | _IN_PROMPT) != 0
-    # At 1 exactly nothing changes; infinities stay what they are.
-    changed = jnp.where(is_known & (repetition != 1), repeated, changed)
+    is_in_sequence = counts & (_COUNT | _IN_PROMPT) != 0
+    # A penalty of 1 changes no bit, and infinite logits stay infinite.
+    changed = jnp.where(is_in_sequence & (repetition != 1), repeated, changed)
     changed -= rows.frequency[:, None] * count + rows.presence[:, None] * (count > 0)
     return jnp.where(rows.uses_memory[:, None], changed, logits)
 
 
 def _draw(logits: jax.Array, rows: SamplingRows, position: jax.Array) -> jax.Array:
-    # The peak is subtracted first: divided by a small temperature it would overflow.
+    # Subtract the maximum first: divided by a small temperature it would overflow.
     scaled = logits - logits.max(axis=-1, keepdims=True)
     scaled /= jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
     probs = jax.nn.softmax(scaled, axis=-1)
@@ -227,22 +229,22 @@ def _uniform(seed: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _truncate(probs: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Zero what top-k, then top-p, leaves out.
+    """Zero the entries that top-k, then top-p, cuts off.
 
-    The threshold is found by bisection over the bits of the floats, 31 passes over the row, where
-    a sort would take far longer; positive floats order as their bits do, so it is exact.
+    The threshold comes from a bisection over the bits of the floats, 31 passes over the row, which
+    is far faster than a sort. It is exact, because positive floats order as their bits do.
     """
     vocab = probs.shape[-1]
     k = jnp.where(top_k > 0, top_k, vocab)
     kept = _cut(probs, lambda at_least: at_least.sum(-1) >= k)
-    # Never 0, which a float32 top_p may have become: the likeliest token stays.
+    # A tiny top_p may be 0 in float32: the likeliest token must stay.
     target = jnp.maximum(top_p, MIN_TOP_P) * kept.sum(-1)
     inner = _cut(kept, lambda at_least: jnp.where(at_least, kept, 0.0).sum(-1) >= target)
     return jnp.where((top_p < 1)[:, None], inner, kept)
 
 
 def _cut(probs: jax.Array, is_enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Keep entries at or above the largest threshold for which ``is_enough`` holds."""
+    """Keep the entries at or above the largest threshold for which ``is_enough`` is true."""
     bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
 
     def halve(i: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -254,10 +256,11 @@ def _cut(probs: jax.Array, is_enough: Callable[[jax.Array], jax.Array]) -> jax.A
 
 
 def _inverse_cdf(probs: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The entry where the running sum of ``probs`` [n, vocab] passes ``uniform`` [n] of its total.
+    """Return the index at which the cumulative sum of each row passes ``uniform`` of its total.
 
-    In two levels, so that no running sum over the whole vocabulary is needed. An entry of zero
-    probability is never chosen: the sum must rise past the target at the entry.
+    ``probs`` is f32[n, vocab_size], ``uniform`` f32[n], the result i32[n]. Two levels avoid a
+    cumulative sum over the whole vocabulary. An entry of zero probability is never returned,
+    because the sum must rise past the target at the entry.
     """
     n, vocab = probs.shape
     blocks = jnp.pad(probs, ((0, 0), (0, -vocab % _BLOCK))).reshape(n, -1, _BLOCK)
@@ -271,7 +274,7 @@ def _inverse_cdf(probs: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _first_above(rising: jax.Array, target: jax.Array) -> jax.Array:
-    """First entry of a rising sum that passes the target; its last rise where none does."""
+    """Return the first index at which a rising sum passes the target; if none, its last rise."""
     above = rising > target[:, None]
     last_rise = jnp.argmax(rising >= rising[:, -1:], axis=-1)
     return jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last_rise)

@@ -1,8 +1,8 @@
-"""The functions of ``step`` over several devices, each on its part of the model and the pool.
+"""The functions of ``forward`` under ``shard_map``, each device on its shard of model and pool.
 
-``model`` is what one device computes, ``shard_of`` the whole with ``ShardedOps``; weights are
-arranged and cut as ``models.sharding`` says, the pool too, whose ``spec`` is that of one device's
-part. All else is whole on every device.
+``model`` is one device's: the model of ``shard_of`` with ``ShardedOps``. Weights and pool are
+sharded as in ``models.sharding``, and ``pool.spec`` is that of one shard. All other arrays are
+replicated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kvflow_jax.runtime.sampler import Logprobs
 
 
 def sharded_step_fns(mesh: Mesh, model: Model) -> StepFns:
-    """The functions of a step on these devices."""
+    """Return the functions of a step of one device's ``model`` over all devices of ``mesh``."""
     return StepFns(
         partial(run_step, mesh, model),
         partial(embed, mesh, model),
@@ -41,20 +41,30 @@ def run_step(
     mesh: Mesh, model: Model, params: Params, state: DeviceState, batch: Batch
 ) -> tuple[DeviceState, jax.Array, Logprobs]:
     """See ``forward.run_step``."""
-    cut = replace(jax.tree.map(lambda _: REPLICATED, state), pool=_cut_pool(state.pool))
-    weights = {name: weight_spec(name, leaf.ndim) for name, leaf in params.items()}
-    run = _on(mesh, partial(forward.run_step, model), (weights, cut, REPLICATED), (cut, REPLICATED, REPLICATED))
+    state_specs = replace(jax.tree.map(lambda _: REPLICATED, state), pool=_pool_specs(state.pool))
+    weight_specs = {name: weight_spec(name, leaf.ndim) for name, leaf in params.items()}
+    run = _shard_map(
+        mesh,
+        partial(forward.run_step, model),
+        (weight_specs, state_specs, REPLICATED),
+        (state_specs, REPLICATED, REPLICATED),
+    )
     out: tuple[DeviceState, jax.Array, Logprobs] = run(params, state, batch)
     return out
 
 
 def embed(
-    mesh: Mesh, model: Model, spec: PoolSpec, ends: Leaves, last_tokens: jax.Array, batch: Batch
+    mesh: Mesh,
+    model: Model,
+    spec: PoolSpec,
+    embed_and_head: Leaves,
+    last_tokens: jax.Array,
+    batch: Batch,
 ) -> tuple[jax.Array, Angles, AttentionMetadata]:
     """See ``forward.embed``."""
-    cut = (_cut(model.embed_and_head_names, ends), REPLICATED, REPLICATED)
-    run = _on(mesh, partial(forward.embed, model, spec), cut, REPLICATED)
-    out: tuple[jax.Array, Angles, AttentionMetadata] = run(ends, last_tokens, batch)
+    in_specs = (_leaf_specs(model.embed_and_head_names, embed_and_head), REPLICATED, REPLICATED)
+    run = _shard_map(mesh, partial(forward.embed, model, spec), in_specs, REPLICATED)
+    out: tuple[jax.Array, Angles, AttentionMetadata] = run(embed_and_head, last_tokens, batch)
     return out
 
 
@@ -70,50 +80,67 @@ def run_layers(
     pool: KVPool,
 ) -> tuple[jax.Array, KVPool]:
     """See ``Model.run_layers``."""
-    cut = (
-        [_cut(model.matrix_names, own) for own in matrices],
-        _cut(model.vector_names, vectors),
+    in_specs = (
+        [_leaf_specs(model.matrix_names, own) for own in matrices],
+        _leaf_specs(model.vector_names, vectors),
         *(REPLICATED, REPLICATED, REPLICATED, REPLICATED),
-        _cut_pool(pool),
+        _pool_specs(pool),
     )
-    run = _on(mesh, model.run_layers, cut, (REPLICATED, _cut_pool(pool)))
+    run = _shard_map(mesh, model.run_layers, in_specs, (REPLICATED, _pool_specs(pool)))
     out: tuple[jax.Array, KVPool] = run(matrices, vectors, first, hidden, angles, metadata, pool)
     return out
 
 
 def sample_tokens(
-    mesh: Mesh, model: Model, ends: Leaves, state: SamplerState, hidden: jax.Array, batch: Batch
+    mesh: Mesh,
+    model: Model,
+    embed_and_head: Leaves,
+    state: SamplerState,
+    hidden: jax.Array,
+    batch: Batch,
 ) -> tuple[SamplerState, jax.Array, Logprobs]:
     """See ``forward.sample_tokens``."""
-    cut = (_cut(model.embed_and_head_names, ends), REPLICATED, REPLICATED, REPLICATED)
-    run = _on(mesh, partial(forward.sample_tokens, model), cut, REPLICATED)
-    out: tuple[SamplerState, jax.Array, Logprobs] = run(ends, state, hidden, batch)
+    in_specs = (
+        _leaf_specs(model.embed_and_head_names, embed_and_head),
+        REPLICATED,
+        REPLICATED,
+        REPLICATED,
+    )
+    run = _shard_map(mesh, partial(forward.sample_tokens, model), in_specs, REPLICATED)
+    out: tuple[SamplerState, jax.Array, Logprobs] = run(embed_and_head, state, hidden, batch)
     return out
 
 
 def score_hidden(
     mesh: Mesh,
     model: Model,
-    ends: Leaves,
+    embed_and_head: Leaves,
     hidden: jax.Array,
     start: jax.Array,
     targets: jax.Array,
 ) -> Logprobs:
     """See ``forward.score_hidden``."""
-    cut = (_cut(model.embed_and_head_names, ends), REPLICATED, REPLICATED, REPLICATED)
-    run = _on(mesh, partial(forward.score_hidden, model), cut, REPLICATED)
-    scores: Logprobs = run(ends, hidden, start, targets)
+    in_specs = (
+        _leaf_specs(model.embed_and_head_names, embed_and_head),
+        REPLICATED,
+        REPLICATED,
+        REPLICATED,
+    )
+    run = _shard_map(mesh, partial(forward.score_hidden, model), in_specs, REPLICATED)
+    scores: Logprobs = run(embed_and_head, hidden, start, targets)
     return scores
 
 
-def _on(mesh: Mesh, run: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    # check_vma: kernels do not say over what their outputs vary.
+def _shard_map(
+    mesh: Mesh, run: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    # Pallas kernels do not declare over which axes their outputs vary, as check_vma requires.
     return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _cut(names: Sequence[str], leaves: Leaves) -> list[PartitionSpec]:
+def _leaf_specs(names: Sequence[str], leaves: Leaves) -> list[PartitionSpec]:
     return [weight_spec(name, leaf.ndim) for name, leaf in zip(names, leaves, strict=True)]
 
 
-def _cut_pool(pool: KVPool) -> KVPool:
+def _pool_specs(pool: KVPool) -> KVPool:
     return KVPool(POOL, pool.spec)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""Virtual time behind the engine's own protocols.
+"""Simulation: the engine's own code on a virtual clock.
 
-    Workload ──▶ Simulation ──▶ Engine, Scheduler, Controller: the very code that serves
+    Workload ──▶ Simulation ──▶ Engine, Scheduler, Controller: the code that serves
                                   │          │          │
                              VirtualClock  SimRunner  SimTransfers ◀── Profile, ModelShape
 
-Nothing here plans, evicts or schedules: it only says how long things take.
+Nothing here plans, evicts or schedules. The runner and the transfers only take the time that the
+profile of a machine predicts.
 """

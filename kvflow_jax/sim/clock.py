@@ -1,4 +1,4 @@
-"""Time that passes when somebody says so."""
+"""Virtual time: a clock that advances only when it is asked to."""
 
 from __future__ import annotations
 
@@ -9,43 +9,48 @@ from itertools import count
 
 
 class VirtualClock:
-    """Seconds from 0 on, and what is to happen when. Events of the same time run in order."""
+    """A ``Clock`` of virtual seconds from 0 and its scheduled events.
+
+    Events of the same time run in the order in which they were scheduled.
+    """
 
     def __init__(self) -> None:
         self._now = 0.0
+        # A heap of (time, sequence number, callback).
         self._events: list[tuple[float, int, Callable[[], object]]] = []
-        self._numbers = count()
+        self._sequence = count()
 
     def now(self) -> float:
         return self._now
 
     @property
     def next_event_s(self) -> float | None:
-        """When something happens next; None where nothing is due."""
+        """Time of the next event; None if none is scheduled."""
         return self._events[0][0] if self._events else None
 
-    def schedule(self, time_s: float, call: Callable[[], object]) -> None:
-        """Run ``call`` once it is ``time_s``; a time that is past is now."""
-        heapq.heappush(self._events, (max(time_s, self._now), next(self._numbers), call))
+    def schedule(self, time_s: float, callback: Callable[[], object]) -> None:
+        """Run ``callback`` at ``time_s``, or at the current time if that is later."""
+        heapq.heappush(self._events, (max(time_s, self._now), next(self._sequence), callback))
 
     def advance_to(self, time_s: float) -> None:
-        """Let time pass, running the events on the way; time never runs backwards."""
+        """Advance to ``time_s`` and run the events up to then; never go back in time."""
         while self._events and self._events[0][0] <= time_s:
             self._run_next()
         self._now = max(self._now, time_s)
 
     def advance(self, seconds: float) -> None:
+        """Advance by ``seconds`` and run the events up to then."""
         self.advance_to(self._now + seconds)
 
     def advance_to_next_event(self) -> bool:
-        """Let time pass to the next event and run it; False where there is none."""
+        """Advance to the next event and run it; return False if there is none."""
         if not self._events:
             return False
         self._run_next()
         return True
 
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> None:
-        """Let time pass until ``event`` is set, ``timeout_s`` are over or nothing can happen."""
+        """Advance until ``event`` is set, ``timeout_s`` have passed or no event is left."""
         end_s = None if timeout_s is None else self._now + timeout_s
         while not event.is_set() and self._events:
             if end_s is not None and self._events[0][0] > end_s:
@@ -55,6 +60,5 @@ class VirtualClock:
             self.advance_to(end_s)
 
     def _run_next(self) -> None:
-        time_s, _, call = heapq.heappop(self._events)
-        self._now = time_s
-        call()
+        self._now, _, callback = heapq.heappop(self._events)
+        callback()

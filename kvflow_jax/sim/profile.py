@@ -1,4 +1,4 @@
-"""How long a step takes: a model's work over a machine's rates (the roofline model)."""
+"""Duration of a step by the roofline model: a model's work over a machine's rates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kvflow_jax.runtime.batch import Batch
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a model costs, from its sizes alone. Weights and KV are of one type.
+    """Sizes of a dense decoder, and the work and memory that follow from them.
 
     Attributes:
-        itemsize: bytes of a number.
-        is_tied: whether one matrix serves both embedding and logits.
+        itemsize: bytes of a number, in weights and KV alike.
+        is_tied: True if embedding and LM head share one matrix.
     """
 
     name: str
@@ -34,9 +34,12 @@ class ModelShape:
 
     @classmethod
     def of(cls, name: str, config: ModelConfig, itemsize: int) -> ModelShape:
-        own = ("name", "itemsize", "is_tied")
-        same = {f.name: getattr(config, f.name) for f in fields(cls) if f.name not in own}
-        return cls(name=name, itemsize=itemsize, **same)
+        """Return the shape of a model configuration."""
+        not_in_config = ("name", "itemsize", "is_tied")
+        sizes = {
+            f.name: getattr(config, f.name) for f in fields(cls) if f.name not in not_in_config
+        }
+        return cls(name=name, itemsize=itemsize, **sizes)
 
     @property
     def _layer_weights(self) -> int:
@@ -46,49 +49,50 @@ class ModelShape:
 
     @property
     def flops_per_token(self) -> int:
-        """Of the projections of all layers: two for each weight."""
+        """FLOPs of all layers' projections for a token: two for each weight."""
         return 2 * self.num_layers * self._layer_weights
 
     @property
     def flops_per_row(self) -> int:
-        """Of the logits of a row, once a row however many tokens it has."""
+        """FLOPs of the logits of a row, which are computed once for each row."""
         return 2 * self.hidden_size * self.vocab_size
 
     @property
     def flops_per_pair(self) -> int:
-        """Of attention for each pair of a query and a position it sees: scores and their sum."""
+        """FLOPs of attention for a pair of a query and a position it attends to: scores and sum."""
         return 4 * self.num_layers * self.num_heads * self.head_dim
 
     @property
     def weight_bytes(self) -> int:
-        """That a step reads: every layer, and the matrix of the logits."""
+        """Bytes of weights that a step reads: all layers and the LM head."""
         weights = self.num_layers * self._layer_weights + self.hidden_size * self.vocab_size
         return weights * self.itemsize
 
     @property
     def param_bytes(self) -> int:
-        """Of all weights, the embedding included."""
+        """Bytes of all weights, including the embedding."""
         embedding = 0 if self.is_tied else self.hidden_size * self.vocab_size * self.itemsize
         return self.weight_bytes + embedding
 
     @property
     def kv_bytes_per_token(self) -> int:
+        """Bytes of a token's K and V in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.itemsize
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Rates that a machine achieves with a model; not its peaks.
+    """Rates that a machine achieves with a model, which are below its peaks.
 
     Attributes:
-        flops_per_s: of matrix products with many rows.
-        attention_flops_per_s: of prompts' attention, which is less regular.
-        mem_bytes_per_s: at which weights and KV are read.
-        launch_s: of the device, for each step, beyond its work.
-        host_s: of the engine's loop, for each step; hidden while the device is busy.
-        link_bytes_per_s: between host and device, each way.
-        link_latency_s: for each transfer.
-        memory_bytes: of the device; 0: not known.
+        flops_per_s: FLOP/s of matrix products with many rows.
+        attention_flops_per_s: FLOP/s in the attention of prompts, which is less regular.
+        mem_bytes_per_s: bandwidth at which weights and KV are read.
+        launch_s: seconds of the device for each step, beyond its work.
+        host_s: seconds of the engine loop for each step, hidden while the device is busy.
+        link_bytes_per_s: bandwidth between host and device, in each direction.
+        link_latency_s: latency of each transfer, seconds.
+        memory_bytes: memory of the device; 0: unknown.
     """
 
     name: str
@@ -102,10 +106,10 @@ class Profile:
     memory_bytes: float = 0.0
 
     def with_devices(self, num_devices: int) -> Profile:
-        """So many devices that share every step, each with a link of its own.
+        """Return the profile of ``num_devices`` with tensor parallelism, each with its own link.
 
-        They add up to 0.9 of their number where products are split among them; a step's launch
-        takes 10 us a device longer, for what they tell each other.
+        Compute and memory bandwidth scale by 0.9 of the number of devices. A step's launch takes
+        10 us longer for each device, for the all-reduces.
         """
         if num_devices == 1:
             return self
@@ -121,54 +125,56 @@ class Profile:
         )
 
     def step_s(self, shape: ModelShape, batch: Batch) -> float:
-        """Seconds of the device for a batch."""
-        return max(self.compute_s(shape, work_of(batch)), self.memory_s(shape, work_of(batch))) + (
-            self.launch_s
-        )
+        """Return the seconds of a step on the device: the slower of compute and memory."""
+        work = work_of(batch)
+        return max(self.compute_s(shape, work), self.memory_s(shape, work)) + self.launch_s
 
     def compute_s(self, shape: ModelShape, work: Work) -> float:
+        """Return the seconds that the FLOPs of ``work`` take."""
         flops = work.num_tokens * shape.flops_per_token + work.num_rows * shape.flops_per_row
         attention_s = work.num_pairs * shape.flops_per_pair / self.attention_flops_per_s
         return flops / self.flops_per_s + attention_s
 
     def memory_s(self, shape: ModelShape, work: Work) -> float:
+        """Return the seconds that the memory traffic of ``work`` takes."""
         num_bytes = shape.weight_bytes + work.num_read_tokens * shape.kv_bytes_per_token
         return num_bytes / self.mem_bytes_per_s
 
     def transfer_s(self, num_bytes: int) -> float:
-        """Seconds of a transfer over the link."""
+        """Return the seconds of a transfer over the link."""
         return self.link_latency_s + num_bytes / self.link_bytes_per_s
 
     def copy_s(self, num_bytes: int) -> float:
-        """Seconds of a copy within the device: read and written."""
+        """Return the seconds of a copy within the device, which reads and writes each byte."""
         return 2 * num_bytes / self.mem_bytes_per_s
 
     def link_ratio(self, shape: ModelShape) -> float:
-        """How long a token's KV takes over the link, as a share of computing it anew.
+        """Return the time to load a token's KV over the time to recompute it.
 
-        Without attention, as ``CacheConfig.link_ratio`` has it.
+        Recomputation is counted without attention, as in ``CacheConfig.link_ratio``.
         """
         load_s = shape.kv_bytes_per_token / self.link_bytes_per_s
         return load_s * self.flops_per_s / shape.flops_per_token
 
     @classmethod
     def read(cls, path: Path) -> Profile:
-        """The profile in a JSON file that ``experiments.bench.fit_profile`` has written."""
+        """Return the profile in a JSON file written by ``experiments.bench.fit_profile``."""
         return cls(**json.loads(path.read_text())["profile"])
 
     def to_dict(self) -> dict[str, str | float]:
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a batch asks of a device.
+    """Work of a batch on a device.
 
     Attributes:
-        num_tokens: padding included, for it is multiplied all the same.
-        num_rows: of which logits are computed.
-        num_pairs: of a query and a position that it sees.
-        num_read_tokens: tokens whose KV is read, again for each row.
+        num_tokens: flat tokens; padding counts, because it is computed too.
+        num_rows: rows whose logits are computed.
+        num_pairs: pairs of a query and a position it attends to.
+        num_read_tokens: tokens whose KV is read, counted once for each row that reads them.
     """
 
     num_tokens: int
@@ -178,6 +184,7 @@ class Work:
 
 
 def work_of(batch: Batch) -> Work:
+    """Return the work of a batch."""
     start, length = batch.query_start.astype(np.int64), batch.query_len.astype(np.int64)
     return Work(
         num_tokens=batch.shape.num_tokens,

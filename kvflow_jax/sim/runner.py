@@ -1,4 +1,4 @@
-"""A runner whose steps only take time."""
+"""A simulated runner, whose steps only take virtual time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from kvflow_jax.sim.profile import ModelShape, Profile
 
 @dataclass(frozen=True, slots=True)
 class SimBlocks:
-    """Stands for the KV of blocks; there once the device has copied them at ``ready_s``."""
+    """Stand-in for the KV of blocks, which the device has copied by ``ready_s``."""
 
     num_blocks: int
     ready_s: float
 
 
 class SimStep:
+    """A simulated step, which ends at ``end_s``."""
+
     def __init__(self, clock: VirtualClock, end_s: float, tokens: np.ndarray) -> None:
         self._clock, self._end_s, self._tokens = clock, end_s, tokens
 
@@ -35,6 +37,8 @@ class SimStep:
 
 
 class SimScores:
+    """Simulated scores: zeros."""
+
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
 
@@ -45,12 +49,13 @@ class SimScores:
 
 
 class SimRunner:
-    """Runs steps one after the other, as the profile says; the host's part goes beside them.
+    """Runs steps in sequence for the time that the profile predicts.
 
-    Its tokens are a hash of slot and position: the same run gives the same tokens.
+    Host time overlaps with the device. Tokens are a hash of seq_slot and position, so that the same
+    simulation gives the same tokens.
 
     Attributes:
-        busy_s: in which the device worked.
+        busy_s: seconds in which the device was busy.
     """
 
     is_intact = True
@@ -63,20 +68,20 @@ class SimRunner:
         self._profile = profile
         self._shape = shape
         self._block_bytes = block_bytes
-        self._free_s = 0.0  # when the device has done all that it was given
+        self._free_s = 0.0  # when the device will have finished all submitted work
 
     def submit(self, batch: Batch) -> SimStep:
         self._clock.advance(self._profile.host_s)
         end_s = self._occupy(self._profile.step_s(self._shape, batch))
         return SimStep(self._clock, end_s, self._tokens(batch, 0))
 
-    def num_repeats(self, batch: Batch, most: int) -> int:
-        """How often the batch can run before something happens elsewhere."""
+    def num_repeats(self, batch: Batch, max_repeats: int) -> int:
+        """Return how often the batch can run before the clock's next event."""
         event_s = self._clock.next_event_s
         if event_s is None:
-            return most
+            return max_repeats
         left_s = event_s - max(self._free_s, self._clock.now() + self._profile.host_s)
-        return min(most, max(1, int(left_s / self._repeat_s(batch, 1))))
+        return min(max_repeats, max(1, int(left_s / self._repeat_s(batch, 1))))
 
     def submit_repeated(self, batch: Batch, num_repeats: int) -> SimStep:
         self._clock.advance(self._profile.host_s)
@@ -85,11 +90,12 @@ class SimRunner:
         return SimStep(self._clock, end_s, np.stack(steps))
 
     def load_sequence_state(self, request: Request) -> None:
-        """Sampling here has no memory."""
+        """Do nothing: simulated tokens depend on no state."""
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[SimScores]:
         num = len(targets)
-        return [SimScores(min(SCORE_CHUNK_LEN, num - at)) for at in range(0, num, SCORE_CHUNK_LEN)]
+        starts = range(0, num, SCORE_CHUNK_LEN)
+        return [SimScores(min(SCORE_CHUNK_LEN, num - first)) for first in starts]
 
     def read_blocks(self, pages: np.ndarray) -> SimBlocks:
         num_blocks = len(pages)
@@ -99,18 +105,19 @@ class SimRunner:
         self._occupy(self._copy_s(len(indices)))
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no pool."""
 
     def _tokens(self, batch: Batch, num_before: int) -> np.ndarray:
-        slot = batch.sampling.seq_slot.astype(np.int64)
+        """Return the samples of a batch after ``num_before`` repeats, i32[num_rows]."""
+        seq_slot = batch.sampling.seq_slot.astype(np.int64)
         position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
-        tokens = (slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
+        tokens = (seq_slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
         return tokens.astype(np.int32)
 
     def _repeat_s(self, batch: Batch, num_repeats: int) -> float:
-        """Seconds of a step of so many, on average: a step as long as the one in the middle.
+        """Return the mean seconds of a repeated step: those of the step in the middle.
 
-        The host plans each while the one before runs, and holds the device up where it is slower.
+        The host plans each step while the previous one runs, and delays the device if it is slower.
         """
         middle = replace(batch, ints=batch.ints.copy())
         middle.query_start[middle.query_len > 0] += num_repeats // 2
@@ -120,7 +127,7 @@ class SimRunner:
         return self._profile.copy_s(num_blocks * self._block_bytes)
 
     def _occupy(self, seconds: float) -> float:
-        """Queue work on the device; when it will be done."""
+        """Add work to the device's queue; return when it will be done."""
         self._free_s = max(self._free_s, self._clock.now()) + seconds
         self.busy_s += seconds
         return self._free_s

@@ -1,4 +1,4 @@
-"""An engine in virtual time, and the loop that turns it as ``EngineThread`` does."""
+"""An engine in virtual time, and the loop that steps it as ``EngineThread`` does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheConfig, CacheSettings
 from kvflow_jax.engine.config import GIB, PREFILL_TILE, EngineSizes
 from kvflow_jax.engine.engine import Engine
-from kvflow_jax.engine.engine_thread import CHECK_S
+from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -26,13 +26,14 @@ _DTYPES = {2: "bfloat16", 4: "float32"}
 
 
 class Simulation:
-    """Serves requests in virtual time. ``submit`` may be called from outputs.
+    """Serves requests in virtual time. Callbacks of outputs may call ``submit``.
 
     Args:
-        pool_tokens, host_tokens: capacity of each tier, tokens; the second counts only where
-            ``cache`` has a host tier.
-        max_num_seqs, max_prefill_tokens, max_model_len: as in ``EngineConfig``.
-        checks_every: steps between two checks of every structure; 0: never.
+        pool_tokens: capacity of the device tier, tokens.
+        host_tokens: capacity of the host tier, tokens; ignored if ``cache`` has no host tier.
+        max_num_seqs, max_prefill_tokens, max_model_len: see ``EngineConfig``.
+        page_size: tokens of a block.
+        checks_every: steps between two integrity checks of every structure; 0: no checks.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Simulation:
             dtype=_DTYPES[shape.itemsize],
         )
         if cache.mode != "gpu-only":
-            # Half a block more, so that no rounding takes one away.
+            # Half a block more, so that rounding down loses none.
             budget = (host_tokens // page_size + 0.5) * pool.page_bytes
             cache = replace(cache, host_cache_gib=budget / GIB)
         num_slots = pool.num_pages - 1
@@ -74,7 +75,7 @@ class Simulation:
                 pages_per_seq=-(-max_model_len // page_size),
             ),
             cache=CacheSettings.resolve(
-                cache, block_bytes=pool.page_bytes, num_slots=num_slots, free_host_bytes=0
+                cache, block_bytes=pool.page_bytes, num_pages=num_slots, free_host_bytes=0
             ),
         )
         self.clock = VirtualClock()
@@ -94,6 +95,7 @@ class Simulation:
 
     @property
     def stats(self) -> EngineStats:
+        """Counters of the engine as of its last step."""
         return self.engine.stats
 
     def submit(
@@ -105,7 +107,11 @@ class Simulation:
         fairness_key: str = "",
         hints: Hints | None = None,
     ) -> None:
-        """Queue a request, which the engine takes in before its next step."""
+        """Queue a request, which the engine admits before its next step.
+
+        Raises:
+            InvalidRequestError: the request can never be served.
+        """
         engine, arrival_s = self.engine, self.clock.now()
         engine.check_prompt(prompt_ids, params)
         self._inbox.append(
@@ -119,33 +125,35 @@ class Simulation:
             )
         )
 
-    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Call once so many seconds have passed."""
-        self.clock.schedule(self.clock.now() + seconds, call)
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Run ``callback`` after ``seconds`` of virtual time."""
+        self.clock.schedule(self.clock.now() + seconds, callback)
 
     def run(self) -> None:
-        """Let time pass until nothing is left to be done, not even copies.
+        """Advance until all requests are finished and all transfers are done.
 
         Raises:
-            IntegrityError: requests wait and nothing can happen any more.
+            IntegrityError: deadlock: requests wait, and no event can wake them.
         """
-        engine, num_rounds = self.engine, 0
+        engine, num_steps = self.engine, 0
         while True:
             inbox, self._inbox = self._inbox, []
             for add in inbox:
                 add()
             is_busy = engine.step()
-            num_rounds += 1
-            if self._checks_every and num_rounds % self._checks_every == 0:
+            num_steps += 1
+            if self._checks_every and num_steps % self._checks_every == 0:
                 engine.check_integrity()
             if is_busy or self._inbox:
                 continue
             if not engine.is_idle and not engine.is_waiting:
-                raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
+                raise IntegrityError(
+                    "deadlock: requests wait, none runs, and none can be scheduled"
+                )
             if engine.controller.num_throttled:
-                due_s, next_s = self.clock.now() + CHECK_S, self.clock.next_event_s
+                due_s, next_s = self.clock.now() + POLL_INTERVAL_S, self.clock.next_event_s
                 self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
             elif not self.clock.advance_to_next_event():
                 if engine.is_idle:
                     return
-                raise IntegrityError("requests wait for a transfer that is not under way")
+                raise IntegrityError("deadlock: requests wait for a transfer that is not in flight")

@@ -1,4 +1,4 @@
-"""Transfers that only take time: one lane a direction, beside the steps."""
+"""Simulated transfers, which only take virtual time beside the steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvflow_jax.sim.runner import SimBlocks
 
 
 class SimTransfers:
-    """Copies at the profile's rate, in order in each direction."""
+    """Transfers at the profile's rate, one at a time in each direction."""
 
     def __init__(self, clock: VirtualClock, profile: Profile) -> None:
         self.bytes_per_s = dict.fromkeys(Direction, profile.link_bytes_per_s)
@@ -23,18 +23,18 @@ class SimTransfers:
         self._notify: Callable[[], object] = lambda: None
 
     def submit(self, transfer: Transfer) -> None:
-        way = transfer.direction
-        transfer.started_s = max(self._clock.now(), self._free_s[way])
-        # A copy out of the pool waits for the device to have made it.
+        direction = transfer.direction
+        transfer.started_s = max(self._clock.now(), self._free_s[direction])
+        # An offload waits until the device has copied the blocks out of the pool.
         data: SimBlocks = transfer.data
         begin_s = max(transfer.started_s, data.ready_s)
         transfer.finished_s = begin_s + self._profile.transfer_s(transfer.nbytes)
-        self._free_s[way] = transfer.finished_s
+        self._free_s[direction] = transfer.finished_s
         transfer.is_issued.set()
         self._clock.schedule(transfer.finished_s, partial(self._finish, transfer))
 
     def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
-        """The device knows of all."""
+        """Return at once: the simulated device enqueues a transfer when it is submitted."""
 
     def poll(self) -> list[Transfer]:
         done, self._done = self._done, []

@@ -79,10 +79,10 @@ def test_a_policy_of_ones_own_is_an_arm(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--arms", "best"), "no arm 'best'; there are: all, gpu-only"),
-        (("--workload", "nothing"), "no workload 'nothing'; there are: all, branching"),
-        (("--machine", "abacus"), "no machine 'abacus'"),
-        (("--model", "gpt"), "no model 'gpt'"),
+        (("--arms", "best"), "unknown arm 'best'; known: all, gpu-only"),
+        (("--workload", "nothing"), "unknown workload 'nothing'; known: all, branching"),
+        (("--machine", "abacus"), "unknown machine 'abacus'"),
+        (("--model", "gpt"), "unknown model 'gpt'"),
         (("--pool-tokens", 200), "too few"),
         (("--policy", "nowhere"), "--policy expects module:function"),
         (("--policy", "json:nothing"), "--policy expects module:function"),
@@ -147,15 +147,15 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
     monkeypatch.setattr(evaluation, "cells", small_cells)
     path = tmp_path / "paper_sim.json"
     played = []
-    whole = evaluation.play_cell
+    whole = evaluation.run_paper_cell
 
-    def play_cell(cell, arms, seed):
+    def run_and_interrupt(cell, arms, seed):
         played.append(cell.name)
         if len(played) == 2:
             raise KeyboardInterrupt
         return whole(cell, arms, seed)
 
-    monkeypatch.setattr(evaluation, "play_cell", play_cell)
+    monkeypatch.setattr(evaluation, "run_paper_cell", run_and_interrupt)
     code, _, complaint = run(evaluation, "--quick", "--jobs", 1, "--json", path)
     assert code == 130
     assert "resumes from here" in complaint
@@ -198,7 +198,7 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
 def test_cells_played_at_once_give_what_they_give_one_by_one():
     names = ["v1 a10g 1024/32/32", "v1 a10g 1024/256/32"]
     jobs = [(name, ["gpu-only", "kvflow"], 0) for name in names]
-    assert dict(evaluation.played(jobs, 2)) == dict(evaluation.played(jobs, 1))
+    assert dict(evaluation.run_jobs(jobs, 2)) == dict(evaluation.run_jobs(jobs, 1))
 
 
 def test_another_process_writes_the_same_bytes(tmp_path):

@@ -142,7 +142,7 @@ TIERED = {"num_host_blocks": 200, "extent_sizes": EXTENTS}
     "cache",
     [
         CacheSettings(eviction="kvflow", prefetches=True, **TIERED),
-        CacheSettings(keeps_everything=True, **TIERED),
+        CacheSettings(offloads_everything=True, **TIERED),
     ],
     ids=["kvflow", "hicache"],
 )

@@ -21,7 +21,7 @@ _sample = jax.jit(sample)
 
 def rows_of(num_rows, **settings):
     """All rows with the same settings, or each with its own."""
-    rows = SamplingRows.empty(num_rows, num_slots=1)
+    rows = SamplingRows.empty(num_rows, num_seq_slots=1)
     for name, value in settings.items():
         getattr(rows, name)[:] = value
     return rows
@@ -207,8 +207,8 @@ def test_the_memory_counts_what_steps_sample():
     device = memory.device.count(np.array([2, 4, 2]), np.array([3, 9, 7]))  # slot 4 is nobody's
     memory.output += [3, 7]
     again = Memory(memory.prompt, memory.output).device
-    np.testing.assert_array_equal(device.facts[2], again.facts[2])
-    np.testing.assert_array_equal(device.facts[3], np.full(VOCAB, 12345))
+    np.testing.assert_array_equal(device.counts[2], again.counts[2])
+    np.testing.assert_array_equal(device.counts[3], np.full(VOCAB, 12345))
 
 
 def test_draws_follow_the_penalised_distribution(draw):

@@ -1,8 +1,8 @@
-"""A runner whose KV is the tokens themselves.
+"""A runner whose KV is the token ids themselves.
 
-Its "pool" keeps the token id written to each slot, and the token it samples is a hash of the whole
+Its pool keeps the token id written to each KV slot, and the token it samples is a hash of the whole
 sequence as read back through the page table. Any block that is lost, shared wrongly, reused too
-early or never written changes the tokens, exactly and at once, and nothing compiles.
+early or never written therefore changes the next token, and nothing compiles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def next_token(sequence) -> int:
 
 
 def cold_tokens(prompt, max_len, *, ignore_eos=False) -> list[int]:
-    """What a request must produce, whatever the cache did."""
+    """Return the tokens that a request must produce, whatever is in the cache."""
     sequence = list(prompt)
     while len(sequence) < max_len:
         sequence.append(next_token(sequence))
@@ -54,7 +54,7 @@ class TokenStep:
 
 
 class TokenRunner:
-    """Set ``fail_submit`` or ``fail_result`` to an exception to fail the next step so."""
+    """Set ``fail_submit`` or ``fail_result`` to an exception that the next step raises."""
 
     def __init__(self, spec: PoolSpec, shapes: BatchShapes) -> None:
         self.spec, self.shapes = spec, shapes
@@ -70,7 +70,7 @@ class TokenRunner:
         self.is_intact = True
 
     def load_sequence_state(self, request) -> None:
-        """Sampling here has no memory: the tokens are a hash of the sequence."""
+        """Do nothing: the sampled token depends on the sequence alone."""
 
     def read_blocks(self, pages) -> np.ndarray:
         return self.pool.reshape(-1, self.spec.page_size)[pages].copy()
@@ -100,7 +100,7 @@ class TokenRunner:
             if batch.sampling.seq_slot[row] < self.shapes.num_seq_slots:
                 end = int(batch.query_start[row] + batch.query_len[row])
                 sequence = self.pool[self._slots(batch, row, np.arange(end))]
-                assert (sequence >= 0).all(), "KV was read that nobody wrote"
+                assert (sequence >= 0).all(), "KV was read that no step wrote"
                 sampled[row] = next_token(sequence)
                 self.last_tokens[batch.sampling.seq_slot[row]] = sampled[row]
         error, self.fail_result = self.fail_result, None
@@ -114,8 +114,8 @@ class TokenRunner:
 class RepeatingTokenRunner(TokenRunner):
     """Runs up to five decode steps as one."""
 
-    def num_repeats(self, batch: Batch, most: int) -> int:
-        return min(most, 5)
+    def num_repeats(self, batch: Batch, max_repeats: int) -> int:
+        return min(max_repeats, 5)
 
     def submit_repeated(self, batch: Batch, num_repeats: int) -> TokenStep:
         steps = []
@@ -130,32 +130,32 @@ class RepeatingTokenRunner(TokenRunner):
 
 
 class FakeTransfers:
-    """Copies when the test says so: ``land`` some, ``fail`` one, or ``hold`` them all."""
+    """Transfers that end when the engine polls or, while ``is_paused``, when the test says so."""
 
     bytes_per_s = dict.fromkeys(Direction, 1e9)
 
     def __init__(self) -> None:
-        self.flying: list[Transfer] = []
+        self.in_flight: list[Transfer] = []
         self.done: list[Transfer] = []
-        self.holds = False
+        self.is_paused = False
         self.notify = lambda: None
 
     def submit(self, transfer) -> None:
-        self.flying.append(transfer)
+        self.in_flight.append(transfer)
         transfer.is_issued.set()
 
     def wait_issued(self, transfer, timeout_s) -> None: ...
 
     def poll(self) -> list[Transfer]:
-        if not self.holds:
-            self.land(len(self.flying))
+        if not self.is_paused:
+            self.complete(len(self.in_flight))
         done, self.done = self.done, []
         return done
 
-    def land(self, count=1, error=None) -> None:
-        """Finish the oldest transfers, or fail them."""
-        for _ in range(min(count, len(self.flying))):
-            transfer = self.flying.pop(0)
+    def complete(self, count=1, error=None) -> None:
+        """Complete the oldest transfers, or fail them with ``error``."""
+        for _ in range(min(count, len(self.in_flight))):
+            transfer = self.in_flight.pop(0)
             is_void = error is not None or transfer.is_cancelled
             transfer.data = None if is_void else transfer.data.copy()
             transfer.error = error
@@ -169,7 +169,7 @@ class FakeTransfers:
 
 
 class Client:
-    """One request as its caller sees it."""
+    """One request and its outputs, as its caller sees them."""
 
     def __init__(self, engine: Engine, prompt, *, max_tokens=6, ignore_eos=False, **kw) -> None:
         self.prompt = list(prompt)
@@ -245,4 +245,4 @@ def run(engine: Engine, max_steps=2000) -> None:
         if not engine.step() and engine.is_idle:
             return
         engine.check_integrity()
-    raise AssertionError("the engine does not come to rest")
+    raise AssertionError("the engine does not become idle")
