@@ -211,10 +211,10 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
                 cache.set_reader(owner, ROOT, prompt, 5.0)
         progress, runs = controller.run_tracker, []
         for i in range(num_runs):
-            run = progress.run((str(i % clients), f"run{i}"), graph, 0.0)
+            run = progress.get_or_begin((str(i % clients), f"run{i}"), graph, 0.0)
             for agent in range(int(rng.integers(0, num_agents))):
                 progress.start(run, f"agent{agent}")
-                progress.finish(run, f"agent{agent}", is_done=True, said={})
+                progress.finish(run, f"agent{agent}", is_done=True, overrides={})
             runs.append((run, run.state.ready[0]))
         controller._publish_steps()
         times = []
@@ -223,7 +223,7 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
             progress.start(run, f"agent{agent}")
             controller._publish_steps()
             start = time.perf_counter()
-            progress.finish(run, f"agent{agent}", is_done=True, said={})
+            progress.finish(run, f"agent{agent}", is_done=True, overrides={})
             controller._publish_steps()
             cache.residency.next_victim()
             times.append(time.perf_counter() - start)
@@ -261,8 +261,8 @@ def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str
         setattr(of, name, measured)
 
     timed(engine.controller, "expire")
-    timed(engine.controller.planner, "plan_offloads")
-    timed(engine.controller.planner, "plan_prefetch")
+    timed(engine.controller.prefetcher, "plan_offloads")
+    timed(engine.controller.prefetcher, "plan_prefetch")
     for _ in range(300):
         plans.append(0.0)
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Agents that are called, and how far the prompts of each agree: its fixed prefix."""
+"""The fixed prefix of each agent: as its caller declares it, or learned from its last prompts."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvflow_jax.control.run_tracker import AgentKey
-from kvflow_jax.requests.block_hashes import num_common
+from kvflow_jax.requests.block_hashes import common_prefix_len
 from kvflow_jax.requests.request import Request
 
 MAX_AGENTS = 200_000
-AGENT_TTL_S = 3600.0  # a fixed prefix that no call has read for this long is nobody's
+AGENT_TTL_S = 3600.0  # an agent without a call for this long is forgotten
 
 
 @dataclass(slots=True)
 class _Agent:
-    """What is known of an agent beside its steps."""
-
     last_seen_s: float
-    pages: np.ndarray | None = None  # i64[n], hashes of the pages of its last prompt
+    page_hashes: np.ndarray | None = None  # i64[n], of its last prompt; None if declared
 
 
 class AgentPrefixes:
-    """Remembers each agent's last prompt, where callers do not say what is fixed.
+    """Learns fixed prefixes by comparing each agent's prompt with its previous one.
 
     Args:
-        release: is told of each that is forgotten.
+        release: called with each agent that is forgotten.
     """
 
     def __init__(self, release: Callable[[AgentKey], object]) -> None:
         self._release = release
-        self._agents: OrderedDict[AgentKey, _Agent] = OrderedDict()  # called longest ago first
+        self._agents: OrderedDict[AgentKey, _Agent] = OrderedDict()  # least recently called first
 
     def __iter__(self) -> Iterator[AgentKey]:
         return iter(self._agents)
 
-    def call(self, agent: AgentKey, request: Request, page_size: int, now: float) -> int:
-        """An agent is called; tokens of its fixed prefix, as far as it is known."""
+    def note_call(self, agent: AgentKey, request: Request, page_size: int, now: float) -> int:
+        """Record a call of an agent and return the length of its fixed prefix in tokens.
+
+        A declared length is returned as it is. A learned one is a multiple of ``page_size``, and 0
+        at the agent's first call.
+        """
         record = self._agents.get(agent)
         if record is None:
             record = self._agents[agent] = _Agent(now)
@@ -49,13 +51,15 @@ class AgentPrefixes:
         self._agents.move_to_end(agent)
         assert request.hints is not None
         if request.hints.num_fixed is not None:
-            record.pages = None
+            record.page_hashes = None
             return request.hints.num_fixed
-        before, record.pages = record.pages, _page_hashes(request, page_size)
-        return 0 if before is None else num_common(before, record.pages) * page_size
+        previous, record.page_hashes = record.page_hashes, _page_hashes(request, page_size)
+        return (
+            0 if previous is None else common_prefix_len(previous, record.page_hashes) * page_size
+        )
 
     def expire(self, now: float) -> None:
-        """Forget those that have not been called for long."""
+        """Forget the agents without a call in the last ``AGENT_TTL_S`` seconds."""
         while self._agents:
             agent, record = next(iter(self._agents.items()))
             if now - record.last_seen_s < AGENT_TTL_S:
@@ -67,4 +71,4 @@ class AgentPrefixes:
 def _page_hashes(request: Request, page_size: int) -> np.ndarray:
     num_pages = request.num_prompt // page_size
     pages = request.tokens[: num_pages * page_size].reshape(num_pages, page_size)
-    return np.fromiter((hash(one.tobytes()) for one in pages), np.int64, num_pages)
+    return np.fromiter((hash(page.tobytes()) for page in pages), np.int64, num_pages)

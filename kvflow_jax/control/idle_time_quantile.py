@@ -1,22 +1,22 @@
-"""How long runs wait between their calls: for a tool, or a person."""
+"""A running estimate of how long runs idle between their calls, for a tool or for a person."""
 
 from __future__ import annotations
 
-LONG = 0.8  # of all waits, the share that are not long
-_FRESH = 0.1  # how far a wait moves the estimate of a long one
+QUANTILE = 0.8
+_STEP_SIZE = 0.1  # relative change of the estimate per sample
 
 
 class IdleTimeQuantile:
-    """Estimates from which time on a wait is long.
+    """Estimates a quantile of the idle times by stochastic approximation.
 
     Attributes:
-        long_s: a share ``LONG`` of the waits of late were shorter, seconds.
+        long_s: the estimated ``QUANTILE`` of recent idle times, seconds; a longer one is long.
     """
 
     def __init__(self) -> None:
         self.long_s = 1.0
 
-    def note(self, wait_s: float) -> None:
-        """A run has waited so long."""
-        share = LONG if wait_s > self.long_s else LONG - 1
-        self.long_s = max(1e-3, self.long_s * (1 + _FRESH * share))
+    def observe(self, idle_s: float) -> None:
+        """Add one idle time, seconds."""
+        direction = QUANTILE if idle_s > self.long_s else QUANTILE - 1
+        self.long_s = max(1e-3, self.long_s * (1 + _STEP_SIZE * direction))

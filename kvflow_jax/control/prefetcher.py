@@ -1,5 +1,4 @@
-"""What to move ahead of time: copies to the host while the link is idle, prefixes back before they
-are asked for."""
+"""Transfers ahead of time: offloads while the link is idle, and prefetches of prefixes."""
 
 from __future__ import annotations
 
@@ -15,19 +14,18 @@ from kvflow_jax.cache.reuse_tracker import OTHER_BRANCH, UNKNOWN_STEPS
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.transfer_manager import TransferManager
 
-_FRESH = 0.2  # weight of the newest call in the estimate of how long a call takes
+_EWMA_WEIGHT = 0.2  # of the newest call
 
-
-# (blocks to be loaded, tokens to be computed instead, seconds until needed) -> whether to load
+# (blocks to load, tokens to compute instead, seconds until they are needed) -> whether to load
 ShouldLoad = Callable[[int, int, float], bool]
 
 
 class Prefetcher:
-    """Plans moves for one cache, once a step.
+    """Plans the offloads and prefetches of one cache, once per step.
 
     Args:
-        prefetches: bring back what agents will read before they ask.
-        should_load: says what is not worth it; None: everything is.
+        prefetches: whether to load prefixes before a request asks for them.
+        should_load: the cost model's decision; None loads always.
     """
 
     def __init__(
@@ -35,110 +33,122 @@ class Prefetcher:
     ) -> None:
         self._prefetches = prefetches
         self._should_load = should_load
-        self._call_s: float | None = None  # how long a call of an agent takes, of late
+        self._call_s: float | None = None  # average duration of an agent's call
         self.reset(cache)
 
     def reset(self, cache: PrefixCache) -> None:
-        """Plan for another cache, which is empty."""
+        """Start over with an empty cache."""
         self._cache = cache
-        # Block and generation; of more than the pool holds the oldest are not here any more.
+        # (block, generation). Entries beyond the size of the pool are stale, the oldest first.
         self._to_offload: deque[tuple[int, int]] = deque(maxlen=cache.table.num_pages)
-        self._wanted = LazyQueue(self._is_wanted)  # nodes by steps
+        self._candidates = LazyQueue(self._is_candidate)  # nodes by steps-to-execution
 
     def offload_later(self, block: int) -> None:
-        """Copy a path down to ``block`` when the link is idle."""
+        """Offload the path that ends with ``block`` once the link is idle."""
         if self._cache.residency.host.max_blocks:
             self._to_offload.append((block, int(self._cache.table.generation[block])))
 
     def note_call(self, call_s: float) -> None:
-        """A call of an agent took so long, queue not counted."""
-        before_s = call_s if self._call_s is None else self._call_s
-        self._call_s = before_s + _FRESH * (call_s - before_s)
+        """Record the duration of an agent's call in seconds, without its time in the queue."""
+        previous_s = call_s if self._call_s is None else self._call_s
+        self._call_s = previous_s + _EWMA_WEIGHT * (call_s - previous_s)
 
     def plan_offloads(self, transfer_manager: TransferManager) -> None:
-        """Plan copies to the host. Call before anything of this step is put into the index.
+        """Plan offloads until the link is saturated.
 
-        What is there then has been written by steps dispatched already.
+        Call it before this step publishes blocks to the index: the blocks of the index have then
+        been written by steps that are dispatched already.
         """
         residency, table = self._cache.residency, self._cache.table
         while (
             self._to_offload
             and residency.offload_budget > 0
-            and not transfer_manager.has_work(Direction.OFFLOAD, residency.offloads)
+            and not transfer_manager.is_saturated(Direction.OFFLOAD, residency.offloads)
         ):
             block, generation = self._to_offload[0]
-            is_here = table.generation[block] == generation and table.page[block] != NO_PAGE
-            if not is_here or not residency.offload(block, most=residency.host.longest):
+            is_on_device = table.generation[block] == generation and table.page[block] != NO_PAGE
+            if not is_on_device or not residency.offload(
+                block, max_blocks=residency.host.max_extent_blocks
+            ):
                 self._to_offload.popleft()
 
     def plan_prefetch(self, transfer_manager: TransferManager, num_reserved: int) -> None:
-        """Plan loads of what will be read, soonest first, while nothing needed sooner must go.
+        """Plan loads in order of steps-to-execution, evicting only what is needed later.
 
         Args:
-            num_reserved: slots to be left free for those that run.
+            num_reserved: pages to leave free for running requests.
         """
         cache = self._cache
         residency, table = cache.residency, cache.table
-        moved = [head for head in cache.take_moved() if self._is_wanted(head)]
+        changed = [head for head in cache.take_changed_nodes() if self._is_candidate(head)]
         if not self._prefetches:
             return
-        self._wanted.offer(moved, table.steps[moved][:, None].tolist())
-        for load in residency.prefetches():
+        self._candidates.push(changed, table.steps[changed][:, None].tolist())
+        for load in residency.pending_prefetches():
+            # The run took another branch.
             if cache.steps_of(int(load.blocks[-1])) >= UNKNOWN_STEPS:
-                residency.cancel(load)  # the run went elsewhere
+                residency.cancel(load)
         while (
             transfer_manager.is_usable(Direction.LOAD)
-            and not transfer_manager.has_work(Direction.LOAD, residency.loads)
-            and (top := self._wanted.peek()) is not None
+            and not transfer_manager.is_saturated(Direction.LOAD, residency.loads)
+            and (top := self._candidates.peek()) is not None
         ):
             (steps,), head = top
             if steps != table.steps[head]:
-                self._wanted.pop()  # it was offered anew
+                self._candidates.pop()  # stale: it was offered again with its new steps
                 continue
-            missing = cache.missing(head)
-            some = missing[table.extent[missing] == table.extent[missing[0]]]
-            if not self._lands_in_time(steps, transfer_manager.seconds(Direction.LOAD, len(some))):
+            loadable = cache.loadable_blocks(head)
+            blocks = loadable[table.extent[loadable] == table.extent[loadable[0]]]
+            load_s = transfer_manager.estimate_s(Direction.LOAD, len(blocks))
+            if not self._meets_deadline(steps, load_s):
                 break
-            if not self._is_worth_it(steps, len(some)):
+            if not self._is_worthwhile(steps, len(blocks)):
                 break
-            if not self._load(some, num_reserved, steps):
+            if not self._load(blocks, num_reserved, steps):
                 break
 
-    def _is_wanted(self, head: int) -> bool:
-        """Whether a node is known to be read soon, and can be brought back."""
-        end = self._cache.end_of(head)
+    def _is_candidate(self, head: int) -> bool:
+        """Return whether a node will be read soon and has blocks that can be loaded."""
+        end = self._cache.last_block_of(head)
         if end is None or self._cache.table.page[end] != NO_PAGE:
             return False
         steps = float(self._cache.table.steps[head])
         return (
             steps < UNKNOWN_STEPS
             and steps % 1 < OTHER_BRANCH
-            and len(self._cache.missing(head)) > 0
+            and len(self._cache.loadable_blocks(head)) > 0
         )
 
-    def _lands_in_time(self, steps: float, load_s: float) -> bool:
-        """Whether a load pays now: for who runs next always, it waits the less for it."""
+    def _meets_deadline(self, steps: float, load_s: float) -> bool:
+        """Return whether a load completes before the block's deadline.
+
+        Always True for the next step, which waits for a shorter time if the load starts now.
+        """
         if steps < 2.0:
             return True
         return self._call_s is not None and load_s <= int(steps) * self._call_s
 
-    def _is_worth_it(self, steps: float, num_blocks: int) -> bool:
-        """Whether who reads them would not rather compute them than wait."""
+    def _is_worthwhile(self, steps: float, num_blocks: int) -> bool:
+        """Return whether the cost model prefers a load to recomputing the blocks."""
         spare_s = int(steps) * (self._call_s or 0.0)
         num_tokens = num_blocks * self._cache.page_size
         return self._should_load is None or self._should_load(num_blocks, num_tokens, spare_s)
 
     def _load(self, blocks: np.ndarray, num_reserved: int, steps: float) -> bool:
-        """Bring blocks i32[n] of one extent back, if only what is needed later must go for it."""
+        """Plan the load of ``blocks``, i32[n] of one extent; return whether all of them fit.
+
+        Only blocks with more than ``steps`` steps-to-execution are evicted for them.
+        """
         cache, residency = self._cache, self._cache.residency
         extent = residency.host.extents[int(cache.table.extent[blocks[0]])]
-        num_slots = len(blocks) + num_reserved
-        residency.host.pin(extent)  # what is evicted may want the host's room, too
-        short = num_slots - cache.table.num_free_pages
-        residency.evict_while(short, lambda victim: cache.steps_of(victim) > steps)
-        # What room there is serves the first of them: a prefix is of use from its start.
-        room = cache.table.num_free_pages - num_reserved
-        if room > 0:
-            residency.load(blocks[:room], is_prefetch=True)
+        num_pages = len(blocks) + num_reserved
+        # Pinned, as blocks that are evicted may take the room of the extent on the host.
+        residency.host.pin(extent)
+        num_short = num_pages - cache.table.num_free_pages
+        residency.evict_while(num_short, lambda victim: cache.steps_of(victim) > steps)
+        # If not all blocks fit, the first ones are loaded: a prefix is of use from its start.
+        num_free = cache.table.num_free_pages - num_reserved
+        if num_free > 0:
+            residency.load(blocks[:num_free], is_prefetch=True)
         residency.host.unpin(extent)
-        return room >= len(blocks)
+        return num_free >= len(blocks)

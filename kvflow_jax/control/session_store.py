@@ -1,4 +1,4 @@
-"""Conversations between their calls: what each will be continued from counts until a time."""
+"""Conversation histories between their calls, each kept until a time to live has passed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_HISTORIES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class _History:
-    """A conversation that will be continued, or what a caller asked to keep."""
+    """A conversation that will be continued, or a sequence that a caller asked to keep."""
 
     expires_s: float
     run: Run | None
@@ -26,76 +26,84 @@ class _History:
 
 
 class SessionStore:
-    """Knows of each history until when it is kept, and which agent of which run continues it.
+    """Knows until when each history is kept, and which agent of which run continues it.
+
+    A history is named by the reader of the prefix cache that will read it again.
 
     Args:
-        progress: has a history wait for as long as its agent does.
-        release: is told of each that is not kept any longer, and of its run.
+        run_tracker: gives a history the steps of the agent that continues it.
+        release: called with each history that is no longer kept, and with its run.
     """
 
     def __init__(
-        self, progress: RunTracker, release: Callable[[Hashable, Run | None], object]
+        self, run_tracker: RunTracker, release: Callable[[Hashable, Run | None], object]
     ) -> None:
-        self._run_tracker, self._release = progress, release
-        self._sessions: OrderedDict[Hashable, _History] = OrderedDict()  # longest kept first
-        self._expiries: list[tuple[float, int, Hashable]] = []  # a heap; some are out of date
+        self._run_tracker, self._release = run_tracker, release
+        self._histories: OrderedDict[Hashable, _History] = (
+            OrderedDict()
+        )  # least recently kept first
+        # A heap of (expiry time, tie-breaker, reader), some of them stale.
+        self._expiries: list[tuple[float, int, Hashable]] = []
         self._numbers = count()
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._histories)
 
     def keep(self, reader: Hashable, run: Run | None, agent: str | None, expires_s: float) -> float:
-        """Keep a history, or keep it longer; its steps-to-execution."""
-        self._take(reader)
-        self._sessions[reader] = _History(expires_s, run, agent)
+        """Keep a history until ``expires_s``, or extend it; return its steps-to-execution."""
+        self._pop(reader)
+        self._histories[reader] = _History(expires_s, run, agent)
         heapq.heappush(self._expiries, (expires_s, next(self._numbers), reader))
-        if len(self._expiries) > 2 * len(self._sessions) + 64:
+        if len(self._expiries) > 2 * len(self._histories) + 64:
             self._expiries = [
                 (history.expires_s, next(self._numbers), reader)
-                for reader, history in self._sessions.items()
+                for reader, history in self._histories.items()
             ]
             heapq.heapify(self._expiries)
-        while len(self._sessions) > MAX_HISTORIES:
-            self.forget(next(iter(self._sessions)))
+        while len(self._histories) > MAX_HISTORIES:
+            self.forget(next(iter(self._histories)))
         if run is None or agent is None:
             return UNKNOWN_STEPS
-        return self._run_tracker.attach(run, agent, reader)
+        return self._run_tracker.attach_reader(run, agent, reader)
 
-    def hold(self, reader: Hashable) -> None:
-        """A call continues it, however long that waits: keep it until the call has ended."""
-        history = self._sessions.get(reader)
+    def pin(self, reader: Hashable) -> None:
+        """Suspend the expiry of a history that a call continues; ``keep`` at its end resumes it.
+
+        The call may wait in the queue for longer than the time to live.
+        """
+        history = self._histories.get(reader)
         if history is not None:
-            self._sessions[reader] = replace(history, expires_s=math.inf)
+            self._histories[reader] = replace(history, expires_s=math.inf)
 
     def forget(self, reader: Hashable) -> None:
-        """Nobody continues it; fine where it is not kept."""
-        history = self._take(reader)
+        """Release a history; does nothing for an unknown one."""
+        history = self._pop(reader)
         if history is not None:
             self._release(reader, history.run)
 
-    def end(self, run: Run) -> None:
-        """A run is over, and so are the conversations of its agents."""
+    def end_run(self, run: Run) -> None:
+        """Release the histories of all agents of a run."""
         for readers in list(run.readers.values()):
             for reader in list(readers):
                 self.forget(reader)
 
     def expire(self, now: float) -> None:
-        """Forget those whose time is up."""
+        """Release the histories whose time to live has passed."""
         while self._expiries and self._expiries[0][0] <= now:
             expires_s, _, reader = heapq.heappop(self._expiries)
-            history = self._sessions.get(reader)
+            history = self._histories.get(reader)
             if history is not None and history.expires_s == expires_s:
                 self.forget(reader)
 
-    def _take(self, reader: Hashable) -> _History | None:
-        history = self._sessions.pop(reader, None)
+    def _pop(self, reader: Hashable) -> _History | None:
+        history = self._histories.pop(reader, None)
         if history is not None and history.run is not None and history.agent is not None:
-            self._run_tracker.detach(history.run, history.agent, reader)
+            self._run_tracker.detach_reader(history.run, history.agent, reader)
         return history
 
 
-def history_of(client: str, hints: Hints) -> Hashable:
-    """Names what a call leaves behind: its conversation, or else what its agent has in this run."""
+def history_reader(tenant: str, hints: Hints) -> Hashable:
+    """Return the reader of a call's history: its session, else its agent in this run."""
     if hints.session_id is not None:
-        return "session", client, hints.session_id
-    return "kept", client, hints.workflow_id, hints.agent_id
+        return "session", tenant, hints.session_id
+    return "kept", tenant, hints.workflow_id, hints.agent_id

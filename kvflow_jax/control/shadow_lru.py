@@ -1,9 +1,9 @@
-"""Watches whether following a client's graphs finds less than recency would have.
+"""The LRU fallback: a safeguard against step graphs that lower the hit rate.
 
-A shadow keeps the keys, and nothing else, of what a cache of the device's size would hold if it
-let go of what was used longest ago. Where calls of a client keep finding less than that, what its
-graphs say is not believed for a while; and where all calls together do, whosever graphs they
-followed or none, nobody is.
+A ghost cache keeps the block hashes, and nothing else, that an LRU cache of the device's size would
+hold. If the calls of a tenant keep finding less than the ghost cache does, the steps of the
+tenant's graphs are ignored for a while, and LRU decides. If all requests together keep finding
+less, whether they follow a graph or not, LRU decides for every tenant.
 """
 
 from __future__ import annotations
@@ -13,115 +13,119 @@ from collections import OrderedDict
 from kvflow_jax.requests.block_hashes import block_hashes
 from kvflow_jax.requests.request import Request
 
-_FRESH, _FRESH_OF_ALL = 0.1, 0.05  # weight of the newest call
-_MARGIN = 0.1  # of a prompt's blocks, that recency must find more of to be preferred
-_MIN_CALLS = 10  # of a client, before it is judged
-_MIN_CALLS_OF_ALL = 20
-_AWAY_CALLS = 200  # for which it is not believed; then it may try again
-MAX_CLIENTS = 10_000
+# Of the newest call, in the averages of a tenant and of all tenants together.
+_EWMA_WEIGHT, _GLOBAL_EWMA_WEIGHT = 0.1, 0.05
+_MAX_HIT_GAP = 0.1  # share of a prompt's blocks
+# Calls before the first decision about a tenant, and about all tenants together.
+_MIN_CALLS, _GLOBAL_MIN_CALLS = 10, 20
+_FALLBACK_CALLS = 200  # calls for which LRU decides, before the graphs are tried again
+MAX_TENANTS = 10_000
 
 
 class ShadowLRU:
-    """Keys of an LRU cache of ``num_blocks``."""
+    """A ghost cache: the block hashes that an LRU cache of ``num_blocks`` blocks would hold."""
 
     def __init__(self, num_blocks: int) -> None:
         self._num_blocks = num_blocks
-        self._keys: OrderedDict[int, None] = OrderedDict()  # used longest ago first
+        self._hashes: OrderedDict[int, None] = OrderedDict()  # least recently used first
 
-    def use(self, keys: list[int]) -> int:
-        """Use blocks, the first of a sequence first; how many from the start were there."""
-        held = self._keys
-        num_found = next((i for i, key in enumerate(keys) if key not in held), len(keys))
-        for key in reversed(keys):  # so that ends go before what they continue
-            held[key] = None
-            held.move_to_end(key)
-        while len(held) > self._num_blocks:
-            held.popitem(last=False)
-        return num_found
+    def access(self, hashes: list[int]) -> int:
+        """Use the blocks of a sequence, in order; return how many leading ones were cached."""
+        cached = self._hashes
+        num_hits = next((i for i, key in enumerate(hashes) if key not in cached), len(hashes))
+        # In reverse order, so that a block is evicted before the blocks it continues.
+        for key in reversed(hashes):
+            cached[key] = None
+            cached.move_to_end(key)
+        while len(cached) > self._num_blocks:
+            cached.popitem(last=False)
+        return num_hits
 
 
-class _Client:
-    __slots__ = ("lost", "num_away", "num_calls")
+class _Tenant:
+    __slots__ = ("hit_gap", "num_calls", "num_fallback_calls")
 
     def __init__(self) -> None:
-        self.lost = 0.0  # share of prompts that recency would have found beyond what was found
+        self.hit_gap = 0.0  # average of (ghost cache's hits - hits) / blocks of the prompt
         self.num_calls = 0
-        self.num_away = 0  # calls until it is believed again
+        self.num_fallback_calls = 0  # remaining ones
 
 
 class LruFallback:
-    """Judges clients by what their calls find.
+    """Decides which tenants fall back to LRU, by comparing their hits with those of a ShadowLRU.
 
     Args:
-        num_blocks: of the device.
+        num_blocks: blocks of the device pool.
+        page_size: tokens per block.
     """
 
     def __init__(self, num_blocks: int, page_size: int) -> None:
         self._num_blocks = num_blocks
-        self._page = page_size
-        self._clients: OrderedDict[str, _Client] = OrderedDict()
-        self._lost = self._read = 0.0  # blocks of a call, on average of late
-        self._num_calls = 0  # since all were judged
-        self._num_away = 0  # calls until anybody is believed again
+        self._page_size = page_size
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
+        self._hit_gap = self._num_read = 0.0  # blocks per call, averages over all tenants
+        self._num_calls = 0  # since the last decision about all tenants
+        self._num_fallback_calls = 0  # remaining ones of all tenants together
         self.reset()
 
     def reset(self) -> None:
-        """The cache is empty."""
+        """Start over with an empty ghost cache, as the cache was emptied."""
         self._shadow = ShadowLRU(self._num_blocks)
 
-    def falls_back_to_lru(self, client: str) -> bool:
-        """Whether what a client's graphs say is not to be believed now."""
-        known = self._clients.get(client)
-        return self._num_away > 0 or (known is not None and known.num_away > 0)
+    def falls_back_to_lru(self, tenant: str) -> bool:
+        """Return whether the steps of a tenant's graphs are to be ignored now."""
+        record = self._tenants.get(tenant)
+        return self._num_fallback_calls > 0 or (
+            record is not None and record.num_fallback_calls > 0
+        )
 
-    def read(self, request: Request, *, is_led: bool) -> bool:
-        """A request's prompt has been computed, as far as it was not found.
-
-        Args:
-            is_led: whether it is a call of an agent.
+    def on_prefill_done(self, request: Request, *, is_agent_call: bool) -> bool:
+        """Compare the hits of a request whose prompt was computed with those of the ghost cache.
 
         Returns:
-            Whether its client, or everybody, is judged otherwise than before.
+            Whether the decision about its tenant, or about all tenants, has changed.
         """
-        keys = block_hashes(request, request.num_prompt, self._page).tolist()
-        num_found = self._shadow.use(keys)
-        if not keys or request.scores_prompt:  # which may find nothing
+        hashes = block_hashes(request, request.num_prompt, self._page_size).tolist()
+        num_shadow_hits = self._shadow.access(hashes)
+        if not hashes or request.scores_prompt:  # the latter is computed whole, without hits
             return False
-        # The last token is always computed, so that its block is never found.
-        lost = min(num_found, (request.num_prompt - 1) // self._page)
-        lost -= (request.num_cached or 0) // self._page
-        is_changed = self._judge_all(lost, len(keys))
-        return (is_led and self._judge(request.tenant, lost / len(keys))) or is_changed
+        # The last token is always computed, so the block that it ends is never a hit.
+        gap = min(num_shadow_hits, (request.num_prompt - 1) // self._page_size)
+        gap -= (request.num_cached or 0) // self._page_size
+        is_changed = self._update_global(gap, len(hashes))
+        if is_agent_call and self._update_tenant(request.tenant, gap / len(hashes)):
+            return True
+        return is_changed
 
-    def _judge_all(self, num_lost: int, num_read: int) -> bool:
-        self._lost += _FRESH_OF_ALL * (num_lost - self._lost)
-        self._read += _FRESH_OF_ALL * (num_read - self._read)
+    def on_request_finished(self, request: Request) -> None:
+        """Add the output of a request to the ghost cache, as a cache would hold it, too."""
+        num_computed = min(request.num_computed, request.num_known)
+        self._shadow.access(block_hashes(request, num_computed, self._page_size).tolist())
+
+    def _update_global(self, hit_gap: int, num_read: int) -> bool:
+        self._hit_gap += _GLOBAL_EWMA_WEIGHT * (hit_gap - self._hit_gap)
+        self._num_read += _GLOBAL_EWMA_WEIGHT * (num_read - self._num_read)
         self._num_calls += 1
-        if self._num_away:
-            self._num_away -= 1
-            return not self._num_away
-        if self._num_calls < _MIN_CALLS_OF_ALL or self._lost <= _MARGIN * self._read:
+        if self._num_fallback_calls:
+            self._num_fallback_calls -= 1
+            return not self._num_fallback_calls
+        if self._num_calls < _GLOBAL_MIN_CALLS or self._hit_gap <= _MAX_HIT_GAP * self._num_read:
             return False
-        self._lost, self._num_calls, self._num_away = 0.0, 0, _AWAY_CALLS
+        self._hit_gap, self._num_calls, self._num_fallback_calls = 0.0, 0, _FALLBACK_CALLS
         return True
 
-    def _judge(self, name: str, lost_share: float) -> bool:
-        client = self._clients.get(name)
-        if client is None:
-            client = self._clients[name] = _Client()
-            if len(self._clients) > MAX_CLIENTS:
-                self._clients.popitem(last=False)
-        client.num_calls += 1
-        if client.num_away:
-            client.num_away -= 1
-            return not client.num_away
-        client.lost += _FRESH * (lost_share - client.lost)
-        if client.num_calls < _MIN_CALLS or client.lost <= _MARGIN:
+    def _update_tenant(self, name: str, hit_gap: float) -> bool:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = _Tenant()
+            if len(self._tenants) > MAX_TENANTS:
+                self._tenants.popitem(last=False)
+        tenant.num_calls += 1
+        if tenant.num_fallback_calls:
+            tenant.num_fallback_calls -= 1
+            return not tenant.num_fallback_calls
+        tenant.hit_gap += _EWMA_WEIGHT * (hit_gap - tenant.hit_gap)
+        if tenant.num_calls < _MIN_CALLS or tenant.hit_gap <= _MAX_HIT_GAP:
             return False
-        client.lost, client.num_calls, client.num_away = 0.0, 0, _AWAY_CALLS
+        tenant.hit_gap, tenant.num_calls, tenant.num_fallback_calls = 0.0, 0, _FALLBACK_CALLS
         return True
-
-    def write(self, request: Request) -> None:
-        """A request has ended: what it has written is in a cache, too."""
-        num_written = min(request.num_computed, request.num_known)
-        self._shadow.use(block_hashes(request, num_written, self._page).tolist())

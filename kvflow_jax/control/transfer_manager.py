@@ -1,11 +1,11 @@
-"""Carries out what the cache has decided to move, and tells it what has landed.
+"""Executes the loads and offloads that the cache has planned, and publishes the completed ones.
 
-    cache.residency ──loads, offloads──▶ TransferManager ──▶ Runner (out of and into the pool)
-          ▲                               │
-          └──landed, saved, lost──────────┴──▶ Transfers (over the link)
+    cache.residency ──loads, offloads──▶ TransferManager ──▶ Runner (reads and writes the pool)
+          ▲                                  │
+          └──completed, lost extents─────────┴──▶ Transfers (copies over the link)
 
-Runs on the engine's thread. A transfer that fails, or does not end, costs its blocks their host
-copies, which are then computed again; a link that hangs is left alone until it answers.
+Runs on the engine thread. If a transfer fails or times out, its blocks lose their host copies and
+are recomputed. A direction with a transfer that timed out is not used until it completes one.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from kvflow_jax.runtime.interfaces import Clock, Runner, Transfers
 
 log = logging.getLogger(__name__)
 
-# Extents under direction in a direction: at least so many, to keep the link busy, and so few, that what
-# turns out to be more urgent is soon next. More where the link would else fall idle before the
-# engine's next turn, as beside a long step; but each is a second copy of its blocks on the device.
+# Extents in flight per direction: at least MIN_EXTENTS, to keep the link busy, and few, so that a
+# more urgent extent is transferred soon. More if the link would else idle before the engine's next
+# iteration, as beside a long step; but each holds a second copy of its blocks on the device, so
+# that at most MAX_STAGED_SHARE of the pool is in flight.
 MIN_EXTENTS, MAX_STAGED_SHARE = 2, 1 / 8
-_SLACK = 1.5  # turns for which the link has work
-_FADING = 0.9  # of the longest turn of late, a turn
-REFUSED_S = 60.0  # a host that has refused memory is asked again after so long
-ISSUE_TIMEOUT_S = 0.05  # a step is not held up longer than this by a lane that is busy
-# A copy that takes this long beyond all that were queued before it will not come.
+_QUEUED_ITERATIONS = 1.5  # engine iterations for which the link should have work
+_MAX_DECAY = 0.9  # of the longest recent iteration, per iteration
+REFUSED_S = 60.0  # pause after the host refused memory, before it is asked again
+ISSUE_TIMEOUT_S = 0.05  # longest delay of a step by a transfer thread that is busy
+# A transfer times out after this factor of the expected time of all queued bytes; at least 5 s.
 _MIN_TIMEOUT_S, _TIMEOUT_FACTOR = 5.0, 20.0
-_FRESH = 0.2  # weight of the newest copy in the estimate of a direction's bandwidth
+_EWMA_WEIGHT = 0.2  # of the newest transfer in a direction's bandwidth
 
 
 @dataclass(slots=True)
 class LinkStats:
-    """Of one direction; counters only grow.
+    """Statistics of one direction; all but ``bytes_per_s`` are counters.
 
     Attributes:
-        bytes_per_s: of late, while it copied.
-        busy_s: in which it copied.
+        bytes_per_s: recent bandwidth while busy.
+        num_bytes: bytes transferred.
+        busy_s: seconds spent on transfers.
+        num_failed: transfers that failed or timed out.
     """
 
     bytes_per_s: float
@@ -53,10 +56,14 @@ class LinkStats:
 
 
 class TransferManager:
-    """Moves blocks for one cache.
+    """Transfers the blocks of one cache between device and host.
 
     Args:
         block_bytes: size of a block.
+
+    Attributes:
+        links: statistics of each direction; their bandwidths start as measured by ``transfers``.
+        finished: transfers that have finished since the list was last cleared, for a trace.
     """
 
     def __init__(
@@ -68,140 +75,145 @@ class TransferManager:
         *,
         block_bytes: int,
     ) -> None:
-        # As measured at the start, until copies show otherwise.
         self.links = {
             direction: LinkStats(transfers.bytes_per_s[direction]) for direction in Direction
         }
-        self.finished: list[Transfer] = []  # since somebody asked, for a trace
+        self.finished: list[Transfer] = []
         self._cache = cache
         self._runner = runner
         self._transfers = transfers
         self._clock = clock
         self._block_bytes = block_bytes
-        self._in_flight: dict[Transfer, float] = {}  # to the time by which it must have landed
+        self._in_flight: dict[Transfer, float] = {}  # transfer -> deadline, seconds of the clock
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._stuck: set[Direction] = set()
         self._refused_until_s = 0.0
-        self._iteration_s = 0.0  # the longest between two turns of the engine, of late
+        self._iteration_s = 0.0  # decaying maximum of the engine's iterations
         self._last_iteration_s: float | None = None
-        self._failed: list[Load] = []  # their copies are lost
-        self._void: list[Load] = []  # came behind those
+        self._failed: list[Load] = []  # loads whose host copies are lost
+        self._void: list[Load] = []  # completed loads that may continue a failed one
 
     @property
-    def is_moving(self) -> bool:
-        """Whether something is still to land."""
+    def has_in_flight(self) -> bool:
+        """Whether a transfer has not completed yet."""
         return bool(self._in_flight)
 
     @property
     def has_plans(self) -> bool:
-        """Whether something is to be dispatched."""
+        """Whether ``dispatch`` has something to do."""
         residency = self._cache.residency
         return bool(residency.loads or residency.offloads)
 
     def is_usable(self, direction: Direction) -> bool:
-        """Whether a direction answers. While it does not, nothing is to be asked of it."""
+        """Return whether transfers may be planned: no timeout, and host memory not refused."""
         if direction is Direction.OFFLOAD and self._clock.now() < self._refused_until_s:
             return False
         return direction not in self._stuck
 
-    def limit_offloads(self) -> None:
-        """Tell the cache how much may be copied to the host in this step."""
+    def set_offload_budget(self) -> None:
+        """Set how many blocks the cache may offload in this step."""
         residency = self._cache.residency
-        most = max(2 * MIN_EXTENTS * residency.host.longest, self._most_staged)
-        num_saving = self._bytes_queued[Direction.OFFLOAD] // self._block_bytes
-        residency.offload_budget = most - num_saving if self.is_usable(Direction.OFFLOAD) else 0
+        max_blocks = max(2 * MIN_EXTENTS * residency.host.max_extent_blocks, self._max_staged)
+        num_queued = self._bytes_queued[Direction.OFFLOAD] // self._block_bytes
+        residency.offload_budget = (
+            max_blocks - num_queued if self.is_usable(Direction.OFFLOAD) else 0
+        )
 
-    def has_work(self, direction: Direction, planned: Sequence[Load | Offload]) -> bool:
-        """Whether a direction is busy until the engine's next turn, with what is planned for it."""
+    def is_saturated(self, direction: Direction, planned: Sequence[Load | Offload]) -> bool:
+        """Return whether a direction has work until the engine's next iteration.
+
+        Args:
+            planned: jobs that are still to be dispatched.
+        """
         num_in_flight = sum(transfer.direction is direction for transfer in self._in_flight)
         if num_in_flight + len(planned) < MIN_EXTENTS:
             return False
         num_planned = sum(len(job.extent.blocks) for job in planned)
         num_blocks = self._bytes_queued[direction] // self._block_bytes + num_planned
         return (
-            self.seconds(direction, num_planned) >= _SLACK * self._iteration_s
-            or num_blocks >= self._most_staged
+            self.estimate_s(direction, num_planned) >= _QUEUED_ITERATIONS * self._iteration_s
+            or num_blocks >= self._max_staged
         )
 
     @property
-    def _most_staged(self) -> int:
-        """Blocks that may be on their way at once in a direction, beyond a few extents."""
+    def _max_staged(self) -> int:
+        """Blocks that may be in flight in a direction, beyond ``MIN_EXTENTS`` extents."""
         return int(self._cache.table.num_pages * MAX_STAGED_SHARE)
 
     def _note_iteration(self) -> None:
         now = self._clock.now()
         if self._last_iteration_s is not None:
-            self._iteration_s = max(now - self._last_iteration_s, _FADING * self._iteration_s)
+            self._iteration_s = max(now - self._last_iteration_s, _MAX_DECAY * self._iteration_s)
         self._last_iteration_s = now
 
-    def seconds(self, direction: Direction, num_blocks: int) -> float:
-        """How long so many blocks take behind what is under way already."""
+    def estimate_s(self, direction: Direction, num_blocks: int) -> float:
+        """Return the seconds until blocks have been transferred, behind those in flight."""
         num_bytes = self._bytes_queued[direction] + num_blocks * self._block_bytes
         return num_bytes / self.links[direction].bytes_per_s
 
     def reset(self, cache: PrefixCache) -> None:
-        """Start over with another cache; what is under direction is for nobody."""
+        """Start over with another cache; the results of transfers in flight are dropped."""
         self._cache = cache
         self._in_flight.clear()
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._failed, self._void = [], []
 
-    def settle(self) -> np.ndarray | None:
-        """Publish what has landed.
+    def publish_finished(self) -> np.ndarray | None:
+        """Publish the transfers that have finished, and time out those past their deadlines.
 
         Returns:
-            None where all is well; else i32[n], blocks that will not come. Requests that lease
-            them must give them up, and then ``drop_failed`` must be called, before anything else
-            is asked of the cache.
+            None if all succeeded; else i32[n], the blocks whose loads have failed or depend on a
+            failed load. The caller must release the leases of these blocks and then call
+            ``drop_failed``, before it uses the cache in another way.
         """
         self._note_iteration()
         failed: list[Load] = []
         for transfer in self._transfers.poll():
             self._stuck.discard(transfer.direction)
             if self._in_flight.pop(transfer, None) is None:
-                continue  # its cache is no more, or it was given up
+                continue  # it belongs to an earlier cache, or has timed out
             self._note(transfer)
             if isinstance(transfer.job, Offload):
-                self._end_offload(transfer, transfer.job)
+                self._complete_offload(transfer, transfer.job)
             elif transfer.error is not None:
                 failed.append(transfer.job)
             elif failed:
-                self._void.append(transfer.job)  # it may continue what did not come
+                self._void.append(transfer.job)
             else:
                 self._complete_load(transfer, transfer.job)
         now = self._clock.now()
         for transfer, deadline_s in list(self._in_flight.items()):
             if now > deadline_s:
-                log.warning("a copy from %s does not end", transfer.direction.value)
+                log.warning("a transfer from %s has timed out", transfer.direction.value)
                 self._stuck.add(transfer.direction)
                 self._drop(transfer)
                 if isinstance(transfer.job, Load):
                     failed.append(transfer.job)
                 else:
-                    self._cache.residency.lost(transfer.job.extent)
+                    self._cache.residency.drop_lost_extent(transfer.job.extent)
         self._failed = failed
         if not failed:
             return None
-        # Loads are of paths: what continues a block that did not come is of no use either.
+        # Loads are of paths: a block that continues a failed one is of no use either.
         loading = self._cache.table.device_state == DeviceState.LOADING
         return np.flatnonzero(loading).astype(np.int32)
 
     def drop_failed(self) -> None:
-        """Forget the host copies that could not be read, no lease holding their blocks now."""
+        """Drop the host copies that could not be read. No lease may hold their blocks."""
         residency = self._cache.residency
         loads = dict.fromkeys(
             transfer.job for transfer in self._in_flight if isinstance(transfer.job, Load)
         )
         pending = [*loads, *self._void, *self._failed]
-        # A load is cancelled from its end, once what continues it is: in as many rounds as needed.
+        # A block can be cancelled only after those that continue it: repeat until none is left.
         while sum(residency.cancel(load) for load in reversed(pending)):
             pass
         for load in self._failed:
-            residency.lost(load.extent)
+            residency.drop_lost_extent(load.extent)
         self._failed, self._void = [], []
 
     def dispatch(self) -> None:
-        """Begin what the cache has planned. Call before the step that may reuse its slots."""
+        """Start the planned transfers. Call it before the step that may reuse their pages."""
         residency = self._cache.residency
         offloads, residency.offloads = residency.offloads, []
         for offload in offloads:
@@ -217,15 +229,15 @@ class TransferManager:
                 )
                 first = first or transfer
         if first is not None and was_idle:
-            # On a GPU a copy into fresh memory waits for the steps dispatched before it was: let
-            # it be known to the device first. Those behind it are issued while it is under way.
+            # On a GPU, a copy into a fresh buffer waits for the steps dispatched before it: enqueue
+            # it before the next step. The copies behind it are enqueued while it is in flight.
             self._transfers.wait_issued(first, ISSUE_TIMEOUT_S)
 
     def _submit(
-        self, direction: Direction, job: Load | Offload, data: object, num: int
+        self, direction: Direction, job: Load | Offload, data: object, num_blocks: int
     ) -> Transfer:
         now = self._clock.now()
-        transfer = Transfer(direction, job, data, num * self._block_bytes, submitted_s=now)
+        transfer = Transfer(direction, job, data, num_blocks * self._block_bytes, submitted_s=now)
         self._bytes_queued[direction] += transfer.nbytes
         expected_s = self._bytes_queued[direction] / self.links[direction].bytes_per_s
         self._in_flight[transfer] = now + max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * expected_s)
@@ -239,11 +251,11 @@ class TransferManager:
         if transfer.error is not None:
             link.num_failed += 1
             return
-        took_s = transfer.finished_s - transfer.started_s
+        duration_s = transfer.finished_s - transfer.started_s
         link.num_bytes += transfer.nbytes
-        link.busy_s += took_s
-        if took_s > 0:
-            link.bytes_per_s += _FRESH * (transfer.nbytes / took_s - link.bytes_per_s)
+        link.busy_s += duration_s
+        if duration_s > 0:
+            link.bytes_per_s += _EWMA_WEIGHT * (transfer.nbytes / duration_s - link.bytes_per_s)
 
     def _drop(self, transfer: Transfer) -> None:
         del self._in_flight[transfer]
@@ -256,10 +268,10 @@ class TransferManager:
         if len(indices):
             self._runner.write_blocks(transfer.data, indices, pages)
 
-    def _end_offload(self, transfer: Transfer, offload: Offload) -> None:
+    def _complete_offload(self, transfer: Transfer, offload: Offload) -> None:
         residency = self._cache.residency
         if transfer.error is None:
             residency.complete_offload(offload.extent, transfer.data)
             return
-        residency.lost(offload.extent)
+        residency.drop_lost_extent(offload.extent)
         self._refused_until_s = self._clock.now() + REFUSED_S

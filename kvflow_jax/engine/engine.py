@@ -1,9 +1,9 @@
 """The engine: one loop that plans, dispatches and retires steps. Sole owner of cache and runner.
 
 The loop runs one step ahead: while the device computes step N, the host plans and dispatches step
-N + 1, then hands out the tokens of step N. A decoding request's next token therefore comes from
-the device's own memory, never through the host, and a request that turns out to have ended costs
-one token that is thrown away.
+N + 1, then delivers the tokens of step N. The input token of a decode step is therefore read from
+device memory, without a round trip to the host. If step N ends a request, the token that step N + 1
+computes for it is discarded.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.interfaces import (
     Clock,
-    NoTransfers,
     MultiStepRunner,
+    NoTransfers,
     Runner,
     Transfers,
 )
@@ -45,18 +45,21 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Serves requests with one runner. Single-threaded: whoever calls ``step`` calls the rest.
+    """Serves requests with one runner. Single-threaded: call every method from one thread.
 
     Args:
-        sizes: what ``EngineSizes.resolve`` decided.
-        runner, clock, transfers: the world it acts through, real or simulated. Without a host tier
-            (``sizes.cache``) no transfers are needed.
-        tokenizer: for text; None: outputs carry token ids alone.
-        vocab_size: token ids of prompts must be below it.
-        eos_token_ids: end a text, unless a request ignores them.
-        model_name: part of the root of the index.
-        seed: from which requests without a seed of their own draw theirs.
-        tracer: is told of everything that took time.
+        sizes: the result of ``EngineSizes.resolve``.
+        runner, clock, transfers: real or simulated implementations of ``runtime.interfaces``;
+            ``transfers`` may be None without a host tier (``sizes.cache``).
+        tokenizer: decodes outputs; None: outputs carry token ids but no text.
+        vocab_size: exclusive bound of the token ids in prompts.
+        eos_token_ids: token ids that end a text, unless a request ignores them.
+        model_name: part of the root key of the index.
+        seed: seed of the generator that draws a seed for each request without one.
+        tracer: receives every step, transfer, stall and finished request.
+
+    Attributes:
+        stats: snapshot published at the end of the last step; any thread may read it.
     """
 
     def __init__(
@@ -75,9 +78,9 @@ class Engine:
     ) -> None:
         self.sizes = sizes
         self.clock = clock
-        self.cache = self._fresh_cache()
+        self.cache = self._new_cache()
         self.cost_model = CostModel()
-        self.scheduler = self._fresh_scheduler()
+        self.scheduler = self._new_scheduler()
         self.stats = EngineStats(num_blocks=self.cache.table.num_pages)
         self.tracer = tracer or NoTrace()
         self.runner = runner
@@ -94,17 +97,19 @@ class Engine:
         # control expect.
         is_deterministic = sizes.shapes.deterministic
         is_guarded = (
-            sizes.cache.guards and sizes.cache.eviction != "lru" and not is_deterministic
+            sizes.cache.safeguards and sizes.cache.eviction != "lru" and not is_deterministic
         )
         self.controller = Controller(
             self.cache,
             prefetches=sizes.cache.prefetches,
-            backs_up_early=sizes.cache.backs_up_early,
-            keeps_everything=sizes.cache.keeps_everything,
-            should_load=self._should_load if sizes.cache.guards else None,
+            offloads_early=sizes.cache.offloads_early,
+            offloads_everything=sizes.cache.offloads_everything,
+            should_load=self._should_load if sizes.cache.safeguards else None,
             has_lru_fallback=is_guarded,
             demotes_quiet_runs=is_guarded,
-            compute_s=self._compute_s if sizes.cache.holds_back and not is_deterministic else None,
+            compute_s=(
+                self._compute_s if sizes.cache.admission_control and not is_deterministic else None
+            ),
             decode_s=lambda: self.cost_model.decode_s,
         )
         self._request_factory = RequestFactory(
@@ -118,23 +123,25 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._in_flight: StepInFlight | None = None
         self._next_id = 0
-        self._last_step_s = 0.0  # when the last one ended
+        self._last_step_s = 0.0  # when the last step ended
         self._num_steps = 0
         self._num_generated = 0
         self._num_finished: Counter[str] = Counter()
         self._stalled_since_s: float | None = None
         self._stall_s = 0.0
-        self._past = EngineStats()  # counters of schedulers that a failure has replaced
+        # Counters of the caches and schedulers that a failure has replaced.
+        self._counters_before = EngineStats()
 
     @property
     def is_idle(self) -> bool:
+        """True if there are no requests and no step is in flight."""
         return not self._requests and self._in_flight is None
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is nothing to do until a transfer lands, or a while has passed."""
-        is_due = self.transfer_manager.has_in_flight or self.controller.num_throttled > 0
-        return is_due and self._in_flight is None
+        """True if no step is in flight, but transfers are, or runs are throttled."""
+        may_continue = self.transfer_manager.has_in_flight or self.controller.num_throttled > 0
+        return may_continue and self._in_flight is None
 
     def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
         """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
@@ -153,10 +160,18 @@ class Engine:
         request_id: int | None = None,
         hints: Hints | None = None,
     ) -> int:
-        """Queue a request that ``check_prompt`` has passed; its id.
+        """Queue a request that ``check_prompt`` has accepted; return its id.
 
-        Requests of equal priority run in turns of their ``client``, then by arrival.
-        ``on_output`` is called from ``step``, in order; the last output has a finish reason.
+        Args:
+            on_output: called from ``step`` with each output, in order; the last output has a
+                finish reason.
+            salt: requests share cached prefixes only if their salts are equal.
+            priority: higher priorities run first.
+            fairness_key: among requests of equal priority, keys share the engine fairly (see
+                ``Scheduler.add``); requests of one key run in order of arrival.
+            arrival_s: when the request arrived, seconds of the engine's clock; None: now.
+            request_id: a unique id; None: the engine picks one.
+            hints: workflow hints. Hints that cannot be used never fail the request.
         """
         now = self.clock.now()
         if request_id is None:
@@ -182,13 +197,13 @@ class Engine:
         return request_id
 
     def abort(self, request_id: int) -> None:
-        """End a request now and free what it holds. Unknown and finished ids are fine."""
+        """End a request now and free its resources. Ignore unknown and finished ids."""
         if request := self._requests.get(request_id):
             self._finish(request, FinishReason.ABORT, self.clock.now())
             self._publish_stats()
 
     def flush_cache(self) -> bool:
-        """Drop every cached block; False, and nothing is dropped, while requests are about."""
+        """Drop every cached block. Return False, and drop nothing, while there are requests."""
         if self._requests:
             return False
         self.cache.flush()
@@ -197,17 +212,17 @@ class Engine:
         return True
 
     def step(self) -> bool:
-        """Do one round of the loop; False where there was nothing to do.
+        """Run one iteration of the loop; return False if there was nothing to do.
 
-        A step that fails ends the requests in it with an error; the engine serves on.
+        A step that fails ends its requests with an error; the engine continues to serve.
         """
         was_busy = self._in_flight is not None
         if self._in_flight is not None and self._in_flight.plan.prefill_lengths:
-            # Behind a step that holds a prompt, wait: running ahead would keep arrivals waiting
-            # for two long steps, to hide a host time that is nothing beside one.
+            # Do not run ahead of a prefill step: a new request would wait for two long steps, to
+            # hide a host time that is negligible beside one.
             self._retire()
-        self._settle_moves()
-        ahead_of = self._in_flight
+        self._apply_transfers()
+        previous = self._in_flight
         now = self.clock.now()
         self.controller.expire(now)
         self.controller.prefetcher.plan_offloads(self.transfer_manager)
@@ -217,83 +232,85 @@ class Engine:
         self.scheduler.preempted.clear()
         self.controller.prefetcher.plan_prefetch(self.transfer_manager, len(self.scheduler.running))
         if plan is not None and self._repeater is not None:
-            self._repeat(plan, ahead_of, self._repeater)
-        launched = self._launch(plan)
-        self._note_stall(launched is not None or ahead_of is not None)
-        if ahead_of is not None and not self._retire():
-            launched = None  # it ran on what the failed step left behind
-        self._in_flight = launched
+            self._repeat(plan, previous, self._repeater)
+        dispatched = self._dispatch(plan)
+        self._record_stall(dispatched is not None or previous is not None)
+        if previous is not None and not self._retire():
+            dispatched = None  # its inputs came from the failed step
+        self._in_flight = dispatched
         self._publish_stats()
         return plan is not None or was_busy
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every structure agrees with every other."""
+        """Raise IntegrityError unless the scheduler, the cache and the controller agree."""
         self.scheduler.check_integrity()
         self.controller.check_integrity()
 
     def fail_all(self, error: KVFlowError) -> None:
-        """End every request with ``error`` and start over with an empty pool and cache."""
-        self._past = counters(self.cache, self.scheduler, self._past)
-        # Replaced, not tidied up: after a failure nothing of them can be trusted.
-        self.cache = self._fresh_cache()
-        self.scheduler = self._fresh_scheduler()
+        """End every request with ``error`` and restart with an empty pool and cache."""
+        self._counters_before = counters(self.cache, self.scheduler, self._counters_before)
+        # Replace the structures rather than clean them up: a failure may have left them corrupt.
+        self.cache = self._new_cache()
+        self.scheduler = self._new_scheduler()
         self.transfer_manager.reset(self.cache)
         self.controller.reset(self.cache)
-        self.abandon(error)
+        self.fail_requests(error)
         self.runner.reset()
         self._publish_stats()
 
-    def abandon(self, error: KVFlowError) -> None:
-        """End every request with ``error`` and touch nothing else."""
+    def fail_requests(self, error: KVFlowError) -> None:
+        """End every request with ``error``, without a reset and without releasing its blocks."""
         self._in_flight = None
         now = self.clock.now()
         for request in list(self._requests.values()):
             request.lease = None
             self._finish(request, FinishReason.ERROR, now, error)
 
-    def _settle_moves(self) -> None:
-        """Take in what has landed. What did not arrive is computed by those who waited for it."""
+    def _apply_transfers(self) -> None:
+        """Publish finished transfers; requeue the requests whose loads have failed."""
         try:
             failed = self.transfer_manager.publish_finished()
         except Exception as error:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
-        self.scheduler.uses_host = self.transfer_manager.is_usable(Direction.LOAD)
+        self.scheduler.uses_host_tier = self.transfer_manager.is_usable(Direction.LOAD)
         self.transfer_manager.set_offload_budget()
-        self.tracer.moved(self.transfer_manager.finished)
+        self.tracer.on_transfers(self.transfer_manager.finished)
         self.transfer_manager.finished.clear()
         if failed is not None:
-            self.scheduler.give_up_loads(failed, self.clock.now())
+            self.scheduler.requeue_failed_loads(failed, self.clock.now())
             self.transfer_manager.drop_failed()
 
-    def _note_stall(self, is_busy: bool) -> None:
-        """Count the time in which requests wait for loads and nothing else runs."""
+    def _record_stall(self, is_busy: bool) -> None:
+        """Add up the time in which requests wait for loads and no step runs."""
         now, since_s = self.clock.now(), self._stalled_since_s
         if since_s is not None:
             self._stall_s += now - since_s
-            self.tracer.stalled(since_s, now)
+            self.tracer.on_stall(since_s, now)
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
-    def _repeat(self, plan: StepPlan, ahead_of: StepInFlight | None, runner: MultiStepRunner) -> None:
-        """Let a step that would be planned again and again run as one."""
+    def _repeat(
+        self, plan: StepPlan, previous: StepInFlight | None, runner: MultiStepRunner
+    ) -> None:
+        """Run a decode step several times in one dispatch if the next plans would be the same."""
         if self.transfer_manager.has_plans:
-            return  # what is begun with this step will want an answer when it lands
-        if ahead_of is not None and ahead_of.ends_a_request:
-            return  # who waits for that one to end may ask for something
-        most = self.scheduler.most_repeats(plan)
-        if most > 1:
+            return  # the transfers that start with this step are published between two steps
+        if previous is not None and previous.ends_a_request:
+            return  # its caller may send the next request
+        max_repeats = self.scheduler.max_repeats(plan)
+        if max_repeats > 1:
             batch, _, _ = self.sizes.shapes.build(plan.chunks)
-            self.scheduler.repeat(plan, runner.num_repeats(batch, most), self.clock.now())
+            self.scheduler.repeat(plan, runner.num_repeats(batch, max_repeats), self.clock.now())
 
-    def _launch(self, plan: StepPlan | None) -> StepInFlight | None:
-        """Dispatch the moves that were planned, then the step."""
+    def _dispatch(self, plan: StepPlan | None) -> StepInFlight | None:
+        """Dispatch the planned transfers, then the step."""
         try:
             self.transfer_manager.dispatch()
         except Exception as error:
-            log.exception("moves could not be dispatched")
-            self.fail_all(StepFailedError(f"moves could not be dispatched: {error}"))
+            log.exception("transfers could not be dispatched")
+            self.fail_all(StepFailedError(f"transfers could not be dispatched: {error}"))
             return None
         if plan is None:
             return None
@@ -308,64 +325,65 @@ class Engine:
                 self.fail_all(failure)
                 return None
             now = self.clock.now()
-            for request in self.scheduler.retract(plan):
+            for request in self.scheduler.unpublish(plan):
                 self._finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += plan.num_repeats
         return step
 
     def _retire(self) -> bool:
-        """Wait for the step in flight and hand out its tokens; False where it failed."""
+        """Wait for the step in flight and deliver its tokens; return False if it failed."""
         step, self._in_flight = self._in_flight, None
-        if step is None:  # a failed dispatch has ended everything
+        if step is None:  # a failed dispatch has ended every request
             return False
         try:
             results = step.results()
         except Exception as error:
-            # What it wrote, and what came after it on the device, cannot be trusted.
+            # The KV that it and the steps behind it wrote may be wrong: reset the pool.
             log.exception("a step failed on the device")
             self.fail_all(StepFailedError(f"the step failed on the device: {error}"))
             return False
         now = self.clock.now()
-        self.tracer.step(step.plan, step.dispatched_s, now)
-        begun_s = max(step.dispatched_s, self._last_step_s)
-        self.cost_model.note_step(sum(step.plan.prefill_lengths), now - begun_s)
+        self.tracer.on_step(step.plan, step.dispatched_s, now)
+        started_s = max(step.dispatched_s, self._last_step_s)
+        self.cost_model.note_step(sum(step.plan.prefill_lengths), now - started_s)
         self._last_step_s = now
         for request, tokens, logprobs in results:
             if not request.is_finished:
-                self._take_tokens(request, tokens, logprobs, now)
+                self._process_tokens(request, tokens, logprobs, now)
         return True
 
-    def _take_tokens(
+    def _process_tokens(
         self, request: Request, tokens: list[int], logprobs: tuple[TokenLogprobs, ...], now: float
     ) -> None:
+        """Append sampled tokens to a request, up to its end, and deliver them."""
         text, num_before = "", request.num_known
         for token in tokens:
             request.append(token)
-            delta = request.take(token)
+            delta = request.detokenize(token)
             text += delta.text
             if delta.finish_reason is not None:
                 break
-        num_taken = request.num_known - num_before
-        self._num_generated += num_taken
-        first = request.first_token_s is None
-        if first:
+        num_new = request.num_known - num_before
+        self._num_generated += num_new
+        is_first = request.first_token_s is None
+        if is_first:
             request.first_token_s = now
         self.scheduler.publish(request, now)
-        if first:
+        if is_first:
             self.controller.on_prefill_done(request, now)
-        news = Output(
+        output = Output(
             request.id,
             text,
-            tuple(tokens[:num_taken]),
+            tuple(tokens[:num_new]),
             logprobs=logprobs,
-            prompt_logprobs=tuple(request.prompt_logprobs) if first else (),
+            prompt_logprobs=tuple(request.prompt_logprobs) if is_first else (),
             stop_reason=delta.stop_reason,
         )
         if delta.finish_reason is not None:
-            self._finish(request, delta.finish_reason, now, news=news)
+            self._finish(request, delta.finish_reason, now, output=output)
         else:
-            self._say(request, news)
+            self._deliver(request, output)
 
     def _finish(
         self,
@@ -374,9 +392,13 @@ class Engine:
         now: float,
         error: KVFlowError | None = None,
         *,
-        news: Output | None = None,
+        output: Output | None = None,
     ) -> None:
-        """End a request; ``news`` is what its last token brought, its text complete."""
+        """End a request and deliver its last output.
+
+        Args:
+            output: the output of its last token, with the rest of its text; None: no token.
+        """
         if request.is_finished:
             return
         request.finish_reason = reason
@@ -384,32 +406,34 @@ class Engine:
         is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
         try:
             self.controller.on_request_finished(request, now, is_done=is_done)
-        except Exception:  # hints are advice: none costs an answer
+        except Exception:
+            # Hints are advice: they never fail a request.
             log.exception("the hints of request %d could not be used", request.id)
-        self.tracer.finished(request, now)
+        self.tracer.on_finish(request, now)
         self.scheduler.remove(request, now)
         self._num_finished[reason.value] += 1
-        if news is None:
-            news = Output(request.id, request.rest_of_text(), ())
-        last = replace(news, finish_reason=reason, stats=request.stats(now), error=error)
-        self._say(request, last)
+        if output is None:
+            output = Output(request.id, request.flush_text(), ())
+        last = replace(output, finish_reason=reason, stats=request.stats(now), error=error)
+        self._deliver(request, last)
 
-    def _say(self, request: Request, output: Output) -> None:
+    def _deliver(self, request: Request, output: Output) -> None:
+        """Call the request's callback; abort the request, and no other, if it raises."""
         try:
             request.on_output(output)
         except Exception:
-            # The listener is broken, the others are not.
-            log.exception("the listener of request %d failed; the request is aborted", request.id)
+            log.exception("on_output of request %d failed; the request is aborted", request.id)
             self.abort(request.id)
 
-    def _fresh_scheduler(self) -> Scheduler:
+    def _new_scheduler(self) -> Scheduler:
         scheduler = Scheduler(self.cache, self.sizes.shapes)
-        if self.sizes.cache.guards:
+        if self.sizes.cache.safeguards:
             scheduler.should_load = self._should_load
         scheduler.can_admit = lambda request: self.controller.can_admit(request)
         return scheduler
 
     def _should_load(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
+        """Return whether to load blocks rather than compute their tokens; see ``CostModel``."""
         scheduler = self.scheduler
         num_others = len(scheduler.running) - scheduler.num_loading + len(scheduler.waiting)
         return self.cost_model.should_load(
@@ -421,9 +445,10 @@ class Engine:
         )
 
     def _compute_s(self, num_blocks: int) -> float:
+        """Return the estimated seconds to compute that many blocks."""
         return self.cost_model.compute_s(num_blocks * self.cache.page_size)
 
-    def _fresh_cache(self) -> PrefixCache:
+    def _new_cache(self) -> PrefixCache:
         pool, cache = self.sizes.pool, self.sizes.cache
         return PrefixCache(
             num_pages=pool.num_pages - 1,
@@ -431,12 +456,12 @@ class Engine:
             order=POLICIES[cache.eviction],
             num_host_blocks=cache.num_host_blocks,
             extent_sizes=cache.extent_sizes,
-            should_offload=every_block if cache.keeps_everything else has_reader,
+            should_offload=every_block if cache.offloads_everything else has_reader,
         )
 
     def _publish_stats(self) -> None:
         self.stats = replace(
-            snapshot(self.cache, self.scheduler, self.transfer_manager, self._past),
+            snapshot(self.cache, self.scheduler, self.transfer_manager, self._counters_before),
             num_runs=len(self.controller.run_tracker),
             num_runs_held_back=self.controller.num_throttled,
             num_steps=self._num_steps,

@@ -11,7 +11,7 @@ from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import Client, make_engine, run
 
 KVFLOW = CacheSettings(eviction="kvflow", prefetches=True, num_host_blocks=200, extent_sizes=(1, 4))
-HICACHE = CacheSettings(keeps_everything=True, num_host_blocks=200, extent_sizes=(1, 4))
+HICACHE = CacheSettings(offloads_everything=True, num_host_blocks=200, extent_sizes=(1, 4))
 AGENTS = [f"agent{i}" for i in range(6)]
 
 
@@ -138,7 +138,7 @@ def test_a_ready_request_runs_while_another_waits_for_its_load():
     run(engine)
     engine.cache.residency.evict(engine.cache.residency.num_idle)
     run(engine)
-    engine.transfers.holds = True
+    engine.transfers.is_paused = True
     waits = Client(engine, prompt_of("agent0", 1), max_tokens=3)
     runs = Client(engine, [7] * 12, max_tokens=3, ignore_eos=True)
     for _ in range(10):
@@ -147,7 +147,7 @@ def test_a_ready_request_runs_while_another_waits_for_its_load():
     assert waits.reason is None
     assert engine.is_waiting
     engine.check_integrity()
-    engine.transfers.holds = False
+    engine.transfers.is_paused = False
     run(engine)
     assert waits.tokens == waits.cold
     assert waits.stats.num_cached_host_tokens == 32
@@ -162,17 +162,17 @@ def test_a_load_that_fails_costs_time_not_tokens(settings):
         call(engine, agent, 0, graph)
     engine.cache.residency.evict(engine.cache.residency.num_idle)
     run(engine)
-    engine.transfers.holds = True
+    engine.transfers.is_paused = True
     client = Client(engine, prompt_of("agent0", 1), max_tokens=3)
     for _ in range(3):
         engine.step()
     while client.reason is None:
-        engine.transfers.land(1, error=RuntimeError("the link is down"))
+        engine.transfers.complete(1, error=RuntimeError("the link is down"))
         engine.step()
         engine.check_integrity()
     assert client.tokens == client.cold
     assert engine.stats.num_failed_transfers > 0
-    engine.transfers.holds = False
+    engine.transfers.is_paused = False
     run(engine)
 
 
@@ -196,7 +196,7 @@ def test_a_load_that_never_ends_is_given_up_and_the_link_left_alone():
     call(engine, "agent1", 0, None)
     engine.cache.residency.evict(engine.cache.residency.num_idle)
     run(engine)
-    engine.transfers.holds = True
+    engine.transfers.is_paused = True
     first = Client(engine, prompt_of("agent0", 1), max_tokens=3)
     for _ in range(3):
         engine.step()
@@ -208,7 +208,7 @@ def test_a_load_that_never_ends_is_given_up_and_the_link_left_alone():
     second = Client(engine, prompt_of("agent1", 1), max_tokens=3)
     run_held(engine, second)
     assert second.tokens == second.cold  # computed: nothing is asked of the link
-    engine.transfers.holds = False
+    engine.transfers.is_paused = False
     run(engine)
     assert engine.transfer_manager.is_usable(Direction.LOAD)
     assert engine.cache.num_leased == 0
@@ -225,7 +225,7 @@ def run_held(engine, client):
 
 def test_a_host_that_refuses_memory_is_left_at_what_it_gave():
     engine = make_engine(num_pages=32, cache=KVFLOW)
-    engine.transfers.holds = True
+    engine.transfers.is_paused = True
     graph = cycle()
     client = Client(
         engine,
@@ -236,12 +236,12 @@ def test_a_host_that_refuses_memory_is_left_at_what_it_gave():
     run_held(engine, client)
     for _ in range(5):
         engine.step()
-    assert engine.transfers.flying
-    engine.transfers.land(10, error=MemoryError("no pinned memory"))
+    assert engine.transfers.in_flight
+    engine.transfers.complete(10, error=MemoryError("no pinned memory"))
     engine.step()
     engine.check_integrity()
     assert engine.cache.residency.host.num_blocks == 0
-    engine.transfers.holds = False
+    engine.transfers.is_paused = False
     go_round(engine)
     assert engine.cache.residency.host.num_blocks == 0
 
@@ -272,26 +272,26 @@ def test_a_long_lived_conversation_holds_no_other_back():
     assert len(kept) <= 1
 
 
-@pytest.mark.parametrize("backs_up_early", [True, False])
-def test_a_slow_link_to_the_host_holds_few_copies_on_the_device(backs_up_early):
+@pytest.mark.parametrize("offloads_early", [True, False])
+def test_a_slow_link_to_the_host_holds_few_copies_on_the_device(offloads_early):
     """Each block on its way is there twice: with none landing, eviction must do without."""
     settings = CacheSettings(
         eviction="kvflow",
         prefetches=True,
-        backs_up_early=backs_up_early,
+        offloads_early=offloads_early,
         num_host_blocks=10_000,
         extent_sizes=(1, 4),
     )
     engine = make_engine(num_pages=32, cache=settings)
-    engine.transfers.holds = True
+    engine.transfers.is_paused = True
     for turn in range(10):
         for agent in AGENTS:
             hints = Hints(workflow_id=str(turn), agent_id=f"{agent}{turn}", num_fixed=32)
             number = 60 + 6 * turn + AGENTS.index(agent)
             client = Client(engine, [number % 50] * 31 + [turn], max_tokens=2, hints=hints)
             run_held(engine, client)
-    assert sum(len(one.job.pages) for one in engine.transfers.flying) <= 16
-    engine.transfers.holds = False
+    assert sum(len(one.job.pages) for one in engine.transfers.in_flight) <= 16
+    engine.transfers.is_paused = False
     run(engine)
 
 

@@ -11,8 +11,8 @@ from tests.support.token_runner import Client, make_engine, run
 class Link:
     """A transfer_manager whose link takes a second a block."""
 
-    def seconds(self, way, num_blocks):
-        assert way is Direction.LOAD
+    def estimate_s(self, direction, num_blocks):
+        assert direction is Direction.LOAD
         return float(num_blocks)
 
 
@@ -42,7 +42,7 @@ def on_host(should_load):
     blocks = cache.match(cache_root(engine), np.array(prompt, np.int32))
     cache.residency.offload(int(blocks[-1]))
     engine.transfer_manager.dispatch()
-    engine.transfers.land(10)
+    engine.transfers.complete(10)
     run(engine)
     cache.residency.evict(cache.residency.num_idle)
     again = Client(engine, prompt, max_tokens=2)

@@ -9,8 +9,8 @@ def test_a_history_that_a_call_continues_is_kept_until_the_call_has_ended():
     histories = SessionStore(RunTracker(), lambda reader, run: release.append(reader))
     histories.keep("chat", None, None, 10.0)
     histories.keep("other", None, None, 10.0)
-    histories.hold("chat")
-    histories.hold("nobody")
+    histories.pin("chat")
+    histories.pin("nobody")
     histories.expire(1000.0)  # the call was long in the queue
     assert release == ["other"]
     histories.keep("chat", None, None, 1010.0)

@@ -11,12 +11,12 @@ RING = Workflow().edge("a", "b").edge("b", "c").edge("c", "d").edge("d", "a").fr
 
 def test_a_shadow_finds_what_a_cache_of_its_size_would():
     shadow = ShadowLRU(4)
-    assert shadow.use([1, 2, 3]) == 0
-    assert shadow.use([1, 2, 3]) == 3
-    assert shadow.use([1, 9]) == 1  # one more: it holds four
-    assert shadow.use([1, 2]) == 2
-    assert shadow.use([7, 8]) == 0
-    assert shadow.use([1, 2, 3]) == 2  # ends went before what they continue
+    assert shadow.access([1, 2, 3]) == 0
+    assert shadow.access([1, 2, 3]) == 3
+    assert shadow.access([1, 9]) == 1  # one more: it holds four
+    assert shadow.access([1, 2]) == 2
+    assert shadow.access([7, 8]) == 0
+    assert shadow.access([1, 2, 3]) == 2  # ends went before what they continue
 
 
 def call(engine, agent, turn, client):
@@ -29,9 +29,9 @@ def call(engine, agent, turn, client):
     return one.stats.num_cached_tokens
 
 
-def found(guards):
+def found(safeguards):
     """A client whose run stands still at the ring's start, while it calls strangers to it."""
-    cache = CacheSettings(eviction="kvflow", guards=guards)
+    cache = CacheSettings(eviction="kvflow", safeguards=safeguards)
     engine = make_engine(num_pages=18, max_model_len=24, cache=cache)
     for turn, agent in enumerate("abcd"):
         call(engine, agent, turn, "misled")
@@ -39,15 +39,15 @@ def found(guards):
 
 
 def test_a_graph_that_misleads_is_believed_no_longer():
-    engine, believed = found(guards=False)
-    _, watched = found(guards=True)
+    engine, believed = found(safeguards=False)
+    _, watched = found(safeguards=True)
     assert sum(believed[-30:]) < sum(watched[-30:])
     assert watched[-30:] == [16] * 30
     assert engine.controller.run_tracker.steps(("misled", "a")) < 10
 
 
 def test_a_graph_that_is_right_is_believed():
-    cache = CacheSettings(eviction="kvflow", guards=True)
+    cache = CacheSettings(eviction="kvflow", safeguards=True)
     engine = make_engine(num_pages=18, max_model_len=24, cache=cache)
     for turn in range(60):
         call(engine, "abcd"[turn % 4], turn, "right")
@@ -65,8 +65,8 @@ def test_where_all_find_less_than_recency_would_nobody_is_believed():
         graph.edge("hub", agent).edge(agent, "hub")
     graph = graph.freeze()
     computed = {}
-    for guards in (False, True):
-        cache = CacheSettings(eviction="kvflow", guards=guards)
+    for safeguards in (False, True):
+        cache = CacheSettings(eviction="kvflow", safeguards=safeguards)
         engine = make_engine(num_pages=22, max_model_len=24, cache=cache)
         for agent in "abcd":
             prompt = [2 * ord(agent) % 40] * 16 + [7]
@@ -81,5 +81,5 @@ def test_where_all_find_less_than_recency_would_nobody_is_believed():
             assert one.tokens == one.cold
             total += one.stats.num_prompt_tokens - one.stats.num_cached_tokens
         engine.check_integrity()
-        computed[guards] = total
+        computed[safeguards] = total
     assert computed[True] < 0.6 * computed[False]

@@ -30,7 +30,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 PENALTY = SamplingParams(
     temperature=0.8, seed=3, max_tokens=6, repetition_penalty=1.3, prompt_logprobs=2, logprobs=2
 )
-HOST = CacheSettings(keeps_everything=True, num_host_blocks=200, extent_sizes=EXTENTS)
+HOST = CacheSettings(offloads_everything=True, num_host_blocks=200, extent_sizes=EXTENTS)
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ class Life:
 
     def ask(self, prompt, params=GREEDY):
         asked = Collected(self.engine, prompt, params)
-        while not self.engine.is_idle or self.engine.transfer_manager.is_moving:
+        while not self.engine.is_idle or self.engine.transfer_manager.has_in_flight:
             self.woken.clear()
             # What has landed by this step wakes nobody any more.
-            if not self.engine.step() and self.engine.transfer_manager.is_moving:
+            if not self.engine.step() and self.engine.transfer_manager.has_in_flight:
                 assert self.woken.wait(30)
         self.engine.check_integrity()
         return asked

@@ -31,11 +31,13 @@ COMMON = {"num_host_blocks": 20, "extent_sizes": (1, 4)}
 SETTINGS = {
     "kvflow": CacheSettings(eviction="kvflow", prefetches=True, **COMMON),
     "kvflow, late backups": CacheSettings(
-        eviction="kvflow", prefetches=True, backs_up_early=False, **COMMON
+        eviction="kvflow", prefetches=True, offloads_early=False, **COMMON
     ),
-    "hicache": CacheSettings(keeps_everything=True, **COMMON),
+    "hicache": CacheSettings(offloads_everything=True, **COMMON),
     "lru with prefetch": CacheSettings(prefetches=True, **COMMON),
-    "in turns": CacheSettings(eviction="kvflow-cost", prefetches=True, holds_back=True, **COMMON),
+    "in turns": CacheSettings(
+        eviction="kvflow-cost", prefetches=True, admission_control=True, **COMMON
+    ),
 }
 
 
@@ -53,8 +55,16 @@ class Clock:
 def _little_lost_in_little_time_is_much(monkeypatch):
     """Lives are short: what runs wait for, and for how long, is cut to their measure."""
     monkeypatch.setattr(cost_model, "_MIN_TOKENS", 1)
-    limits = {"HIGH": 1e-2, "LOW": 1e-3, "MEMORY_S": 0.1, "RATE": 10.0, "LEAST": 0.3}
-    for name, value in (limits | {"MIN_TURN_S": 0.1, "TURN": 1, "_DECIDE_EVERY_S": 0.01}).items():
+    limits = {
+        "HIGH_WATERMARK": 1e-2,
+        "LOW_WATERMARK": 1e-3,
+        "AVERAGING_S": 0.1,
+        "LIMIT_RATE": 10.0,
+        "MIN_LIMIT": 0.3,
+    }
+    for name, value in (
+        limits | {"MIN_SLICE_S": 0.1, "SLICE_FACTOR": 1, "_UPDATE_EVERY_S": 0.01}
+    ).items():
         monkeypatch.setattr(admission_control, name, value)
     # A test's steps take no time: what fewer in each cost says nothing.
     monkeypatch.setattr(admission_control.AdmissionControl, "_slowdown", lambda *_: 0.0)
@@ -64,15 +74,15 @@ class Life:
     def __init__(self, seed, settings):
         self.rng = np.random.default_rng(seed)
         self.engine = make_engine(num_pages=20, max_model_len=48, cache=settings, clock=Clock())
-        self.num_clients = 4 if settings.holds_back else 1  # runs of one share all they read
-        self.engine.transfers.holds = True
+        self.num_clients = 4 if settings.admission_control else 1  # runs of one share all they read
+        self.engine.transfers.is_paused = True
         self.clients = []
         self.counts = Counter()
         for of, name in (
             (self.engine.cache.residency, "cancel"),
-            (self.engine.cache.residency, "landed"),
-            (self.engine.cache.residency, "lost"),
-            (self.engine.scheduler, "give_up_loads"),
+            (self.engine.cache.residency, "complete"),
+            (self.engine.cache.residency, "drop_lost_extent"),
+            (self.engine.scheduler, "requeue_failed_loads"),
             (self.engine.scheduler, "_preempt"),
         ):
             self.count(of, name)
@@ -102,7 +112,7 @@ class Life:
             num_fixed=len(fixed),
         )
         kind = {"max_tokens": int(rng.integers(1, 10)), "hints": hints}
-        kind["client"] = str(rng.integers(0, self.num_clients))
+        kind["fairness_key"] = str(rng.integers(0, self.num_clients))
         self.clients.append(Client(self.engine, prompt, **kind))
 
     def live(self, num_moves):
@@ -114,9 +124,9 @@ class Life:
             elif move < 0.25 and self.clients:
                 engine.abort(self.clients[int(rng.integers(0, len(self.clients)))].id)
             elif move < 0.45:
-                engine.transfers.land(int(rng.integers(1, 4)))
+                engine.transfers.complete(int(rng.integers(1, 4)))
             elif move < 0.48:
-                engine.transfers.land(1, RuntimeError("the link is down"))
+                engine.transfers.complete(1, RuntimeError("the link is down"))
             elif move < 0.50:
                 engine.flush_cache()
             else:
@@ -125,7 +135,7 @@ class Life:
             self.counts["held back"] += engine.controller.num_throttled > 0
 
     def end(self):
-        self.engine.transfers.holds = False
+        self.engine.transfers.is_paused = False
         run(self.engine)
         assert self.engine.cache.num_leased == 0
         for client in self.clients:
@@ -145,8 +155,8 @@ def test_texts_are_cold_texts_whatever_the_link_does(name):
         life.end()
         counts += life.counts
     # Or it has shown nothing.
-    expected = {"landed", "lost", "give_up_loads"}
-    expected.add("held back" if SETTINGS[name].holds_back else "_preempt")
+    expected = {"complete", "drop_lost_extent", "requeue_failed_loads"}
+    expected.add("held back" if SETTINGS[name].admission_control else "_preempt")
     if SETTINGS[name].prefetches:
         expected.add("cancel")
     assert expected <= counts.keys(), counts

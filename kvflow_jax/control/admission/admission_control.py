@@ -1,19 +1,19 @@
-"""Which runs of workflows go on at a time, where they read more again than the cache holds.
+"""Admission control: time-slices workflow runs while the cache thrashes.
 
-Where many take turns then, each finds that the others have evicted what it had computed, and all
-compute it anew: the cache thrashes, whatever its order of eviction. As an operating system does
-(Denning 1968, working sets), some are held back then, whole runs, and the others go on without loss
-until they end, wait long for a tool, or have had their turn.
+If the working sets of concurrent runs exceed the cache, each run finds that the others have evicted
+its KV, and all of them recompute it: the cache thrashes, whatever its order of eviction. As an
+operating system does (Denning 1968, working sets), admission control then throttles whole runs. The
+others go on without recomputation until they end, idle for long, or have used up their time slice.
 
-    arrives ──▶ queued ──there is room──▶ active ──▶ ends
-                  ▲                          │
-                  └──calls──── parked ◀──────┘ waits long; too many; had its turn
+    new call ──▶ queued ──within the limit──▶ active ──▶ ended
+                   ▲                            │
+                   └──new call──── throttled ◀──┘ idle for long; over the limit; end of its slice
 
-How much room there is shows in use, as with congestion of a network: it shrinks while much time
-goes into computing again what had been there, and grows while none does. What a parked run reads is
-not expected soon, and goes first. Calls that have arrived by then go on, and nothing else is held
-back. Decoding takes longer where fewer share a step: runs are held back only while what would be
-lost without that is more.
+The limit on the working sets of active runs is adaptive, as in congestion control of a network: it
+shrinks while much time goes into recomputation, and grows while little does. A throttled run's
+readers count more steps-to-execution, so that their blocks are evicted first. Calls that have
+started go on; only new calls wait. Decoding takes longer when fewer requests share a step, so runs
+are throttled only while the recomputation that this avoids costs more.
 """
 
 from __future__ import annotations
@@ -30,30 +30,34 @@ from kvflow_jax.control.admission.working_sets import WorkingSets
 from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
 from kvflow_jax.errors import IntegrityError
 
-HIGH, LOW = 0.2, 0.05  # shares of lost time from which on room shrinks, and until which it grows
-RATE = 0.02  # how fast, of the room, a second
-MEMORY_S = 60.0  # how long lost time is remembered
-# Of the time, what runs that are held back may cost by sharing no step: the others end the sooner,
-# so that all wait less on average where as much is done.
-TOLERANCE = 0.25
-LEAST = 0.8  # of the cache; working sets that take no more are never held back
-TURN = 32  # a run that is swapped for another has been active so many times as long as that costs
-MIN_TURN_S = 10.0
-_DECIDE_EVERY_S = 1.0
-_LOOKED_AT = 16  # queued runs, of which the others are thought to be like
+# Shares of the time spent recomputing evicted KV: above the first the limit shrinks, below the
+# second it grows, by a factor of exp(LIMIT_RATE) per second.
+HIGH_WATERMARK, LOW_WATERMARK = 0.2, 0.05
+LIMIT_RATE = 0.02
+AVERAGING_S = 60.0  # time constant of the averages
+# Share of the time that smaller decode batches may cost beyond what throttling saves: active runs
+# end sooner, so that all runs wait less on average for the same throughput.
+DECODE_TOLERANCE = 0.25
+MIN_LIMIT = 0.8  # of the cache; smaller working sets are never throttled
+SLICE_FACTOR = 32  # time slice, in multiples of the time to recompute the queued run's blocks
+MIN_SLICE_S = 10.0
+_UPDATE_EVERY_S = 1.0
+_MAX_SAMPLED = 16  # queued runs from which the size of all queued runs is extrapolated
 
 
 class AdmissionControl:
-    """Decides which runs are active. Names of runs are the caller's, and so are those of readers:
-    agents and conversations, that read something again. Keys are those of ``block_hashes``.
+    """Decides which runs are active.
+
+    Runs and readers (agents and conversations that read a prefix again) are named by the caller.
+    Hashes are those of ``block_hashes``.
 
     Args:
-        num_blocks: that the cache holds, on all tiers that are worth reading from.
-        compute_s: seconds to compute so many blocks. Who is held back finds nothing: were there
-            room for what he reads, on whichever tier, he would go on.
-        decode_s: seconds so far in steps that computed no prompt.
-        park: is told of runs that are held back from now on.
-        resume: and of those that go on.
+        num_blocks: capacity of the cache, of all tiers worth reading from.
+        compute_s: seconds to compute a number of blocks. Throttled runs are charged with that, as
+            their blocks are evicted from every tier: if a tier had room, they would be active.
+        decode_s: total seconds so far of steps that computed no prompt tokens.
+        throttle: called with each run that becomes throttled.
+        resume: called with each run that becomes active.
     """
 
     def __init__(
@@ -61,268 +65,298 @@ class AdmissionControl:
         num_blocks: Callable[[], int],
         compute_s: Callable[[int], float],
         decode_s: Callable[[], float],
-        park: Callable[[Hashable], object],
+        throttle: Callable[[Hashable], object],
         resume: Callable[[Hashable], object],
     ) -> None:
         self._num_blocks, self._compute_s = num_blocks, compute_s
         self._decode_s = decode_s
-        self._park, self._resume = park, resume
-        self._sets = WorkingSets()
+        self._throttle, self._resume = throttle, resume
+        self._working_sets = WorkingSets()
         self._readers: dict[Hashable, set[Hashable]] = {}  # of each run
-        self._calls: Counter[Hashable] = Counter()  # of each run, that have not ended
-        self._active: OrderedDict[Hashable, float] = OrderedDict()  # since when, longest first
-        self._queue: OrderedDict[Hashable, float] = OrderedDict()  # of parked runs with calls
-        self._idle: OrderedDict[Hashable, float] = OrderedDict()  # of runs without calls
-        self._priority: dict[Hashable, int] = {}  # of runs, as their last call has it
-        self._room = math.inf  # for keys
-        self._lost_share = 0.0
-        self._lost_s = 0.0  # since the room was last looked at
-        self._looked_s = -math.inf
+        self._num_calls: Counter[Hashable] = Counter()  # unfinished calls of each run
+        # Active runs, throttled runs with calls, and runs without calls, each with the time since
+        # when it is that, the earliest first.
+        self._active: OrderedDict[Hashable, float] = OrderedDict()
+        self._queue: OrderedDict[Hashable, float] = OrderedDict()
+        self._idle: OrderedDict[Hashable, float] = OrderedDict()
+        self._priority: dict[Hashable, int] = {}  # of the last call of each run
+        self._limit = math.inf  # on the blocks of active runs
+        self._recompute_share = 0.0  # of the time, average
+        self._recompute_s = 0.0  # since the last update
+        self._updated_s = -math.inf
         self._idle_times = IdleTimeQuantile()
-        self._lost_before = self._decode_share = self._decoded_s = 0.0
+        # The average share of recomputation when runs were first throttled.
+        self._recompute_share_before = 0.0
+        self._decode_share = 0.0  # of the time, average
+        self._last_decode_s = 0.0  # ``decode_s`` at the last update
 
     @property
     def num_queued(self) -> int:
-        """Runs that want to go on and are held back."""
+        """Throttled runs with calls."""
         return len(self._queue)
 
     @property
-    def num_held(self) -> int:
-        """Blocks that active runs read again."""
-        return self._sets.num_held
+    def num_active_blocks(self) -> int:
+        """Distinct blocks in the working sets of active runs."""
+        return self._working_sets.num_active_blocks
 
     def is_throttled(self, run: Hashable) -> bool:
-        """Whether calls of a run have to wait."""
+        """Return whether new calls of a run wait."""
         return run in self._queue
 
-    # Who reads what.
+    # Working sets.
 
-    def reads(self, reader: Hashable, keys: np.ndarray) -> None:
-        """What an reader reads again, i64[n]."""
-        self._sets.reads(reader, keys)
+    def set_working_set(self, reader: Hashable, hashes: np.ndarray) -> None:
+        """Set the blocks that a reader reads again, i64[n]."""
+        self._working_sets.set(reader, hashes)
 
-    def forget(self, reader: Hashable) -> None:
-        """An reader reads nothing again."""
-        self._sets.forget(reader)
+    def remove_working_set(self, reader: Hashable) -> None:
+        """Forget the blocks that a reader reads."""
+        self._working_sets.remove(reader)
 
-    def found(self, keys: np.ndarray, num_found: int, readers: Iterable[Hashable]) -> None:
-        """A prompt i64[n] was read and computed, as far as ``num_found`` blocks were not there.
-
-        What of it its readers had read before was computed in vain, unless they were held back.
-        """
-        self._lost_s += self._compute_s(self._sets.num_lost(keys, num_found, readers))
-
-    def lose_all(self) -> None:
-        """The cache is empty; whoever reads next had no chance to find anything."""
-        self._sets.lose_all()
-
-    # A run's life.
-
-    def call(
-        self, run: Hashable, readers: Iterable[Hashable], now: float, *, priority: int = 0
+    def on_prefill_done(
+        self, hashes: np.ndarray, num_cached: int, readers: Iterable[Hashable]
     ) -> None:
-        """A call of a run has arrived.
+        """Account for the recomputation in a prefill.
+
+        Blocks that a reader of the prompt had read before count, unless its run was throttled
+        since.
 
         Args:
-            readers: that the run makes use of, now or later.
-            priority: who has a higher one goes on sooner, and for nobody with a lower one waits.
+            hashes: i64[n], of the prompt.
+            num_cached: leading blocks that were cached.
+        """
+        num_recomputed = self._working_sets.num_recomputed(hashes, num_cached, readers)
+        self._recompute_s += self._compute_s(num_recomputed)
+
+    def on_cache_reset(self) -> None:
+        """Account for an emptied cache: what readers compute next is not due to thrashing."""
+        self._working_sets.mark_all_cold()
+
+    # The life of a run.
+
+    def on_call_added(
+        self, run: Hashable, readers: Iterable[Hashable], now: float, *, priority: int = 0
+    ) -> None:
+        """Queue a new call of a run, and admit the run if the limit permits.
+
+        Args:
+            readers: readers that the run uses, now or later.
+            priority: runs of a higher one are admitted first, and not after runs of a lower one.
         """
         idle_since_s = self._idle.pop(run, None)
         if idle_since_s is not None:
-            self._idle_times.note(now - idle_since_s)
-        self._calls[run] += 1
+            self._idle_times.observe(now - idle_since_s)
+        self._num_calls[run] += 1
         self._priority[run] = priority
         self._readers.setdefault(run, set())
-        self.join(run, readers)
+        self.add_readers(run, readers)
         if run in self._active:
             return
         self._queue.setdefault(run, now)
-        if self._num_more(run):
-            self._take_in(now)
+        if self._num_additional(run):
+            self._admit_queued(now)
         else:
-            self._go_on(run, now)  # it takes no room that others wait for
+            self._activate(run, now)  # it takes no room from the runs in front of it
 
-    def join(self, run: Hashable, readers: Iterable[Hashable]) -> None:
-        """A run makes use of more readers; nothing happens where it is over."""
+    def add_readers(self, run: Hashable, readers: Iterable[Hashable]) -> None:
+        """Add readers that a run uses; does nothing for a run that has ended."""
         known = self._readers.get(run)
         if known is None:
             return
-        news = set(readers) - known
-        known |= news
+        new = set(readers) - known
+        known |= new
         if run in self._active:
-            self._sets.use(news)
+            self._working_sets.acquire(new)
 
-    def leave(self, run: Hashable, reader: Hashable) -> None:
-        """A run makes use of an reader no longer; fine where it did not."""
+    def remove_reader(self, run: Hashable, reader: Hashable) -> None:
+        """Remove a reader that a run no longer uses; does nothing for one it did not use."""
         if reader in self._readers.get(run, ()):
             self._readers[run].remove(reader)
             if run in self._active:
-                self._sets.leave([reader])
+                self._working_sets.release([reader])
 
-    def called(self, run: Hashable, now: float) -> None:
-        """A call of a run has ended."""
-        self._calls[run] -= 1
-        if self._calls[run] > 0:
+    def on_call_finished(self, run: Hashable, now: float) -> None:
+        """Record the end of a call of a run."""
+        self._num_calls[run] -= 1
+        if self._num_calls[run] > 0:
             return
-        del self._calls[run]
-        self._queue.pop(run, None)  # whoever waited has given up
-        if run in self._readers:  # else it is over
+        del self._num_calls[run]
+        self._queue.pop(run, None)  # all calls that waited were aborted
+        if run in self._readers:  # else the run has ended
             self._idle[run] = now
 
-    def end(self, run: Hashable) -> None:
-        """A run is over."""
+    def end_run(self, run: Hashable) -> None:
+        """Forget a run."""
         self._queue.pop(run, None)
         self._idle.pop(run, None)
         self._priority.pop(run, None)
         readers = self._readers.pop(run, set())
         if self._active.pop(run, None) is not None:
-            self._sets.leave(readers)
+            self._working_sets.release(readers)
 
-    def decide(self, now: float) -> None:
-        """Park and resume runs, as things stand. Call it often; it looks now and then."""
-        if now - self._looked_s < _DECIDE_EVERY_S:
+    def update(self, now: float) -> None:
+        """Adapt the limit, and throttle and resume runs; at most every ``_UPDATE_EVERY_S``."""
+        if now - self._updated_s < _UPDATE_EVERY_S:
             return
-        self._adapt(now)
-        while self.num_held > self._room:
-            victim = self._waits_long(now) or self._newest()
+        self._adapt_limit(now)
+        while self.num_active_blocks > self._limit:
+            victim = self._longest_idle(now) or self._newest()
             if victim is None:
                 break
-            self._hold_back(victim)
-        self._take_in(now)
+            self._deactivate(victim)
+        self._admit_queued(now)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless the counts are those of the runs that are active."""
-        self._sets.check_integrity(
+        """Raise IntegrityError unless working sets are counted for exactly the active runs."""
+        self._working_sets.check_integrity(
             Counter(reader for run in self._active for reader in self._readers[run])
         )
-        if self._queue.keys() & self._active.keys() or not self._queue.keys() <= self._calls.keys():
-            raise IntegrityError("a run waits for a turn that it has, or does not want")
+        if (
+            self._queue.keys() & self._active.keys()
+            or not self._queue.keys() <= self._num_calls.keys()
+        ):
+            raise IntegrityError("a queued run is active, or has no calls")
 
-    def _adapt(self, now: float) -> None:
-        """Leave working sets less room while time is lost, and more while none is."""
-        passed_s = min(now - self._looked_s, MEMORY_S)
-        fresh = 1.0 - math.exp(-passed_s / MEMORY_S)
-        self._lost_share += fresh * (self._lost_s / passed_s - self._lost_share)
-        self._looked_s, self._lost_s = now, 0.0
-        decoded_s = self._decode_s()
-        share = (decoded_s - self._decoded_s) / passed_s
-        self._decode_share += fresh * (share - self._decode_share)
-        self._decoded_s = decoded_s
-        if self._queue and not self._pays():
-            self._room = math.inf
-        elif self._lost_share > HIGH:
-            least = LEAST * self._num_blocks()
+    def _adapt_limit(self, now: float) -> None:
+        """Shrink the limit while the cache thrashes, and let it grow while little is recomputed."""
+        elapsed_s = min(now - self._updated_s, AVERAGING_S)
+        weight = 1.0 - math.exp(-elapsed_s / AVERAGING_S)
+        self._recompute_share += weight * (self._recompute_s / elapsed_s - self._recompute_share)
+        self._updated_s, self._recompute_s = now, 0.0
+        decode_s = self._decode_s()
+        decode_share = (decode_s - self._last_decode_s) / elapsed_s
+        self._decode_share += weight * (decode_share - self._decode_share)
+        self._last_decode_s = decode_s
+        if self._queue and not self._pays_off():
+            self._limit = math.inf
+        elif self._recompute_share > HIGH_WATERMARK:
+            min_limit = MIN_LIMIT * self._num_blocks()
             if not self._queue:
-                self._lost_before = self._lost_share
-                if self._slowdown(self.num_held - least, least) > self._lost_share:
+                self._recompute_share_before = self._recompute_share
+                num_excess = self.num_active_blocks - min_limit
+                if self._slowdown(num_excess, min_limit) > self._recompute_share:
                     return
-            room = min(self._room, self.num_held) * math.exp(-RATE * passed_s)
-            self._room = max(room, least)
-        elif self._lost_share < LOW:
-            self._room *= math.exp(RATE * passed_s)
+            limit = min(self._limit, self.num_active_blocks) * math.exp(-LIMIT_RATE * elapsed_s)
+            self._limit = max(limit, min_limit)
+        elif self._recompute_share < LOW_WATERMARK:
+            self._limit *= math.exp(LIMIT_RATE * elapsed_s)
 
-    def _pays(self) -> bool:
-        """Whether those that are held back would cost more time if they went on."""
-        some = list(islice(self._queue, _LOOKED_AT))
-        num_queued = sum(map(self._num_more, some)) / len(some) * len(self._queue)
-        saved = self._lost_before - self._lost_share
-        return saved > self._slowdown(num_queued, self.num_held + num_queued) - TOLERANCE
+    def _pays_off(self) -> bool:
+        """Return whether throttling saves more recomputation than it costs in decoding."""
+        sampled = list(islice(self._queue, _MAX_SAMPLED))
+        num_queued = sum(map(self._num_additional, sampled)) / len(sampled) * len(self._queue)
+        saved = self._recompute_share_before - self._recompute_share
+        slowdown = self._slowdown(num_queued, self.num_active_blocks + num_queued)
+        return saved > slowdown - DECODE_TOLERANCE
 
     def _slowdown(self, num_queued: float, num_others: float) -> float:
-        """Share of the time that it costs to decode without those that are held back.
+        """Return the share of the time that decoding without the queued runs costs.
 
-        A decode step takes about as long with few rows as with many, so that as many more are
-        needed as fewer share them.
+        A decode step takes about as long with few rows as with many, so smaller batches need
+        proportionally more steps.
 
         Args:
-            num_queued, num_others: blocks that those read, to what their number is compared.
+            num_queued: blocks in the working sets of queued runs.
+            num_others: blocks that they are compared with.
         """
         return self._decode_share * max(0.0, num_queued) / max(1.0, num_others)
 
-    def _take_in(self, now: float) -> None:
-        """Let runs go on for which there is room, by priority, then who waits longest first."""
+    def _admit_queued(self, now: float) -> None:
+        """Admit queued runs within the limit, by priority, then in the order they were queued.
+
+        A run that does not fit stops the runs behind it, so that it is not starved.
+        """
         while self._queue:
             run = max(self._queue, key=self._priority.__getitem__)  # the first of the highest
             if not self._make_room(run, now):
                 return
-            self._go_on(run, now)
+            self._activate(run, now)
 
     def _make_room(self, run: Hashable, now: float) -> bool:
-        """Hold back whom a queued run takes the place of; False, and nobody is, where that is not
-        enough."""
-        left: list[tuple[Hashable, float]] = []
-        while self._active and (num := self._num_more(run)) and self.num_held + num > self._room:
-            victim = self._waits_long(now) or self._makes_way(run, num, now)
+        """Throttle active runs that give way to a queued one.
+
+        Returns:
+            Whether the run now fits; if not, no run was throttled.
+        """
+        released: list[tuple[Hashable, float]] = []
+        while (
+            self._active
+            and (num_blocks := self._num_additional(run))
+            and self.num_active_blocks + num_blocks > self._limit
+        ):
+            victim = self._longest_idle(now) or self._preemptible(run, num_blocks, now)
             if victim is None:
-                for other, since_s in left:
+                for other, since_s in released:
                     self._active[other] = since_s
-                    self._sets.use(self._readers[other], have_read=True)
+                    self._working_sets.acquire(self._readers[other], have_read=True)
                 self._active = OrderedDict(sorted(self._active.items(), key=itemgetter(1)))
                 return False
-            left.append((victim, self._active.pop(victim)))
-            self._sets.leave(self._readers[victim])
-        for victim, _ in left:
-            self._park(victim)
+            released.append((victim, self._active.pop(victim)))
+            self._working_sets.release(self._readers[victim])
+        for victim, _ in released:
+            self._throttle(victim)
         return True
 
-    def _go_on(self, run: Hashable, now: float) -> None:
+    def _activate(self, run: Hashable, now: float) -> None:
         del self._queue[run]
         self._active[run] = now
-        self._sets.use(self._readers[run])
+        self._working_sets.acquire(self._readers[run])
         self._resume(run)
 
-    def _hold_back(self, run: Hashable) -> None:
+    def _deactivate(self, run: Hashable) -> None:
         del self._active[run]
-        self._sets.leave(self._readers[run])
-        self._park(run)
+        self._working_sets.release(self._readers[run])
+        self._throttle(run)
 
-    def _waits_long(self, now: float) -> Hashable | None:
-        """The active run that waits longest for its next call, if that is long.
+    def _longest_idle(self, now: float) -> Hashable | None:
+        """Return the active run that idles longest, if it idles for long; else None.
 
-        Long is longer than most waits are, and than to have again what it reads would take: whoever
-        keeps it for as long loses at most twice what he must (Continuum, arXiv 2511.02230).
+        Long means longer than most idle times, plus the time to recompute the run's blocks: to keep
+        a run active for that long costs at most twice the optimum (Continuum, arXiv 2511.02230).
         """
         for run, since_s in self._idle.items():
             if run in self._active:
-                num = self._sets.num_read(self._readers[run])
-                return (
-                    run if now - since_s > self._idle_times.long_s + self._compute_s(num) else None
-                )
+                num_blocks = self._working_sets.num_blocks(self._readers[run])
+                long_s = self._idle_times.long_s + self._compute_s(num_blocks)
+                return run if now - since_s > long_s else None
         return None
 
     def _newest(self) -> Hashable | None:
-        """The run active shortest of those of the lowest priority without which less is held, the
-        last one excepted."""
+        """Return the active run of the lowest priority, of these the newest, that frees blocks.
+
+        The last active run is never returned.
+        """
         if len(self._active) < 2:
             return None
         newest_first = list(self._active)[::-1]
         for run in sorted(newest_first, key=self._priority.__getitem__):
-            if self._sets.are_needed(self._readers[run]):
+            if self._working_sets.would_free_blocks(self._readers[run]):
                 return run
         return None
 
-    def _makes_way(self, run: Hashable, num: int, now: float) -> Hashable | None:
-        """The active run that is held back for a queued one, if there is any that should be.
+    def _preemptible(self, run: Hashable, num_blocks: int, now: float) -> Hashable | None:
+        """Return the active run that gives way to a queued one; None if there is none.
 
-        One of lower priority is; of equal priority the one active longest, if it has been for long
-        enough to be swapped.
+        An active run of lower priority gives way at once; of equal priority, the run that has been
+        active longest gives way at the end of its time slice.
 
         Args:
-            num: blocks that the queued run reads and nobody else.
+            num_blocks: blocks that the queued run reads and no active run does.
         """
         if not self._active:
             return None
-        own = self._priority[run]
-        least = min(self._active, key=self._priority.__getitem__)
-        if self._priority[least] < own:
-            return least
-        turn_s = max(MIN_TURN_S, TURN * self._compute_s(num))
+        priority = self._priority[run]
+        lowest = min(self._active, key=self._priority.__getitem__)
+        if self._priority[lowest] < priority:
+            return lowest
+        slice_s = max(MIN_SLICE_S, SLICE_FACTOR * self._compute_s(num_blocks))
         for other, since_s in self._active.items():
-            if self._priority[other] == own:
-                is_over = now - max(self._queue[run], since_s) > turn_s
+            if self._priority[other] == priority:
+                is_over = now - max(self._queue[run], since_s) > slice_s
                 return other if is_over else None
         return None
 
-    def _num_more(self, run: Hashable) -> int:
-        """Blocks that a run reads again and no active one does."""
-        return self._sets.num_more(self._readers[run])
+    def _num_additional(self, run: Hashable) -> int:
+        """Return the blocks in a run's working sets that no active run reads."""
+        return self._working_sets.num_additional(self._readers[run])

@@ -1,4 +1,7 @@
-"""Turns of runs: tells ``AdmissionControl`` what requests and runs do, and ``RunTracker`` who waits."""
+"""The gate between requests and admission control.
+
+It reports requests and runs to ``AdmissionControl``, and throttled runs to ``RunTracker``.
+"""
 
 from __future__ import annotations
 
@@ -14,103 +17,105 @@ from kvflow_jax.requests.request import Request
 
 
 class AdmissionGate:
-    """Says which requests wait because their runs do.
+    """Decides which requests may run; all of them without admission control.
 
     Args:
-        compute_s, decode_s: see ``AdmissionControl``; None: no run ever waits.
+        compute_s, decode_s: see ``AdmissionControl``; None switches admission control off.
     """
 
     def __init__(
         self,
         cache: PrefixCache,
-        progress: RunTracker,
+        run_tracker: RunTracker,
         compute_s: Callable[[int], float] | None = None,
         decode_s: Callable[[], float] | None = None,
     ) -> None:
-        self._cache, self._run_tracker = cache, progress
+        self._cache, self._run_tracker = cache, run_tracker
         self._control: AdmissionControl | None = None
         if compute_s is not None and decode_s is not None:
-            park = partial(progress.throttle, is_throttled=True)
-            resume = partial(progress.throttle, is_throttled=False)
-            self._control = AdmissionControl(self._num_blocks, compute_s, decode_s, park, resume)
+            throttle = partial(run_tracker.set_throttled, is_throttled=True)
+            resume = partial(run_tracker.set_throttled, is_throttled=False)
+            self._control = AdmissionControl(
+                self._num_blocks, compute_s, decode_s, throttle, resume
+            )
 
     def reset(self, cache: PrefixCache) -> None:
-        """Go on with a cache that is empty."""
+        """Go on with an empty cache."""
         self._cache = cache
         if self._control is not None:
-            self._control.lose_all()
+            self._control.on_cache_reset()
 
     @property
     def num_throttled(self) -> int:
-        """Runs whose requests wait until others have had their turn."""
+        """Workflow runs with calls that wait for their time slice."""
         return 0 if self._control is None else self._control.num_queued
 
-    def may_begin(self, request: Request, run: Run) -> bool:
-        """Whether a request of a run need not wait."""
+    def can_admit(self, request: Request, run: Run) -> bool:
+        """Return whether a request of a run may be scheduled; always once it has been."""
         if self._control is None or request.first_scheduled_s is not None:
             return True
         return not self._control.is_throttled(run.key)
 
-    def arrive(self, run: Run, agent: str | None, priority: int, now: float) -> None:
-        """A run has a call more, of this agent, and may have to wait for its turn."""
+    def on_call_added(self, run: Run, agent: str | None, priority: int, now: float) -> None:
+        """Record a new call of a run, by ``agent`` if that is known; the run may be throttled."""
         self._drop_ended()
         if self._control is None:
             return
-        agents = [agent for agent, steps in run.values.items() if steps < NEVER_STEPS]
+        agents = [agent for agent, steps in run.agent_steps.items() if steps < NEVER_STEPS]
         readers = [("agent", run.key[0], agent) for agent in agents]
-        self._control.call(run.key, readers, now, priority=priority)
+        self._control.on_call_added(run.key, readers, now, priority=priority)
         if agent is not None and self._control.is_throttled(run.key):
             self._run_tracker.throttle_call(run, agent)
 
-    def finish(self, run: Run, now: float) -> None:
-        """A call of a run has ended."""
+    def on_call_finished(self, run: Run, now: float) -> None:
+        """Record the end of a call of a run."""
         if self._control is not None:
-            self._control.called(run.key, now)
+            self._control.on_call_finished(run.key, now)
 
-    def computed(self, request: Request, *readers: Hashable) -> None:
-        """A request of these readers has been computed, as far as it was not found."""
-        if self._control is None or request.scores_prompt:  # which would not be shortened
+    def on_prefill_done(self, request: Request, *readers: Hashable) -> None:
+        """Record which blocks of a prompt, read by ``readers``, were cached and which computed."""
+        if self._control is None or request.scores_prompt:  # the latter is computed whole
             return
-        page = self._cache.page_size
-        # The last token is always computed, so that its block is never found.
-        keys = block_hashes(request, request.num_prompt - 1, page)
-        self._control.found(keys, (request.num_cached or 0) // page, readers)
+        page_size = self._cache.page_size
+        # The last token is always computed, so the block that it ends is never a hit.
+        hashes = block_hashes(request, request.num_prompt - 1, page_size)
+        self._control.on_prefill_done(hashes, (request.num_cached or 0) // page_size, readers)
 
-    def reads(self, reader: Hashable, request: Request, num_tokens: int) -> None:
-        """An reader will read a request's first tokens again."""
+    def set_working_set(self, reader: Hashable, request: Request, num_tokens: int) -> None:
+        """Set the working set of a reader to the first ``num_tokens`` tokens of a request."""
         if self._control is not None:
-            self._control.reads(reader, block_hashes(request, num_tokens, self._cache.page_size))
+            hashes = block_hashes(request, num_tokens, self._cache.page_size)
+            self._control.set_working_set(reader, hashes)
 
-    def join(self, run: Run, reader: Hashable) -> None:
-        """A run makes use of one more reader."""
+    def add_reader(self, run: Run, reader: Hashable) -> None:
+        """Record that a run uses one more reader."""
         if self._control is not None:
-            self._control.join(run.key, [reader])
+            self._control.add_readers(run.key, [reader])
 
-    def forget(self, reader: Hashable, run: Run | None) -> None:
-        """An reader reads nothing again; it was of this run, or of no single one."""
+    def remove_reader(self, reader: Hashable, run: Run | None) -> None:
+        """Forget a reader, which belonged to ``run`` or to no single run."""
         if self._control is not None:
-            self._control.forget(reader)
+            self._control.remove_working_set(reader)
             if run is not None:
-                self._control.leave(run.key, reader)
+                self._control.remove_reader(run.key, reader)
 
-    def decide(self, now: float) -> None:
-        """Hold runs back and let them go on, as things stand."""
+    def update(self, now: float) -> None:
+        """Throttle and resume runs."""
         self._drop_ended()
         if self._control is not None:
-            self._control.decide(now)
+            self._control.update(now)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError where counts are wrong."""
+        """Raise IntegrityError if the counts of admission control are wrong."""
         if self._control is not None:
             self._control.check_integrity()
 
     def _drop_ended(self) -> None:
-        """Runs that are over need no turn any more."""
         if self._control is not None:
             for run in self._run_tracker.ended:
-                self._control.end(run)
+                self._control.end_run(run)
         self._run_tracker.ended.clear()
 
     def _num_blocks(self) -> int:
-        """What both tiers hold."""
+        """Return the capacity of both tiers in blocks."""
         return self._cache.table.num_pages + self._cache.residency.host.max_blocks

@@ -1,4 +1,4 @@
-"""What readers read again, and how much of it those in use read together (Denning 1968)."""
+"""The working sets of readers, and the blocks in those of active readers (Denning 1968)."""
 
 from __future__ import annotations
 
@@ -8,106 +8,120 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 
 from kvflow_jax.errors import IntegrityError
-from kvflow_jax.requests.block_hashes import num_common
+from kvflow_jax.requests.block_hashes import common_prefix_len
 
-_NO_KEYS = np.empty(0, np.int64)
+_EMPTY = np.empty(0, np.int64)
 
 
 class WorkingSets:
-    """Keys i64[n] by reader, as ``block_hashes`` has them, and counts of those of readers in use."""
+    """The blocks that each reader reads again, with refcounts of those of active readers.
+
+    A reader is active while an active run uses it. A working set is i64[n] hashes of the leading
+    blocks of a sequence, as ``block_hashes`` computes them.
+    """
 
     def __init__(self) -> None:
-        self._reads: dict[Hashable, np.ndarray] = {}
-        self._users: Counter[Hashable] = Counter()  # of each reader
-        self._held: Counter[int] = Counter()  # keys, by how many readers in use read them
-        self._cold: set[Hashable] = set()  # readers in use that have not read since they were
+        self._hashes: dict[Hashable, np.ndarray] = {}
+        self._num_users: Counter[Hashable] = Counter()  # active runs that use a reader
+        self._refcounts: Counter[int] = Counter()  # block hash -> active readers that read it
+        # Active readers that have not read since they became active.
+        self._cold: set[Hashable] = set()
 
     @property
-    def num_held(self) -> int:
-        """Different blocks that readers in use read again."""
-        return len(self._held)
+    def num_active_blocks(self) -> int:
+        """Distinct blocks that active readers read again."""
+        return len(self._refcounts)
 
-    def reads(self, reader: Hashable, keys: np.ndarray) -> None:
-        """What an reader reads again."""
-        before = self._reads.get(reader, _NO_KEYS)
-        self._reads[reader] = keys
-        if self._users[reader]:
-            same = num_common(before, keys)
-            self._hold(keys[same:])
-            self._let_go(before[same:])
+    def set(self, reader: Hashable, hashes: np.ndarray) -> None:
+        """Set the working set of a reader, i64[n]."""
+        before = self._hashes.get(reader, _EMPTY)
+        self._hashes[reader] = hashes
+        if self._num_users[reader]:
+            num_same = common_prefix_len(before, hashes)
+            self._acquire_blocks(hashes[num_same:])
+            self._release_blocks(before[num_same:])
 
-    def forget(self, reader: Hashable) -> None:
-        """An reader reads nothing again."""
-        if reader in self._reads:
-            self.reads(reader, _NO_KEYS)
-            del self._reads[reader]
+    def remove(self, reader: Hashable) -> None:
+        """Forget the working set of a reader."""
+        if reader in self._hashes:
+            self.set(reader, _EMPTY)
+            del self._hashes[reader]
 
-    def num_lost(self, keys: np.ndarray, num_found: int, readers: Iterable[Hashable]) -> int:
-        """Blocks of a prompt that were computed although one of its readers had read them before.
+    def num_recomputed(
+        self, hashes: np.ndarray, num_cached: int, readers: Iterable[Hashable]
+    ) -> int:
+        """Return how many blocks of a prompt were recomputed although a reader had read them.
 
-        Not of readers that read for the first time since they are in use: they had no chance.
+        A cold reader does not count: it had no chance to find its blocks. It is cold no longer.
 
         Args:
-            num_found: of its blocks, that were there.
+            hashes: i64[n], of the prompt.
+            num_cached: leading blocks that were cached.
         """
         num_known = 0
         for reader in readers:
             if reader in self._cold:
                 self._cold.remove(reader)
-            elif reader in self._reads:
-                num_known = max(num_known, num_common(self._reads[reader], keys))
-        return max(0, num_known - num_found)
+            elif reader in self._hashes:
+                num_known = max(num_known, common_prefix_len(self._hashes[reader], hashes))
+        return max(0, num_known - num_cached)
 
-    def lose_all(self) -> None:
-        """The cache is empty; whoever reads next had no chance to find anything."""
-        self._cold = {reader for reader in self._users if reader in self._reads}
+    def mark_all_cold(self) -> None:
+        """Make all active readers cold, as the cache was emptied."""
+        self._cold = {reader for reader in self._num_users if reader in self._hashes}
 
-    def use(self, readers: Iterable[Hashable], *, have_read: bool = False) -> None:
-        """Owners are in use, once more each."""
+    def acquire(self, readers: Iterable[Hashable], *, have_read: bool = False) -> None:
+        """Add an active run to each reader.
+
+        Args:
+            have_read: whether readers that become active are warm.
+        """
         for reader in readers:
-            self._users[reader] += 1
-            if self._users[reader] == 1:
-                self._hold(self._reads.get(reader, _NO_KEYS))
-                if reader in self._reads and not have_read:
+            self._num_users[reader] += 1
+            if self._num_users[reader] == 1:
+                self._acquire_blocks(self._hashes.get(reader, _EMPTY))
+                if reader in self._hashes and not have_read:
                     self._cold.add(reader)
 
-    def leave(self, readers: Iterable[Hashable]) -> None:
-        """Owners are in use, once less each."""
+    def release(self, readers: Iterable[Hashable]) -> None:
+        """Remove an active run from each reader."""
         for reader in readers:
-            self._users[reader] -= 1
-            if not self._users[reader]:
-                del self._users[reader]
+            self._num_users[reader] -= 1
+            if not self._num_users[reader]:
+                del self._num_users[reader]
                 self._cold.discard(reader)
-                self._let_go(self._reads.get(reader, _NO_KEYS))
+                self._release_blocks(self._hashes.get(reader, _EMPTY))
 
-    def num_read(self, readers: Iterable[Hashable]) -> int:
-        """Blocks that readers read again, counted for each."""
-        return sum(len(self._reads.get(reader, _NO_KEYS)) for reader in readers)
+    def num_blocks(self, readers: Iterable[Hashable]) -> int:
+        """Return the sum of the readers' working sets in blocks; shared blocks count for each."""
+        return sum(len(self._hashes.get(reader, _EMPTY)) for reader in readers)
 
-    def num_more(self, readers: Iterable[Hashable]) -> int:
-        """Different blocks that readers read again and nobody in use does."""
-        keys = {key for one in readers for key in self._reads.get(one, _NO_KEYS).tolist()}
-        return sum(key not in self._held for key in keys)
+    def num_additional(self, readers: Iterable[Hashable]) -> int:
+        """Return the distinct blocks that readers read again and no active reader does."""
+        hashes = {key for reader in readers for key in self._hashes.get(reader, _EMPTY).tolist()}
+        return sum(key not in self._refcounts for key in hashes)
 
-    def are_needed(self, readers: Iterable[Hashable]) -> bool:
-        """Whether less would be held, were readers in use once less each."""
-        alone = (reader for reader in readers if self._users[reader] == 1)
-        keys = (key for one in alone for key in self._reads.get(one, _NO_KEYS).tolist())
-        return any(self._held[key] == 1 for key in keys)
+    def would_free_blocks(self, readers: Iterable[Hashable]) -> bool:
+        """Return whether a release of readers would lower ``num_active_blocks``."""
+        inactive = (reader for reader in readers if self._num_users[reader] == 1)
+        hashes = (key for reader in inactive for key in self._hashes.get(reader, _EMPTY).tolist())
+        return any(self._refcounts[key] == 1 for key in hashes)
 
-    def check_integrity(self, users: Counter[Hashable]) -> None:
-        """Raise IntegrityError unless these are the users of each reader, and that is held."""
-        held = Counter(key for o in users for key in self._reads.get(o, _NO_KEYS).tolist())
-        if users != +self._users or held != self._held:
-            raise IntegrityError("blocks are counted that nobody in use reads")
+    def check_integrity(self, num_users: Counter[Hashable]) -> None:
+        """Raise IntegrityError unless the counts are those of ``num_users``, reader -> runs."""
+        refcounts = Counter(
+            key for reader in num_users for key in self._hashes.get(reader, _EMPTY).tolist()
+        )
+        if num_users != +self._num_users or refcounts != self._refcounts:
+            raise IntegrityError("refcounts of working sets are not those of the active readers")
 
-    def _hold(self, keys: np.ndarray) -> None:
-        self._held.update(keys.tolist())
+    def _acquire_blocks(self, hashes: np.ndarray) -> None:
+        self._refcounts.update(hashes.tolist())
 
-    def _let_go(self, keys: np.ndarray) -> None:
-        held = self._held
-        for key in keys.tolist():
-            if held[key] == 1:
-                del held[key]
+    def _release_blocks(self, hashes: np.ndarray) -> None:
+        refcounts = self._refcounts
+        for key in hashes.tolist():
+            if refcounts[key] == 1:
+                del refcounts[key]
             else:
-                held[key] -= 1
+                refcounts[key] -= 1

@@ -16,7 +16,7 @@ class Cache:
 
     def __init__(self):
         self.now = 0.0
-        self.parked = []  # one after the other
+        self.throttled = []  # one after the other
         self.resumed = []
         self.decoded_s = 0.0
         self.counted = []  # blocks of which it was asked what they cost
@@ -24,7 +24,7 @@ class Cache:
             lambda: NUM_BLOCKS,
             self.compute_s,
             lambda: self.decoded_s,
-            self.parked.append,
+            self.throttled.append,
             self.resumed.append,
         )
 
@@ -33,30 +33,30 @@ class Cache:
         return num_blocks * BLOCK_S
 
     def call(self, run, *agents, priority=0):
-        self.admission.call(run, agents or [run], self.now, priority=priority)
+        self.admission.on_call_added(run, agents or [run], self.now, priority=priority)
         return not self.admission.is_throttled(run)
 
     def called(self, run):
-        self.admission.called(run, self.now)
+        self.admission.on_call_finished(run, self.now)
 
     def begin(self, run, num_blocks, *agents):
         """A run that calls, and reads so many blocks of its own."""
         assert self.call(run, *agents)
-        self.admission.reads(run, blocks_of(run, num_blocks))
+        self.admission.set_working_set(run, blocks_of(run, num_blocks))
 
     def lost(self, agent, num_blocks, num_found=0):
         """Blocks that count as lost when an agent's prompt is read."""
-        self.admission.found(blocks_of(agent, num_blocks), num_found, [agent])
+        self.admission.on_prefill_done(blocks_of(agent, num_blocks), num_found, [agent])
         return self.counted[-1]
 
     def pass_s(self, seconds, share_lost=0.0, share_decoding=0.0):
         """Let time pass, so much of it with what had been there, or in steps without a prompt."""
-        self.admission.reads("many", blocks_of("many", 100))
+        self.admission.set_working_set("many", blocks_of("many", 100))
         for _ in range(seconds):
             self.lost("many", int(share_lost / BLOCK_S))
             self.now += 1.0
             self.decoded_s += share_decoding
-            self.admission.decide(self.now)
+            self.admission.update(self.now)
             self.admission.check_integrity()
 
 
@@ -78,14 +78,14 @@ def test_nothing_waits_while_nothing_is_lost():
     for run in "abcdefgh":
         cache.begin(run, 90)
     cache.pass_s(100)
-    assert cache.admission.num_held == 720
-    assert not cache.parked
+    assert cache.admission.num_active_blocks == 720
+    assert not cache.throttled
     assert cache.call("i")
 
 
 def test_nothing_waits_while_all_fits():
     cache = thrashing("a", "b", num_blocks=40)
-    assert not cache.parked
+    assert not cache.throttled
     assert cache.call("c")
 
 
@@ -93,21 +93,21 @@ def test_little_that_is_lost_holds_nobody_back():
     cache = Cache()
     for run in "abcd":
         cache.begin(run, 30)
-    cache.pass_s(300, share_lost=admission_control.HIGH - 0.05)
-    assert not cache.parked
+    cache.pass_s(300, share_lost=admission_control.HIGH_WATERMARK - 0.05)
+    assert not cache.throttled
 
 
 def test_while_much_is_lost_the_newest_go_and_wait():
     cache = thrashing("a", "b", "c", "d")
-    assert cache.parked == ["d", "c"]
-    assert cache.admission.num_held == 60
+    assert cache.throttled == ["d", "c"]
+    assert cache.admission.num_active_blocks == 60
     assert cache.call("a")
     assert not cache.call("d")
     assert cache.admission.num_queued == 1
 
 
 def test_what_began_goes_on_and_what_follows_waits():
-    """A run is parked in the middle of a call: another call of it waits, that one does not."""
+    """A run is throttled in the middle of a call: another call of it waits, that one does not."""
     cache = thrashing("a", "b", "c", "d")
     assert not cache.admission.is_throttled("d")
     assert not cache.call("d")
@@ -119,10 +119,10 @@ def test_what_began_goes_on_and_what_follows_waits():
 
 def test_the_last_run_is_never_parked_however_much_it_reads():
     cache = thrashing("a", num_blocks=500)
-    assert not cache.parked
+    assert not cache.throttled
     cache = thrashing("a", "b", num_blocks=500)
-    assert cache.parked == ["b"]
-    cache.admission.end("a")
+    assert cache.throttled == ["b"]
+    cache.admission.end_run("a")
     cache.pass_s(1, share_lost=1.0)
     assert cache.call("b")  # alone, it need not wait for room that there will not be
 
@@ -132,10 +132,10 @@ def test_without_whom_no_less_is_held_is_not_parked():
     cache.begin("a", 60)
     cache.begin("b", 60)
     assert cache.call("c", "a")  # reads what a reads
-    cache.admission.reads("d", blocks_of("a", 60))
+    cache.admission.set_working_set("d", blocks_of("a", 60))
     assert cache.call("d")  # and so does this one, as another agent
     cache.pass_s(60, share_lost=1.0)
-    assert cache.parked == ["b"]
+    assert cache.throttled == ["b"]
 
 
 def test_who_reads_what_others_hold_need_not_wait():
@@ -149,12 +149,12 @@ def test_what_many_read_counts_once():
     cache = Cache()
     for run in "abc":
         cache.begin(run, 10, run, "shared")
-    cache.admission.reads("shared", blocks_of("a", 20))  # and starts like what a reads
-    assert cache.admission.num_held == 10 + 10 + 20
-    cache.admission.end("a")
-    assert cache.admission.num_held == 10 + 10 + 20
-    cache.admission.end("b")
-    assert cache.admission.num_held == 10 + 20
+    cache.admission.set_working_set("shared", blocks_of("a", 20))  # and starts like what a reads
+    assert cache.admission.num_active_blocks == 10 + 10 + 20
+    cache.admission.end_run("a")
+    assert cache.admission.num_active_blocks == 10 + 10 + 20
+    cache.admission.end_run("b")
+    assert cache.admission.num_active_blocks == 10 + 20
     cache.admission.check_integrity()
 
 
@@ -162,13 +162,13 @@ def test_who_waits_longest_goes_on_first_though_less_would_fit():
     cache = thrashing("a", "b", "c", "d")
     assert not cache.call("d")
     assert not cache.call("c")
-    cache.admission.reads("c", blocks_of("c", 10))
+    cache.admission.set_working_set("c", blocks_of("c", 10))
     cache.called("a")
-    cache.admission.end("a")
-    cache.admission.reads("b", blocks_of("b", 60))
+    cache.admission.end_run("a")
+    cache.admission.set_working_set("b", blocks_of("b", 60))
     cache.pass_s(1)
     assert cache.admission.num_queued == 2  # there is room for c, and d is before it
-    cache.admission.reads("b", blocks_of("b", 30))
+    cache.admission.set_working_set("b", blocks_of("b", 30))
     cache.pass_s(1)
     assert cache.resumed[-2:] == ["d", "c"]
     assert cache.admission.num_queued == 0
@@ -181,7 +181,7 @@ def test_who_waits_long_gives_its_place_up():
     cache.pass_s(1, share_lost=0.1)
     assert cache.admission.is_throttled("d")  # most waits are not over sooner
     cache.pass_s(1, share_lost=0.1)
-    assert cache.parked[-1] == "b"
+    assert cache.throttled[-1] == "b"
     assert not cache.admission.is_throttled("d")
     assert not cache.call("b")
 
@@ -201,18 +201,18 @@ def test_what_is_long_follows_from_how_long_runs_wait():
 def test_who_had_its_turn_is_swapped_for_who_waits():
     cache = thrashing("a", "b", "c", "d")
     assert not cache.call("d")
-    cache.pass_s(int(admission_control.MIN_TURN_S), share_lost=0.1)
+    cache.pass_s(int(admission_control.MIN_SLICE_S), share_lost=0.1)
     assert cache.admission.is_throttled("d")
     cache.pass_s(1, share_lost=0.1)
-    assert cache.parked[-1] == "a"  # active longest
+    assert cache.throttled[-1] == "a"  # active longest
     assert cache.resumed[-1] == "d"
 
 
 def test_a_turn_is_the_longer_the_more_the_swap_costs():
     cache = thrashing("a", "b", "c", "d")
-    cache.admission.reads("d", blocks_of("d", 50))
+    cache.admission.set_working_set("d", blocks_of("d", 50))
     assert not cache.call("d")
-    cache.pass_s(int(admission_control.TURN * 50 * BLOCK_S), share_lost=0.1)
+    cache.pass_s(int(admission_control.SLICE_FACTOR * 50 * BLOCK_S), share_lost=0.1)
     assert cache.admission.is_throttled("d")
     cache.pass_s(1, share_lost=0.1)
     assert not cache.admission.is_throttled("d")
@@ -223,16 +223,16 @@ def test_nobody_waits_where_few_would_decode_longer_than_is_lost():
     for run in "abcd":
         cache.begin(run, 60)  # three times what fits: without two of three, steps take as long
     cache.pass_s(200, share_lost=0.4, share_decoding=0.6)
-    assert not cache.parked
+    assert not cache.throttled
     cache.pass_s(100, share_lost=0.9, share_decoding=0.1)
-    assert cache.parked
+    assert cache.throttled
 
 
 def test_all_go_on_where_it_shows_that_few_decode_for_longer():
     cache = thrashing("a", "b", "c", "d")
     assert not cache.call("c")
     assert not cache.call("d")
-    cache.admission.reads("c", blocks_of("c", 200))
+    cache.admission.set_working_set("c", blocks_of("c", 200))
     cache.pass_s(3, share_lost=0.1, share_decoding=0.0)
     assert cache.admission.num_queued == 2
     cache.pass_s(200, share_lost=0.9, share_decoding=1.0)
@@ -243,23 +243,23 @@ def test_who_needs_no_room_does_not_wait_behind_who_does():
     cache = thrashing("a", "b", "c", "d")
     assert not cache.call("d")
     assert cache.call("new")
-    cache.admission.reads("new", blocks_of("new", 30))
+    cache.admission.set_working_set("new", blocks_of("new", 30))
     cache.pass_s(1, share_lost=1.0)
-    assert cache.parked[-1] == "new"  # now it does
+    assert cache.throttled[-1] == "new"  # now it does
 
 
 def test_nobody_makes_way_where_that_is_not_enough():
     cache = thrashing("a", "b", "c", "d")
-    cache.admission.reads("d", blocks_of("d", 70))
-    turn_s = int(admission_control.TURN * 70 * BLOCK_S)
+    cache.admission.set_working_set("d", blocks_of("d", 70))
+    turn_s = int(admission_control.SLICE_FACTOR * 70 * BLOCK_S)
     assert not cache.call("d")
-    cache.admission.end("b")
+    cache.admission.end_run("b")
     cache.pass_s(turn_s // 2, share_lost=0.1)
     cache.begin("new", 30)
     cache.pass_s(turn_s // 2 + 2, share_lost=0.1)  # that is the end of a's turn, not of its own
-    assert cache.parked == ["d", "c"]
+    assert cache.throttled == ["d", "c"]
     cache.pass_s(turn_s // 2, share_lost=0.1)
-    assert cache.parked == ["d", "c", "a", "new"]
+    assert cache.throttled == ["d", "c", "a", "new"]
     assert cache.resumed[-1] == "d"
 
 
@@ -268,15 +268,15 @@ def test_a_higher_priority_need_not_wait():
     assert not cache.call("c")
     assert not cache.call("d", priority=-1)
     assert cache.call("d", priority=1)  # before c, and in the place of a lower one
-    assert cache.parked == ["d", "c", "a"]
+    assert cache.throttled == ["d", "c", "a"]
     assert cache.call("b", priority=1)
-    cache.admission.reads("e", blocks_of("e", 30))
+    cache.admission.set_working_set("e", blocks_of("e", 30))
     assert not cache.call("e", priority=1)  # nobody is lower; those of its own have their turn
     cache.pass_s(1, share_lost=0.1)
-    assert cache.parked == ["d", "c", "a"]
-    cache.pass_s(int(admission_control.MIN_TURN_S), share_lost=0.1)
+    assert cache.throttled == ["d", "c", "a"]
+    cache.pass_s(int(admission_control.MIN_SLICE_S), share_lost=0.1)
     assert cache.resumed[-1] == "e"
-    cache.admission.end("b")
+    cache.admission.end_run("b")
     cache.pass_s(1, share_lost=0.1)
     assert not cache.admission.is_throttled("d")  # back at once, before those of lower priority
     assert cache.admission.is_throttled("c")
@@ -289,7 +289,7 @@ def test_room_comes_back_once_little_is_lost():
     assert cache.admission.num_queued == 2
     cache.pass_s(200)
     assert all(cache.call(run) for run in "abcd")
-    assert cache.admission.num_held == 120
+    assert cache.admission.num_active_blocks == 120
 
 
 def test_what_a_run_reads_first_after_a_wait_is_no_loss():
@@ -297,7 +297,7 @@ def test_what_a_run_reads_first_after_a_wait_is_no_loss():
     assert cache.lost("a", 30) == 30
     assert cache.lost("a", 30, num_found=20) == 10
     assert not cache.call("d")
-    cache.admission.end("a")
+    cache.admission.end_run("a")
     cache.pass_s(1)
     assert cache.resumed[-1] == "d"
     assert cache.lost("d", 30) == 0  # others had its place
@@ -321,41 +321,41 @@ def test_runs_and_owners_leave_no_trace():
     for run in "cd":
         assert not cache.call(run)  # a second call each
     for run in "ac":
-        cache.admission.end(run)  # in the middle of calls
-        cache.admission.join(run, ["late"])  # as a call ends whose run is over
+        cache.admission.end_run(run)  # in the middle of calls
+        cache.admission.add_readers(run, ["late"])  # as a call ends whose run is over
         cache.called(run)
     assert not cache.admission.is_throttled("c")
     cache.call("a")  # another of that name
     for run in "abcd":
-        while run in cache.admission._calls:
+        while run in cache.admission._num_calls:
             cache.called(run)
-        cache.admission.end(run)
+        cache.admission.end_run(run)
         cache.admission.check_integrity()
-    assert cache.admission.num_held == cache.admission.num_queued == 0
+    assert cache.admission.num_active_blocks == cache.admission.num_queued == 0
     for reader in ("a", "b", "c", "d", "many"):
-        cache.admission.forget(reader)
+        cache.admission.remove_working_set(reader)
     assert not traces(cache.admission)
 
 
 def test_a_call_that_ends_after_its_run_leaves_no_trace():
     cache = Cache()
     cache.begin("a", 30)
-    cache.admission.end("a")
-    cache.admission.join("a", ["late"])
+    cache.admission.end_run("a")
+    cache.admission.add_readers("a", ["late"])
     cache.called("a")
-    cache.admission.forget("a")
+    cache.admission.remove_working_set("a")
     assert not traces(cache.admission)
 
 
 def test_what_a_run_lets_go_of_is_held_no_longer():
     cache = Cache()
     cache.begin("a", 30, "a", "shared")
-    cache.admission.reads("shared", blocks_of("b", 20))
+    cache.admission.set_working_set("shared", blocks_of("b", 20))
     assert cache.call("b", "shared")
-    cache.admission.leave("a", "shared")
-    assert cache.admission.num_held == 50
-    cache.admission.leave("a", "a")
-    assert cache.admission.num_held == 20
+    cache.admission.remove_reader("a", "shared")
+    assert cache.admission.num_active_blocks == 50
+    cache.admission.remove_reader("a", "a")
+    assert cache.admission.num_active_blocks == 20
     cache.admission.check_integrity()
 
 
@@ -367,7 +367,7 @@ class Lives(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = thrashing("a", "b", "c", "d")  # two of them are parked
+        self.cache = thrashing("a", "b", "c", "d")  # two of them are throttled
         self.admission = self.cache.admission
         self.calls = dict.fromkeys("abcd", 1) | dict.fromkeys("ef", 0)
 
@@ -384,23 +384,23 @@ class Lives(RuleBasedStateMachine):
 
     @rule(run=runs)
     def end(self, run):
-        self.admission.end(run)
+        self.admission.end_run(run)
 
     @rule(run=runs, reader=readers)
     def join(self, run, reader):
-        self.admission.join(run, [reader])
+        self.admission.add_readers(run, [reader])
 
     @rule(run=runs, reader=readers)
     def leave(self, run, reader):
-        self.admission.leave(run, reader)
+        self.admission.remove_reader(run, reader)
 
     @rule(reader=readers, like=readers, num_blocks=st.integers(10, 80))
     def read(self, reader, like, num_blocks):
-        self.admission.reads(reader, blocks_of(like, num_blocks))
+        self.admission.set_working_set(reader, blocks_of(like, num_blocks))
 
     @rule(reader=readers)
     def forget(self, reader):
-        self.admission.forget(reader)
+        self.admission.remove_working_set(reader)
 
     @rule(reader=readers, num_blocks=st.integers(0, 80), num_found=st.integers(0, 80))
     def find(self, reader, num_blocks, num_found):
@@ -425,9 +425,9 @@ class Lives(RuleBasedStateMachine):
         for run, num_calls in self.calls.items():
             for _ in range(num_calls):
                 self.cache.called(run)
-            self.admission.end(run)
+            self.admission.end_run(run)
         for reader in ("a", "b", "c", "d", "e", "f", "x", "y", "many"):
-            self.admission.forget(reader)
+            self.admission.remove_working_set(reader)
         assert not traces(self.admission)
 
 

@@ -12,7 +12,7 @@ import pytest
 from kvflow_jax.control import cost_model
 from kvflow_jax.control.admission import admission_control
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.engine_thread import CHECK_S, EngineThread
+from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S, EngineThread
 from kvflow_jax.errors import StepFailedError
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -20,7 +20,7 @@ from kvflow_jax.sim.clock import VirtualClock
 from kvflow_jax.workflow.hints import Hints, Reuse
 from tests.support.token_runner import Client, make_engine, run
 
-IN_TURNS = CacheSettings(eviction="kvflow-cost", holds_back=True)
+TIME_SLICED = CacheSettings(eviction="kvflow-cost", admission_control=True)
 ALL_AT_ONCE = CacheSettings(eviction="kvflow-cost")
 RUNS = [f"run{i}" for i in range(6)]
 PROMPT, PAGE = 32, 4
@@ -66,7 +66,7 @@ def live(engine, num_calls=30):
                 is_busy = True
         if not is_busy:
             assert engine.is_waiting
-            engine.clock.advance(CHECK_S)
+            engine.clock.advance(POLL_INTERVAL_S)
     run(engine)
     for own in clients.values():
         assert all(client.tokens == client.cold for client in own)
@@ -77,24 +77,24 @@ def live(engine, num_calls=30):
 
 def test_runs_that_thrash_take_turns_and_all_end():
     computed, num_held = live(make(ALL_AT_ONCE))
-    computed_in_turns, num_held_in_turns = live(make(IN_TURNS))
+    computed_in_turns, num_held_in_turns = live(make(TIME_SLICED))
     assert num_held == 0
     assert num_held_in_turns > 0
     assert computed_in_turns < 0.75 * computed
 
 
 def test_runs_that_fit_take_no_turns():
-    _, num_held = live(make(IN_TURNS, num_pages=100))
+    _, num_held = live(make(TIME_SLICED, num_pages=100))
     assert num_held == 0
 
 
 def lost_tokens(engine):
-    return engine.controller._gate._control._lost_s
+    return engine.controller._gate._control._recompute_s
 
 
 def alone(name, **rest):
     """One call, and again after its prefix was evicted; tokens that count as lost."""
-    engine = make(IN_TURNS)
+    engine = make(TIME_SLICED)
     engine.cost_model.compute_s = float
     lost = []
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_what_is_computed_again_is_lost():
 
 
 def test_the_last_token_is_computed_in_any_case():
-    engine = make(IN_TURNS)
+    engine = make(TIME_SLICED)
     engine.cost_model.compute_s = float
     for _ in range(3):
         hints = Hints(workflow_id="run", agent_id="agent", num_fixed=PROMPT)
@@ -127,7 +127,7 @@ def test_the_last_token_is_computed_in_any_case():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_a_failure_or_a_flush_has_dropped_is_nobodys_loss(fails):
-    engine = make(IN_TURNS)
+    engine = make(TIME_SLICED)
     engine.cost_model.compute_s = float
     for name in RUNS[:2]:
         call(engine, name)
@@ -147,8 +147,8 @@ def test_what_a_failure_or_a_flush_has_dropped_is_nobodys_loss(fails):
 
 
 def test_a_call_that_is_aborted_while_it_waits_leaves_its_run_as_it_was():
-    engine = make(IN_TURNS)
-    park(engine, "run0", "run1")
+    engine = make(TIME_SLICED)
+    throttle(engine, "run0", "run1")
     waits = call(engine, "run1", 1)
     engine.step()
     assert engine.stats.num_runs_held_back == 1
@@ -161,23 +161,23 @@ def test_a_call_that_is_aborted_while_it_waits_leaves_its_run_as_it_was():
 
 
 def test_a_run_that_ends_while_others_wait_makes_room():
-    engine = make(IN_TURNS)
-    park(engine, "run0", "run1")
+    engine = make(TIME_SLICED)
+    throttle(engine, "run0", "run1")
     waits = call(engine, "run1", 1)
     engine.step()
     assert waits.reason is None
     engine.controller.end_run("", "run0")
-    engine.clock.advance(CHECK_S)
+    engine.clock.advance(POLL_INTERVAL_S)
     run(engine)
     assert waits.tokens == waits.cold
 
 
 def test_what_a_run_of_the_same_name_calls_waits_for_nobody():
-    engine = make(IN_TURNS)
-    park(engine, "run0", "run1")
+    engine = make(TIME_SLICED)
+    throttle(engine, "run0", "run1")
     waits = call(engine, "run1", 1)
     engine.controller.end_run("", "run1")
-    engine.clock.advance(CHECK_S)
+    engine.clock.advance(POLL_INTERVAL_S)
     engine.step()
     assert engine.stats.num_runs_held_back == 0
     again = call(engine, "run1", 2, agent_id="another")
@@ -187,28 +187,30 @@ def test_what_a_run_of_the_same_name_calls_waits_for_nobody():
 
 
 def test_a_call_whose_hints_break_something_has_ended_all_the_same(caplog):
-    engine = make(IN_TURNS)
-    park(engine, "run0", "run1", next_agents=["run0"])
+    engine = make(TIME_SLICED)
+    throttle(engine, "run0", "run1", next_agents=["run0"])
     assert "could not be used" in caplog.text
     waits, before_s = call(engine, "run1", 1), engine.clock.now()
     while waits.reason is None:
         if not engine.step():
-            engine.clock.advance(CHECK_S)
-    assert engine.clock.now() - before_s < admission_control.MIN_TURN_S  # the other waits, and long
+            engine.clock.advance(POLL_INTERVAL_S)
+    assert (
+        engine.clock.now() - before_s < admission_control.MIN_SLICE_S
+    )  # the other waits, and long
 
 
-def park(engine, active, parked, **rest):
-    """Let one run go on, and the other be parked, for which there is no room.
+def throttle(engine, active, throttled, **rest):
+    """Let one run go on, and the other be throttled, for which there is no room.
 
     Args:
         rest: of the hints of the active one's last call.
     """
-    for name in (active, parked):
+    for name in (active, throttled):
         call(engine, name)
         run(engine)
     ends = call(engine, active, 1, **rest)
-    engine.controller._gate._control._room = PROMPT // PAGE
-    engine.clock.advance(CHECK_S)
+    engine.controller._gate._control._limit = PROMPT // PAGE
+    engine.clock.advance(POLL_INTERVAL_S)
     run(engine)
     assert ends.reason is not None
 
@@ -231,8 +233,8 @@ class HeldClock(VirtualClock):
 
 def test_a_queue_that_waits_for_nothing_but_time_moves_by_itself():
     clock = HeldClock()
-    engine = make(IN_TURNS, clock=clock)
-    park(engine, "run0", "run1")
+    engine = make(TIME_SLICED, clock=clock)
+    throttle(engine, "run0", "run1")
     thread, news = EngineThread(engine), queue.SimpleQueue()
     hints = Hints(workflow_id="run1", agent_id="run1", num_fixed=PROMPT)
     prompt = np.array([11] * PROMPT + [5])
@@ -246,6 +248,6 @@ def test_a_queue_that_waits_for_nothing_but_time_moves_by_itself():
     while (output := news.get(timeout=PATIENCE_S)).finish_reason is None:
         pass
     assert output.finish_reason is FinishReason.LENGTH
-    assert clock.now() - before_s < admission_control.MIN_TURN_S  # the other had waited for long
+    assert clock.now() - before_s < admission_control.MIN_SLICE_S  # the other had waited for long
     thread.check_integrity()
     thread.close()
