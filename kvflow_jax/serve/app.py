@@ -1,4 +1,4 @@
-"""The routes."""
+"""The HTTP routes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat, completions, workflows
 from kvflow_jax.serve.auth import cache_salt, fairness_key_of
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
-from kvflow_jax.serve.errors import ApiError, QuietWhenGone, install_error_handlers
+from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
-from kvflow_jax.serve.stream import EventStream, Format, answer_whole
-from kvflow_jax.workflow.hints import HintReader, Hints
+from kvflow_jax.serve.stream import EventStream, Format, full_response
+from kvflow_jax.workflow.hints import HintParser, Hints
 
-open_routes = APIRouter()
+public_routes = APIRouter()
 routes = APIRouter()
 
 
 def create_app(service: Service) -> FastAPI:
-    """The ASGI application over ``service``. Bodies are parsed by ``body``, not by FastAPI, whose
-    own parser reads them whole before it looks at their size."""
+    """Return the ASGI application over ``service``.
+
+    ``request_body`` parses the bodies, because FastAPI's own parser reads a whole body before it
+    checks the size.
+    """
     app = FastAPI(
         title="kvflow-jax",
         docs_url=None,
@@ -38,33 +41,33 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(open_routes)
+    app.include_router(public_routes)
     app.include_router(routes)
     app.include_router(workflows.routes)
     install_error_handlers(app)
-    app.add_middleware(QuietWhenGone)
+    app.add_middleware(DisconnectMiddleware)
     return app
 
 
-@open_routes.get("/health")
+@public_routes.get("/health")
 async def health(service: ServiceDep) -> Response:
     if not service.is_healthy:
         raise ApiError(503, "the engine has stopped; restart the server", code="engine_dead")
     return JSONResponse({"status": "ok"})
 
 
-@open_routes.get("/ready")
+@public_routes.get("/ready")
 async def ready(service: ServiceDep) -> Response:
-    service.check_answering()
+    service.check_serving()
     return JSONResponse({"status": service.phase.value})
 
 
-@open_routes.get("/metrics")
+@public_routes.get("/metrics")
 async def metrics(service: ServiceDep) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
-@open_routes.get("/version")
+@public_routes.get("/version")
 async def show_version() -> Response:
     return JSONResponse({"version": __version__})
 
@@ -74,7 +77,8 @@ async def list_models(service: ServiceDep, tenant: TenantDep) -> Response:
     return JSONResponse({"object": "list", "data": [service.model_card()]})
 
 
-@routes.get("/v1/models/{model_id:path}")  # names like Qwen/Qwen3-0.6B hold a slash
+# ``:path``, because names like Qwen/Qwen3-0.6B contain a slash.
+@routes.get("/v1/models/{model_id:path}")
 async def show_model(model_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_model(model_id)
     return JSONResponse(service.model_card())
@@ -89,15 +93,15 @@ async def create_chat_completion(
     service.check_model(body.model)
     params = body.sampling_params()
     messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
-    service.check_num_answers(len(params))
+    service.check_num_completions(len(params))
     texts = [message["content"] for message in messages]
-    reader = service.hint_reader(body.agent_hints)
+    hint_parser = service.hint_parser(body.agent_hints)
     prompt_ids, hints = await service.tokenize(
-        texts, lambda t: chat.encode_chat(t, messages, kwargs, reader)
+        texts, lambda t: chat.encode_chat(t, messages, kwargs, hint_parser)
     )
-    form = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
-    return await _answer(
-        request, service, tenant, body, params, [prompt_ids], form, [hints], reader
+    response_format = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
+    return await _respond(
+        request, service, tenant, body, params, [prompt_ids], response_format, [hints], hint_parser
     )
 
 
@@ -108,20 +112,22 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     service.check_model(body.model)
     params = body.sampling_params()
     prompts = completions.read_prompts(body.prompt)
-    service.check_num_answers(len(prompts) * len(params))
+    service.check_num_completions(len(prompts) * len(params))
     encoded = completions.token_prompts(prompts)
     if encoded is None:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = await service.tokenize(texts, lambda t: completions.encode_prompts(t, prompts))
     echoes = completions.echo_prompts(service.tokenizer, prompts, encoded) if body.echo else ()
-    form = completions.CompletionFormat(
+    response_format = completions.CompletionFormat(
         service.model_name, body, LogprobWriter(service.tokenizer), echoes
     )
-    reader = service.hint_reader(body.agent_hints)
+    hint_parser = service.hint_parser(body.agent_hints)
     hints: Sequence[Hints | None] = [None] * len(encoded)
-    if reader is not None:
-        hints = await service.in_thread(partial(completions.read_hints, reader, encoded))
-    return await _answer(request, service, tenant, body, params, encoded, form, hints, reader)
+    if hint_parser is not None:
+        hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
+    return await _respond(
+        request, service, tenant, body, params, encoded, response_format, hints, hint_parser
+    )
 
 
 @routes.post("/flush_cache")
@@ -130,37 +136,38 @@ async def flush_cache(service: ServiceDep, tenant: TenantDep) -> Response:
         stats = service.stats
         raise ApiError(
             409,
-            f"the cache is in use: {stats.num_running} running, {stats.num_waiting} waiting; "
-            "try again when they have finished",
+            f"the cache is in use: {stats.num_running} running, {stats.num_waiting} waiting "
+            "requests; try again when they have finished",
             code="cache_in_use",
         )
     return JSONResponse({"flushed": True})
 
 
-async def _answer(
+async def _respond(
     request: Request,
     service: Service,
     tenant: str,
     body: GenerationRequest,
     params: Sequence[SamplingParams],
     prompts: list[list[int]],
-    form: Format,
+    response_format: Format,
     hints: Sequence[Hints | None],
-    reader: HintReader | None,
+    hint_parser: HintParser | None,
 ) -> Response:
     priority = body.priority
-    if reader is not None and priority is None:
-        priority = reader.priority
-    # Turns are the client's, agents the key's: users and hosts of one app share its roles.
-    owned = [None if one is None else replace(one, tenant=tenant) for one in hints]
+    if hint_parser is not None and priority is None:
+        priority = hint_parser.priority
+    # Agents belong to the tenant (API key), not to the fairness key: the users and hosts of one
+    # application share its agents.
+    tenant_hints = [None if hint is None else replace(hint, tenant=tenant) for hint in hints]
     generation = service.generate(
         prompts,
         params,
         salt=cache_salt(tenant, body.cache_salt),
         priority=priority or 0,
         fairness_key=fairness_key_of(request, tenant, body.user),
-        hints=owned,
+        hints=tenant_hints,
     )
     if body.stream:
-        return EventStream(generation, form, include_usage=body.include_usage)
-    return await answer_whole(generation, form, request.receive)
+        return EventStream(generation, response_format, include_usage=body.include_usage)
+    return await full_response(generation, response_format, request.receive)

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: messages in, messages out."""
+"""``/v1/chat/completions``: reading of messages, format of answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.serve.stream import finish_name
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
-from kvflow_jax.workflow.hints import HintReader, Hints
+from kvflow_jax.workflow.hints import HintParser, Hints
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Arguments of transformers' apply_chat_template that are not the client's to set.
+# Arguments of transformers' apply_chat_template that clients may not set.
 _RESERVED_KWARGS = frozenset(
     {
         "add_generation_prompt",
@@ -43,7 +43,7 @@ _RESERVED_KWARGS = frozenset(
 
 
 class ChatFormat:
-    """Objects of one chat completion."""
+    """The response objects of one chat completion."""
 
     def __init__(self, model_name: str, body: ChatRequest, writer: LogprobWriter) -> None:
         self._wants_logprobs = bool(body.logprobs)
@@ -54,17 +54,17 @@ class ChatFormat:
             "model": model_name,
         }
 
-    def opening(self, index: int) -> dict[str, Any]:
+    def first_chunk(self, index: int) -> dict[str, Any]:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def chunk(self, news: ChoiceDelta) -> dict[str, Any]:
-        delta = {"content": news.text} if news.text else {}
-        return self._chunk(news.index, delta, news)
+    def chunk(self, delta: ChoiceDelta) -> dict[str, Any]:
+        message = {"content": delta.text} if delta.text else {}
+        return self._chunk(delta.index, message, delta)
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    def whole(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
+    def full(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
         return {
             **self._head,
             "object": "chat.completion",
@@ -83,51 +83,51 @@ class ChatFormat:
         }
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], news: ChoiceDelta | None = None
+        self, index: int, message: dict[str, Any], delta: ChoiceDelta | None = None
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": index,
-            "delta": delta,
+            "delta": message,
             "logprobs": None,
             "finish_reason": None,
         }
-        if news is not None:
-            choice["logprobs"] = self._logprobs(news)
-            choice["finish_reason"] = finish_name(news.finish_reason)
-            choice |= self._prompt_logprobs(news)
-            if news.finish_reason is not None:
-                choice["stop_reason"] = news.stop_reason
+        if delta is not None:
+            choice["logprobs"] = self._logprobs(delta)
+            choice["finish_reason"] = finish_name(delta.finish_reason)
+            choice |= self._prompt_logprobs(delta)
+            if delta.finish_reason is not None:
+                choice["stop_reason"] = delta.stop_reason
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _logprobs(self, news: ChoiceDelta) -> dict[str, Any] | None:
-        return self._writer.chat(news.logprobs) if self._wants_logprobs else None
+    def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
+        return self._writer.chat(delta.logprobs) if self._wants_logprobs else None
 
-    def _prompt_logprobs(self, news: ChoiceDelta) -> dict[str, Any]:
-        if not news.prompt_logprobs:
+    def _prompt_logprobs(self, delta: ChoiceDelta) -> dict[str, Any]:
+        if not delta.prompt_logprobs:
             return {}
-        return {"prompt_logprobs": self._writer.prompt(news.prompt_logprobs)}
+        return {"prompt_logprobs": self._writer.prompt(delta.prompt_logprobs)}
 
 
 def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them: text contents, ``developer`` as ``system``.
+    """Return messages as chat templates expect them: text contents, ``developer`` as ``system``.
 
     Raises:
-        InvalidRequestError: names the message and what would be right.
+        InvalidRequestError: names the invalid message and what is accepted.
     """
     return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
 
 
 def template_kwargs(body: ChatRequest) -> dict[str, Any]:
-    """Variables a client passes to the template, such as ``enable_thinking``.
+    """Return the variables that a client passes to the template, such as ``enable_thinking``.
 
     Raises:
-        InvalidRequestError: a name that would change more than a variable.
+        InvalidRequestError: a name is an argument of the template engine, not a variable.
     """
     kwargs = body.chat_template_kwargs or {}
     reserved = sorted(_RESERVED_KWARGS.intersection(kwargs))
     if reserved:
         raise InvalidRequestError(
-            f"chat_template_kwargs may not set {', '.join(reserved)}",
+            f"chat_template_kwargs must not set {', '.join(reserved)}",
             param="chat_template_kwargs",
         )
     return kwargs
@@ -137,23 +137,23 @@ def encode_chat(
     tokenizer: Tokenizer,
     messages: list[dict[str, Any]],
     kwargs: dict[str, Any],
-    reader: HintReader | None,
+    hint_parser: HintParser | None,
 ) -> tuple[list[int], Hints | None]:
-    """Prompt ids of a chat, and its hints with the agent's fixed prefix.
+    """Return the prompt ids of a chat, and its hints with the agent's fixed prefix.
 
-    Runs on the tokenizer's threads. What is fixed, if the caller does not say it, are the system
-    messages; a caller who names no agent pays for nothing.
+    Runs on the tokenizer threads. The fixed prefix defaults to the system messages. It is not
+    computed for a request that names no agent.
     """
     prompt_ids = tokenizer.apply_chat_template(messages, **kwargs)
-    if reader is None:
+    if hint_parser is None:
         return prompt_ids, None
-    hints, given = reader.read(), reader.fixed_prefix
+    hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
     if hints.agent_id is None:
         return prompt_ids, hints
-    if given is not None and given.unit == "token":
-        return prompt_ids, hints.with_fixed(given.end, len(prompt_ids))
-    num_messages = None if given is None else given.end
-    if given is not None and given.end > len(messages):
+    if boundary is not None and boundary.unit == "token":
+        return prompt_ids, hints.with_fixed(boundary.end, len(prompt_ids))
+    num_messages = None if boundary is None else boundary.end
+    if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
     num_fixed = chat_prefix_len(tokenizer, messages, prompt_ids, num_messages, **kwargs)
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
@@ -166,7 +166,7 @@ def _read_message(where: str, message: dict[str, Any]) -> dict[str, Any]:
             f"{where}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{where}.role"
         )
     read = {name: value for name, value in message.items() if value is not None}
-    # Templates know no developer; OpenAI made it the system role's successor.
+    # Templates lack the developer role, OpenAI's successor of the system role.
     read["role"] = "system" if role == "developer" else role
     read["content"] = _read_content(f"{where}.content", message.get("content"), role)
     if read.get("tool_calls"):
@@ -177,7 +177,8 @@ def _read_message(where: str, message: dict[str, Any]) -> dict[str, Any]:
 def _read_content(where: str, content: Any, role: str) -> str:
     if isinstance(content, str):
         return content
-    if content is None and role == "assistant":  # a message of tool calls only
+    # A message that consists of tool calls only has no content.
+    if content is None and role == "assistant":
         return ""
     if not isinstance(content, list):
         raise InvalidRequestError(
@@ -189,7 +190,7 @@ def _read_content(where: str, content: Any, role: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
             raise InvalidRequestError(
-                f"{where}[{i}] has type {kind!r}; this server supports parts of type 'text' only",
+                f"{where}[{i}] has type {kind!r}; only parts of type 'text' are supported",
                 param=f"{where}[{i}]",
             )
         if not isinstance(part.get("text"), str):
@@ -197,26 +198,28 @@ def _read_content(where: str, content: Any, role: str) -> str:
                 f"{where}[{i}].text must be a string", param=f"{where}[{i}].text"
             )
         texts.append(part["text"])
-    return "\n".join(texts)  # as vLLM does for templates that take strings
+    # As vLLM does for templates that expect strings.
+    return "\n".join(texts)
 
 
 def _read_tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
-    """OpenAI sends ``arguments`` as JSON text; templates write JSON themselves, so parse it."""
+    """Parse the ``arguments``, which OpenAI sends as JSON text: templates write JSON themselves."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise InvalidRequestError(f"{where} must be a list of tool calls", param=where)
     read = []
     for call in calls:
         function = call.get("function")
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            function = {**function, "arguments": _parsed(function["arguments"])}
+            function = {**function, "arguments": _parse_arguments(function["arguments"])}
             call = {**call, "function": function}
         read.append(call)
     return read
 
 
-def _parsed(arguments: str) -> Any:
+def _parse_arguments(arguments: str) -> Any:
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
-        return arguments  # a model's slip of an earlier turn: pass on what it wrote
+        # Invalid JSON that a model wrote in an earlier turn is passed on unchanged.
+        return arguments
     return parsed if isinstance(parsed, dict) else arguments

@@ -1,4 +1,4 @@
-"""``/v1/completions``: one prompt or many, as text or token ids."""
+"""``/v1/completions``: reading of prompts (text or token ids), format of answers."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from kvflow_jax.serve.logprobs import LogprobWriter, TextOffsets
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import CompletionRequest
 from kvflow_jax.serve.stream import finish_name
-from kvflow_jax.workflow.hints import HintReader, Hints
+from kvflow_jax.workflow.hints import HintParser, Hints
 
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A prompt to be said before its answers."""
+    """A prompt to repeat before its answers."""
 
     text: str
     first_token: int
-    is_text: bool  # rather than token ids
+    is_text: bool  # False for a prompt of token ids
 
 
 class CompletionFormat:
-    """Objects of one text completion; choice ``i`` answers prompt ``i // n``.
+    """The response objects of one text completion; choice ``i`` answers prompt ``i // n``.
 
     Args:
-        echoes: one for each prompt, if they are to be echoed.
+        echoes: one per prompt if the request sets ``echo``, else empty.
     """
 
     def __init__(
@@ -53,50 +53,51 @@ class CompletionFormat:
         self._num_logprobs = body.logprobs
         self._num_prompt_logprobs = body.prompt_logprobs
         self._skips_special = body.skip_special_tokens is not False
-        self._is_echo_alone = body.is_echo_alone
+        self._is_echo_only = body.is_echo_only
         self._writer = writer
         self._echoes = echoes
-        self._offsets: dict[int, TextOffsets] = {}  # of each choice
+        self._offsets: dict[int, TextOffsets] = {}  # by index of the choice
 
-    def opening(self, index: int) -> None:
+    def first_chunk(self, index: int) -> None:
         return None
 
-    def chunk(self, news: ChoiceDelta) -> dict[str, Any]:
-        return {**self._head, "choices": [self._choice(news)]}
+    def chunk(self, delta: ChoiceDelta) -> dict[str, Any]:
+        return {**self._head, "choices": [self._choice(delta)]}
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": self._usage(usage)}
 
-    def whole(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
+    def full(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
         written = [self._choice(choice) for choice in choices]
         return {**self._head, "choices": written, "usage": self._usage(usage)}
 
-    def _choice(self, news: ChoiceDelta) -> dict[str, Any]:
-        is_first = news.index not in self._offsets
-        offsets = self._offsets.setdefault(news.index, self._writer.offsets())
-        text, logprobs, finish = news.text, news.logprobs, finish_name(news.finish_reason)
-        stop_reason = news.stop_reason
-        if self._is_echo_alone:  # nobody asked for the token that was computed
+    def _choice(self, delta: ChoiceDelta) -> dict[str, Any]:
+        is_first = delta.index not in self._offsets
+        offsets = self._offsets.setdefault(delta.index, self._writer.offsets())
+        text, logprobs, finish = delta.text, delta.logprobs, finish_name(delta.finish_reason)
+        stop_reason = delta.stop_reason
+        # The engine always computes at least one token; the request wants none.
+        if self._is_echo_only:
             text, logprobs, stop_reason = "", [], None
             finish = finish and FinishReason.LENGTH.value
         choice: dict[str, Any] = {
-            "index": news.index,
+            "index": delta.index,
             "text": text,
             "logprobs": None,
             "finish_reason": finish,
             "stop_reason": stop_reason,
         }
         if self._num_prompt_logprobs is not None and is_first:
-            scores = _cut(news.prompt_logprobs, self._num_prompt_logprobs)
+            scores = _truncate_top(delta.prompt_logprobs, self._num_prompt_logprobs)
             choice["prompt_logprobs"] = self._writer.prompt(scores)
         written = None
         if self._echoes and is_first:
-            echo = self._echoes[news.index // self._n]
+            echo = self._echoes[delta.index // self._n]
             choice["text"] = echo.text + text
             if self._num_logprobs is not None:
-                # Special tokens that the tokenizer put around a text are not part of it.
+                # Special tokens that the tokenizer adds to a text are not part of the text.
                 offsets.skips_special = echo.is_text
-                scores = _cut(news.prompt_logprobs, self._num_logprobs)
+                scores = _truncate_top(delta.prompt_logprobs, self._num_logprobs)
                 written = self._writer.completion(scores, offsets, echo.first_token)
         if self._num_logprobs is not None:
             offsets.skips_special = self._skips_special
@@ -107,16 +108,16 @@ class CompletionFormat:
         return choice
 
     def _usage(self, usage: dict[str, Any]) -> dict[str, Any]:
-        if not self._is_echo_alone:
+        if not self._is_echo_only:
             return usage
         return {**usage, "completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
 
 
 def read_prompts(prompt: Any) -> list[Prompt]:
-    """A string, a list of strings, a list of token ids, or a list of such lists, as a list.
+    """Return a list of prompts from a string, strings, token ids, or lists of token ids.
 
     Raises:
-        InvalidRequestError: anything else.
+        InvalidRequestError: ``prompt`` has another type, or is an empty list.
     """
     if isinstance(prompt, str):
         return [prompt]
@@ -128,37 +129,38 @@ def read_prompts(prompt: Any) -> list[Prompt]:
         if all(isinstance(item, list) and _are_token_ids(item) for item in prompt):
             return list(prompt)
     raise InvalidRequestError(
-        "prompt must be a string, a list of strings, a list of token ids, or a list of lists of "
-        "token ids, and not an empty list",
+        "prompt must be a string, or a non-empty list of strings, of token ids, or of lists of "
+        "token ids",
         param="prompt",
     )
 
 
 def token_prompts(prompts: list[Prompt]) -> list[list[int]] | None:
-    """The prompts if all are token ids already, else None."""
-    given = [prompt for prompt in prompts if not isinstance(prompt, str)]
-    return given if len(given) == len(prompts) else None
+    """Return the prompts if all of them are token ids, else None."""
+    token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    return token_ids if len(token_ids) == len(prompts) else None
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: list[Prompt]) -> list[list[int]]:
-    """Prompt ids of each prompt. Runs on the tokenizer's threads."""
+    """Return the token ids of each prompt. Runs on the tokenizer threads."""
     return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
 
 
-def read_hints(reader: HintReader, prompts: Sequence[Sequence[int]]) -> list[Hints]:
-    """Hints of each prompt, tokens already. Runs on the tokenizer's threads."""
-    hints, given = reader.read(), reader.fixed_prefix
-    if given is None:
+def read_hints(hint_parser: HintParser, prompts: Sequence[Sequence[int]]) -> list[Hints]:
+    """Return the hints of each tokenized prompt. Runs on the tokenizer threads."""
+    hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
+    if boundary is None:
         return [hints] * len(prompts)
-    if given.unit == "message":  # there are none here
+    # A text prompt has no messages.
+    if boundary.unit == "message":
         return [replace(hints, is_clipped=True)] * len(prompts)
-    return [hints.with_fixed(given.end, len(prompt)) for prompt in prompts]
+    return [hints.with_fixed(boundary.end, len(prompt)) for prompt in prompts]
 
 
 def echo_prompts(
     tokenizer: Tokenizer | None, prompts: list[Prompt], encoded: list[list[int]]
 ) -> list[Echo]:
-    """Prompts as they are said back: text as it was given, token ids as the text they stand for."""
+    """Return the prompts to repeat: text unchanged, token ids as the text they decode to."""
     echoes = []
     for prompt, ids in zip(prompts, encoded, strict=True):
         if isinstance(prompt, str):
@@ -170,9 +172,10 @@ def echo_prompts(
 
 
 def _are_token_ids(items: list[Any]) -> bool:
-    return all(type(item) is int for item in items)  # bool is an int to isinstance
+    # Not isinstance, for which a bool is an int.
+    return all(type(item) is int for item in items)
 
 
-def _cut(scores: Sequence[TokenLogprobs], num_top: int) -> list[TokenLogprobs]:
-    """Scores with so many alternatives: echo and ``prompt_logprobs`` may ask for different ones."""
+def _truncate_top(scores: Sequence[TokenLogprobs], num_top: int) -> list[TokenLogprobs]:
+    """Keep ``num_top`` alternatives: echo and ``prompt_logprobs`` may ask for different numbers."""
     return [replace(score, top=score.top[:num_top]) for score in scores]

@@ -1,4 +1,4 @@
-"""The server's state: starting, ready or draining, and the engine once there is one."""
+"""The server's state: its phase (starting, ready, draining), engine and tokenizer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from kvflow_jax.serve.auth import KeyRing
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
-from kvflow_jax.serve.graph_registry import RegisteredGraphs
+from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.serve.protocols import Engine, Tokenizer
 from kvflow_jax.workflow.graph_store import GraphStore
-from kvflow_jax.workflow.hints import HintReader, Hints
+from kvflow_jax.workflow.hints import HintParser, Hints
 
 NUM_TOKENIZER_THREADS = 2
-NUM_ASKING_THREADS = 32  # each waits for the end of a step, and all that wait are answered then
+# Each call waits for the end of an engine step, which then answers all waiting calls at once.
+NUM_ENGINE_CALLERS = 32
 
 Result = TypeVar("Result")
 
@@ -35,11 +36,10 @@ class Phase(Enum):
 
 
 class Service:
-    """What the routes work with. Lives on the server's loop.
+    """The state behind the routes. Runs on the event loop.
 
-    What is asked of the engine is answered after its step, and a long prompt takes the tokenizer
-    tens of milliseconds: those run on thread pools, one for each, so that the loop goes on serving
-    streams.
+    The engine answers a call only after its current step, and the tokenizer takes tens of
+    milliseconds for a long prompt. Each has a thread pool, so that the loop keeps serving streams.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -48,7 +48,7 @@ class Service:
         self.keys = KeyRing(config.api_keys)
         self.model_name = config.served_model_name or config.model
         self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.page_size)
-        self.registered = RegisteredGraphs()
+        self.graph_registry = GraphRegistry()
         self._graphs = GraphStore()
         self._created = int(time.time())
         self._engine: Engine | None = None
@@ -56,22 +56,23 @@ class Service:
         self._mailbox: Mailbox | None = None
         self._open: set[Generation] = set()
         self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self._askers = ThreadPoolExecutor(NUM_ASKING_THREADS, thread_name_prefix="ask")
+        self._engine_callers = ThreadPoolExecutor(NUM_ENGINE_CALLERS, thread_name_prefix="ask")
 
     def start(self, engine: Engine, tokenizer: Tokenizer | None, model_name: str) -> None:
-        """Take requests from now on. Called on the loop.
+        """Start to accept requests. Called on the loop.
 
-        Without a tokenizer (random weights of a named shape) only prompts of token ids are taken.
+        Without a tokenizer (random weights of a preset) only prompts of token ids are accepted.
         """
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._engine, self._tokenizer = engine, tokenizer
         self.model_name = self.config.served_model_name or model_name
-        if self.phase is Phase.STARTING:  # a signal may have come first
+        # A signal may have started draining already.
+        if self.phase is Phase.STARTING:
             self.phase = Phase.READY
 
     @property
     def is_healthy(self) -> bool:
-        """False once the engine's thread has died; a server still loading is healthy."""
+        """False once the engine thread has died; a server that is loading is healthy."""
         return self._engine is None or self._engine.is_alive
 
     @property
@@ -83,25 +84,25 @@ class Service:
         return EngineStats() if self._engine is None else self._engine.stats
 
     def check_ready(self) -> None:
-        """Refuse work while there is no engine to do it.
+        """Raise unless the engine accepts requests.
 
         Raises:
-            ApiError: 503, starting, draining or dead.
+            ApiError: 503, if the server is starting or draining, or the engine has died.
         """
-        self._ready()
+        self._require_ready()
 
-    def check_answering(self) -> None:
-        """Say whether requests are served now; those that come while they are not, wait.
+    def check_serving(self) -> None:
+        """Raise unless the engine makes progress; a stalled one still queues new requests.
 
         Raises:
-            ApiError: 503, as of ``check_ready``, or naming a process that does not answer.
+            ApiError: 503, as for ``check_ready``, or naming the process that does not answer.
         """
-        engine, _ = self._ready()
-        if why := engine.stalled_by:
-            raise ApiError(503, f"{why}; requests wait for it", code="stalled")
+        engine, _ = self._require_ready()
+        if reason := engine.stalled_by:
+            raise ApiError(503, f"{reason}; requests wait for it", code="stalled")
 
     def check_model(self, name: str | None) -> None:
-        """Accept the served name and the ``--model`` value; no name at all is fine.
+        """Raise unless ``name`` is the served name, the value of ``--model``, or None.
 
         Raises:
             ApiError: 404.
@@ -115,7 +116,7 @@ class Service:
             )
 
     def model_card(self) -> dict[str, Any]:
-        engine, _ = self._ready()
+        engine, _ = self._require_ready()
         return {
             "id": self.model_name,
             "object": "model",
@@ -126,51 +127,51 @@ class Service:
         }
 
     async def tokenize(self, texts: Sequence[str], encode: Callable[[Tokenizer], Result]) -> Result:
-        """Run ``encode`` with the tokenizer on the pool.
+        """Run ``encode`` with the tokenizer on the tokenizer threads.
 
         Args:
-            texts: what it will encode, each into one prompt at most; a text that cannot fit the
-                context is refused here, because tokenizing it would hold up everyone's.
+            texts: the texts to encode, each part of one prompt. A text that cannot fit into the
+                context is rejected before tokenization, which would delay all other requests.
 
         Raises:
-            InvalidRequestError: a text is too long, the model has no tokenizer, or what ``encode``
-                raises.
+            InvalidRequestError: a text is too long, the model has no tokenizer, or ``encode``
+                raises it.
         """
-        engine, _ = self._ready()
+        engine, _ = self._require_ready()
         tokenizer = self._tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
-                f"the model '{self.model_name}' has no tokenizer: send token ids as the prompt of "
+                f"the model '{self.model_name}' has no tokenizer; send token ids as the prompt of "
                 "/v1/completions",
                 code="no_tokenizer",
             )
         max_bytes = engine.max_model_len * tokenizer.max_token_bytes
         for text in texts:
-            # A character is four bytes at most: the common case encodes nothing here.
+            # A character has at most four bytes, so most texts need not be encoded here.
             if 4 * len(text) > max_bytes and len(text.encode(errors="replace")) > max_bytes:
                 raise InvalidRequestError(
-                    f"this model's context is {engine.max_model_len} tokens, which a text of "
-                    f"{len(text)} characters cannot fit; shorten it",
+                    f"a text of {len(text)} characters cannot fit into this model's context of "
+                    f"{engine.max_model_len} tokens; shorten it",
                     param="prompt",
                     code="context_length_exceeded",
                 )
-        return await self.in_thread(lambda: encode(tokenizer))
+        return await self.run_in_thread(lambda: encode(tokenizer))
 
-    def hint_reader(self, data: Any) -> HintReader | None:
-        """Of a body's ``agent_hints``; None where it has none."""
-        return None if data is None else HintReader(data, self._graphs)
+    def hint_parser(self, data: Any) -> HintParser | None:
+        """Return a reader of a body's ``agent_hints``; None if there are none."""
+        return None if data is None else HintParser(data, self._graphs)
 
-    def check_num_answers(self, num_answers: int) -> None:
-        """Refuse what could never be queued at once, before any work is done for it.
+    def check_num_completions(self, num_completions: int) -> None:
+        """Raise if the queue could never hold all completions of a request.
 
         Raises:
-            InvalidRequestError: names the bound.
+            InvalidRequestError: names the limit.
         """
-        engine, _ = self._ready()
-        if num_answers > engine.max_pending:
+        engine, _ = self._require_ready()
+        if num_completions > engine.max_pending:
             raise InvalidRequestError(
-                f"one request may ask for up to {engine.max_pending} completions here, "
-                f"got {num_answers}; split it",
+                f"a request may ask for at most {engine.max_pending} completions, "
+                f"got {num_completions}; split it",
                 param="n",
             )
 
@@ -184,28 +185,28 @@ class Service:
         fairness_key: str,
         hints: Sequence[Hints | None],
     ) -> Generation:
-        """Submit all prompts or none, each with its hints and once for each of ``params``.
+        """Submit all prompts or none, each with its hints, once for each of ``params``.
 
-        The caller closes the generation, usually by ``watching``.
+        The caller must close the generation, usually through ``abort_on_disconnect``.
 
         Raises:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
         """
-        engine, mailbox = self._ready()
+        engine, mailbox = self._require_ready()
         generation = Generation(
-            engine, mailbox, self.metrics.observe, self._open.discard, num_each=len(params)
+            engine, mailbox, self.metrics.observe, self._open.discard, num_per_prompt=len(params)
         )
         self._open.add(generation)
         try:
-            for prompt_ids, its_hints in zip(prompts, hints, strict=True):
-                for one in params:
+            for prompt_ids, prompt_hints in zip(prompts, hints, strict=True):
+                for choice_params in params:
                     generation.submit(
                         prompt_ids,
-                        one,
+                        choice_params,
                         salt=salt,
                         priority=priority,
                         fairness_key=fairness_key,
-                        hints=its_hints,
+                        hints=prompt_hints,
                     )
         except BaseException:
             generation.close()
@@ -217,46 +218,48 @@ class Service:
         return self._tokenizer
 
     async def flush_cache(self) -> bool:
-        """Drop all cached blocks; True too where there is none to drop."""
-        return await self.ask(lambda e: e.flush_cache() or e.stats.num_blocks_cached == 0)
+        """Drop all cached blocks; return False if requests prevent it and blocks remain."""
+        return await self.call_engine(
+            lambda engine: engine.flush_cache() or engine.stats.num_blocks_cached == 0
+        )
 
-    async def ask(self, question: Callable[[Engine], Result]) -> Result:
-        """Put a question to the engine that it answers between two steps."""
-        engine, _ = self._ready()
+    async def call_engine(self, call: Callable[[Engine], Result]) -> Result:
+        """Return ``call(engine)``, run on a thread because the engine answers between two steps."""
+        engine, _ = self._require_ready()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._askers, lambda: question(engine))
+        return await loop.run_in_executor(self._engine_callers, lambda: call(engine))
 
-    async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Do what takes the processor for milliseconds, beside the loop."""
+    async def run_in_thread(self, work: Callable[[], Result]) -> Result:
+        """Return ``work()``, which needs milliseconds of CPU, run on the tokenizer threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def fail_if_engine_died(self) -> None:
-        """Free clients that wait for an engine that is no more."""
+        """Fail all open generations if the engine thread has died."""
         if not self.is_healthy:
             for generation in list(self._open):
                 generation.fail(_engine_died())
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests, finish the running ones; False if some were cut off."""
+        """Refuse new requests and finish the others; return False if some had to be aborted."""
         self.phase = Phase.DRAINING
         engine = self._engine
         if engine is None or not engine.is_alive:
             return True
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._askers, lambda: engine.drain(timeout_s))
+        return await loop.run_in_executor(self._engine_callers, lambda: engine.drain(timeout_s))
 
     def close(self) -> None:
         """Stop the engine. Called after the loop has ended."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._askers.shutdown(wait=False, cancel_futures=True)
+        self._engine_callers.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
 
-    def _ready(self) -> tuple[Engine, Mailbox]:
+    def _require_ready(self) -> tuple[Engine, Mailbox]:
         if self.phase is Phase.DRAINING:
             raise ApiError(503, "the server is shutting down", code="draining")
         if self._engine is None or self._mailbox is None:
-            raise ApiError(503, "the model is still loading; GET /ready says when", code="starting")
+            raise ApiError(503, "the model is still loading; poll GET /ready", code="starting")
         if not self._engine.is_alive:
             raise _engine_died()
         return self._engine, self._mailbox

@@ -1,1 +1,1 @@
-"""The Agent Step Graph, its runs and the hints of callers, in pure Python."""
+"""The Agent Step Graph, the state of its runs, and the hints of requests, in pure Python."""

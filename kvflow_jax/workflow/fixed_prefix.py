@@ -1,4 +1,4 @@
-"""How much of a prompt an agent's calls have in common, where its caller or its form says so."""
+"""The fixed prefix of a chat: the messages that all calls of an agent have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SYSTEM_ROLES = ("system", "developer")
 
 
 class ChatTemplate(Protocol):
-    """What writes messages as tokens: a tokenizer."""
+    """A tokenizer with a chat template."""
 
     def apply_chat_template(self, messages: Any, **kw: Any) -> list[int]: ...
 
@@ -23,19 +23,21 @@ def chat_prefix_len(
     num_messages: int | None = None,
     **template_args: Any,
 ) -> int | None:
-    """Tokens of a chat's prompt up to the end of its first messages.
+    """Return the length in tokens of the part of a chat's prompt that its first messages fill.
 
-    The template writes those messages alone, and what the two have in common is counted: a token
-    that spans the border differs, and so does what the template puts behind the last message.
+    The template is applied to those messages alone, and the common prefix of both token lists is
+    measured: this leaves out a token that spans the boundary, and tokens that the template adds
+    behind the last message.
 
     Args:
-        messages: of the whole chat, which the template wrote as ``prompt_ids``.
-        num_messages: how many of them; None: the system messages at the start.
-        template_args: with which the prompt was written.
+        messages: of the whole chat.
+        prompt_ids: tokens of the whole chat, as the template wrote them.
+        num_messages: number of first messages; None: the leading system messages.
+        template_args: arguments with which the template wrote ``prompt_ids``.
 
     Returns:
-        None where there is no system message, or where the template does not write those messages
-        alone. The engine then learns the prefix from call to call.
+        None if there is no system message, or if the template refuses those messages alone. The
+        engine then learns the prefix from successive calls.
     """
     if num_messages is None:
         num_messages = _num_system(messages)
@@ -44,13 +46,13 @@ def chat_prefix_len(
     if not num_messages:
         return 0
     try:
-        alone = template.apply_chat_template(
+        prefix_ids = template.apply_chat_template(
             messages[:num_messages], add_generation_prompt=False, **template_args
         )
     except InvalidRequestError:
         return None
-    pairs = enumerate(zip(alone, prompt_ids, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(alone), len(prompt_ids)))
+    pairs = enumerate(zip(prefix_ids, prompt_ids, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(prefix_ids), len(prompt_ids)))
 
 
 def _num_system(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -1,4 +1,4 @@
-"""Graphs by their JSON form: the requests of a run that all carry it share one."""
+"""A cache of step graphs by their JSON form: requests that carry equal graphs share one object."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import Workflow
 
-MAX_PARTS = 200_000  # nodes and edges of all graphs that are held
+MAX_PARTS = 200_000
 
 
 class GraphStore:
-    """Freezes step graphs and remembers those seen last. Any thread may ask.
+    """Freezes step graphs and keeps the most recently used ones. Thread-safe.
 
     Args:
-        max_parts: how many nodes and edges are held before the graphs asked for longest ago go.
+        max_parts: capacity; a graph counts 1 and its nodes and edges.
     """
 
     def __init__(self, max_parts: int = MAX_PARTS) -> None:
         self._max_parts = max_parts
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[bytes, Graph] = OrderedDict()  # asked for longest ago first
+        self._graphs: OrderedDict[bytes, Graph] = OrderedDict()  # least recently used first
         self._num_parts = 0
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def graph(self, data: Any) -> Graph:
-        """The graph of a JSON form, see ``Workflow.from_dict``; equal forms give the same object.
+        """Return the graph of a JSON form; equal forms return the same object.
+
+        Args:
+            data: see ``Workflow.from_dict``.
 
         Raises:
-            InvalidRequestError: it is not the form of a graph.
+            InvalidRequestError: not the form of a step graph.
         """
         key = _digest(data)
         with self._lock:
@@ -43,9 +46,10 @@ class GraphStore:
             if graph is not None:
                 self._graphs.move_to_end(key)
                 return graph
-        built = Workflow.from_dict(data).freeze()  # milliseconds where it is large: not locked
+        # Without the lock: a large graph takes milliseconds. Another thread may add it meanwhile.
+        built = Workflow.from_dict(data).freeze()
         with self._lock:
-            graph = self._graphs.setdefault(key, built)  # another thread may have been faster
+            graph = self._graphs.setdefault(key, built)
             if graph is built:
                 self._num_parts += _num_parts(built)
                 while self._num_parts > self._max_parts and len(self._graphs) > 1:

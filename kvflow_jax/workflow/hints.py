@@ -1,7 +1,6 @@
-"""What a caller may say of a request: who calls, in which run of which workflow, what comes next.
+"""Hints of a request: its agent, its run of a workflow, its conversation, and what comes next.
 
-Hints are advice. A field that makes no sense is passed over, never an error; the answer says what
-became of them.
+Hints are advice. An invalid field is ignored, never an error; the answer reports a ``HintStatus``.
 """
 
 from __future__ import annotations
@@ -17,27 +16,30 @@ from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.step_graph import Graph
 
 MAX_ID_LEN = 256  # characters
-MAX_NAMED = 4096  # agents in one request's hints
+MAX_AGENTS = 4096  # in one field of one request's hints
 MAX_STEPS = 1 << 16
 MAX_TTL_S = 24 * 3600.0
 
 
 class HintStatus(StrEnum):
-    """What became of a request's hints."""
+    """The outcome of a request's hints."""
 
     APPLIED = "applied"
-    CLIPPED = "clipped"  # a field made no sense, was cut, or names an agent its graph lacks
+    CLIPPED = "clipped"  # a field was invalid, was cut, or names an agent its graph lacks
     IGNORED = "ignored"  # none could be used
     UNKNOWN_GRAPH = "unknown_graph"  # applied, but the graph they name is not registered
 
 
 class Reuse(StrEnum):
+    """What to do with the KV of a whole sequence after its call."""
+
     KEEP = "keep"
     NEUTRAL = "neutral"
     DISCARD = "discard"
 
 
-_REUSE = {reuse.value: reuse for reuse in Reuse}  # Python 3.11 asks enums for members only
+# In Python 3.11, ``in`` of an enum accepts its members only, not their values.
+_REUSE = {reuse.value: reuse for reuse in Reuse}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,19 @@ class Hints:
     """One request's hints.
 
     Attributes:
-        workflow_id: one run of a workflow.
-        agent_id: the stable role that calls.
-        session_id: a conversation, whose history will be continued; until ``session_final``.
-        graph_id: a registered workflow that the run follows; or
-        graph: the workflow itself.
-        steps_to_execution: agent -> steps, said by a caller that keeps its own graph.
-        next_agents: agent -> probability, said by a caller that knows only what comes next.
-        num_fixed: leading tokens of the prompt in which the agent's calls agree.
-        reuse: of the whole sequence.
-        ttl_s: how long history and ``keep`` count; None: the engine's default.
-        is_clipped: whether something was passed over.
-        owner: whose agents, runs and sessions they are; None: the request's client's.
+        workflow_id: the run, one execution of a workflow.
+        agent_id: the agent that calls, a stable role.
+        session_id: a conversation whose history will be continued.
+        session_final: whether this call is the last of its session, or of its run.
+        graph_id: name of the registered workflow that the run follows.
+        graph: the workflow itself; precedes ``graph_id``.
+        steps_to_execution: agent -> steps, from a caller that keeps its own graph.
+        next_agents: agent -> probability, from a caller that knows only the next step.
+        num_fixed: length of the fixed prefix in tokens; None: the engine learns it.
+        reuse: what to do with the KV of the whole sequence.
+        ttl_s: seconds to keep a history or a KEEP; None: the engine's default.
+        is_clipped: whether a field was ignored or cut.
+        tenant: owner of the agents, runs and sessions; None: the request's ``fairness_key``.
     """
 
     workflow_id: str | None = None
@@ -75,7 +78,7 @@ class Hints:
 
     @property
     def is_empty(self) -> bool:
-        """Whether they name nobody and nothing."""
+        """Whether they name no agent, run or session, and ask for no reuse."""
         return (
             self.agent_id is None
             and self.workflow_id is None
@@ -84,7 +87,7 @@ class Hints:
         )
 
     def with_fixed(self, num_fixed: int | None, num_prompt: int) -> Hints:
-        """The same with a fixed prefix, tokens; cut to the prompt's."""
+        """Return the same hints with a fixed prefix in tokens, cut to the length of the prompt."""
         if num_fixed is None or num_fixed <= num_prompt:
             return replace(self, num_fixed=num_fixed)
         return replace(self, num_fixed=num_prompt, is_clipped=True)
@@ -92,23 +95,23 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class FixedPrefix:
-    """What a caller calls its fixed prefix: so many tokens, or so many messages."""
+    """A declared fixed prefix: the first ``end`` tokens or messages of a prompt."""
 
     unit: Literal["token", "message"]
     end: int
 
 
-class HintReader:
-    """Reads the JSON form of hints, field by field; what it cannot use it notes.
+class HintParser:
+    """Parses the JSON form of hints, field by field, and notes whether a field was unusable.
 
     Args:
-        data: what was sent, of any type.
-        graphs: where step graphs are frozen; a caller with many requests keeps one.
+        data: the JSON value that was sent, of any type.
+        graphs: the store that freezes step graphs; share one between requests.
 
     Attributes:
-        priority: higher runs sooner; None: not said.
-        fixed_prefix: None: not said. ``read`` leaves ``num_fixed`` open, for which the prompt's
-            tokens are needed.
+        priority: higher runs sooner; None if absent.
+        fixed_prefix: None if absent. ``parse`` leaves ``num_fixed`` None, as the length in tokens
+            depends on the prompt; see ``Hints.with_fixed``.
     """
 
     def __init__(self, data: Any, graphs: GraphStore | None = None) -> None:
@@ -118,8 +121,8 @@ class HintReader:
         self.priority = self._priority()
         self.fixed_prefix = self._fixed_prefix()
 
-    def read(self) -> Hints:
-        """The hints. Milliseconds for a large step graph that is new."""
+    def parse(self) -> Hints:
+        """Return the hints. Takes milliseconds for a large step graph that is not in the store."""
         agent_id = self._id("agent_id")
         steps = self._steps(agent_id)
         return Hints(
@@ -187,13 +190,13 @@ class HintReader:
         if not isinstance(given, Mapping):
             self._is_clipped = True
             return {}
-        read = {
+        parsed = {
             agent: float(math.floor(min(max(steps, 0), MAX_STEPS)))
-            for agent, steps in list(given.items())[:MAX_NAMED]
+            for agent, steps in list(given.items())[:MAX_AGENTS]
             if _is_id(agent) and _is_number(steps)
         }
-        self._is_clipped |= read != dict(given)
-        return read
+        self._is_clipped |= parsed != dict(given)
+        return parsed
 
     def _next_agents(self) -> dict[str, float]:
         given = self._data.get("next_agents")
@@ -202,15 +205,20 @@ class HintReader:
         if not isinstance(given, list):
             self._is_clipped = True
             return {}
-        read: dict[str, float] = {}
-        for item in given[:MAX_NAMED]:
-            one = {"agent_id": item} if isinstance(item, str) else item
-            agent = one.get("agent_id") if isinstance(one, Mapping) else None
-            chance = one.get("probability") if isinstance(one, Mapping) else None
-            if _is_id(agent) and (chance is None or (_is_number(chance) and 0 <= chance <= 1)):
-                read[agent] = 1.0 if chance is None else float(chance)
-        self._is_clipped |= len(read) != len(given)
-        return read
+        parsed: dict[str, float] = {}
+        for item in given[:MAX_AGENTS]:
+            record = {"agent_id": item} if isinstance(item, str) else item
+            if not isinstance(record, Mapping):
+                continue
+            agent, probability = record.get("agent_id"), record.get("probability")
+            if not _is_id(agent):
+                continue
+            if probability is None:
+                parsed[agent] = 1.0
+            elif _is_number(probability) and 0 <= probability <= 1:
+                parsed[agent] = float(probability)
+        self._is_clipped |= len(parsed) != len(given)
+        return parsed
 
     def _reuse(self) -> Reuse:
         given = self._data.get("reuse_hint")
@@ -225,7 +233,8 @@ class HintReader:
             return None
         if _is_number(given) and given >= 0:
             self._is_clipped |= given > 1e3 * MAX_TTL_S
-            return min(given, 1e3 * MAX_TTL_S) / 1e3  # in this order: an int may be of any size
+            # In this order, as an int may be too large for a float.
+            return min(given, 1e3 * MAX_TTL_S) / 1e3
         self._is_clipped = True
         return None
 

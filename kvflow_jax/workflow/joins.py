@@ -1,4 +1,4 @@
-"""Which nodes of a workflow cannot be meant to wait for all of their inputs."""
+"""Joins that wait for any input by default, because their inputs exclude each other."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Collection, Iterable, Mapping
 
 from kvflow_jax.workflow.step_graph import Edge
 
-# What is looked at grows with nodes times choices: beyond this, joins are as they are declared.
-MAX_LOOKED_AT = 512
+# The cost grows with nodes times choices: in larger graphs, only declared joins wait for any input.
+MAX_ANALYZED = 512  # nodes with outputs, and conditional edges
 
 
 def exclusive_joins(edges: Collection[Edge], entries: Iterable[str]) -> set[str]:
-    """Nodes with several inputs that cannot all arrive.
+    """Return the nodes with several inputs of which not all can be satisfied.
 
-    One of them is a choice of its source; or one comes back in a loop, from behind the node, and
-    another does not; or they follow different choices. What follows a choice is looked at as if
-    the node were not there, so that a loop around everything does not make all follow all.
+    That is so if an input is a choice of its source; if an input comes back in a loop, from behind
+    the node, and another does not; or if inputs follow different choices. What follows a choice is
+    determined in the graph without the node, so that a loop around everything does not make all
+    nodes follow all choices.
     """
     inputs: dict[str, list[Edge]] = {}
-    following: dict[str, list[str]] = {}
+    targets: dict[str, list[str]] = {}
     for edge in edges:
         inputs.setdefault(edge.target, []).append(edge)
-        following.setdefault(edge.source, []).append(edge.target)
+        targets.setdefault(edge.source, []).append(edge.target)
     choices = [edge for edge in edges if edge.conditional]
-    if len(following) > MAX_LOOKED_AT or len(choices) > MAX_LOOKED_AT:
+    if len(targets) > MAX_ANALYZED or len(choices) > MAX_ANALYZED:
         return set()
     entries = list(entries)
     exclusive = set()
@@ -31,11 +32,11 @@ def exclusive_joins(edges: Collection[Edge], entries: Iterable[str]) -> set[str]
         if len(incoming) < 2:
             continue
         sources = [edge.source for edge in incoming]
-        before = _reached(following, [entry for entry in entries if entry != node], node)
+        before = _reachable(targets, [entry for entry in entries if entry != node], node)
         if (
             any(edge.conditional for edge in incoming)
             or len({source in before for source in sources}) > 1
-            or _follow_different_choices(sources, choices, following, node)
+            or _follow_different_choices(sources, choices, targets, node)
         ):
             exclusive.add(node)
     return exclusive
@@ -44,24 +45,24 @@ def exclusive_joins(edges: Collection[Edge], entries: Iterable[str]) -> set[str]
 def _follow_different_choices(
     sources: list[str],
     choices: list[Edge],
-    following: Mapping[str, list[str]],
+    targets: Mapping[str, list[str]],
     node: str,
 ) -> bool:
     for choice in choices:
         if choice.target == node:
             continue
-        behind = _reached(following, [choice.target], node)
+        behind = _reachable(targets, [choice.target], node)
         if len({source in behind for source in sources}) > 1:
             return True
     return False
 
 
-def _reached(following: Mapping[str, list[str]], starts: list[str], without: str) -> set[str]:
-    """Nodes on ways from ``starts``, themselves included, that do not pass one node."""
-    reached, front = set(starts), list(starts)
-    while front:
-        for node in following.get(front.pop(), ()):
-            if node not in reached and node != without:
+def _reachable(targets: Mapping[str, list[str]], starts: list[str], excluded: str) -> set[str]:
+    """Return the nodes on paths from ``starts``, inclusive, that do not pass ``excluded``."""
+    reached, frontier = set(starts), list(starts)
+    while frontier:
+        for node in targets.get(frontier.pop(), ()):
+            if node not in reached and node != excluded:
                 reached.add(node)
-                front.append(node)
+                frontier.append(node)
     return reached

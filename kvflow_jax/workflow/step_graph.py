@@ -1,10 +1,10 @@
-"""The Agent Step Graph at work: an immutable graph, and where each run of it stands.
+"""The Agent Step Graph: an immutable graph, and the state of each run of it.
 
-Steps-to-execution (KVFlow, arXiv 2507.07400) is how many steps must pass before a node can
-run at the earliest. A node that is running or ready is at 0; one that waits for all of its inputs
-is one step after the last of those still missing, one that waits for any is one step after the
-first. Where every step costs the same, the least such values are levels of a breadth-first walk
-with a counter of missing inputs at each node (Knuth 1977, superior functions).
+The steps-to-execution of a node (KVFlow, arXiv 2507.07400) are the least number of steps before it
+can run. A running or ready node is at 0; a node that waits for all of its inputs is one step after
+the last unsatisfied one, a node that waits for any is one step after the first. As every step costs
+the same, the least fixpoint consists of the levels of a breadth-first search with a counter of
+unsatisfied inputs at each node (Knuth 1977, superior functions).
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 from kvflow_jax.errors import IntegrityError
 
-MAX_COMPARED = 512  # in larger graphs which of an agent's nodes is nearest is not asked
-NEVER = 1 << 30  # steps of a node that cannot be reached from where the run stands
+# In larger graphs, a call that is not due is assigned to the first of its agent's nodes, not to the
+# nearest: that would need the steps of all nodes.
+MAX_NODES_COMPARED = 512
+NEVER = 1 << 30  # steps of a node that cannot run any more
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One dependency, by node names. ``probability`` is the user's, None where unlabelled."""
+    """A dependency between two nodes, by name; ``probability`` as declared, None if it was not."""
 
     source: str
     target: str
@@ -32,22 +34,23 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A frozen workflow. Nodes and edges are numbered from 0 in the order they were declared.
+    """A frozen workflow. Nodes and edges are numbered from 0 in the order of declaration.
 
-    Graphs compare by identity, so that they are cheap keys.
+    Graphs compare by identity, so they are cheap keys.
 
     Args:
         names: of each node.
-        agents: whom each node calls.
+        agents: agent that each node calls.
         nodes_of: agent -> its nodes, ascending.
-        sources: node of each edge.
-        targets: node of each edge.
-        likelihoods: of each edge, that it is taken once its source is done; 1 if unconditional.
+        sources: source node of each edge.
+        targets: target node of each edge.
+        likelihoods: probability that each edge is taken once its source is done; 1 if
+            unconditional.
         incoming: edges into each node.
         outgoing: (edge, target) of the edges out of each node.
-        choices: the conditional ones of them.
-        needs_all: of each node, whether it waits for all of its inputs; false where it has none.
-        num_needed: inputs that each node waits for.
+        choices: conditional edges out of each node.
+        needs_all: whether each node waits for all of its inputs; False if it has none.
+        num_needed: number of inputs that each node waits for.
         entries: nodes that are ready when a run begins.
     """
 
@@ -75,7 +78,7 @@ class Graph:
         """Number the nodes of ``agent_of`` (name -> agent) and the edges between them.
 
         Args:
-            any_joins: names of the nodes that wait for any one of their inputs.
+            any_joins: names of the nodes that wait for any of their inputs.
         """
         number = {name: node for node, name in enumerate(agent_of)}
         nodes_of: dict[str, list[int]] = {}
@@ -106,15 +109,18 @@ class Graph:
             choices=tuple(map(frozenset, choices)),
             needs_all=tuple(needs_all),
             num_needed=tuple(
-                len(inputs) if all_of_them else 1
-                for inputs, all_of_them in zip(incoming, needs_all, strict=True)
+                len(inputs) if is_all else 1
+                for inputs, is_all in zip(incoming, needs_all, strict=True)
             ),
             entries=frozenset(number[name] for name in entries),
         )
 
 
 def _likelihoods(edges: Collection[Edge]) -> tuple[float, ...]:
-    """Unlabelled choices of a source share equally what its labelled ones leave."""
+    """Return the probability of each edge.
+
+    Choices of a source without a probability share equally what its other choices leave.
+    """
     labelled: dict[str, float] = {}
     num_unlabelled: Counter[str] = Counter()
     for edge in edges:
@@ -135,50 +141,53 @@ def _likelihoods(edges: Collection[Edge]) -> tuple[float, ...]:
 
 
 class RunState:
-    """Where one run of a graph stands, told by the calls of its agents.
+    """The state of one run of a graph, as it follows from the calls of its agents.
 
-        waiting ──its inputs arrive──▶ ready ──start──▶ running ──finish──▶ its outputs arrive
-                                         ▲                 │
-                                         └─────abandon─────┘
+        waiting ──inputs satisfied──▶ ready ──start──▶ running ──finish──▶ outputs satisfied
+                                        ▲                 │
+                                        └─────abandon─────┘
 
-    An edge has arrived once its source finished, until its target starts. Conditional edges all
-    arrive, as any may be taken; the first target to start is the choice and takes back the others.
-    What is held is immutable and mostly shared with the graph, so runs are small.
+    An edge is satisfied from the end of its source until the start of its target. The end of a node
+    satisfies all of its choices, as any may be taken; the first target to start makes the choice
+    and revokes the others. The state is immutable and mostly shared with the graph, so runs are
+    small.
     """
 
-    __slots__ = ("_arrived", "_primed", "_running", "graph")
+    __slots__ = ("_forced", "_running", "_satisfied", "graph")
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._running: tuple[int, ...] = ()  # nodes in the order they started, once for each call
-        self._primed = graph.entries  # nodes that are ready whatever has arrived
-        self._arrived: frozenset[int] = frozenset()  # edges
+        self._running: tuple[
+            int, ...
+        ] = ()  # nodes in the order of their starts, once for each call
+        self._forced = graph.entries  # nodes that are ready whatever their inputs
+        self._satisfied: frozenset[int] = frozenset()  # edges
 
     @property
     def running(self) -> tuple[int, ...]:
-        """Nodes with a call in progress, in the order they started, once for each call."""
+        """Nodes with calls in progress, in the order of their starts, once for each call."""
         return self._running
 
     @property
     def ready(self) -> tuple[int, ...]:
         """Nodes that may start now, ascending."""
-        targets = {self.graph.targets[edge] for edge in self._arrived}
-        return tuple(sorted(self._primed.union(filter(self._is_ready, targets))))
+        targets = {self.graph.targets[edge] for edge in self._satisfied}
+        return tuple(sorted(self._forced.union(filter(self._is_ready, targets))))
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs and nothing can run any more."""
+        """Whether no node is running or ready."""
         return not self._running and not self.ready
 
     @property
     def key(self) -> Hashable:
-        """Equal keys of one graph mean equal steps and probabilities."""
-        return self._arrived, self._primed, tuple(sorted(self._running))
+        """A key of the state: equal keys of one graph imply equal steps and probabilities."""
+        return self._satisfied, self._forced, tuple(sorted(self._running))
 
     def start(self, agent: str) -> bool:
-        """A call of an agent began: at its first ready node, else at the one nearest to ready.
+        """Start a call of an agent: its first ready node, else the one with the fewest steps.
 
-        A node that is not ready starts all the same, for the client knows better.
+        A node that is not ready starts all the same, as the caller knows better.
 
         Returns:
             False for an agent that the graph does not know; nothing changes.
@@ -186,14 +195,14 @@ class RunState:
         nodes = self.graph.nodes_of.get(agent)
         if nodes is None:
             return False
-        node = self._next_of(nodes)
-        self._arrived -= self._spent_by(node)
-        self._primed -= {node}
+        node = self._select(nodes)
+        self._satisfied -= self._consumed_by(node)
+        self._forced -= {node}
         self._running += (node,)
         return True
 
     def finish(self, agent: str) -> bool:
-        """The call of an agent that has run longest is done: its outputs arrive.
+        """Finish the longest running call of an agent: the outputs of its node are satisfied.
 
         Returns:
             False if the agent is not running; nothing changes.
@@ -201,11 +210,11 @@ class RunState:
         node = self._stop(agent)
         if node is None:
             return False
-        self._arrived = self._arrived.union(edge for edge, _ in self.graph.outgoing[node])
+        self._satisfied = self._satisfied.union(edge for edge, _ in self.graph.outgoing[node])
         return True
 
     def abandon(self, agent: str) -> bool:
-        """The call of an agent that has run longest was aborted: its node is ready again.
+        """Abort the longest running call of an agent: its node is ready again.
 
         Returns:
             False if the agent is not running; nothing changes.
@@ -213,20 +222,20 @@ class RunState:
         node = self._stop(agent)
         if node is None:
             return False
-        self._primed |= {node}
+        self._forced |= {node}
         return True
 
     def advance(self, completed: Iterable[str] = (), running: Iterable[str] = ()) -> list[str]:
-        """Take in progress that a client reports by itself.
+        """Apply progress that a caller reports.
 
         Args:
-            completed: agents of calls that are done, in that order. One that was not known to
-                run is taken to have started and finished just now.
-            running: agents of calls in progress, once for each. Those known to run stay as they
-                are, as do others that are not named.
+            completed: agents of completed calls, in order. An agent that was not running starts
+                and finishes at once.
+            running: agents of calls in progress, once for each call. Calls that are known already
+                do not start again, and calls that are not named do not end.
 
         Returns:
-            Agents that the graph does not know; they change nothing.
+            The agents that the graph does not know; they change nothing.
         """
         unknown = []
         for agent in completed:
@@ -245,36 +254,36 @@ class RunState:
         return unknown
 
     def steps(self) -> tuple[int, ...]:
-        """Steps-to-execution of each node, in O(nodes + edges); ``NEVER`` where none is known."""
-        graph, arrived = self.graph, self._arrived
+        """Return the steps-to-execution of each node, else ``NEVER``, in O(nodes + edges)."""
+        graph, satisfied = self.graph, self._satisfied
         steps = [NEVER] * len(graph.names)
-        missing = list(graph.num_needed)
+        num_missing = list(graph.num_needed)
         for node in self._running:
             steps[node] = 0
-        for node in self._primed:
+        for node in self._forced:
             steps[node] = 0
-        for edge in arrived:
+        for edge in satisfied:
             node = graph.targets[edge]
-            missing[node] -= 1
-            if not missing[node]:
+            num_missing[node] -= 1
+            if not num_missing[node]:
                 steps[node] = 0
         level = [node for node, distance in enumerate(steps) if not distance]
         distance = 0
         while level:
             distance += 1
-            following = []
+            next_level = []
             for source in level:
                 for edge, node in graph.outgoing[source]:
-                    if steps[node] == NEVER and edge not in arrived:
-                        missing[node] -= 1
-                        if not missing[node]:
+                    if steps[node] == NEVER and edge not in satisfied:
+                        num_missing[node] -= 1
+                        if not num_missing[node]:
                             steps[node] = distance
-                            following.append(node)
-            level = following
+                            next_level.append(node)
+            level = next_level
         return tuple(steps)
 
     def agent_steps(self) -> dict[str, int]:
-        """Steps-to-execution of every agent, the least of its nodes; ``NEVER`` included."""
+        """Return the steps-to-execution of each agent: the least of its nodes, else ``NEVER``."""
         steps = self.steps()
         return {
             agent: min([steps[node] for node in nodes])
@@ -282,68 +291,74 @@ class RunState:
         }
 
     def probabilities(self) -> dict[int, float]:
-        """How likely each node at 0 or 1 steps is to run then; others are left out.
+        """Return the probability that each node at 0 or 1 steps runs then; others are left out.
 
-        Sources are taken to choose independently of each other.
+        Choices of different sources are assumed to be independent.
         """
         steps = self.steps()
-        now = {node: self._chance(node, {}) for node, distance in enumerate(steps) if not distance}
+        now = {
+            node: self._probability(node, {}) for node, distance in enumerate(steps) if not distance
+        }
         return now | {
-            node: self._chance(node, now) for node, distance in enumerate(steps) if distance == 1
+            node: self._probability(node, now)
+            for node, distance in enumerate(steps)
+            if distance == 1
         }
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless the choices of each source arrived all or not at all."""
+        """Raise IntegrityError unless of each source all choices are satisfied, or none."""
         for node, choices in enumerate(self.graph.choices):
-            if not choices.isdisjoint(self._arrived) and not choices <= self._arrived:
-                raise IntegrityError(f"a choice of {self.graph.names[node]!r} is half taken back")
+            if not choices.isdisjoint(self._satisfied) and not choices <= self._satisfied:
+                raise IntegrityError(
+                    f"only some choices of {self.graph.names[node]!r} are satisfied"
+                )
 
     def _is_ready(self, node: int) -> bool:
-        if node in self._primed:
+        if node in self._forced:
             return True
         inputs = self.graph.incoming[node]
         if self.graph.needs_all[node]:
-            return inputs <= self._arrived
-        return not inputs.isdisjoint(self._arrived)
+            return inputs <= self._satisfied
+        return not inputs.isdisjoint(self._satisfied)
 
-    def _next_of(self, nodes: tuple[int, ...]) -> int:
-        """Which of an agent's nodes its next call is."""
+    def _select(self, nodes: tuple[int, ...]) -> int:
+        """Return which of an agent's nodes its next call runs."""
         for node in nodes:
             if self._is_ready(node):
                 return node
-        if len(nodes) == 1 or len(self.graph.names) > MAX_COMPARED:
+        if len(nodes) == 1 or len(self.graph.names) > MAX_NODES_COMPARED:
             return nodes[0]
         return min(nodes, key=self.steps().__getitem__)
 
-    def _spent_by(self, node: int) -> frozenset[int]:
-        """Edges that the start of a node takes back: its inputs, and the roads not taken."""
+    def _consumed_by(self, node: int) -> frozenset[int]:
+        """Return the edges that the start of a node consumes: its inputs and their alternatives."""
         graph = self.graph
         inputs = graph.incoming[node]
-        rivals = [
+        alternatives = [
             choices
-            for edge in inputs & self._arrived
+            for edge in inputs & self._satisfied
             if edge in (choices := graph.choices[graph.sources[edge]])
         ]
-        return inputs.union(*rivals)
+        return inputs.union(*alternatives)
 
     def _stop(self, agent: str) -> int | None:
-        """End the call of an agent that has run longest; its node."""
+        """End the longest running call of an agent; return its node, None if there is none."""
         for i, node in enumerate(self._running):
             if self.graph.agents[node] == agent:
                 self._running = self._running[:i] + self._running[i + 1 :]
                 return node
         return None
 
-    def _chance(self, node: int, before: Mapping[int, float]) -> float:
-        """That a node runs, given how likely the nodes ``before`` it are to."""
-        if node in self._primed or node in self._running:
+    def _probability(self, node: int, before: Mapping[int, float]) -> float:
+        """Return the probability that a node runs, given those of the nodes ``before`` it."""
+        if node in self._forced or node in self._running:
             return 1.0
         graph = self.graph
-        chances = [
+        probabilities = [
             graph.likelihoods[edge]
-            * (1.0 if edge in self._arrived else before.get(graph.sources[edge], 0.0))
+            * (1.0 if edge in self._satisfied else before.get(graph.sources[edge], 0.0))
             for edge in graph.incoming[node]
         ]
         if graph.needs_all[node]:
-            return math.prod(chances)
-        return 1.0 - math.prod(1.0 - chance for chance in chances)
+            return math.prod(probabilities)
+        return 1.0 - math.prod(1.0 - probability for probability in probabilities)

@@ -1,4 +1,4 @@
-"""What a user says of a workflow: which agents there are, and which waits for which."""
+"""The builder of workflows: agents, their dependencies, and the JSON form of both."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ JoinMode = Literal["all", "any"]
 
 
 class Workflow:
-    """A graph of agent calls, built up by name and frozen to be run.
+    """A graph of agent calls, built by name and frozen to be run.
 
         Workflow("review").edge("planner", "coder").edge("coder", "reviewer")
 
-    A node is one call of an agent in the graph; an agent that is called at several places has a
-    node for each. A node with several inputs waits for all of them, or for any one where they
-    cannot all arrive: where branches of a choice meet again, and where a loop comes back. ``join``
-    says otherwise.
+    A node is one call of an agent in the graph; an agent that is called several times has a node
+    for each call. A node with several inputs waits for all of them, or for any of them if not all
+    can be satisfied: where branches of a choice meet again, and where a loop comes back. ``join``
+    overrides this.
 
-    Every method raises InvalidRequestError, naming the field and its bound, for what cannot be.
+    Every method raises InvalidRequestError for an invalid argument, with the field and its bound.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -44,43 +44,43 @@ class Workflow:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Workflow:
-        """Read the JSON form of a step graph. Unknown keys are ignored, null is absent.
+        """Parse the JSON form of a step graph. Unknown keys are ignored, null counts as absent.
 
             {"name": str, "nodes": [str | {"id", "agent"}], "entries": [str],
              "edges": [{"source", "target", "conditional", "probability"}],
              "joins": [{"target", "mode": "all" | "any", "sources": [str]}]}
 
-        Every key is optional but ``id``, ``source`` and ``target``. Sources of a join are edges
-        even where ``edges`` lacks them.
+        Only ``id``, ``source`` and ``target`` are required. Each source of a join is an edge, even
+        if ``edges`` lacks it.
         """
         if not isinstance(data, Mapping):
             raise InvalidRequestError("a step graph must be an object")
         workflow = cls(_value(data, "name", ""))
-        for at, item in _items(data, "nodes"):
-            node = {"id": item} if isinstance(item, str) else _record(item, at)
-            workflow._add_node(node.get("id"), node.get("agent"), f"{at}.")
-        for at, item in _items(data, "edges"):
-            edge = _record(item, at)
+        for path, item in _items(data, "nodes"):
+            node = {"id": item} if isinstance(item, str) else _record(item, path)
+            workflow._add_node(node.get("id"), node.get("agent"), f"{path}.")
+        for path, item in _items(data, "edges"):
+            edge = _record(item, path)
             workflow._add_edge(
                 edge.get("source"),
                 edge.get("target"),
                 _value(edge, "conditional", False),
                 edge.get("probability"),
-                f"{at}.",
+                f"{path}.",
             )
-        for at, item in _items(data, "joins"):
-            join = _record(item, at)
+        for path, item in _items(data, "joins"):
+            join = _record(item, path)
             target = join.get("target")
-            workflow._add_join(target, _value(join, "mode", "all"), f"{at}.")
-            for place, source in _items(join, "sources", f"{at}."):
-                if (_check_id(source, place), target) not in workflow._edges:
-                    workflow._add_edge(source, target, False, None, f"{at}.")
-        for at, item in _items(data, "entries"):
-            workflow._add_entry(item, at)
+            workflow._add_join(target, _value(join, "mode", "all"), f"{path}.")
+            for source_path, source in _items(join, "sources", f"{path}."):
+                if (_check_id(source, source_path), target) not in workflow._edges:
+                    workflow._add_edge(source, target, False, None, f"{path}.")
+        for path, item in _items(data, "entries"):
+            workflow._add_entry(item, path)
         return workflow
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form that ``from_dict`` reads, with what was said and no defaults."""
+        """Return the JSON form that ``from_dict`` parses: all declarations, without defaults."""
         sources: dict[str, list[str]] = {}
         for source, target in self._edges:
             sources.setdefault(target, []).append(source)
@@ -98,24 +98,24 @@ class Workflow:
 
     @property
     def nodes(self) -> Mapping[str, str]:
-        """Node -> agent, in the order they were declared."""
+        """Node -> agent, in the order of declaration."""
         return MappingProxyType(self._agent_of)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
-        """Edges in the order they were declared."""
+        """The edges, in the order of declaration."""
         return tuple(self._edges.values())
 
     @property
     def joins(self) -> Mapping[str, JoinMode]:
-        """Node -> mode, where one was declared."""
+        """Node -> mode, of the declared joins."""
         return MappingProxyType(self._joins)
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Nodes where a run begins: those declared, else those without inputs.
+        """The nodes where a run begins: the declared ones, else those without inputs.
 
-        If all have inputs, the graph is made of cycles, and the first edge says where it begins.
+        If all nodes have inputs, a run begins at the source of the first edge.
         """
         if self._entries:
             return tuple(self._entries)
@@ -125,7 +125,7 @@ class Workflow:
 
     @property
     def has_entry(self) -> bool:
-        """Whether it is said, or follows from the edges, where a run begins."""
+        """Whether an entry is declared, or a node has no inputs."""
         targets = {target for _, target in self._edges}
         return bool(self._entries) or not self._agent_of.keys() <= targets
 
@@ -134,14 +134,14 @@ class Workflow:
         return f"Workflow({self.name!r}, {len(self._agent_of)} nodes: {edges or 'no edges'})"
 
     def agent(self, name: str) -> Workflow:
-        """Declare an agent that is called at one place, the node of its name."""
+        """Declare an agent with a single call, the node of its name."""
         self._add_node(name, None, "")
         return self
 
     def node(self, name: str, agent: str | None = None) -> Workflow:
         """Declare a call of ``agent``; by default, of the agent named like the node.
 
-        A node that exists already changes its agent if one is given.
+        If the node exists already, its agent is replaced if one is given.
         """
         self._add_node(name, agent, "")
         return self
@@ -153,44 +153,41 @@ class Workflow:
         conditional: bool = False,
         probability: float | None = None,
     ) -> Workflow:
-        """Let ``target`` wait for ``source``. Nodes that are new are declared.
+        """Make ``target`` wait for ``source``. Declares new nodes; replaces an existing edge.
 
         Args:
-            conditional: whether it is a choice of the source: one of its conditional targets
+            conditional: whether the edge is a choice of its source: one of the conditional targets
                 runs, the others do not.
-            probability: in [0, 1], that it is taken once the source is done; less than 1 makes
-                it conditional. None: an equal share of what is left to the source's unlabelled
-                choices.
-
-        An edge that exists already is replaced.
+            probability: in [0, 1], that the edge is taken once its source is done; less than 1
+                makes it conditional. None: an equal share of what the source's other choices leave.
         """
         self._add_edge(source, target, conditional, probability, "")
         return self
 
     def join(self, target: str, mode: JoinMode = "all") -> Workflow:
-        """Let ``target`` wait for all of its inputs, or for any one."""
+        """Make ``target`` wait for all of its inputs, or for any of them."""
         self._add_join(target, mode, "")
         return self
 
     def entry(self, name: str) -> Workflow:
-        """Let runs begin at a node, beside others that are declared so."""
+        """Declare a node where runs begin, in addition to others declared so."""
         self._add_entry(name, "name")
         return self
 
     def freeze(self) -> Graph:
-        """The graph as it stands; the same object until something changes."""
+        """Return the graph; the same object until the workflow changes."""
         if self._graph is None:
             any_joins = {node for node, mode in self._joins.items() if mode == "any"}
             any_joins |= exclusive_joins(self.edges, self.entries) - self._joins.keys()
             self._graph = Graph.build(self._agent_of, self.edges, any_joins, self.entries)
         return self._graph
 
-    # The fields that errors name begin with ``at``: where in the JSON form the value stands.
+    # ``prefix`` is the path of a value in the JSON form. Field names in errors begin with it.
 
-    def _add_node(self, name: Any, agent: Any, at: str) -> None:
-        name = _check_id(name, f"{at}id" if at else "name")
+    def _add_node(self, name: Any, agent: Any, prefix: str) -> None:
+        name = _check_id(name, f"{prefix}id" if prefix else "name")
         if agent is not None:
-            _check_id(agent, f"{at}agent")
+            _check_id(agent, f"{prefix}agent")
         if name not in self._agent_of:
             if len(self._agent_of) == MAX_NODES:
                 raise InvalidRequestError(
@@ -202,28 +199,28 @@ class Workflow:
         self._graph = None
 
     def _add_edge(
-        self, source: Any, target: Any, conditional: Any, probability: Any, at: str
+        self, source: Any, target: Any, conditional: Any, probability: Any, prefix: str
     ) -> None:
-        _check_id(source, f"{at}source")
-        _check_id(target, f"{at}target")
+        _check_id(source, f"{prefix}source")
+        _check_id(target, f"{prefix}target")
         if not isinstance(conditional, bool):
             raise InvalidRequestError(
-                f"{at}conditional must be true or false", param=f"{at}conditional"
+                f"{prefix}conditional must be true or false", param=f"{prefix}conditional"
             )
         if probability is not None:
-            probability = _check_probability(probability, f"{at}probability")
+            probability = _check_probability(probability, f"{prefix}probability")
             conditional = conditional or probability < 1.0
         if (source, target) not in self._edges and len(self._edges) == MAX_EDGES:
             raise InvalidRequestError(f"a workflow has at most {MAX_EDGES} edges", param="edges")
-        self._add_node(source, None, at)
-        self._add_node(target, None, at)
+        self._add_node(source, None, prefix)
+        self._add_node(target, None, prefix)
         self._edges[source, target] = Edge(source, target, conditional, probability)
 
-    def _add_join(self, target: Any, mode: Any, at: str) -> None:
-        _check_id(target, f"{at}target")
+    def _add_join(self, target: Any, mode: Any, prefix: str) -> None:
+        _check_id(target, f"{prefix}target")
         if mode not in ("all", "any"):
-            raise InvalidRequestError(f"{at}mode must be 'all' or 'any'", param=f"{at}mode")
-        self._add_node(target, None, at)
+            raise InvalidRequestError(f"{prefix}mode must be 'all' or 'any'", param=f"{prefix}mode")
+        self._add_node(target, None, prefix)
         self._joins[target] = mode
 
     def _add_entry(self, name: Any, param: str) -> None:
@@ -257,13 +254,13 @@ def _record(item: Any, param: str) -> Mapping[str, Any]:
     return item
 
 
-def _items(data: Mapping[str, Any], key: str, at: str = "") -> Iterator[tuple[str, Any]]:
-    """The items of a list, each with its place."""
+def _items(data: Mapping[str, Any], key: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, item) of the items of a list."""
     items = _value(data, key, ())
     if not isinstance(items, list | tuple):
-        raise InvalidRequestError(f"{at}{key} must be a list", param=f"{at}{key}")
+        raise InvalidRequestError(f"{prefix}{key} must be a list", param=f"{prefix}{key}")
     for i, item in enumerate(items):
-        yield f"{at}{key}[{i}]", item
+        yield f"{prefix}{key}[{i}]", item
 
 
 def _edge_dict(edge: Edge) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.graph_store import GraphStore
-from kvflow_jax.workflow.hints import FixedPrefix, HintReader, Hints
+from kvflow_jax.workflow.hints import FixedPrefix, HintParser, Hints
 from tests.models import tiny
 
 FIELDS = (
@@ -38,18 +38,18 @@ ANY_JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(FIELDS), ANY_JSON) | ANY_JSON)
 def test_anything_can_be_read(data):
-    reader = HintReader(data)
-    hints = reader.read()
+    parser = HintParser(data)
+    hints = parser.parse()
     assert hints.ttl_s is None or 0 <= hints.ttl_s <= 24 * 3600
     assert all(0 <= steps <= 1 << 16 for steps in hints.steps_to_execution.values())
     assert all(0 <= chance <= 1 for chance in hints.next_agents.values())
-    assert reader.fixed_prefix is None or reader.fixed_prefix.end >= 0
+    assert parser.fixed_prefix is None or parser.fixed_prefix.end >= 0
     if not isinstance(data, dict):
         assert hints.is_empty
 
 
 def test_what_makes_sense_is_not_clipped():
-    reader = HintReader(
+    parser = HintParser(
         {
             "agent_id": "coder",
             "reuse_hint": "discard",
@@ -61,11 +61,11 @@ def test_what_makes_sense_is_not_clipped():
             "session_id": None,
         }
     )
-    assert not reader.read().is_clipped
-    assert reader.read().steps_to_execution == {"coder": 2.0}
-    assert (reader.fixed_prefix, reader.priority) == (FixedPrefix("token", 3), -4)
-    assert HintReader({"cache_ttl_ms": 10**12}).read().ttl_s == 24 * 3600
-    assert HintReader({"cache_ttl_ms": 10**12}).read().is_clipped
+    assert not parser.parse().is_clipped
+    assert parser.parse().steps_to_execution == {"coder": 2.0}
+    assert (parser.fixed_prefix, parser.priority) == (FixedPrefix("token", 3), -4)
+    assert HintParser({"cache_ttl_ms": 10**12}).parse().ttl_s == 24 * 3600
+    assert HintParser({"cache_ttl_ms": 10**12}).parse().is_clipped
 
 
 def test_a_fixed_prefix_is_no_longer_than_the_prompt():

@@ -205,14 +205,14 @@ def test_what_is_likely_not_meant_is_said():
         '"c" is not among nodes, and was added to them',
         '"d" is not among nodes, and was added to them',
         '"e" is not among nodes, and was added to them',
-        'the edge ["a", "b"] is given 2 times: the last one holds',
-        'the choices of "a" have probabilities of 1.3 in all',
-        '"d" can never run: its inputs do not all come',
-        '"e" can never run: its inputs do not all come',
+        'the edge ["a", "b"] occurs 2 times: the last one counts',
+        'the probabilities of the choices of "a" sum to 1.3',
+        '"d" can never run: not all of its inputs can be satisfied',
+        '"e" can never run: not all of its inputs can be satisfied',
     ]
     ring = Workflow().edge("a", "b").edge("b", "a")
     assert warnings_of(ring.to_dict(), ring, ring.freeze()) == [
-        'no node is without inputs: a run begins at "a"'
+        'every node has inputs, and no entry is declared: runs begin at "a"'
     ]
     fine = Workflow("x").edge("a", "b").edge("b", "a", probability=0.5).entry("a")
     assert warnings_of(fine.to_dict(), fine, fine.freeze()) == []
