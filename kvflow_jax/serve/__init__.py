@@ -1,7 +1,7 @@
-"""The HTTP server: OpenAI's wire format over the engine. The only room with a web framework.
+"""The HTTP server: OpenAI's wire format over the engine; the only room with a web framework.
 
 ```
-main thread: uvicorn loop                          engine thread
+main thread: event loop of uvicorn                 engine thread
   app.py     routes        ─┐                        EngineThread
   schemas.py, chat.py,      ├─ Service ── submit ──────▶ steps
   completions.py  formats  ─┘     ▲                        │ on_output, per request

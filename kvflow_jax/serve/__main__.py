@@ -1,8 +1,9 @@
-"""``python -m kvflow_jax.serve``: flags to a ServerConfig, nothing else."""
+"""``python -m kvflow_jax.serve``: parse flags into a ServerConfig and start the process."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import logging
 import os
@@ -23,7 +24,8 @@ from kvflow_jax.serve.config import ServerConfig
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MAX_NAME_CHARS = 4096  # of a path, on Linux
+MAX_NAME_CHARS = 4096  # PATH_MAX on Linux
+MAX_FLAG_CHARS = 64  # of an unknown flag repeated in its error message
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse flags, serve until stopped, return the exit code.
 
     Args:
-        argv: the flags; None: those of the process, which this call may begin anew.
+        argv: the flags; None: ``sys.argv``, and the process may restart itself to get huge pages.
     """
     config = parse_config(argv)
     if argv is None:
@@ -51,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kvflow-serve: {error}", file=sys.stderr)
         return 2
     if process_info is not None and process_info.process_id:
-        from kvflow_jax.serve.worker import follow
+        from kvflow_jax.serve.worker import run_worker
 
-        return follow(config, process_info)
+        return run_worker(config, process_info)
 
     from kvflow_jax.serve.launch import build_engine
     from kvflow_jax.serve.server import run
@@ -62,15 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find_process_info(config: ServerConfig) -> ProcessInfo | None:
-    """Which of several processes this is; None where it is alone.
+    """Return the identity of this process within its group, None for a single process.
 
     Raises:
-        ConfigError: naming the flag that is missing or wrong.
+        ConfigError: names the missing or wrong flag.
     """
     if config.coordinator is None:
         if config.num_processes is not None or config.process_id is not None:
             raise kvflow_jax.errors.ConfigError(
-                "--num-processes and --process-id need --coordinator HOST:PORT, of process 0"
+                "--num-processes and --process-id need --coordinator HOST:PORT, the address of "
+                "process 0"
             )
         return None
     process_info = ProcessInfo.find(
@@ -78,14 +81,14 @@ def find_process_info(config: ServerConfig) -> ProcessInfo | None:
     )
     if config.tensor_parallel < process_info.num_processes:
         raise kvflow_jax.errors.ConfigError(
-            f"--tensor-parallel {config.tensor_parallel} leaves processes without a device: give "
-            f"at least --num-processes, {process_info.num_processes}"
+            f"--tensor-parallel {config.tensor_parallel} leaves processes without a device: set it "
+            f"to at least --num-processes, {process_info.num_processes}"
         )
     return process_info if process_info.num_processes > 1 else None
 
 
 def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
-    """The flags as a config; exits with 2 and a usage line where they make no sense."""
+    """Return the flags as a config; print an error and exit with code 2 if a flag is invalid."""
     default = ServerConfig()
     parser = argparse.ArgumentParser(
         prog="kvflow-serve",
@@ -96,213 +99,266 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         "--model",
         type=_name,
         default=default.model,
-        help="smollm2-135m, Hugging Face folder, .gguf file or Hub name; default: %(default)s",
+        help="smollm2-135m, a Hugging Face folder, a .gguf file or a Hub name; "
+        "default: %(default)s",
     )
-    add("--served-model-name", type=_name, help="name that clients use; default: the model's own")
-    add("--host", default=default.host, help="default: %(default)s")
-    add("--port", type=_port, default=default.port, help="default: %(default)s")
+    add(
+        "--served-model-name",
+        type=_name,
+        help="model name in requests and answers; default: the model's own name",
+    )
+    add("--host", default=default.host, help="address to listen on; default: %(default)s")
+    add(
+        "--port",
+        type=_port,
+        default=default.port,
+        help="port to listen on, 0 for any free port; default: %(default)s",
+    )
     add(
         "--api-key",
         action="append",
         type=_key,
         default=[],
-        help="Bearer key to ask for; may repeat, then keys share no cache",
+        help="Bearer key that requests must send; repeat it for several tenants, which share no "
+        "cache; default: no key required",
     )
-    add("--max-model-len", type=_count, help="prompt and answer together; default: the model's")
+    add(
+        "--max-model-len",
+        type=_count,
+        help="maximum sequence length, prompt and output tokens together; default: the model's "
+        "context",
+    )
     add(
         "--max-num-seqs",
         type=_count,
         default=default.max_num_seqs,
-        help="requests that run at once; default: %(default)s",
+        help="maximum number of requests in the running batch; default: %(default)s",
     )
     add(
         "--max-num-batched-tokens",
         type=_count,
-        help="prompt tokens of one engine step; default: 256 on CPU, else 2048",
+        help="maximum prompt tokens per engine step; default: 256 on CPU, else 2048",
     )
     add(
         "--page-size",
         type=_count,
         default=default.page_size,
-        help="tokens per block; default: %(default)s",
+        help="tokens per KV block; default: %(default)s",
     )
     pool = parser.add_mutually_exclusive_group()
     pool.add_argument(
         "--pool-gib",
         type=_size,
-        help="device memory for the KV pool, GiB; default: from what is free",
+        help="device memory for the KV pool, GiB; default: derived from free memory",
     )
     pool.add_argument(
-        "--num-pages", type=_count, help="size of the KV pool in blocks, instead of --pool-gib"
+        "--num-pages", type=_count, help="KV pool size in blocks, instead of --pool-gib"
     )
     add(
         "--dtype",
         choices=DTYPES,
         default=default.dtype,
-        help="of weights and KV; auto: float32 on CPU, bfloat16 on TPU, on GPU that of the "
-        "checkpoint, and float16 where a GPU has no bfloat16; default: %(default)s",
+        help="dtype of weights and KV cache; auto: float32 on CPU, bfloat16 on TPU, the "
+        "checkpoint's dtype on GPU, or float16 on a GPU without bfloat16; default: %(default)s",
     )
     add(
         "--attention",
         choices=ATTENTIONS,
         default=default.attention,
-        help="kernel that computes it; auto: the best that serves the model on this device; "
+        help="attention kernel; auto: the best one that supports the model on this device; "
         "default: %(default)s",
     )
     add(
         "--tensor-parallel",
         type=_count,
         default=default.tensor_parallel,
-        help="devices that share model and KV pool, of all processes; default: %(default)s",
+        help="number of devices, over all processes, that shard the model and the KV pool; "
+        "default: %(default)s",
     )
     _add_process_flags(parser)
     add(
         "--random-weights",
         action="store_true",
-        help="make the weights up from --seed; --model may then also be qwen3-0.6b, "
+        help="initialize weights at random from --seed; --model may then also be qwen3-0.6b, "
         "qwen3-30b-a3b, llama-3.2-1b or llama-3.1-8b",
     )
     add(
         "--seed",
         type=int,
-        help="of random weights, and of requests without one; default: from the system",
+        help="seed of random weights and of requests without a seed; default: 0 for weights, "
+        "from the system for requests",
     )
     add(
         "--deterministic",
         action="store_true",
-        help="the same tokens whatever runs beside a request or is cached; slower",
+        help="make tokens independent of the batch and of the cache state; slower",
     )
     _add_cache_flags(parser)
     add(
         "--max-waiting",
         type=_count,
         default=default.max_waiting,
-        help="queue bound, then 429; default: %(default)s",
+        help="maximum number of queued requests; further requests get HTTP 429 (backpressure); "
+        "default: %(default)s",
     )
     add(
         "--max-body-mib",
         type=_size,
         default=default.max_body_mib,
-        help="then 413; default: %(default)s",
+        help="maximum size of a request body, MiB; larger bodies get HTTP 413; "
+        "default: %(default)s",
     )
     add(
         "--drain-timeout-s",
         type=_duration,
         default=default.drain_timeout_s,
-        help="how long running requests get after Ctrl-C or SIGTERM; default: %(default)s",
+        help="seconds that running requests have to finish after Ctrl-C or SIGTERM; "
+        "default: %(default)s",
     )
     add(
         "--cache-dir",
         type=Path,
         default=os.environ.get("KVFLOW_CACHE_DIR") or default.cache_dir,
-        help="models and compiled programs; default: %(default)s, or KVFLOW_CACHE_DIR",
+        help="folder of models and compiled programs; default: KVFLOW_CACHE_DIR, or "
+        f"{default.cache_dir}",
     )
     add(
         "--trace",
         type=_new_file,
         metavar="FILE",
-        help="write what the engine does and when, for ui.perfetto.dev",
+        help="write a trace of the engine to FILE, readable by ui.perfetto.dev",
     )
     add(
         "--log-level",
         choices=LOG_LEVELS,
         default=default.log_level,
-        help="debug: a line per request; default: %(default)s",
+        help="debug logs one line per request; default: %(default)s",
     )
 
-    flags = vars(parser.parse_args(argv))
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown_argument(parser, unknown[0]))
+    flags = vars(namespace)
     flags["api_keys"] = tuple(flags.pop("api_key"))
     flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
     flags["cache"] = _cache_config(parser, flags)
     return ServerConfig(**flags)
 
 
+def _unknown_argument(parser: argparse.ArgumentParser, argument: str) -> str:
+    """Return the error message for an argument that the parser does not know."""
+    flag = argument.partition("=")[0][:MAX_FLAG_CHARS]
+    if not flag.startswith("-"):
+        return f"unexpected argument {flag!r}; every setting is a flag, see --help"
+    known = [option for action in parser._actions for option in action.option_strings]
+    nearest = difflib.get_close_matches(flag, known, n=1)
+    return f"unknown flag {flag}; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
+
+
 def _add_process_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "several hosts", "start one process on each, all with the same flags but --process-id"
+        "several hosts",
+        "start one process on each host, with the same flags except for --process-id",
     )
     default, add = ServerConfig(), group.add_argument
     add(
         "--coordinator",
         metavar="HOST:PORT",
-        help="where process 0, which serves HTTP, waits for the others. "
-        "auto: ask the cluster (TPU pod, SLURM, Open MPI, Kubernetes). Use it in a private "
-        "network: whoever reaches the ports is believed",
+        help="address where process 0, which serves HTTP, waits for the other processes "
+        "(rendezvous). auto: ask the cluster (TPU pod, SLURM, Open MPI, Kubernetes). The "
+        "coordinator ports are unauthenticated; expose them only on a private network",
     )
-    add("--num-processes", type=_count, help="how many there are; default: ask the cluster")
-    add("--process-id", type=_index, help="which this is, from 0; default: ask the cluster")
+    add("--num-processes", type=_count, help="number of processes; default: ask the cluster")
+    add(
+        "--process-id",
+        type=_index,
+        help="index of this process, from 0; default: ask the cluster",
+    )
     add(
         "--join-timeout-s",
         type=_duration,
         default=default.join_timeout_s,
-        help="how long they wait for each other at the start; default: %(default)s",
+        help="seconds that processes wait for each other at startup; default: %(default)s",
     )
 
 
 def _add_cache_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "cache", "what is kept where; all but --cache are for measuring one thing at a time"
+        "cache",
+        "policy of the KV cache; --cache selects it, the other flags change one part of it, "
+        "for experiments",
     )
     default, add = CacheConfig(), group.add_argument
     add(
         "--cache",
         choices=get_args(CacheMode),
         default=default.mode,
-        help="gpu-only: what was used longest ago goes, and is computed again. hicache: it goes to "
-        "host memory, and is loaded when a request asks. kvflow: workflows say what goes and what "
-        "is brought back before it is asked for; default: %(default)s",
+        help="gpu-only: evict the least recently used (LRU) blocks and recompute them. hicache: "
+        "LRU on device and host; evicted blocks stay in host memory and are loaded when a request "
+        "needs them. kvflow: workflows decide the order of eviction, and blocks are loaded before "
+        "a request needs them; default: %(default)s",
     )
-    add("--eviction", choices=tuple(POLICIES), help="what goes first; default: by --cache")
+    add(
+        "--eviction",
+        choices=tuple(POLICIES),
+        help="eviction policy; default: kvflow with --cache kvflow, else lru",
+    )
     add(
         "--prefetch",
         action=argparse.BooleanOptionalAction,
-        help="bring back what agents read next; default: by --cache",
+        help="load the blocks of the agents that run next before a request needs them; default: "
+        "on with --cache kvflow",
     )
     add(
         "--host-cache-gib",
         type=_budget,
-        help="host memory for KV, GiB, 0 for none; default: as large as the pool, if there is room",
+        help="host memory for offloaded KV blocks, GiB, 0 for none; default: the size of the "
+        "pool, or what is free if that is less",
     )
     add(
         "--backup",
         choices=get_args(BackupTime),
         default=default.backup,
-        help="copy blocks to the host while the link is idle, or when they are evicted; "
+        help="when to offload blocks to the host: early, while the link is idle, or on evict; "
         "default: %(default)s",
     )
     add(
         "--link-ratio",
         type=_size,
-        help="emulate a link over which loading a block takes this many times as long as computing "
-        "it; default: the link there is",
+        help="emulate a host link over which loading a block takes this many times as long as "
+        "computing it; default: the real link",
     )
     add(
         "--guard",
         action=argparse.BooleanOptionalAction,
-        help="compute again what would take longer to load; default: by --cache",
+        help="three safeguards: recompute blocks that take longer to load (cost model), fall back "
+        "to LRU where step graphs lower the hit rate below that of a shadow LRU cache, and treat "
+        "idle runs as distant; default: on with --cache kvflow",
     )
     add(
         "--admission",
         action=argparse.BooleanOptionalAction,
-        help="while the cache thrashes, let runs of workflows take turns; default: by --eviction",
+        help="admission control: time-slice workflow runs while the cache thrashes; default: on "
+        "with --eviction kvflow-cost",
     )
 
 
 def _cache_config(parser: argparse.ArgumentParser, flags: dict[str, Any]) -> CacheConfig:
-    """Takes its flags out of ``flags``; exits with 2 where they contradict each other."""
+    """Move the cache flags out of ``flags``; exit with code 2 if they contradict each other."""
     names = ("eviction", "prefetch", "host_cache_gib", "backup", "link_ratio", "guard", "admission")
-    switches = {name: flags.pop(name) for name in names}
+    settings = {name: flags.pop(name) for name in names}
     try:
-        return CacheConfig(flags.pop("cache"), **switches)
+        return CacheConfig(flags.pop("cache"), **settings)
     except kvflow_jax.errors.ConfigError as error:
         parser.error(str(error))
 
 
 def _set_up_logging(level: str) -> None:
-    """Ours at ``level``, one line a request at debug; of other libraries warnings only."""
+    """Log this package at ``level`` and other libraries at warning; at debug, also each request."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kvflow_jax").setLevel(level.upper())
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax thinks aloud
+    # Orbax logs its internal steps below this level.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     if level == "debug":
         logging.getLogger("uvicorn").setLevel(logging.INFO)
 
@@ -315,47 +371,50 @@ def _install_command() -> str:
     return f"{sys.executable} -m pip install 'kvflow-jax[serve]'"
 
 
-def _number(
-    parse: Callable[[str], float], fits: Callable[[float], bool], want: str
+def _number_type(
+    parse: Callable[[str], float], is_valid: Callable[[float], bool], expected: str
 ) -> Callable[[str], float]:
+    """Return an argparse ``type`` for numbers that satisfy ``is_valid``."""
+
     def convert(text: str) -> float:
         try:
             value = parse(text)
         except ValueError:
             value = float("nan")
-        if not fits(value):  # a NaN never fits
-            raise argparse.ArgumentTypeError(f"{text!r} is not {want}")
+        # Every comparison with NaN is False, so a NaN is never valid.
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
         return value
 
     return convert
 
 
-_count = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-_index = _number(int, lambda value: value >= 0, "a whole number of at least 0")
-_port = _number(int, lambda value: 0 <= value <= 65535, "a port between 0 and 65535")
-_size = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
-_budget = _number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-_duration = _number(float, lambda value: 0 <= value < float("inf"), "a number of seconds")
+_count = _number_type(int, lambda value: value >= 1, "an integer of at least 1")
+_index = _number_type(int, lambda value: value >= 0, "an integer of at least 0")
+_port = _number_type(int, lambda value: 0 <= value <= 65535, "a port between 0 and 65535")
+_size = _number_type(float, lambda value: 0 < value < float("inf"), "a number above 0")
+_budget = _number_type(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+_duration = _number_type(float, lambda value: 0 <= value < float("inf"), "a number of seconds")
 
 
 def _new_file(text: str) -> Path:
     path = Path(text)
     if not text or os.path.isdir(path) or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"no file can be written at {text!r}")
+        raise argparse.ArgumentTypeError(f"cannot write a file at {text!r}")
     return path
 
 
 def _name(text: str) -> str:
     if not text or len(text) > MAX_NAME_CHARS or any(ord(char) < ord(" ") for char in text):
         raise argparse.ArgumentTypeError(
-            f"a name has 1 to {MAX_NAME_CHARS} characters and no line breaks"
+            f"a name must have 1 to {MAX_NAME_CHARS} characters and no line breaks"
         )
     return text
 
 
 def _key(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("an empty key would let everybody in")
+        raise argparse.ArgumentTypeError("an API key must not be empty")
     return text.strip()
 
 

@@ -1,4 +1,4 @@
-"""API keys: who may ask, and whose cache a request may share."""
+"""Authentication by API key, and the cache salt and fairness key derived from it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from kvflow_jax.serve.errors import ApiError
 
 
 class KeyRing:
-    """The server's API keys; without keys everybody may ask.
+    """The server's API keys; without keys every request is accepted.
 
-    Keys are held and compared as SHA-256 digests, all of them each time, so that timing tells
-    neither length, prefix nor which key matched.
+    Stores SHA-256 digests of the keys and compares each of them with every request's key, so that
+    timing reveals neither the length, nor a prefix, nor which key matched.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
 
     def authenticate(self, authorization: bytes | None) -> str:
-        """Tenant of a request: a stable id per key with several keys, else the empty string.
+        """Return the tenant of a request: a stable id per key if there are several, else "".
 
         Args:
             authorization: the raw ``Authorization`` header.
 
         Raises:
-            ApiError: 401, no key or a wrong one.
+            ApiError: 401, if the key is missing or wrong.
         """
         if not self._digests:
             return ""
@@ -38,18 +38,19 @@ class KeyRing:
         given = _digest(key.strip())
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if not any(matches):
-            raise _unauthorized("wrong API key")
+            raise _unauthorized("invalid API key")
         return given.hex()[:16] if len(self._digests) > 1 else ""
 
 
 def cache_salt(tenant: str, request_salt: str | None) -> str:
-    """Salt of the index's root: requests share cached blocks only under equal salts."""
+    """Return the salt of the index root; requests share cached blocks only if their salts match."""
     salt = request_salt or ""
-    return f"{tenant}:{salt}" if tenant else salt  # tenants are of one length: unambiguous
+    # Unambiguous, because all tenant ids have the same length.
+    return f"{tenant}:{salt}" if tenant else salt
 
 
 def fairness_key_of(request: Request, tenant: str, user: str | None) -> str:
-    """Whose turn a request takes: the key's or the host's, and within it the user's."""
+    """Return the key of fair queueing: the tenant, else the client's host, with the user."""
     host = request.client.host if request.client is not None else ""
     return f"{tenant or host}:{user or ''}"
 

@@ -159,22 +159,22 @@ def encode_chat(
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 
 
-def _read_message(where: str, message: dict[str, Any]) -> dict[str, Any]:
+def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     role = message.get("role")
     if role not in ROLES:
         raise InvalidRequestError(
-            f"{where}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{where}.role"
+            f"{field}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{field}.role"
         )
     read = {name: value for name, value in message.items() if value is not None}
     # Templates lack the developer role, OpenAI's successor of the system role.
     read["role"] = "system" if role == "developer" else role
-    read["content"] = _read_content(f"{where}.content", message.get("content"), role)
+    read["content"] = _read_content(f"{field}.content", message.get("content"), role)
     if read.get("tool_calls"):
-        read["tool_calls"] = _read_tool_calls(f"{where}.tool_calls", read["tool_calls"])
+        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", read["tool_calls"])
     return read
 
 
-def _read_content(where: str, content: Any, role: str) -> str:
+def _read_content(field: str, content: Any, role: str) -> str:
     if isinstance(content, str):
         return content
     # A message that consists of tool calls only has no content.
@@ -182,30 +182,30 @@ def _read_content(where: str, content: Any, role: str) -> str:
         return ""
     if not isinstance(content, list):
         raise InvalidRequestError(
-            f'{where} must be a string or a list of parts like {{"type": "text", "text": "..."}}',
-            param=where,
+            f'{field} must be a string or a list of parts like {{"type": "text", "text": "..."}}',
+            param=field,
         )
     texts = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
             raise InvalidRequestError(
-                f"{where}[{i}] has type {kind!r}; only parts of type 'text' are supported",
-                param=f"{where}[{i}]",
+                f"{field}[{i}] has type {kind!r}; only parts of type 'text' are supported",
+                param=f"{field}[{i}]",
             )
         if not isinstance(part.get("text"), str):
             raise InvalidRequestError(
-                f"{where}[{i}].text must be a string", param=f"{where}[{i}].text"
+                f"{field}[{i}].text must be a string", param=f"{field}[{i}].text"
             )
         texts.append(part["text"])
     # As vLLM does for templates that expect strings.
     return "\n".join(texts)
 
 
-def _read_tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
+def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
     """Parse the ``arguments``, which OpenAI sends as JSON text: templates write JSON themselves."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise InvalidRequestError(f"{where} must be a list of tool calls", param=where)
+        raise InvalidRequestError(f"{field} must be a list of tool calls", param=field)
     read = []
     for call in calls:
         function = call.get("function")

@@ -1,4 +1,4 @@
-"""Everything the command line decides, as one frozen value."""
+"""The settings of a server process, as one frozen value."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from kvflow_jax.engine.cache_config import CacheConfig
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Settings of one server process; where None, the engine decides from the model and memory.
+    """Settings of one server process; for None, the engine decides from the model and memory.
 
     Args:
-        model: name of a known model, or a directory; also accepted in requests as an alias.
-        served_model_name: the name clients use; None: what the loaded model calls itself.
-        host, port: where to listen; port 0 lets the system choose.
-        api_keys: Bearer keys; empty: no key is asked for. With several, tenants share no cache.
-        max_model_len: tokens of prompt and answer together; None: the model's context.
-        max_num_seqs: requests that run at once.
-        max_num_batched_tokens: prompt tokens of one engine step; None: by the device.
-        page_size: tokens per cache block.
+        model: name of a known model, or a folder; requests may also use it as a model name.
+        served_model_name: model name in requests and answers; None: the loaded model's own name.
+        host, port: address to listen on; port 0: any free port.
+        api_keys: Bearer keys; empty: no authentication. Several keys are tenants that share no
+            cache.
+        max_model_len: maximum number of prompt and output tokens; None: the model's context.
+        max_num_seqs: maximum number of requests in the running batch.
+        max_num_batched_tokens: maximum prompt tokens per engine step; None: by the device.
+        page_size: tokens per KV block.
         pool_gib: device memory for the KV pool, GiB. Excludes ``num_pages``.
         num_pages: size of the KV pool in blocks. Excludes ``pool_gib``.
-        dtype: of weights and KV.
-        attention: the kernel for it; auto: the best that serves the model on this device.
-        tensor_parallel: devices that share model and pool, of all processes.
-        coordinator: HOST:PORT of process 0 where several processes share the model; auto: what the
-            cluster says; None: this process is alone.
-        num_processes, process_id: how many they are, and which this is; None: what the cluster
-            says.
-        join_timeout_s: seconds that processes wait for each other at the start.
-        random_weights: build the architecture without reading weights.
-        seed: of random weights, and of requests that bring none of their own.
-        deterministic: tokens that do not depend on the batch or the cache, at some cost in speed.
-        cache: what is kept where, and what goes first.
-        max_waiting: requests that may wait before new ones get 429.
-        max_body_mib: largest request body, MiB; more gets 413.
-        drain_timeout_s: seconds that running requests get after Ctrl-C or SIGTERM.
-        trace: file for a trace of the engine; None: no trace.
-        cache_dir: where models and compiled programs are kept.
-        log_level: a name that ``logging`` knows, lower case.
+        dtype: of weights and KV cache.
+        attention: attention kernel; auto: the best one that supports the model on this device.
+        tensor_parallel: number of devices, over all processes, that shard model and pool.
+        coordinator: HOST:PORT of process 0 if several processes share the model; auto: ask the
+            cluster; None: a single process.
+        num_processes, process_id: number of processes, index of this one; None: ask the cluster.
+        join_timeout_s: seconds that processes wait for each other at startup.
+        random_weights: initialize weights at random instead of reading them.
+        seed: of random weights, and of requests without a seed.
+        deterministic: make tokens independent of batch and cache state, at some cost in speed.
+        cache: the policy of the KV cache.
+        max_waiting: maximum number of queued requests; further requests get HTTP 429.
+        max_body_mib: maximum size of a request body, MiB; larger bodies get HTTP 413.
+        drain_timeout_s: seconds that running requests have to finish after Ctrl-C or SIGTERM.
+        trace: file to write a trace of the engine to; None: no trace.
+        cache_dir: folder of models and compiled programs.
+        log_level: name of a ``logging`` level, in lower case.
     """
 
     model: str = "smollm2-135m"
     served_model_name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
-    # repr=False: keys must not reach a log line that prints the config.
+    # repr=False keeps the keys out of log lines that print the config.
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     max_model_len: int | None = None
     max_num_seqs: int = 32

@@ -1,4 +1,4 @@
-"""What routes ask for: the service, and who asks."""
+"""FastAPI dependencies of the routes: the service, and the tenant of a request."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from fastapi import Depends, Request
 from kvflow_jax.serve.service import Service
 
 
-async def the_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-async def the_tenant(request: Request) -> str:
-    """Who asks; 401 before the body is read."""
+async def get_tenant(request: Request) -> str:
+    """Return the tenant of a request; raise a 401 ApiError before the body is read."""
     headers = dict(request.scope["headers"])
     service: Service = request.app.state.service
     return service.keys.authenticate(headers.get(b"authorization"))
 
 
-ServiceDep = Annotated[Service, Depends(the_service)]
-TenantDep = Annotated[str, Depends(the_tenant)]
+ServiceDep = Annotated[Service, Depends(get_service)]
+TenantDep = Annotated[str, Depends(get_tenant)]

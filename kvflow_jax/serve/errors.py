@@ -1,4 +1,4 @@
-"""Every failure as OpenAI's ``{"error": {message, type, param, code}}`` with its HTTP status."""
+"""Errors as OpenAI's ``{"error": {message, type, param, code}}`` with their HTTP status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowErro
 
 logger = logging.getLogger("kvflow_jax.serve")
 
-STATUS_CLIENT_CLOSED = 499  # nginx's number; nobody is left to read it
+STATUS_CLIENT_CLOSED = 499  # nginx's status of a client that has disconnected
 
 _TYPES = {
     401: "authentication_error",
@@ -27,14 +27,14 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """An error with its HTTP face.
+    """An error response.
 
     Args:
-        status: HTTP status; decides ``type``.
-        message: what is wrong and what to do.
-        param: the offending field of the request.
-        code: stable machine-readable name.
-        headers: extra response headers.
+        status: HTTP status; determines ``type``.
+        message: what is wrong and what to do about it.
+        param: the invalid field of the request.
+        code: stable, machine-readable name.
+        headers: additional response headers.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-class ClientGoneError(Exception):
-    """The client closed its connection: generation has been aborted, nobody reads an answer."""
+class ClientDisconnectedError(Exception):
+    """The client closed its connection; its generation has been aborted."""
 
 
 def to_api_error(error: BaseException) -> ApiError:
-    """The HTTP face of any error. Errors not raised on purpose show no detail to clients."""
+    """Return the response for an error; unexpected errors reveal no detail to clients."""
     match error:
         case ApiError():
             return error
@@ -92,56 +92,56 @@ def to_api_error(error: BaseException) -> ApiError:
         case KVFlowError():
             return ApiError(500, str(error), code="engine_error")
         case _:
-            return ApiError(500, "internal error; the server's log has the details")
+            return ApiError(500, "internal error; see the server's log for details")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give every failure of ``app``, routing included, OpenAI's shape."""
-    app.add_exception_handler(ApiError, _answer)
-    app.add_exception_handler(KVFlowError, _answer)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    # Starlette answers with this one, then raises again: uvicorn logs the traceback.
-    app.add_exception_handler(Exception, _answer)
+    """Answer every error of ``app``, including those of routing, in OpenAI's format."""
+    app.add_exception_handler(ApiError, _handle_error)
+    app.add_exception_handler(KVFlowError, _handle_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
+    # After this handler Starlette raises the error again, so that uvicorn logs the traceback.
+    app.add_exception_handler(Exception, _handle_error)
 
 
-class QuietWhenGone:
-    """ASGI middleware: a client that left before its answer is no failure of the server.
+class DisconnectMiddleware:
+    """ASGI middleware that ends a request quietly if its client has disconnected.
 
-    The transport tells only by raising at the next send; outside of this a traceback would be
-    logged for each.
+    The transport reports a disconnect by raising from the next ``send``. Without this middleware
+    the server would log a traceback for each.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_or_give_up(message: Message) -> None:
+        async def checked_send(message: Message) -> None:
             try:
                 await send(message)
             except (RuntimeError, OSError) as error:
                 if isinstance(error, RuntimeError) and "closed" not in str(error):
                     raise
-                raise ClientGoneError("the client closed its connection") from error
+                raise ClientDisconnectedError("the client closed its connection") from error
 
         try:
-            await self._app(scope, receive, send_or_give_up)
-        except ClientGoneError:
-            logger.debug("a client left before its answer")
+            await self._app(scope, receive, checked_send)
+        except ClientDisconnectedError:
+            logger.debug("a client disconnected before its answer")
 
 
-async def _answer(request: Request, error: Exception) -> Response:
+async def _handle_error(request: Request, error: Exception) -> Response:
     return to_api_error(error).response()
 
 
-async def _answer_http_exception(request: Request, error: Exception) -> Response:
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
+    route = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        message = f"no such route: {where}"
+        message = f"no such route: {route}"
     elif error.status_code == 405:
-        allowed = _allowed(request)
-        message = f"wrong method: {where}; this route takes {allowed}"
+        allowed = _allowed_methods(request)
+        message = f"method not allowed: {route}; this route accepts {allowed}"
         return ApiError(405, message, headers={"Allow": allowed}).response()
     else:
         message = str(error.detail)
@@ -149,8 +149,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     return ApiError(error.status_code, message, headers=headers).response()
 
 
-def _allowed(request: Request) -> str:
-    """The methods of a path, over all routes: the framework names those of the first alone."""
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of a path over all routes; Starlette lists only the first route's."""
     return ", ".join(
         method
         for method in ("DELETE", "GET", "POST", "PUT")
@@ -161,5 +161,5 @@ def _allowed(request: Request) -> str:
     )
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=STATUS_CLIENT_CLOSED)

@@ -1,4 +1,4 @@
-"""From the engine's thread to the server's loop, many outputs a wake-up."""
+"""Delivery of outputs from the engine thread to the event loop, batched per wake-up."""
 
 from __future__ import annotations
 
@@ -13,46 +13,47 @@ from starlette.types import Receive
 
 from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.serve.errors import ApiError, ClientGoneError, to_api_error
+from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.protocols import Engine
 from kvflow_jax.workflow.hints import Hints, HintStatus
 
 
 class Mailbox:
-    """Hands outputs of the engine's thread to the loop. One loop wake-up delivers all that wait.
+    """A queue from the engine thread to the event loop; one wake-up delivers all pending outputs.
 
-    ``post`` is for the engine's thread and never blocks; everything else runs on the loop.
+    The engine thread calls ``post``, which never blocks. Everything else runs on the loop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._letters: deque[tuple[Generation, int, Output]] = deque()
-        self._is_armed = False
+        self._pending: deque[tuple[Generation, int, Output]] = deque()
+        self._is_wakeup_scheduled = False
 
     def post(self, generation: Generation, index: int, output: Output) -> None:
-        # Append, then look at the flag; _deliver clears the flag, then looks at the pending. In
-        # that order a letter either is seen by the wake-up under way or arms the next one.
-        self._letters.append((generation, index, output))
-        if self._is_armed:
+        # Append, then read the flag; _deliver clears the flag, then reads the queue. In that order
+        # an output either is seen by the scheduled wake-up or schedules the next one.
+        self._pending.append((generation, index, output))
+        if self._is_wakeup_scheduled:
             return
-        self._is_armed = True
+        self._is_wakeup_scheduled = True
         try:
             self._loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
-            # The server has stopped: no reader is left, and the engine must go on to its end.
+            # The server has stopped: no reader is left, and the engine must still finish.
 
     def _deliver(self) -> None:
-        self._is_armed = False
-        for _ in range(len(self._letters)):  # later pending have armed a wake-up of their own
-            generation, index, output = self._letters.popleft()
+        self._is_wakeup_scheduled = False
+        # Outputs appended during this loop have scheduled a wake-up of their own.
+        for _ in range(len(self._pending)):
+            generation, index, output = self._pending.popleft()
             generation.receive(index, output)
 
 
 @dataclass(slots=True)
 class ChoiceDelta:
-    """What one prompt has said since the last wake-up, merged."""
+    """The merged outputs of one choice since the last wake-up."""
 
     index: int
     text: str = ""
@@ -62,42 +63,45 @@ class ChoiceDelta:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
-    def is_worth_a_chunk(self) -> bool:
-        """A token whose text is still held back says nothing by itself."""
-        says = self.text or self.logprobs or self.prompt_logprobs
-        return bool(says) or self.finish_reason is not None
+    def needs_chunk(self) -> bool:
+        """True if there is anything to send; a token may have no text yet (incomplete UTF-8)."""
+        content = self.text or self.logprobs or self.prompt_logprobs
+        return bool(content) or self.finish_reason is not None
 
     def add(self, output: Output | ChoiceDelta) -> None:
-        """Append what came later."""
+        """Append a later output."""
         self.text += output.text
         self.prompt_logprobs += output.prompt_logprobs
         self.logprobs += output.logprobs
         if isinstance(output, Output) and output.ends_at_token:
-            self.logprobs = self.logprobs[:-1]  # the token that ends a text is no part of it
+            # The stop token is not part of the text.
+            self.logprobs = self.logprobs[:-1]
         if output.finish_reason is not None:
             self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
 
 @dataclass(slots=True)
 class Usage:
+    """Token counts of one HTTP request, over all its choices."""
+
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    host_tokens: int = 0  # of the cached ones, loaded from the host
+    host_tokens: int = 0  # the part of cached_tokens that was loaded from host memory
     completion_tokens: int = 0
     hint_status: HintStatus | None = None
 
 
 class Generation:
-    """The running requests of one HTTP request, numbered in order: ``n`` for each prompt.
+    """The engine requests of one HTTP request, numbered in order: ``n`` for each prompt.
 
-    Lives on the loop. Every path out of it must end in ``close``, which aborts what still runs.
+    Runs on the event loop. Every code path must end in ``close``, which aborts running requests.
 
     Args:
-        engine: where prompts are submitted.
-        mailbox: brings their outputs here.
+        engine: receives the prompts.
+        mailbox: delivers their outputs.
         on_finished: called once with the last output of each request.
         on_closed: called once by ``close``.
-        num_each: answers to each prompt.
+        num_per_prompt: number of choices per prompt, OpenAI's ``n``.
     """
 
     def __init__(
@@ -106,9 +110,9 @@ class Generation:
         mailbox: Mailbox,
         on_finished: Callable[[Output], None],
         on_closed: Callable[[Generation], None],
-        num_each: int = 1,
+        num_per_prompt: int = 1,
     ) -> None:
-        self.num_each = num_each
+        self.num_per_prompt = num_per_prompt
         self.usage = Usage()
         self._engine = engine
         self._mailbox = mailbox
@@ -131,7 +135,7 @@ class Generation:
         fairness_key: str,
         hints: Hints | None = None,
     ) -> None:
-        """Queue one more answer; errors are those of ``Engine.submit``."""
+        """Submit one more choice; raise the errors of ``Engine.submit``."""
         index = self.num_choices
         self.num_choices += 1
         self._running[index] = self._engine.submit(
@@ -145,7 +149,7 @@ class Generation:
         )
 
     def receive(self, index: int, output: Output) -> None:
-        """Take one output from the mailbox."""
+        """Accept one output from the mailbox."""
         if output.finish_reason is not None:
             self._running.pop(index, None)
             self._on_finished(output)
@@ -154,25 +158,25 @@ class Generation:
             self._wake.set()
 
     def fail(self, error: Exception) -> None:
-        """Make the reader raise ``error`` and stop what runs."""
+        """Make ``deltas`` raise ``error``, and abort the running requests."""
         self._failure = self._failure or error
         self._wake.set()
         self._abort()
 
     def close(self) -> None:
-        """Abort what still runs; nothing is delivered any more. More than one call is fine."""
+        """Abort the running requests and stop delivery. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
         self._abort()
         self._on_closed(self)
 
-    async def news(self) -> AsyncIterator[list[ChoiceDelta]]:
-        """What has been said since the last look, choices in order, until all have finished.
+    async def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
+        """Yield new outputs, merged per choice and in order of choices, until all have finished.
 
         Raises:
-            ApiError: the engine failed or cut off a prompt.
-            ClientGoneError: the client has left.
+            ApiError: the engine failed or aborted a request.
+            ClientDisconnectedError: the client has disconnected.
         """
         num_unfinished = self.num_choices
         while num_unfinished:
@@ -181,50 +185,52 @@ class Generation:
             if self._failure is not None:
                 raise self._failure
             batch = self._merge()
-            num_unfinished -= sum(item.finish_reason is not None for item in batch)
+            num_unfinished -= sum(delta.finish_reason is not None for delta in batch)
             if batch:
                 yield batch
 
     @asynccontextmanager
     async def abort_on_disconnect(self, receive: Receive) -> AsyncIterator[None]:
-        """Within it, a client that leaves stops generation; at its end the generation is closed.
+        """Abort generation if the client disconnects within the context; close it at the end.
 
         Args:
-            receive: ASGI's, after the request's body has been read.
+            receive: ASGI's ``receive``, after the body of the request has been read.
         """
-        watcher = asyncio.create_task(self._watch(receive))
+        watcher = asyncio.create_task(self._fail_on_disconnect(receive))
         try:
             yield
         finally:
             watcher.cancel()
             self.close()
 
-    async def _watch(self, receive: Receive) -> None:
+    async def _fail_on_disconnect(self, receive: Receive) -> None:
+        # An empty last part of the body may come first.
         while (await receive())["type"] != "http.disconnect":
-            pass  # an empty end of the body
-        self.fail(ClientGoneError("the client closed its connection"))
+            pass
+        self.fail(ClientDisconnectedError("the client closed its connection"))
 
     def _merge(self) -> list[ChoiceDelta]:
         by_index: dict[int, ChoiceDelta] = {}
         for index, output in self._unread:
             if output.finish_reason is FinishReason.ERROR:
-                raise to_api_error(output.error or RuntimeError("the engine gave no reason"))
+                raise to_api_error(output.error or RuntimeError("the engine reported no error"))
             if output.finish_reason is FinishReason.ABORT:
-                raise ApiError(503, "the server cut this request off", code="request_aborted")
-            item = by_index.setdefault(index, ChoiceDelta(index))
-            item.add(output)
+                raise ApiError(503, "the server aborted this request", code="request_aborted")
+            delta = by_index.setdefault(index, ChoiceDelta(index))
+            delta.add(output)
             if output.finish_reason is not None:
-                self._count(index, output)
+                self._count_usage(index, output)
         self._unread.clear()
         return [by_index[index] for index in sorted(by_index)]
 
-    def _count(self, index: int, output: Output) -> None:
+    def _count_usage(self, index: int, output: Output) -> None:
         stats = output.stats
         if stats is None:
             return
         self.usage.completion_tokens += stats.num_output_tokens
         self.usage.hint_status = self.usage.hint_status or stats.hint_status
-        if index % self.num_each == 0:  # a prompt counts once, however many answer it
+        # A prompt counts once, however many choices answer it.
+        if index % self.num_per_prompt == 0:
             self.usage.prompt_tokens += stats.num_prompt_tokens
             self.usage.cached_tokens += stats.num_cached_tokens
             self.usage.host_tokens += stats.num_cached_host_tokens

@@ -1,4 +1,4 @@
-"""The step graphs that clients have registered, as they wrote them."""
+"""The registered Agent Step Graphs, as JSON."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections import OrderedDict
 
 GraphKey = tuple[str, str]  # tenant, graph_id
 
-MAX_GRAPHS = 10_000  # as many as the engine holds
-MAX_BYTES = 32 << 20  # of their JSON; a graph takes some ten times that
+MAX_GRAPHS = 10_000  # the engine's own bound
+MAX_BYTES = 32 << 20  # of JSON; a graph in memory takes about ten times its JSON
 
 
-class RegisteredGraphs:
-    """JSON by tenant and name, bounded: those registered longest ago go. Lives on the loop.
+class GraphRegistry:
+    """A bounded map from tenant and name to JSON, evicted in order of registration (FIFO).
 
-    The engine holds the graphs themselves; whoever changes both holds ``lock``, so that they agree.
+    Runs on the event loop. The engine stores the graphs themselves; hold ``lock`` while changing
+    both, so that they agree.
     """
 
     def __init__(self, max_graphs: int = MAX_GRAPHS, max_bytes: int = MAX_BYTES) -> None:
@@ -24,28 +25,28 @@ class RegisteredGraphs:
         self._num_bytes = 0
 
     def put(self, key: GraphKey, text: bytes) -> list[GraphKey]:
-        """Keep a graph; those that had to go for it."""
+        """Store a graph; return the keys of the graphs evicted for it."""
         self.remove(key)
         self._texts[key] = text
         self._num_bytes += len(text)
-        gone = []
+        evicted = []
         while len(self._texts) > 1 and (
             len(self._texts) > self._max_graphs or self._num_bytes > self._max_bytes
         ):
             oldest = next(iter(self._texts))
             self.remove(oldest)
-            gone.append(oldest)
-        return gone
+            evicted.append(oldest)
+        return evicted
 
     def names(self, tenant: str) -> list[str]:
-        """Of a tenant's graphs, those registered longest ago first."""
-        return [graph_id for owner, graph_id in self._texts if owner == tenant]
+        """Return the names of a tenant's graphs, oldest registration first."""
+        return [graph_id for key_tenant, graph_id in self._texts if key_tenant == tenant]
 
     def get(self, key: GraphKey) -> bytes | None:
         return self._texts.get(key)
 
     def remove(self, key: GraphKey) -> bool:
-        """Forget a graph; False where there is none of this name."""
+        """Remove a graph; return False if there is none of this name."""
         text = self._texts.pop(key, None)
         if text is None:
             return False

@@ -1,4 +1,4 @@
-"""Construction of a running engine from a ServerConfig: the only use of the engine's classes."""
+"""Construction of a running engine from a ServerConfig; no other module builds the engine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build_engine(
         the engine, its tokenizer (None if the model has none), and the model's own name.
 
     Raises:
-        ModelLoadError, CapacityError, ConfigError: the message says how to fix it.
+        ModelLoadError, CapacityError, ConfigError: the message names the remedy.
     """
     if process_info is None:
         return _build(config, None)

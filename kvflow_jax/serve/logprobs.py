@@ -1,4 +1,4 @@
-"""Log probabilities in the shapes of OpenAI's two APIs, and of vLLM's ``prompt_logprobs``."""
+"""Log probabilities in the formats of OpenAI's two APIs, and of vLLM's ``prompt_logprobs``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from kvflow_jax.requests.outputs import TokenLogprobs
 from kvflow_jax.serve.protocols import Tokenizer
 
-LOWEST = -9999.0  # JSON has no infinity; OpenAI's own floor
+LOWEST = -9999.0  # OpenAI's floor, since JSON has no infinity
 
 
 class TextOffsets:
-    """Where each token begins in the text, in characters, as one token after the other goes by.
+    """The offset of each token in the text, in characters, computed token by token.
 
-    A character whose bytes several tokens bring counts once it is whole.
+    A character whose bytes span several tokens counts once it is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
@@ -24,32 +24,33 @@ class TextOffsets:
         self._num_characters = 0
         self.skips_special = False
 
-    def pass_by(self, token_id: int) -> int:
-        """Characters before this token."""
+    def advance(self, token_id: int) -> int:
+        """Return the number of characters before the next token, and count its characters."""
         before, tokenizer = self._num_characters, self._tokenizer
         if tokenizer is None or (self.skips_special and tokenizer.is_special(token_id)):
             return before
         data = tokenizer.token_bytes(token_id)
         text = self._utf8.decode(data)
         self._num_characters += len(text)
-        # Bytes from before that turn out to be no character become one of their own, ahead of it.
+        # Earlier bytes that turn out to be invalid UTF-8 become a replacement character, which
+        # stands before this token.
         return before + max(0, len(text) - len(data.decode(errors="replace")))
 
 
 class LogprobWriter:
-    """Writes tokens as text; a model without a tokenizer has their ids instead."""
+    """Formats log probabilities, with tokens as text, or as ids for a model without tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
 
     def chat(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """``logprobs`` of a chat choice or delta."""
+        """Return ``logprobs`` of a chat choice or delta."""
         content = [
             {
-                **self._chat_token(one.token_id, one.logprob),
-                "top_logprobs": [self._chat_token(token, value) for token, value in one.top],
+                **self._chat_token(entry.token_id, entry.logprob),
+                "top_logprobs": [self._chat_token(token, value) for token, value in entry.top],
             }
-            for one in logprobs
+            for entry in logprobs
         ]
         return {"content": content, "refusal": None}
 
@@ -59,14 +60,15 @@ class LogprobWriter:
         offsets: TextOffsets,
         first_token: int | None = None,
     ) -> dict[str, Any]:
-        """``logprobs`` of a completion choice or chunk.
+        """Return ``logprobs`` of a completion choice or chunk.
 
         Args:
-            offsets: of the choice, past the tokens written before.
-            first_token: of an echoed prompt, which follows nothing and so has no probability.
+            offsets: of the choice, advanced past the tokens of earlier chunks.
+            first_token: first token of an echoed prompt, which has no probability because no
+                token precedes it.
         """
         ids = [] if first_token is None else [first_token]
-        ids += [one.token_id for one in logprobs]
+        ids += [entry.token_id for entry in logprobs]
         texts: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
@@ -74,31 +76,31 @@ class LogprobWriter:
             texts.append(self.text(first_token))
             values.append(None)
             tops.append(None)
-        for one in logprobs:
-            texts.append(self.text(one.token_id))
-            values.append(_finite(one.logprob))
-            # Likeliest last: of tokens that read the same, its value stays. The chosen one is
-            # always among them.
-            top = {self.text(token): _finite(value) for token, value in reversed(one.top)}
-            tops.append({**top, self.text(one.token_id): _finite(one.logprob)})
+        for entry in logprobs:
+            texts.append(self.text(entry.token_id))
+            values.append(_finite(entry.logprob))
+            # The most likely token comes last, so that its value wins among tokens with the same
+            # text. The sampled token is always included.
+            top = {self.text(token): _finite(value) for token, value in reversed(entry.top)}
+            tops.append({**top, self.text(entry.token_id): _finite(entry.logprob)})
         return {
             "tokens": texts,
             "token_logprobs": values,
             "top_logprobs": tops,
-            "text_offset": [offsets.pass_by(token_id) for token_id in ids],
+            "text_offset": [offsets.advance(token_id) for token_id in ids],
         }
 
     def offsets(self) -> TextOffsets:
         return TextOffsets(self._tokenizer)
 
     def prompt(self, logprobs: Sequence[TokenLogprobs]) -> list[dict[str, Any] | None]:
-        """vLLM's ``prompt_logprobs``: nothing for the first token, then by token id."""
+        """Return vLLM's ``prompt_logprobs``: None for the first token, then a dict by token id."""
         rest = [
             {
                 str(token): {"logprob": _finite(value), "decoded_token": self.text(token)}
-                for token, value in [*one.top, (one.token_id, one.logprob)]
+                for token, value in [*entry.top, (entry.token_id, entry.logprob)]
             }
-            for one in logprobs
+            for entry in logprobs
         ]
         return [None, *rest]
 

@@ -1,4 +1,4 @@
-"""What the server needs of the engine and the tokenizer; the real ones satisfy it structurally."""
+"""Interfaces of the engine and the tokenizer that the server uses (structural types)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from kvflow_jax.workflow.step_graph import Graph
 
 
 class Engine(Protocol):
-    """``kvflow_jax.engine.engine_thread.EngineThread``. Any thread may call every method."""
+    """``kvflow_jax.engine.engine_thread.EngineThread``. Every method is thread-safe."""
 
     @property
     def max_model_len(self) -> int: ...
 
     @property
     def max_pending(self) -> int:
-        """Requests that may run and wait together."""
+        """Maximum number of running and queued requests together."""
 
     @property
     def is_alive(self) -> bool:
-        """False after the engine's thread has died."""
+        """False once the engine thread has died."""
 
     @property
     def stalled_by(self) -> str:
-        """What the engine waits for beyond itself, and may yet get; "" where it goes on."""
+        """Why the engine is stalled, such as a silent process of its group; "" if it is not."""
 
     @property
     def stats(self) -> EngineStats:
@@ -44,9 +44,9 @@ class Engine(Protocol):
         fairness_key: str = "",
         hints: Hints | None = None,
     ) -> int:
-        """Queue a request, return its id at once.
+        """Queue a request and return its id immediately.
 
-        ``on_output`` runs on the engine's thread, in order, and must not block; its last call has
+        Calls ``on_output`` on the engine thread, in order; it must not block. The last output has
         a ``finish_reason``.
 
         Raises:
@@ -54,51 +54,51 @@ class Engine(Protocol):
         """
 
     def abort(self, request_id: int) -> None:
-        """Stop a request; unknown and finished ids are fine."""
+        """Stop a request; ignore unknown ids and those of finished requests."""
 
     def flush_cache(self) -> bool:
-        """Drop all unleased cached blocks; False (nothing dropped) while requests are about."""
+        """Drop all cached blocks; return False and drop none while there are requests."""
 
     def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
-        """Keep a workflow under a name for the client's runs."""
+        """Register a step graph under a name for the tenant's runs."""
 
     def unregister_graph(self, tenant: str, graph_id: str) -> bool:
-        """Forget a workflow; False where there is none of this name."""
+        """Remove a step graph; return False if there is none of this name."""
 
     def advance_run(
         self, tenant: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
-        """Take in a run's progress; agents its graph lacks, None where there is no such run."""
+        """Record a run's progress; return agents missing from its graph, None for no such run."""
 
     def end_run(self, tenant: str, workflow_id: str) -> bool:
-        """A run is over; False where there is none of this name."""
+        """End a run; return False if there is none of this name."""
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and finish the running ones; False if some were cut off."""
+        """Refuse new requests and finish the others; return False if some had to be aborted."""
 
     def close(self) -> None: ...
 
 
 class Tokenizer(Protocol):
-    """``kvflow_jax.models.tokenizer.Tokenizer``, called from the server's small thread pool."""
+    """``kvflow_jax.models.tokenizer.Tokenizer``, called from the tokenizer threads."""
 
     @property
     def max_token_bytes(self) -> int:
-        """UTF-8 bytes of the longest token."""
+        """Length of the longest token in UTF-8 bytes."""
 
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def is_special(self, token_id: int) -> bool:
-        """Whether text leaves this token out, unless special tokens are asked for."""
+        """True if ``decode`` omits this token when it skips special tokens."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes a token stands for; may be part of a character."""
+        """Return the UTF-8 bytes of a token, which may be part of a character."""
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
-        """Prompt ids of a chat.
+        """Return the prompt ids of a chat.
 
         Raises:
-            InvalidRequestError: the template refuses the messages.
+            InvalidRequestError: the template rejects the messages.
         """

@@ -1,4 +1,4 @@
-"""A request's body: read with a bound, parsed strictly, checked against a schema."""
+"""Request bodies: read up to a size limit, parsed strictly, validated against a schema."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 async def parse_body(request: Request, schema: type[Schema], max_bytes: int) -> Schema:
-    """The request's JSON body as ``schema``, whatever its content type.
+    """Return the JSON body of a request as ``schema``, whatever its content type.
 
     Raises:
-        ApiError: 413 over ``max_bytes`` (no more than that is ever held), 400 for anything that
-            is not a JSON object in UTF-8 or does not fit the schema; the message names the field.
+        ApiError: 413 for more than ``max_bytes`` (the server buffers no more than that); 400 for
+            a body that is not a JSON object in UTF-8 or does not match the schema, naming the
+            field.
     """
     body = await read_object(request, max_bytes)
     try:
         return schema.model_validate(body)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise _to_api_error(error) from None
 
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The request's body, a JSON object of whatever fields. Errors as of ``parse_body``."""
+    """Return the body of a request, a JSON object. Raises the errors of ``parse_body``."""
     return _parse_object(await _read(request, max_bytes))
 
 
@@ -39,7 +40,8 @@ async def _read(request: Request, max_bytes: int) -> bytearray:
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     body = bytearray()
-    async for chunk in request.stream():  # chunked bodies declare nothing
+    # A chunked body declares no length.
+    async for chunk in request.stream():
         if len(body) + len(chunk) > max_bytes:
             raise _too_large(max_bytes)
         body += chunk
@@ -48,7 +50,7 @@ async def _read(request: Request, max_bytes: int) -> bytearray:
 
 def _parse_object(body: bytearray) -> dict[str, Any]:
     try:
-        # Bounds depth, and refuses NaN, Infinity, invalid UTF-8 and lone surrogates.
+        # Limits the depth, and rejects NaN, Infinity, invalid UTF-8 and lone surrogates.
         parsed = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
@@ -60,12 +62,12 @@ def _parse_object(body: bytearray) -> dict[str, Any]:
 def _too_large(max_bytes: int) -> ApiError:
     return ApiError(
         413,
-        f"the body is larger than {max_bytes / 2**20:g} MiB; --max-body-mib sets this bound",
+        f"the body is larger than {max_bytes / 2**20:g} MiB, the limit set by --max-body-mib",
         code="body_too_large",
     )
 
 
-def _readable(error: ValidationError) -> ApiError:
+def _to_api_error(error: ValidationError) -> ApiError:
     details = error.errors(include_url=False, include_context=False, include_input=False)
     shown = [f"{_path(d)}: {d['msg']}" for d in details[:MAX_ERRORS_SHOWN]]
     if len(details) > MAX_ERRORS_SHOWN:

@@ -1,4 +1,4 @@
-"""What clients may send. Unknown fields pass, null is absent, types are strict."""
+"""Schemas of request bodies. Unknown fields are ignored, null is absent, types are strict."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
 
-MAX_N = 128  # OpenAI's
+MAX_N = 128  # OpenAI's limit
 
 T = TypeVar("T")
 
-# Fields that change the answer and that we cannot honour yet, with the values that change
-# nothing. Refusing the others is better than silently answering something else.
-_NOT_YET: dict[str, tuple[Any, ...]] = {
+# Unsupported fields that change the answer, each with its values that change nothing. Any other
+# value is rejected, because ignoring it would silently give a different answer.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "structured_outputs": ({},),
     "guided_json": (),
@@ -28,7 +28,7 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
-_NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -41,7 +41,7 @@ _NOT_YET_CHAT: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
 }
-_NOT_YET_COMPLETION: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "best_of": (1,),
     "prompt_embeds": (),
@@ -55,11 +55,11 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """Fields that chat and text completions share."""
+    """The fields shared by chat and text completions."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = _NOT_YET
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = _UNSUPPORTED
     default_max_tokens: ClassVar[int | None] = None
 
     model: str | None = None
@@ -76,7 +76,7 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, float] | None = None
     n: int | None = Field(None, ge=1, le=MAX_N)
     seed: int | None = None
-    stop: Any = None  # SamplingParams knows what it may be
+    stop: Any = None  # checked by SamplingParams
     include_stop_str_in_output: bool | None = None
     min_tokens: int | None = None
     skip_special_tokens: bool | None = None
@@ -86,7 +86,8 @@ class GenerationRequest(BaseModel):
     priority: int | None = None
     user: str | None = Field(None, max_length=1024)
     cache_salt: str | None = Field(None, max_length=1024)
-    agent_hints: Any = None  # advice: of whatever form, it is no reason to refuse
+    # Hints are advice: an invalid value is no reason to reject the request.
+    agent_hints: Any = None
 
     @property
     def include_usage(self) -> bool:
@@ -98,7 +99,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Alternatives to report beside each new token; None: report nothing."""
+        """Number of alternatives to report for each output token; None for no logprobs."""
         raise NotImplementedError
 
     @property
@@ -106,42 +107,43 @@ class GenerationRequest(BaseModel):
         return self.prompt_logprobs
 
     def sampling_params(self) -> list[SamplingParams]:
-        """How to sample each of the ``n`` answers to a prompt.
+        """Return the sampling parameters of each of the ``n`` choices.
 
         Raises:
-            InvalidRequestError: a value out of range, or a field that is not supported yet.
+            InvalidRequestError: a value is out of range, or a field is not supported.
         """
         self._check_supported()
         first = SamplingParams(
             max_tokens=self.token_limit,
-            temperature=_or(self.temperature, 1.0),
-            top_p=_or(self.top_p, 1.0),
-            top_k=0 if self.top_k in (None, -1) else self.top_k,  # vLLM writes -1 for all
-            min_p=_or(self.min_p, 0.0),
-            repetition_penalty=_or(self.repetition_penalty, 1.0),
-            frequency_penalty=_or(self.frequency_penalty, 0.0),
-            presence_penalty=_or(self.presence_penalty, 0.0),
+            temperature=_default_to(self.temperature, 1.0),
+            top_p=_default_to(self.top_p, 1.0),
+            # vLLM's -1 means all tokens.
+            top_k=0 if self.top_k in (None, -1) else self.top_k,
+            min_p=_default_to(self.min_p, 0.0),
+            repetition_penalty=_default_to(self.repetition_penalty, 1.0),
+            frequency_penalty=_default_to(self.frequency_penalty, 0.0),
+            presence_penalty=_default_to(self.presence_penalty, 0.0),
             logit_bias=_read_bias(self.logit_bias or {}),
             seed=self.seed,
-            stop=_or(self.stop, ()),
+            stop=_default_to(self.stop, ()),
             include_stop=bool(self.include_stop_str_in_output),
             stop_token_ids=tuple(self.stop_token_ids or ()),
-            min_tokens=_or(self.min_tokens, 0),
+            min_tokens=_default_to(self.min_tokens, 0),
             ignore_eos=bool(self.ignore_eos),
-            skip_special_tokens=_or(self.skip_special_tokens, True),
+            skip_special_tokens=_default_to(self.skip_special_tokens, True),
             logprobs=self.num_logprobs,
             prompt_logprobs=self.num_prompt_logprobs,
         )
-        # One seed for all would give one answer n times.
+        # With the same seed, all choices would be equal.
         return [replace(first, seed=_next_seed(self.seed, i)) for i in range(self.n or 1)]
 
     def _check_supported(self) -> None:
         extra = self.model_extra or {}
-        for name, harmless in self.unsupported.items():
+        for name, accepted in self.unsupported.items():
             value = extra.get(name)
-            if value is not None and not any(_same(value, other) for other in harmless):
+            if value is not None and not any(_is_same(value, other) for other in accepted):
                 raise InvalidRequestError(
-                    f"{name} is not supported yet; leave it out",
+                    f"{name} is not supported; omit it",
                     param=name,
                     code="unsupported_parameter",
                 )
@@ -150,7 +152,7 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """Body of ``POST /v1/chat/completions``; ``messages`` is read by ``chat.read_messages``."""
 
-    unsupported = {**_NOT_YET, **_NOT_YET_CHAT}
+    unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_CHAT}
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -167,7 +169,7 @@ class ChatRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError(
-                "top_logprobs needs logprobs to be true", param="top_logprobs"
+                "top_logprobs requires logprobs to be true", param="top_logprobs"
             )
         if self.top_logprobs is not None:
             _check_num_logprobs("top_logprobs", self.top_logprobs)
@@ -177,8 +179,8 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """Body of ``POST /v1/completions``; ``prompt`` is read by ``completions.read_prompts``."""
 
-    unsupported = {**_NOT_YET, **_NOT_YET_COMPLETION}
-    default_max_tokens = 16  # OpenAI's
+    unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_COMPLETION}
+    default_max_tokens = 16  # OpenAI's default
 
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = None
@@ -186,17 +188,17 @@ class CompletionRequest(GenerationRequest):
     prompt: Any
 
     @property
-    def is_echo_alone(self) -> bool:
-        """Whether nothing is to be generated: the prompt is asked back, with its logprobs."""
+    def is_echo_only(self) -> bool:
+        """True if only the prompt is returned, with its logprobs, and no output tokens."""
         return bool(self.echo) and self.max_tokens == 0
 
     @property
     def token_limit(self) -> int | None:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(
-                "max_tokens must be at least 1; 0 is for echo alone", param="max_tokens"
+                "max_tokens must be at least 1; 0 requires echo", param="max_tokens"
             )
-        # Echo alone computes one token that nobody sees: a step always samples.
+        # A step always samples; the token sampled for echo only is not returned.
         return 1 if self.max_tokens == 0 else super().token_limit
 
     @property
@@ -207,15 +209,16 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        asked = [self.prompt_logprobs, self.num_logprobs if self.echo else None]
-        return max((num for num in asked if num is not None), default=None)
+        requested = [self.prompt_logprobs, self.num_logprobs if self.echo else None]
+        return max((num for num in requested if num is not None), default=None)
 
 
 def _read_bias(bias: dict[str, float]) -> dict[int, float]:
-    """JSON's keys are strings; these are token ids."""
-    if len(bias) > MAX_LOGIT_BIAS:  # before any work on it
+    """Return ``logit_bias`` by token id; JSON's keys are strings."""
+    # Checked first, to spend no work on an oversized dict.
+    if len(bias) > MAX_LOGIT_BIAS:
         raise InvalidRequestError(
-            f"logit_bias may hold up to {MAX_LOGIT_BIAS} entries, got {len(bias)}",
+            f"logit_bias must have at most {MAX_LOGIT_BIAS} entries, got {len(bias)}",
             param="logit_bias",
         )
     read = {}
@@ -236,13 +239,14 @@ def _check_num_logprobs(name: str, value: int) -> None:
 
 
 def _next_seed(seed: int | None, i: int) -> int | None:
-    return None if seed is None else (seed + i + 2**63) % 2**64 - 2**63  # stays within 64 bits
+    # Wraps around within 64 signed bits.
+    return None if seed is None else (seed + i + 2**63) % 2**64 - 2**63
 
 
-def _or(value: T | None, default: T) -> T:
+def _default_to(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _same(value: Any, harmless: Any) -> bool:
-    # False == 0 in Python; logprobs: 0 asks for something, logprobs: false does not.
-    return isinstance(value, bool) == isinstance(harmless, bool) and bool(value == harmless)
+def _is_same(value: Any, accepted: Any) -> bool:
+    # False == 0 in Python, but in JSON they are different values.
+    return isinstance(value, bool) == isinstance(accepted, bool) and bool(value == accepted)

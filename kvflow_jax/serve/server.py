@@ -1,4 +1,4 @@
-"""The process: port first, then the model; signals; draining."""
+"""The server process: binding of the port, loading in the background, signals, draining."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from kvflow_jax.serve.service import Service
 logger = logging.getLogger("kvflow_jax.serve")
 
 BACKLOG = 2048
-# Clients keep idle connections for 60 s or less; the side that closes first should be theirs, or
-# they write into a closed connection now and then.
+# Clients keep idle connections for up to 60 s. The client should close first; otherwise it
+# sometimes writes into a connection that the server has just closed.
 KEEP_ALIVE_S = 75
-# After the engine has drained, the time for slow readers to take what is already generated.
-LAST_BYTES_S = 5
+# Time for slow clients to read the remaining output after the engine has drained.
+FLUSH_TIMEOUT_S = 5
 
-Built = tuple[Engine, Tokenizer | None, str]
-Build = Callable[[ServerConfig], Built]
+BuiltEngine = tuple[Engine, Tokenizer | None, str]
+EngineBuilder = Callable[[ServerConfig], BuiltEngine]
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, before anything expensive is done.
+    """Return a listening socket; called before anything expensive.
 
     Raises:
-        OSError: the port is taken, or the host is not ours.
+        OSError: the port is in use, or the host is not an address of this machine.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -58,15 +58,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that loads a model while it already answers, and drains before it closes.
+    """A uvicorn server that answers while the model loads, and drains before it closes.
 
     Args:
         config: the server's settings.
         listener: from ``bind``; closed at the end.
-        build: makes the engine; runs on a thread of its own.
+        build: builds the engine; runs on its own thread.
     """
 
-    def __init__(self, config: ServerConfig, listener: socket.socket, build: Build) -> None:
+    def __init__(self, config: ServerConfig, listener: socket.socket, build: EngineBuilder) -> None:
         self.service = Service(config)
         self.exit_code = 0
         self.is_loading = True
@@ -76,13 +76,13 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(self.service),
-                log_config=None,  # the CLI has set up logging
+                log_config=None,  # the CLI configures logging
                 access_log=config.log_level == "debug",
                 lifespan="off",
                 ws="none",
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=LAST_BYTES_S,
+                timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
             )
         )
 
@@ -92,7 +92,7 @@ class Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def serve_until_stopped(self) -> int:
-        """Run until a signal or a failed load; the process's exit code."""
+        """Run until a signal or a failed load; return the exit code of the process."""
         try:
             self.run(sockets=[self._listener])
         finally:
@@ -102,7 +102,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
-        # A daemon: a load cannot be interrupted, and must not hold up the end of the process.
+        # A daemon thread: loading cannot be interrupted, and must not delay process exit.
         threading.Thread(target=self._load, args=[loop], name="load", daemon=True).start()
         logger.info("listening on %s, loading %s", self.url, self._settings.model)
 
@@ -111,71 +111,77 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Still listening: whoever asks meanwhile, a load balancer too, is told 503.
+        # The socket still listens while draining: new requests and readiness checks get 503.
         timeout_s = self._settings.drain_timeout_s
         was_ready = self.service.is_ready
         if was_ready:
-            logger.info("draining: running requests get up to %g s; Ctrl-C ends now", timeout_s)
+            logger.info("draining for up to %g s; press Ctrl-C again to exit now", timeout_s)
         if not await self.service.drain(timeout_s):
-            logger.warning("cut off requests that still ran after %g s", timeout_s)
+            logger.warning("aborted the requests still running after %g s", timeout_s)
         logger.info("drained; stopping" if was_ready else "stopping")
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
-        """Uvicorn's would raise the signal again after draining; a drained server has ended well
-        and exits with 0."""
+        """Handle SIGINT and SIGTERM within the context.
+
+        Uvicorn's own method raises the signal again after draining; here a drained server exits
+        with code 0.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        previous = {number: signal.signal(number, self.handle_exit) for number in signals}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C exits without clean-up.
         if self.should_exit and sig == signal.SIGINT:
-            os._exit(128 + sig)  # whoever asks twice wants no clean-up
+            os._exit(128 + sig)
         self.should_exit = True
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On the load thread."""
+        """Build the engine, and report the result to the loop; runs on the load thread."""
         started_s = time.monotonic()
         try:
             built = self._build(self._settings)
         except BaseException as error:
-            self._tell(loop, self._load_failed, error)
+            self._call_on_loop(loop, self._on_load_failed, error)
         else:
-            self._tell(loop, self._loaded, built, time.monotonic() - started_s)
+            self._call_on_loop(loop, self._on_loaded, built, time.monotonic() - started_s)
 
-    def _tell(
+    def _call_on_loop(
         self, loop: asyncio.AbstractEventLoop, action: Callable[..., None], *args: object
     ) -> None:
         try:
             loop.call_soon_threadsafe(action, *args)
         except RuntimeError:
-            if not loop.is_closed():  # else: stopped while loading
+            # A closed loop means that the server was stopped while loading.
+            if not loop.is_closed():
                 raise
 
-    def _loaded(self, built: Built, seconds: float) -> None:
+    def _on_loaded(self, built: BuiltEngine, load_s: float) -> None:
         self.is_loading = False
         self.service.start(*built)
         if self.service.is_ready:
-            logger.info("ready after %.1f s: %s\n%s", seconds, self.url, self._curl_line())
+            logger.info("ready after %.1f s: %s\n%s", load_s, self.url, self._curl_command())
 
-    def _load_failed(self, error: BaseException) -> None:
+    def _on_load_failed(self, error: BaseException) -> None:
         self.is_loading = False
-        if isinstance(error, KVFlowError):  # its message says what to do
+        # The message of a KVFlowError names the remedy; a traceback would hide it.
+        if isinstance(error, KVFlowError):
             logger.error("cannot start: %s", error)
         else:
             logger.error("cannot start", exc_info=error)
         self.exit_code = 1
         self.should_exit = True
 
-    def _curl_line(self) -> str:
+    def _curl_command(self) -> str:
         body = {
             "model": self.service.model_name,
             "messages": [{"role": "user", "content": "Hello!"}],
@@ -189,25 +195,25 @@ class Server(uvicorn.Server):
         )
 
 
-def run(config: ServerConfig, build: Build) -> int:
+def run(config: ServerConfig, build: EngineBuilder) -> int:
     """Serve until stopped.
 
     Returns:
-        exit code: 0 after draining; 1 where the port is taken or the model cannot be loaded.
+        exit code: 0 after draining; 1 if the port is in use or the model cannot be loaded.
     """
     try:
         listener = bind(config.host, config.port)
     except OSError as error:
-        where = f"{config.host}:{config.port}"
+        address = f"{config.host}:{config.port}"
         print(
-            f"kvflow-serve: cannot listen on {where}: {error.strerror}; choose another --port",
+            f"kvflow-serve: cannot listen on {address}: {error.strerror}; choose another --port",
             file=sys.stderr,
         )
         return 1
     server = Server(config, listener, build)
     code = server.serve_until_stopped()
     if server.is_loading:
-        # The load thread is deep in XLA; ending the interpreter under it can crash or hang.
+        # The load thread may be inside XLA, where interpreter shutdown can crash or hang.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""Answering: one JSON object, or server-sent events."""
+"""Responses of a generation: one JSON object, or server-sent events (SSE)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from kvflow_jax.requests.outputs import FinishReason
-from kvflow_jax.serve.errors import ClientGoneError, to_api_error
+from kvflow_jax.serve.errors import ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.generation import ChoiceDelta, Generation, Usage
 
 logger = logging.getLogger("kvflow_jax.serve")
@@ -20,48 +20,52 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Format(Protocol):
-    """The shape of one route's answers; made per request."""
+    """The response format of a route; one instance per request."""
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """First chunk of a choice, before any text."""
+    def first_chunk(self, index: int) -> dict[str, Any] | None:
+        """Return the chunk that opens a choice, before any text; None if there is none."""
 
-    def chunk(self, news: ChoiceDelta) -> dict[str, Any]: ...
+    def chunk(self, delta: ChoiceDelta) -> dict[str, Any]: ...
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]: ...
 
-    def whole(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
-        """The answer of a request that does not stream."""
+    def full(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
+        """Return the response of a request that does not stream."""
 
 
-async def answer_whole(generation: Generation, form: Format, receive: Receive) -> Response:
-    """Wait for the end, or for the client to leave, which stops generation.
+async def full_response(
+    generation: Generation, response_format: Format, receive: Receive
+) -> Response:
+    """Return the complete response; a client that disconnects aborts the generation.
 
     Raises:
-        ApiError, ClientGoneError.
+        ApiError, ClientDisconnectedError.
     """
     choices = [ChoiceDelta(index) for index in range(generation.num_choices)]
     async with generation.abort_on_disconnect(receive):
-        async for batch in generation.news():
-            for news in batch:
-                choices[news.index].add(news)
-    answer = form.whole(choices, usage_body(generation.usage))
+        async for batch in generation.deltas():
+            for delta in batch:
+                choices[delta.index].add(delta)
+    answer = response_format.full(choices, usage_body(generation.usage))
     return JSONResponse({**answer, "kvflow": kvflow_body(generation.usage)})
 
 
 class EventStream(Response):
-    """Server-sent events of a generation.
+    """The server-sent events of a generation.
 
-    Nothing is sent before the first news, so that an early failure keeps its HTTP status; a later
-    one becomes an ``error`` event. A client that leaves stops generation.
+    Sends nothing before the first delta, so that an early error keeps its HTTP status; a later
+    error becomes an ``error`` event. A client that disconnects aborts the generation.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, form: Format, *, include_usage: bool) -> None:
+    def __init__(
+        self, generation: Generation, response_format: Format, *, include_usage: bool
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
-        self._form = form
+        self._format = response_format
         self._include_usage = include_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,12 +78,13 @@ class EventStream(Response):
                         has_started = True
                     await send(_body(events, more=True))
                 await send(_body(DONE, more=False))
-            except ClientGoneError:
+            except ClientDisconnectedError:
                 return
             except Exception as error:
                 if not has_started:
-                    raise  # the app's error handlers answer
+                    raise  # to the error handlers of the app
                 failure = to_api_error(error)
+                # An unexpected error reveals no detail to the client; log it.
                 if failure is not error:
                     logger.exception("a stream failed")
                 await send(_body(_event(failure.body) + DONE, more=False))
@@ -87,17 +92,17 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[bytes]:
         opened: set[int] = set()
         num_unfinished = self._generation.num_choices
-        async for batch in self._generation.news():
+        async for batch in self._generation.deltas():
             events = bytearray()
-            for news in batch:
-                if news.index not in opened:
-                    opened.add(news.index)
-                    events += self._optional(self._form.opening(news.index))
-                if news.is_worth_a_chunk:
-                    chunk = self._form.chunk(news)
-                    num_unfinished -= news.finish_reason is not None
+            for delta in batch:
+                if delta.index not in opened:
+                    opened.add(delta.index)
+                    events += self._opening_event(self._format.first_chunk(delta.index))
+                if delta.needs_chunk:
+                    chunk = self._format.chunk(delta)
+                    num_unfinished -= delta.finish_reason is not None
                     if self._include_usage:
-                        chunk["usage"] = None  # as OpenAI has it
+                        chunk["usage"] = None  # as OpenAI does
                     elif not num_unfinished:
                         chunk["kvflow"] = kvflow_body(self._generation.usage)
                     events += _event(chunk)
@@ -105,10 +110,10 @@ class EventStream(Response):
                 yield bytes(events)
         if self._include_usage:
             usage = self._generation.usage
-            chunk = self._form.usage_chunk(usage_body(usage))
+            chunk = self._format.usage_chunk(usage_body(usage))
             yield _event({**chunk, "kvflow": kvflow_body(usage)})
 
-    def _optional(self, chunk: dict[str, Any] | None) -> bytes:
+    def _opening_event(self, chunk: dict[str, Any] | None) -> bytes:
         if chunk is None:
             return b""
         if self._include_usage:
@@ -124,7 +129,7 @@ class EventStream(Response):
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """OpenAI's ``usage``; ``cached_tokens`` is always there, 0 rather than null."""
+    """Return OpenAI's ``usage``; ``cached_tokens`` is always present, 0 rather than null."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -134,7 +139,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def kvflow_body(usage: Usage) -> dict[str, Any]:
-    """What OpenAI's ``usage`` has no field for: where the cache was, and what hints came to."""
+    """Return what ``usage`` has no field for: cached tokens by tier, and the outcome of hints."""
     return {
         "cached_tokens_details": {
             "device": usage.cached_tokens - usage.host_tokens,
@@ -149,7 +154,8 @@ def finish_name(reason: FinishReason | None) -> str | None:
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    # ASCII: many clients split lines at U+2028 and U+0085 too, which JSON may hold unescaped.
+    # json.dumps escapes to ASCII: many clients also split lines at U+2028 and U+0085, which JSON
+    # may contain unescaped.
     return b"data: %b\n\n" % json.dumps(body, separators=(",", ":")).encode()
 
 

@@ -1,4 +1,4 @@
-"""A process that shares the model of another, which serves."""
+"""A worker process: a follower that shares the model of process 0, which serves HTTP."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ log = logging.getLogger("kvflow_jax.serve")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def follow(config: ServerConfig, process_info: ProcessInfo) -> int:
-    """Join the others and do what process 0 does, until it ends.
+def run_worker(config: ServerConfig, process_info: ProcessInfo) -> int:
+    """Join the group and repeat the steps of process 0 until it ends.
+
+    A worker whose group breaks exits immediately.
 
     Returns:
-        exit code: 0 after process 0 has drained; 1 where this one could not join. One whose group
-        breaks ends at once.
+        exit code: 0 after process 0 has drained; 1 if this process could not join.
     """
-    process = _Process(config, process_info)
-    before = {number: signal.signal(number, process.handle_exit) for number in _SIGNALS}
-    # On a thread, so that signals are heard whatever the devices wait for.
-    thread = threading.Thread(target=process.run, name="kvflow-follow", daemon=True)
+    worker = _Worker(config, process_info)
+    previous = {number: signal.signal(number, worker.handle_exit) for number in _SIGNALS}
+    # On its own thread, so that the main thread handles signals even while the devices block.
+    thread = threading.Thread(target=worker.run, name="kvflow-follow", daemon=True)
     thread.start()
     thread.join()
-    for number, handler in before.items():
+    for number, handler in previous.items():
         signal.signal(number, handler)
-    return process.exit_code
+    return worker.exit_code
 
 
-class _Process:
+class _Worker:
     def __init__(self, config: ServerConfig, process_info: ProcessInfo) -> None:
         self.exit_code = 1
-        self._config, self._place = config, process_info
+        self._config, self._process_info = config, process_info
         self._follower: Follower | None = None
-        self._is_told = False
+        self._is_stopping = False
 
     def run(self) -> None:
         from kvflow_jax.api.launch import run_follower
@@ -56,7 +57,9 @@ class _Process:
 
         config = self._config
         try:
-            self._follower = join_leader(self._place, shared_settings(config), config.join_timeout_s)
+            self._follower = join_leader(
+                self._process_info, shared_settings(config), config.join_timeout_s
+            )
         except KVFlowError as error:
             log.error("cannot start: %s", error)
             return
@@ -64,19 +67,20 @@ class _Process:
             loaded = load(config, group=self._follower, progress=False)
             run_follower(loaded, engine_config(config), self._follower)
         except Exception as error:
-            if not isinstance(error, KVFlowError):  # its message says what to do
-                log.exception("cannot go on")
+            # The message of a KVFlowError names the remedy; a traceback would hide it.
+            if not isinstance(error, KVFlowError):
+                log.exception("cannot continue")
             with contextlib.suppress(OSError):
                 self._follower.send(Failed(str(error)))
-            exit_now(f"cannot go on: {error}")
+            exit_now(f"cannot continue: {error}")
         log.info("process 0 has ended; stopping")
         self.exit_code = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Process 0 drains for all; whoever asks twice wants no clean-up."""
-        if self._is_told or self._follower is None:
+        """Ask process 0 to drain the whole group; exit without clean-up on a second signal."""
+        if self._is_stopping or self._follower is None:
             os._exit(128 + sig)
-        self._is_told = True
-        log.info("process 0 drains, then all end; Ctrl-C again ends this one now")
+        self._is_stopping = True
+        log.info("process 0 drains, then all processes exit; press Ctrl-C again to exit now")
         with contextlib.suppress(OSError):
             self._follower.request_shutdown()

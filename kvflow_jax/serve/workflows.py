@@ -1,4 +1,4 @@
-"""``/v1/workflows``: step graphs by name, and how far a run has come."""
+"""``/v1/workflows``: registration of Agent Step Graphs, and progress reports of runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kvflow_jax.workflow.workflow import Workflow
 
 routes = APIRouter()
 
-MAX_ADVANCED = 256  # agents in one report: each may be looked for in the whole graph
+MAX_ADVANCED = 256  # agents per report, since each may take a search of the whole graph
 
 Agents = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_ID_LEN)]], Field(max_length=MAX_ADVANCED)
@@ -34,8 +34,8 @@ class AdvanceRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    completed: Agents | None = None  # in the order in which they ended
-    running: Agents | None = None  # once for each call
+    completed: Agents | None = None  # in order of completion
+    running: Agents | None = None  # an agent appears once per call
     finished: bool | None = None
 
 
@@ -46,13 +46,13 @@ async def register_graph(
     service.check_ready()
     _check_id(graph_id)
     data = await read_object(request, service.config.max_body_bytes)
-    graph, text, warnings = await service.in_thread(lambda: _read_graph(data))
-    registered = service.registered
-    async with registered.lock:
-        await service.ask(lambda engine: engine.register_graph(tenant, graph_id, graph))
-        gone = registered.put((tenant, graph_id), text)
-        if gone:
-            await service.ask(lambda engine: _unregister(engine, gone))
+    graph, text, warnings = await service.run_in_thread(lambda: _read_graph(data))
+    registry = service.graph_registry
+    async with registry.lock:
+        await service.call_engine(lambda engine: engine.register_graph(tenant, graph_id, graph))
+        evicted = registry.put((tenant, graph_id), text)
+        if evicted:
+            await service.call_engine(lambda engine: _unregister(engine, evicted))
     return JSONResponse(
         {
             "graph_id": graph_id,
@@ -65,13 +65,13 @@ async def register_graph(
 
 @routes.get("/v1/workflows")
 async def list_graphs(service: ServiceDep, tenant: TenantDep) -> Response:
-    names = service.registered.names(tenant)
+    names = service.graph_registry.names(tenant)
     return JSONResponse({"object": "list", "data": [{"graph_id": name} for name in names]})
 
 
 @routes.get("/v1/workflows/{graph_id:path}")
 async def show_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
-    text = service.registered.get((tenant, graph_id))
+    text = service.graph_registry.get((tenant, graph_id))
     if text is None:
         raise _unknown_graph(graph_id)
     return Response(text, media_type="application/json")
@@ -80,11 +80,11 @@ async def show_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> R
 @routes.delete("/v1/workflows/{graph_id:path}")
 async def unregister_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    registered = service.registered
-    async with registered.lock:
-        if not registered.remove((tenant, graph_id)):
+    registry = service.graph_registry
+    async with registry.lock:
+        if not registry.remove((tenant, graph_id)):
             raise _unknown_graph(graph_id)
-        await service.ask(lambda engine: engine.unregister_graph(tenant, graph_id))
+        await service.call_engine(lambda engine: engine.unregister_graph(tenant, graph_id))
     return JSONResponse({"graph_id": graph_id, "deleted": True})
 
 
@@ -94,12 +94,12 @@ async def advance_run(
 ) -> Response:
     service.check_ready()
     body = await parse_body(request, AdvanceRequest, service.config.max_body_bytes)
-    unknown = await service.ask(lambda engine: _advance(engine, tenant, workflow_id, body))
+    unknown = await service.call_engine(lambda engine: _advance(engine, tenant, workflow_id, body))
     if unknown is None:
         raise ApiError(
             404,
-            f"no run '{workflow_id}' is known: it begins with its first request, and ends when "
-            "its graph has, or when nothing is heard of it for long",
+            f"no run '{workflow_id}' is in progress; a run begins with its first request and ends "
+            "with its graph or after a long time without activity",
             param="workflow_id",
             code="run_not_found",
         )
@@ -107,10 +107,10 @@ async def advance_run(
 
 
 def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes, list[str]]:
-    """A graph, the JSON that ``GET`` gives back, and what in it is likely not meant."""
+    """Return a graph, its JSON for ``GET``, and warnings about likely mistakes in it."""
     workflow = Workflow.from_dict(data)
     if not workflow.nodes:
-        raise InvalidRequestError("a workflow needs at least one node", param="nodes")
+        raise InvalidRequestError("a workflow must have at least one node", param="nodes")
     graph = workflow.freeze()
     return graph, json.dumps(workflow.to_dict()).encode(), warnings_of(data, workflow, graph)
 
@@ -124,8 +124,8 @@ def _advance(
     return unknown
 
 
-def _unregister(engine: Engine, gone: list[GraphKey]) -> None:
-    for tenant, graph_id in gone:
+def _unregister(engine: Engine, keys: list[GraphKey]) -> None:
+    for tenant, graph_id in keys:
         engine.unregister_graph(tenant, graph_id)
 
 

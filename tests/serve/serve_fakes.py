@@ -17,7 +17,7 @@ from kvflow_jax.serve.server import Server, bind
 from kvflow_jax.workflow.hints import Hints, HintStatus
 from kvflow_jax.workflow.step_graph import Graph
 
-PATIENCE_S = 20.0  # never waited for by a test that passes
+TIMEOUT_S = 20.0  # never waited for by a test that passes
 
 
 @dataclass
@@ -38,7 +38,7 @@ class FakeRequest:
 
 
 class FakeEngine:
-    """Answers each request with ``reply`` at once; with ``reply`` None it says ``first_words`` only
+    """Answers each request with ``reply`` at once; with ``reply`` None it says ``first_texts`` only
     and the test says what comes when.
 
     Like the real one it calls ``on_output`` on a thread of its own.
@@ -58,8 +58,8 @@ class FakeEngine:
 
     def reset(self) -> None:
         self.reply: Sequence[str] | Callable[[FakeRequest], Sequence[str]] | None = ["Hel", "lo"]
-        self.first_words: Sequence[str] = ()
-        self.refuse_with: KVFlowError | None = None
+        self.first_texts: Sequence[str] = ()
+        self.submit_error: KVFlowError | None = None
         self.stats = EngineStats(num_blocks=100)
         self.is_alive = True
         self.stalled_by = ""
@@ -88,8 +88,8 @@ class FakeEngine:
     ) -> int:
         if self.is_closed:
             raise EngineClosedError("the engine is draining")
-        if self.refuse_with is not None:
-            raise self.refuse_with
+        if self.submit_error is not None:
+            raise self.submit_error
         if not prompt_ids:
             raise InvalidRequestError("the prompt is empty", param="prompt")
         if len(prompt_ids) >= self.max_model_len:
@@ -105,8 +105,8 @@ class FakeEngine:
             self.requests[request_id] = self.running[request_id] = request
             self._changed.notify_all()
         reply = self.reply(request) if callable(self.reply) else self.reply
-        for text in self.first_words if reply is None else reply:
-            self.say(request, text)
+        for text in self.first_texts if reply is None else reply:
+            self.emit(request, text)
         if reply is not None:
             self.finish(request)
         return request_id
@@ -156,8 +156,8 @@ class FakeEngine:
 
     # What tests call.
 
-    def say(self, request: FakeRequest, text: str) -> None:
-        self._jobs.put(lambda: self._say(request, text))
+    def emit(self, request: FakeRequest, text: str) -> None:
+        self._jobs.put(lambda: self._emit(request, text))
 
     def finish(
         self,
@@ -172,12 +172,12 @@ class FakeEngine:
         """Wait until everything said so far has been handed over."""
         done = threading.Event()
         self._jobs.put(done.set)
-        assert done.wait(PATIENCE_S)
+        assert done.wait(TIMEOUT_S)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition``, looked at whenever the engine's state changes."""
         with self._changed:
-            assert self._changed.wait_for(condition, PATIENCE_S)
+            assert self._changed.wait_for(condition, TIMEOUT_S)
 
     def wait_for_requests(self, number: int) -> list[FakeRequest]:
         self.wait_for(lambda: len(self.requests) >= number)
@@ -191,7 +191,7 @@ class FakeEngine:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _say(self, request: FakeRequest, text: str) -> None:
+    def _emit(self, request: FakeRequest, text: str) -> None:
         request.num_output_tokens += 1
         request.on_output(Output(request.request_id, text, (1,)))
 
@@ -242,7 +242,7 @@ class FakeTokenizer:
     def __init__(self) -> None:
         self.encoded: list[str] = []
         self.num_rendered = 0
-        self.refuses_alone = False  # system messages without any other
+        self.rejects_system_only = False  # system messages without any other
 
     def encode(self, text: str) -> list[int]:
         self.encoded.append(text)
@@ -261,7 +261,7 @@ class FakeTokenizer:
         if messages[-1]["content"] == "explode":
             raise RuntimeError("secret detail")
         self.num_rendered += 1
-        if self.refuses_alone and messages[-1]["role"] == "system":
+        if self.rejects_system_only and messages[-1]["role"] == "system":
             raise InvalidRequestError("the template wants a user", param="messages")
         if messages[0]["role"] == "tool":
             raise InvalidRequestError("the template wants a call first", param="messages")
@@ -278,8 +278,8 @@ class WatchedServer(Server):
         super().__init__(*args)
         self.loaded = threading.Event()
 
-    def _loaded(self, *args: Any) -> None:
-        super()._loaded(*args)
+    def _on_loaded(self, *args: Any) -> None:
+        super()._on_loaded(*args)
         self.loaded.set()
 
 
@@ -308,13 +308,13 @@ class LiveServer:
         return host, int(port)
 
     def wait_loaded(self) -> None:
-        assert self.server.loaded.wait(PATIENCE_S)
+        assert self.server.loaded.wait(TIMEOUT_S)
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         self.server.should_exit = True
 
     def join(self) -> None:
-        self._thread.join(PATIENCE_S)
+        self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -329,6 +329,6 @@ def live_server(**settings: Any) -> Iterator[LiveServer]:
         live.wait_loaded()
         yield live
     finally:
-        live.ask_to_stop()
+        live.request_stop()
         live.join()
         live.engine.close()

@@ -35,7 +35,7 @@ def test_cached_tokens_are_zero_rather_than_null(http: httpx.Client) -> None:
 
 
 def test_a_stream_has_role_then_text_then_reason(client: openai.OpenAI, engine: FakeEngine) -> None:
-    engine.reply, engine.first_words = None, ["a"]
+    engine.reply, engine.first_texts = None, ["a"]
     with client.chat.completions.create(model="tiny", messages=HELLO, stream=True) as stream:
         (request,) = engine.wait_for_requests(1)
         role, first = next(stream), next(stream)
@@ -89,7 +89,7 @@ def test_an_error_before_the_first_token_keeps_its_status(
 
 
 def test_an_error_in_mid_stream_is_an_event(client: openai.OpenAI, engine: FakeEngine) -> None:
-    engine.reply, engine.first_words = None, ["a"]
+    engine.reply, engine.first_texts = None, ["a"]
     with client.chat.completions.create(model="tiny", messages=HELLO, stream=True) as stream:
         (request,) = engine.wait_for_requests(1)
         assert next(stream).choices[0].delta.role == "assistant"

@@ -45,7 +45,7 @@ def test_streams_of_several_prompts_interleave(client: openai.OpenAI, engine: Fa
         first, _ = engine.wait_for_requests(2)
         while (chunk := next(stream)).choices[0].finish_reason is None:
             assert (chunk.choices[0].index, chunk.choices[0].text) == (1, "2")
-        engine.say(first, "1")
+        engine.emit(first, "1")
         assert next(stream).choices[0].text == "1"
         engine.finish(first)
         last, usage = list(stream)
@@ -63,7 +63,7 @@ def test_a_refused_prompt_takes_the_others_back(http: httpx.Client, engine: Fake
 
 
 def test_a_full_queue_says_when_to_come_back(http: httpx.Client, engine: FakeEngine) -> None:
-    engine.refuse_with = QueueFullError("8 requests wait, --max-waiting is 8", retry_after_s=3)
+    engine.submit_error = QueueFullError("8 requests wait, --max-waiting is 8", retry_after_s=3)
     answer = http.post("/v1/completions", json={"prompt": "a"})
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "3"
@@ -84,6 +84,6 @@ def test_a_model_without_a_tokenizer_takes_token_ids() -> None:
                 assert answer.status_code == 400
                 assert "token ids" in answer.json()["error"]["message"]
     finally:
-        live.ask_to_stop()
+        live.request_stop()
         live.join()
         live.engine.close()

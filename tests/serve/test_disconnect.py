@@ -13,8 +13,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from kvflow_jax.requests.outputs import FinishReason
-from kvflow_jax.serve.errors import QuietWhenGone
-from tests.serve.serve_fakes import PATIENCE_S, FakeEngine, LiveServer
+from kvflow_jax.serve.errors import DisconnectMiddleware
+from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -40,7 +40,7 @@ def failures() -> Iterator[SimpleQueue[logging.LogRecord]]:
 
 
 def test_leaving_a_stream_aborts(http: httpx.Client, engine: FakeEngine) -> None:
-    engine.reply, engine.first_words = None, ["a"]
+    engine.reply, engine.first_texts = None, ["a"]
     body = {"messages": HELLO, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         assert next(answer.iter_lines()).startswith("data: ")
@@ -54,7 +54,7 @@ def test_leaving_before_the_first_token_aborts(
     live: LiveServer, engine: FakeEngine, stream: bool, prompt: str | list[str]
 ) -> None:
     engine.reply = None
-    with socket.create_connection(live.address, PATIENCE_S) as connection:
+    with socket.create_connection(live.address, TIMEOUT_S) as connection:
         connection.sendall(completion_request(prompt, stream))
         requests = engine.wait_for_requests(len(prompt))
     engine.wait_for(lambda: sorted(engine.aborted) == [r.request_id for r in requests])
@@ -78,13 +78,13 @@ def test_leaving_leaves_no_traceback_in_the_log(
     stream: bool,
 ) -> None:
     engine.reply = None
-    with socket.create_connection(live.address, PATIENCE_S) as connection:
+    with socket.create_connection(live.address, TIMEOUT_S) as connection:
         # Uvicorn tells only the last of pipelined requests that its client has left; the first
         # finds out when it writes its answer into a closed connection.
         connection.sendall(2 * completion_request("a", stream))
         (request,) = engine.wait_for_requests(1)
     http.get("/health")  # by its answer the server knows that the connection is closed
-    engine.say(request, "too late")
+    engine.emit(request, "too late")
     engine.finish(request)
     engine.settle()
     http.get("/health")  # and by this one it has tried to answer
@@ -116,7 +116,7 @@ def test_a_bad_answer_is_a_failure_and_a_closed_connection_is_none(
     async def send(message: Message) -> None:
         raise error
 
-    request = QuietWhenGone(answer)({"type": "http"}, receive, send)
+    request = DisconnectMiddleware(answer)({"type": "http"}, receive, send)
     if has_left:
         asyncio.run(request)
     else:
@@ -135,6 +135,6 @@ def test_a_failure_is_in_the_log_while_its_client_waits(
 
     monkeypatch.setattr(live.tokenizer, "encode", fail)
     assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 500
-    record = failures.get(timeout=PATIENCE_S)
+    record = failures.get(timeout=TIMEOUT_S)
     assert "RuntimeError: the vocabulary is closed" in record.getMessage()
     assert failures.empty()

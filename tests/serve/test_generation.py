@@ -62,12 +62,12 @@ def test_outputs_of_one_wake_up_become_one_piece() -> None:
         )
         generation.submit([1], SamplingParams(), salt="", priority=0, fairness_key="")
         for text in "abc":
-            engine.say(engine.last, text)
+            engine.emit(engine.last, text)
         engine.finish(engine.last, text="d")
         engine.settle()  # the loop is held here: everything waits in the mailbox
         pieces = []
-        async for batch in generation.news():
-            pieces += [(news.text, news.finish_reason is not None) for news in batch]
+        async for batch in generation.deltas():
+            pieces += [(delta.text, delta.finish_reason is not None) for delta in batch]
         generation.close()
         return pieces
 

@@ -146,11 +146,11 @@ def test_what_has_no_system_message_or_cannot_be_written_alone_is_learned(
 ) -> None:
     chat(http, FIRST, messages=TALK[1:])
     assert live.engine.last.hints.num_fixed is None
-    live.tokenizer.refuses_alone = True
+    live.tokenizer.rejects_system_only = True
     try:
         assert chat(http, FIRST)["kvflow"]["hint_status"] == "applied"
     finally:
-        live.tokenizer.refuses_alone = False
+        live.tokenizer.rejects_system_only = False
     assert live.engine.last.hints.num_fixed is None
     before = live.tokenizer.num_rendered
     chat(http, {"workflow_id": "w"})  # whose prefix? nobody pays for it

@@ -19,7 +19,7 @@ import pytest
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
-from tests.serve.serve_fakes import PATIENCE_S, FakeEngine, FakeTokenizer, LiveServer
+from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -28,7 +28,7 @@ def test_it_answers_while_the_model_loads() -> None:
     may_load = threading.Event()
 
     def build(engine: FakeEngine) -> tuple[Any, Any, str]:
-        assert may_load.wait(PATIENCE_S)
+        assert may_load.wait(TIMEOUT_S)
         return engine, FakeTokenizer(), "tiny"
 
     live = LiveServer(build)
@@ -46,7 +46,7 @@ def test_it_answers_while_the_model_loads() -> None:
             http.post("/v1/chat/completions", json={"messages": HELLO}).raise_for_status()
     finally:
         may_load.set()
-        live.ask_to_stop()
+        live.request_stop()
         live.join()
         live.engine.close()
     assert live.exit_code == 0
@@ -81,14 +81,14 @@ def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
     live.engine.reply = None
     try:
         with (
-            httpx.Client(base_url=live.url, timeout=PATIENCE_S) as http,
+            httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http,
             openai.OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client,
             ThreadPoolExecutor(1) as pool,
         ):
             http.get("/health")  # opens the connection that is used below
             answer = pool.submit(client.chat.completions.create, model="tiny", messages=HELLO)
             (request,) = live.engine.wait_for_requests(1)
-            live.ask_to_stop()
+            live.request_stop()
             live.engine.wait_for(lambda: live.engine.is_closed)
             refused = http.post("/v1/chat/completions", json={"messages": HELLO})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
@@ -96,11 +96,11 @@ def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
             with httpx.Client() as other:  # a load balancer opens new connections
                 assert other.get(f"{live.url}/health").status_code == 200
                 assert other.get(f"{live.url}/ready").status_code == 503
-            live.engine.say(request, "bye")
+            live.engine.emit(request, "bye")
             live.engine.finish(request)
             assert answer.result().choices[0].message.content == "bye"
     finally:
-        live.ask_to_stop()
+        live.request_stop()
         live.join()
     assert live.exit_code == 0
 
@@ -121,10 +121,10 @@ def test_what_outlasts_the_drain_is_cut_off_with_an_error(stream: bool) -> None:
 
         answer = pool.submit(ask)
         (request,) = live.engine.wait_for_requests(1)
-        live.engine.say(request, "a")
+        live.engine.emit(request, "a")
         live.engine.settle()
-        live.ask_to_stop()
-        with pytest.raises(openai.APIError, match="cut this request off"):
+        live.request_stop()
+        with pytest.raises(openai.APIError, match="aborted this request"):
             answer.result()
     live.join()
 
@@ -190,7 +190,7 @@ def test_a_signal_drains_and_exits_well(number: signal.Signals) -> None:
         read_until(lines, "submitted")
         child.send_signal(number)
         assert answer.result().json()["choices"][0]["message"]["content"] == "bye"
-        assert child.wait(PATIENCE_S) == 0
+        assert child.wait(TIMEOUT_S) == 0
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
@@ -201,7 +201,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         child.send_signal(signal.SIGINT)
         read_until(lines, "draining")
         child.send_signal(signal.SIGINT)
-        assert child.wait(PATIENCE_S) == 128 + signal.SIGINT
+        assert child.wait(TIMEOUT_S) == 128 + signal.SIGINT
         with pytest.raises(httpx.TransportError):
             answer.result()
 
@@ -210,4 +210,4 @@ def test_ctrl_c_while_loading_ends_at_once() -> None:
     with process("load") as (child, lines):
         read_until(lines, "loading")
         child.send_signal(signal.SIGINT)
-        assert child.wait(PATIENCE_S) == 0
+        assert child.wait(TIMEOUT_S) == 0

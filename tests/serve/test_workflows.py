@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kvflow_jax.serve.graph_registry import RegisteredGraphs
+from kvflow_jax.serve.graph_registry import GraphRegistry
 from tests.serve.serve_fakes import FakeEngine, LiveServer, live_server
 
 REVIEW = {
@@ -154,18 +154,18 @@ def test_each_key_has_graphs_and_runs_of_its_own() -> None:
 
 def test_the_oldest_graphs_go_from_both_registers(http: httpx.Client, live: LiveServer) -> None:
     service = live.server.service
-    before, service.registered = service.registered, RegisteredGraphs(max_graphs=2)
+    before, service.graph_registry = service.graph_registry, GraphRegistry(max_graphs=2)
     try:
         for name in "abac":
             http.put(f"/v1/workflows/{name}", json=REVIEW).raise_for_status()
         assert {graph_id for _, graph_id in live.engine.graphs} == {"a", "c"}
         assert http.get("/v1/workflows/b").status_code == 404
     finally:
-        service.registered = before
+        service.graph_registry = before
 
 
 def test_registered_graphs_are_bounded_in_bytes() -> None:
-    graphs = RegisteredGraphs(max_bytes=10)
+    graphs = GraphRegistry(max_bytes=10)
     assert graphs.put(("", "a"), b"x" * 6) == []
     assert graphs.put(("", "a"), b"x" * 8) == []
     assert graphs.put(("", "b"), b"x" * 2) == []
