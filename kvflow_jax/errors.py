@@ -1,21 +1,21 @@
-"""Every error kvflow-jax raises on purpose. Each message says what to do about it."""
+"""The errors that kvflow-jax raises on purpose. Each message says how to fix the problem."""
 
 
 class KVFlowError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of all errors raised on purpose."""
 
 
 class ModelLoadError(KVFlowError):
-    """A model cannot be found, read or built; the message lists every problem found at once."""
+    """A model cannot be found, read or built. The message lists all problems at once."""
 
 
 class InvalidRequestError(KVFlowError, ValueError):
-    """A request that can never be served as it stands: the caller's fault, HTTP 400.
+    """A request is invalid and can never be served (HTTP 400).
 
     Args:
-        message: what is wrong and what would be right.
-        param: the offending field, None where no single one is.
-        code: a stable machine-readable name, None where there is none.
+        message: what is wrong and what is allowed.
+        param: the offending field; None if there is no single one.
+        code: a stable machine-readable code; None if there is none.
     """
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
@@ -25,10 +25,10 @@ class InvalidRequestError(KVFlowError, ValueError):
 
 
 class QueueFullError(KVFlowError):
-    """The waiting queue is at its bound: try again later, HTTP 429.
+    """The queue of waiting requests is full (backpressure, HTTP 429): retry later.
 
     Args:
-        message: how long the queue is and which flag sets its bound.
+        message: the length of the queue and the flag that sets its limit.
         retry_after_s: seconds after which a retry is worthwhile.
     """
 
@@ -38,24 +38,24 @@ class QueueFullError(KVFlowError):
 
 
 class EngineClosedError(KVFlowError):
-    """The engine is draining or has stopped: it takes no new requests, HTTP 503."""
+    """The engine is draining or has stopped, and accepts no requests (HTTP 503)."""
 
 
 class ConfigError(KVFlowError, ValueError):
-    """Settings that cannot be, alone or together; the message names them and their bounds."""
+    """Settings are out of range or contradict each other. The message names them and their limits."""
 
 
 class CapacityError(KVFlowError):
-    """The device has too little memory for what was asked; the message says how much is missing."""
+    """The device has too little memory. The message says how much is missing."""
 
 
 class IntegrityError(KVFlowError):
-    """An invariant of the cache does not hold: a bug. The request fails; no wrong token is sent."""
+    """An invariant of the cache is violated: a bug. The request fails instead of continuing."""
 
 
 class StepFailedError(KVFlowError):
-    """The step that a request was in failed, and the request with it; it may be tried again."""
+    """A step failed, and its requests with it. They can be retried."""
 
 
 class HostLostError(KVFlowError):
-    """A process that shares the model is gone; those that are left end, to be started again."""
+    """A process that shares the model is gone. The others exit; start all of them again."""

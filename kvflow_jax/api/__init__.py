@@ -1,1 +1,1 @@
-"""The Python API of notebooks and experiments: ``LLM``, workflow runs, prompts, start-up."""
+"""The Python API for notebooks and experiments: ``LLM``, workflow runs, prompts, start-up."""

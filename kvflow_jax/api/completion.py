@@ -1,4 +1,4 @@
-"""Answers as callers of the Python API see them: finished, or as they come."""
+"""Results of calls of the Python API: finished completions and streams."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from kvflow_jax.workflow.hints import Hints, HintStatus
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished generation. ``token_ids`` include the token that ended it.
+    """One finished generation.
 
     Attributes:
-        logprobs: one for each of ``token_ids``, if asked for.
-        prompt_logprobs: one for each token of the prompt but the first, if asked for.
-        stop_reason: the stop string, or the token of ``stop_token_ids``, that ended the text.
+        text: the generated text.
+        token_ids: the generated tokens, including the one that ended the generation.
+        finish_reason: why the generation ended, for example ``stop`` or ``length``.
+        stats: the request's times (s) and token counts.
+        logprobs: one for each of ``token_ids``, if requested.
+        prompt_logprobs: one for each prompt token but the first, if requested.
+        stop_reason: the stop string, or the id in ``stop_token_ids``, that ended the generation;
+            None if neither did.
     """
 
     text: str
@@ -32,22 +37,22 @@ class Completion:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens whose KV came from the cache."""
+        """Number of prompt tokens whose KV came from the cache, from device and host memory."""
         return self.stats.num_cached_tokens
 
     @property
     def num_cached_host_tokens(self) -> int:
-        """Of those, tokens whose KV was loaded from the host for this call."""
+        """Number of these whose KV was loaded from host memory for this call."""
         return self.stats.num_cached_host_tokens
 
     @property
     def hint_status(self) -> HintStatus | None:
-        """What became of the call's hints; None where it had none."""
+        """Whether the call's hints were applied; None if it had none."""
         return self.stats.hint_status
 
     @classmethod
     def of(cls, outputs: Sequence[Output]) -> Completion:
-        """The outputs of a finished request as one."""
+        """Return the outputs of a finished request as one completion."""
         last = outputs[-1]
         assert last.finish_reason is not None
         assert last.stats is not None
@@ -56,16 +61,19 @@ class Completion:
             token_ids=tuple(token for output in outputs for token in output.token_ids),
             finish_reason=last.finish_reason,
             stats=last.stats,
-            logprobs=tuple(one for output in outputs for one in output.logprobs),
-            prompt_logprobs=tuple(one for output in outputs for one in output.prompt_logprobs),
+            logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+            prompt_logprobs=tuple(
+                logprob for output in outputs for logprob in output.prompt_logprobs
+            ),
             stop_reason=last.stop_reason,
         )
 
 
 class Stream(Iterator[Output]):
-    """The outputs of one running request, as they come.
+    """An iterator over the outputs of one running request.
 
-    Closing it, or letting go of it, ends the generation.
+    Each ``Output`` has the ``text`` and ``token_ids`` since the previous one; the last one also has
+    ``finish_reason`` and ``stats``. The request is aborted when the stream is closed or collected.
     """
 
     def __init__(
@@ -75,17 +83,17 @@ class Stream(Iterator[Output]):
         params: SamplingParams,
         hints: Hints | None = None,
     ) -> None:
-        self._is_over = True  # until the request is queued there is nothing to end
-        self._news: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self._is_over = True  # if ``submit`` raises, there is no request to abort
+        self._outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         self._engine = engine
-        self._request_id = engine.submit(prompt, params, self._news.put, hints=hints)
+        self._request_id = engine.submit(prompt, params, self._outputs.put, hints=hints)
         self._is_over = False
 
     def __next__(self) -> Output:
         if self._is_over:
             raise StopIteration
         try:
-            output = self._news.get()
+            output = self._outputs.get()
         except BaseException:  # Ctrl-C
             self.close()
             raise
@@ -95,7 +103,7 @@ class Stream(Iterator[Output]):
         return output
 
     def close(self) -> None:
-        """End the generation. Closing twice is fine."""
+        """Abort the request if it still runs. Idempotent."""
         if not self._is_over:
             self._is_over = True
             self._engine.abort(self._request_id)
@@ -106,8 +114,10 @@ class Stream(Iterator[Output]):
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """Keeps a request's outputs and tells of the last: to wake the caller for each costs a step
-    0.1 ms a token."""
+    """Output callback that keeps all outputs of a request, and puts the last one on a queue.
+
+    It wakes the caller only once, because a wake-up costs the engine 0.1 ms for each token.
+    """
 
     outputs: list[Output]
     last: queue.SimpleQueue[Output]

@@ -1,4 +1,4 @@
-"""From a loaded model to a running engine."""
+"""Start-up: from a loaded model to an engine, or to a follower of another process's engine."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _DIGEST_CHARS = 16
 def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs under ``cache_dir``, so that later starts only load them.
 
-    Call before the first compilation. A folder the user has set in JAX's own configuration stays.
+    Call before the first compilation. A folder that the user has set in JAX's configuration stays.
 
-    Of several processes JAX lets the first write only, and up to 0.12 no option changes that: the
-    others compile anew at every start, unless the folder is one that all share. There they find its
-    programs where the topology of their devices has the same fingerprint, which is part of the key;
-    on CPU each process has another, so they never do.
+    Of several processes JAX lets only the first write; up to 0.12 no option changes that. The
+    others compile at every start, unless all share the folder. There they find the programs of the
+    first if the topology of their devices has the same fingerprint, which is part of the key. On
+    CPU each process has a different fingerprint, so they never do.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
@@ -55,14 +55,16 @@ def build_engine(
     progress: bool = True,
     leader: Leader | None = None,
 ) -> Engine:
-    """Allocate the pool, compile every batch shape, and give back an engine that is ready.
+    """Allocate the pool, compile every batch shape and return an engine that is ready.
 
     Args:
-        leader: of the processes that share the model; the others ``follow``.
+        progress: show a progress bar while compiling.
+        leader: this process's side of the group that shares the model, if there are several
+            processes; the others call ``run_follower``.
 
     Raises:
-        CapacityError: not even one request fits the memory there is.
-        ConfigError: sizes that contradict the model, or processes that have loaded another one.
+        CapacityError: the free memory does not fit even one request.
+        ConfigError: the sizes contradict the model, or a process has loaded another model.
     """
     tracer = ChromeTrace(config.trace) if config.trace is not None else NoTrace()
     device = prepare(loaded, config, progress=progress, group=leader)
@@ -74,7 +76,9 @@ def build_engine(
         remote_arrays = RemoteArrays(leader)
         runner = LeaderRunner(device.runner, leader, remote_arrays)
         rates = bandwidth or NoTransfers.bytes_per_s
-        transfers = LeaderTransfers(leader, remote_arrays, rates, pace_s_per_byte=pace, now=clock.now)
+        transfers = LeaderTransfers(
+            leader, remote_arrays, rates, pace_s_per_byte=pace, now=clock.now
+        )
     elif bandwidth is not None:
         transfers = DeviceTransfers(
             device.runner.block_sharding, bandwidth, pace_s_per_byte=pace, now=clock.now
@@ -94,10 +98,10 @@ def build_engine(
 
 
 def run_follower(loaded: LoadedModel, config: EngineConfig, follower: Follower) -> None:
-    """Do what the leader does, until it closes.
+    """Replay the leader's steps on this process's devices until the leader closes the group.
 
     Raises:
-        Exception: this process cannot; the group is broken then.
+        Exception: a step failed here, so the group is broken.
     """
     device = prepare(loaded, config, progress=False, group=follower)
     log.info("following process 0")
@@ -106,11 +110,11 @@ def run_follower(loaded: LoadedModel, config: EngineConfig, follower: Follower) 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A runner that is warm, and what was found out on the way.
+    """A warm runner and the sizes and rates that were measured for it.
 
     Attributes:
-        bandwidth: bytes per second each way, None where there is no host tier.
-        pace_s_per_byte: of an emulated link; 0: the link there is.
+        bandwidth: bytes per second in each direction; None if there is no host tier.
+        pace_s_per_byte: seconds per byte of the emulated link; 0: the link is not emulated.
     """
 
     sizes: EngineSizes
@@ -122,7 +126,10 @@ class Prepared:
 def prepare(
     loaded: LoadedModel, config: EngineConfig, *, progress: bool, group: Group | None = None
 ) -> Prepared:
-    """What every process of a group does alike: what they find out for themselves is gathered.
+    """Build and warm up this process's runner.
+
+    Every process of a group calls it. Free memory and bandwidth are gathered, so that all processes
+    choose the same sizes.
 
     Raises:
         CapacityError, ConfigError: see ``build_engine``.
@@ -130,26 +137,28 @@ def prepare(
     if group is not None:
         check_consistent(group, _weights_of(loaded))
     shards = loaded.shards
-    here = next(iter(loaded.params.values())).addressable_shards
-    device: jax.Device = min((shard.device for shard in here), key=lambda d: d.id)
-    num = 1 if shards is None else shards.num_shards
+    weight_shards = next(iter(loaded.params.values())).addressable_shards
+    device: jax.Device = min((shard.device for shard in weight_shards), key=lambda d: d.id)
+    num_devices = 1 if shards is None else shards.num_shards
     free = FreeMemory.measure(device)
     if group is not None:
-        free = FreeMemory.of_hosts([FreeMemory(*values) for values in group.gather([*astuple(free)])])
+        free = FreeMemory.of_hosts(
+            [FreeMemory(*values) for values in group.gather([*astuple(free)])]
+        )
     sizes = EngineSizes.resolve(
-        config, loaded.config, loaded.model.dtype, device, num_devices=num, free=free
+        config, loaded.config, loaded.model.dtype, device, num_devices=num_devices, free=free
     )
-    flat: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
-    flat = flat if shards is None else shards.sharding(PartitionSpec(AXIS))
-    bandwidth = _measured_link(flat, sizes)
+    sharding: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
+    sharding = sharding if shards is None else shards.sharding(PartitionSpec(AXIS))
+    bandwidth = _measure_link(sharding, sizes)
     if group is not None:
-        own = None if bandwidth is None else [bandwidth[way] for way in Direction]
+        own = None if bandwidth is None else [bandwidth[direction] for direction in Direction]
         bandwidth = _slowest(group.gather(own))
     if bandwidth is None:
         sizes = replace(sizes, cache=replace(sizes.cache, num_host_blocks=0, prefetches=False))
     else:
         log.info(
-            "host link: %.3g GB/s to the device, %.3g GB/s back",
+            "host link: load %.3g GB/s, offload %.3g GB/s",
             bandwidth[Direction.LOAD] / 1e9,
             bandwidth[Direction.OFFLOAD] / 1e9,
         )
@@ -161,7 +170,10 @@ def prepare(
         extent_sizes=sizes.cache.extent_sizes if bandwidth is not None else (),
         shards=shards,
     )
-    log.info("compiling %d batch shapes, or loading them compiled", len(sizes.shapes.shapes))
+    log.info(
+        "compiling %d batch shapes, or loading them from the compilation cache",
+        len(sizes.shapes.shapes),
+    )
     start_s = time.monotonic()
     runner.warm_up(_progress_bar if progress else iter)
     log.info("%d programs ready in %.1f s", len(sizes.shapes.shapes), time.monotonic() - start_s)
@@ -173,25 +185,25 @@ def prepare(
 
 
 def _weights_of(loaded: LoadedModel) -> dict[str, str]:
-    """What of weights decides programs and tokens."""
+    """Return the properties of weights that decide programs and tokens, by name."""
     params = [(name, param.shape, str(param.dtype)) for name, param in loaded.params.items()]
     shapes = hashlib.sha256(repr(sorted(params)).encode()).hexdigest()
     return {"shapes": shapes[:_DIGEST_CHARS], "weights": loaded.version[:_DIGEST_CHARS]}
 
 
 def token_bytes(sizes: EngineSizes) -> float:
-    """KV bytes of a token."""
+    """Return the bytes of a token's K and V in all layers."""
     return sizes.pool.page_bytes / sizes.pool.page_size
 
 
-def _measured_link(
-    here: jax.sharding.Sharding, sizes: EngineSizes
+def _measure_link(
+    sharding: jax.sharding.Sharding, sizes: EngineSizes
 ) -> dict[Direction, float] | None:
-    """Bytes per second to and from the host; None where there is to be no host tier."""
+    """Measure bytes per second in each direction; None if there is to be no host tier."""
     if not sizes.cache.num_host_blocks:
         return None
     try:
-        rates = measure_bandwidth(here, sizes.cache.extent_sizes[-1] * sizes.pool.page_bytes)
+        rates = measure_bandwidth(sharding, sizes.cache.extent_sizes[-1] * sizes.pool.page_bytes)
     except NotImplementedError as error:
         log.warning("no host tier: %s", error)
         return None
@@ -199,11 +211,14 @@ def _measured_link(
 
 
 def _slowest(rates: list[list[float] | None]) -> dict[Direction, float] | None:
-    """Of several processes, which copy their parts at once; None where one cannot."""
-    able = [each for each in rates if each is not None]
-    if len(able) < len(rates):
+    """Return the rates of the slowest process, for which all wait; None if one has no rates."""
+    known = [process_rates for process_rates in rates if process_rates is not None]
+    if len(known) < len(rates):
         return None
-    return {way: min(each[i] for each in able) for i, way in enumerate(Direction)}
+    return {
+        direction: min(process_rates[i] for process_rates in known)
+        for i, direction in enumerate(Direction)
+    }
 
 
 def _progress_bar(shapes: Iterable[BatchShape]) -> Iterator[BatchShape]:

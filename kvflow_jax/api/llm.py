@@ -1,4 +1,4 @@
-"""The Python API: a model, its engine, and calls that return text."""
+"""The Python API: a model with its engine, and calls that return text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from kvflow_jax.workflow.workflow import Workflow
 
 
 class LLM:
-    """A model that generates, on the default JAX device.
+    """A language model with its engine and KV cache, on the default JAX device.
+
+    Any thread may call its methods; concurrent calls are batched.
 
     >>> with LLM("smollm2-135m") as llm:
     ...     messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -34,31 +36,35 @@ class LLM:
     The capital of France is Paris.
 
     Args:
-        model: "smollm2-135m", a Hugging Face folder, a .gguf file, or a Hub name.
-        dtype: float32, bfloat16 or float16; auto: what the device computes the model best in.
-        random_weights: make the weights up, from ``seed``; for measuring a shape without its
-            checkpoint. Then ``model`` may also be one of ``models.shapes.SHAPES``.
-        attention: the kernel for it: auto, reference, blocks, tpu-ragged, gpu-mosaic or
-            gpu-paged.
-        tensor_parallel: devices that share model and pool.
-        cache_dir: where the converted model and compiled programs are kept.
-        progress: show progress while loading and compiling.
-        cache: gpu-only, hicache or kvflow; or a ``CacheConfig``, which says what these are and
-            stands for what follows it too.
+        model: ``smollm2-135m``, a Hugging Face folder, a .gguf file, or a name on the Hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: the best one for the device.
+        random_weights: draw the weights at random from ``seed``, to measure a model without its
+            checkpoint. ``model`` may then also be a name in ``models.loading.presets.SHAPES``.
+        attention: the attention kernel: ``auto``, ``reference``, ``blocks``, ``tpu-ragged``,
+            ``gpu-mosaic`` or ``gpu-paged``.
+        tensor_parallel: number of devices over which model and KV pool are sharded.
+        cache_dir: folder for the converted model and compiled programs.
+        progress: show progress bars while loading and compiling.
+        cache: cache mode, ``gpu-only``, ``hicache`` or ``kvflow``; or a ``CacheConfig``, which
+            replaces all cache arguments below.
         eviction, prefetch, host_cache_gib, backup, link_ratio, guard, admission: see
             ``CacheConfig``.
-        **sizes: fields of ``EngineConfig``: max_model_len, max_num_seqs, pool_gib and more.
+        **sizes: fields of ``EngineConfig``: ``max_model_len``, ``max_num_seqs``, ``pool_gib`` and
+            others.
 
     Attributes:
-        tokenizer: None for random weights without one.
-        config: the model's, a ``ModelConfig``.
-        model, params: its definition and weights, on the device.
-        sizes: what was decided for the engine, an ``EngineSizes``.
-        runner: what runs the steps; for experiments to look at, not to drive.
-        weights_bytes: memory of the weights.
+        tokenizer: the model's tokenizer; None if it has none (some random weights).
+        config: the model's ``ModelConfig``.
+        model, params: the model's definition and its weights on the device.
+        sizes: the ``EngineSizes`` that were chosen.
+        engine: the ``EngineThread`` that serves the calls.
+        runner: the runner of the steps; experiments may inspect it, but not submit steps.
+        weights_bytes: memory of the weights, bytes.
 
     Raises:
-        ModelLoadError, CapacityError, ConfigError: each says what to do.
+        ModelLoadError: the model cannot be found or read.
+        CapacityError: device memory is too small for the weights and one request.
+        ConfigError: an argument is out of range, or two contradict each other.
     """
 
     def __init__(
@@ -146,25 +152,30 @@ class LLM:
         hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
-        """Continue one prompt, or many at once.
+        """Continue one prompt, or a list of prompts as a batch.
 
         Args:
-            prompts: text or token ids; or a list of those.
-            params: for all prompts, or one for each.
-            hints: of each call; ``run`` makes them for the agents of a workflow.
-            progress: show a bar where there are many.
+            prompts: a text, a list of token ids, or a list of either.
+            params: sampling parameters for all prompts, or a list with one for each prompt.
+            hints: workflow hints for each request; ``run`` sets them for the agents of a workflow.
+            progress: show a progress bar for a list of prompts.
 
         Returns:
-            A Completion for one prompt, a list of them, in order, for many.
+            A ``Completion`` for one prompt; a list of them, in the same order, for a list.
 
         Raises:
-            InvalidRequestError: a prompt that can never run; nothing has run then.
+            InvalidRequestError: a prompt or parameter is invalid; no prompt has run then.
+            QueueFullError: too many requests wait; see ``max_waiting``.
+            StepFailedError: the step of a request failed; the other requests are aborted.
+            EngineClosedError: the engine is closed.
         """
         if is_single_prompt(prompts):
-            return self._run([self._prompts.text(prompts, hints)], params, progress=False)[0]  # type: ignore[arg-type]
+            return self._generate([self._prompts.text(prompts, hints)], params, progress=False)[0]  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence):
             raise InvalidRequestError("prompts must be text, token ids, or a list of those")
-        return self._run([self._prompts.text(p, hints) for p in prompts], params, progress=progress)  # type: ignore[arg-type]
+        return self._generate(
+            [self._prompts.text(p, hints) for p in prompts], params, progress=progress
+        )  # type: ignore[arg-type]
 
     @overload
     def chat(
@@ -193,19 +204,29 @@ class LLM:
         hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
-        """Answer one conversation, or many at once, each a list of role and content.
+        """Answer one conversation, or a list of conversations as a batch.
+
+        Args:
+            messages: a conversation, ``[{"role": "user", "content": "..."}, ...]``, or a list of
+                conversations.
+            params, hints, progress: see ``generate``.
+
+        Returns:
+            A ``Completion`` for one conversation; a list of them, in the same order, for a list.
 
         Raises:
-            InvalidRequestError: the model's chat template refuses the messages.
+            InvalidRequestError: the model has no chat template, or its template rejects the
+                messages.
+            QueueFullError, StepFailedError, EngineClosedError: see ``generate``.
         """
         if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
             raise InvalidRequestError(
                 'messages must be a list like [{"role": "user", "content": "..."}]', "messages"
             )
         if not messages or isinstance(messages[0], Mapping):
-            return self._run([self._prompts.chat(messages, hints)], params, progress=False)[0]  # type: ignore[arg-type]
+            return self._generate([self._prompts.chat(messages, hints)], params, progress=False)[0]  # type: ignore[arg-type]
         calls = [self._prompts.chat(m, hints) for m in messages]  # type: ignore[arg-type]
-        return self._run(calls, params, progress=progress)
+        return self._generate(calls, params, progress=progress)
 
     def stream(
         self,
@@ -214,12 +235,17 @@ class LLM:
         *,
         hints: Hints | None = None,
     ) -> Stream:
-        """Continue one prompt, giving text as it comes.
+        """Continue one prompt as a stream of outputs.
 
-        The generation begins at once, and ends when the stream is closed or let go of.
+        The request is submitted at once. Closing or dropping the stream aborts it.
+
+        Args:
+            prompt: a text or a list of token ids.
+            params, hints: see ``generate``.
 
         Raises:
-            InvalidRequestError: a prompt that can never run.
+            InvalidRequestError, QueueFullError, EngineClosedError: see ``generate``. Iteration raises
+                StepFailedError if a step of the request fails.
         """
         call = self._prompts.text(prompt, hints)
         return Stream(self.engine, call.prompt, params, call.hints)
@@ -231,19 +257,21 @@ class LLM:
         *,
         hints: Hints | None = None,
     ) -> Stream:
-        """Answer one conversation, giving text as it comes."""
+        """Answer one conversation as a stream of outputs; see ``stream`` and ``chat``."""
         call = self._prompts.chat(messages, hints)
         return Stream(self.engine, call.prompt, params, call.hints)
 
     def run(self, workflow: Workflow | None = None, workflow_id: str | None = None) -> WorkflowRun:
-        """Begin a run of a workflow, in which its agents are called by name.
+        """Begin a run, one execution of a workflow, in which agents are called by name.
 
         Args:
-            workflow: None: what comes next is learned from hints alone.
-            workflow_id: the run's name; None: one of its own.
+            workflow: the Agent Step Graph; None: the engine knows only the hints of each call.
+            workflow_id: name of the run; None: a new unique name.
 
         Raises:
-            InvalidRequestError: it is no workflow, or the name cannot be.
+            InvalidRequestError: ``workflow`` is not a ``Workflow`` or has no nodes, or
+                ``workflow_id`` is empty or too long.
+            EngineClosedError: the engine is closed.
         """
         return WorkflowRun(self, workflow, workflow_id)
 
@@ -253,11 +281,11 @@ class LLM:
         return self.engine.stats
 
     def flush_cache(self) -> bool:
-        """Drop every cached block; False, and nothing is dropped, while requests run."""
+        """Drop every cached block; return False and drop none while requests run."""
         return self.engine.flush_cache()
 
     def close(self) -> None:
-        """Abort what runs and free the device. Closing twice is fine."""
+        """Abort the running requests and free the device memory. Idempotent."""
         self.engine.close()
 
     def __enter__(self) -> LLM:
@@ -271,31 +299,33 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _run(
+    def _generate(
         self,
         calls: Sequence[Call],
         params: SamplingParams | Sequence[SamplingParams],
         *,
         progress: bool,
     ) -> list[Completion]:
-        each = _params_of_each(params, len(calls))
-        for call, one in zip(calls, each, strict=True):
-            self.engine.check(call.prompt, one)
+        params_by_call = _broadcast_params(params, len(calls))
+        for call, call_params in zip(calls, params_by_call, strict=True):
+            self.engine.check(call.prompt, call_params)
         last: queue.SimpleQueue[Output] = queue.SimpleQueue()
         outputs: list[list[Output]] = [[] for _ in calls]
         request_ids: list[int] = []
         bar = _progress_bar(len(calls)) if progress and calls else None
         try:
-            for i, (call, one) in enumerate(zip(calls, each, strict=True)):
-                listener = Collector(outputs[i], last)
-                request_ids.append(self.engine.submit(call.prompt, one, listener, hints=call.hints))
+            for i, (call, call_params) in enumerate(zip(calls, params_by_call, strict=True)):
+                request_id = self.engine.submit(
+                    call.prompt, call_params, Collector(outputs[i], last), hints=call.hints
+                )
+                request_ids.append(request_id)
             for _ in calls:
                 if (output := last.get()).error is not None:
                     raise output.error
                 if bar is not None:
                     bar.update()
         except BaseException:
-            # An error or Ctrl-C: of those that have finished, abort does nothing.
+            # An error or Ctrl-C. Aborting a finished request has no effect.
             for request_id in request_ids:
                 self.engine.abort(request_id)
             self.engine.settle()
@@ -303,18 +333,19 @@ class LLM:
         finally:
             if bar is not None:
                 bar.close()
-        return [Completion.of(parts) for parts in outputs]
+        return [Completion.of(request_outputs) for request_outputs in outputs]
 
 
-def _params_of_each(
+def _broadcast_params(
     params: SamplingParams | Sequence[SamplingParams], num_prompts: int
 ) -> list[SamplingParams]:
-    each = list(params) if isinstance(params, Sequence) else [params] * num_prompts
-    if not all(isinstance(one, SamplingParams) for one in each):
+    """Return one SamplingParams for each prompt."""
+    by_prompt = list(params) if isinstance(params, Sequence) else [params] * num_prompts
+    if not all(isinstance(prompt_params, SamplingParams) for prompt_params in by_prompt):
         raise InvalidRequestError("params must be SamplingParams, or a list of one for each prompt")
-    if len(each) != num_prompts:
-        raise InvalidRequestError(f"{num_prompts} prompts but {len(each)} sampling params")
-    return each
+    if len(by_prompt) != num_prompts:
+        raise InvalidRequestError(f"{num_prompts} prompts but {len(by_prompt)} sampling params")
+    return by_prompt
 
 
 def _progress_bar(total: int) -> Any:

@@ -1,4 +1,4 @@
-"""What callers of the Python API give, as the engine takes it: token ids and hints."""
+"""Prompts and conversations of the Python API as token ids and hints for the engine."""
 
 from __future__ import annotations
 
@@ -17,35 +17,40 @@ Message = Mapping[str, Any]  # {"role": ..., "content": ...}
 
 
 class Call(NamedTuple):
-    """One request to be."""
+    """The prompt and hints of one request.
+
+    Attributes:
+        prompt: token ids.
+    """
 
     prompt: Sequence[int]
     hints: Hints | None
 
 
 class PromptEncoder:
-    """Writes prompts with a model's tokenizer, None where it has none.
+    """Encodes prompts with a model's tokenizer, or only checks token ids if it has none.
 
-    Every method raises InvalidRequestError for what is no prompt, and for hints that are none.
+    Its methods raise InvalidRequestError if the prompt or the hints are invalid.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
 
     def text(self, prompt: Prompt, hints: Hints | None) -> Call:
-        """A prompt as it is."""
+        """Encode a text prompt; return token ids as they are."""
         _check_hints(hints)
         if not isinstance(prompt, str):
             return Call(prompt, hints)
-        return Call(self._the_tokenizer("prompt").encode(prompt), hints)
+        return Call(self._require_tokenizer("prompt").encode(prompt), hints)
 
     def chat(self, messages: Sequence[Message], hints: Hints | None) -> Call:
-        """A conversation, as the model's chat template writes it.
+        """Encode a conversation with the model's chat template.
 
-        Where hints name an agent and not its fixed prefix, that is the system messages.
+        If the hints name an agent but not the length of its fixed prefix, the fixed prefix is the
+        leading system messages.
         """
         _check_hints(hints)
-        tokenizer = self._the_tokenizer("messages")
+        tokenizer = self._require_tokenizer("messages")
         if not messages:
             raise InvalidRequestError("a conversation needs at least one message", "messages")
         prompt = tokenizer.apply_chat_template(messages)
@@ -54,14 +59,14 @@ class PromptEncoder:
             hints = hints.with_fixed(num_fixed, len(prompt))
         return Call(prompt, hints)
 
-    def _the_tokenizer(self, param: str) -> Tokenizer:
+    def _require_tokenizer(self, param: str) -> Tokenizer:
         if self._tokenizer is None:
-            raise InvalidRequestError("this model has no tokenizer: give token ids", param)
+            raise InvalidRequestError("this model has no tokenizer: pass token ids", param)
         return self._tokenizer
 
 
 def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether it is a prompt, rather than a list of them."""
+    """True if ``prompts`` is one prompt, not a list of prompts."""
     if isinstance(prompts, str | np.ndarray):
         return True
     is_list = isinstance(prompts, Sequence) and len(prompts) > 0

@@ -1,4 +1,4 @@
-"""One run of a workflow through the Python API."""
+"""One run (execution) of a workflow through the Python API."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kvflow_jax.workflow.hints import MAX_ID_LEN, Hints
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import Workflow
 
-TENANT = ""  # callers in one process are one client
+TENANT = ""  # all callers in this process are one tenant
 
 
 class TextGenerator(Protocol):
-    """What a run needs of ``LLM``, which makes the runs."""
+    """The methods of ``LLM`` that a run calls."""
 
     @property
     def engine(self) -> EngineThread: ...
@@ -44,18 +44,21 @@ class TextGenerator(Protocol):
 
 
 class WorkflowRun:
-    """Calls of a workflow's agents, any of them from any thread; made by ``LLM.run``.
+    """One execution of a workflow, whose agents are called by name; made by ``LLM.run``.
 
         with llm.run(Workflow().edge("planner", "coder")) as run:
             plan = run.chat("planner", messages)
             code = run.chat("coder", [*brief, {"role": "user", "content": plan.text}])
 
-    Each call is that of ``LLM`` with an agent's name before it. The engine follows the run from
-    call to call: what agents read next stays or is brought back, what none will read goes first.
-    An agent that the graph does not know is served like the others, and its ``hint_status`` says
-    so. Where a run has come to its end and is called on, it begins anew.
+    Each method is that of ``LLM`` with an agent's name as its first argument. From the calls the
+    engine computes each agent's steps-to-execution: it keeps or prefetches the KV of agents that
+    run next, and first evicts KV that no agent will read. Any thread may call any agent.
 
-    Calls raise InvalidRequestError after ``end``, and for an agent that is no name.
+    An agent that is not in the graph is served too; its ``hint_status`` is then ``clipped``. A call
+    after the last agent of the graph begins the run anew.
+
+    Every call raises InvalidRequestError after ``end``, and if the agent's name is not a string of
+    1 to 256 characters.
 
     Attributes:
         workflow_id: the run's name.
@@ -66,16 +69,16 @@ class WorkflowRun:
     ) -> None:
         if workflow is not None and not isinstance(workflow, Workflow):
             raise InvalidRequestError(
-                'a run is of a Workflow, like Workflow().edge("planner", "coder")', "workflow"
+                'workflow must be a Workflow, like Workflow().edge("planner", "coder")', "workflow"
             )
         if workflow is not None and not workflow.nodes:
             raise InvalidRequestError("a workflow needs at least one node", "workflow")
         if workflow_id is not None:
-            _check_name(workflow_id, "workflow_id")
+            _check_id(workflow_id, "workflow_id")
         self.workflow_id = workflow_id or uuid.uuid4().hex
         self._llm = llm
         self._graph: Graph | None = None if workflow is None else workflow.freeze()
-        self._lock = threading.Lock()  # guards the next
+        self._lock = threading.Lock()  # guards _is_over
         self._is_over = False
         self._begin()
 
@@ -109,10 +112,11 @@ class WorkflowRun:
         hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
-        """Let an agent answer one conversation, or many at once. See ``LLM.chat``.
+        """Let an agent answer one conversation or a list of them. See ``LLM.chat``.
 
         Args:
-            hints: what else is known of the call; whose it is they need not say.
+            agent: the agent's name, a node of the workflow.
+            hints: further hints; the run sets their workflow, agent and graph.
         """
         named = self._hints(agent, hints)
         return self._llm.chat(messages, params, hints=named, progress=progress)
@@ -157,7 +161,7 @@ class WorkflowRun:
         hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
-        """Let an agent continue one prompt, or many at once. See ``LLM.generate``."""
+        """Let an agent continue one prompt or a list of them. See ``LLM.generate``."""
         named = self._hints(agent, hints)
         return self._llm.generate(prompts, params, hints=named, progress=progress)
 
@@ -169,7 +173,7 @@ class WorkflowRun:
         *,
         hints: Hints | None = None,
     ) -> Stream:
-        """Let an agent continue one prompt, giving text as it comes. See ``LLM.stream``."""
+        """Let an agent continue one prompt as a stream of outputs. See ``LLM.stream``."""
         return self._llm.stream(prompt, params, hints=self._hints(agent, hints))
 
     def stream_chat(
@@ -180,30 +184,34 @@ class WorkflowRun:
         *,
         hints: Hints | None = None,
     ) -> Stream:
-        """Let an agent answer one conversation, giving text as it comes."""
+        """Let an agent answer one conversation as a stream. See ``LLM.stream_chat``."""
         return self._llm.stream_chat(messages, params, hints=self._hints(agent, hints))
 
     def advance(self, completed: Iterable[str] = (), running: Iterable[str] = ()) -> list[str]:
-        """Tell of progress that no call shows: agents that ran elsewhere, or will not run.
+        """Report progress without calls: agents that ran elsewhere, or will not run.
 
         Args:
-            completed: agents that are done, in that order.
-            running: agents that run now, once for each call.
+            completed: agents that have completed, in the order of their completion.
+            running: agents that run now, once for each concurrent call.
 
         Returns:
-            Agents that the graph does not know; they change nothing.
+            The agents that are not in the graph, which are ignored.
+
+        Raises:
+            InvalidRequestError: an agent's name is invalid, or the run is over.
+            EngineClosedError: the engine is closed.
         """
-        done, begun = _names(completed, "completed"), _names(running, "running")
+        done, begun = _check_agents(completed, "completed"), _check_agents(running, "running")
         self._check_open()
         engine = self._llm.engine
         unknown = engine.advance_run(TENANT, self.workflow_id, done, begun)
-        if unknown is None:  # it had come to its end
+        if unknown is None:  # the run had reached the end of its graph
             self._begin()
             unknown = engine.advance_run(TENANT, self.workflow_id, done, begun)
         return unknown or []
 
     def end(self) -> None:
-        """The run is over: nothing of it is waited for. Ending twice is fine."""
+        """End the run: the engine no longer keeps KV for its agents. Idempotent."""
         with self._lock:
             if self._is_over:
                 return
@@ -226,28 +234,33 @@ class WorkflowRun:
         self._llm.engine.begin_run(TENANT, self.workflow_id, self._graph)
 
     def _hints(self, agent: str, hints: Hints | None) -> Hints:
-        _check_name(agent, "agent")
+        _check_id(agent, "agent")
         self._check_open()
-        known = Hints() if hints is None else hints
-        return replace(known, workflow_id=self.workflow_id, agent_id=agent, graph=self._graph)
+        hints = Hints() if hints is None else hints
+        return replace(hints, workflow_id=self.workflow_id, agent_id=agent, graph=self._graph)
 
     def _check_open(self) -> None:
         with self._lock:
             if self._is_over:
-                raise InvalidRequestError("this run is over; begin another with llm.run")
+                raise InvalidRequestError("this run is over: begin another with llm.run")
 
 
-def _check_name(name: Any, param: str) -> None:
+def _check_id(name: Any, param: str) -> None:
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_LEN:
         raise InvalidRequestError(
             f"{param} must be a string of 1 to {MAX_ID_LEN} characters, got {name!r:.80}", param
         )
 
 
-def _names(agents: Iterable[str], param: str) -> list[str]:
+def _check_agents(agents: Iterable[str], param: str) -> list[str]:
+    """Return the names of agents as a list.
+
+    Raises:
+        InvalidRequestError: ``agents`` is no list of names.
+    """
     if isinstance(agents, str):
         raise InvalidRequestError(f"{param} must be a list of agents, got {agents!r:.80}", param)
     names = list(agents)
     for name in names:
-        _check_name(name, param)
+        _check_id(name, param)
     return names

@@ -210,7 +210,7 @@ def test_a_run_takes_every_kind_of_call(llm):
 
 def test_what_a_run_cannot_take(llm):
     for workflow in ("planner -> coder", {"nodes": ["a"]}, 5):
-        with pytest.raises(InvalidRequestError, match="of a Workflow"):
+        with pytest.raises(InvalidRequestError, match="must be a Workflow"):
             llm.run(workflow)
     for workflow_id in ("", "x" * 257, 5):
         with pytest.raises(InvalidRequestError, match="workflow_id"):
@@ -259,8 +259,8 @@ def test_cache_switches_reach_the_engine(folder, tmp_path, monkeypatch):
     with LLM(str(folder), cache_dir=tmp_path, progress=False, **switches, **SIZES) as llm:
         cache = llm.sizes.cache
     assert cache.eviction == "kvflow-chance"
-    assert cache.holds_back
-    assert not any([cache.prefetches, cache.backs_up_early, cache.guards])
+    assert cache.admission_control
+    assert not any([cache.prefetches, cache.offloads_early, cache.safeguards])
     assert 0 < cache.num_host_blocks <= 1e-3 * 2**30 / llm.sizes.pool.page_bytes
 
 
