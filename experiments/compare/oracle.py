@@ -73,7 +73,7 @@ class Oracle(NoTrace):
         keys[:, 1] = table.last_use[blocks]
         return keys
 
-    def finished(self, request: Request, now: float) -> None:
+    def on_finish(self, request: Request, now: float) -> None:
         run, number = self._submitted(request.id)
         self._is_done[self._rank[run, number]] = True
         if request.lease is None or self._table is None:

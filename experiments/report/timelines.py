@@ -1,4 +1,4 @@
-"""What engines did when, drawn: the paper's cycle on an A10G under its three arms."""
+"""Timelines of the paper's cycle on an A10G under its three arms, drawn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from experiments.compare.arms import ARMS, PAPER_ARMS
 from experiments.compare.run_cell import EngineTrace, Setting, run_cell
@@ -23,7 +25,7 @@ from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B, pool_tokens
 NUM_AGENTS = 10
 NUM_ROUNDS = 2
 SIZES = Sizes(8192, 32, 32)
-_LANES = {1: "steps", 2: "to device", 3: "to host", 4: "stall"}  # by thread of the trace
+_ROWS = {1: "steps", 2: "to device", 3: "to host", 4: "stall"}  # by thread id of the trace
 _PROMPT, _DECODE = "#08306b", "#6baed6"
 _COLOURS = {2: "#009e73", 3: "#e6ab02", 4: "#d55e00"}
 _LEGEND = {
@@ -36,54 +38,52 @@ _LEGEND = {
 
 
 def draw(folder: Path) -> tuple[str, str]:
-    """Names of two figures: whose prefix is on the device, and what runs and moves."""
+    """Draw the residency of prefixes, and steps and copies; return the names of both figures."""
     workload = cycle(
         num_agents=NUM_AGENTS,
         num_rounds=NUM_ROUNDS,
         sizes=SIZES,
         vocab_size=LLAMA_3_1_8B.vocab_size,
     )
-    where = Setting(LLAMA_3_1_8B, A10G, pool_tokens(A10G, LLAMA_3_1_8B), 1 << 20, max_num_seqs=4)
-    return _residency(where, workload, folder), _lanes(where, workload, folder)
+    setting = Setting(LLAMA_3_1_8B, A10G, pool_tokens(A10G, LLAMA_3_1_8B), 1 << 20, max_num_seqs=4)
+    return _residency(setting, workload, folder), _timeline(setting, workload, folder)
 
 
 class _Residency(EngineTrace):
-    """Which share of each prefix is on the device, after each step."""
+    """Records the share of each prefix that is on the device, after each step."""
 
     def __init__(self, workload: Workload) -> None:
         self.times: list[float] = []
         self.shares: list[list[float]] = []
         run = workload.runs[0]
-        self._prefixes = {call.agent: call.parts[0] for call in run.calls}
+        self._prefixes = {call.agent: np.asarray(call.parts[0]) for call in run.calls}
 
-    def step(self, plan: StepPlan, dispatched_s: float, finished_s: float) -> None:
+    def on_step(self, plan: StepPlan, dispatched_s: float, finished_s: float) -> None:
         cache = self.engine.cache
         root = RootKey(LLAMA_3_1_8B.name)
         shares = []
         for prefix in self._prefixes.values():
-            blocks = cache.match(root, np.asarray(prefix))
+            blocks = cache.match(root, prefix)
             shares.append(cache.residency.num_on_device(blocks) * cache.page_size / len(prefix))
         self.times.append(finished_s)
         self.shares.append(shares)
 
 
-def _residency(where: Setting, workload: Workload, folder: Path) -> str:
+def _residency(setting: Setting, workload: Workload, folder: Path) -> str:
     figure, axes = plt.subplots(3, 1, figsize=(9.5, 6.4), sharex=True, layout="constrained")
-    image, last_s = None, 0.0
+    norm, last_s = Normalize(0, 1), 0.0
     for axis, name in zip(axes, PAPER_ARMS, strict=True):
-        seen = _Residency(workload)
-        records = run_cell(where, workload, ARMS[name], seen).records
-        edges = np.array([0.0, *seen.times])
+        tracer = _Residency(workload)
+        records = run_cell(setting, workload, ARMS[name], tracer).records
+        edges = np.array([0.0, *tracer.times])
         agents = np.arange(NUM_AGENTS + 1) + 0.5
-        shares = np.array(seen.shares).T
-        image = axis.pcolormesh(
-            edges, agents, shares, cmap="Blues", vmin=0, vmax=1, rasterized=True
-        )
+        shares = np.array(tracer.shares).T
+        axis.pcolormesh(edges, agents, shares, cmap="Blues", norm=norm, rasterized=True)
         for number in range(NUM_ROUNDS + 1):
             start_s = min(record.start_s for record in records if record.round == number)
             axis.axvline(start_s, color="black", lw=0.8, ls=":")
-            what = "round 0, computes all" if number == 0 else f"round {number}"
-            axis.text(start_s + 0.8, NUM_AGENTS + 0.7, what, fontsize=8, va="bottom")
+            label = "round 0, computes all" if number == 0 else f"round {number}"
+            axis.text(start_s + 0.8, NUM_AGENTS + 0.7, label, fontsize=8, va="bottom")
         axis.axvline(edges[-1], color="black", lw=1)
         axis.text(edges[-1] + 1, 5.5, f"done, {edges[-1]:.0f} s", va="center")
         axis.set_title(name, loc="left", pad=16, fontweight="bold")
@@ -92,18 +92,18 @@ def _residency(where: Setting, workload: Workload, folder: Path) -> str:
         last_s = max(last_s, edges[-1])
     axes[0].set_xlim(0, 1.1 * last_s)
     axes[-1].set_xlabel("time since the first call, s (virtual)")
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
+    bar = figure.colorbar(ScalarMappable(norm, "Blues"), ax=axes, shrink=0.6, pad=0.02)
     bar.set_label("share of an agent's prefix on the device")
     return save(figure, folder, "residency")
 
 
-def _lanes(where: Setting, workload: Workload, folder: Path) -> str:
+def _timeline(setting: Setting, workload: Workload, folder: Path) -> str:
     figure, axes = plt.subplots(3, 1, figsize=(9.5, 5.6), sharex=True, layout="constrained")
     with TemporaryDirectory() as scratch:
         traces = {}
         for name in PAPER_ARMS:
             tracer = ChromeTrace(Path(scratch) / f"{name}.json")
-            run_cell(where, workload, ARMS[name], tracer)
+            run_cell(setting, workload, ARMS[name], tracer)
             tracer.close()
             traces[name] = json.loads((Path(scratch) / f"{name}.json").read_text())
     # As long as the slowest arm takes for one call: the others show how far they come meanwhile.
@@ -117,8 +117,8 @@ def _lanes(where: Setting, workload: Workload, folder: Path) -> str:
                 if start_s < 0.95 * window_s:
                     place = (start_s + 0.02, 0.35)
                     axis.text(*place, f"agent {number + 1}", fontsize=8, va="bottom")
-        axis.set_yticks(list(_LANES), list(_LANES.values()))
-        axis.set_ylim(len(_LANES) + 0.6, 0.4)
+        axis.set_yticks(list(_ROWS), list(_ROWS.values()))
+        axis.set_ylim(len(_ROWS) + 0.6, 0.4)
         axis.tick_params(axis="y", length=0)
         axis.set_title(name, loc="left", pad=16, fontweight="bold")
     axes[0].set_xlim(0, window_s)
@@ -129,13 +129,13 @@ def _lanes(where: Setting, workload: Workload, folder: Path) -> str:
 
 
 def _starts_s(trace: list[dict[str, Any]]) -> np.ndarray:
-    """When the calls of the last round came, f64[n]."""
+    """Return the arrival times of the last round's calls, s, f64[n]."""
     agents = [e for e in trace if e["ph"] == "b" and "output_tokens" in e.get("args", {})]
     return np.array(sorted(e["ts"] for e in agents)[-NUM_AGENTS:]) / 1e6
 
 
 def _draw_slices(axis: Any, trace: list[dict[str, Any]], start_s: float, window_s: float) -> None:
-    for lane in _LANES:
+    for lane in _ROWS:
         bars: dict[str, list[tuple[float, float]]] = {}
         for event in _slices(trace, lane):
             begin_s = event["ts"] / 1e6 - start_s

@@ -1,4 +1,4 @@
-"""Sizes of an engine: what the caller gave, and what follows from free memory."""
+"""Engine configuration: the caller's settings, and the sizes derived from free memory."""
 
 from __future__ import annotations
 
@@ -19,35 +19,42 @@ from kvflow_jax.runtime.batch import BatchShapes
 log = logging.getLogger(__name__)
 
 GIB = 1 << 30
-# A CPU's memory is everyone's: take a modest share of what is free. A device's is ours alone, save
-# what a step's temporaries need.
+# The share of free memory that the pool takes. Host memory is shared with other programs. Device
+# memory is not, but a step's temporary arrays need some of it.
 _HOST_SHARE, _DEVICE_SHARE = 0.25, 0.85
 _MAX_HOST_POOL_BYTES = 4 * GIB
-# Prompts run as fast in steps of 256 tokens as of 512 on CPU, and who decodes beside them waits
-# 0.8 s rather than 2.3 (experiments/NOTES.md); an accelerator needs more tokens to be busy.
+# On CPU, prefill is as fast in steps of 256 tokens as in steps of 512, and requests that decode
+# beside it wait 0.8 s per step instead of 2.3 s (experiments/NOTES.md). An accelerator needs more
+# tokens to be busy.
 PREFILL_TILE = 128
 _CPU_BATCHED_TOKENS, _DEVICE_BATCHED_TOKENS = 256, 2048
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Sizes of an engine; None is derived and said in the log.
+    """The user's engine settings; a size of None is derived and logged.
 
     Args:
-        max_model_len: longest sequence, prompt and output, tokens.
-        max_num_seqs: most requests that run at once.
-        max_num_batched_tokens: most prompt tokens of one step; 256 on CPU, else 2048.
-        page_size: tokens of a KV block.
-        num_pages: blocks of the pool; or
-        pool_gib: memory of the pool, GiB; a quarter of what is free on CPU, at most 4 GiB, else
-            most of the device's.
-        max_waiting: most requests that wait; beyond it they are refused.
-        seed: from which requests without a seed of their own draw theirs; None: from the system.
-        deterministic: the same tokens for the same request to the last bit, whatever runs beside
-            it and whatever the cache holds; slower, because prompts and decoding take turns, and
-            outputs are not shared as prefixes.
-        cache: what is kept where, and what goes first.
-        trace: file for a trace of what the engine does, for Perfetto; None: no trace.
+        max_model_len: longest sequence (prompt and output), tokens; None: the model's context, or
+            as much of it as the pool holds.
+        max_num_seqs: maximum number of running requests.
+        max_num_batched_tokens: maximum number of prompt tokens per step; None: 256 on CPU, else
+            2048.
+        page_size: tokens per KV block.
+        num_pages: size of the pool, KV blocks. Set at most one of it and ``pool_gib``.
+        pool_gib: size of the pool, GiB; None: on CPU a quarter of the free memory and at most
+            4 GiB, else 85 % of the device's free memory.
+        max_waiting: maximum number of waiting requests; more are refused (backpressure).
+        seed: seed of the generator that draws a seed for each request without one; None: from the
+            operating system.
+        deterministic: sample the same tokens for the same request, whatever else is in the batch
+            or the cache. Slower: a step holds either one prompt or decoding requests, and outputs
+            are not shared as prefixes.
+        cache: settings of the KV cache.
+        trace: file for a trace of the engine in Chrome's format, for Perfetto; None: no trace.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     max_model_len: int | None = None
@@ -73,12 +80,12 @@ class EngineConfig:
         if self.pool_gib is not None and not 0 < self.pool_gib < math.inf:
             raise ConfigError(f"pool_gib must be above 0, got {self.pool_gib}")
         if self.num_pages is not None and self.pool_gib is not None:
-            raise ConfigError("give num_pages or pool_gib, not both")
+            raise ConfigError("set num_pages or pool_gib, not both")
 
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """Everything decided: no None, no auto."""
+    """An ``EngineConfig`` without open settings, for one model and device."""
 
     max_model_len: int
     max_waiting: int
@@ -97,17 +104,19 @@ class EngineSizes:
         num_devices: int = 1,
         free: FreeMemory | None = None,
     ) -> EngineSizes:
-        """Decide what the config left open from the model and the device's free memory.
+        """Derive all sizes from the model and the device's free memory.
 
         Args:
-            num_devices: such as this one that share model and pool.
-            free: weights being loaded; None: what there is now, here.
+            dtype: dtype of the KV cache.
+            num_devices: devices like ``device`` that share the model and the pool.
+            free: memory that is free once the weights are loaded; None: what is free now.
 
         Raises:
-            CapacityError: not even one request of the asked length fits; says how much is missing.
-            ConfigError: the model's context is shorter than what is asked.
+            CapacityError: one request of ``max_model_len`` tokens, or the host tier, does not fit;
+                the message has the missing bytes.
+            ConfigError: ``max_model_len`` is longer than the model's context.
         """
-        free = free or FreeMemory.of(device)
+        free = free or FreeMemory.measure(device)
         page = config.page_size
         one_page = PoolSpec(
             num_layers=model.num_layers,
@@ -117,31 +126,33 @@ class EngineSizes:
             head_dim=model.head_dim,
             dtype=dtype,
         )
-        wanted_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
+        max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
         if config.max_model_len is not None and config.max_model_len > model.max_model_len:
             raise ConfigError(
-                f"max_model_len {config.max_model_len} is past the model's context of "
+                f"max_model_len {config.max_model_len} exceeds the model's context of "
                 f"{model.max_model_len} tokens"
             )
-        pages_wanted = -(-wanted_len // page)
+        pages_per_seq = -(-max_model_len // page)
         if config.num_pages is not None:
             num_pages = config.num_pages
         else:
-            given = config.pool_gib
-            budget = int(given * GIB) if given is not None else _pool_budget(free, num_devices)
-            # More than every running request at full length could use helps only the cache.
-            num_pages = budget // one_page.page_bytes - 1
-        if num_pages < pages_wanted:
+            pool_gib = config.pool_gib
+            pool_bytes = (
+                int(pool_gib * GIB) if pool_gib is not None else _pool_bytes(free, num_devices)
+            )
+            # Pages beyond what all running requests can use at full length still serve the cache.
+            num_pages = pool_bytes // one_page.page_bytes - 1
+        if num_pages < pages_per_seq:
             if config.max_model_len is not None or num_pages < 2:
-                missing = (pages_wanted - max(num_pages, 0)) * one_page.page_bytes
+                missing_bytes = (pages_per_seq - max(num_pages, 0)) * one_page.page_bytes
                 raise CapacityError(
-                    f"one request of {wanted_len} tokens needs {pages_wanted} KV blocks, the pool "
-                    f"has {max(num_pages, 0)}: {missing / GIB:.2f} GiB more are needed; give the "
-                    "pool more memory (pool_gib, --pool-gib) or lower max_model_len"
+                    f"one request of {max_model_len} tokens needs {pages_per_seq} KV blocks, the "
+                    f"pool has {max(num_pages, 0)}: {missing_bytes / GIB:.2f} GiB more are needed; "
+                    "enlarge the pool (pool_gib, --pool-gib) or lower max_model_len"
                 )
-            wanted_len = num_pages * page
-            log.warning("the pool holds %d tokens: max_model_len is cut to that", wanted_len)
-        # Tiles start where blocks do, so that what is computed in part is always whole blocks.
+            max_model_len = num_pages * page
+            log.warning("the pool holds %d tokens: max_model_len is cut to that", max_model_len)
+        # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
         budget_tokens = config.max_num_batched_tokens or _batched_tokens(device)
         tile = _tile(page, budget_tokens)
         shapes = BatchShapes.plan(
@@ -149,21 +160,21 @@ class EngineSizes:
             max_prefill_tokens=budget_tokens,
             tile=tile,
             page_size=page,
-            pages_per_seq=-(-wanted_len // page),
+            pages_per_seq=-(-max_model_len // page),
             deterministic=config.deterministic,
         )
         pool = PoolSpec(
             num_layers=model.num_layers,
-            num_pages=num_pages + 1,  # and the null page
+            num_pages=num_pages + 1,  # with the null page
             page_size=page,
             num_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
             dtype=dtype,
         )
         log.info(
-            "context %d tokens; %d KV blocks of %d tokens (%.2f GiB, %d tokens); "
-            "%d requests at once; %d prompt tokens a step; %d batch shapes",
-            wanted_len,
+            "max_model_len %d tokens; %d KV blocks of %d tokens (%.2f GiB, %d tokens); "
+            "at most %d running requests and %d prompt tokens per step; %d batch shapes",
+            max_model_len,
             num_pages,
             page,
             pool.nbytes / GIB,
@@ -176,13 +187,13 @@ class EngineSizes:
         if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
             raise CapacityError(
                 f"a host tier of {config.cache.host_cache_gib:g} GiB does not fit: "
-                f"{max(free_host, 0) / GIB:.1f} GiB are free beside the pool; "
+                f"{max(free_host, 0) / GIB:.1f} GiB of host memory are free; "
                 "lower host_cache_gib (--host-cache-gib)"
             )
         cache = CacheSettings.resolve(
             config.cache,
             block_bytes=pool.page_bytes,
-            num_slots=num_pages,
+            num_pages=num_pages,
             free_host_bytes=max(0, int(free_host * _HOST_SHARE)),
         )
         if cache.num_host_blocks:
@@ -191,20 +202,21 @@ class EngineSizes:
                 cache.num_host_blocks,
                 cache.num_host_blocks * pool.page_bytes / GIB,
             )
-        return cls(wanted_len, config.max_waiting, pool, shapes, cache)
+        return cls(max_model_len, config.max_waiting, pool, shapes, cache)
 
 
 def _batched_tokens(device: jax.Device) -> int:
+    """Return the default number of prompt tokens per step."""
     return _CPU_BATCHED_TOKENS if device.platform == "cpu" else _DEVICE_BATCHED_TOKENS
 
 
 def _tile(page_size: int, budget_tokens: int) -> int:
-    """Query tokens of the largest prefill tile, a multiple of the page."""
+    """Return the query tokens of the largest prefill tile, a multiple of the page size."""
     return max(1, min(PREFILL_TILE, budget_tokens) // page_size) * page_size
 
 
-def _pool_budget(free: FreeMemory, num_devices: int) -> int:
-    """Bytes for the pool."""
+def _pool_bytes(free: FreeMemory, num_devices: int) -> int:
+    """Return the default size of the pool, bytes."""
     if free.device_bytes is not None:
         return int(free.device_bytes * _DEVICE_SHARE) * num_devices
     return min(int(free.host_bytes * _HOST_SHARE), _MAX_HOST_POOL_BYTES)

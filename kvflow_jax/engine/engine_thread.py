@@ -1,4 +1,4 @@
-"""The engine on a thread of its own, for callers on any thread."""
+"""The engine on its own thread, for callers on any thread."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHECK_S = 1.0
+# While transfers are in flight or runs are throttled, the engine runs an iteration at least this
+# often, to time transfers out and to resume runs.
+POLL_INTERVAL_S = 1.0
 
 
 class EngineThread:
     """Runs an engine's loop. Every method may be called from any thread.
 
-    What callers want of the engine goes through one inbox and is done between two steps, so the
-    engine itself needs no lock.
+    Callers put commands into one inbox. The engine's thread executes them between two steps, so
+    the engine needs no lock.
 
     Args:
-        stalled_by: see the property; called from any thread.
+        stalled_by: returns the value of the property of this name; called from any thread.
     """
 
     def __init__(self, engine: Engine, stalled_by: Callable[[], str] = lambda: "") -> None:
@@ -65,7 +67,7 @@ class EngineThread:
 
     @property
     def max_pending(self) -> int:
-        """Requests that may run and wait together."""
+        """Maximum number of running and waiting requests together."""
         return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_seq_slots
 
     @property
@@ -74,7 +76,7 @@ class EngineThread:
 
     @property
     def stalled_by(self) -> str:
-        """What the engine waits for beyond itself, and may yet get; "" where it goes on."""
+        """Why the engine waits for other processes, as text; "" while it does not."""
         return self._stalled_by()
 
     @property
@@ -97,37 +99,38 @@ class EngineThread:
         fairness_key: str = "",
         hints: Hints | None = None,
     ) -> int:
-        """Queue a request; its id. See ``Engine.add``.
+        """Queue a request and return its id; see ``Engine.add``.
 
         ``on_output`` is called on the engine's thread, in order; the last output has a finish
         reason. It must not block.
 
         Raises:
-            InvalidRequestError: the prompt is empty, too long, or holds unknown token ids.
-            QueueFullError: too many requests wait.
+            InvalidRequestError: the prompt is empty, too long, or has unknown token ids.
+            QueueFullError: ``max_pending`` requests run or wait.
             EngineClosedError: the engine drains or has stopped.
         """
         arrival_s = self._engine.clock.now()
         prompt = as_token_ids(prompt_ids)
         self._engine.check_prompt(prompt, params)
-        bound = self.max_pending
+        max_pending = self.max_pending
         with self._lock:
             if not self._is_open or not self.is_alive:
                 raise EngineClosedError("the engine takes no new requests: it is shutting down")
-            if self._num_pending >= bound:
+            if self._num_pending >= max_pending:
                 raise QueueFullError(
-                    f"{self._num_pending} requests run or wait, the bound is {bound}; try again "
-                    "later, or raise max_waiting"
+                    f"{self._num_pending} requests run or wait, the bound is {max_pending}; try "
+                    "again later, or raise max_waiting"
                 )
             self._num_pending += 1
             request_id = next(self._ids)
-            # Put under the lock: what is put while the engine is open is answered for sure.
-            self._do(
+            # Post under the lock: a request posted while the engine is open always gets a last
+            # output.
+            self._post(
                 partial(
                     self._add,
                     prompt,
                     params,
-                    partial(self._hand_over, on_output),
+                    partial(self._deliver, on_output),
                     salt=salt,
                     priority=priority,
                     fairness_key=fairness_key,
@@ -139,131 +142,141 @@ class EngineThread:
         return request_id
 
     def abort(self, request_id: int) -> None:
-        """End a request and free what it holds. Unknown and finished ids are fine."""
-        self._do(partial(self._engine.abort, request_id))
+        """End a request and free its resources. Ignore unknown and finished ids."""
+        self._post(partial(self._engine.abort, request_id))
 
     def settle(self) -> None:
-        """Wait until all that was asked so far is done and seen in the stats."""
+        """Wait until every command posted so far is executed and the stats include it."""
         with contextlib.suppress(EngineClosedError):
-            self._ask(lambda: None)
+            self._call(lambda: None)
 
     def flush_cache(self) -> bool:
-        """Drop every cached block; False, and nothing is dropped, while requests are about."""
-        return self._ask(self._engine.flush_cache)
+        """Drop every cached block. Return False, and drop nothing, while there are requests."""
+        return self._call(self._engine.flush_cache)
 
     def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
-        """Keep a workflow under a name for the client's runs."""
-        self._ask(partial(self._engine.controller.register, tenant, graph_id, graph))
+        """Register a step graph for the tenant's runs, replacing one of the same id."""
+        self._call(partial(self._engine.controller.register, tenant, graph_id, graph))
 
     def unregister_graph(self, tenant: str, graph_id: str) -> bool:
-        """Forget a workflow; False where there is none of this name."""
-        return self._ask(partial(self._engine.controller.unregister, tenant, graph_id))
+        """Remove a registered step graph; return False if there is none of this id."""
+        return self._call(partial(self._engine.controller.unregister, tenant, graph_id))
 
     def begin_run(
         self, tenant: str, workflow_id: str, graph: Graph | None, graph_id: str | None = None
     ) -> HintStatus:
         """Begin a run of a workflow before its first request."""
         controller, now = self._engine.controller, self._engine.clock.now
-        return self._ask(lambda: controller.begin_run(tenant, workflow_id, graph, graph_id, now()))
+        return self._call(lambda: controller.begin_run(tenant, workflow_id, graph, graph_id, now()))
 
     def advance_run(
         self, tenant: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
-        """Take in a run's progress; agents its graph lacks, None where there is no such run."""
-        controller, now = self._engine.controller, self._engine.clock.now
-        return self._ask(lambda: controller.advance(tenant, workflow_id, completed, running, now()))
+        """Report a run's progress.
 
-    def end_run(self, tenant: str, workflow_id: str) -> bool:
-        """A run is over; False where there is none of this name."""
-        return self._ask(partial(self._engine.controller.end_run, tenant, workflow_id))
-
-    def check_integrity(self) -> None:
-        """Raise IntegrityError unless the engine's structures agree, between two steps."""
-        self._ask(self._engine.check_integrity)
-
-    def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and finish those there are.
+        Args:
+            completed, running: names of agents.
 
         Returns:
-            False where some were cut off after ``timeout_s`` seconds.
+            The agents that are not in the run's graph; None if there is no such run.
+        """
+        controller, now = self._engine.controller, self._engine.clock.now
+        return self._call(
+            lambda: controller.advance(tenant, workflow_id, completed, running, now())
+        )
+
+    def end_run(self, tenant: str, workflow_id: str) -> bool:
+        """End a run; return False if there is none of this id."""
+        return self._call(partial(self._engine.controller.end_run, tenant, workflow_id))
+
+    def check_integrity(self) -> None:
+        """Check the engine between two steps; see ``Engine.check_integrity``."""
+        self._call(self._engine.check_integrity)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and finish the pending ones.
+
+        Returns:
+            False if requests were cut off after ``timeout_s`` seconds.
         """
         with self._lock:
             self._is_open = False
-        self._do(lambda: None)
+        self._post(lambda: None)
         if self._idle.wait(timeout_s) or not self.is_alive:
             return True
-        why = EngineClosedError("the server is shutting down")
-        self._ask(partial(self._engine.fail_all, why))
+        error = EngineClosedError("the server is shutting down")
+        self._call(partial(self._engine.fail_all, error))
         return False
 
     def close(self) -> None:
-        """Abort what runs and stop the thread. Closing twice is fine."""
+        """End all requests with an error and stop the thread. A second call does nothing."""
         with self._lock:
             self._is_open = False
             self._is_closing = True
         self._wake.set()
         self._thread.join()
 
-    def _do(self, command: Callable[[], object]) -> None:
+    def _post(self, command: Callable[[], object]) -> None:
+        """Execute a command on the engine's thread; do not wait for it."""
         self._inbox.put(command)
         self._wake.set()
 
-    def _ask(self, question: Callable[[], T]) -> T:
-        answer: Future[T] = Future()
+    def _call(self, command: Callable[[], T]) -> T:
+        """Execute a command on the engine's thread and return its result."""
+        future: Future[T] = Future()
 
-        def reply() -> None:
+        def execute() -> None:
             try:
-                answer.set_result(question())
+                future.set_result(command())
             except Exception as error:
-                answer.set_exception(error)
+                future.set_exception(error)
 
-        self._do(reply)
+        self._post(execute)
         while True:
             try:
-                return answer.result(timeout=1.0)
+                return future.result(timeout=1.0)
             except TimeoutError:
                 if not self.is_alive:
                     raise EngineClosedError("the engine has stopped") from None
 
     def _run(self) -> None:
-        why = "the engine was closed"
+        reason = "the engine was closed"
         try:
             while not self._is_closing:
-                self._round()
+                self._run_iteration()
         except BaseException as error:
-            log.critical("the engine's thread dies", exc_info=True)
-            why = f"the engine has died: {error}"
+            log.critical("the engine's thread died", exc_info=True)
+            reason = f"the engine has died: {error}"
             raise
         finally:
             with self._lock:
                 self._is_open = False
-            self._empty_inbox()
-            self._end_all(why)
+            self._execute_commands()
+            self._engine.fail_requests(EngineClosedError(reason))
             self._engine.transfers.close()
             self._engine.tracer.close()
             self._idle.set()
 
-    def _round(self) -> None:
-        """Do what was asked, then one step; wait where there is nothing to do."""
+    def _run_iteration(self) -> None:
+        """Execute the commands in the inbox, then one step; wait if there is nothing to do."""
         engine = self._engine
         self._wake.clear()
         try:
-            self._empty_inbox()
+            self._execute_commands()
             is_busy = engine.step()
             if not is_busy and not engine.is_idle and not engine.is_waiting:
                 raise IntegrityError("requests wait, nothing runs, and none can be scheduled")
         except Exception as error:
-            log.exception("the engine failed; it starts over with an empty cache")
+            log.exception("the engine failed; it restarts with an empty cache")
             engine.fail_all(StepFailedError(f"the engine failed: {error}"))
             is_busy = True
         if engine.is_idle and not self._is_open:
             self._idle.set()
         if not is_busy:
-            # Whatever comes wakes it, transfers too; copies that do not end are looked for,
-            # and runs that wait may have their turn.
-            engine.clock.wait(self._wake, CHECK_S if engine.is_waiting else None)
+            # Commands and finished transfers set the event.
+            engine.clock.wait(self._wake, POLL_INTERVAL_S if engine.is_waiting else None)
 
-    def _empty_inbox(self) -> None:
+    def _execute_commands(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._inbox.get_nowait()()
@@ -280,26 +293,23 @@ class EngineThread:
         try:
             self._engine.add(prompt, params, on_output, request_id=request_id, **rest)
         except Exception as error:
-            # One caller's mistake, say an argument of a wrong type, is not everyone's.
+            # A mistake of one caller, such as an argument of a wrong type, fails its request only.
             log.exception("request %d could not be queued", request_id)
             failure = InvalidRequestError(f"the request could not be queued: {error}")
             on_output(Output(request_id, "", (), FinishReason.ERROR, error=failure))
 
-    def _hand_over(self, on_output: Callable[[Output], None], output: Output) -> None:
+    def _deliver(self, on_output: Callable[[Output], None], output: Output) -> None:
         if output.finish_reason is not None:
             with self._lock:
                 self._num_pending -= 1
         on_output(output)
 
-    def _end_all(self, why: str) -> None:
-        self._engine.abandon(EngineClosedError(why))
-
 
 def as_token_ids(prompt_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Token ids as i32[num_tokens].
+    """Return token ids as i32[num_tokens].
 
     Raises:
-        InvalidRequestError: they are not a flat sequence of integers that fit.
+        InvalidRequestError: the ids are not a flat sequence of integers from 0 to 2**31 - 1.
     """
     try:
         ids = np.asarray(prompt_ids)

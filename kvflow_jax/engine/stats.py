@@ -1,4 +1,4 @@
-"""What the engine's parts have counted, as one snapshot."""
+"""Engine statistics, collected from cache, scheduler and transfer manager."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.requests.outputs import EngineStats
 
 
-def counters(cache: PrefixCache, scheduler: Scheduler, past: EngineStats) -> EngineStats:
-    """What only grows, on top of what caches and schedulers before these had counted."""
+def counters(cache: PrefixCache, scheduler: Scheduler, before: EngineStats) -> EngineStats:
+    """Return the monotonic counters.
+
+    Args:
+        before: counters of the caches and schedulers that these have replaced; they are added.
+    """
     residency = cache.residency
     return EngineStats(
-        num_preemptions=past.num_preemptions + scheduler.num_preemptions,
-        num_evicted_blocks=past.num_evicted_blocks + residency.num_evicted,
-        num_backed_up_blocks=past.num_backed_up_blocks + residency.num_offloaded,
-        num_loaded_blocks=past.num_loaded_blocks + residency.num_loaded,
-        num_prefetched_blocks=past.num_prefetched_blocks + residency.num_prefetched,
-        num_useful_blocks=past.num_useful_blocks + residency.num_useful,
-        num_late_blocks=past.num_late_blocks + residency.num_late,
-        num_wasted_blocks=past.num_wasted_blocks + residency.num_wasted,
-        prompt_tokens=past.prompt_tokens + scheduler.num_prompt_tokens,
-        cached_prompt_tokens=past.cached_prompt_tokens + scheduler.num_cached_tokens,
-        host_prompt_tokens=past.host_prompt_tokens + scheduler.num_host_tokens,
+        num_preemptions=before.num_preemptions + scheduler.num_preemptions,
+        num_evicted_blocks=before.num_evicted_blocks + residency.num_evicted,
+        num_backed_up_blocks=before.num_backed_up_blocks + residency.num_offloaded,
+        num_loaded_blocks=before.num_loaded_blocks + residency.num_loaded,
+        num_prefetched_blocks=before.num_prefetched_blocks + residency.num_prefetched,
+        num_useful_blocks=before.num_useful_blocks + residency.num_useful,
+        num_late_blocks=before.num_late_blocks + residency.num_late,
+        num_wasted_blocks=before.num_wasted_blocks + residency.num_wasted,
+        prompt_tokens=before.prompt_tokens + scheduler.num_prompt_tokens,
+        cached_prompt_tokens=before.cached_prompt_tokens + scheduler.num_cached_tokens,
+        host_prompt_tokens=before.host_prompt_tokens + scheduler.num_host_tokens,
     )
 
 
 def snapshot(
-    cache: PrefixCache, scheduler: Scheduler, transfer_manager: TransferManager, past: EngineStats
+    cache: PrefixCache, scheduler: Scheduler, transfer_manager: TransferManager, before: EngineStats
 ) -> EngineStats:
-    """How things stand, and the counters."""
-    load, save = transfer_manager.links[Direction.LOAD], transfer_manager.links[Direction.OFFLOAD]
+    """Return the current gauges and the counters; see ``counters`` for ``before``."""
+    load = transfer_manager.links[Direction.LOAD]
+    offload = transfer_manager.links[Direction.OFFLOAD]
     return replace(
-        counters(cache, scheduler, past),
+        counters(cache, scheduler, before),
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
         num_blocks=cache.table.num_pages,
@@ -45,7 +50,7 @@ def snapshot(
         max_blocks_host=cache.residency.host.max_blocks,
         load_bytes=load.num_bytes,
         load_s=load.busy_s,
-        save_bytes=save.num_bytes,
-        save_s=save.busy_s,
-        num_failed_transfers=load.num_failed + save.num_failed,
+        save_bytes=offload.num_bytes,
+        save_s=offload.busy_s,
+        num_failed_transfers=load.num_failed + offload.num_failed,
     )

@@ -1,4 +1,4 @@
-"""A step on the device: dispatched as its plan has it, and what it sampled once it is done."""
+"""A step on the device: its dispatch, and its sampled tokens once it is done."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.runtime.interfaces import MultiStepRunner, Runner, ScoreHandle, StepHandle
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
 
+# A request, its sampled tokens in order, and the logprobs of the first.
 Sampled = tuple[Request, list[int], tuple[TokenLogprobs, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class StepInFlight:
-    """A step that the device has been given and the host has not looked at."""
+    """A dispatched step whose results the host has not read."""
 
     plan: StepPlan
     dispatched_s: float
     _handle: StepHandle
-    _sample_rows: np.ndarray  # i32[num_chunks]
-    _scores: list[tuple[Request, int, ScoreHandle]]  # of prompt tokens from a position on
+    _sample_rows: np.ndarray  # i32[num_chunks], row of each chunk's sample
+    # Scores of prompt tokens, with the position of the first of them.
+    _scores: list[tuple[Request, int, ScoreHandle]]
 
     @classmethod
     def dispatch(
@@ -36,17 +38,17 @@ class StepInFlight:
         shapes: BatchShapes,
         now: float,
     ) -> StepInFlight:
-        """Hand a step to the device and return at once.
+        """Submit a step to the device without waiting for it.
 
         Args:
-            repeater: the runner, if it can run a step several times as one.
+            repeater: the runner, if it can run a step several times in one dispatch.
 
         Raises:
-            Exception: whatever the runner's dispatch does.
+            Exception: any error of the runner's ``submit``.
         """
         batch, sample_rows, starts = shapes.build(plan.chunks)
         for request in plan.admitted:
-            if request.params.uses_memory:
+            if request.params.needs_sampler_state:
                 runner.load_sequence_state(request)
         handle: StepHandle
         if plan.num_repeats > 1 and repeater is not None:
@@ -56,17 +58,20 @@ class StepInFlight:
         return cls(plan, now, handle, sample_rows, list(_score_prompts(runner, plan, starts)))
 
     def results(self) -> list[Sampled]:
-        """Wait for the step; requests that sampled, their tokens and the first one's logprobs.
+        """Wait for the step and return the requests that sampled, with their tokens.
 
-        Notes on each request what its prompt's tokens have scored.
+        Append the scores of prompt tokens to their requests' ``prompt_logprobs``.
 
         Raises:
-            Exception: whatever failed on the device.
+            Exception: any error of the step on the device.
         """
         sampled, logprobs = self._handle.result(), self._handle.logprobs()
-        scores = [(request, at, handle.result()) for request, at, handle in self._scores]
-        for request, position, scored in scores:
-            _note_scores(request, position, scored)
+        # Read all scores before any request is changed: reading them may raise.
+        scores = [
+            (request, position, handle.result()) for request, position, handle in self._scores
+        ]
+        for request, position, request_scores in scores:
+            _append_scores(request, position, request_scores)
         by_chunk = np.atleast_2d(sampled)[:, self._sample_rows].T.tolist()
         rows = self._sample_rows.tolist()
         return [
@@ -81,7 +86,7 @@ class StepInFlight:
 
     @property
     def ends_a_request(self) -> bool:
-        """Whether one of its requests has all its tokens once it is done."""
+        """True if the step samples the last token of one of its requests."""
         requests = (chunk.request for chunk in self.plan.chunks)
         return any(request.num_tokens == request.max_len for request in requests)
 
@@ -89,8 +94,9 @@ class StepInFlight:
 def _score_prompts(
     runner: Runner,
     plan: StepPlan,
-    starts: np.ndarray,  # i32[num_chunks], where each chunk's tokens begin in the step
+    starts: np.ndarray,  # i32[num_chunks], flat index of each chunk's first token in the step
 ) -> Iterator[tuple[Request, int, ScoreHandle]]:
+    """Dispatch the scoring of the prompt tokens that follow the tokens of each chunk."""
     for chunk, start in zip(plan.chunks, starts.tolist(), strict=True):
         request, end = chunk.request, chunk.start + chunk.length
         if not request.scores_prompt:
@@ -102,8 +108,11 @@ def _score_prompts(
             position += SCORE_CHUNK_LEN
 
 
-def _note_scores(request: Request, position: int, scores: Logprobs) -> None:
-    """Keep scores of prompt tokens from ``position`` on; a preempted request makes some again."""
+def _append_scores(request: Request, position: int, scores: Logprobs) -> None:
+    """Append scores of the prompt tokens from ``position`` on.
+
+    Skip those the request has: after a preemption it scores its first tokens again.
+    """
     num_top = request.params.prompt_logprobs
     for row in range(len(scores.chosen)):
         if position + row == len(request.prompt_logprobs) + 1:
@@ -114,6 +123,7 @@ def _note_scores(request: Request, position: int, scores: Logprobs) -> None:
 def _logprobs_of(
     logprobs: Logprobs | None, row: int, token: int, num_top: int | None
 ) -> tuple[TokenLogprobs, ...]:
+    """Return the logprobs of one token, or nothing if the request wants none."""
     if logprobs is None or num_top is None:
         return ()
     ids, values = logprobs.top_ids[row, :num_top], logprobs.top[row, :num_top]

@@ -1,1 +1,1 @@
-"""A request from the door to its answer: parameters, state, stop strings, outputs."""
+"""Requests: parameters, validation, state, stop strings, outputs."""

@@ -1,4 +1,4 @@
-"""What the engine says: text as it grows, how a request ended, and the state of a step."""
+"""The engine's outputs: new text of a request, how it ended, and statistics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from kvflow_jax.workflow.hints import HintStatus
 
 
 class FinishReason(StrEnum):
-    STOP = "stop"  # an end-of-text or stop token, or a stop string
-    LENGTH = "length"  # max_tokens or the context
-    ABORT = "abort"  # the client went away, or asked for it
+    """Why a request ended."""
+
+    STOP = "stop"  # an end-of-text token, a stop token or a stop string
+    LENGTH = "length"  # max_tokens, or the model's context
+    ABORT = "abort"  # aborted by its caller, or its caller disconnected
     ERROR = "error"  # see Output.error
 
 
@@ -22,42 +24,42 @@ class RequestStats:
 
     num_prompt_tokens: int
     num_cached_tokens: int  # prompt tokens whose KV came from the cache, at first admission
-    num_cached_host_tokens: int  # of those, loaded from the host for this request
-    num_computed_tokens: int  # of the prompt, those computed again after a preemption included
+    num_cached_host_tokens: int  # part of num_cached_tokens that was loaded from the host
+    num_computed_tokens: int  # computed prompt tokens, with those computed again after preemptions
     num_output_tokens: int
     num_preemptions: int
-    hint_status: HintStatus | None  # None where the request had no hints
+    hint_status: HintStatus | None  # None if the request had no hints
     arrival_s: float
-    first_scheduled_s: float | None  # None where it never ran
+    first_scheduled_s: float | None  # None if it never ran
     first_token_s: float | None
     finished_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a token was to the model, and what else would have been.
+    """Log probabilities of one token and of the most likely tokens at its position.
 
     Natural logarithms of the model's own probabilities, before sampling parameters change them.
     """
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), likeliest first
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), most likely first
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """News of one request, in order. The last one has ``finish_reason`` and ``stats``.
+    """New text and tokens of one request. The last output has ``finish_reason`` and ``stats``.
 
-    ``text`` holds whole characters only: bytes of a character still incomplete come with a later
+    ``text`` has whole characters only. The bytes of an incomplete character come with a later
     output, and so does text that may be the beginning of a stop string. ``token_ids`` may therefore
-    run ahead of ``text``.
+    be ahead of ``text``.
 
     Attributes:
         logprobs: one for each of ``token_ids``, if the request wants them.
-        prompt_logprobs: in the first output, if the request wants them: one for each token of the
-            prompt but the first.
-        stop_reason: in the last output, the stop string or token id that ended the text.
+        prompt_logprobs: in the first output, one for each prompt token after the first, if the
+            request wants them.
+        stop_reason: in the last output, the stop string or stop token id that ended the text.
     """
 
     request_id: int
@@ -72,40 +74,43 @@ class Output:
 
     @property
     def ends_at_token(self) -> bool:
-        """Whether the last of ``token_ids`` ended the text, of which it is no part."""
+        """True if the last of ``token_ids`` ended the text; its own text is not in ``text``."""
         return self.finish_reason is FinishReason.STOP and not isinstance(self.stop_reason, str)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine publishes at the end of each step; counters only grow."""
+    """Statistics that the engine publishes at the end of each step."""
 
+    # Gauges.
     num_running: int = 0
     num_waiting: int = 0
     num_blocks: int = 0  # usable blocks of the pool
-    num_blocks_leased: int = 0  # held by running requests
+    num_blocks_leased: int = 0  # leased by running requests
     num_blocks_cached: int = 0  # valid in the index, leased or not
-    num_blocks_host: int = 0  # with a copy in the host tier, and
-    max_blocks_host: int = 0  # how many may have one
-    num_runs: int = 0  # of workflows, alive
-    num_runs_held_back: int = 0  # of those, that wait for their turn
+    num_blocks_host: int = 0  # blocks with a copy in the host tier
+    max_blocks_host: int = 0  # size of the host tier
+    num_runs: int = 0  # live workflow runs
+    num_runs_held_back: int = 0  # workflow runs throttled by admission control
+
+    # Counters, which never decrease.
     num_steps: int = 0
-    stall_s: float = 0.0  # in which requests waited for loads and nothing else ran
+    stall_s: float = 0.0  # time in which requests waited for loads and no step ran
     num_preemptions: int = 0
-    num_evicted_blocks: int = 0  # from the device
-    num_backed_up_blocks: int = 0  # copied to the host, and
-    num_loaded_blocks: int = 0  # back
-    num_prefetched_blocks: int = 0  # ordered before a request asked for them; of those:
-    num_useful_blocks: int = 0  # there when one did
-    num_late_blocks: int = 0  # under way when one did
-    num_wasted_blocks: int = 0  # evicted or cancelled before
-    load_bytes: int = 0  # host to device, and the seconds that took
-    load_s: float = 0.0
+    num_evicted_blocks: int = 0  # evicted from the device
+    num_backed_up_blocks: int = 0  # offloaded, device to host
+    num_loaded_blocks: int = 0  # loaded, host to device
+    num_prefetched_blocks: int = 0  # requested by the prefetcher; the next three are parts of it
+    num_useful_blocks: int = 0  # on the device when a request needed them
+    num_late_blocks: int = 0  # still loading when a request needed them
+    num_wasted_blocks: int = 0  # evicted or cancelled before a request needed them
+    load_bytes: int = 0  # host to device
+    load_s: float = 0.0  # time in which the link loaded
     save_bytes: int = 0  # device to host
-    save_s: float = 0.0
+    save_s: float = 0.0  # time in which the link offloaded
     num_failed_transfers: int = 0
     prompt_tokens: int = 0  # of admitted requests
-    cached_prompt_tokens: int = 0  # of those, found in the cache, and
-    host_prompt_tokens: int = 0  # of those again, not on the device when the request began
+    cached_prompt_tokens: int = 0  # part of prompt_tokens that was in the cache
+    host_prompt_tokens: int = 0  # part of cached_prompt_tokens that was not on the device
     generation_tokens: int = 0
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value

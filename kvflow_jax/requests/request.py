@@ -1,4 +1,4 @@
-"""A request as the engine holds it: its tokens, how far they are computed, what it leases."""
+"""A request in the engine: its tokens, how many of them are computed, and its lease."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_SEQ_SLOT = -1
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """What one token adds to an answer."""
+    """The text that one token adds, and why the request ends with it, if it does."""
 
     text: str
     finish_reason: FinishReason | None = None
@@ -28,13 +28,25 @@ class TokenDelta:
 
 
 class Request:
-    """One sequence that grows from a prompt.
+    """One sequence: a prompt and the tokens sampled so far.
 
         tokens:  prompt ........ | outputs known to the host | in flight on the device
                  0               num_prompt                  num_known       num_tokens
 
-    ``num_computed`` of them have their KV in the leased blocks, or will once the steps dispatched
-    so far have run.
+    The KV of the first ``num_computed`` tokens is in the leased blocks once the steps dispatched so
+    far have run.
+
+    Attributes:
+        tenant: whose agents, runs and sessions the hints name.
+        virtual_start: its start in the virtual time of fair queueing, set by the scheduler.
+        num_in_flight: tokens that dispatched steps sample, unknown to the host.
+        num_prompt_computed: computed prompt tokens, with those computed again after preemptions.
+        prompt_logprobs: of the prompt tokens from the second on.
+        block_hashes: hashes that ``block_hashes.block_hashes`` has computed.
+        sampling_row: sampling parameters as arrays, cached by ``runtime.batch``.
+        is_loading: part of its prefix is being loaded to the device.
+        num_cached: prompt tokens found in the cache at first admission; None: not yet admitted.
+        num_cached_host: the part of ``num_cached`` that was not on the device.
     """
 
     def __init__(
@@ -47,7 +59,7 @@ class Request:
         root: RootKey,
         priority: int,
         arrival_s: float,
-        max_len: int,  # tokens, prompt included, at which it ends
+        max_len: int,  # maximum number of tokens, prompt and output
         stop_ids: frozenset[int],
         seed: tuple[int, int],  # two u32
         detokenizer: Detokenizer | None,
@@ -56,7 +68,6 @@ class Request:
         hints: Hints | None = None,
     ) -> None:
         self.hints = hints
-        # Whose its agent, run and session are.
         self.tenant = fairness_key if hints is None or hints.tenant is None else hints.tenant
         self.hint_status: HintStatus | None = None
         self.id = request_id
@@ -70,42 +81,40 @@ class Request:
         self.stop_strings = stop_strings
         self.fairness_key = fairness_key
         self.priority = priority
-        self.virtual_start = 0  # among requests of equal priority; the scheduler's to give
+        self.virtual_start = 0
 
         self.num_prompt = len(prompt_ids)
         self.num_known = self.num_prompt
         self.num_in_flight = 0
-        self.num_prompt_computed = 0  # tokens, those computed again after a preemption included
+        self.num_prompt_computed = 0
         self.num_computed = 0
         self.tokens = np.empty(self.num_prompt + 16, np.int32)
         self.tokens[: self.num_prompt] = prompt_ids
+        self.prompt_logprobs: list[TokenLogprobs] = []
 
-        self.prompt_logprobs: list[TokenLogprobs] = []  # of the tokens from the second on
-
-        self.block_hashes: list[int] = []  # as far as ``block_hashes.block_hashes`` has made them
-
-        self.sampling_row: tuple[np.ndarray, np.ndarray] | None = None  # kept by ``batch``
+        self.block_hashes: list[int] = []
+        self.sampling_row: tuple[np.ndarray, np.ndarray] | None = None
 
         self.lease: Lease | None = None
         self.seq_slot = NO_SEQ_SLOT
-        self.is_loading = False  # part of its prefix is still on its way to the device
+        self.is_loading = False
         self.finish_reason: FinishReason | None = None
 
         self.arrival_s = arrival_s
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
-        self.num_cached: int | None = None  # prompt tokens found cached, at first admission
-        self.num_cached_host = 0  # of those, not on the device then
+        self.num_cached: int | None = None
+        self.num_cached_host = 0
         self.num_preemptions = 0
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Lowest runs first: higher priority, then the client's turn, then arrival."""
+        """The sort key of the queues: higher priority first, then fair queueing, then arrival."""
         return -self.priority, self.virtual_start, self.id
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether its prompt must be computed whole, and no hit may shorten it."""
+        """True if all prompt tokens must be computed, without cache hits, to score them."""
         return self.params.prompt_logprobs is not None
 
     @property
@@ -122,29 +131,29 @@ class Request:
 
     @property
     def wants_step(self) -> bool:
-        """Whether a step can do something for it: tokens to compute, and room for one more."""
+        """True if it has tokens to compute and may sample another."""
         return self.num_computed < self.num_tokens < self.max_len
 
     @property
-    def known(self) -> np.ndarray:
-        """i32[num_known], prompt and output."""
+    def known_tokens(self) -> np.ndarray:
+        """The tokens of prompt and output that the host knows, i32[num_known]."""
         return self.tokens[: self.num_known]
 
     def append(self, token: int) -> None:
-        """Note the token that the oldest step in flight sampled."""
+        """Append the token that the oldest step in flight has sampled."""
         if self.num_known == len(self.tokens):
             self.tokens = np.concatenate([self.tokens, np.empty_like(self.tokens)])
         self.tokens[self.num_known] = token
         self.num_known += 1
         self.num_in_flight -= 1
 
-    def take(self, token: int) -> TokenDelta:
-        """What an appended token means: the text it completes, and whether it is the last."""
+    def detokenize(self, token: int) -> TokenDelta:
+        """Return the text that the token just appended completes, and whether it is the last."""
         may_stop = self.num_output >= self.params.min_tokens
         if token in self.stop_ids and may_stop:
-            # The token that ends a text is no part of it; the end-of-text token needs no naming.
-            named = token if token in self.params.stop_token_ids else None
-            return TokenDelta(self.rest_of_text(), FinishReason.STOP, named)
+            # Only a stop token of the caller is a stop reason; the end-of-text token is not.
+            stop_reason = token if token in self.params.stop_token_ids else None
+            return TokenDelta(self.flush_text(), FinishReason.STOP, stop_reason)
         text = self.detokenizer.push([token]) if self.detokenizer else ""
         is_last = self.num_known == self.max_len
         if is_last and self.detokenizer is not None:
@@ -157,8 +166,8 @@ class Request:
                 text += self.stop_strings.flush()
         return TokenDelta(text, FinishReason.LENGTH if is_last else None)
 
-    def rest_of_text(self) -> str:
-        """Text that was waiting for tokens that will not come."""
+    def flush_text(self) -> str:
+        """Return the pending text at the end of the request, up to a stop string."""
         text = self.detokenizer.flush() if self.detokenizer else ""
         if self.stop_strings is None:
             return text
@@ -166,6 +175,7 @@ class Request:
         return text if stop is not None else text + self.stop_strings.flush()
 
     def stats(self, now: float) -> RequestStats:
+        """Return the statistics of a request that ends at ``now``."""
         return RequestStats(
             num_prompt_tokens=self.num_prompt,
             num_cached_tokens=self.num_cached or 0,
@@ -186,9 +196,9 @@ class Chunk:
     """Tokens ``start`` to ``start + length`` of a request, computed by one step.
 
     Args:
-        pages: i32[n], the pool's pages of its sequence up to the end of the chunk.
-        samples: whether the step samples the token that follows.
-        is_decode: whether it takes a decode row, one token, rather than tiles.
+        pages: i32[n], pages of the request's sequence up to the end of the chunk.
+        samples: the step samples the token behind the chunk.
+        is_decode: the chunk takes a decode row (one token), not tiles.
     """
 
     request: Request

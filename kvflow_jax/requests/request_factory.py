@@ -1,4 +1,4 @@
-"""From a prompt and its parameters to a request that can run, or to an error that says why not."""
+"""Validation of prompts and parameters, and creation of requests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from kvflow_jax.workflow.hints import Hints
 
 
 class RequestFactory:
-    """What an engine knows of its model and its sizes, as far as requests need it.
+    """Creates the requests of one engine.
 
     Args:
-        tokenizer: for text and stop strings; None: outputs carry token ids alone.
-        eos_token_ids: end a text, unless a request ignores them.
-        model_name: part of the root of the index.
-        seed: from which requests without a seed of their own draw theirs.
+        max_model_len: longest sequence (prompt and output), tokens.
+        vocab_size: exclusive bound of token ids.
+        tokenizer: decodes outputs, which stop strings need; None: outputs carry token ids but no
+            text.
+        eos_token_ids: token ids that end a text, unless a request ignores them.
+        model_name: part of the root key of the index.
+        seed: seed of the generator that draws a seed for each request without one.
     """
 
     def __init__(
@@ -39,19 +42,23 @@ class RequestFactory:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._tokenizer = tokenizer
-        self._eos = frozenset(eos_token_ids)
+        self._eos_token_ids = frozenset(eos_token_ids)
         self._model_name = model_name
         self._rng = np.random.default_rng(seed)
 
     def check(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
-        """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
+        """Raise InvalidRequestError for a request that can never run. Any thread may call this.
+
+        Args:
+            prompt_ids: i32[num_prompt].
+        """
         limit = self._max_model_len
         if len(prompt_ids) == 0:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
         if len(prompt_ids) >= limit:
             raise InvalidRequestError(
                 f"this model's context is {limit} tokens and the prompt has {len(prompt_ids)}, "
-                "which leaves no room for an answer; shorten it",
+                "which leaves no room for the output; shorten the prompt",
                 param="prompt",
                 code="context_length_exceeded",
             )
@@ -70,7 +77,7 @@ class RequestFactory:
             )
         if params.stop and self._tokenizer is None:
             raise InvalidRequestError(
-                "this model has no tokenizer, so no stop strings: use stop_token_ids", "stop"
+                "stop strings need a tokenizer, which this model lacks: use stop_token_ids", "stop"
             )
 
     def create(
@@ -86,16 +93,18 @@ class RequestFactory:
         arrival_s: float,
         hints: Hints | None = None,
     ) -> Request:
-        eos = frozenset() if params.ignore_eos else self._eos
+        """Create a request; see ``Engine.add`` for the parameters."""
+        eos = frozenset() if params.ignore_eos else self._eos_token_ids
         max_len = self._max_model_len
         if params.max_tokens is not None:
             max_len = min(max_len, len(prompt_ids) + params.max_tokens)
         detokenizer = stop_strings = None
         if self._tokenizer is not None:
-            skips = params.skip_special_tokens
-            detokenizer = self._tokenizer.detokenizer(skip_special_tokens=skips)
+            detokenizer = self._tokenizer.detokenizer(
+                skip_special_tokens=params.skip_special_tokens
+            )
         if params.stop:
-            stop_strings = StopStrings(params.stop, is_kept=params.include_stop)
+            stop_strings = StopStrings(params.stop, include_stop=params.include_stop)
         return Request(
             request_id,
             prompt_ids,
@@ -114,6 +123,7 @@ class RequestFactory:
         )
 
     def _seed(self, params: SamplingParams) -> tuple[int, int]:
+        """Return the request's seed as two u32 words."""
         if params.seed is None:
             words = self._rng.integers(0, 2**32, 2, np.uint32)
         else:

@@ -1,4 +1,4 @@
-"""How the next token is chosen and when a request ends."""
+"""Sampling parameters and stop conditions."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024  # entries
 MAX_LOGPROBS = 20
 MAX_TOP_K = 1024
-MIN_TEMPERATURE = 1e-5  # below it float32 cannot tell the result from greedy
+MIN_TEMPERATURE = 1e-5  # below it, sampling in float32 is the same as greedy
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Sampling and stop conditions of one request.
 
-    Logits are changed in this order: ``logit_bias``, the ban of ``min_tokens``, penalties,
-    temperature, min_p, top_k, top_p. For several answers to one prompt give the prompt several
-    times: what they share is computed once.
+    Logits are changed in this order: ``logit_bias``, the ban of stop tokens before ``min_tokens``,
+    penalties, temperature, min_p, top_k, top_p. For several answers to one prompt, send the prompt
+    several times: its shared KV is computed once.
 
     Args:
-        max_tokens: at most this many new tokens, >= 1; None: as many as the context holds.
-        temperature: 0 is greedy, as is anything below 1e-5; else logits are divided by it, at
-            most 2.
-        top_k: sample among the k most likely tokens, at most 1024; 0 is all.
+        max_tokens: maximum number of new tokens, >= 1; None: up to the end of the context.
+        temperature: divides the logits, in [0, 2]; below 1e-5 sampling is greedy.
+        top_k: sample among the k most likely tokens, at most 1024; 0: among all.
         top_p: sample among the fewest tokens whose probabilities sum to top_p, in (0, 1].
-        min_p: leave out tokens less likely than min_p times the likeliest, in [0, 1].
-        repetition_penalty: logits of tokens that prompt or output hold are divided by it where
-            positive and multiplied where negative (arXiv 1909.05858), in [0.01, 10].
-        frequency_penalty: taken off a token's logit for each time the output holds it, in [-2, 2].
-        presence_penalty: taken off once if the output holds it at all, in [-2, 2].
-        logit_bias: added to logits, token id to a number in [-100, 100]; at most 1024 entries.
-        seed: same seed, prompt and parameters give the same draws; None: a fresh seed.
+        min_p: exclude tokens less likely than min_p times the most likely one, in [0, 1].
+        repetition_penalty: for tokens that occur in prompt or output, divides positive logits and
+            multiplies negative ones (arXiv 1909.05858), in [0.01, 10].
+        frequency_penalty: subtracted from a token's logit for each occurrence in the output, in
+            [-2, 2].
+        presence_penalty: subtracted once if the token occurs in the output, in [-2, 2].
+        logit_bias: from token id to a number in [-100, 100] that is added to its logit; at most
+            1024 entries.
+        seed: the same seed, prompt and parameters give the same draws; None: a new seed.
         stop: strings that end the text and are not part of it, at most 16 of 256 characters.
-        include_stop: make the stop string part of the text.
+        include_stop: include the stop string in the text.
         stop_token_ids: token ids that end the text and are not part of it, at most 64.
-        min_tokens: before these many new tokens nothing ends the text.
-        ignore_eos: go on after the model's end-of-text token.
-        skip_special_tokens: leave special tokens out of the text.
-        logprobs: report the log probability of each new token and of this many likeliest ones, at
-            most 20; None: report none. They are the model's own, before anything above.
-        prompt_logprobs: the same for the tokens of the prompt, which then is computed whole, cached
-            or not.
+        min_tokens: number of new tokens before which no stop condition ends the text.
+        ignore_eos: continue after the model's end-of-text token.
+        skip_special_tokens: omit special tokens from the text.
+        logprobs: report the log probability of each new token and of this many most likely tokens,
+            at most 20; None: report none. They are the model's own, before any change above.
+        prompt_logprobs: the same for the tokens of the prompt; the whole prompt is then computed,
+            even if it is cached.
 
     Raises:
-        InvalidRequestError: a value out of range; names the field and its bound.
+        InvalidRequestError: a value is out of range; the message names the field and its bound.
     """
 
     max_tokens: int | None = None
@@ -105,8 +106,8 @@ class SamplingParams:
         return self.temperature < MIN_TEMPERATURE
 
     @property
-    def uses_memory(self) -> bool:
-        """Whether logits depend on more than the model: on bias, bans or the tokens so far."""
+    def needs_sampler_state(self) -> bool:
+        """True if logits are changed by a bias, a ban, or penalties on the tokens so far."""
         return bool(
             self.logit_bias
             or self.min_tokens
@@ -134,7 +135,7 @@ class SamplingParams:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, Sequence) or not all(isinstance(stop, str) for stop in stops):
             raise InvalidRequestError("stop must be a string or a list of strings", param="stop")
-        # An empty string means none, as OpenAI has it.
+        # An empty string means no stop string, as in OpenAI's API.
         object.__setattr__(self, "stop", tuple(stop for stop in stops if stop))
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(

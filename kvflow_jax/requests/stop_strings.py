@@ -1,4 +1,4 @@
-"""Stop strings in text that arrives in pieces."""
+"""Stop strings in streamed text."""
 
 from __future__ import annotations
 
@@ -6,53 +6,53 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, whatever the pieces it comes in.
+    """Passes text through up to the first stop string, however the text is split.
 
-    Of several the one that is complete first ends the text. Text that may turn out to be the
-    beginning of a stop string waits for what follows.
+    The stop string that is complete first ends the text. Text that may be the beginning of a stop
+    string is pending until more text decides.
 
     Args:
-        stops: none of them empty.
-        is_kept: whether the stop string itself is let through.
+        stops: strings that are not empty.
+        include_stop: pass the stop string through, too.
     """
 
-    def __init__(self, stops: Sequence[str], *, is_kept: bool = False) -> None:
+    def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         self._stops = tuple(stops)
-        self._is_kept = is_kept
-        self._held = ""
+        self._include_stop = include_stop
+        self._pending = ""
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
-        """Text that may go out, and the stop string that ends it, if one has come.
+        """Add text; return the text to pass on, and the stop string that ends it, if any.
 
         Args:
-            may_stop: whether a stop string that this text completes counts. One that it begins
-                does either way.
+            may_stop: a stop string that ends in ``text`` counts. One that only begins in it counts
+                in either case.
         """
-        held = self._held + text
-        # What was held was no stop string, or none that counted: only new ends are looked for.
-        first = len(self._held) + 1
-        ends = [
-            (at + len(stop), at, stop)
+        pending = self._pending + text
+        # The pending text held no stop string that counted: search for those that end after it.
+        min_end = len(self._pending) + 1
+        matches = [
+            (start + len(stop), start, stop)
             for stop in self._stops
-            if may_stop and (at := held.find(stop, max(0, first - len(stop)))) >= 0
+            if may_stop and (start := pending.find(stop, max(0, min_end - len(stop)))) >= 0
         ]
-        if ends:
-            _, at, stop = min(ends)
-            self._held = ""
-            return held[: at + len(stop)] if self._is_kept else held[:at], stop
-        num_held = max(_overlap(held, stop) for stop in self._stops)
-        cut = len(held) - num_held
-        self._held = held[cut:]
-        return held[:cut], None
+        if matches:
+            end, start, stop = min(matches)
+            self._pending = ""
+            return pending[:end] if self._include_stop else pending[:start], stop
+        num_pending = max(_overlap(pending, stop) for stop in self._stops)
+        cut = len(pending) - num_pending
+        self._pending = pending[cut:]
+        return pending[:cut], None
 
     def flush(self) -> str:
-        """What was waiting, at the end of a text that no stop string ended."""
-        held, self._held = self._held, ""
-        return held
+        """Return the pending text at the end of a text without a stop string."""
+        pending, self._pending = self._pending, ""
+        return pending
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of ``text`` that begin ``stop``, the whole of it not counted."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     start = max(0, len(text) - len(stop) + 1)
     while (start := text.find(stop[0], start)) >= 0:
         if stop.startswith(text[start:]):

@@ -4,7 +4,7 @@ import numpy as np
 
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.cost_model import CostModel
-from tests.control.test_controller import KVFLOW
+from tests.support.agent_cycle import KVFLOW
 from tests.support.token_runner import Client, make_engine, run
 
 

@@ -55,7 +55,7 @@ def test_a_context_that_was_not_asked_for_is_cut_to_the_pool(caplog):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"max_model_len": 257}, "past the model's context of 256"),
+        ({"max_model_len": 257}, "exceeds the model's context of 256"),
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1"),
         ({"page_size": -1}, "page_size must be at least 1"),
         ({"num_pages": 5, "pool_gib": 5}, "not both"),
@@ -69,7 +69,7 @@ def test_settings_that_cannot_be(given, says):
 
 
 @pytest.mark.parametrize(
-    ("cache", "guards", "holds_back"),
+    ("cache", "safeguards", "admission_control"),
     [
         (CacheConfig(), True, False),
         (CacheConfig("hicache"), False, False),
@@ -78,9 +78,9 @@ def test_settings_that_cannot_be(given, says):
         (CacheConfig(eviction="kvflow-cost", guard=False, admission=False), False, False),
     ],
 )
-def test_what_guards_and_holds_back_unless_it_is_said(cache, guards, holds_back):
+def test_what_guards_and_holds_back_unless_it_is_said(cache, safeguards, admission_control):
     settings = resolve(cache=cache).cache
-    assert (settings.guards, settings.holds_back) == (guards, holds_back)
+    assert (settings.safeguards, settings.admission_control) == (safeguards, admission_control)
 
 
 def test_as_many_logprobs_may_be_asked_for_as_a_step_reports():

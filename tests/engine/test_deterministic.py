@@ -35,7 +35,7 @@ SHAPES = BatchShapes.plan(
     pages_per_seq=MAX_LEN // PAGE,
     deterministic=True,
 )
-TIERED = CacheSettings(keeps_everything=True, num_host_blocks=200, extent_sizes=(1, 4))
+TIERED = CacheSettings(offloads_everything=True, num_host_blocks=200, extent_sizes=(1, 4))
 POOL = PoolSpec(CONFIG.num_layers, 400, PAGE, CONFIG.num_kv_heads, 16)
 
 

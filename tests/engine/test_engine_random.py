@@ -104,8 +104,8 @@ class Serving(RuleBasedStateMachine):
     def transfer(self, holds, count, fails):
         """The link is slow, lets some through, or fails."""
         transfers = self.engine.transfers
-        transfers.holds = holds
-        transfers.land(count, RuntimeError("the link is down") if fails else None)
+        transfers.is_paused = holds
+        transfers.complete(count, RuntimeError("the link is down") if fails else None)
 
     @rule(pays=st.booleans())
     def judge(self, pays):
@@ -130,7 +130,7 @@ class Serving(RuleBasedStateMachine):
 
     def teardown(self):
         self.engine.runner.fail_submit = self.engine.runner.fail_result = None
-        self.engine.transfers.holds = False
+        self.engine.transfers.is_paused = False
         run(self.engine)
         assert self.engine.cache.num_leased == 0
         for client in self.clients:
@@ -148,11 +148,11 @@ class ServingWorkflows(Serving):
 
 
 class ServingHierarchically(Serving):
-    cache = replace(TIERED, keeps_everything=True)
+    cache = replace(TIERED, offloads_everything=True)
 
 
 class ServingLateBackups(Serving):
-    cache = replace(TIERED, eviction="kvflow", prefetches=True, backs_up_early=False)
+    cache = replace(TIERED, eviction="kvflow", prefetches=True, offloads_early=False)
 
 
 class ServingManyStepsAsOne(ServingWorkflows):

@@ -7,7 +7,7 @@ import pytest
 
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.errors import ConfigError
-from tests.control.test_controller import AGENTS, KVFLOW, call, cycle
+from tests.support.agent_cycle import AGENTS, KVFLOW, call, cycle
 from tests.support.token_runner import make_engine
 
 
@@ -19,7 +19,7 @@ def test_steps_moves_and_calls_each_have_their_lane(tmp_path):
     for turn in range(2):
         for agent in AGENTS:
             call(engine, agent, turn, graph)
-    engine.tracer.stalled(1.0, 2.0)
+    engine.tracer.on_stall(1.0, 2.0)
     engine.tracer.close()
     engine.tracer.close()
     events = json.loads(path.read_text())

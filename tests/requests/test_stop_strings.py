@@ -22,9 +22,14 @@ def first_stop(text, stops):
     return min(ends)[::-1] if ends else None
 
 
-@given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 30), max_size=6), is_kept=st.booleans())
-def test_whatever_the_pieces(text, stops, cuts, is_kept):
-    matcher, out, hit = StopStrings(stops, is_kept=is_kept), "", None
+@given(
+    text=TEXT,
+    stops=STOPS,
+    cuts=st.lists(st.integers(0, 30), max_size=6),
+    include_stop=st.booleans(),
+)
+def test_whatever_the_pieces(text, stops, cuts, include_stop):
+    matcher, out, hit = StopStrings(stops, include_stop=include_stop), "", None
     for piece in pieces_of(text, cuts):
         news, hit = matcher.push(piece)
         out += news
@@ -37,7 +42,7 @@ def test_whatever_the_pieces(text, stops, cuts, is_kept):
     else:
         start, end = first
         assert hit == text[start:end]
-        assert out == (text[:end] if is_kept else text[:start])
+        assert out == (text[:end] if include_stop else text[:start])
 
 
 @given(before=TEXT, after=TEXT, stops=STOPS)

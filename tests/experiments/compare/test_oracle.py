@@ -48,13 +48,13 @@ def test_next_reads_are_those_of_the_tokens():
         def __getattr__(self, name):
             return getattr(oracle, name)
 
-        def finished(self, request, now):
-            oracle.finished(request, now)
+        def on_finish(self, request, now):
+            oracle.on_finish(request, now)
             run, number = driver.submitted[request.id]
             ended.append(rank[run.tenant, run.workflow_id, number])
             blocks = request.lease.blocks
             keys = oracle.eviction_order(table, blocks)[:, 0]
-            checked.append((request.known.copy(), -keys, set(ended)))
+            checked.append((request.known_tokens.copy(), -keys, set(ended)))
 
     simulation.engine.tracer = Checked()
     driver.start()
