@@ -7,11 +7,10 @@ import pytest
 from kvflow_jax.serve.auth import KeyRing, cache_salt
 from kvflow_jax.serve.errors import ApiError
 from tests.serve.serve_fakes import live_server
+from tests.serve.serve_requests import HELLO
 
-HELLO = [{"role": "user", "content": "hi"}]
 
-
-def test_keys_guard_everything_but_health_and_metrics() -> None:
+def test_every_route_but_health_and_metrics_requires_a_key() -> None:
     with (
         live_server(api_keys=("red", "blue")) as live,
         httpx.Client(base_url=live.url) as http,
@@ -49,12 +48,12 @@ def test_keys_guard_everything_but_health_and_metrics() -> None:
 @pytest.mark.parametrize(
     "header", [None, b"", b"red", b"Bearer", b"Bearer ", b"Basic red", b"Bearer re", b"Bearer \xff"]
 )
-def test_wrong_headers(header: bytes | None) -> None:
+def test_a_wrong_authorization_header_is_rejected(header: bytes | None) -> None:
     with pytest.raises(ApiError):
         KeyRing(["red"]).authenticate(header)
 
 
-def test_one_key_needs_no_tenants() -> None:
+def test_a_single_key_has_no_tenants() -> None:
     assert KeyRing(["red"]).authenticate(b"bearer red") == ""
     assert KeyRing([]).authenticate(None) == ""
     assert cache_salt("", None) == ""

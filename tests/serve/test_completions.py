@@ -6,8 +6,9 @@ import httpx
 import openai
 import pytest
 
-from kvflow_jax.errors import QueueFullError
-from tests.serve.serve_fakes import FakeEngine, LiveServer
+from kvflow_jax.workflow.hints import Hints
+from tests.serve.serve_fakes import FakeEngine
+from tests.serve.serve_requests import PLANNER, error_of
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ from tests.serve.serve_fakes import FakeEngine, LiveServer
         ([[97], [98, 99]], ["a", "bc"]),
     ],
 )
-def test_all_forms_of_prompt(
+def test_a_prompt_may_be_text_or_token_ids_or_a_list_of_either(
     client: openai.OpenAI, engine: FakeEngine, prompt: Any, seen: list[str]
 ) -> None:
     engine.reply = lambda request: [request.prompt.upper()]
@@ -54,7 +55,9 @@ def test_streams_of_several_prompts_interleave(client: openai.OpenAI, engine: Fa
     assert usage.usage.total_tokens == 4
 
 
-def test_a_refused_prompt_takes_the_others_back(http: httpx.Client, engine: FakeEngine) -> None:
+def test_a_rejected_prompt_aborts_the_others_of_its_request(
+    http: httpx.Client, engine: FakeEngine
+) -> None:
     engine.reply = None
     too_long = "x" * engine.max_model_len
     answer = http.post("/v1/completions", json={"prompt": ["a", too_long]})
@@ -62,28 +65,64 @@ def test_a_refused_prompt_takes_the_others_back(http: httpx.Client, engine: Fake
     assert engine.aborted == [engine.last.request_id]
 
 
-def test_a_full_queue_says_when_to_come_back(http: httpx.Client, engine: FakeEngine) -> None:
-    engine.submit_error = QueueFullError("8 requests wait, --max-waiting is 8", retry_after_s=3)
-    answer = http.post("/v1/completions", json={"prompt": "a"})
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"] == "3"
-    assert answer.json()["error"]["type"] == "rate_limit_error"
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_prompt_gets_n_choices_with_consecutive_seeds(
+    client: openai.OpenAI, engine: FakeEngine, stream: bool
+) -> None:
+    engine.reply = lambda request: [f"{request.prompt}{request.params.seed}"]
+    asked = {"model": "tiny", "prompt": ["a", "bb"], "n": 3, "seed": 7}
+    if stream:
+        chunks = list(
+            client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        )
+        texts = dict.fromkeys(range(6), "")
+        for chunk in chunks:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+        usage = chunks[-1].usage
+    else:
+        answer = client.completions.create(**asked)
+        texts = {choice.index: choice.text for choice in answer.choices}
+        usage = answer.usage
+    assert texts == {0: "a7", 1: "a8", 2: "a9", 3: "bb7", 4: "bb8", 5: "bb9"}
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 6)
 
 
-def test_a_model_without_a_tokenizer_takes_token_ids() -> None:
-    live = LiveServer(lambda engine: (engine, None, "shape"))
-    try:
-        live.wait_loaded()
-        with httpx.Client(base_url=live.url) as http:
-            assert http.post("/v1/completions", json={"prompt": [97]}).status_code == 200
-            for path, body in (
-                ("completions", {"prompt": "a"}),
-                ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
-            ):
-                answer = http.post(f"/v1/{path}", json=body)
-                assert answer.status_code == 400
-                assert "token ids" in answer.json()["error"]["message"]
-    finally:
-        live.request_stop()
-        live.join()
-        live.engine.close()
+def test_the_fixed_prefix_of_a_text_prompt_is_counted_in_tokens(
+    http: httpx.Client, engine: FakeEngine
+) -> None:
+    def ask(prompt: Any, given: Any) -> list[Hints]:
+        engine.requests.clear()
+        body = {"prompt": prompt, "agent_hints": {**PLANNER, "fixed_prefix": given}}
+        http.post("/v1/completions", json=body).raise_for_status()
+        return [request.hints for request in engine.requests.values()]
+
+    assert [hints.num_fixed for hints in ask("hello", None)] == [None]
+    short, long = ask([[1, 2], [1, 2, 3, 4]], {"end": 3})
+    assert (short.num_fixed, short.is_clipped) == (2, True)
+    assert (long.num_fixed, long.is_clipped) == (3, False)
+    (one,) = ask("hello", {"unit": "message", "end": 1})
+    assert (one.num_fixed, one.is_clipped) == (None, True)
+
+
+def test_all_choices_of_a_request_share_its_hints(http: httpx.Client, engine: FakeEngine) -> None:
+    engine.num_cached, engine.num_cached_host = 2, 1
+    body = {"prompt": ["ab", "cd"], "n": 2, "agent_hints": PLANNER}
+    answer = http.post("/v1/completions", json=body).json()
+    assert [request.hints.agent_id for request in engine.requests.values()] == ["planner"] * 4
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 4  # of two prompts
+    assert answer["kvflow"] == {
+        "cached_tokens_details": {"device": 2, "host": 2},
+        "hint_status": "applied",
+    }
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, 3, [], [1, "a"], [[1], "a"], [True], [[1.5]], {"a": 1}, "", [[]], [2**40]]
+)
+def test_an_invalid_prompt_is_rejected(http: httpx.Client, prompt: Any) -> None:
+    assert error_of(http.post("/v1/completions", json={"prompt": prompt}), 400)["param"] == "prompt"
+
+
+def test_a_missing_prompt_is_rejected(http: httpx.Client) -> None:
+    assert error_of(http.post("/v1/completions", json={}), 400)["param"] == "prompt"

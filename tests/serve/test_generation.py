@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from kvflow_jax.requests.outputs import Output
+import httpx
+import openai
+import pytest
+
+from kvflow_jax.requests.outputs import FinishReason, Output
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.generation import Generation, Mailbox
-from tests.serve.serve_fakes import FakeEngine
+from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer
+from tests.serve.serve_requests import HELLO, raw_completion_request
 
 
 class CountingLoop:
@@ -33,7 +40,7 @@ class Reader:
         self.texts.append(output.text)
 
 
-def test_many_outputs_one_wake_up() -> None:
+def test_one_wake_up_delivers_many_outputs() -> None:
     loop, one, two = CountingLoop(), Reader(), Reader()
     mailbox = Mailbox(loop)
     for text in "abc":
@@ -46,13 +53,13 @@ def test_many_outputs_one_wake_up() -> None:
     assert len(loop.wake_ups) == 1
 
 
-def test_a_stopped_server_does_not_hurt_the_engine() -> None:
+def test_posting_to_a_closed_loop_does_not_raise() -> None:
     loop = CountingLoop()
     loop.closed = True
     Mailbox(loop).post(Reader(), 0, Output(0, "a", ()))
 
 
-def test_outputs_of_one_wake_up_become_one_piece() -> None:
+def test_outputs_of_one_wake_up_are_merged() -> None:
     engine = FakeEngine()
     engine.reply = None
 
@@ -75,3 +82,53 @@ def test_outputs_of_one_wake_up_become_one_piece() -> None:
         assert asyncio.run(scenario()) == [("abcd", True)]
     finally:
         engine.close()
+
+
+def test_concurrent_requests_get_their_own_answers(
+    client: openai.OpenAI, engine: FakeEngine
+) -> None:
+    engine.reply = lambda request: list(request.prompt.removeprefix("<user>"))
+
+    def ask(number: int) -> str:
+        messages = [{"role": "user", "content": f"number {number}"}]
+        if number % 2:
+            answer = client.chat.completions.create(model="tiny", messages=messages)
+            return answer.choices[0].message.content
+        with client.chat.completions.create(model="tiny", messages=messages, stream=True) as stream:
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(40)))
+    assert answers == [f"number {number}" for number in range(40)]
+
+
+def test_a_disconnect_during_a_stream_aborts_the_request(
+    http: httpx.Client, engine: FakeEngine
+) -> None:
+    engine.reply, engine.first_texts = None, ["a"]
+    body = {"messages": HELLO, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert next(answer.iter_lines()).startswith("data: ")
+    request = engine.last
+    engine.wait_for(lambda: engine.aborted == [request.request_id])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+def test_a_disconnect_before_the_first_token_aborts_the_requests(
+    live: LiveServer, engine: FakeEngine, stream: bool, prompt: str | list[str]
+) -> None:
+    engine.reply = None
+    with socket.create_connection(live.address, TIMEOUT_S) as connection:
+        connection.sendall(raw_completion_request(prompt, stream))
+        requests = engine.wait_for_requests(len(prompt))
+    engine.wait_for(lambda: sorted(engine.aborted) == [r.request_id for r in requests])
+    engine.settle()
+    assert engine.stats.num_finished == {FinishReason.ABORT.value: len(requests)}
+
+
+def test_a_finished_request_is_not_aborted(http: httpx.Client, engine: FakeEngine) -> None:
+    for stream in (False, True):
+        body = {"messages": HELLO, "stream": stream}
+        http.post("/v1/chat/completions", json=body).raise_for_status()
+    assert engine.aborted == []

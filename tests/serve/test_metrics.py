@@ -7,6 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.workflow.hints import HintStatus
+from tests.serve.serve_fakes import FakeEngine
+from tests.serve.serve_requests import PLANNER, chat_with_hints
 
 
 def samples_of(text: str) -> dict[str, float]:
@@ -78,7 +80,7 @@ def test_names_and_values() -> None:
     assert found["vllm:inter_token_latency_seconds_bucket{le=+Inf}"] == 4
 
 
-def test_what_the_cache_moved_and_what_hints_came_to() -> None:
+def test_counters_of_the_cache_and_of_hints() -> None:
     stats = EngineStats(
         num_blocks_host=7,
         num_runs=5,
@@ -122,7 +124,7 @@ def test_what_the_cache_moved_and_what_hints_came_to() -> None:
     }
 
 
-def test_cut_off_requests_count_as_far_as_they_came() -> None:
+def test_an_aborted_request_counts_in_the_phases_it_completed() -> None:
     metrics = Metrics(lambda: "tiny", EngineStats, page_size=16)
     metrics.observe(finished(FinishReason.ABORT, first_token_s=None, num_output_tokens=0))
     metrics.observe(finished(FinishReason.ABORT, first_scheduled_s=None, first_token_s=None))
@@ -135,10 +137,22 @@ def test_cut_off_requests_count_as_far_as_they_came() -> None:
     assert found["vllm:kv_cache_usage_perc"] == 0
 
 
-def test_the_route(http: httpx.Client) -> None:
+def test_the_metrics_route_counts_a_request(http: httpx.Client) -> None:
     before = samples_of(http.get("/metrics").text)
     http.post("/v1/completions", json={"prompt": "a"}).raise_for_status()
     answer = http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     name = "vllm:e2e_request_latency_seconds_count"
     assert samples_of(answer.text)[name] == before[name] + 1
+
+
+def test_outcomes_of_hints_are_counted(http: httpx.Client, engine: FakeEngine) -> None:
+    def count(status: HintStatus) -> float:
+        name = f'kvflow:hints_total{{engine="0",model_name="tiny",outcome="{status.value}"}}'
+        (line,) = [one for one in http.get("/metrics").text.splitlines() if one.startswith(name)]
+        return float(line.split()[-1])
+
+    before = count(HintStatus.APPLIED)
+    chat_with_hints(http, PLANNER)
+    chat_with_hints(http, None)
+    assert count(HintStatus.APPLIED) == before + 1

@@ -20,11 +20,10 @@ import pytest
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer
+from tests.serve.serve_requests import HELLO
 
-HELLO = [{"role": "user", "content": "hi"}]
 
-
-def test_it_answers_while_the_model_loads() -> None:
+def test_the_server_answers_while_the_model_loads() -> None:
     may_load = threading.Event()
 
     def build(engine: FakeEngine) -> tuple[Any, Any, str]:
@@ -63,7 +62,7 @@ def test_a_failed_load_ends_the_server(caplog: pytest.LogCaptureFixture) -> None
     assert "cannot start: no such model: tiny-dir" in caplog.text
 
 
-def test_a_busy_port_is_found_before_the_model_is_loaded(
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("kvflow_jax.serve.launch.build_engine", pytest.fail)
@@ -75,7 +74,7 @@ def test_a_busy_port_is_found_before_the_model_is_loaded(
     assert "--port" in line
 
 
-def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
+def test_draining_finishes_running_requests_and_refuses_new_ones() -> None:
     live = LiveServer()
     live.wait_loaded()
     live.engine.reply = None
@@ -106,7 +105,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_outlasts_the_drain_is_cut_off_with_an_error(stream: bool) -> None:
+def test_a_request_that_outlasts_the_drain_is_aborted_with_an_error(stream: bool) -> None:
     live = LiveServer(drain_timeout_s=0.01)
     live.wait_loaded()
     live.engine.reply = None
@@ -180,7 +179,7 @@ def read_until(lines: IO[str], start: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_drains_and_exits_well(number: signal.Signals) -> None:
+def test_a_signal_drains_and_exits_with_code_0(number: signal.Signals) -> None:
     with process("finish") as (child, lines), ThreadPoolExecutor(1) as pool:
         url = read_until(lines, "ready after").split()[-1]
         curl = next(lines)
@@ -193,7 +192,7 @@ def test_a_signal_drains_and_exits_well(number: signal.Signals) -> None:
         assert child.wait(TIMEOUT_S) == 0
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
+def test_a_second_ctrl_c_exits_immediately() -> None:
     with process("hang") as (child, lines), ThreadPoolExecutor(1) as pool:
         url = read_until(lines, "ready after").split()[-1]
         answer = pool.submit(httpx.post, f"{url}/v1/completions", json={"prompt": "a"}, timeout=20)
@@ -206,7 +205,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
             answer.result()
 
 
-def test_ctrl_c_while_loading_ends_at_once() -> None:
+def test_ctrl_c_while_loading_exits_immediately() -> None:
     with process("load") as (child, lines):
         read_until(lines, "loading")
         child.send_signal(signal.SIGINT)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.serve.serve_fakes import FakeEngine, LiveServer
+from tests.serve.serve_requests import CHAT, HELLO, error_of
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"messages": "\xff"}',
+        b'{"temperature": NaN}',
+        b'{"temperature": Infinity}',
+        b'{"prompt": "\\ud800"}',
+        b"[" * 30_000,
+        b'{"a":' * 30_000,
+        b"[]",
+        b'"text"',
+        b"null",
+        b'{"messages": [], "seed": ' + b"9" * 10_000 + b"}",
+    ],
+)
+def test_a_body_that_is_not_a_json_object_is_rejected(
+    http: httpx.Client, engine: FakeEngine, body: bytes
+) -> None:
+    error = error_of(http.post(CHAT, content=body), 400)
+    assert error["type"] == "invalid_request_error"
+    assert not engine.requests
+
+
+def test_a_body_over_the_limit_is_a_413(http: httpx.Client, live: LiveServer) -> None:
+    large = b"x" * (live.config.max_body_bytes + 1)
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(large), 65536):
+            yield large[start : start + 65536]
+
+    for content in (large, chunks()):
+        error = error_of(http.post(CHAT, content=content), 413)
+        assert error["code"] == "body_too_large"
+        assert "0.25 MiB" in error["message"]
+    # The connection is still good, and a body at the bound passes.
+    body = {"messages": HELLO, "pad": "x" * (live.config.max_body_bytes - 100)}
+    assert http.post(CHAT, json=body).status_code == 200
