@@ -1,0 +1,127 @@
+"""A prefix cache with simulated pages and transfers, in which a wrong page shows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvflow_jax.cache.blocks import DeviceState
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.policy import kvflow
+from kvflow_jax.cache.prefix_cache import PrefixCache, has_reader
+from kvflow_jax.cache.reuse_tracker import UNKNOWN_STEPS
+
+PAGE = 2
+ROOT = RootKey("model")
+
+
+def ids(*tokens):
+    return np.array(tokens, np.int32)
+
+
+def prompt(agent, length=8):
+    return [agent] * length
+
+
+class TieredCache:
+    """A cache over pages whose content is the whole token sequence up to their end."""
+
+    def __init__(
+        self, num_pages=8, num_host=8, order=kvflow, should_offload=has_reader, sizes=(1, 4)
+    ):
+        self.cache = PrefixCache(
+            num_pages,
+            PAGE,
+            order,
+            num_host_blocks=num_host,
+            extent_sizes=sizes,
+            should_offload=should_offload,
+        )
+        self.contents: dict[int, tuple] = {}  # by page
+        self.now = 0.0
+        self.loads = []  # in flight
+        self.offloads = []  # in flight: (extent, contents read)
+
+    @property
+    def residency(self):
+        return self.cache.residency
+
+    def dispatch(self):
+        """Start the planned transfers, as the engine does before a step."""
+        residency = self.residency
+        for offload in residency.offloads:
+            contents = [self.contents[page] for page in offload.pages.tolist()]
+            self.offloads.append((offload.extent, contents))
+        self.loads += residency.loads
+        residency.offloads, residency.loads = [], []
+
+    def complete_load(self, load):
+        indices, pages = self.residency.complete(load)
+        for index, page in zip(indices.tolist(), pages.tolist(), strict=True):
+            self.contents[page] = load.extent.data[index]
+
+    def settle(self):
+        """Complete every transfer."""
+        self.dispatch()
+        while self.loads or self.offloads:
+            while self.offloads:
+                self.residency.complete_offload(*self.offloads.pop(0))
+            while self.loads:
+                self.complete_load(self.loads.pop(0))
+            self.dispatch()
+
+    def lease(self, tokens):
+        """Lease the cached prefix of ``tokens``; None if there is no room for it."""
+        tokens = np.asarray(tokens, np.int32)
+        matched = self.residency.usable(self.cache.match(ROOT, tokens))
+        on_device = self.residency.num_on_device(matched)
+        idle = int((self.cache.table.leases[matched[:on_device]] == 0).sum())
+        if len(matched) - on_device + idle > self.cache.num_available:
+            return None
+        self.now += 1
+        lease = self.cache.lease(ROOT, matched, self.now)
+        self.dispatch()
+        return lease
+
+    def compute(self, lease, tokens):
+        """Write the rest of ``tokens``, as a step would; False if there is no room for it."""
+        tokens = np.asarray(tokens, np.int32)
+        num = len(tokens) // PAGE - len(lease)
+        if num < 0 or not self.cache.grow(lease, num, self.now):
+            return False
+        # Pages are read by offloads before the step overwrites them.
+        self.dispatch()
+        start = len(lease) - num
+        for i, page in enumerate(self.cache.table.page[lease.blocks[start:]].tolist(), start):
+            self.contents[page] = tuple(tokens[: (i + 1) * PAGE].tolist())
+        self.cache.publish(lease, tokens, self.now)
+        return True
+
+    def serve(self, tokens, reader=None, steps=UNKNOWN_STEPS, num_fixed=None):
+        """Compute ``tokens`` and end the request, whose first ``num_fixed`` have a reader."""
+        lease = self.lease(tokens)
+        self.settle()
+        assert self.compute(lease, tokens)
+        self.check(lease, tokens)
+        if reader is not None:
+            prefix = np.asarray(tokens[: num_fixed or len(tokens)], np.int32)
+            self.cache.set_reader(reader, ROOT, prefix, steps)
+        self.now += 1
+        self.cache.release(lease, self.now)
+        self.cache.check_integrity()
+        return lease
+
+    def check(self, lease, tokens):
+        """Assert that the content of a lease's pages is its own sequence."""
+        for i, block in enumerate(lease.blocks.tolist()):
+            if self.cache.table.device_state[block] == DeviceState.VALID:
+                page = int(self.cache.table.page[block])
+                assert self.contents[page] == tuple(int(t) for t in tokens[: (i + 1) * PAGE])
+
+    def path(self, tokens):
+        """The cached blocks of ``tokens``."""
+        return self.cache.match(ROOT, np.asarray(tokens, np.int32))
+
+    def num_resident(self, tokens):
+        """Number of blocks of ``tokens`` on the device, and on either tier."""
+        path = self.path(tokens)
+        return self.residency.num_on_device(path), len(path)
