@@ -1,4 +1,4 @@
-"""Eviction orders, as the pure functions they are."""
+"""Eviction policies as pure functions of the block table."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 
 
 def table_of(steps, *, last_use=None, depth=None, on_host=()):
-    """A node of one block for each of ``steps``."""
+    """A table with a node of one block for each of ``steps``."""
     num = len(steps)
     table = BlockTable(num, num)
     table.head[:] = np.arange(num)
@@ -28,40 +28,40 @@ def table_of(steps, *, last_use=None, depth=None, on_host=()):
     return table
 
 
-def first_to_last(order, table):
+def eviction_order(order, table):
     keys = order(table, np.arange(len(table.head)))
     return sorted(range(len(keys)), key=lambda block: keys[block].tolist())
 
 
-def test_recency_and_steps():
+def test_lru_orders_by_last_use_and_kvflow_by_steps():
     table = table_of([1.0, 3.0, SUFFIX, 2.0], last_use=[4.0, 3.0, 2.0, 1.0])
-    assert first_to_last(lru, table) == [3, 2, 1, 0]
-    assert first_to_last(kvflow, table) == [2, 1, 3, 0]
+    assert eviction_order(lru, table) == [3, 2, 1, 0]
+    assert eviction_order(kvflow, table) == [2, 1, 3, 0]
 
 
 @pytest.mark.parametrize("order", [kvflow_cost, kvflow_chance, kvflow_depth])
-def test_what_nobody_reads_goes_first_whatever_it_costs(order):
+def test_blocks_without_a_coming_read_are_evicted_first_whatever_they_cost(order):
     steps = [1.0, NEVER_STEPS, SUFFIX, UNKNOWN_STEPS, 2.0, 0.0]
-    assert first_to_last(order, table_of(steps)) == [2, 1, 3, 4, 0, 5]
+    assert eviction_order(order, table_of(steps)) == [2, 1, 3, 4, 0, 5]
 
 
-def test_an_unlikely_next_goes_before_a_certain_later_one():
+def test_an_unlikely_next_read_is_evicted_before_a_certain_later_one():
     unlikely_next, certain_later = 1.0 + 0.4 * 0.9, 4.0
     table = table_of([unlikely_next, certain_later])
-    assert first_to_last(kvflow, table) == [1, 0]
-    assert first_to_last(kvflow_cost, table) == [0, 1]
-    assert first_to_last(kvflow_depth, table) == [1, 0]
-    assert first_to_last(kvflow_cost, table_of([1.5 + 0.4 * 0.9, 4.0])) == [0, 1]  # other branch
+    assert eviction_order(kvflow, table) == [1, 0]
+    assert eviction_order(kvflow_cost, table) == [0, 1]
+    assert eviction_order(kvflow_depth, table) == [1, 0]
+    assert eviction_order(kvflow_cost, table_of([1.5 + 0.4 * 0.9, 4.0])) == [0, 1]  # other branch
 
 
-def test_what_is_cheap_to_have_again_goes_first():
+def test_blocks_that_are_cheap_to_recompute_are_evicted_first():
     deep = table_of([3.0, 2.0], depth=[2000, 0])
-    assert first_to_last(kvflow_cost, deep) == [1, 0]
-    assert first_to_last(kvflow_chance, deep) == [0, 1]
+    assert eviction_order(kvflow_cost, deep) == [1, 0]
+    assert eviction_order(kvflow_chance, deep) == [0, 1]
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_is_a_pure_function_of_what_it_is_asked(name):
+def test_the_key_of_a_block_does_not_depend_on_the_other_blocks(name):
     table = table_of([1.0, 2.5, SUFFIX, NEVER_STEPS], on_host=[1])
     blocks = np.array([3, 1], np.int32)
     keys = POLICIES[name](table, blocks)

@@ -1,4 +1,4 @@
-"""The prefix cache against a model of it, under random interleavings."""
+"""The prefix cache: leases, publishing, deduplication and eviction, in any interleaving."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kvflow_jax.cache.index import RootKey
-from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.cache.prefix_cache import PrefixCache, every_block
 from kvflow_jax.errors import IntegrityError
 
 PAGE = 2
@@ -15,7 +15,7 @@ ROOT = RootKey("model")
 
 
 def serve(cache, tokens, now, root=ROOT):
-    """A request that computes all of ``tokens`` at once; its lease, or None for lack of room."""
+    """Compute all of ``tokens`` at once, as a request; its lease, or None without room for it."""
     tokens = np.asarray(tokens, np.int32)
     lease = cache.lease(root, cache.match(root, tokens), now)
     if not cache.grow(lease, -(-len(tokens) // PAGE) - len(lease), now):
@@ -25,7 +25,7 @@ def serve(cache, tokens, now, root=ROOT):
     return lease
 
 
-def test_released_prefixes_come_back_and_private_tails_do_not():
+def test_a_released_prefix_stays_cached_and_a_partial_page_does_not():
     cache = PrefixCache(num_pages=8, page_size=PAGE)
     lease = serve(cache, [1, 2, 3, 4, 5], now=0.0)
     assert len(lease) == 3
@@ -40,7 +40,7 @@ def test_released_prefixes_come_back_and_private_tails_do_not():
     cache.check_integrity()
 
 
-def test_the_least_recently_used_leaf_goes_first_tail_by_tail():
+def test_the_least_recently_used_leaf_is_evicted_first_block_by_block():
     cache = PrefixCache(num_pages=6, page_size=PAGE)
     cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=1.0)
     cache.release(serve(cache, [5, 5, 6, 6, 7, 7], now=2.0), now=3.0)
@@ -52,11 +52,18 @@ def test_the_least_recently_used_leaf_goes_first_tail_by_tail():
     assert len(cache.match(ROOT, np.array([5, 5, 6, 6, 7, 7], np.int32))) == 1
     cache.check_integrity()
     cache.release(lease, now=8.0)
+
+
+def test_a_released_lease_cannot_be_released_again():
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
+    lease = serve(cache, [1, 1], now=0.0)
+    cache.release(lease, now=1.0)
     with pytest.raises(IntegrityError, match="twice"):
-        cache.release(lease, now=9.0)
+        cache.release(lease, now=2.0)
+    cache.check_integrity()
 
 
-def test_two_that_computed_the_same_share_one_copy():
+def test_requests_that_computed_the_same_tokens_share_one_copy_after_deduplication():
     cache = PrefixCache(num_pages=8, page_size=PAGE)
     tokens = np.array([1, 2, 3, 4], np.int32)
     empty = cache.match(ROOT, tokens)
@@ -65,7 +72,7 @@ def test_two_that_computed_the_same_share_one_copy():
     assert cache.grow(second, 2, 0.0)
     cache.publish(first, tokens, 1.0)
     cache.publish(second, tokens, 1.0)
-    assert second.num_indexed == 0  # its copies are its own until it adopts the other's
+    assert second.num_indexed == 0  # its blocks are private duplicates
     assert cache.num_leased == 4
     cache.deduplicate(second, tokens, 1.0, num_written=2)
     assert second.blocks.tolist() == first.blocks.tolist()
@@ -78,7 +85,7 @@ def test_two_that_computed_the_same_share_one_copy():
     cache.check_integrity()
 
 
-def test_a_failed_step_is_taken_back():
+def test_the_blocks_of_a_failed_step_are_unpublished():
     cache = PrefixCache(num_pages=8, page_size=PAGE)
     kept = serve(cache, [1, 1], now=0.0)
     failed = serve(cache, [1, 1, 2, 2, 3, 3], now=0.0)
@@ -95,7 +102,7 @@ def test_a_failed_step_is_taken_back():
     assert cache.num_available == 8
 
 
-def test_tenants_share_nothing():
+def test_sequences_under_different_root_keys_share_no_block():
     cache = PrefixCache(num_pages=8, page_size=PAGE)
     cache.release(serve(cache, [1, 2, 3, 4], 0.0, RootKey("model", "a")), 0.0)
     tokens = np.array([1, 2, 3, 4], np.int32)
@@ -104,7 +111,7 @@ def test_tenants_share_nothing():
     assert len(cache.match(RootKey("other", "a"), tokens)) == 0
 
 
-def test_eviction_under_churn_keeps_the_heap_small():
+def test_the_eviction_queue_stays_small_under_churn():
     cache = PrefixCache(num_pages=16, page_size=PAGE)
     for now in range(2000):
         cache.release(serve(cache, [now % 5, 0, now % 3, 0], float(now)), float(now))
@@ -112,8 +119,77 @@ def test_eviction_under_churn_keeps_the_heap_small():
     cache.check_integrity()
 
 
+def test_a_lease_does_not_grow_beyond_the_available_pages():
+    cache = PrefixCache(num_pages=4, page_size=PAGE)
+    cache.release(serve(cache, [1, 1, 2, 2], now=0.0), now=0.0)
+    lease = serve(cache, [1, 1], now=1.0)
+    assert cache.num_available == 3
+    assert not cache.grow(lease, 4, now=2.0)
+    assert (len(lease), cache.num_indexed) == (1, 2)
+    assert cache.grow(lease, 3, now=2.0)
+    assert (len(lease), cache.num_indexed) == (4, 1)
+    cache.check_integrity()
+
+
+def test_a_reader_is_attached_to_the_indexed_part_of_its_prefix():
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
+    cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=0.0)
+    prefix = np.array([1, 1, 2, 2, 4, 4], np.int32)
+    assert cache.set_reader("agent", ROOT, prefix, steps=2.0) == 2
+    path = cache.match(ROOT, np.array([1, 1, 2, 2, 3, 3], np.int32)).tolist()
+    assert [cache.steps_of(block) for block in path] == [2.0, 2.0, np.inf]
+    assert cache.last_block_of(cache.reuse_tracker.node_of("agent")) == path[1]
+    cache.check_integrity()
+    assert cache.set_reader("agent", ROOT, prefix[4:], steps=2.0) == 0
+    assert cache.reuse_tracker.node_of("agent") is None
+
+
+def test_changed_nodes_are_returned_once():
+    cache = PrefixCache(num_pages=8, page_size=PAGE)
+    cache.release(serve(cache, [1, 1, 2, 2], now=0.0), now=0.0)
+    cache.set_reader("agent", ROOT, np.array([1, 1, 2, 2], np.int32), steps=2.0)
+    (head,) = cache.take_changed_nodes()
+    assert cache.take_changed_nodes() == set()
+    cache.set_steps("agent", 1.0)
+    assert cache.take_changed_nodes() == {head}
+    cache.set_steps("agent", 3.0)
+    cache.flush()
+    assert cache.take_changed_nodes() == set()  # the node has left the index
+    assert cache.last_block_of(head) is None
+    assert cache.loadable_blocks(head).tolist() == []
+
+
+def test_host_only_blocks_are_loadable_once_their_copies_are_written():
+    cache = PrefixCache(
+        num_pages=4,
+        page_size=PAGE,
+        num_host_blocks=4,
+        extent_sizes=(1, 2),
+        should_offload=every_block,
+    )
+    cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=0.0)
+    (path,) = [node.blocks for _, _, node in cache.index.nodes()]
+    head = int(path[0])
+    cache.residency.evict(2)
+    assert cache.loadable_blocks(head).tolist() == []
+    for offload in cache.residency.offloads:
+        cache.residency.complete_offload(offload.extent, data="copies")
+    assert cache.loadable_blocks(head).tolist() == path[1:].tolist()
+    assert cache.take_changed_nodes() == {head}
+    cache.check_integrity()
+
+
+def test_flushing_removes_the_readers_of_flushed_prefixes():
+    cache = PrefixCache(num_pages=4, page_size=PAGE)
+    cache.release(serve(cache, [1, 1], now=0.0), now=0.0)
+    cache.set_reader("agent", ROOT, np.array([1, 1], np.int32), steps=2.0)
+    assert cache.flush() == 1
+    assert cache.reuse_tracker.node_of("agent") is None
+    cache.check_integrity()
+
+
 class Interleavings(RuleBasedStateMachine):
-    """Requests arrive, compute in pieces, fail, finish; room runs out; the cache is flushed."""
+    """Requests arrive, compute in chunks, fail and finish in a pool too small for them."""
 
     live = Bundle("live")
 
@@ -164,7 +240,7 @@ class Interleavings(RuleBasedStateMachine):
         self.cache.residency.evict(min(count, idle))
 
     @invariant()
-    def is_whole(self):
+    def integrity_holds(self):
         self.cache.check_integrity()
 
 
