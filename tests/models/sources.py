@@ -1,4 +1,4 @@
-"""Sources of weights, as ``models.weights`` has them, and all that one gives."""
+"""Weight sources for tests, and functions that read all of a source."""
 
 import numpy as np
 
@@ -8,13 +8,14 @@ from kvflow_jax.models.loading.weights import NamedWeights
 
 
 class HostWeights:
-    """Weights that are in memory already. Counts what is read of each."""
+    """A ``WeightSource`` of arrays in memory; counts the elements read of each weight."""
 
     def __init__(self, arrays):
         self.arrays, self.num_read = arrays, dict.fromkeys(arrays, 0)
 
     @classmethod
     def random(cls, model):
+        """Return standard normal weights in the dtype of ``model``."""
         rng = np.random.default_rng(0)
         return cls(
             {
@@ -32,29 +33,27 @@ class HostWeights:
 
 
 class CountedTensors:
-    """Tensors, and how many bytes were read of them."""
+    """A ``Tensors`` that counts the bytes read."""
 
     def __init__(self, tensors):
         self.tensors, self.num_bytes = tensors, 0
-        self.source, self.problems, self.headers = (
-            tensors.source,
-            tensors.problems,
-            tensors.headers,
-        )
+        self.source, self.problems = tensors.source, tensors.problems
+        self.headers = tensors.headers
 
     def read(self, key, index):
-        part = self.tensors.read(key, index)
-        self.num_bytes += part.nbytes
-        return part
+        values = self.tensors.read(key, index)
+        self.num_bytes += values.nbytes
+        return values
 
 
 def folder_weights(model, folder):
+    """Open the weights of a Hugging Face folder."""
     offset = NORM_OFFSETS.get(model.config.family, 0.0)
     return NamedWeights(model, FolderTensors(folder), norm_offset=offset)
 
 
 def read_all(model, source):
-    """Every weight, stacked."""
+    """Return every stacked weight of a source by name."""
     stacked = {}
     for name, spec in model.stacked_specs.items():
         stacked[name] = np.empty(spec.shape, spec.dtype)
@@ -64,4 +63,5 @@ def read_all(model, source):
 
 
 def read_folder(model, folder):
+    """Return every stacked weight of a Hugging Face folder by name."""
     return read_all(model, folder_weights(model, folder))

@@ -1,6 +1,6 @@
 """Tiny random models of every family, reproducible from a seed with numpy alone.
 
-The reference maker gives the same weights to torch, so that neither side needs the other.
+``make_reference`` gives the same weights to torch, so that the tests need no torch.
 """
 
 import jax
@@ -19,7 +19,8 @@ from experiments.make_folder import (
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import AttentionMetadata
 
-__all__ = [  # what is taken from here as if it were ours
+# Re-exported for the tests.
+__all__ = [
     "CHAT_TEMPLATE",
     "byte_level_tokenizer",
     "hf_weights",
@@ -50,7 +51,7 @@ _PHI3_LONG = FAMILIES["llama"] | {
     },
 }
 
-# name -> Hugging Face config: every family, and what may be set in it
+# name -> Hugging Face config: every family and its options
 CONFIGS = {
     "tied-gqa": FAMILIES["llama"],
     "untied-mha": FAMILIES["llama"] | {"tie_word_embeddings": False, "num_key_value_heads": 4},
@@ -99,17 +100,18 @@ CONFIGS = {
     },
     "phi3": FAMILIES["phi3"],
     "phi3-longrope": _PHI3_LONG,
-    # Served no longer than it was trained with: the short factors.
+    # max_position_embeddings is the original length: the short factors.
     "phi3-shortrope": _PHI3_LONG | {"original_max_position_embeddings": 128},
 }
 
 
-def prompt_tokens(num_tokens: int, seed: int = 1) -> np.ndarray:  # i32[num_tokens]
+def prompt_tokens(num_tokens: int, seed: int = 1) -> np.ndarray:
+    """Return random tokens, i32[num_tokens]."""
     return np.random.default_rng(seed).integers(0, VOCAB_SIZE, num_tokens).astype(np.int32)
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """SentencePiece-style BPE with byte fallback, as of Llama 2."""
+    """Return a SentencePiece-style BPE tokenizer with byte fallback, as Llama 2 has."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", "▁the", "▁cat", "the", "cat", "s", "é", "你"]
     backend = Backend(
@@ -134,7 +136,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Sequence:
-    """One sequence fed to a model piece by piece through a paged pool, as an engine would."""
+    """A sequence that is fed to a model in chunks through a paged KV pool, as by the engine."""
 
     def __init__(self, model, params, max_len, page_size=16, pool_dtype="float32"):
         config = model.config
@@ -148,19 +150,23 @@ class Sequence:
             pool_dtype,
         )
         self.pool = KVPool.zeros(spec)
-        # Pages out of order: a sequence's pages are wherever there was room.
+        # Pages in random order: an engine allocates any free page.
         self.table = np.random.default_rng(0).permutation(np.arange(1, pages + 1))
         self.table = self.table.astype(np.int32)[None]
         self.params, self.len = params, 0
 
-        def step(params, tokens, positions, rows, pool):
-            hidden, pool = model.forward(params, tokens, positions, rows, pool)
+        def step(params, tokens, positions, metadata, pool):
+            hidden, pool = model.forward(params, tokens, positions, metadata, pool)
             return model.logits(params, hidden), pool
 
         self.step = jax.jit(step, donate_argnums=4)
 
     def feed(self, tokens, width=None) -> np.ndarray:
-        """Logits of every token, f32[len(tokens), vocab]; one decode row or one padded tile."""
+        """Append tokens and return their logits, f32[len(tokens), vocab_size].
+
+        Args:
+            width: tokens of the padded tile that is computed; 1 is a decode row.
+        """
         num, spec = len(tokens), self.pool.spec
         width = width or num
         positions = self.len + np.arange(num)
@@ -168,7 +174,7 @@ class Sequence:
         slots = np.full(width, spec.num_kv_slots, np.int32)
         slots[:num] = pages * spec.page_size + offsets
         padding = width - num
-        rows = AttentionMetadata(
+        metadata = AttentionMetadata(
             self.table,
             np.array([self.len], np.int32),
             np.array([num], np.int32),
@@ -180,7 +186,7 @@ class Sequence:
             self.params,
             np.pad(np.asarray(tokens, np.int32), (0, padding)),
             np.pad(positions.astype(np.int32), (0, padding)),
-            rows,
+            metadata,
             self.pool,
         )
         self.len += num

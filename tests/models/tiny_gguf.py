@@ -1,4 +1,4 @@
-"""Tiny models as .gguf files, written as llama.cpp's convert_hf_to_gguf.py writes them."""
+"""Writes tiny models as .gguf files, in the form of llama.cpp's convert_hf_to_gguf.py."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.models import tiny
 
+# model_type of a config.json -> general.architecture
 ARCHITECTURES = {
     "llama": "llama",
     "mistral": "llama",
@@ -17,6 +18,7 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "phi3": "phi3",
 }
+# Hugging Face name within a layer, or outside the layers -> GGUF name
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -40,14 +42,22 @@ NAMES = {
 }
 
 
+# A config whose matrices have whole blocks of every quantised type.
+WIDE = tiny.CONFIGS["untied-mha"] | {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 1,
+}
+
+
 def write(path: Path, hf: dict, *, tensors=None, fields=None, without=(), tokenizer=None) -> Path:
-    """A .gguf file of a tiny model.
+    """Write the .gguf file of a tiny model; return ``path``.
 
     Args:
-        tensors: name -> array, or bytes and their type; ``tensors_of(hf)`` if None.
-        fields: over those of the model.
-        without: fields left out.
-        tokenizer: fields of its tokenizer; a byte-level one if None.
+        tensors: name -> array, or (bytes, type); ``tensors_of(hf)`` if None.
+        fields: override those of the model.
+        without: names of fields to leave out.
+        tokenizer: fields of the tokenizer; those of a byte-level one if None.
     """
     arch = ARCHITECTURES[hf["model_type"]]
     writer = gguf.GGUFWriter(None, arch)
@@ -56,8 +66,8 @@ def write(path: Path, hf: dict, *, tensors=None, fields=None, without=(), tokeni
         if name not in without:
             _add(writer, name, value)
     for name, tensor in (tensors_of(hf) if tensors is None else tensors).items():
-        data, of_type = tensor if isinstance(tensor, tuple) else (tensor, None)
-        writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=of_type)
+        data, tensor_type = tensor if isinstance(tensor, tuple) else (tensor, None)
+        writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=tensor_type)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
@@ -67,6 +77,7 @@ def write(path: Path, hf: dict, *, tensors=None, fields=None, without=(), tokeni
 
 
 def model_fields(hf: dict) -> dict:
+    """Return the GGUF fields of a config.json."""
     arch = ARCHITECTURES[hf["model_type"]]
     head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
     fields = {
@@ -86,13 +97,13 @@ def model_fields(hf: dict) -> dict:
     if scaling.get("rope_type") in ("linear", "yarn"):
         fields["rope.scaling.type"] = scaling["rope_type"]
         fields["rope.scaling.factor"] = scaling["factor"]
-    for where in (hf, scaling):
-        if "original_max_position_embeddings" in where:
-            original = where["original_max_position_embeddings"]
+    for settings in (hf, scaling):
+        if "original_max_position_embeddings" in settings:
+            original = settings["original_max_position_embeddings"]
             fields["rope.scaling.original_context_length"] = original
     if scaling.get("type") == "longrope":
-        grown = hf["max_position_embeddings"] / hf["original_max_position_embeddings"]
-        factor = np.sqrt(1 + np.log(grown) / np.log(hf["original_max_position_embeddings"]))
+        extension = hf["max_position_embeddings"] / hf["original_max_position_embeddings"]
+        factor = np.sqrt(1 + np.log(extension) / np.log(hf["original_max_position_embeddings"]))
         fields["rope.scaling.attn_factor"] = float(factor)
     if arch in ("gemma3", "phi3") and "sliding_window" in hf:
         fields["attention.sliding_window"] = hf["sliding_window"]
@@ -106,7 +117,7 @@ def model_fields(hf: dict) -> dict:
 
 
 def tensors_of(hf: dict, weights: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Tensors by their GGUF names, in GGUF's order of rows."""
+    """Return a model's tensors by GGUF name, with their rows in GGUF's order."""
     family = hf["model_type"]
     is_llama, is_gemma = ARCHITECTURES[family] == "llama", family == "gemma3_text"
     heads = {"q_proj": hf["num_attention_heads"], "k_proj": hf["num_key_value_heads"]}
@@ -142,7 +153,7 @@ def tensors_of(hf: dict, weights: dict[str, np.ndarray] | None = None) -> dict[s
 
 
 def byte_level_fields(pre: str | None = "gpt-2") -> dict:
-    """Those of ``tiny.byte_level_tokenizer``."""
+    """Return the GGUF fields of ``tiny.byte_level_tokenizer``."""
     backend = tiny.byte_level_tokenizer().backend_tokenizer
     vocab = backend.get_vocab()
     tokens = sorted(vocab, key=vocab.get)
@@ -162,7 +173,7 @@ def byte_level_fields(pre: str | None = "gpt-2") -> dict:
 
 
 def _llama3_factors(hf: dict, scaling: dict) -> np.ndarray:
-    """As convert_hf_to_gguf.py computes them."""
+    """Return llama3's divisors of RoPE's frequencies as convert_hf_to_gguf.py computes them."""
     head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
     frequencies = 1.0 / hf["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
     original, low, high, factor = (

@@ -1,5 +1,6 @@
-"""Weights of every family, read from a folder and from a checkpoint, over two devices beside the
-same on one; run by test_placing, in a process of its own: devices are counted out when JAX starts.
+"""Weights of every family on two devices, from a folder and from a checkpoint, equal those on one.
+
+test_placement runs this in another process: the number of devices is fixed when JAX starts.
 """
 
 import sys
@@ -16,11 +17,12 @@ from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA
-from kvflow_jax.models.sharding import Shards, arranged
+from kvflow_jax.models.sharding import Shards, group_columns_by_device
 from tests.models import tiny
 from tests.models.sources import CountedTensors, folder_weights, read_folder
 
-FAMILIES = {  # with KV heads for two
+# Each has an even number of KV heads.
+FAMILIES = {
     "llama": tiny.CONFIGS["untied-mha"],
     "biased": tiny.CONFIGS["linear-rope-biased"] | {"num_key_value_heads": 2},
     "gemma3": tiny.CONFIGS["gemma3"],
@@ -32,31 +34,32 @@ FAMILIES["biased"] |= {"num_attention_heads": 4, "head_dim": 24}
 
 def check(params, stacked, model, shards):
     for name, weight in stacked.items():
-        laid = np.asarray(arranged(name, weight, model.config, shards.num))
-        assert len(params[name].addressable_shards) == shards.num
+        arranged = group_columns_by_device(name, weight, model.config, shards.num_shards)
+        assert len(params[name].addressable_shards) == shards.num_shards
         for shard in params[name].addressable_shards:
-            np.testing.assert_array_equal(shard.data, laid[shard.index])
-        assert params[name].sharding == shards.weights(model)[name]
+            np.testing.assert_array_equal(shard.data, np.asarray(arranged)[shard.index])
+        assert params[name].sharding == shards.weight_shardings(model)[name]
 
 
 def main():
-    place, shards = Path(sys.argv[1]), Shards.over(2)
+    root, shards = Path(sys.argv[1]), Shards.of_devices(2)
     for name, hf in FAMILIES.items():
-        folder = tiny.write_folder(place / name, hf, shards=2)
+        folder = tiny.write_folder(root / name, hf, shards=2)
         model = Model.build(read_config(hf), ops=XLA)
-        shards.part(model)  # it can be cut
+        # Raises if two devices cannot share the model.
+        shards.local_model(model)
         stacked = read_folder(model, folder)
-        for in_copies, piece_bytes in ((False, 1 << 28), (True, 1 << 28), (True, 5000)):
-            placement.PIECE_BYTES = piece_bytes
+        for discrete_memory, staging_bytes in ((False, 1 << 28), (True, 1 << 28), (True, 5000)):
+            placement.STAGING_BYTES = staging_bytes
             source = folder_weights(model, folder)
-            check(
-                placement.place(model, source, shards, in_copies=in_copies), stacked, model, shards
-            )
+            params = placement.place(model, source, shards, discrete_memory=discrete_memory)
+            check(params, stacked, model, shards)
         tensors = CountedTensors(FolderTensors(folder))
         placement.place(model, NamedWeights(model, tensors), shards)
         assert tensors.num_bytes == sum(weight.nbytes for weight in stacked.values())
-        store = CheckpointStore(place / "cache" / name)
-        for _ in range(2):  # converted, restored
+        store = CheckpointStore(root / "cache" / name)
+        # The first round converts, the second restores.
+        for _ in range(2):
             params, path = store.restore_or_convert(
                 model,
                 "a" * 64,

@@ -1,4 +1,4 @@
-"""Tokenizers of .gguf files cut and merge text as llama.cpp and transformers do."""
+"""Tokenizers of .gguf files split and merge text as llama.cpp and transformers do."""
 
 import pytest
 from tokenizers import pre_tokenizers
@@ -20,7 +20,7 @@ def fields_of(pre, tokens=(), **more):
 
 
 def words(pre) -> list[str]:
-    """The words that a text is cut into before merges apply."""
+    """Return the words that the text is split into before BPE merges."""
     backend = build_tokenizer(fields_of(pre), "f").backend_tokenizer
     return [TEXT[start:end] for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(TEXT)]
 
@@ -37,21 +37,21 @@ def words(pre) -> list[str]:
         ("default", "I|'|ll| pay| |123|45| €|,| | now|\n|\n|HelloWorld| it|'|s|\n"),
     ],
 )
-def test_words(pre, expected):
+def test_each_pre_tokenizer_splits_text_into_its_words(pre, expected):
     assert "|".join(words(pre)) == expected
 
 
 @pytest.mark.parametrize("pre", SPLITS)
-def test_every_split_gives_back_its_text(pre):
+def test_decoding_gives_back_the_text(pre):
     tokenizer = Tokenizer(build_tokenizer(fields_of(pre), "f"))
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     stream = tokenizer.detokenizer()
     assert stream.push(tokenizer.encode(TEXT)) + stream.flush() == TEXT
 
 
-def test_no_name_of_a_split_is_said(caplog):
+def test_a_missing_pre_tokenizer_is_logged(caplog):
     build_tokenizer(fields_of(None), "some.gguf")
-    assert "some.gguf names no pre-tokenizer" in caplog.text
+    assert "some.gguf names no pre-tokenizer; using llama.cpp's default" in caplog.text
 
 
 def test_added_tokens_stay_whole():
@@ -67,14 +67,14 @@ def test_added_tokens_stay_whole():
 
 
 @pytest.mark.parametrize(
-    ("pre", "said", "expected"),
+    ("pre", "add_bos", "expected"),
     [("qwen2", None, False), ("qwen2", True, True), ("llama-bpe", None, True),
      ("llama-bpe", False, False)],
 )  # fmt: skip
-def test_a_bos_is_put_before_where_the_model_wants_it(pre, said, expected):
+def test_bos_is_added_by_the_field_or_the_pre_tokenizers_default(pre, add_bos, expected):
     fields = fields_of(pre, ["<s>"], token_type=[1] * 258 + [3], bos_token_id=258)
-    if said is not None:
-        fields["tokenizer.ggml.add_bos_token"] = said
+    if add_bos is not None:
+        fields["tokenizer.ggml.add_bos_token"] = add_bos
     tokenizer = Tokenizer(build_tokenizer(fields, "f"))
     assert (tokenizer.encode("the") == [258, 257]) == expected
     assert tokenizer.encode("the", add_special_tokens=False) == [257]
@@ -117,12 +117,12 @@ def test_sentencepiece_falls_back_to_bytes():
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_sentencepiece_without_a_space_before():
+def test_sentencepiece_without_a_space_prefix():
     assert pieces(sentencepiece(add_space_prefix=False), "the") == ["<s>", "th", "e"]
 
 
 def test_gemma_merges_in_the_order_of_its_tokens():
-    """Its scores say nothing, and its runs of spaces are written as spaces."""
+    """Its scores are all 0, and its runs of spaces are stored as spaces."""
     words = ["▁", "  ", "t", "h", "e", "he", "th"]
     tokenizer = sentencepiece(
         words,
@@ -135,7 +135,7 @@ def test_gemma_merges_in_the_order_of_its_tokens():
     assert tokenizer.vocab_size == len(PIECES) + len(words)
 
 
-def test_chat_template_is_the_files_own():
+def test_the_chat_template_is_that_of_the_file():
     fields = fields_of("gpt-2", ["<s>", "</s>"], token_type=[1] * 258 + [3, 3])
     fields["tokenizer.chat_template"] = tiny.CHAT_TEMPLATE
     tokenizer = Tokenizer(build_tokenizer(fields, "f"))
@@ -143,6 +143,6 @@ def test_chat_template_is_the_files_own():
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<s>user: the</s><s>assistant: "
 
 
-def test_what_is_missing_is_named():
-    with pytest.raises(ModelLoadError, match=r"tokenizer\.ggml\.scores missing"):
+def test_a_missing_field_is_named():
+    with pytest.raises(ModelLoadError, match=r"missing tokenizer\.ggml\.scores"):
         build_tokenizer({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}, "f")

@@ -1,4 +1,4 @@
-"""Torn and badly converted checkpoints are refused by the names of their tensors."""
+"""Weights with NaN or infinity are rejected, and the tensors with them named."""
 
 import ml_dtypes
 import numpy as np
@@ -13,34 +13,34 @@ from tests.models import tiny
 LAYER = "model.layers.1"
 
 
-def problems(tmp_path, name, changes, **how):
-    """What a folder is refused for whose tensors hold something else at their ends."""
+def problems(tmp_path, name, changes, **load_args):
+    """Return the problems found in a folder whose tensors have these last elements."""
     hf = tiny.CONFIGS[name]
     weights = tiny.hf_weights(hf)
     for tensor, value in changes.items():
         weights[tensor].flat[-1] = value
     folder = tiny.write_folder(tmp_path / "model", hf, weights=weights)
     with pytest.raises(ModelLoadError) as caught:
-        load_model(str(folder), progress=False, **how)
+        load_model(str(folder), progress=False, **load_args)
     first, *others = str(caught.value).split("\n- ")
     assert first == (
-        f"the weights of {folder} hold NaN or infinity; download or convert them again:"
+        f"the weights of {folder} contain NaN or infinity; download or convert them again:"
     )
     return sorted(others)
 
 
 @pytest.fixture(params=["host", "device"])
-def look(request, monkeypatch):
-    """Both ways of looking, whatever the device."""
+def check(request, monkeypatch):
+    """Run both implementations, whatever the device."""
     if request.param == "device":
         monkeypatch.setattr(nan_check, "_on_host", nan_check._on_device)
     else:
         monkeypatch.setattr(nan_check, "_on_device", nan_check._on_host)
 
 
-@pytest.mark.parametrize("how", [{}, {"ops": XLA}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("load_args", [{}, {"ops": XLA}, {"dtype": "bfloat16"}])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_number_in_any_tensor(tmp_path, look, value, how):
+def test_a_single_bad_number_in_any_tensor_is_found(tmp_path, check, value, load_args):
     changes = {
         "model.norm.weight": value,
         "model.embed_tokens.weight": value,
@@ -51,26 +51,26 @@ def test_one_number_in_any_tensor(tmp_path, look, value, how):
     }
     fused = " or ".join(f"{LAYER}.self_attn.{part}_proj.weight" for part in "qkv")
     expected = {*changes, fused} - {f"{LAYER}.self_attn.v_proj.weight"}
-    assert problems(tmp_path, "untied-mha", changes, **how) == sorted(expected)
+    assert problems(tmp_path, "untied-mha", changes, **load_args) == sorted(expected)
 
 
-@pytest.mark.parametrize("how", [{}, {"ops": XLA}])
-def test_experts(tmp_path, look, how):
+@pytest.mark.parametrize("load_args", [{}, {"ops": XLA}])
+def test_experts_are_checked(tmp_path, check, load_args):
     experts = f"{LAYER}.mlp.experts"
     changes = {f"{experts}.3.down_proj.weight": np.nan, f"{LAYER}.mlp.gate.weight": np.inf}
     expected = [f"{experts}.*.down_proj.weight", f"{LAYER}.mlp.gate.weight"]
-    assert problems(tmp_path, "qwen3-moe", changes, **how) == expected
+    assert problems(tmp_path, "qwen3-moe", changes, **load_args) == expected
 
 
-def test_biases(tmp_path):
+def test_biases_are_checked(tmp_path):
     changes = {f"{LAYER}.mlp.gate_proj.bias": np.nan}
     fused = f"{LAYER}.mlp.gate_proj.bias or {LAYER}.mlp.up_proj.bias"
     assert problems(tmp_path, "linear-rope-biased", changes) == [fused]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
-def test_every_finite_number_is(dtype):
-    """All those of 16 bits; of 32 those at the ends."""
+def test_finite_numbers_pass_and_all_others_do_not(dtype):
+    """All numbers of 16 bits; the extremes of 32 bits."""
     if dtype == "float32":
         limits = np.finfo(dtype)
         numbers = np.array([0, -0.0, limits.tiny, -limits.tiny, limits.max, limits.min], dtype)
@@ -79,6 +79,6 @@ def test_every_finite_number_is(dtype):
         with np.errstate(invalid="ignore"):
             is_finite = np.isfinite(every)
         numbers = every[is_finite]
-        assert not any(nan_check._is_finite(one[None]) for one in every[~is_finite])
+        assert not any(nan_check._is_finite(number[None]) for number in every[~is_finite])
     assert nan_check._is_finite(numbers)
     assert not nan_check._is_finite(np.append(numbers, numbers.dtype.type(np.nan)))

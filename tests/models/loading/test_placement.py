@@ -1,4 +1,4 @@
-"""Weights lie on devices as they are in their source, and no more is read than lies there."""
+"""Devices hold the weights of their source, and no more is read than they hold."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
-from kvflow_jax.models.sharding import column_runs
+from kvflow_jax.models.sharding import column_slices
 from tests.models import tiny
 from tests.models.sources import CountedTensors, HostWeights
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def allocated(monkeypatch):
-    """What host memory is asked for."""
+    """The arrays allocated on the host."""
     arrays = []
 
     def aligned_empty(shape, dtype, original=placement.aligned_empty):
@@ -37,12 +37,12 @@ def allocated(monkeypatch):
     return arrays
 
 
-@pytest.mark.parametrize("in_copies", [False, True])
+@pytest.mark.parametrize("discrete_memory", [False, True])
 @pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, NATIVE], ids=["scanned", "unrolled", "native"])
-def test_every_weight_is_read_once_and_lies_where_it_belongs(ops, in_copies):
+def test_every_weight_is_read_once_into_its_leaves(ops, discrete_memory):
     model = Model.build(CONFIG, ops=ops)
     source = HostWeights.random(model)
-    params = placement.place(model, source, in_copies=in_copies)
+    params = placement.place(model, source, discrete_memory=discrete_memory)
     assert {name: (w.shape, w.dtype) for name, w in params.items()} == {
         name: (spec.shape, spec.dtype) for name, spec in model.specs.items()
     }
@@ -53,18 +53,18 @@ def test_every_weight_is_read_once_and_lies_where_it_belongs(ops, in_copies):
         assert source.num_read[name] == weight.size
 
 
-def test_a_cpu_device_uses_the_memory_that_was_read_into(allocated):
+def test_a_cpu_device_uses_the_host_memory_that_was_read_into(allocated):
     model = Model.build(CONFIG, ops=XLA_ON_CPU)
-    params = placement.place(model, HostWeights.random(model), in_copies=False)
+    params = placement.place(model, HostWeights.random(model), discrete_memory=False)
     used = {weight.unsafe_buffer_pointer() for weight in params.values()}
     assert used == {array.ctypes.data for array in allocated}
 
 
-def test_a_device_with_memory_of_its_own_is_sent_pieces(allocated, monkeypatch):
-    monkeypatch.setattr(placement, "PIECE_BYTES", 10_000)
+def test_a_device_with_discrete_memory_receives_chunks(allocated, monkeypatch):
+    monkeypatch.setattr(placement, "STAGING_BYTES", 10_000)
     model = Model.build(CONFIG, ops=XLA)
     source = HostWeights.random(model)
-    params = placement.place(model, source, in_copies=True)
+    params = placement.place(model, source, discrete_memory=True)
     for name, weight in source.arrays.items():
         np.testing.assert_array_equal(params[name], weight)
     layer_bytes = [weight[0].nbytes for weight in source.arrays.values() if weight.ndim == 3]
@@ -74,7 +74,7 @@ def test_a_device_with_memory_of_its_own_is_sent_pieces(allocated, monkeypatch):
     assert sum(array.nbytes <= 10_000 for array in allocated) > embed_bytes // 10_000
 
 
-def test_progress_counts_what_is_read(capfd):
+def test_the_progress_bar_counts_weights(capfd):
     model = Model.build(CONFIG)
     placement.place(model, HostWeights.random(model), progress=True)
     assert (
@@ -83,29 +83,30 @@ def test_progress_counts_what_is_read(capfd):
 
 
 def test_each_device_has_its_heads_side_by_side():
-    config = read_config(tiny.CONFIGS["tied-gqa"])  # 4 heads and 2 KV heads of 16
+    # 4 heads and 2 KV heads of 16 dimensions.
+    config = read_config(tiny.CONFIGS["tied-gqa"])
     width = config.qkv_size
-    assert column_runs("layers.attention.qkv_proj.weight", width, config, 2) == [
+    assert column_slices("layers.attention.qkv_proj.weight", width, config, 2) == [
         [slice(0, 32), slice(64, 80), slice(96, 112)],
         [slice(32, 64), slice(80, 96), slice(112, 128)],
     ]
-    assert column_runs("layers.mlp.gate_up_proj.bias", 192, config, 2) == [
+    assert column_slices("layers.mlp.gate_up_proj.bias", 192, config, 2) == [
         [slice(0, 48), slice(96, 144)],
         [slice(48, 96), slice(144, 192)],
     ]
-    assert column_runs("layers.mlp.down_proj.weight", 64, config, 2) is None
+    assert column_slices("layers.mlp.down_proj.weight", 64, config, 2) is None
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_of_a_tensor_only_the_part_that_is_wanted_is_read(folder, axis):
-    """Rows or columns of it: Hugging Face's are the other way round."""
+def test_only_the_requested_slice_of_a_tensor_is_read(folder, axis):
+    """Along either axis: Hugging Face's tensors are transposed."""
     model = Model.build(read_config(tiny.CONFIGS["tied-gqa"]))
     tensors = CountedTensors(FolderTensors(folder))
     source = NamedWeights(model, tensors)
     for name in ("layers.attention.qkv_proj.weight", "layers.mlp.down_proj.weight"):
         index = [slice(0, size) for size in model.stacked_specs[name].shape]
         index[axis] = slice(0, index[axis].stop // 2)
-        out = np.empty([one.stop for one in index], np.float32)
+        out = np.empty([bounds.stop for bounds in index], np.float32)
         tensors.num_bytes = 0
         source.read(name, tuple(index), out)
         assert tensors.num_bytes == out.nbytes
@@ -118,13 +119,13 @@ def start(script, *args, num_devices=1):
     return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def test_weights_over_two_devices_are_those_of_one(tmp_path):
+def test_weights_on_two_devices_equal_those_on_one(tmp_path):
     with start("tests.models.loading.sharded_weights", tmp_path, num_devices=2) as process:
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
 
 
-def test_each_of_two_processes_reads_what_its_device_holds():
+def test_each_of_two_processes_reads_the_shards_of_its_device():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     processes = [start("tests.models.loading.placed_part", port, i) for i in range(2)]

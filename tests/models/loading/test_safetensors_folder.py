@@ -1,0 +1,129 @@
+"""Files of a Hugging Face folder that are missing or damaged are named, with what to do."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.loading import safetensors_folder
+from kvflow_jax.models.loading.hf_config import read_config
+from kvflow_jax.models.loading.safetensors_folder import FolderTensors
+from kvflow_jax.models.model import Model
+from tests.models import tiny
+from tests.models.sources import read_folder
+
+MODEL = Model.build(read_config(tiny.CONFIGS["tied-gqa"]))
+WEIGHTS = tiny.hf_weights(tiny.CONFIGS["tied-gqa"])
+
+
+def read_problems(folder):
+    with pytest.raises(ModelLoadError) as caught:
+        read_folder(MODEL, folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_slice_of_a_tensor_is_read(tmp_path, shards):
+    tensors = FolderTensors(tiny.write_folder(tmp_path / "m", shards=shards))
+    assert {name for name, _, _ in tensors.headers} == WEIGHTS.keys()
+    key = "model.layers.1.mlp.up_proj.weight"
+    index = slice(3, 9), slice(10, 50)
+    np.testing.assert_array_equal(tensors.read(key, index), WEIGHTS[key][index])
+
+
+def test_a_file_is_reopened_so_that_what_was_read_can_leave_memory(folder, monkeypatch):
+    opened = []
+
+    def safe_open(path, framework, original=safetensors_folder.safe_open):
+        opened.append(path.name)
+        return original(path, framework=framework)
+
+    monkeypatch.setattr(safetensors_folder, "safe_open", safe_open)
+    monkeypatch.setattr(safetensors_folder, "REOPEN_BYTES", 1000)
+    tensors = FolderTensors(folder)
+    opened.clear()
+    for _ in range(3):
+        tensors.read("model.norm.weight", (slice(0, 64),))  # 256 bytes
+    assert len(opened) == 1
+    tensors.read("model.embed_tokens.weight", (slice(0, 300), slice(0, 64)))
+    tensors.read("model.norm.weight", (slice(0, 64),))
+    assert len(opened) == 2
+
+
+def test_a_file_that_is_truncated_after_it_was_opened_is_named(folder):
+    tensors = FolderTensors(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is truncated or corrupt"):
+        tensors.read("model.norm.weight", (slice(0, 64),))
+
+
+def test_an_index_may_not_name_a_file_that_cannot_exist(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "m" * 5000}}))
+    assert "missing shard" in read_problems(folder)
+
+
+def test_a_tensor_in_two_files_is_reported(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    shutil.copy(
+        folder / "model-00001-of-00002.safetensors", folder / "model-00003-of-00002.safetensors"
+    )
+    index = folder / "model.safetensors.index.json"
+    found = json.loads(index.read_text())
+    found["weight_map"]["another"] = "model-00003-of-00002.safetensors"
+    index.write_text(json.dumps(found))
+    assert "duplicate tensor" in read_problems(folder)
+
+
+def test_a_single_file_takes_precedence_over_an_index(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_text("stale")
+    read_folder(MODEL, folder)
+
+
+@pytest.mark.parametrize("index", ["[]", "null", '"x"', '{"weight_map": {"a": ["b"]}}'])
+def test_an_index_of_the_wrong_form_is_reported(tmp_path, index):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert "model.safetensors.index.json cannot be read" in read_problems(folder)
+
+
+def test_a_truncated_file_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    message = read_problems(folder)
+    assert "model.safetensors is truncated or corrupt, download it again" in message
+
+
+def test_a_corrupt_header_is_reported(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    assert "truncated or corrupt" in read_problems(folder)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    message = read_problems(folder)
+    assert "missing shard model-00002-of-00003.safetensors" in message
+    assert "missing tensor" in message
+
+
+def test_an_index_without_a_weight_map_is_named(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weights": {}}))
+    assert "model.safetensors.index.json cannot be read" in read_problems(folder)
+
+
+def test_a_folder_without_weights_is_reported(folder):
+    (folder / "model.safetensors").unlink()
+    assert "missing file model.safetensors" in read_problems(folder)
+
+
+def test_files_of_other_names_are_not_read(folder):
+    """Without an index only model.safetensors is read."""
+    save_file({"stray": np.zeros(3, np.float32)}, folder / "consolidated.safetensors")
+    read_folder(MODEL, folder)
