@@ -1,4 +1,4 @@
-"""The controller: derives from hints and requests who reads which prefix again, and how soon.
+"""The controller: derives the readers of each prefix, and their steps, from hints and requests.
 
     hints of requests ──▶ RunTracker (runs, steps) ──▶ ReuseTracker of the cache ──▶ eviction
                             ▲                             │

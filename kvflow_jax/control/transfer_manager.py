@@ -33,7 +33,8 @@ _QUEUED_ITERATIONS = 1.5  # engine iterations for which the link should have wor
 _MAX_DECAY = 0.9  # of the longest recent iteration, per iteration
 REFUSED_S = 60.0  # pause after the host refused memory, before it is asked again
 ISSUE_TIMEOUT_S = 0.05  # longest delay of a step by a transfer thread that is busy
-# A transfer times out after this factor of the expected time of all queued bytes; at least 5 s.
+# A transfer times out after this multiple of the expected time of all queued bytes, but not before
+# the minimum.
 _MIN_TIMEOUT_S, _TIMEOUT_FACTOR = 5.0, 20.0
 _EWMA_WEIGHT = 0.2  # of the newest transfer in a direction's bandwidth
 

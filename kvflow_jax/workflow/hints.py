@@ -170,11 +170,11 @@ class HintParser:
         return value is True
 
     def _graph(self) -> Graph | None:
-        given = self._data.get("step_graph")
-        if given is None:
+        value = self._data.get("step_graph")
+        if value is None:
             return None
         try:
-            graph = self._graphs.graph(given)
+            graph = self._graphs.graph(value)
         except InvalidRequestError:
             self._is_clipped = True
             return None
@@ -182,31 +182,31 @@ class HintParser:
         return graph if graph.names else None
 
     def _steps(self, agent_id: str | None) -> dict[str, float]:
-        given = self._data.get("steps_to_execution")
-        if given is None:
+        value = self._data.get("steps_to_execution")
+        if value is None:
             return {}
-        if _is_number(given) and agent_id is not None:
-            given = {agent_id: given}
-        if not isinstance(given, Mapping):
+        if _is_number(value) and agent_id is not None:
+            value = {agent_id: value}
+        if not isinstance(value, Mapping):
             self._is_clipped = True
             return {}
         parsed = {
             agent: float(math.floor(min(max(steps, 0), MAX_STEPS)))
-            for agent, steps in list(given.items())[:MAX_AGENTS]
+            for agent, steps in list(value.items())[:MAX_AGENTS]
             if _is_id(agent) and _is_number(steps)
         }
-        self._is_clipped |= parsed != dict(given)
+        self._is_clipped |= parsed != dict(value)
         return parsed
 
     def _next_agents(self) -> dict[str, float]:
-        given = self._data.get("next_agents")
-        if given is None:
+        value = self._data.get("next_agents")
+        if value is None:
             return {}
-        if not isinstance(given, list):
+        if not isinstance(value, list):
             self._is_clipped = True
             return {}
         parsed: dict[str, float] = {}
-        for item in given[:MAX_AGENTS]:
+        for item in value[:MAX_AGENTS]:
             record = {"agent_id": item} if isinstance(item, str) else item
             if not isinstance(record, Mapping):
                 continue
@@ -217,24 +217,24 @@ class HintParser:
                 parsed[agent] = 1.0
             elif _is_number(probability) and 0 <= probability <= 1:
                 parsed[agent] = float(probability)
-        self._is_clipped |= len(parsed) != len(given)
+        self._is_clipped |= len(parsed) != len(value)
         return parsed
 
     def _reuse(self) -> Reuse:
-        given = self._data.get("reuse_hint")
-        if isinstance(given, str) and given in _REUSE:
-            return _REUSE[given]
-        self._is_clipped |= given is not None
+        value = self._data.get("reuse_hint")
+        if isinstance(value, str) and value in _REUSE:
+            return _REUSE[value]
+        self._is_clipped |= value is not None
         return Reuse.NEUTRAL
 
     def _ttl_s(self) -> float | None:
-        given = self._data.get("cache_ttl_ms")
-        if given is None:
+        value = self._data.get("cache_ttl_ms")
+        if value is None:
             return None
-        if _is_number(given) and given >= 0:
-            self._is_clipped |= given > 1e3 * MAX_TTL_S
+        if _is_number(value) and value >= 0:
+            self._is_clipped |= value > 1e3 * MAX_TTL_S
             # In this order, as an int may be too large for a float.
-            return min(given, 1e3 * MAX_TTL_S) / 1e3
+            return min(value, 1e3 * MAX_TTL_S) / 1e3
         self._is_clipped = True
         return None
 

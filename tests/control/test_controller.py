@@ -1,27 +1,27 @@
-"""Workflows through the engine: what is kept, brought back and dropped, and what fails."""
+"""Workflows through the engine: which prefixes are kept, prefetched and released."""
 
 import numpy as np
 import pytest
 
-from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
-from kvflow_jax.workflow.workflow import Workflow
+from tests.support.agent_cycle import (
+    AGENTS,
+    HICACHE,
+    KVFLOW,
+    ManualClock,
+    call,
+    cycle,
+    prompt_of,
+    run_rounds,
+)
+from tests.support.step_graphs import chain
 from tests.support.token_runner import Client, make_engine, run
 
 
-
-
-
-
-
-
-
-
-
-def test_agents_in_a_cycle_find_their_prefixes_where_recency_finds_none():
-    """Three of six prefixes fit the pool: least recently used is the worst order there is."""
+def test_agents_in_a_cycle_hit_their_prefixes_where_lru_always_misses():
+    """Three of six prefixes fit the pool: LRU is the worst order of eviction."""
     lru = make_engine(num_pages=32)
     assert set(run_rounds(lru)) == {32}
     kvflow = make_engine(num_pages=32, cache=KVFLOW)
@@ -34,17 +34,17 @@ def test_agents_in_a_cycle_find_their_prefixes_where_recency_finds_none():
     assert hicache.stats.host_prompt_tokens > kvflow.stats.host_prompt_tokens
 
 
-def test_steps_alone_keep_what_comes_next_without_a_host():
+def test_steps_keep_the_next_prefixes_without_a_host_tier():
     settings = CacheSettings(eviction="kvflow")
-    computed = run_rounds(make_engine(num_pages=40, cache=settings))
-    assert 0 < sum(computed) / len(computed) < 24
+    recomputed = run_rounds(make_engine(num_pages=40, cache=settings))
+    assert 0 < sum(recomputed) / len(recomputed) < 24
 
 
-def test_a_request_says_what_became_of_its_hints():
+def test_a_request_reports_the_outcome_of_its_hints():
     engine = make_engine(cache=KVFLOW)
     graph = cycle()
     assert call(engine, "agent0", 0, graph).stats.hint_status is HintStatus.APPLIED
-    client = call(engine, "agent1", 0, None, graph_id="nobody's", workflow_id="other")
+    client = call(engine, "agent1", 0, None, graph_id="unregistered", workflow_id="other")
     assert client.stats.hint_status is HintStatus.UNKNOWN_GRAPH
     client = call(engine, "agent1", 0, graph, is_clipped=True)
     assert client.stats.hint_status is HintStatus.CLIPPED
@@ -57,8 +57,8 @@ def test_a_request_says_what_became_of_its_hints():
 
 
 @pytest.mark.parametrize("settings", [HICACHE, KVFLOW])
-def test_what_nobody_spoke_of_comes_back_from_the_host(settings):
-    """Chats without a hint, of which the device holds three of six."""
+def test_chats_without_hints_are_loaded_from_the_host(settings):
+    """The device holds three of six."""
     engine = make_engine(num_pages=32, cache=settings)
     for turn in range(3):
         for agent in AGENTS:
@@ -70,16 +70,12 @@ def test_what_nobody_spoke_of_comes_back_from_the_host(settings):
     engine.check_integrity()
 
 
-
-
-
-
-def test_what_a_caller_discards_is_not_kept():
+def test_a_discarded_call_is_not_kept():
     engine = make_engine(cache=KVFLOW)
     call(engine, "agent0", 0, None, reuse=Reuse.DISCARD)
     assert len(engine.cache.reuse_tracker) == 0
     call(engine, "agent0", 0, None, reuse=Reuse.KEEP)
-    assert len(engine.cache.reuse_tracker) == 2  # its prefix, and the whole
+    assert len(engine.cache.reuse_tracker) == 2  # its fixed prefix, and the whole sequence
 
 
 def test_a_ready_request_runs_while_another_waits_for_its_load():
@@ -105,17 +101,7 @@ def test_a_ready_request_runs_while_another_waits_for_its_load():
     assert engine.stats.stall_s > 0
 
 
-
-
-
-
-
-
-
-
-
-
-def test_runs_that_are_abandoned_expire():
+def test_abandoned_runs_expire():
     clock = ManualClock()
     engine = make_engine(cache=KVFLOW, clock=clock)
     call(engine, "agent0", 0, cycle())
@@ -127,16 +113,51 @@ def test_runs_that_are_abandoned_expire():
     assert np.isinf(engine.cache.table.steps).all()
 
 
-
-
-
-
-def test_hints_that_break_something_cost_no_answer(caplog):
+def test_hints_that_raise_cost_no_answer(caplog):
     engine = make_engine(cache=KVFLOW)
-    for bad in ({"next_agents": ["b"]}, {"next_agents": {"b": "high"}}, {"workflow_id": ["x"]}):
-        hints = Hints(**{"workflow_id": "w", "agent_id": "a", **bad})
+    for invalid in ({"next_agents": ["b"]}, {"next_agents": {"b": "high"}}, {"workflow_id": ["x"]}):
+        hints = Hints(**{"workflow_id": "w", "agent_id": "a", **invalid})
         client = Client(engine, [1, 2, 3], max_tokens=2, ignore_eos=True, hints=hints)
         run(engine)
         assert client.tokens == client.cold
     assert "could not be used" in caplog.text
     assert engine.is_idle
+
+
+@pytest.fixture
+def controller():
+    return make_engine(cache=KVFLOW).controller
+
+
+def test_a_registered_graph_serves_the_runs_of_its_tenant(controller):
+    controller.register("t", "review", chain("plan", "code").freeze())
+    assert controller.begin_run("t", "w", None, "review", 0.0) is HintStatus.APPLIED
+    assert controller.begin_run("other", "w", None, "review", 0.0) is HintStatus.UNKNOWN_GRAPH
+    assert controller.run_tracker.steps(("t", "code")) == 1
+    assert controller.unregister("t", "review")
+    assert not controller.unregister("t", "review")
+    assert controller.run_tracker.steps(("t", "code")) == 1  # the run goes on
+
+
+def test_progress_that_a_caller_reports_moves_the_run(controller):
+    controller.begin_run("", "w", chain("plan", "code", "test").freeze(), None, 0.0)
+    assert controller.advance("", "w", ["plan"], ["code", "stranger"], 1.0) == ["stranger"]
+    assert controller.run_tracker.steps(("", "test")) == 1
+    assert controller.advance("", "unknown", [], [], 1.0) is None
+
+
+def test_the_end_of_a_run_releases_its_histories():
+    engine = make_engine(cache=KVFLOW)
+    call(engine, "agent0", 0, None, reuse=Reuse.KEEP)
+    assert len(engine.cache.reuse_tracker) == 2
+    assert engine.controller.end_run("", "run")
+    assert len(engine.cache.reuse_tracker) == 1  # its fixed prefix
+    assert not engine.controller.end_run("", "run")
+
+
+def test_the_last_call_of_a_run_ends_it():
+    engine = make_engine(cache=KVFLOW)
+    call(engine, "agent0", 0, cycle())
+    assert engine.stats.num_runs == 1
+    call(engine, "agent1", 0, cycle(), session_final=True)
+    assert engine.controller.run_tracker.find(("", "run")) is None

@@ -1,4 +1,4 @@
-"""Offloads and prefetches ahead of time, over a cache of 2-token pages and a link that never fills."""
+"""Offloads and prefetches ahead of time, over a link that takes one second per block."""
 
 import pytest
 

@@ -1,19 +1,118 @@
-"""Conversations between their calls."""
+"""Conversation histories between their calls."""
 
+import pytest
+
+from kvflow_jax.cache.reuse_tracker import UNKNOWN_STEPS
+from kvflow_jax.control import session_store
 from kvflow_jax.control.run_tracker import RunTracker
-from kvflow_jax.control.session_store import SessionStore
+from kvflow_jax.control.session_store import SessionStore, history_reader
+from kvflow_jax.workflow.hints import Hints
+from tests.support.agent_cycle import KVFLOW, ManualClock
+from tests.support.step_graphs import chain
+from tests.support.token_runner import Client, make_engine, run
 
 
-def test_a_history_that_a_call_continues_is_kept_until_the_call_has_ended():
-    release = []
-    histories = SessionStore(RunTracker(), lambda reader, run: release.append(reader))
-    histories.keep("chat", None, None, 10.0)
-    histories.keep("other", None, None, 10.0)
-    histories.pin("chat")
-    histories.pin("nobody")
-    histories.expire(1000.0)  # the call was long in the queue
-    assert release == ["other"]
-    histories.keep("chat", None, None, 1010.0)
-    histories.expire(1011.0)
-    assert release == ["other", "chat"]
-    assert len(histories) == 0
+@pytest.fixture
+def released():
+    return []
+
+
+@pytest.fixture
+def run_tracker():
+    return RunTracker()
+
+
+@pytest.fixture
+def store(run_tracker, released):
+    return SessionStore(run_tracker, lambda reader, run: released.append(reader))
+
+
+def test_a_history_that_a_call_continues_is_kept_until_the_call_has_ended(store, released):
+    store.keep("chat", None, None, 10.0)
+    store.keep("other", None, None, 10.0)
+    store.pin("chat")
+    store.pin("unknown")
+    store.expire(1000.0)  # the call waited in the queue for long
+    assert released == ["other"]
+    store.keep("chat", None, None, 1010.0)
+    store.expire(1011.0)
+    assert released == ["other", "chat"]
+    assert len(store) == 0
+
+
+def test_a_history_that_is_kept_again_expires_later(store, released):
+    store.keep("chat", None, None, 10.0)
+    store.keep("chat", None, None, 20.0)
+    store.expire(15.0)
+    assert not released
+    store.expire(20.0)
+    assert released == ["chat"]
+
+
+def test_stale_expiries_do_not_accumulate(store):
+    for i in range(1000):
+        store.keep("chat", None, None, float(i))
+    assert len(store._expiries) < 100
+
+
+def test_the_number_of_histories_is_bounded(store, released, monkeypatch):
+    monkeypatch.setattr(session_store, "MAX_HISTORIES", 2)
+    for reader in ("a", "b", "a", "c"):
+        store.keep(reader, None, None, 10.0)
+    assert released == ["b"]  # kept least recently
+
+
+def test_a_history_has_the_steps_of_the_agent_that_continues_it(store, run_tracker):
+    run = run_tracker.get_or_begin(("", "w"), chain("plan", "code").freeze(), 0.0)
+    assert store.keep("chat", run, "code", 10.0) == 1.0
+    assert store.keep("chat", None, None, 10.0) == UNKNOWN_STEPS
+    assert not run.readers  # detached again
+
+
+def test_the_end_of_a_run_releases_its_histories_only(store, released, run_tracker):
+    run = run_tracker.get_or_begin(("", "w"), chain("plan", "code").freeze(), 0.0)
+    store.keep("plan's", run, "plan", 10.0)
+    store.keep("code's", run, "code", 10.0)
+    store.keep("chat", None, None, 10.0)
+    store.end_run(run)
+    assert released == ["plan's", "code's"]
+    assert len(store) == 1
+
+
+def test_a_session_is_named_alike_in_all_runs_and_a_kept_call_is_not():
+    def reader(run, session=None):
+        return history_reader("t", Hints(workflow_id=run, agent_id="a", session_id=session))
+
+    assert reader("1", "s") == reader("2", "s")
+    assert reader("1") != reader("2")
+
+
+def test_a_conversation_is_kept_until_its_session_ends():
+    engine = make_engine(num_pages=24, max_model_len=64, cache=KVFLOW)
+    hints = Hints(agent_id="chat", session_id="s", num_fixed=8)
+    first = Client(engine, [5] * 24, max_tokens=8, ignore_eos=True, hints=hints)
+    run(engine)
+    history = first.prompt + first.tokens
+    for turn in range(5):  # requests that fill the pool
+        Client(engine, [20 + turn] * 60, max_tokens=2)
+        run(engine)
+    last = Hints(agent_id="chat", session_id="s", num_fixed=8, session_final=True)
+    second = Client(engine, [*history, 3], max_tokens=4, hints=last)
+    run(engine)
+    assert second.stats.num_cached_tokens >= 28
+    assert second.tokens == second.cold
+    assert engine.cache.reuse_tracker.node_of(("session", "", "s")) is None
+
+
+def test_a_conversation_with_a_long_time_to_live_delays_no_other_expiry():
+    clock = ManualClock()
+    engine = make_engine(num_pages=200, cache=KVFLOW, clock=clock)
+    for i, ttl_s in enumerate([86_400.0, 1.0, 1.0, 1.0]):
+        hints = Hints(agent_id="chat", session_id=str(i), ttl_s=ttl_s)
+        Client(engine, [5 + i] * 20, max_tokens=2, hints=hints)
+        run(engine)
+    clock.time_s += 10.0
+    engine.step()
+    kept = [i for i in range(4) if engine.cache.reuse_tracker.node_of(("session", "", str(i)))]
+    assert len(engine.controller._sessions) == 1
+    assert len(kept) <= 1

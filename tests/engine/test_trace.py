@@ -11,7 +11,7 @@ from tests.support.agent_cycle import AGENTS, KVFLOW, call, cycle
 from tests.support.token_runner import make_engine
 
 
-def test_steps_moves_and_calls_each_have_their_lane(tmp_path):
+def test_steps_transfers_stalls_and_requests_have_tracks_of_their_own(tmp_path):
     path = tmp_path / "trace.json"
     engine = make_engine(num_pages=32, cache=KVFLOW)
     engine.tracer = ChromeTrace(path)
@@ -44,6 +44,6 @@ def test_steps_moves_and_calls_each_have_their_lane(tmp_path):
     assert len(begun) == sum(event["ph"] == "e" for event in events)
 
 
-def test_a_trace_that_cannot_be_written_is_said_at_the_start(tmp_path):
+def test_a_trace_that_cannot_be_written_is_an_error_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         ChromeTrace(tmp_path / "missing" / "trace.json")

@@ -1,18 +1,11 @@
-"""Reading hints: whatever is sent, something comes of it or nothing does, never an error."""
-
-import json
-import threading
+"""Hints of requests: any JSON can be parsed, and an invalid field is ignored."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.models.tokenizer import Tokenizer
-from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.graph_store import GraphStore
-from kvflow_jax.workflow.hints import FixedPrefix, HintParser, Hints
-from tests.models import tiny
+from kvflow_jax.workflow.hints import MAX_STEPS, FixedPrefix, HintParser, Hints, Reuse
 
 FIELDS = (
     *("workflow_id", "agent_id", "session_id", "session_final", "graph_id", "step_graph"),
@@ -37,7 +30,7 @@ ANY_JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), ANY_JSON) | ANY_JSON)
-def test_anything_can_be_read(data):
+def test_any_json_can_be_parsed(data):
     parser = HintParser(data)
     hints = parser.parse()
     assert hints.ttl_s is None or 0 <= hints.ttl_s <= 24 * 3600
@@ -48,7 +41,7 @@ def test_anything_can_be_read(data):
         assert hints.is_empty
 
 
-def test_what_makes_sense_is_not_clipped():
+def test_valid_fields_are_not_clipped():
     parser = HintParser(
         {
             "agent_id": "coder",
@@ -68,70 +61,60 @@ def test_what_makes_sense_is_not_clipped():
     assert HintParser({"cache_ttl_ms": 10**12}).parse().is_clipped
 
 
-def test_a_fixed_prefix_is_no_longer_than_the_prompt():
+def test_a_fixed_prefix_is_cut_to_the_prompt():
     assert Hints(agent_id="a").with_fixed(4, 9) == Hints(agent_id="a", num_fixed=4)
     assert Hints().with_fixed(12, 9) == Hints(num_fixed=9, is_clipped=True)
     assert Hints(num_fixed=2).with_fixed(None, 9) == Hints()
 
 
-def test_equal_graphs_are_one_object_and_few_are_held():
-    store = GraphStore(max_parts=6)  # a graph of two nodes and an edge counts 4
-    one = store.graph({"edges": [{"source": "a", "target": "b"}], "name": "x"})
-    assert store.graph({"name": "x", "edges": [{"target": "b", "source": "a"}]}) is one
-    store.graph({"nodes": ["other"]})
-    assert store.graph({"name": "x", "edges": [{"target": "b", "source": "a"}]}) is one
-    store.graph({"nodes": ["another"]})
-    assert len(store) == 2
-    store.graph({"nodes": ["c", "d", "e", "f", "g", "h"]})
-    assert len(store) == 1
-    for bad in (5, {"nodes": [5]}, {"nodes": {1, 2}}):
-        with pytest.raises(InvalidRequestError):
-            store.graph(bad)
-    assert len(store) == 1
+def test_next_agents_are_names_or_records():
+    hints = HintParser(
+        {"next_agents": ["a", {"agent_id": "b", "probability": 0.25}, {"agent_id": "c"}]}
+    ).parse()
+    assert hints.next_agents == {"a": 1.0, "b": 0.25, "c": 1.0}
+    assert not hints.is_clipped
 
 
-def test_threads_that_ask_at_once_get_one_graph():
-    store, found = GraphStore(), []
-    data = {"edges": [{"source": f"n{i}", "target": f"n{i + 1}"} for i in range(300)]}
-    start = threading.Barrier(4)
-
-    def ask():
-        start.wait()
-        found.append(store.graph(json.loads(json.dumps(data))))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert len(set(map(id, found))) == 1
+@pytest.mark.parametrize(
+    "item", [3, "", {}, {"agent_id": "a", "probability": 2}, {"agent_id": "a", "probability": "x"}]
+)
+def test_an_invalid_next_agent_is_ignored_and_the_others_count(item):
+    hints = HintParser({"next_agents": [item, "b"]}).parse()
+    assert hints.next_agents == {"b": 1.0}
+    assert hints.is_clipped
 
 
-SYSTEM = {"role": "system", "content": "You plan."}
-USER = {"role": "user", "content": "the task"}
+def test_steps_are_whole_and_bounded():
+    hints = HintParser({"steps_to_execution": {"a": 3, "b": 2.9, "c": -1, "d": 1e9}}).parse()
+    assert hints.steps_to_execution == {"a": 3.0, "b": 2.0, "c": 0.0, "d": float(MAX_STEPS)}
+    assert hints.is_clipped
 
 
-def test_the_prefix_of_a_chat_ends_with_its_system_messages():
-    tokenizer = Tokenizer(tiny.byte_level_tokenizer())
-    prompt = tokenizer.apply_chat_template([SYSTEM, SYSTEM, USER])
-    length = chat_prefix_len(tokenizer, [SYSTEM, SYSTEM, USER], prompt)
-    written = "<s>system: You plan.</s>" * 2
-    # The token that opens the next message is none of it.
-    assert tokenizer.decode(prompt[:length], skip_special_tokens=False) == written
-    assert chat_prefix_len(tokenizer, [SYSTEM, SYSTEM, USER], prompt, 1) == length / 2
-    assert chat_prefix_len(tokenizer, [SYSTEM, SYSTEM, USER], prompt, 0) == 0
-    whole = chat_prefix_len(tokenizer, [SYSTEM, SYSTEM, USER], prompt, 9)
-    assert length < whole < len(prompt)
-    assert chat_prefix_len(tokenizer, [USER, SYSTEM], prompt) is None
+def test_an_inline_graph_is_frozen_and_an_invalid_or_empty_one_ignored():
+    edges = [{"source": "a", "target": "b"}]
+    graph = HintParser({"step_graph": {"edges": edges}}).parse().graph
+    assert graph is not None
+    assert graph.names == ("a", "b")
+    for invalid in ({"edges": 3}, {}, "a"):
+        hints = HintParser({"step_graph": invalid}).parse()
+        assert hints.graph is None
+        assert hints.is_clipped
 
 
-def test_a_template_may_refuse_system_messages_alone():
-    template = (
-        "{% if messages[-1].role == 'system' %}{{ raise_exception('no user') }}{% endif %}"
-        + tiny.CHAT_TEMPLATE
-    )
-    tokenizer = Tokenizer(tiny.byte_level_tokenizer(template))
-    prompt = tokenizer.apply_chat_template([SYSTEM, USER])
-    assert chat_prefix_len(tokenizer, [SYSTEM, USER], prompt) is None
-    assert chat_prefix_len(tokenizer, [SYSTEM, USER], prompt, 2) is not None
+def test_requests_that_share_a_store_share_their_graphs():
+    store, data = GraphStore(), {"step_graph": {"nodes": ["a"]}}
+    assert HintParser(data, store).parse().graph is HintParser(dict(data), store).parse().graph
+
+
+@pytest.mark.parametrize(
+    ("hints", "is_empty"),
+    [
+        (Hints(), True),
+        (Hints(num_fixed=3), True),
+        (Hints(agent_id="a"), False),
+        (Hints(session_id="s"), False),
+        (Hints(reuse=Reuse.KEEP), False),
+    ],
+)
+def test_hints_are_empty_if_they_name_nothing(hints, is_empty):
+    assert hints.is_empty == is_empty

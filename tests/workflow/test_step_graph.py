@@ -1,4 +1,4 @@
-"""Where a run stands, as those who wait for its agents see it."""
+"""The state of a run, as the steps-to-execution and probabilities of its nodes show it."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_a_diamond_waits_for_its_slowest_or_its_fastest_branch(mode, after_one, 
     assert by_node(run)["merge"] == min(after_one, 1)
 
 
-def test_an_any_join_may_run_once_for_each_branch_that_comes_in():
+def test_an_any_join_may_run_once_for_each_satisfied_input():
     run = run_of(chain("split", "left", "merge").edge("split", "right").edge("right", "merge"))
     any_run = run_of(
         chain("split", "left", "merge")
@@ -61,7 +61,7 @@ def test_an_any_join_may_run_once_for_each_branch_that_comes_in():
     assert play(any_run, "right", "merge").is_over
 
 
-def test_nested_fan_out_meets_again_from_the_inside_out():
+def test_nested_fans_join_from_the_inside_out():
     workflow = Workflow()
     for inner in ("left", "right"):
         workflow.edge("root", inner)
@@ -102,7 +102,7 @@ def test_the_branch_not_taken_comes_back_with_the_loop():
     assert play(run, "publish").is_over
 
 
-def test_a_choice_leaves_what_follows_unconditionally_alone():
+def test_a_choice_leaves_unconditional_edges_alone():
     workflow = chain("route", "log").edge("route", "a", True).edge("route", "b", True)
     run = play(run_of(workflow), "route", "a")
     assert by_node(run) == {"route": NEVER, "log": 0, "a": NEVER, "b": NEVER}
@@ -110,7 +110,7 @@ def test_a_choice_leaves_what_follows_unconditionally_alone():
     assert by_node(run) == {"route": NEVER, "log": NEVER, "a": 0, "b": 0}
 
 
-def test_a_choice_takes_back_only_its_own_sources_branches():
+def test_a_choice_revokes_only_the_branches_of_its_own_source():
     workflow = Workflow().edge("x", "a", True).edge("x", "b", True).edge("y", "b", True)
     run = play(run_of(workflow.edge("y", "c", True).join("b", "any")), "x", "y")
     run.start("a")
@@ -130,18 +130,18 @@ def test_an_agent_that_repeats_is_as_near_as_its_nearest_call():
     assert run.agent_steps() == {"reviewer": NEVER, "code": NEVER, "publish": 0}
 
 
-def test_a_call_too_many_of_a_repeating_agent_goes_where_it_is_due_next():
+def test_a_surplus_call_of_a_repeating_agent_runs_its_node_with_the_fewest_steps():
     workflow = chain("far", "b", "late").edge("b", "soon").edge("late", "far").entry("b")
     workflow.node("far", agent="x").node("soon", agent="x")
     run = run_of(workflow)
     assert by_node(run) == {"far": 2, "b": 0, "late": 1, "soon": 1}
     play(run, "x")
-    assert by_node(run) == {"far": 2, "b": 0, "late": 1, "soon": 1}  # an output of soon: none
+    assert by_node(run) == {"far": 2, "b": 0, "late": 1, "soon": 1}  # soon has no outputs
     run.start("x")
     assert run.graph.names[run.running[0]] == "soon"
 
 
-def test_a_loop_comes_back_through_a_join_of_all():
+def test_a_loop_may_pass_a_join_of_all():
     workflow = chain("plan", "code", "merge").edge("plan", "test").edge("test", "merge")
     workflow.edge("merge", "plan", conditional=True).edge("merge", "done", conditional=True)
     run = run_of(workflow.entry("plan"))
@@ -153,27 +153,10 @@ def test_a_loop_comes_back_through_a_join_of_all():
     assert play(run, "done").is_over
 
 
-def test_a_join_of_all_in_front_of_its_own_loop_never_comes_due():
+def test_a_join_of_all_that_waits_for_itself_never_runs():
     workflow = chain("start", "body", "body").join("body", "all")
     assert by_node(run_of(workflow)) == {"start": 0, "body": NEVER}
     assert by_node(run_of(workflow.join("body", "any"))) == {"start": 0, "body": 1}
-
-
-def test_undeclared_joins_wait_for_all_that_can_arrive():
-    """Two writers before a merge; a choice that meets again; a loop back; a loop around it all."""
-    fan = Workflow().edge("plan", "a").edge("plan", "b").edge("a", "merge").edge("b", "merge")
-    fan.edge("merge", "plan")
-    assert play(run_of(fan), "plan", "a").agent_steps()["merge"] == 1
-    choice = Workflow().edge("plan", "a", True).edge("plan", "b", True)
-    choice.edge("a", "merge").edge("b", "merge").edge("merge", "plan")
-    run = play(run_of(choice), "plan", "a")
-    assert run.agent_steps()["merge"] == 0
-    loop = Workflow().edge("plan", "code").edge("code", "review").edge("review", "code")
-    run = play(run_of(loop), "plan", "code", "review")
-    assert run.agent_steps()["code"] == 0
-    around = Workflow().edge("plan", "a").edge("plan", "b").edge("a", "plan").edge("b", "plan")
-    run = play(run_of(around), "plan", "a")
-    assert run.agent_steps()["plan"] == 1
 
 
 def test_an_abandoned_call_may_be_tried_again():
@@ -207,13 +190,13 @@ def test_calls_of_an_agent_end_in_the_order_they_began():
     assert by_node(run) == {"a-1": NEVER, "a-2": 0, "b": 0, "c": 1}
 
 
-def test_calls_out_of_turn_are_taken_as_they_come():
+def test_a_call_that_is_not_due_starts_all_the_same():
     run = run_of(chain("plan", "code", "review"))
     play(run, "code")
     assert by_node(run) == {"plan": 0, "code": 1, "review": 0}
 
 
-def test_what_the_graph_does_not_know_changes_nothing():
+def test_an_agent_that_the_graph_lacks_changes_nothing():
     run = run_of(chain("plan", "code"))
     before = run.key
     assert not run.start("stranger")
@@ -224,11 +207,11 @@ def test_what_the_graph_does_not_know_changes_nothing():
     assert run.key == before
 
 
-def test_a_client_may_report_progress_itself():
+def test_a_caller_may_report_progress():
     run = run_of(chain("plan", "code", "review"))
     assert run.advance(completed=["plan"], running=["code"]) == []
     assert by_node(run) == {"plan": NEVER, "code": 0, "review": 1}
-    run.advance(running=["code"])  # said twice, running once
+    run.advance(running=["code"])  # reported twice, running once
     assert run.running == (1,)
     run.advance(running=["code", "code"])
     assert run.running == (1, 1)
@@ -252,7 +235,7 @@ def test_runs_of_one_graph_do_not_disturb_each_other():
     assert first.key != second.key
 
 
-def test_runs_begin_where_no_edge_leads_unless_told():
+def test_runs_begin_at_declared_entries_or_at_nodes_without_inputs():
     assert chain("a", "b").edge("c", "b").entries == ("a", "c")
     assert chain("a", "b").agent("alone").entries == ("a", "alone")
     assert chain("a", "b").agent("c").entry("b").entries == ("b",)
@@ -262,7 +245,7 @@ def test_runs_begin_where_no_edge_leads_unless_told():
     assert run_of(Workflow()).is_over
 
 
-def test_choices_share_what_labels_leave():
+def test_choices_without_a_probability_share_what_the_others_leave():
     workflow = Workflow().edge("route", "a", probability=0.5).edge("route", "b", True)
     workflow.edge("route", "c", True).edge("route", "log").edge("a", "after-a").edge("b", "end")
     run = run_of(workflow)
@@ -283,12 +266,12 @@ def test_a_join_of_choices_is_as_likely_as_both_or_either(mode, chance):
     assert chances(play(run, "x", "y"))["merge"] == pytest.approx(chance)
 
 
-def test_labels_that_sum_to_more_than_one_leave_nothing_for_the_others():
+def test_probabilities_above_one_in_total_leave_nothing_for_the_other_choices():
     workflow = Workflow().edge("x", "a", True, 0.9).edge("x", "b", True, 0.9).edge("x", "c", True)
     assert chances(run_of(workflow)) == {"x": 1.0, "a": 0.9, "b": 0.9, "c": 0.0}
 
 
-def test_a_choice_half_taken_back_is_found():
+def test_a_choice_that_is_satisfied_in_part_is_found():
     run = play(run_of(Workflow().edge("x", "a", True).edge("x", "b", True)), "x")
     run.check_integrity()
     run._satisfied -= {0}

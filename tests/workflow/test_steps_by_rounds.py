@@ -1,4 +1,4 @@
-"""Steps-to-execution against brute force: play rounds until a node could first run."""
+"""Steps-to-execution against brute force: simulate rounds until each node could first run."""
 
 import random
 
@@ -10,7 +10,7 @@ from tests.support.step_graphs import by_node, chances, run_of
 
 
 class SlowRun:
-    """The rules of a run over sets of names, and steps found by playing rounds to the end."""
+    """An independent implementation over sets of names, with steps found by simulating rounds."""
 
     def __init__(self, workflow):
         self.agent_of = dict(workflow.nodes)
@@ -112,13 +112,13 @@ def test_steps_are_the_rounds_in_which_nodes_could_first_run(seed):
 
 
 def move(rng, run, slow):
-    """Make the same random move in both: mostly what is due, at times what is not."""
+    """Make the same random move in both; most starts are of ready nodes."""
     due = [slow.agent_of[node] for node in slow.agent_of if slow.is_ready(node)]
     if slow.running and rng.random() < 0.5:
         agent = slow.agent_of[rng.choice(slow.running)]
-        way = "abandon" if rng.random() < 0.2 else "finish"
+        method = "abandon" if rng.random() < 0.2 else "finish"
     else:
         agents = due if due and rng.random() < 0.8 else list(slow.agent_of.values())
-        agent, way = rng.choice(agents), "start"
-    getattr(slow, way)(agent)
-    assert getattr(run, way)(agent)
+        agent, method = rng.choice(agents), "start"
+    getattr(slow, method)(agent)
+    assert getattr(run, method)(agent)

@@ -1,4 +1,4 @@
-"""Workflows as users build and send them."""
+"""Workflows as users build them, and their JSON form."""
 
 from itertools import islice
 
@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.workflow.graph_warnings import warnings_of
 from kvflow_jax.workflow.step_graph import Edge
 from kvflow_jax.workflow.workflow import MAX_EDGES, MAX_ID_LEN, MAX_NODES, Workflow
 from tests.support.step_graphs import chain, play, run_of
@@ -29,7 +28,7 @@ def test_the_graph_is_the_same_object_until_the_workflow_changes():
     assert first.names == ("a", "b")
 
 
-def test_a_workflow_shows_what_was_said():
+def test_a_workflow_shows_its_declarations():
     workflow = chain("plan", "code").node("again", agent="plan").agent("plan").join("code", "any")
     workflow.edge("code", "again", probability=0.25).node("code", agent="coder").edge(
         "plan", "code"
@@ -45,7 +44,7 @@ def test_the_json_form_of_a_step_graph_is_read():
             "name": "review",
             "nodes": ["plan", {"id": "review-2", "agent": "reviewer"}, {"id": "x", "agent": None}],
             "edges": [
-                {"source": "plan", "target": "code", "label": "unknown keys pass"},
+                {"source": "plan", "target": "code", "label": "unknown keys are ignored"},
                 {"source": "code", "target": "review-2", "conditional": True, "probability": 1},
                 {"source": "code", "target": "x", "conditional": None, "probability": None},
             ],
@@ -165,7 +164,7 @@ def test_conditional_is_true_or_false(value):
         (lambda w: w.entry(b"a"), "name"),
     ],
 )
-def test_a_builder_refuses_what_cannot_be_and_stays_as_it_was(build, param):
+def test_an_invalid_argument_is_refused_and_changes_nothing(build, param):
     workflow = Workflow()
     with pytest.raises(InvalidRequestError) as error:
         build(workflow)
@@ -173,7 +172,7 @@ def test_a_builder_refuses_what_cannot_be_and_stays_as_it_was(build, param):
     assert not workflow.nodes
 
 
-def test_a_workflow_is_bounded_and_its_largest_still_runs():
+def test_the_size_of_a_workflow_is_bounded_and_the_largest_one_runs():
     workflow = chain(*(f"n{i}" for i in range(MAX_NODES)))
     with pytest.raises(InvalidRequestError, match="at most 4096 nodes"):
         workflow.agent("one more")
@@ -187,33 +186,7 @@ def test_a_workflow_is_bounded_and_its_largest_still_runs():
     assert play(run, "n0").steps()[1:] == tuple(range(MAX_NODES - 1))
 
 
-def test_what_is_likely_not_meant_is_said():
-    data = {
-        "nodes": ["a", "b"],
-        "edges": [
-            {"source": "a", "target": "b", "probability": 0.9},
-            {"source": "a", "target": "b", "probability": 0.7},
-            {"source": "a", "target": "c", "probability": 0.6},
-            {"source": "d", "target": "e"},
-            {"source": "e", "target": "d"},
-        ],
-        "entry": ["a"],
-    }
-    workflow = Workflow.from_dict(data)
-    assert warnings_of(data, workflow, workflow.freeze()) == [
-        'unknown field "entry"',
-        '"c" is not among nodes, and was added to them',
-        '"d" is not among nodes, and was added to them',
-        '"e" is not among nodes, and was added to them',
-        'the edge ["a", "b"] occurs 2 times: the last one counts',
-        'the probabilities of the choices of "a" sum to 1.3',
-        '"d" can never run: not all of its inputs can be satisfied',
-        '"e" can never run: not all of its inputs can be satisfied',
-    ]
-    ring = Workflow().edge("a", "b").edge("b", "a")
-    assert warnings_of(ring.to_dict(), ring, ring.freeze()) == [
-        'every node has inputs, and no entry is declared: runs begin at "a"'
-    ]
-    fine = Workflow("x").edge("a", "b").edge("b", "a", probability=0.5).entry("a")
-    assert warnings_of(fine.to_dict(), fine, fine.freeze()) == []
-    assert repr(fine) == "Workflow('x', 2 nodes: a -> b, b -> a)"
+def test_the_repr_of_a_workflow_lists_its_edges():
+    workflow = Workflow("x").edge("a", "b").edge("b", "a", probability=0.5)
+    assert repr(workflow) == "Workflow('x', 2 nodes: a -> b, b -> a)"
+    assert repr(Workflow()) == "Workflow('', 0 nodes: no edges)"
