@@ -42,7 +42,7 @@ class EngineClosedError(KVFlowError):
 
 
 class ConfigError(KVFlowError, ValueError):
-    """Settings are out of range or contradict each other. The message names them and their limits."""
+    """Settings are out of range or contradictory. The message names them and their limits."""
 
 
 class CapacityError(KVFlowError):

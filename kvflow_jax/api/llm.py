@@ -173,9 +173,8 @@ class LLM:
             return self._generate([self._prompts.text(prompts, hints)], params, progress=False)[0]  # type: ignore[arg-type]
         if not isinstance(prompts, Sequence):
             raise InvalidRequestError("prompts must be text, token ids, or a list of those")
-        return self._generate(
-            [self._prompts.text(p, hints) for p in prompts], params, progress=progress
-        )  # type: ignore[arg-type]
+        calls = [self._prompts.text(prompt, hints) for prompt in prompts]  # type: ignore[arg-type]
+        return self._generate(calls, params, progress=progress)
 
     @overload
     def chat(
@@ -244,8 +243,8 @@ class LLM:
             params, hints: see ``generate``.
 
         Raises:
-            InvalidRequestError, QueueFullError, EngineClosedError: see ``generate``. Iteration raises
-                StepFailedError if a step of the request fails.
+            InvalidRequestError, QueueFullError, EngineClosedError: see ``generate``.
+            StepFailedError: from the iteration, if a step of the request fails.
         """
         call = self._prompts.text(prompt, hints)
         return Stream(self.engine, call.prompt, params, call.hints)
