@@ -103,7 +103,7 @@ def test_tokens_do_not_depend_on_batch_cache_or_preemption(runner):
     assert engine.stats.num_loaded_blocks > 0
 
 
-def test_hits_are_whole_tiles_and_outputs_are_not_shared():
+def test_deterministic_hits_are_whole_tiles_and_outputs_are_not_shared():
     engine = make_engine(deterministic=True)
     prompt = list(range(8, 8 + 27))  # three tiles of eight and three tokens
     first = Client(engine, prompt)
@@ -118,7 +118,7 @@ def test_hits_are_whole_tiles_and_outputs_are_not_shared():
     assert not any(a and b for a, b in zip(kinds, tiles, strict=True))
 
 
-def test_decoding_goes_on_between_the_chunks_of_a_long_prompt():
+def test_deterministic_decoding_continues_between_the_chunks_of_a_long_prompt():
     engine = make_engine(deterministic=True, max_model_len=64)
     early = Client(engine, range(8, 13), max_tokens=30, ignore_eos=True)
     engine.step()

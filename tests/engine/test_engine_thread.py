@@ -44,7 +44,7 @@ def last(news):
     return output
 
 
-def test_what_still_lies_in_the_inbox_is_answered_when_the_engine_closes():
+def test_requests_in_the_inbox_get_an_error_when_the_engine_closes():
     held = HeldEngine()
     running = held.submit()
     assert held.in_step.wait(PATIENCE_S)
@@ -63,7 +63,7 @@ def test_what_still_lies_in_the_inbox_is_answered_when_the_engine_closes():
         held.submit()
 
 
-def test_what_still_lies_in_the_inbox_is_answered_when_the_thread_dies():
+def test_requests_in_the_inbox_get_an_error_when_the_thread_dies():
     held = HeldEngine()
 
     def die(*_):
@@ -84,7 +84,7 @@ def test_what_still_lies_in_the_inbox_is_answered_when_the_thread_dies():
         held.submit()
 
 
-def test_an_argument_of_a_wrong_type_is_its_callers_problem_alone():
+def test_an_argument_of_a_wrong_type_fails_its_own_request_only():
     held = HeldEngine()
     held.go_on.set()
     first, bad, good = held.submit(), held.submit(priority="high"), held.submit()

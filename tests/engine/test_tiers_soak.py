@@ -147,7 +147,7 @@ class Life:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_texts_are_cold_texts_whatever_the_link_does(name):
+def test_tokens_are_those_of_a_cold_run_whatever_the_link_does(name):
     counts = Counter()
     for seed in range(25):
         life = Life(seed, SETTINGS[name])

@@ -40,6 +40,15 @@ def cold_tokens(prompt, max_len, *, ignore_eos=False) -> list[int]:
     return sequence[len(prompt) :]
 
 
+def prompt_without_eos(length, seed=0, max_tokens=6) -> list[int]:
+    """Return a random prompt whose next ``max_tokens`` tokens are not end-of-text."""
+    rng = np.random.default_rng(seed)
+    while True:
+        prompt = rng.integers(8, VOCAB, length).tolist()
+        if EOS not in cold_tokens(prompt, length + max_tokens, ignore_eos=True):
+            return prompt
+
+
 class TokenStep:
     def __init__(self, sampled, error=None):
         self._sampled, self._error = sampled, error
@@ -84,29 +93,29 @@ class TokenRunner:
             raise error
         self.batches.append(batch)
         shape, page = batch.shape, self.spec.page_size
-        at = 0
+        start = 0
         for row in range(shape.num_rows):
             width = 1 if row < shape.num_decode else shape.tile
-            tokens = batch.tokens[at : at + width].astype(np.int64)
-            at += width
+            tokens = batch.tokens[start : start + width].astype(np.int64)
+            start += width
             if row < shape.num_decode and batch.token_source[row] >= 0:
                 tokens = self.last_tokens[batch.token_source[row] : batch.token_source[row] + 1]
             count = int(batch.query_len[row])
-            where = self._slots(batch, row, batch.query_start[row] + np.arange(count))
-            assert (where >= page).all(), "the null page was written"
-            self.pool[where] = tokens[:count]
+            slots = self._kv_slots(batch, row, batch.query_start[row] + np.arange(count))
+            assert (slots >= page).all(), "the null page was written"
+            self.pool[slots] = tokens[:count]
         sampled = np.full(shape.num_rows, -1, np.int32)
         for row in range(shape.num_rows):
             if batch.sampling.seq_slot[row] < self.shapes.num_seq_slots:
                 end = int(batch.query_start[row] + batch.query_len[row])
-                sequence = self.pool[self._slots(batch, row, np.arange(end))]
+                sequence = self.pool[self._kv_slots(batch, row, np.arange(end))]
                 assert (sequence >= 0).all(), "KV was read that no step wrote"
                 sampled[row] = next_token(sequence)
                 self.last_tokens[batch.sampling.seq_slot[row]] = sampled[row]
         error, self.fail_result = self.fail_result, None
         return TokenStep(sampled, error)
 
-    def _slots(self, batch, row, positions):
+    def _kv_slots(self, batch, row, positions):
         page = self.spec.page_size
         return batch.page_table[row, positions // page].astype(np.int64) * page + positions % page
 

@@ -1,0 +1,92 @@
+"""Cache settings: which combinations are valid, and what each mode chooses."""
+
+import pytest
+
+from kvflow_jax.engine.cache_config import MAX_EXTENT_BYTES, CacheConfig, CacheSettings
+from kvflow_jax.errors import ConfigError
+
+
+def resolve(config, *, block_bytes=1 << 20, num_pages=1000, free_host_bytes=1 << 40):
+    return CacheSettings.resolve(
+        config, block_bytes=block_bytes, num_pages=num_pages, free_host_bytes=free_host_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mode": "lru"}, "cache must be one of gpu-only, hicache, kvflow; got 'lru'"),
+        ({"eviction": "random"}, "eviction must be one of"),
+        ({"backup": "never"}, "backup must be one of early, evict"),
+        ({"host_cache_gib": -1.0}, "host_cache_gib must be at least 0"),
+        ({"host_cache_gib": float("nan")}, "host_cache_gib must be at least 0"),
+        ({"link_ratio": 0.0}, "link_ratio must be above 0"),
+        ({"link_ratio": float("inf")}, "link_ratio must be above 0"),
+        ({"mode": "gpu-only", "host_cache_gib": 1.0}, "no host tier: remove host_cache_gib"),
+        ({"mode": "gpu-only", "prefetch": True}, "no host tier to prefetch from"),
+        ({"prefetch": True, "host_cache_gib": 0.0}, "prefetch needs a host tier"),
+    ],
+)
+def test_invalid_settings_raise_config_error(given, message):
+    with pytest.raises(ConfigError, match=message):
+        CacheConfig(**given)
+
+
+def test_each_mode_chooses_policy_prefetching_and_host_copies():
+    modes = {mode: resolve(CacheConfig(mode)) for mode in ("gpu-only", "hicache", "kvflow")}
+    assert {mode: s.eviction for mode, s in modes.items()} == {
+        "gpu-only": "lru",
+        "hicache": "lru",
+        "kvflow": "kvflow",
+    }
+    assert [mode for mode, s in modes.items() if s.prefetches] == ["kvflow"]
+    assert [mode for mode, s in modes.items() if s.offloads_everything] == ["hicache"]
+    assert [mode for mode, s in modes.items() if not s.num_host_blocks] == ["gpu-only"]
+
+
+@pytest.mark.parametrize(
+    ("config", "safeguards", "admission_control"),
+    [
+        (CacheConfig(), True, False),
+        (CacheConfig("hicache"), False, False),
+        (CacheConfig(eviction="kvflow-cost"), True, True),
+        (CacheConfig("hicache", guard=True, admission=True), True, True),
+        (CacheConfig(eviction="kvflow-cost", guard=False, admission=False), False, False),
+    ],
+)
+def test_safeguards_follow_the_mode_and_admission_control_the_policy_unless_set(
+    config, safeguards, admission_control
+):
+    settings = resolve(config)
+    assert (settings.safeguards, settings.admission_control) == (safeguards, admission_control)
+
+
+def test_the_default_host_tier_is_as_large_as_the_pool_or_as_free_memory_allows():
+    assert resolve(CacheConfig()).num_host_blocks == 1000
+    assert resolve(CacheConfig(), free_host_bytes=10 << 20).num_host_blocks == 10
+
+
+def test_a_host_tier_of_a_given_size_may_be_larger_than_the_pool():
+    settings = resolve(CacheConfig(host_cache_gib=2.0), num_pages=10, free_host_bytes=0)
+    assert settings.num_host_blocks == 2048
+    assert resolve(CacheConfig(host_cache_gib=0.0)).num_host_blocks == 0
+
+
+def test_blocks_are_offloaded_early_unless_only_at_eviction():
+    assert resolve(CacheConfig(backup="early")).offloads_early
+    assert not resolve(CacheConfig(backup="evict")).offloads_early
+
+
+@pytest.mark.parametrize(
+    ("block_bytes", "num_pages", "sizes"),
+    [
+        (1 << 10, 1000, (1, 4, 16, 64)),
+        (MAX_EXTENT_BYTES // 4, 1000, (1, 4)),
+        (2 * MAX_EXTENT_BYTES, 1000, (1,)),
+        (1 << 10, 5, (1, 4)),
+    ],
+)
+def test_extents_are_bounded_in_bytes_and_by_the_pool(block_bytes, num_pages, sizes):
+    assert (
+        resolve(CacheConfig(), block_bytes=block_bytes, num_pages=num_pages).extent_sizes == sizes
+    )

@@ -1,0 +1,267 @@
+"""The scheduler: order, admission, preemption, chunked prefill, repeated decode steps."""
+
+import numpy as np
+import pytest
+
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.prefix_cache import PrefixCache
+from kvflow_jax.engine.scheduler import Scheduler
+from kvflow_jax.errors import IntegrityError
+from kvflow_jax.requests.request import Request
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import BatchShapes
+from tests.support.token_runner import Client, make_engine, prompt_without_eos, run
+
+PAGE = 4
+
+
+def make_scheduler(*, num_pages=32, max_num_seqs=4, max_prefill_tokens=32) -> Scheduler:
+    shapes = BatchShapes.plan(
+        max_num_seqs=max_num_seqs,
+        max_prefill_tokens=max_prefill_tokens,
+        tile=8,
+        page_size=PAGE,
+        pages_per_seq=16,
+    )
+    return Scheduler(PrefixCache(num_pages, PAGE), shapes)
+
+
+def add(scheduler, request_id, prompt, *, fairness_key="", priority=0, max_tokens=8) -> Request:
+    request = Request(
+        request_id,
+        np.asarray(prompt, np.int32),
+        SamplingParams(max_tokens=max_tokens),
+        lambda output: None,
+        root=RootKey("model", ""),
+        priority=priority,
+        arrival_s=0.0,
+        max_len=len(prompt) + max_tokens,
+        stop_ids=frozenset(),
+        seed=(0, 0),
+        detokenizer=None,
+        fairness_key=fairness_key,
+    )
+    scheduler.add(request)
+    return request
+
+
+def ids(requests):
+    return [request.id for request in requests]
+
+
+def test_fairness_keys_alternate_whatever_each_has_queued():
+    scheduler = make_scheduler()
+    for request_id in range(3):
+        add(scheduler, request_id, [request_id], fairness_key="batch")
+    add(scheduler, 3, [3], fairness_key="interactive")
+    add(scheduler, 4, [4], fairness_key="interactive")
+    assert ids(scheduler.waiting) == [0, 3, 1, 4, 2]
+
+
+def test_a_new_fairness_key_starts_at_the_virtual_time_of_the_running_requests():
+    scheduler = make_scheduler(max_num_seqs=3)
+    for request_id in range(6):
+        add(scheduler, request_id, [request_id], fairness_key="batch")
+    scheduler.schedule(0.0)
+    late = add(scheduler, 6, [6], fairness_key="interactive")
+    assert late.virtual_start == scheduler.running[-1].virtual_start == 2
+    assert ids(scheduler.waiting) == [6, 3, 4, 5]
+
+
+def test_priority_comes_before_fairness_and_arrival():
+    scheduler = make_scheduler()
+    add(scheduler, 0, [0])
+    add(scheduler, 1, [1], priority=-1)
+    add(scheduler, 2, [2], priority=1)
+    assert ids(scheduler.waiting) == [2, 0, 1]
+
+
+def test_a_throttled_request_is_passed_over_but_not_lost():
+    scheduler = make_scheduler()
+    for request_id in range(3):
+        add(scheduler, request_id, [request_id])
+    scheduler.can_admit = lambda request: request.id != 0
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert ids(plan.admitted) == [1, 2]
+    assert ids(scheduler.waiting) == [0]
+
+
+def test_a_request_too_large_for_the_free_blocks_is_not_overtaken():
+    scheduler = make_scheduler(num_pages=8)
+    for request_id, num_prompt in enumerate((20, 15, 1)):
+        add(scheduler, request_id, [request_id] * num_prompt)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert ids(plan.admitted) == [0]
+    assert ids(scheduler.waiting) == [1, 2]
+
+
+def test_a_long_prompt_is_computed_in_chunks_of_the_step_size():
+    scheduler = make_scheduler(max_prefill_tokens=16)
+    request = add(scheduler, 0, range(40))
+    lengths = []
+    while not request.num_in_flight:
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        lengths += plan.prefill_lengths
+    assert lengths == [16, 16, 8]
+    assert request.num_computed == request.num_prompt_computed == 40
+
+
+def test_a_removed_request_leaves_neither_lease_nor_seq_slot():
+    scheduler = make_scheduler(max_num_seqs=1)
+    running, waiting = add(scheduler, 0, range(10)), add(scheduler, 1, range(10))
+    scheduler.schedule(0.0)
+    assert (scheduler.running, scheduler.waiting) == ([running], [waiting])
+    for request in (running, waiting, waiting):
+        scheduler.remove(request, 0.0)
+    scheduler.check_integrity()
+    assert not scheduler.running + scheduler.waiting
+
+
+def test_a_request_whose_load_failed_waits_again():
+    scheduler = make_scheduler()
+    first, other = add(scheduler, 0, [1] * 10), add(scheduler, 1, [2] * 10)
+    scheduler.schedule(0.0)
+    assert first.lease is not None
+    scheduler.requeue_failed_loads(first.lease.blocks[:1], 0.0)
+    assert (scheduler.waiting, scheduler.running) == ([first], [other])
+    assert scheduler.preempted == [(first, 10)]
+    assert first.num_computed == 0
+    assert first.num_preemptions == 0
+    scheduler.check_integrity()
+
+
+def test_unpublish_names_every_request_that_leases_a_block_of_the_plan():
+    scheduler = make_scheduler(max_prefill_tokens=8)
+    first = add(scheduler, 0, [9] * 8 + [1])
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    second = add(scheduler, 1, [9] * 8 + [2])
+    later = scheduler.schedule(0.0)
+    assert later is not None
+    assert scheduler.running == [first, second]
+    assert scheduler.unpublish(later) == [first, second]
+    assert scheduler.unpublish(plan) == [first, second]
+    for request in (first, second):
+        scheduler.remove(request, 0.0)
+    scheduler.check_integrity()
+
+
+def test_a_decode_step_can_be_repeated_until_a_request_ends():
+    scheduler = make_scheduler()
+    short = add(scheduler, 0, [1] * 3, max_tokens=4)
+    add(scheduler, 1, [2] * 3, max_tokens=20)
+    prefill = scheduler.schedule(0.0)
+    assert prefill is not None
+    assert scheduler.max_repeats(prefill) == 1
+    decode = scheduler.schedule(0.0)
+    assert decode is not None
+    assert scheduler.max_repeats(decode) == 3
+    scheduler.repeat(decode, 3, 0.0)
+    assert decode.num_repeats == 3
+    assert short.num_in_flight == 4
+    assert [len(chunk.pages) for chunk in decode.chunks] == [2, 2]
+    scheduler.check_integrity()
+
+
+def test_a_seq_slot_that_is_missing_fails_the_integrity_check():
+    scheduler = make_scheduler()
+    scheduler._free_seq_slots.pop()
+    with pytest.raises(IntegrityError, match="seq slot"):
+        scheduler.check_integrity()
+
+
+def test_a_waiting_request_with_a_seq_slot_fails_the_integrity_check():
+    scheduler = make_scheduler()
+    add(scheduler, 0, [1]).seq_slot = 0
+    with pytest.raises(IntegrityError, match="a waiting request"):
+        scheduler.check_integrity()
+
+
+# In the engine, with the tokens of a cold run as reference.
+
+
+def test_concurrent_requests_compute_a_shared_prefix_once():
+    engine = make_engine(max_model_len=128, num_pages=64)
+    shared = prompt_without_eos(60)
+    clients = [Client(engine, [*shared, n], ignore_eos=True) for n in range(3)]
+    run(engine)
+    assert [c.tokens for c in clients] == [c.cold for c in clients]
+    assert clients[0].stats.num_cached_tokens == 0
+    assert [c.stats.num_cached_tokens for c in clients[1:]] == [60, 60]
+
+
+def test_a_preempted_request_ends_with_the_same_tokens():
+    engine = make_engine(num_pages=16, max_model_len=60)
+    clients = [
+        Client(engine, prompt_without_eos(12, seed), max_tokens=30, ignore_eos=True)
+        for seed in range(3)
+    ]
+    run(engine)
+    assert [c.tokens for c in clients] == [c.cold for c in clients]
+    assert engine.stats.num_preemptions > 0
+    assert clients[0].stats.num_preemptions == 0
+    assert engine.cache.num_leased == 0
+
+
+def test_a_higher_priority_runs_first():
+    engine = make_engine(num_pages=8, max_num_seqs=1, max_model_len=32)
+    low = Client(engine, prompt_without_eos(10, 1), ignore_eos=True)
+    lower = Client(engine, prompt_without_eos(10, 2), ignore_eos=True)
+    high = Client(engine, prompt_without_eos(10, 3), ignore_eos=True, priority=5)
+    run(engine)
+    ends = [c.stats.finished_s for c in (high, low, lower)]
+    assert ends == sorted(ends)
+
+
+def test_decoding_continues_beside_a_long_prefill():
+    engine = make_engine(max_model_len=256, num_pages=100, max_prefill_tokens=16)
+    decoding = Client(engine, prompt_without_eos(5), max_tokens=12, ignore_eos=True)
+    long = Client(engine, prompt_without_eos(200, 1), max_tokens=1)
+    run(engine)
+    # Its tokens were sampled while the long prompt was computed chunk by chunk.
+    assert decoding.stats.finished_s < long.stats.first_token_s
+    assert decoding.tokens == decoding.cold
+    assert long.tokens == long.cold
+
+
+def decode(repeats):
+    """Run three requests; return the engine and the requests."""
+    engine = make_engine(num_pages=40, repeats=repeats)
+    clients = [
+        Client(engine, [5] * length, max_tokens=max_tokens, ignore_eos=True)
+        for length, max_tokens in ((3, 12), (9, 20), (4, 7))
+    ]
+    run(engine)
+    assert [client.tokens for client in clients] == [client.cold for client in clients]
+    return engine, clients
+
+
+def test_repeated_steps_sample_the_same_tokens_in_fewer_dispatches():
+    single, _ = decode(repeats=False)
+    engine, clients = decode(repeats=True)
+    assert engine.stats.num_steps == single.stats.num_steps
+    assert engine.stats.generation_tokens == 12 + 20 + 7
+    assert max(len(output.token_ids) for client in clients for output in client.outputs) == 5
+    assert sum(map(len, (client.outputs for client in clients))) < 12 + 20 + 7
+
+
+@pytest.mark.parametrize("num_pages", [7, 8, 9])
+def test_repeated_steps_preempt_no_more_than_single_steps(num_pages):
+    repeated = make_engine(num_pages=num_pages, repeats=True, max_model_len=24)
+    single = make_engine(num_pages=num_pages, max_model_len=24)
+    for engine in (repeated, single):
+        clients = [Client(engine, [i] * 5, max_tokens=12, ignore_eos=True) for i in range(3)]
+        run(engine)
+        assert [client.tokens for client in clients] == [client.cold for client in clients]
+    assert repeated.stats.num_preemptions <= single.stats.num_preemptions
+
+
+def test_tokens_behind_a_stop_are_discarded():
+    engine = make_engine(repeats=True)
+    clients = [Client(engine, [i, i + 1], max_tokens=40) for i in range(10)]
+    run(engine)
+    assert [client.tokens for client in clients] == [client.cold for client in clients]
+    assert "stop" in {client.reason for client in clients}

@@ -1,0 +1,163 @@
+"""A step in flight, over a runner with prepared results."""
+
+
+import numpy as np
+import pytest
+
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.engine.step_in_flight import StepInFlight
+from kvflow_jax.requests.request import Chunk, Request
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import BatchShapes
+from kvflow_jax.runtime.sampler import Logprobs
+
+SHAPES = BatchShapes.plan(
+    max_num_seqs=4, max_prefill_tokens=16, tile=8, page_size=4, pages_per_seq=8
+)
+
+
+def logprobs_of_rows(num_rows) -> Logprobs:
+    """Return logprobs -row, with top tokens 0 to 2 of logprobs -row, -row - 1 and -row - 2."""
+    rows = -np.arange(num_rows, dtype=np.float32)
+    top_ids = np.tile(np.arange(3, dtype=np.int32), (num_rows, 1))
+    return Logprobs(chosen=rows, top_ids=top_ids, top=rows[:, None] - top_ids)
+
+
+class Handle:
+    def __init__(self, sampled, logprobs=None):
+        self.sampled, self._logprobs = sampled, logprobs
+
+    def result(self):
+        if isinstance(self.sampled, Exception):
+            raise self.sampled
+        return self.sampled
+
+    def logprobs(self):
+        return self._logprobs
+
+
+class PreparedRunner:
+    """Samples 100 plus the row; in repetition k, 100 * k more."""
+
+    def __init__(self, error=None):
+        self.error = error
+        self.loaded, self.scored = [], []
+
+    def load_sequence_state(self, request):
+        self.loaded.append(request)
+
+    def submit(self, batch):
+        rows = np.arange(batch.shape.num_rows)
+        return Handle(self.error or rows + 100, logprobs_of_rows(len(rows)))
+
+    def submit_repeated(self, batch, num_repeats):
+        rows = np.arange(batch.shape.num_rows)
+        return Handle(np.stack([rows + 100 * (k + 1) for k in range(num_repeats)]))
+
+    def score(self, start, targets):
+        self.scored.append((start, targets.tolist()))
+        return [Handle(logprobs_of_rows(len(targets)))]
+
+
+def make_request(num_prompt, **params) -> Request:
+    return Request(
+        0,
+        np.arange(10, 10 + num_prompt, dtype=np.int32),
+        SamplingParams(**params),
+        lambda output: None,
+        root=RootKey("model", ""),
+        priority=0,
+        arrival_s=0.0,
+        max_len=num_prompt + 4,
+        stop_ids=frozenset(),
+        seed=(0, 0),
+        detokenizer=None,
+    )
+
+
+def chunk(request, start, length, *, seq_slot=0, samples=True, is_decode=False) -> Chunk:
+    request.seq_slot = seq_slot
+    pages = np.arange(1, 1 - (-(start + length) // 4), dtype=np.int32)
+    return Chunk(request, start, length, pages, samples, is_decode)
+
+
+def plan_of(*chunks, **rest) -> StepPlan:
+    lengths = [c.length for c in chunks if not c.is_decode]
+    return StepPlan(chunks=list(chunks), prefill_lengths=lengths, **rest)
+
+
+def dispatch(plan, runner, repeater=None) -> StepInFlight:
+    return StepInFlight.dispatch(plan, runner, repeater, SHAPES, now=1.0)
+
+
+def test_only_chunks_that_sample_have_results():
+    whole, part = make_request(5), make_request(9)
+    plan = plan_of(chunk(whole, 0, 5), chunk(part, 0, 8, seq_slot=1, samples=False))
+    (result,) = dispatch(plan, PreparedRunner()).results()
+    request, tokens, logprobs = result
+    assert request is whole
+    assert len(tokens) == 1
+    assert logprobs == ()
+
+
+def test_logprobs_are_cut_to_the_number_that_the_request_wants():
+    request = make_request(5, logprobs=2)
+    step = dispatch(plan_of(chunk(request, 0, 5)), PreparedRunner())
+    ((_, (token,), (scored,)),) = step.results()
+    row = token - 100
+    assert scored.token_id == token
+    assert scored.logprob == -row
+    assert scored.top == ((0, -row), (1, -row - 1))
+
+
+def test_a_repeated_step_returns_the_tokens_of_each_request_in_order():
+    requests = [make_request(3), make_request(3)]
+    chunks = [
+        chunk(request, 3, 1, seq_slot=i, is_decode=True) for i, request in enumerate(requests)
+    ]
+    runner = PreparedRunner()
+    results = dispatch(plan_of(*chunks, num_repeats=3), runner, runner).results()
+    for request, tokens, _ in results:
+        first = tokens[0]
+        assert request in requests
+        assert tokens == [first, first + 100, first + 200]
+    assert len({tokens[0] for _, tokens, _ in results}) == 2
+
+
+def test_sampler_state_is_loaded_for_admitted_requests_that_need_it():
+    plain, penalized = make_request(3), make_request(3, presence_penalty=1.0)
+    plan = plan_of(
+        chunk(plain, 0, 3), chunk(penalized, 0, 3, seq_slot=1), admitted=[plain, penalized]
+    )
+    runner = PreparedRunner()
+    dispatch(plan, runner)
+    assert runner.loaded == [penalized]
+
+
+def test_prompt_tokens_are_scored_once_even_if_computed_again():
+    request = make_request(6, prompt_logprobs=1)
+    runner = PreparedRunner()
+    dispatch(plan_of(chunk(request, 0, 4, samples=False)), runner).results()
+    assert [score.token_id for score in request.prompt_logprobs] == [11, 12, 13, 14]
+    # Preempted, and computed again from the start, now in one chunk.
+    dispatch(plan_of(chunk(request, 0, 6)), runner).results()
+    assert [score.token_id for score in request.prompt_logprobs] == [11, 12, 13, 14, 15]
+    assert [targets for _, targets in runner.scored] == [[11, 12, 13, 14], [11, 12, 13, 14, 15]]
+
+
+def test_an_error_on_the_device_leaves_the_requests_unchanged():
+    request = make_request(5, prompt_logprobs=0)
+    step = dispatch(plan_of(chunk(request, 0, 5)), PreparedRunner(RuntimeError("device lost")))
+    with pytest.raises(RuntimeError, match="device lost"):
+        step.results()
+    assert request.prompt_logprobs == []
+
+
+def test_a_step_ends_a_request_that_has_all_its_tokens_in_flight():
+    request = make_request(3)
+    step = dispatch(plan_of(chunk(request, 0, 3)), PreparedRunner())
+    request.num_in_flight = 3
+    assert not step.ends_a_request
+    request.num_in_flight = 4
+    assert step.ends_a_request
