@@ -1,1 +1,1 @@
-"""KVFlow's evaluation (arXiv 2507.07400), cell by cell, simulated and on this machine."""
+"""Reproduce KVFlow's evaluation (arXiv 2507.07400), simulated and on this machine."""

@@ -1,12 +1,12 @@
-"""KVFlow's evaluation (arXiv 2507.07400, version 1 and the camera-ready), cell by cell.
+"""Reproduce KVFlow's evaluation (arXiv 2507.07400, version 1 and the camera-ready).
 
     python -m experiments.paper --mode sim --quick --json FILE
     python -m experiments.paper --mode real --quick
 
-In virtual time the paper's machines and models, as ``kvflow_jax.sim.machines`` has them. On real
-execution the same workloads scaled down, on this machine and the embedded model, the link emulated
-at the A10G's ratio; and the same in virtual time beside it, with a profile fitted to how long steps
-took meanwhile.
+``--mode sim`` runs the paper's cells in virtual time, on the machines and models of
+``kvflow_jax.sim.machines``. ``--mode real`` runs scaled-down workloads on this machine with the
+embedded model, its host link emulated at the A10G's ratio, and simulates the same with a profile
+fitted to this machine's step times.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tqdm import tqdm
 from experiments.compare.arms import ARMS, arms_named
 from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.compare.run_cell import Setting, run_cell
-from experiments.measure import arguments, interruptible, positive_int, non_negative_int, write_json
+from experiments.measure import arguments, interruptible, non_negative_int, positive_int, write_json
 from experiments.workloads import paper
 from experiments.workloads.base import Sizes, Workload
 from kvflow_jax.sim import machines
 from kvflow_jax.sim.profile import ModelShape, Profile
 
-SINGLE_SEQS = 4  # one call at a time, or the branches of a stage
+SINGLE_SEQS = 4  # room for one call, or for the branches of a stage
 DYNAMIC_OUTPUT = ((32, 32), (32, 128), (256, 32), (256, 128), (1024, 128), (32, 512))
 FIXED = (1024, 2048, 4096, 8192)
 MEANS_OF = ("kvflow", "hicache")
@@ -44,10 +44,11 @@ Job = tuple[str, list[str], int]  # a cell's name, arms, seed
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of one experiment.
+    """One workload of the paper's evaluation, in one setting.
 
     Attributes:
-        reported: (faster arm, slower arm) -> how many times as fast the paper says it is.
+        reported: (faster arm, slower arm) -> the speedup that the paper reports.
+        is_quick: True if ``--quick`` includes the cell.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Cell:
     is_quick: bool = False
 
 
-# What is reported of many cells at once: a mean over all sizes with this fixed prefix, or a most.
+# (version of the paper, fixed tokens) -> the mean speedup that it reports over all sizes.
 REPORTED_MEANS = {
     ("v1", 8192): 1.48,
     ("v1", 4096): 1.28,
@@ -66,40 +67,42 @@ REPORTED_MEANS = {
 }
 
 
-def setting(profile: Profile, model: ModelShape, max_num_seqs: int) -> Setting:
+def paper_setting(profile: Profile, model: ModelShape, max_num_seqs: int) -> Setting:
+    """Return a setting whose pool takes all device memory and whose host tier holds everything."""
     pool = machines.pool_tokens(profile, model)
     return Setting(model, profile, pool, host_tokens=1 << 20, max_num_seqs=max_num_seqs)
 
 
 def cells() -> list[Cell]:
+    """Return all cells of the evaluation, in order of the report."""
     return [*_version_1(), *_camera_ready(), *_concurrency(), *_peer()]
 
 
 def _version_1() -> list[Cell]:
-    found = []
+    cells = []
     for profile in (machines.A10G, machines.A10G_EFFECTIVE):
-        where = setting(profile, machines.LLAMA_3_1_8B, SINGLE_SEQS)
+        setting = paper_setting(profile, machines.LLAMA_3_1_8B, SINGLE_SEQS)
         for sizes in _grid():
             reported = {}
             if (sizes.fixed, sizes.dynamic, sizes.output) == (8192, 32, 32):
                 reported = {("kvflow", "hicache"): 1.83, ("kvflow", "gpu-only"): 2.91}
             is_short = (sizes.dynamic, sizes.output) == (32, 32)
-            found.append(
+            cells.append(
                 Cell(
                     f"v1 {profile.name} {sizes}",
-                    where,
+                    setting,
                     _cycle(sizes),
                     reported,
                     is_quick=sizes.fixed >= 4096 and is_short,
                 )
             )
-    return found
+    return cells
 
 
 def _camera_ready() -> list[Cell]:
-    found = []
+    cells = []
     for profile in (machines.H100_PCIE, machines.H100_EFFECTIVE):
-        where = setting(profile, machines.QWEN2_5_32B, SINGLE_SEQS)
+        setting = paper_setting(profile, machines.QWEN2_5_32B, SINGLE_SEQS)
         for num_branches in (1, 2):
             for sizes in _grid():
                 reported = {}
@@ -110,45 +113,45 @@ def _camera_ready() -> list[Cell]:
                         ("kvflow", "gpu-only"): 1.42,
                         ("kvflow-evict", "hicache"): 1.11,
                     }
-                found.append(
+                cells.append(
                     Cell(
                         f"camera-ready {profile.name} x{num_branches} {sizes}",
-                        where,
+                        setting,
                         _stages(num_branches, sizes),
                         reported,
                         is_quick=is_shown,
                     )
                 )
-    return found
+    return cells
 
 
 def _concurrency() -> list[Cell]:
-    found = []
+    cells = []
     for profile in (machines.H100_PCIE, machines.H100_EFFECTIVE):
-        where = setting(profile, machines.QWEN2_5_32B, 64)
+        setting = paper_setting(profile, machines.QWEN2_5_32B, 64)
         for fixed in (512, 1024):
             for num_runs in (16, 64):
                 reported = {}
                 if (fixed, num_runs) == (1024, 64):
                     reported = {("hicache", "gpu-only"): 0.57, ("kvflow", "hicache"): 2.19}
-                found.append(
+                cells.append(
                     Cell(
                         f"concurrent {profile.name} {fixed}/256/256 x{num_runs}",
-                        where,
+                        setting,
                         _concurrent(num_runs, Sizes(fixed, 256, 256)),
                         reported,
                         is_quick=bool(reported) and profile is machines.H100_EFFECTIVE,
                     )
                 )
-    return found
+    return cells
 
 
 def _peer() -> list[Cell]:
-    where = setting(machines.H100_PCIE, machines.QWEN2_5_32B, 64)
+    setting = paper_setting(machines.H100_PCIE, machines.QWEN2_5_32B, 64)
     return [
         Cell(
             "peer h100-pcie",
-            where,
+            setting,
             lambda vocab_size, seed: paper.peer(
                 num_runs=32, num_rounds=3, vocab_size=vocab_size, seed=seed
             ),
@@ -159,7 +162,7 @@ def _peer() -> list[Cell]:
 
 
 def _grid() -> list[Sizes]:
-    return [Sizes(fixed, *rest) for fixed in FIXED for rest in DYNAMIC_OUTPUT]
+    return [Sizes(fixed, *others) for fixed in FIXED for others in DYNAMIC_OUTPUT]
 
 
 def _cycle(sizes: Sizes) -> Callable[[int, int], Workload]:
@@ -188,17 +191,22 @@ def _concurrent(num_runs: int, sizes: Sizes) -> Callable[[int, int], Workload]:
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument(
-        "--mode", choices=["sim", "real"], default="sim", help="virtual time, or this machine"
+        "--mode", choices=["sim", "real"], default="sim", help="in virtual time, or on this machine"
     )
     parser.add_argument("--quick", action="store_true", help="a few cells of each experiment")
     parser.add_argument(
         "--arms",
         default="some",
-        help="names, comma-separated, all, or some: all for the quick cells, without oracle and "
+        help="names, comma-separated; all; or some: all for the quick cells, all but oracle and "
         "unlimited for the others",
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of all that is drawn")
-    parser.add_argument("--jobs", type=positive_int, default=os.cpu_count(), help="cells at a time")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of all random draws")
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        default=os.cpu_count(),
+        help="cells at once; default: one a CPU",
+    )
     options = parser.parse_args()
     try:
         return interruptible(lambda: run(options))
@@ -214,76 +222,80 @@ def run(options: argparse.Namespace) -> int:
 
         return real.main(arms, options)
     asked = {"quick": options.quick, "arms": arms, "seed": options.seed}
-    store = ResultCache(options.json, asked)
+    results_cache = ResultCache(options.json, asked)
     wanted = [cell for cell in cells() if cell.is_quick or not options.quick]
     jobs = [
         (cell.name, arms_of(cell, arms, options.arms == "some"), options.seed)
         for cell in wanted
-        if cell.name not in store
+        if cell.name not in results_cache
     ]
     by_name = {cell.name: cell for cell in wanted}
     with tqdm(total=len(wanted), unit="cell", disable=not sys.stderr.isatty()) as bar:
-        for name, result in chain(list(store.results.items()), played(jobs, options.jobs)):
-            if name not in store:
-                store.put(name, result)
+        for name, result in chain(
+            list(results_cache.results.items()), run_jobs(jobs, options.jobs)
+        ):
+            if name not in results_cache:
+                results_cache.put(name, result)
             bar.update()
-            for line in told(by_name[name], store.results[name]):
+            for line in result_lines(by_name[name], results_cache.results[name]):
                 bar.write(line)
-    # As they are listed, not as they came.
-    ordered = {cell.name: store.results[cell.name] for cell in wanted}
+    # In the order of ``cells``, not of completion.
+    ordered = {cell.name: results_cache.results[cell.name] for cell in wanted}
     results = {"cells": ordered, "means": means(ordered), **asked}
-    for line in means_told(results["means"]):
+    for line in mean_lines(results["means"]):
         print(line)
     write_json(results, options.json)
-    store.close()
+    results_cache.close()
     return 0
 
 
 def arms_of(cell: Cell, arms: list[str], is_some: bool) -> list[str]:
-    """Without those that take longest, where they are not asked for and the cell is not short."""
+    """Return the arms of a cell: with ``--arms some``, a long cell omits the slowest two."""
     if not is_some or cell.is_quick:
         return arms
     return [arm for arm in arms if arm not in ("oracle", "unlimited")]
 
 
-def played(jobs: list[Job], num_at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name of each job's cell and what comes of it, as they end."""
+def run_jobs(jobs: list[Job], num_at_once: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the result of each job's cell, in order of completion."""
     if num_at_once <= 1 or len(jobs) <= 1:
-        yield from map(_play_job, jobs)
+        yield from map(_run_job, jobs)
         return
-    # Not forked: JAX has threads of its own. Who stops this one ends them with it.
+    # Spawned, as forking is unsafe with JAX's threads. Workers ignore Ctrl-C and end with the pool.
     with get_context("spawn").Pool(num_at_once, _ignore_interrupts) as pool:
-        yield from pool.imap_unordered(_play_job, jobs)
+        yield from pool.imap_unordered(_run_job, jobs)
 
 
 def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _play_job(job: Job) -> tuple[str, dict[str, Any]]:
+def _run_job(job: Job) -> tuple[str, dict[str, Any]]:
     name, arms, seed = job
-    return name, play_cell(next(cell for cell in cells() if cell.name == name), arms, seed)
+    return name, run_paper_cell(next(cell for cell in cells() if cell.name == name), arms, seed)
 
 
-def play_cell(cell: Cell, arms: list[str], seed: int) -> dict[str, Any]:
-    """Every arm's figures, and the paper's beside ours."""
+def run_paper_cell(cell: Cell, arms: list[str], seed: int) -> dict[str, Any]:
+    """Return every arm's figures, and the paper's speedups beside ours."""
     workload = cell.workload(cell.setting.model.vocab_size, seed)
     if workload.longest + 16 > cell.setting.pool_tokens:
         return {"does_not_fit": workload.longest, "pool_tokens": cell.setting.pool_tokens}
-    played = {arm: run_cell(cell.setting, workload, ARMS[arm]).figures for arm in arms}
+    by_arm = {arm: run_cell(cell.setting, workload, ARMS[arm]).figures for arm in arms}
     compared = {
-        f"{fast} over {slow}": {"reported": reported, "ours": speedup(played, fast, slow)}
+        f"{fast} over {slow}": {"reported": reported, "ours": speedup(by_arm, fast, slow)}
         for (fast, slow), reported in cell.reported.items()
-        if fast in played and slow in played
+        if fast in by_arm and slow in by_arm
     }
-    return {"pool_tokens": cell.setting.pool_tokens, "arms": played, "paper": compared}
+    return {"pool_tokens": cell.setting.pool_tokens, "arms": by_arm, "paper": compared}
 
 
 def speedup(arms: Mapping[str, Mapping[str, Any]], fast: str, slow: str) -> float:
+    """Return the makespan of the slow arm over that of the fast one."""
     return float(arms[slow]["makespan_s"] / arms[fast]["makespan_s"])
 
 
-def told(cell: Cell, result: Mapping[str, Any]) -> list[str]:
+def result_lines(cell: Cell, result: Mapping[str, Any]) -> list[str]:
+    """Format the speedups of a cell, and the paper's."""
     if "arms" not in result:
         return [f"{cell.name:44} {result['does_not_fit']} tokens do not fit"]
     arms = result["arms"]
@@ -301,9 +313,9 @@ def told(cell: Cell, result: Mapping[str, Any]) -> list[str]:
 
 
 def means(results: Mapping[str, Any]) -> dict[str, Any]:
-    """KVFlow over HiCache, mean over all sizes with the same fixed prefix; none of some of them."""
+    """Return mean speedups of kvflow over hicache, of each fixed prefix whose cells all ran."""
     fast, slow = MEANS_OF
-    found: dict[str, list[float]] = {}
+    speedups: dict[str, list[float]] = {}
     num_seen = Counter[str | None]()
     num_cells = Counter(_mean_of(cell.name) for cell in cells())
     for name, result in results.items():
@@ -311,9 +323,9 @@ def means(results: Mapping[str, Any]) -> dict[str, Any]:
         key = _mean_of(name)
         num_seen[key] += 1
         if key is not None and fast in arms and slow in arms:
-            found.setdefault(key, []).append(speedup(arms, fast, slow))
+            speedups.setdefault(key, []).append(speedup(arms, fast, slow))
     means: dict[str, Any] = {}
-    for key, values in found.items():
+    for key, values in speedups.items():
         if num_seen[key] < num_cells[key]:
             continue
         kind, _, fixed = key.split()
@@ -324,20 +336,21 @@ def means(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mean_of(name: str) -> str | None:
-    """The mean that a cell belongs to: ``kind machine fixed``."""
+    """Return the mean that a cell belongs to, ``kind machine fixed``, if any."""
     kind, _, rest = name.partition(" ")
     if kind not in ("v1", "camera-ready"):
         return None
     return f"{kind} {rest.split()[0]} {rest.split()[-1].split('/')[0]}"
 
 
-def means_told(means: Mapping[str, Any]) -> list[str]:
+def mean_lines(means: Mapping[str, Any]) -> list[str]:
+    """Format the mean speedups, and the paper's."""
     if not means:
         return []
     lines = ["", "kvflow over hicache, mean over sizes with the same fixed prefix:"]
     for key, both in means.items():
-        paper_says = f", the paper {both['reported']:.2f}x" if "reported" in both else ""
-        lines.append(f"  {key:34}{both['ours']:.2f}x of {both['cells']} cells{paper_says}")
+        reported = f", the paper {both['reported']:.2f}x" if "reported" in both else ""
+        lines.append(f"  {key:34}{both['ours']:.2f}x of {both['cells']} cells{reported}")
     return lines
 
 

@@ -1,1 +1,1 @@
-"""The report: tables, figures and limitations from the results of the other experiments."""
+"""Write the report: tables, figures and limitations from the results of other experiments."""

@@ -1,4 +1,4 @@
-"""The report's honest page: what of the paper is not reproduced, and where KVFlow does not help."""
+"""The report's limitations: figures of the paper not reproduced, and cells KVFlow does not help."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from experiments.report.paper_reference import OFF, reported
+from experiments.report.paper_reference import TOLERANCE, reported
 from experiments.report.plots import SAME
 
-TURNS = 0.05  # where turns change less, they are not shown
-MOST_ROWS = 15
+MIN_CHANGE = 0.05  # by admission control; smaller changes are not shown
+MAX_ROWS = 15
 OURS = ("kvflow", "kvflow-guard", "kvflow-cost")
 GUARDED = ("kvflow-guard", "kvflow-cost")
 METRICS = {
@@ -23,15 +23,15 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Played:
-    """The arms of one cell, of whichever file."""
+class CellFigures:
+    """Figures of the arms of one cell, of any result file."""
 
     group: str
     name: str
     arms: Mapping[str, Mapping[str, Any]]
 
     def gain(self, arm: str, key: str, slow: str = "hicache") -> float | None:
-        """A figure of ``slow`` over an arm's: below 1 the arm is the slower one."""
+        """Return a figure of ``slow`` over the arm's (below 1: the arm is slower), if both ran."""
         if arm not in self.arms or slow not in self.arms:
             return None
         return float(self.arms[slow][key] / self.arms[arm][key])
@@ -39,76 +39,79 @@ class Played:
 
 def every_cell(
     paper: Mapping[str, Any], workloads: Mapping[str, Any], terms: Mapping[str, Any]
-) -> list[Played]:
-    """Every cell, once: of ``terms`` only those that are not among the workloads."""
-    found = [
-        Played(" ".join(takewhile(lambda word: "/" not in word, name.split())), name, cell["arms"])
+) -> list[CellFigures]:
+    """Return every cell once: of ``terms`` only cells that are not among the workloads."""
+    cells = [
+        CellFigures(
+            " ".join(takewhile(lambda word: "/" not in word, name.split())), name, cell["arms"]
+        )
         for name, cell in paper["cells"].items()
         if "arms" in cell
     ]
-    found += [Played("beyond the paper", name, played) for name, played in workloads.items()]
+    cells += [CellFigures("beyond the paper", name, arms) for name, arms in workloads.items()]
     for name, shares in terms.items():
         for share, arms in shares.items():
             same = workloads.get(name, {}).get("hicache", {})
             if arms["hicache"]["completions_s"] != same.get("completions_s"):
                 about = f"{name}, host {share} of the device"
-                found.append(Played("with less host memory", about, arms))
-    return found
+                cells.append(CellFigures("with less host memory", about, arms))
+    return cells
 
 
 def page(
     paper: Mapping[str, Any], workloads: Mapping[str, Any], terms: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Lines of Markdown."""
+    """Yield the lines of the page, Markdown."""
     cells = every_cell(paper, workloads, terms)
     yield from _not_reproduced(paper)
     yield from _against_hicache(cells)
     yield from _against_gpu_only([cell for cell in cells if cell.group != "with less host memory"])
     if terms:
-        yield from _turns(terms)
+        yield from _admission_cost(terms)
 
 
 def _not_reproduced(paper: Mapping[str, Any]) -> Iterator[str]:
     figures = reported(paper)
-    missed = [one for one in figures if not one.is_reproduced]
-    fitted = sum(one.is_fitted for one in figures)
+    missed = [figure for figure in figures if not figure.is_reproduced]
+    num_fitted = sum(figure.is_fitted for figure in figures)
     yield "## What of the paper is not reproduced"
     yield ""
-    yield f"Of {len(figures)} comparisons {len(missed)} are off by more than {OFF:.0%}, or on the"
-    yield f"other side of 1.00x. {fitted} of those that agree were fitted to, and show nothing."
+    yield f"Of {len(figures)} comparisons {len(missed)} have an error above {TOLERANCE:.0%}, or are"
+    yield f"on the other side of 1.00x. {num_fitted} of those that agree were fitted, and are no"
+    yield "evidence."
     yield ""
-    causes = list(dict.fromkeys(one.cause for one in missed))
-    yield "| | | the paper | ours | off by | why |"
+    causes = list(dict.fromkeys(figure.cause for figure in missed))
+    yield "| cell | speedup | the paper | ours | error | cause |"
     yield "|---|---|---|---|---|---|"
-    for one in missed:
-        both = f"{one.paper:.2f}x | {one.ours:.2f}x | {one.off:+.0%}"
-        yield f"| {one.name} | {one.pair} | {both} | {causes.index(one.cause) + 1} |"
+    for figure in missed:
+        both = f"{figure.paper:.2f}x | {figure.ours:.2f}x | {figure.error:+.0%}"
+        yield f"| {figure.name} | {figure.pair} | {both} | {causes.index(figure.cause) + 1} |"
     yield ""
     yield from (f"{number}. {cause}" for number, cause in enumerate(causes, 1))
     yield ""
     for name, cell in paper["cells"].items():
         pairs = cell.get("paper", {})
         if {"hicache over gpu-only", "kvflow over hicache"} <= pairs.keys():
-            both = [
-                pairs["hicache over gpu-only"][whose] * pairs["kvflow over hicache"][whose]
-                for whose in ("reported", "ours")
+            products = [
+                pairs["hicache over gpu-only"][side] * pairs["kvflow over hicache"][side]
+                for side in ("reported", "ours")
             ]
-            yield f"- {name}, kvflow over gpu-only: the paper's two figures make {both[0]:.2f}x,"
-            yield f"  ours {both[1]:.2f}x."
-    yield "- Not played: the ablation's 1.29x for eviction and prefetch together, whose sizes we"
-    yield "  do not know, and version 1's Qwen2.5-32B on an H100."
-    yield "- No GPU has played any of these cells. They are virtual time, on assumed rates."
+            yield f"- {name}, kvflow over gpu-only: the product of the paper's two figures is"
+            yield f"  {products[0]:.2f}x, ours {products[1]:.2f}x."
+    yield "- Not run: the ablation's 1.29x for eviction and prefetch together, whose sizes are"
+    yield "  unknown, and version 1's Qwen2.5-32B on an H100."
+    yield "- No cell has run on a GPU. All are in virtual time, on assumed rates."
     yield ""
 
 
-def _against_hicache(cells: Sequence[Played]) -> Iterator[str]:
+def _against_hicache(cells: Sequence[CellFigures]) -> Iterator[str]:
     yield "## KVFlow against hierarchical LRU"
     yield ""
-    yield f"Cells in which an arm is faster than hicache by more than {SAME:.0%}, as fast, and"
-    yield f"slower by more than {SAME:.0%}. Of all {len(cells)} cells:"
+    yield f"Number of cells in which an arm is faster than hicache by more than {SAME:.0%}, equally"
+    yield f"fast, and slower by more than {SAME:.0%}. All {len(cells)} cells:"
     yield ""
     yield from _counted(cells, OURS, METRICS, by_group=False)
-    yield "By group, kvflow-guard, what `--cache kvflow` does:"
+    yield "By group, of kvflow-guard, the configuration of `--cache kvflow`:"
     yield ""
     yield from _counted(cells, GUARDED[:1], METRICS, by_group=True)
     gains = {cell.name: cell.gain(GUARDED[0], "completion_mean_s") for cell in cells}
@@ -116,33 +119,34 @@ def _against_hicache(cells: Sequence[Played]) -> Iterator[str]:
     for cell in cells:
         if (gain := gains[cell.name]) is not None:
             groups.setdefault(cell.group, []).append(gain)
-    idle = [group for group, found in groups.items() if max(found) <= 1 + SAME]
+    no_gain = [group for group, gains in groups.items() if max(gains) <= 1 + SAME]
     beyond = [
         cell
         for cell in cells
         if cell.group == "beyond the paper" and abs((gains[cell.name] or 0) - 1) <= SAME
     ]
-    yield "### Where nothing is gained over it"
+    yield "### Cells without a gain over it"
     yield ""
     stall = max((cell.arms["hicache"]["stall_share"] for cell in beyond), default=0.0)
-    yield f"Mean completion of kvflow-guard: in no cell of {_listed(idle)} more than {SAME:.0%};"
+    yield f"Mean completion of kvflow-guard: in no cell of {_listed(no_gain)} above {SAME:.0%};"
     yield f"beyond the paper within {SAME:.0%} in {_listed([cell.name for cell in beyond])}."
-    yield "There the host has four times the device's room, and hicache loads beside others' steps:"
-    yield f"it stalls for {stall:.1%} of the time at most."
+    yield "There the host tier is four times as large as the pool, and hicache loads while other"
+    yield f"requests compute: it stalls for at most {stall:.1%} of the time."
     yield ""
-    yield "### Where KVFlow loses to it"
+    yield "### Cells in which KVFlow is slower"
     yield ""
-    yield "hicache's figure, and each arm's; in brackets hicache's over the arm's. Below 1.00x the"
-    yield f"arm is slower. Cells where one is slower by more than {SAME:.0%}, the worst first."
+    yield "hicache's figure and each arm's, with the ratio of the two in brackets. Below 1.00x the"
+    yield f"arm is slower. Cells in which an arm is slower by more than {SAME:.0%}, the worst"
+    yield "first."
     yield ""
     for key, about in METRICS.items():
         yield from _lost(cells, key, about)
 
 
 def _counted(
-    cells: Sequence[Played], arms: Sequence[str], metrics: Mapping[str, str], *, by_group: bool
+    cells: Sequence[CellFigures], arms: Sequence[str], metrics: Mapping[str, str], *, by_group: bool
 ) -> Iterator[str]:
-    yield f"| | {' | '.join(metrics.values())} |"
+    yield f"| {'group' if by_group else 'arm'} | {' | '.join(metrics.values())} |"
     yield "|---" * (len(metrics) + 1) + "|"
     groups = list(dict.fromkeys(cell.group for cell in cells)) if by_group else [None]
     for group in groups:
@@ -153,38 +157,38 @@ def _counted(
     yield ""
 
 
-def _counts(cells: Sequence[Played], arm: str, key: str) -> str:
+def _counts(cells: Sequence[CellFigures], arm: str, key: str) -> str:
     gains = [gain for cell in cells if (gain := cell.gain(arm, key)) is not None]
     faster = sum(gain > 1 + SAME for gain in gains)
     slower = sum(gain < 1 - SAME for gain in gains)
     return f"{faster}, {len(gains) - faster - slower}, {slower}"
 
 
-def _lost(cells: Sequence[Played], key: str, about: str) -> Iterator[str]:
+def _lost(cells: Sequence[CellFigures], key: str, about: str) -> Iterator[str]:
     lost = []
     for cell in cells:
         gains = [gain for arm in OURS if (gain := cell.gain(arm, key)) is not None]
         if gains and min(gains) < 1 - SAME:
             lost.append((min(gains), cell))
-    lost.sort(key=lambda one: one[0])
+    lost.sort(key=lambda entry: entry[0])
     yield f"{about.capitalize()}, s, in {len(lost)} of {len(cells)} cells:"
     yield ""
     if not lost:
         return
-    yield f"| | hicache | {' | '.join(OURS)} |"
+    yield f"| cell | hicache | {' | '.join(OURS)} |"
     yield "|---" * (len(OURS) + 2) + "|"
-    for _, cell in lost[:MOST_ROWS]:
+    for _, cell in lost[:MAX_ROWS]:
         shown = []
         for arm in OURS:
             gain = cell.gain(arm, key)
             shown.append("" if gain is None else f"{_seconds(cell.arms[arm][key])} ({gain:.2f}x)")
         yield f"| {cell.name} | {_seconds(cell.arms['hicache'][key])} | {' | '.join(shown)} |"
-    if len(lost) > MOST_ROWS:
-        yield f"| and {len(lost) - MOST_ROWS} more" + " |" * (len(OURS) + 2)
+    if len(lost) > MAX_ROWS:
+        yield f"| and {len(lost) - MAX_ROWS} more" + " |" * (len(OURS) + 2)
     yield ""
 
 
-def _against_gpu_only(cells: Sequence[Played]) -> Iterator[str]:
+def _against_gpu_only(cells: Sequence[CellFigures]) -> Iterator[str]:
     yield "## Against no host tier"
     yield ""
     speeds = {
@@ -195,50 +199,53 @@ def _against_gpu_only(cells: Sequence[Played]) -> Iterator[str]:
         )
         for arm in ("hicache", *OURS)
     }
-    yield f"gpu-only over the arm, in {len(cells)} cells: makespan in the paper's, mean completion"
-    yield "in the others. Cells in which the arm is slower by 0.1% or more, and the slowest:"
+    yield f"gpu-only over the arm, in {len(cells)} cells: makespan in the paper's cells, mean"
+    yield "completion in the others. Number of cells in which the arm is slower by 0.1% or more,"
+    yield "and the slowest of them:"
     yield ""
-    yield "| | slower | the slowest |"
+    yield "| arm | slower cells | the slowest |"
     yield "|---|---|---|"
-    for arm, found in speeds.items():
-        slower = [one for one in found if one[0] < 0.999]
+    for arm, gains in speeds.items():
+        slower = [(gain, name) for gain, name in gains if gain < 0.999]
         worst = "; ".join(f"{gain:.3f}x {name}" for gain, name in slower[:3])
         yield f"| {arm} | {len(slower)} | {worst} |"
     yield ""
-    yield "(Asked of the two with the guard: nowhere below 0.98x.)"
+    yield "(Goal for the two arms with safeguards: no cell below 0.98x.)"
     yield ""
 
 
-def _time_of(cell: Played) -> str:
+def _time_of(cell: CellFigures) -> str:
     return "completion_mean_s" if cell.group == "beyond the paper" else "makespan_s"
 
 
-def _turns(terms: Mapping[str, Any]) -> Iterator[str]:
-    yield "## What turns cost those who wait"
+def _admission_cost(terms: Mapping[str, Any]) -> Iterator[str]:
+    yield "## The cost of admission control to throttled runs"
     yield ""
-    yield "While the cache thrashes, kvflow-cost lets runs take turns: those that go on lose"
-    yield "nothing, the others wait. The same without turns, and with them, in seconds, where"
-    yield f"mean completion or the first token's tail changes by more than {TURNS:.0%}:"
+    yield "While the cache thrashes, kvflow-cost time-slices workflow runs: admitted runs keep"
+    yield "their KV, throttled runs wait. Each entry is the time without and with admission"
+    yield "control, in seconds, in cells where mean completion or the 99th percentile of the time"
+    yield f"to first token changes by more than {MIN_CHANGE:.0%}:"
     yield ""
-    yield f"| | {' | '.join(METRICS.values())} |"
+    yield f"| cell | {' | '.join(METRICS.values())} |"
     yield "|---" * (len(METRICS) + 1) + "|"
     for name, shares in terms.items():
         for share, arms in shares.items():
-            without, turns = arms["all runs"], arms["kvflow-cost"]
+            without, admission = arms["all runs"], arms["kvflow-cost"]
             changes = (
-                abs(turns[key] / without[key] - 1) for key in ("completion_mean_s", "ttft_p99_s")
+                abs(admission[key] / without[key] - 1)
+                for key in ("completion_mean_s", "ttft_p99_s")
             )
-            if max(changes) > TURNS:
-                shown = (f"{_seconds(without[key])}, {_seconds(turns[key])}" for key in METRICS)
+            if max(changes) > MIN_CHANGE:
+                shown = (f"{_seconds(without[key])}, {_seconds(admission[key])}" for key in METRICS)
                 yield f"| {name}, host {share} of the device | {' | '.join(shown)} |"
     yield ""
-    yield "`--no-admission` leaves turns out."
+    yield "`--no-admission` switches admission control off."
     yield ""
 
 
-def _seconds(taken: float) -> str:
-    digits = 0 if taken >= 100 else 1 if taken >= 10 else 2 if taken >= 1 else 3
-    return f"{taken:.{digits}f}"
+def _seconds(time_s: float) -> str:
+    digits = 0 if time_s >= 100 else 1 if time_s >= 10 else 2 if time_s >= 1 else 3
+    return f"{time_s:.{digits}f}"
 
 
 def _listed(names: Sequence[str]) -> str:

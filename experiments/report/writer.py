@@ -1,4 +1,4 @@
-"""Writes REPORT.md and its figures from what the other experiments have left behind.
+"""Write REPORT.md and its figures from the results of the other experiments.
 
     python -m experiments.paper --mode sim --json experiments/results/paper_sim.json
     python -m experiments.paper --mode real --quick --json experiments/results/paper_real_cpu.json
@@ -6,8 +6,8 @@
     python -m experiments.terms --json experiments/results/terms.json
     python -m experiments.report
 
-Every figure in it is one that they have measured or simulated; why some are as they are is text of
-``experiments.report.limitations``.
+Every number in the report was measured or simulated by one of these commands. The causes of
+differences from the paper are text of ``experiments.report.paper_reference``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 from experiments.compare.ablation import ARMS_OF_TERMS
 from experiments.compare.arms import ARMS, PAPER_ARMS
 from experiments.paper.evaluation import REPORTED_MEANS
-from experiments.paper.real import compared
+from experiments.paper.real import simulation_errors
 from experiments.report import limitations, plots, tables, timelines
-from experiments.report.paper_reference import OFF, reported
+from experiments.report.paper_reference import TOLERANCE, reported
 
 RESULTS = Path(__file__).parents[1] / "results"
-# Of an arm, what the report reads.
+# Figures of an arm that the report reads.
 FIGURES = frozenset(
     (
         *("makespan_s", "completions_s", "stall_share", "evicted_blocks", "preemptions"),
@@ -46,8 +46,9 @@ class Source:
     """A file of results.
 
     Attributes:
-        command: what makes it.
-        arms: those that each of its cells must have.
+        command: experiment that writes it, with flags.
+        arms: arms that each of its cells must have.
+        is_needed: False if the report can be written without it.
     """
 
     command: str
@@ -67,51 +68,52 @@ SOURCES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON files are")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     options = parser.parse_args()
     folder: Path = options.results
     found = {name: _read(folder / f"{name}.json") for name in SOURCES}
-    complaints = list(_complaints(found, folder))
-    if complaints:
-        print("\n".join(f"report: {one}" for one in complaints), file=sys.stderr)
+    problems = list(_problems(found, folder))
+    if problems:
+        print("\n".join(f"report: {problem}" for problem in problems), file=sys.stderr)
         return 2
     lines = list(_report(**found, figures=folder / "figures"))
     path = folder / "REPORT.md"
     path.write_text("\n".join(lines) + "\n")
-    print(f"written to {path}")
+    print(f"wrote {path}")
     return 0
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file of results; empty where there is none."""
+    """Read a file of results; empty if there is none."""
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def _complaints(found: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def _problems(found: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yield what is missing from the files of results, and the commands that add it."""
     for name, source in SOURCES.items():
         path = folder / f"{name}.json"
         remedy = f"python -m experiments.{source.command} --json {path}"
         if not found[name]:
             if source.is_needed:
-                yield f"{path} is not there; it is made by: {remedy}"
+                yield f"{path} does not exist; run: {remedy}"
             continue
-        lacks = next(_lacks(found[name], source.arms, name), None)
-        if lacks is not None:
-            yield f"{path}: {lacks}; make it again: {remedy}"
+        missing = next(_missing(found[name], source.arms, name), None)
+        if missing is not None:
+            yield f"{path}: {missing}; run again: {remedy}"
 
 
-def _lacks(results: Any, arms: frozenset[str], where: str) -> Iterator[str]:
-    """What a file that an older script wrote has not got."""
+def _missing(results: Any, arms: frozenset[str], where: str) -> Iterator[str]:
+    """Yield the arms and figures that a file lacks, as one of an older script may."""
     if not isinstance(results, dict):
         return
-    if any(isinstance(one, dict) and "makespan_s" in one for one in results.values()):
+    if any(isinstance(item, dict) and "makespan_s" in item for item in results.values()):
         yield from (f"{where} has no arm {arm}" for arm in sorted(arms - results.keys()))
         for arm in arms & results.keys():
             missing = sorted(FIGURES - results[arm].keys())
             yield from (f"{where}, {arm}, has no {figure}" for figure in missing)
         return
-    for name, one in results.items():
-        yield from _lacks(one, arms, name)
+    for name, item in results.items():
+        yield from _missing(item, arms, name)
 
 
 def _report(
@@ -121,29 +123,30 @@ def _report(
     terms: dict[str, Any],
     figures: Path,
 ) -> Iterator[str]:
-    workloads = {name: one for name, one in compare.items() if name != "machine"}
-    terms = {name: one for name, one in terms.items() if name != "machine"}
+    workloads = {name: item for name, item in compare.items() if name != "machine"}
+    terms = {name: item for name, item in terms.items() if name != "machine"}
     yield "# Results"
     yield ""
     yield "Written by `python -m experiments.report` from the JSON files beside it. Times are"
     yield "virtual unless a heading says otherwise: the engine's own scheduler, cache and"
-    yield "controller on a clock that a roofline model of a machine moves (`experiments/sim`)."
-    yield "Machines and the shares of their peaks that are assumed: `kvflow_jax/sim/machines.py`."
+    yield "controller run on a clock that a roofline model of a machine advances"
+    yield "(`kvflow_jax/sim`). Machines, and the assumed share of their peak rates:"
+    yield "`kvflow_jax/sim/machines.py`."
     yield ""
     yield from _summary(paper_sim, workloads, paper_real_cpu, terms)
-    yield from _words()
+    yield from _definitions()
     yield from _paper(paper_sim, figures)
     yield from _real(paper_real_cpu)
     yield from _beyond(workloads, figures)
-    yield "## What each part of kvflow-cost brings"
+    yield "## Ablation of kvflow-cost"
     yield ""
     yield from tables.terms(terms) if terms else _absent("terms")
     yield from limitations.page(paper_sim, workloads, terms)
     yield "## All figures"
     yield ""
-    yield "Of the workloads beyond the paper's. Prompt tokens from device, host, and computed, in"
-    yield "thousands; blocks evicted; blocks prefetched that were of use, late, and wasted; how"
-    yield "often a request was set back. Of the other cells: `paper_sim.json`, `terms.json`."
+    yield "Of the workloads beyond the paper's. Prompt tokens from the device, from the host, and"
+    yield "computed, in thousands; evicted blocks; prefetched blocks that were useful, late, and"
+    yield "wasted; preemptions. Other cells: `paper_sim.json`, `terms.json`."
     yield ""
     yield from tables.everything(workloads)
 
@@ -154,79 +157,81 @@ def _summary(
     real: Mapping[str, Any],
     terms: Mapping[str, Any],
 ) -> Iterator[str]:
-    yield "## In short"
+    yield "## Summary"
     yield ""
     figures = reported(paper)
-    own = [one for one in figures if not one.is_fitted]
-    kinds = {"on machines by their data sheets": False, "on machines with fitted rates": True}
+    own = [figure for figure in figures if not figure.is_fitted]
+    kinds = {"on machines with data sheet rates": False, "on machines with fitted rates": True}
     counts = [
-        f"{sum(one.is_reproduced for one in chosen)} of {len(chosen)} {about}"
+        f"{sum(figure.is_reproduced for figure in chosen)} of {len(chosen)} {about}"
         for about, is_effective in kinds.items()
-        if (chosen := [one for one in own if ("-effective" in one.name) is is_effective])
+        if (chosen := [figure for figure in own if ("-effective" in figure.name) is is_effective])
     ]
-    yield f"- **The paper.** Within {OFF:.0%} come"
-    yield f"  {', '.join(counts)}; not counted are the"
-    yield f"  {len(figures) - len(own)} that the rates were fitted to. Furthest off, and"
-    yield "  [why](#what-of-the-paper-is-not-reproduced):"
-    furthest = {(one.pair, one.paper): one for one in sorted(own, key=lambda one: abs(one.off))}
-    for one in list(furthest.values())[:-4:-1]:
-        yield f"  - {one.name}, {one.pair}: {one.ours:.2f}x, the paper {one.paper:.2f}x"
+    yield f"- **The paper.** Reproduced within {TOLERANCE:.0%} are"
+    yield f"  {', '.join(counts)}, not counting the"
+    yield f"  {len(figures) - len(own)} that rates were fitted to. The largest errors, with their"
+    yield "  [causes](#what-of-the-paper-is-not-reproduced):"
+    by_error = sorted(own, key=lambda figure: abs(figure.error))
+    furthest = {(figure.pair, figure.paper): figure for figure in by_error}
+    for figure in list(furthest.values())[:-4:-1]:
+        speeds = f"{figure.ours:.2f}x, the paper {figure.paper:.2f}x"
+        yield f"  - {figure.name}, {figure.pair}: {speeds}"
     if real:
-        played = real["arms_played"]
-        errors = compared(played)
-        yield f"- **Is virtual time right?** {len(played)} runs on a CPU took what it says within"
-        yield f"  {errors['worst_error']:.0%}; ratios between two arms are within"
-        yield f"  {errors['worst_ratio_error']:.0%}. No GPU or TPU has played any cell yet."
+        cells = real["arms_played"]
+        errors = simulation_errors(cells)
+        yield f"- **Accuracy of virtual time.** The times of {len(cells)} runs on a CPU are within"
+        yield f"  {errors['worst_error']:.0%} of it; ratios between two arms are within"
+        yield f"  {errors['worst_ratio_error']:.0%}. No cell has run on a GPU or TPU yet."
     yield f"- **Beyond the paper**, {len(workloads)} workloads, mean completion of kvflow-guard:"
     yield f"  {_range(workloads, 'gpu-only')} as fast as gpu-only,"
-    yield f"  {_range(workloads, 'hicache')} as fast as hicache. Of what the fastest arm saves"
-    yield "  against gpu-only, the mean where there is something to save:"
+    yield f"  {_range(workloads, 'hicache')} as fast as hicache. Time saved against gpu-only, as a"
+    yield "  share of what the fastest arm saves, mean over workloads with a saving:"
     closed = tables.shares_closed(workloads)
     yield "  " + ", ".join(f"{arm} {share:.0%}" for arm, share in closed.items()) + "."
     tail = {
-        name: played["kvflow-guard"]["ttft_p99_s"] / played["hicache"]["ttft_p99_s"]
-        for name, played in workloads.items()
+        name: arms["kvflow-guard"]["ttft_p99_s"] / arms["hicache"]["ttft_p99_s"]
+        for name, arms in workloads.items()
     }
-    slower = sum(one > 1 + plots.SAME for one in tail.values())
+    slower = sum(ratio > 1 + plots.SAME for ratio in tail.values())
     worst = max(tail, key=tail.__getitem__)
     times = [workloads[worst][arm]["ttft_p99_s"] for arm in ("kvflow-guard", "hicache")]
-    yield "- **The tail** is where it loses: the first token's 99th percentile is later than"
+    yield "- **Tail latency** is worse: the 99th percentile of the time to first token exceeds"
     yield f"  hicache's in {slower} of them, most in {worst}, {times[0]:.1f} s to {times[1]:.1f}"
-    yield "  ([all such cells](#where-kvflow-loses-to-it))."
+    yield "  ([all such cells](#cells-in-which-kvflow-is-slower))."
     if terms:
         gains = tables.gains_of_cost(terms)
-        said = ", ".join(f"{gain:.2f}x with {share}" for share, gain in gains.items())
+        by_share = ", ".join(f"{gain:.2f}x with {share}" for share, gain in gains.items())
         yield "- **Little host memory.** kvflow-cost over kvflow-guard, mean completion:"
-        yield f"  {said} of the device's room. Those who are held back"
-        yield "  [wait for it](#what-turns-cost-those-who-wait)."
+        yield f"  {by_share} of the device pool's size. Throttled runs"
+        yield "  [pay for it](#the-cost-of-admission-control-to-throttled-runs)."
     yield ""
 
 
 def _range(workloads: Mapping[str, Any], slow: str) -> str:
+    """Format the least and the largest speedup of kvflow-guard over an arm."""
     key = tables.COMPLETION
-    gains = {
-        name: played[slow][key] / played["kvflow-guard"][key] for name, played in workloads.items()
-    }
+    gains = {name: arms[slow][key] / arms["kvflow-guard"][key] for name, arms in workloads.items()}
     least, most = (pick(gains, key=gains.__getitem__) for pick in (min, max))
     return f"{gains[least]:.2f}x ({least}) to {gains[most]:.2f}x ({most})"
 
 
-def _words() -> Iterator[str]:
-    yield "## Arms and words"
+def _definitions() -> Iterator[str]:
+    yield "## Definitions"
     yield ""
     for name, arm in ARMS.items():
         yield f"- `{name}`: {arm.about}"
     yield ""
-    yield "The oracle is no upper bound. It evicts what will be read last, as a run before"
-    yield "recorded it, under KVFlow's own prefetch and scheduler; it starts from kvflow-guard's"
-    yield "run, and where it finds nothing faster equals it. Arms that prefetch less in vain, or"
-    yield "let runs take turns, pass it."
+    yield "The oracle is not an upper bound. It evicts the block that is read last, by the record"
+    yield "of a previous run, under KVFlow's own prefetch and scheduler. It starts from"
+    yield "kvflow-guard's run, and equals that run if no later one is faster. Arms with fewer"
+    yield "wasted prefetches, or with admission control, can be faster."
     yield ""
-    yield "**Makespan**: from the start of the first call after round 0 to the end of the last."
-    yield "**Completion**: of a run, from its arrival to its end, round 0 included. All else is of"
-    yield "the calls after round 0. **Stall**: the share of the makespan in which the device waits"
-    yield "for a copy with nothing else to do. Sizes are tokens, fixed prefix/dynamic"
-    yield "suffix/output. **Over**: at 1.20x the first named takes 1/1.20 of the second's time."
+    yield "**Makespan**: from the start of the first call after round 0 to the end of the last"
+    yield "call. **Completion**: of a workflow run, from its arrival to its end, round 0 included."
+    yield "All other figures are of the calls after round 0. **Stall**: the share of the makespan"
+    yield "in which the device waits for a copy and has no other work. Sizes are tokens, fixed"
+    yield "prefix/dynamic suffix/output. **Over**: at 1.20x the first arm takes 1/1.20 of the"
+    yield "second arm's time."
     yield ""
 
 
@@ -234,25 +239,25 @@ def _paper(paper: Mapping[str, Any], figures: Path) -> Iterator[str]:
     yield "## The paper's evaluation (arXiv 2507.07400)"
     yield ""
     yield from tables.paper_cells(paper)
-    yield "`a10g` and `h100-pcie` are the machines as data sheets and the paper's links have them;"
-    yield "a good reactive host tier loses little there. `h100-effective` differs in one rate,"
-    yield "reload, fitted on the cell 4096/32/32 alone; `a10g-effective` in two, reload and"
-    yield "products, fitted on 8192/32/32."
+    yield "`a10g` and `h100-pcie` have rates of data sheets and the paper's link rates; an"
+    yield "efficient on-demand host tier loses little there. `h100-effective` differs in the reload"
+    yield "rate, fitted to the cell 4096/32/32 alone; `a10g-effective` in the reload rate and the"
+    yield "rate of matrix products, fitted to 8192/32/32."
     yield ""
     for slow, means in (("hicache", REPORTED_MEANS), ("gpu-only", {})):
         file = plots.speedup_grids(paper, "kvflow", slow, means, figures)
         if file is not None:
             yield f"![kvflow over {slow}, by machine and sizes]({file})"
             yield ""
-    residency, lanes = timelines.draw(figures)
+    residency, timeline = timelines.draw(figures)
     yield "The cycle 8192/32/32 on `a10g`, two rounds after the first:"
     yield ""
-    yield f"![whose prefix is on the device]({residency})"
+    yield f"![share of each prefix on the device]({residency})"
     yield ""
-    yield "What the engine does meanwhile, from the first call of the last round on, for as long as"
-    yield "gpu-only takes for one call:"
+    yield "The engine's steps and copies from the first call of the last round on, for the time"
+    yield "that gpu-only takes for one call:"
     yield ""
-    yield f"![steps, copies and stalls]({lanes})"
+    yield f"![steps, copies and stalls]({timeline})"
     yield ""
 
 
@@ -263,9 +268,10 @@ def _real(real: Mapping[str, Any]) -> Iterator[str]:
         yield from _absent("paper_real_cpu")
         return
     machine = real["machine"]
-    yield f"On {machine['cpu']} with {machine['cores']} cores, SmolLM2-135M in float32, the host"
-    yield f"link emulated at {real['link_ratio']:.3f} of the time to compute; `python -m"
-    yield "experiments.paper --mode real --quick`. Makespans, of the rounds after the first:"
+    yield f"On {machine['cpu']} with {machine['cores']} cores, SmolLM2-135M in float32; the host"
+    yield f"link is emulated: loading a token takes {real['link_ratio']:.3f} of the time to compute"
+    yield "it. `python -m experiments.paper --mode real --quick`. Makespans without the first"
+    yield "round:"
     yield ""
     yield from tables.real(real)
 
@@ -278,15 +284,15 @@ def _beyond(workloads: Mapping[str, Any], figures: Path) -> Iterator[str]:
     yield ""
     file = plots.distributions(workloads, figures)
     if file is not None:
-        yield "Where runs do not all end together, how many have ended by when:"
+        yield "Share of completed runs over time, for workloads whose runs end at different times:"
         yield ""
         yield f"![completion times]({file})"
         yield ""
 
 
 def _absent(name: str) -> Iterator[str]:
-    yield f"Not there: `{name}.json`. `python -m experiments.{SOURCES[name].command} --json"
-    yield f"experiments/results/{name}.json` makes it."
+    yield f"Missing: `{name}.json`. To write it, run `python -m experiments.{SOURCES[name].command}"
+    yield f"--json experiments/results/{name}.json`."
     yield ""
 
 

@@ -181,7 +181,7 @@ def test_the_papers_cells_go_on_where_they_stopped_and_are_reported(run, tmp_pat
     text = (tmp_path / "REPORT.md").read_text()
     assert "| v1 a10g 1024/32/32 | kvflow over gpu-only | 2.00x |" in text
     assert "## What of the paper is not reproduced" in text
-    assert "Not there: `terms.json`. `python -m experiments.terms --json" in text
+    assert "Missing: `terms.json`. To write it, run `python -m experiments.terms" in text
     for name in ("kvflow-over-gpu-only.png", "kvflow-over-hicache.svg", "arms.png"):
         assert (tmp_path / "figures" / name).stat().st_size > 5000
     assert ">kvflow-cost</text>" in (tmp_path / "figures" / "arms.svg").read_text()

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.compare.arms import gap_closed
-from experiments.paper.real import compared
+from experiments.paper.real import simulation_errors
 from experiments.report import limitations
 from experiments.report.paper_reference import Reported
 
@@ -51,9 +51,9 @@ def test_the_page_names_what_is_off_and_where_hicache_is_faster():
     workloads = {"mix": arms(10.0, 5.0, 5.0, ttft_s=2.0), "coding": arms(10.0, 5.0, 4.0)}
     text = "\n".join(limitations.page(paper, workloads, {}))
     assert "x64 | kvflow over hicache | 2.19x | 0.95x | -57% | 1 |" in text
-    assert "1. It is hicache that differs" in text
+    assert "1. The difference is in hicache" in text
     assert "beyond the paper within 1% in mix." in text
-    lost = text.split("### Where KVFlow loses to it")[1]
+    lost = text.split("### Cells in which KVFlow is slower")[1]
     assert "Mean completion of a run, s, in 1 of 3 cells:" in lost
     assert "| mix | 1.00 | 2.00 (0.50x) |" in lost
     assert "| coding |" not in lost
@@ -76,11 +76,11 @@ def test_errors_of_two_arms_add_up_in_their_ratio():
         return {"real": took(real_s), "sim": took(virtual_s)}
 
     played = {"cycle hicache": both(10.0, 11.0), "cycle kvflow": both(8.0, 7.2)}
-    said = compared(played)
-    assert said["worst_error"] == pytest.approx(0.1)
-    assert said["worst_ratio_error"] == pytest.approx(1.1 / 0.9 - 1)
-    assert said["same_order"] == {"cycle": True}
+    errors = simulation_errors(played)
+    assert errors["worst_error"] == pytest.approx(0.1)
+    assert errors["worst_ratio_error"] == pytest.approx(1.1 / 0.9 - 1)
+    assert errors["same_order"] == {"cycle": True}
     within = {"cycle hicache": both(10.0, 9.0), "cycle kvflow": both(9.5, 10.0)}
-    assert compared(within)["same_order"] == {"cycle": True}
+    assert simulation_errors(within)["same_order"] == {"cycle": True}
     beyond = {"cycle hicache": both(10.0, 9.0), "cycle kvflow": both(8.5, 10.0)}
-    assert compared(beyond)["same_order"] == {"cycle": False}
+    assert simulation_errors(beyond)["same_order"] == {"cycle": False}
