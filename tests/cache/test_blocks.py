@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvflow_jax.cache.blocks import NO_PAGE, BlockTable, DeviceState, HostState
@@ -114,6 +114,7 @@ def test_the_integrity_check_finds_a_block_that_is_freed_twice():
         table.check_integrity()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-4, 4)))
 def test_any_order_of_allocating_and_freeing_loses_no_page(counts):
     table, live = BlockTable(8, 8), []

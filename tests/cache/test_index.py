@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvflow_jax.cache.index import MAX_GROWN_BLOCKS, RadixIndex, RootKey
@@ -77,6 +77,7 @@ def test_a_very_deep_index_needs_no_recursion():
     assert len(index.match(ROOT, tokens)) == 1299
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=40))
 def test_a_match_is_the_longest_inserted_prefix(sequences):
     index, block_of, next_block = RadixIndex(1), {}, 0

@@ -1,7 +1,7 @@
 """The lazy priority queue: the newest key of an item counts, and ineligible items are skipped."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvflow_jax.cache.lazy_queue import LazyQueue
@@ -56,6 +56,7 @@ def test_stale_entries_are_removed_when_keys_change_often():
     assert drain(queue) == sorted(range(10), key=lambda i: ((9990 + i) % 3, i))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.integers(0, 3)), max_size=300),
     st.sets(st.integers(0, 9)),

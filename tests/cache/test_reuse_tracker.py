@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvflow_jax.cache.blocks import NO_BLOCK, SUFFIX, BlockTable
@@ -135,6 +135,7 @@ def test_fractions_of_a_step_never_reorder_whole_steps():
     assert UNKNOWN_STEPS < UNKNOWN_STEPS + THROTTLED_STEPS < NEVER_STEPS < SUFFIX
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([None, 0.0, 1.0, 2.5])),
@@ -157,6 +158,7 @@ def test_an_empty_multiset_has_an_infinite_minimum():
         MinMultiset().remove(1.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=200))
 def test_a_multiset_tracks_its_minimum(operations):
     multiset, values = MinMultiset(), []
