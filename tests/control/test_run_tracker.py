@@ -1,4 +1,4 @@
-"""Many runs at once: each agent counts as the soonest that any run says."""
+"""Progress of many runs: an agent has the least of its steps over all runs."""
 
 import random
 
@@ -27,7 +27,7 @@ def call(run_tracker, run, agent, overrides=None):
     run_tracker.finish(run, agent, is_done=True, overrides=overrides or {})
 
 
-def test_an_agent_is_as_near_as_the_nearest_run_has_it():
+def test_an_agent_has_the_least_steps_of_all_runs():
     run_tracker = RunTracker()
     first = run_tracker.get_or_begin(("", "one"), ring(), 0.0)
     second = run_tracker.get_or_begin(("", "two"), ring(), 0.0)
@@ -39,22 +39,22 @@ def test_an_agent_is_as_near_as_the_nearest_run_has_it():
     assert [run_tracker.steps(("", agent)) for agent in "abc"] == [2, 0, 1]
     run_tracker.end(("", "two"))
     assert run_tracker.steps(("", "a")) == UNKNOWN_STEPS
-    assert run_tracker.steps(("someone else's", "a")) == UNKNOWN_STEPS
+    assert run_tracker.steps(("other tenant", "a")) == UNKNOWN_STEPS
 
 
-def test_changes_name_only_what_the_moved_run_touches():
+def test_changes_name_only_agents_of_the_run_that_moved():
     run_tracker = RunTracker()
     runs = [run_tracker.get_or_begin(("", str(i)), ring(), 0.0) for i in range(20)]
     for run in runs[:-1]:
         run_tracker.start(run, "a")
     run_tracker.changes.clear()
-    run_tracker.start(runs[-1], "a")  # as all others have it already
+    run_tracker.start(runs[-1], "a")  # as all other runs have it already
     assert set(run_tracker.changes.values()) <= {0.0, 1.0, 2.0}
     call(run_tracker, run_tracker.get_or_begin(("other", "x"), ring(), 0.0), "a")
     assert {key[1] for key in run_tracker.changes if key[1] == "other"} == {"other"}
 
 
-def test_what_a_caller_says_goes_before_the_graph_until_the_agent_runs():
+def test_overrides_precede_the_graph_until_their_agent_runs():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), ring("abcd"), 0.0)
     call(run_tracker, run, "a", overrides={"d": 0.0, "x": 3.0})
@@ -64,7 +64,7 @@ def test_what_a_caller_says_goes_before_the_graph_until_the_agent_runs():
     assert run_tracker.steps(("", "x")) == UNKNOWN_STEPS
 
 
-def test_less_likely_branches_come_after_and_too_many_are_not_prepared_for():
+def test_branches_are_ordered_by_probability_and_few_are_prefetched():
     workflow = Workflow()
     for i, chance in enumerate((0.4, 0.3, 0.1, 0.1, 0.05, 0.05)):
         workflow.edge("a", f"b{i}", conditional=True, probability=chance)
@@ -73,14 +73,14 @@ def test_less_likely_branches_come_after_and_too_many_are_not_prepared_for():
     run_tracker.start(run, "a")
     steps = [run_tracker.steps(("", f"b{i}")) for i in range(6)]
     assert steps == sorted(steps)
-    assert all(1 <= one < 2 for one in steps)
-    assert sum(one % 1 < 0.5 for one in steps) == MAX_BRANCHES
+    assert all(1 <= value < 2 for value in steps)
+    assert sum(value % 1 < 0.5 for value in steps) == MAX_BRANCHES
     run_tracker.finish(run, "a", is_done=True, overrides={})
     call(run_tracker, run, "b1")
     assert run_tracker.steps(("", "b0")) == UNKNOWN_STEPS  # it is over: nothing follows
 
 
-def test_the_road_not_taken_is_never():
+def test_a_branch_that_was_not_taken_never_runs():
     workflow = Workflow().edge("a", "b", True).edge("a", "c", True).edge("b", "d").edge("c", "e")
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), workflow.freeze(), 0.0)
@@ -90,7 +90,7 @@ def test_the_road_not_taken_is_never():
     assert run_tracker.steps(("", "e")) == NEVER_STEPS
 
 
-def test_an_aborted_call_may_come_again():
+def test_an_aborted_call_may_be_repeated():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), ring(), 0.0)
     run_tracker.start(run, "a")
@@ -98,7 +98,7 @@ def test_an_aborted_call_may_come_again():
     assert [run_tracker.steps(("", agent)) for agent in "abc"] == [0, 1, 2]
 
 
-def test_a_call_that_ends_after_its_run_says_nothing():
+def test_a_call_that_ends_after_its_run_changes_nothing():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), ring(), 0.0)
     run_tracker.start(run, "a")
@@ -108,13 +108,13 @@ def test_a_call_that_ends_after_its_run_says_nothing():
     assert not run.agent_steps
 
 
-def test_a_run_that_has_begun_says_who_may_start():
+def test_a_run_has_steps_before_its_first_call():
     run_tracker = RunTracker()
     run_tracker.get_or_begin(("", "w"), ring(), 0.0)
     assert [run_tracker.steps(("", agent)) for agent in "abc"] == [0, 1, 2]
 
 
-def test_runs_heard_of_by_other_ways_than_requests_hold_no_other_back():
+def test_a_run_whose_progress_is_reported_delays_no_other_expiry():
     run_tracker = RunTracker()
     live = run_tracker.get_or_begin(("", "live"), ring(), 0.0)
     run_tracker.get_or_begin(("", "dead"), ring(), 0.0)
@@ -125,7 +125,7 @@ def test_runs_heard_of_by_other_ways_than_requests_hold_no_other_back():
     assert run_tracker.find(("", "dead")) is None
 
 
-def test_other_conversations_of_a_running_agent_are_not_due():
+def test_other_conversations_of_a_running_agent_wait_for_its_next_call():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), ring(), 0.0)
     for session in "xy":
@@ -138,7 +138,7 @@ def test_other_conversations_of_a_running_agent_are_not_due():
     assert not run.readers
 
 
-def test_a_graph_that_comes_late_finds_the_calls_in_progress():
+def test_a_graph_that_comes_late_takes_in_the_calls_in_progress():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), None, 0.0)
     run_tracker.start(run, "b")
@@ -148,7 +148,7 @@ def test_a_graph_that_comes_late_finds_the_calls_in_progress():
     assert run_tracker.steps(("", "c")) == 1
 
 
-def test_runs_expire_but_not_while_they_call():
+def test_runs_expire_unless_a_call_is_in_progress():
     run_tracker = RunTracker()
     idle = run_tracker.get_or_begin(("", "idle"), ring(), 0.0)
     call(run_tracker, idle, "a")
@@ -160,7 +160,7 @@ def test_runs_expire_but_not_while_they_call():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_minima_over_random_runs_are_those_of_all_values(seed):
+def test_steps_and_changes_over_random_runs_are_the_minima_of_all_runs(seed):
     rng = random.Random(seed)
     run_tracker, published = RunTracker(), {}
     graphs = [ring("abc"), ring("cbad"), Workflow().edge("a", "b", True).edge("a", "c", True)]
@@ -188,7 +188,7 @@ def test_minima_over_random_runs_are_those_of_all_values(seed):
             assert published.get(("agent", "", agent), UNKNOWN_STEPS) == expected
 
 
-def test_a_call_that_waits_for_its_runs_turn_reads_no_sooner_than_the_rest():
+def test_a_throttled_call_has_the_steps_of_a_throttled_run():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(("", "w"), ring(), 0.0)
     run_tracker.start(run, "a")
@@ -213,7 +213,7 @@ def test_a_call_that_waits_for_its_runs_turn_reads_no_sooner_than_the_rest():
     assert [run_tracker.steps(("", agent)) for agent in "ab"] == [0, 0]
 
 
-def test_a_run_that_nobody_goes_on_with_counts_as_far():
+def test_a_quiet_run_is_demoted_until_it_calls_again():
     run_tracker = RunTracker(demotes_quiet_runs=True)
     left = run_tracker.get_or_begin(("", "left"), ring(), 0.0)
     call(run_tracker, left, "a")
@@ -229,10 +229,10 @@ def test_a_run_that_nobody_goes_on_with_counts_as_far():
     assert run_tracker.steps(("", "b")) == 0
     run_tracker.start(left, "b")
     run_tracker.expire(now + 100.0)
-    assert run_tracker.steps(("", "c")) == 1  # whoever is in a call is not quiet
+    assert run_tracker.steps(("", "c")) == 1  # a run with a call is not quiet
 
 
-def test_where_waits_are_long_a_run_is_quiet_later():
+def test_a_run_is_quiet_later_where_idle_times_are_long():
     run_tracker = RunTracker(demotes_quiet_runs=True)
     run = run_tracker.get_or_begin(("", "w"), ring(), 0.0)
     now = 0.0

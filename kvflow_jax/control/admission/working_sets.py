@@ -112,7 +112,9 @@ class WorkingSets:
         refcounts = Counter(
             key for reader in num_users for key in self._hashes.get(reader, _EMPTY).tolist()
         )
-        if num_users != +self._num_users or refcounts != self._refcounts:
+        # Compared as dicts: a Counter is compared in Python, and ignores entries that are 0.
+        is_right = num_users == +self._num_users and dict(refcounts) == dict(self._refcounts)
+        if not is_right:
             raise IntegrityError("refcounts of working sets are not those of the active readers")
 
     def _acquire_blocks(self, hashes: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Which runs go on where not all fit, as ``AdmissionControl`` decides it: a cache of 100 blocks."""
+"""Runs that ``AdmissionControl`` throttles and resumes, over a cache of 100 blocks."""
 
 import numpy as np
 from hypothesis import settings
@@ -11,15 +11,15 @@ from kvflow_jax.control.admission.admission_control import AdmissionControl
 NUM_BLOCKS, BLOCK_S = 100, 0.01
 
 
-class Cache:
-    """Runs of one agent each, named alike, and the seconds that pass."""
+class Harness:
+    """Admission control on a clock; each run has one agent of the same name."""
 
     def __init__(self):
         self.now = 0.0
-        self.throttled = []  # one after the other
+        self.throttled = []  # in order
         self.resumed = []
         self.decoded_s = 0.0
-        self.counted = []  # blocks of which it was asked what they cost
+        self.counted = []  # blocks whose compute time was asked for
         self.admission = AdmissionControl(
             lambda: NUM_BLOCKS,
             self.compute_s,
@@ -36,26 +36,26 @@ class Cache:
         self.admission.on_call_added(run, agents or [run], self.now, priority=priority)
         return not self.admission.is_throttled(run)
 
-    def called(self, run):
+    def finish(self, run):
         self.admission.on_call_finished(run, self.now)
 
     def begin(self, run, num_blocks, *agents):
-        """A run that calls, and reads so many blocks of its own."""
+        """Start a call of a run with a working set of ``num_blocks`` of its own."""
         assert self.call(run, *agents)
         self.admission.set_working_set(run, blocks_of(run, num_blocks))
 
-    def lost(self, agent, num_blocks, num_found=0):
-        """Blocks that count as lost when an agent's prompt is read."""
-        self.admission.on_prefill_done(blocks_of(agent, num_blocks), num_found, [agent])
+    def recompute(self, agent, num_blocks, num_cached=0):
+        """Blocks that count as recomputed when an agent's prompt was computed."""
+        self.admission.on_prefill_done(blocks_of(agent, num_blocks), num_cached, [agent])
         return self.counted[-1]
 
-    def pass_s(self, seconds, share_lost=0.0, share_decoding=0.0):
-        """Let time pass, so much of it with what had been there, or in steps without a prompt."""
+    def advance(self, seconds, recompute_share=0.0, decode_share=0.0):
+        """Let time pass; shares of it go into recomputation and into decode steps."""
         self.admission.set_working_set("many", blocks_of("many", 100))
         for _ in range(seconds):
-            self.lost("many", int(share_lost / BLOCK_S))
+            self.recompute("many", int(recompute_share / BLOCK_S))
             self.now += 1.0
-            self.decoded_s += share_decoding
+            self.decoded_s += decode_share
             self.admission.update(self.now)
             self.admission.check_integrity()
 
@@ -65,321 +65,327 @@ def blocks_of(name, num_blocks):
 
 
 def thrashing(*runs, num_blocks=30):
-    """Runs that have lost much for long, and are still in a call."""
-    cache = Cache()
+    """Runs with calls that have recomputed all the time for a minute."""
+    harness = Harness()
     for run in runs:
-        cache.begin(run, num_blocks)
-    cache.pass_s(60, share_lost=1.0)
-    return cache
+        harness.begin(run, num_blocks)
+    harness.advance(60, recompute_share=1.0)
+    return harness
 
 
-def test_nothing_waits_while_nothing_is_lost():
-    cache = Cache()
+def test_no_run_is_throttled_while_nothing_is_recomputed():
+    harness = Harness()
     for run in "abcdefgh":
-        cache.begin(run, 90)
-    cache.pass_s(100)
-    assert cache.admission.num_active_blocks == 720
-    assert not cache.throttled
-    assert cache.call("i")
+        harness.begin(run, 90)
+    harness.advance(100)
+    assert harness.admission.num_active_blocks == 720
+    assert not harness.throttled
+    assert harness.call("i")
 
 
-def test_nothing_waits_while_all_fits():
-    cache = thrashing("a", "b", num_blocks=40)
-    assert not cache.throttled
-    assert cache.call("c")
+def test_no_run_is_throttled_while_all_working_sets_fit():
+    harness = thrashing("a", "b", num_blocks=40)
+    assert not harness.throttled
+    assert harness.call("c")
 
 
-def test_little_that_is_lost_holds_nobody_back():
-    cache = Cache()
+def test_recomputation_below_the_high_watermark_throttles_no_run():
+    harness = Harness()
     for run in "abcd":
-        cache.begin(run, 30)
-    cache.pass_s(300, share_lost=admission_control.HIGH_WATERMARK - 0.05)
-    assert not cache.throttled
+        harness.begin(run, 30)
+    harness.advance(300, recompute_share=admission_control.HIGH_WATERMARK - 0.05)
+    assert not harness.throttled
 
 
-def test_while_much_is_lost_the_newest_go_and_wait():
-    cache = thrashing("a", "b", "c", "d")
-    assert cache.throttled == ["d", "c"]
-    assert cache.admission.num_active_blocks == 60
-    assert cache.call("a")
-    assert not cache.call("d")
-    assert cache.admission.num_queued == 1
+def test_the_newest_runs_are_throttled_while_the_cache_thrashes():
+    harness = thrashing("a", "b", "c", "d")
+    assert harness.throttled == ["d", "c"]
+    assert harness.admission.num_active_blocks == 60
+    assert harness.call("a")
+    assert not harness.call("d")
+    assert harness.admission.num_queued == 1
 
 
-def test_what_began_goes_on_and_what_follows_waits():
-    """A run is throttled in the middle of a call: another call of it waits, that one does not."""
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.admission.is_throttled("d")
-    assert not cache.call("d")
-    cache.called("d")  # the one that had begun
-    assert cache.admission.is_throttled("d")
-    cache.called("d")  # the one that waited, and has given up
-    assert cache.admission.num_queued == 0
+def test_a_started_call_goes_on_and_the_next_one_waits():
+    """A run is throttled in the middle of a call: only further calls of it wait."""
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.admission.is_throttled("d")
+    assert not harness.call("d")
+    harness.finish("d")  # the call that had started
+    assert harness.admission.is_throttled("d")
+    harness.finish("d")  # the call that waited was aborted
+    assert harness.admission.num_queued == 0
 
 
-def test_the_last_run_is_never_parked_however_much_it_reads():
-    cache = thrashing("a", num_blocks=500)
-    assert not cache.throttled
-    cache = thrashing("a", "b", num_blocks=500)
-    assert cache.throttled == ["b"]
-    cache.admission.end_run("a")
-    cache.pass_s(1, share_lost=1.0)
-    assert cache.call("b")  # alone, it need not wait for room that there will not be
+def test_the_last_active_run_is_never_throttled():
+    harness = thrashing("a", num_blocks=500)
+    assert not harness.throttled
+    harness = thrashing("a", "b", num_blocks=500)
+    assert harness.throttled == ["b"]
+    harness.admission.end_run("a")
+    harness.advance(1, recompute_share=1.0)
+    assert harness.call("b")  # alone, it does not wait for room that there will never be
 
 
-def test_without_whom_no_less_is_held_is_not_parked():
-    cache = Cache()
-    cache.begin("a", 60)
-    cache.begin("b", 60)
-    assert cache.call("c", "a")  # reads what a reads
-    cache.admission.set_working_set("d", blocks_of("a", 60))
-    assert cache.call("d")  # and so does this one, as another agent
-    cache.pass_s(60, share_lost=1.0)
-    assert cache.throttled == ["b"]
+def test_a_run_that_shares_all_its_blocks_is_not_throttled():
+    harness = Harness()
+    harness.begin("a", 60)
+    harness.begin("b", 60)
+    assert harness.call("c", "a")  # reads what a reads
+    harness.admission.set_working_set("d", blocks_of("a", 60))
+    assert harness.call("d")  # and so does this run, as another agent
+    harness.advance(60, recompute_share=1.0)
+    assert harness.throttled == ["b"]
 
 
-def test_who_reads_what_others_hold_need_not_wait():
-    cache = thrashing("a", "b", "c", "d")
-    assert cache.call("e", "a", "b")
-    assert not cache.call("c")
-    assert cache.call("f", "a", "b")  # nor behind who does not
+def test_a_run_that_reads_blocks_of_active_runs_only_is_admitted():
+    harness = thrashing("a", "b", "c", "d")
+    assert harness.call("e", "a", "b")
+    assert not harness.call("c")
+    assert harness.call("f", "a", "b")  # not even behind a queued run
 
 
-def test_what_many_read_counts_once():
-    cache = Cache()
+def test_shared_blocks_count_once():
+    harness = Harness()
     for run in "abc":
-        cache.begin(run, 10, run, "shared")
-    cache.admission.set_working_set("shared", blocks_of("a", 20))  # and starts like what a reads
-    assert cache.admission.num_active_blocks == 10 + 10 + 20
-    cache.admission.end_run("a")
-    assert cache.admission.num_active_blocks == 10 + 10 + 20
-    cache.admission.end_run("b")
-    assert cache.admission.num_active_blocks == 10 + 20
-    cache.admission.check_integrity()
+        harness.begin(run, 10, run, "shared")
+    harness.admission.set_working_set("shared", blocks_of("a", 20))  # and begins with blocks of a
+    assert harness.admission.num_active_blocks == 10 + 10 + 20
+    harness.admission.end_run("a")
+    assert harness.admission.num_active_blocks == 10 + 10 + 20
+    harness.admission.end_run("b")
+    assert harness.admission.num_active_blocks == 10 + 20
+    harness.admission.check_integrity()
 
 
-def test_who_waits_longest_goes_on_first_though_less_would_fit():
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.call("d")
-    assert not cache.call("c")
-    cache.admission.set_working_set("c", blocks_of("c", 10))
-    cache.called("a")
-    cache.admission.end_run("a")
-    cache.admission.set_working_set("b", blocks_of("b", 60))
-    cache.pass_s(1)
-    assert cache.admission.num_queued == 2  # there is room for c, and d is before it
-    cache.admission.set_working_set("b", blocks_of("b", 30))
-    cache.pass_s(1)
-    assert cache.resumed[-2:] == ["d", "c"]
-    assert cache.admission.num_queued == 0
+def test_the_run_queued_longest_is_resumed_first_though_a_smaller_one_would_fit():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("d")
+    assert not harness.call("c")
+    harness.admission.set_working_set("c", blocks_of("c", 10))
+    harness.finish("a")
+    harness.admission.end_run("a")
+    harness.admission.set_working_set("b", blocks_of("b", 60))
+    harness.advance(1)
+    assert harness.admission.num_queued == 2  # there is room for c, but d is in front of it
+    harness.admission.set_working_set("b", blocks_of("b", 30))
+    harness.advance(1)
+    assert harness.resumed[-2:] == ["d", "c"]
+    assert harness.admission.num_queued == 0
 
 
-def test_who_waits_long_gives_its_place_up():
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.call("d")
-    cache.called("b")
-    cache.pass_s(1, share_lost=0.1)
-    assert cache.admission.is_throttled("d")  # most waits are not over sooner
-    cache.pass_s(1, share_lost=0.1)
-    assert cache.throttled[-1] == "b"
-    assert not cache.admission.is_throttled("d")
-    assert not cache.call("b")
+def test_a_run_that_idles_for_long_gives_way():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("d")
+    harness.finish("b")
+    harness.advance(1, recompute_share=0.1)
+    assert harness.admission.is_throttled("d")  # most idle times are not shorter
+    harness.advance(1, recompute_share=0.1)
+    assert harness.throttled[-1] == "b"
+    assert not harness.admission.is_throttled("d")
+    assert not harness.call("b")
 
 
-def test_what_is_long_follows_from_how_long_runs_wait():
-    cache = thrashing("a", "b", "c", "d")
+def test_a_long_idle_time_is_learned_from_idle_times():
+    harness = thrashing("a", "b", "c", "d")
     for _ in range(40):
-        cache.called("b")
-        cache.pass_s(4, share_lost=0.1)
-        assert cache.call("b")
-    assert not cache.call("d")
-    cache.called("b")
-    cache.pass_s(2, share_lost=0.1)
-    assert cache.admission.is_throttled("d")
+        harness.finish("b")
+        harness.advance(4, recompute_share=0.1)
+        assert harness.call("b")
+    assert not harness.call("d")
+    harness.finish("b")
+    harness.advance(2, recompute_share=0.1)
+    assert harness.admission.is_throttled("d")
 
 
-def test_who_had_its_turn_is_swapped_for_who_waits():
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.call("d")
-    cache.pass_s(int(admission_control.MIN_SLICE_S), share_lost=0.1)
-    assert cache.admission.is_throttled("d")
-    cache.pass_s(1, share_lost=0.1)
-    assert cache.throttled[-1] == "a"  # active longest
-    assert cache.resumed[-1] == "d"
+def test_a_run_gives_way_at_the_end_of_its_time_slice():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("d")
+    harness.advance(int(admission_control.MIN_SLICE_S), recompute_share=0.1)
+    assert harness.admission.is_throttled("d")
+    harness.advance(1, recompute_share=0.1)
+    assert harness.throttled[-1] == "a"  # active longest
+    assert harness.resumed[-1] == "d"
 
 
-def test_a_turn_is_the_longer_the_more_the_swap_costs():
-    cache = thrashing("a", "b", "c", "d")
-    cache.admission.set_working_set("d", blocks_of("d", 50))
-    assert not cache.call("d")
-    cache.pass_s(int(admission_control.SLICE_FACTOR * 50 * BLOCK_S), share_lost=0.1)
-    assert cache.admission.is_throttled("d")
-    cache.pass_s(1, share_lost=0.1)
-    assert not cache.admission.is_throttled("d")
+def test_a_time_slice_grows_with_the_cost_of_the_swap():
+    harness = thrashing("a", "b", "c", "d")
+    harness.admission.set_working_set("d", blocks_of("d", 50))
+    assert not harness.call("d")
+    harness.advance(int(admission_control.SLICE_FACTOR * 50 * BLOCK_S), recompute_share=0.1)
+    assert harness.admission.is_throttled("d")
+    harness.advance(1, recompute_share=0.1)
+    assert not harness.admission.is_throttled("d")
 
 
-def test_nobody_waits_where_few_would_decode_longer_than_is_lost():
-    cache = Cache()
+def test_no_run_is_throttled_if_smaller_decode_batches_cost_more():
+    harness = Harness()
     for run in "abcd":
-        cache.begin(run, 60)  # three times what fits: without two of three, steps take as long
-    cache.pass_s(200, share_lost=0.4, share_decoding=0.6)
-    assert not cache.throttled
-    cache.pass_s(100, share_lost=0.9, share_decoding=0.1)
-    assert cache.throttled
+        harness.begin(run, 60)  # 2.4 times the harness
+    harness.advance(200, recompute_share=0.4, decode_share=0.6)
+    assert not harness.throttled
+    harness.advance(100, recompute_share=0.9, decode_share=0.1)
+    assert harness.throttled
 
 
-def test_all_go_on_where_it_shows_that_few_decode_for_longer():
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.call("c")
-    assert not cache.call("d")
-    cache.admission.set_working_set("c", blocks_of("c", 200))
-    cache.pass_s(3, share_lost=0.1, share_decoding=0.0)
-    assert cache.admission.num_queued == 2
-    cache.pass_s(200, share_lost=0.9, share_decoding=1.0)
-    assert cache.resumed[-2:] == ["c", "d"]
+def test_all_runs_are_resumed_once_smaller_decode_batches_cost_more():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("c")
+    assert not harness.call("d")
+    harness.admission.set_working_set("c", blocks_of("c", 200))
+    harness.advance(3, recompute_share=0.1, decode_share=0.0)
+    assert harness.admission.num_queued == 2
+    harness.advance(200, recompute_share=0.9, decode_share=1.0)
+    assert harness.resumed[-2:] == ["c", "d"]
 
 
-def test_who_needs_no_room_does_not_wait_behind_who_does():
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.call("d")
-    assert cache.call("new")
-    cache.admission.set_working_set("new", blocks_of("new", 30))
-    cache.pass_s(1, share_lost=1.0)
-    assert cache.throttled[-1] == "new"  # now it does
+def test_a_run_without_a_working_set_does_not_queue():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("d")
+    assert harness.call("new")
+    harness.admission.set_working_set("new", blocks_of("new", 30))
+    harness.advance(1, recompute_share=1.0)
+    assert harness.throttled[-1] == "new"  # now it has one
 
 
-def test_nobody_makes_way_where_that_is_not_enough():
-    cache = thrashing("a", "b", "c", "d")
-    cache.admission.set_working_set("d", blocks_of("d", 70))
-    turn_s = int(admission_control.SLICE_FACTOR * 70 * BLOCK_S)
-    assert not cache.call("d")
-    cache.admission.end_run("b")
-    cache.pass_s(turn_s // 2, share_lost=0.1)
-    cache.begin("new", 30)
-    cache.pass_s(turn_s // 2 + 2, share_lost=0.1)  # that is the end of a's turn, not of its own
-    assert cache.throttled == ["d", "c"]
-    cache.pass_s(turn_s // 2, share_lost=0.1)
-    assert cache.throttled == ["d", "c", "a", "new"]
-    assert cache.resumed[-1] == "d"
+def test_no_run_gives_way_unless_the_queued_run_then_fits():
+    harness = thrashing("a", "b", "c", "d")
+    harness.admission.set_working_set("d", blocks_of("d", 70))
+    slice_s = int(admission_control.SLICE_FACTOR * 70 * BLOCK_S)
+    assert not harness.call("d")
+    harness.admission.end_run("b")
+    harness.advance(slice_s // 2, recompute_share=0.1)
+    harness.begin("new", 30)
+    harness.advance(
+        slice_s // 2 + 2, recompute_share=0.1
+    )  # the slice of a is over, that of new is not
+    assert harness.throttled == ["d", "c"]
+    harness.advance(slice_s // 2, recompute_share=0.1)
+    assert harness.throttled == ["d", "c", "a", "new"]
+    assert harness.resumed[-1] == "d"
 
 
-def test_a_higher_priority_need_not_wait():
-    cache = thrashing("a", "b", "c", "d")
-    assert not cache.call("c")
-    assert not cache.call("d", priority=-1)
-    assert cache.call("d", priority=1)  # before c, and in the place of a lower one
-    assert cache.throttled == ["d", "c", "a"]
-    assert cache.call("b", priority=1)
-    cache.admission.set_working_set("e", blocks_of("e", 30))
-    assert not cache.call("e", priority=1)  # nobody is lower; those of its own have their turn
-    cache.pass_s(1, share_lost=0.1)
-    assert cache.throttled == ["d", "c", "a"]
-    cache.pass_s(int(admission_control.MIN_SLICE_S), share_lost=0.1)
-    assert cache.resumed[-1] == "e"
-    cache.admission.end_run("b")
-    cache.pass_s(1, share_lost=0.1)
-    assert not cache.admission.is_throttled("d")  # back at once, before those of lower priority
-    assert cache.admission.is_throttled("c")
+def test_runs_of_higher_priority_are_admitted_first():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("c")
+    assert not harness.call("d", priority=-1)
+    assert harness.call("d", priority=1)  # before c, and instead of a run of lower priority
+    assert harness.throttled == ["d", "c", "a"]
+    assert harness.call("b", priority=1)
+    harness.admission.set_working_set("e", blocks_of("e", 30))
+    assert not harness.call(
+        "e", priority=1
+    )  # no run is lower; those of its own priority have their time slices
+    harness.advance(1, recompute_share=0.1)
+    assert harness.throttled == ["d", "c", "a"]
+    harness.advance(int(admission_control.MIN_SLICE_S), recompute_share=0.1)
+    assert harness.resumed[-1] == "e"
+    harness.admission.end_run("b")
+    harness.advance(1, recompute_share=0.1)
+    assert not harness.admission.is_throttled(
+        "d"
+    )  # resumed at once, before runs of lower priority
+    assert harness.admission.is_throttled("c")
 
 
-def test_room_comes_back_once_little_is_lost():
-    cache = thrashing("a", "b", "c", "d")
+def test_the_limit_grows_again_once_little_is_recomputed():
+    harness = thrashing("a", "b", "c", "d")
     for run in "abcd":
-        cache.call(run)
-    assert cache.admission.num_queued == 2
-    cache.pass_s(200)
-    assert all(cache.call(run) for run in "abcd")
-    assert cache.admission.num_active_blocks == 120
+        harness.call(run)
+    assert harness.admission.num_queued == 2
+    harness.advance(200)
+    assert all(harness.call(run) for run in "abcd")
+    assert harness.admission.num_active_blocks == 120
 
 
-def test_what_a_run_reads_first_after_a_wait_is_no_loss():
-    cache = thrashing("a", "b", "c", "d")
-    assert cache.lost("a", 30) == 30
-    assert cache.lost("a", 30, num_found=20) == 10
-    assert not cache.call("d")
-    cache.admission.end_run("a")
-    cache.pass_s(1)
-    assert cache.resumed[-1] == "d"
-    assert cache.lost("d", 30) == 0  # others had its place
-    assert cache.lost("d", 30) == 30
+def test_the_first_prefill_of_a_resumed_run_is_no_recomputation():
+    harness = thrashing("a", "b", "c", "d")
+    assert harness.recompute("a", 30) == 30
+    assert harness.recompute("a", 30, num_cached=20) == 10
+    assert not harness.call("d")
+    harness.admission.end_run("a")
+    harness.advance(1)
+    assert harness.resumed[-1] == "d"
+    assert harness.recompute("d", 30) == 0  # its blocks were evicted while it was throttled
+    assert harness.recompute("d", 30) == 30
 
 
-def test_what_was_never_read_is_no_loss():
-    cache = Cache()
-    assert cache.lost("a", 30) == 0
-    cache.begin("a", 30)
-    assert cache.lost("a", 50, num_found=30) == 0
-    assert cache.lost("a", 50, num_found=10) == 20
+def test_the_first_prefill_of_a_reader_is_no_recomputation():
+    harness = Harness()
+    assert harness.recompute("a", 30) == 0
+    harness.begin("a", 30)
+    assert harness.recompute("a", 50, num_cached=30) == 0
+    assert harness.recompute("a", 50, num_cached=10) == 20
 
 
-def traces(admission):
+def state_of(admission):
     return {k: v for k, v in vars(admission).items() if isinstance(v, dict | set) and v}
 
 
-def test_runs_and_owners_leave_no_trace():
-    cache = thrashing("a", "b", "c", "d")
+def test_ended_runs_and_removed_readers_leave_no_state():
+    harness = thrashing("a", "b", "c", "d")
     for run in "cd":
-        assert not cache.call(run)  # a second call each
+        assert not harness.call(run)  # a second call each
     for run in "ac":
-        cache.admission.end_run(run)  # in the middle of calls
-        cache.admission.add_readers(run, ["late"])  # as a call ends whose run is over
-        cache.called(run)
-    assert not cache.admission.is_throttled("c")
-    cache.call("a")  # another of that name
+        harness.admission.end_run(run)  # in the middle of calls
+        harness.admission.add_readers(run, ["late"])  # by a call that ends after its run
+        harness.finish(run)
+    assert not harness.admission.is_throttled("c")
+    harness.call("a")  # a new run of that name
     for run in "abcd":
-        while run in cache.admission._num_calls:
-            cache.called(run)
-        cache.admission.end_run(run)
-        cache.admission.check_integrity()
-    assert cache.admission.num_active_blocks == cache.admission.num_queued == 0
+        while run in harness.admission._num_calls:
+            harness.finish(run)
+        harness.admission.end_run(run)
+        harness.admission.check_integrity()
+    assert harness.admission.num_active_blocks == harness.admission.num_queued == 0
     for reader in ("a", "b", "c", "d", "many"):
-        cache.admission.remove_working_set(reader)
-    assert not traces(cache.admission)
+        harness.admission.remove_working_set(reader)
+    assert not state_of(harness.admission)
 
 
-def test_a_call_that_ends_after_its_run_leaves_no_trace():
-    cache = Cache()
-    cache.begin("a", 30)
-    cache.admission.end_run("a")
-    cache.admission.add_readers("a", ["late"])
-    cache.called("a")
-    cache.admission.remove_working_set("a")
-    assert not traces(cache.admission)
+def test_a_call_that_ends_after_its_run_leaves_no_state():
+    harness = Harness()
+    harness.begin("a", 30)
+    harness.admission.end_run("a")
+    harness.admission.add_readers("a", ["late"])
+    harness.finish("a")
+    harness.admission.remove_working_set("a")
+    assert not state_of(harness.admission)
 
 
-def test_what_a_run_lets_go_of_is_held_no_longer():
-    cache = Cache()
-    cache.begin("a", 30, "a", "shared")
-    cache.admission.set_working_set("shared", blocks_of("b", 20))
-    assert cache.call("b", "shared")
-    cache.admission.remove_reader("a", "shared")
-    assert cache.admission.num_active_blocks == 50
-    cache.admission.remove_reader("a", "a")
-    assert cache.admission.num_active_blocks == 20
-    cache.admission.check_integrity()
+def test_a_reader_that_a_run_removes_is_active_no_longer():
+    harness = Harness()
+    harness.begin("a", 30, "a", "shared")
+    harness.admission.set_working_set("shared", blocks_of("b", 20))
+    assert harness.call("b", "shared")
+    harness.admission.remove_reader("a", "shared")
+    assert harness.admission.num_active_blocks == 50
+    harness.admission.remove_reader("a", "a")
+    assert harness.admission.num_active_blocks == 20
+    harness.admission.check_integrity()
 
 
-class Lives(RuleBasedStateMachine):
-    """Random runs. Whoever is held back goes on by itself, once enough time has passed."""
+class Interleavings(RuleBasedStateMachine):
+    """Random runs. Every throttled run is resumed once enough time has passed."""
 
     runs = st.sampled_from("abcdef")
     readers = st.sampled_from(["a", "b", "c", "d", "x", "y"])
 
     def __init__(self):
         super().__init__()
-        self.cache = thrashing("a", "b", "c", "d")  # two of them are throttled
-        self.admission = self.cache.admission
+        self.harness = thrashing("a", "b", "c", "d")  # two of them are throttled
+        self.admission = self.harness.admission
         self.calls = dict.fromkeys("abcd", 1) | dict.fromkeys("ef", 0)
 
     @rule(run=runs, others=st.sets(readers, max_size=2))
     def call(self, run, others):
-        self.cache.call(run, *sorted({run, *others}))
+        self.harness.call(run, *sorted({run, *others}))
         self.calls[run] += 1
 
     @rule(run=runs)
-    def called(self, run):
+    def finish(self, run):
         if self.calls[run]:
-            self.cache.called(run)
+            self.harness.finish(run)
             self.calls[run] -= 1
 
     @rule(run=runs)
@@ -387,49 +393,49 @@ class Lives(RuleBasedStateMachine):
         self.admission.end_run(run)
 
     @rule(run=runs, reader=readers)
-    def join(self, run, reader):
+    def add_reader(self, run, reader):
         self.admission.add_readers(run, [reader])
 
     @rule(run=runs, reader=readers)
-    def leave(self, run, reader):
+    def remove_reader(self, run, reader):
         self.admission.remove_reader(run, reader)
 
     @rule(reader=readers, like=readers, num_blocks=st.integers(10, 80))
-    def read(self, reader, like, num_blocks):
+    def set_working_set(self, reader, like, num_blocks):
         self.admission.set_working_set(reader, blocks_of(like, num_blocks))
 
     @rule(reader=readers)
-    def forget(self, reader):
+    def remove_working_set(self, reader):
         self.admission.remove_working_set(reader)
 
-    @rule(reader=readers, num_blocks=st.integers(0, 80), num_found=st.integers(0, 80))
-    def find(self, reader, num_blocks, num_found):
-        assert 0 <= self.cache.lost(reader, num_blocks, num_found) <= num_blocks
+    @rule(reader=readers, num_blocks=st.integers(0, 80), num_cached=st.integers(0, 80))
+    def recompute(self, reader, num_blocks, num_cached):
+        assert 0 <= self.harness.recompute(reader, num_blocks, num_cached) <= num_blocks
 
-    @rule(seconds=st.integers(1, 60), share_lost=st.sampled_from([0.0, 0.1, 1.0, 1.0]))
-    def pass_s(self, seconds, share_lost):
-        self.cache.pass_s(seconds, share_lost)
+    @rule(seconds=st.integers(1, 60), recompute_share=st.sampled_from([0.0, 0.1, 1.0, 1.0]))
+    def advance(self, seconds, recompute_share):
+        self.harness.advance(seconds, recompute_share)
 
     @invariant()
-    def is_whole(self):
+    def integrity_holds(self):
         self.admission.check_integrity()
-        held = [run for run in self.calls if self.admission.is_throttled(run)]
-        assert len(held) == self.admission.num_queued
-        assert all(self.calls[run] for run in held)
+        throttled = [run for run in self.calls if self.admission.is_throttled(run)]
+        assert len(throttled) == self.admission.num_queued
+        assert all(self.calls[run] for run in throttled)
 
     def teardown(self):
         waiting = [run for run in self.calls if self.admission.is_throttled(run)]
-        self.cache.resumed.clear()
-        self.cache.pass_s(500, share_lost=1.0)  # in which no call ends
-        assert set(waiting) <= set(self.cache.resumed)
+        self.harness.resumed.clear()
+        self.harness.advance(500, recompute_share=1.0)  # in which no call ends
+        assert set(waiting) <= set(self.harness.resumed)
         for run, num_calls in self.calls.items():
             for _ in range(num_calls):
-                self.cache.called(run)
+                self.harness.finish(run)
             self.admission.end_run(run)
         for reader in ("a", "b", "c", "d", "e", "f", "x", "y", "many"):
             self.admission.remove_working_set(reader)
-        assert not traces(self.admission)
+        assert not state_of(self.admission)
 
 
-Lives.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-TestLives = Lives.TestCase
+Interleavings.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestInterleavings = Interleavings.TestCase

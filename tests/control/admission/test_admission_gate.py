@@ -1,6 +1,6 @@
-"""Runs that take turns where not all fit, through the engine: in virtual time, and behind a thread.
+"""Time-sliced runs through the engine: in virtual time, and on the engine thread.
 
-The cache holds three of the six prefixes that are read in turns.
+The cache holds three of the six prefixes that are read.
 """
 
 import queue
@@ -21,15 +21,15 @@ from kvflow_jax.workflow.hints import Hints, Reuse
 from tests.support.token_runner import Client, make_engine, run
 
 TIME_SLICED = CacheSettings(eviction="kvflow-cost", admission_control=True)
-ALL_AT_ONCE = CacheSettings(eviction="kvflow-cost")
+UNCONTROLLED = CacheSettings(eviction="kvflow-cost")
 RUNS = [f"run{i}" for i in range(6)]
 PROMPT, PAGE = 32, 4
-TOKEN_S = 0.02  # of a prompt
-PATIENCE_S = 30
+TOKEN_S = 0.02  # per prompt token
+TIMEOUT_S = 30
 
 
 @pytest.fixture(autouse=True)
-def _short_prompts_tell_what_they_cost(monkeypatch):
+def _short_prompts_count_for_the_cost_model(monkeypatch):
     monkeypatch.setattr(cost_model, "_MIN_TOKENS", 1)
 
 
@@ -52,14 +52,14 @@ def call(engine, name, turn=0, **rest):
     return Client(engine, prompt, max_tokens=3, ignore_eos=True, hints=Hints(**hints))
 
 
-def live(engine, num_calls=30):
-    """Let each run call again and again; tokens computed, and the most runs held back at once."""
+def run_all(engine, num_calls=30):
+    """Let each run call many times; tokens computed, and the most runs throttled at once."""
     clients = {name: [call(engine, name)] for name in RUNS}
-    most_held = 0
+    max_throttled = 0
     while not all(len(own) == num_calls and own[-1].reason for own in clients.values()):
         is_busy = engine.step()
         engine.check_integrity()
-        most_held = max(most_held, engine.stats.num_runs_held_back)
+        max_throttled = max(max_throttled, engine.stats.num_runs_held_back)
         for name, own in clients.items():
             if own[-1].reason and len(own) < num_calls:
                 own.append(call(engine, name, len(own)))
@@ -72,61 +72,63 @@ def live(engine, num_calls=30):
         assert all(client.tokens == client.cold for client in own)
     assert engine.stats.num_runs_held_back == 0
     assert engine.stats.num_blocks_leased == 0
-    return engine.stats.prompt_tokens - engine.stats.cached_prompt_tokens, most_held
+    return engine.stats.prompt_tokens - engine.stats.cached_prompt_tokens, max_throttled
 
 
-def test_runs_that_thrash_take_turns_and_all_end():
-    computed, num_held = live(make(ALL_AT_ONCE))
-    computed_in_turns, num_held_in_turns = live(make(TIME_SLICED))
-    assert num_held == 0
-    assert num_held_in_turns > 0
-    assert computed_in_turns < 0.75 * computed
+def test_runs_that_thrash_are_time_sliced_and_all_end():
+    computed, num_throttled = run_all(make(UNCONTROLLED))
+    computed_sliced, num_throttled_sliced = run_all(make(TIME_SLICED))
+    assert num_throttled == 0
+    assert num_throttled_sliced > 0
+    assert computed_sliced < 0.75 * computed
 
 
-def test_runs_that_fit_take_no_turns():
-    _, num_held = live(make(TIME_SLICED, num_pages=100))
-    assert num_held == 0
+def test_runs_that_fit_are_not_throttled():
+    _, num_throttled = run_all(make(TIME_SLICED, num_pages=100))
+    assert num_throttled == 0
 
 
-def lost_tokens(engine):
+def recomputed_tokens(engine):
     return engine.controller._gate._control._recompute_s
 
 
-def alone(name, **rest):
-    """One call, and again after its prefix was evicted; tokens that count as lost."""
+def recomputed_after_eviction(name, **rest):
+    """Tokens that count as recomputed in a call that repeats one whose prefix was evicted."""
     engine = make(TIME_SLICED)
     engine.cost_model.compute_s = float
-    lost = []
+    recomputed = []
     for _ in range(2):
-        before = lost_tokens(engine)
+        before = recomputed_tokens(engine)
         call(engine, name, **rest)
         run(engine)
-        lost.append(lost_tokens(engine) - before)
+        recomputed.append(recomputed_tokens(engine) - before)
         engine.cache.residency.evict(engine.cache.residency.num_idle)
-    assert lost[0] == 0
-    return lost[1]
+    assert recomputed[0] == 0
+    return recomputed[1]
 
 
-def test_what_is_computed_again_is_lost():
-    assert alone("run0") == PROMPT
-    assert alone("run0", num_fixed=8) == 8
-    assert alone("run0", reuse=Reuse.KEEP) == PROMPT  # what was kept ends with it
-    assert alone("run0", reuse=Reuse.KEEP, num_fixed=8) == PROMPT
-    assert alone("run0", session_id="s", num_fixed=8) == PROMPT
+def test_a_prefix_counts_as_recomputed_after_its_eviction():
+    assert recomputed_after_eviction("run0") == PROMPT
+    assert recomputed_after_eviction("run0", num_fixed=8) == 8
+    assert (
+        recomputed_after_eviction("run0", reuse=Reuse.KEEP) == PROMPT
+    )  # the kept history ends with the prompt
+    assert recomputed_after_eviction("run0", reuse=Reuse.KEEP, num_fixed=8) == PROMPT
+    assert recomputed_after_eviction("run0", session_id="s", num_fixed=8) == PROMPT
 
 
-def test_the_last_token_is_computed_in_any_case():
+def test_the_block_of_the_last_token_never_counts_as_recomputed():
     engine = make(TIME_SLICED)
     engine.cost_model.compute_s = float
     for _ in range(3):
         hints = Hints(workflow_id="run", agent_id="agent", num_fixed=PROMPT)
         Client(engine, [9] * PROMPT, max_tokens=1, hints=hints)
         run(engine)
-    assert lost_tokens(engine) == 0
+    assert recomputed_tokens(engine) == 0
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_a_failure_or_a_flush_has_dropped_is_nobodys_loss(fails):
+def test_prefixes_dropped_by_a_failure_or_a_flush_do_not_count_as_recomputed(fails):
     engine = make(TIME_SLICED)
     engine.cost_model.compute_s = float
     for name in RUNS[:2]:
@@ -136,17 +138,17 @@ def test_what_a_failure_or_a_flush_has_dropped_is_nobodys_loss(fails):
         engine.fail_all(StepFailedError("injected"))
     else:
         assert engine.flush_cache()
-    before = lost_tokens(engine)
+    before = recomputed_tokens(engine)
     call(engine, "run0")
     run(engine)
-    assert lost_tokens(engine) == before
+    assert recomputed_tokens(engine) == before
     engine.cache.residency.evict(engine.cache.residency.num_idle)
     call(engine, "run0")
     run(engine)
-    assert lost_tokens(engine) == before + PROMPT
+    assert recomputed_tokens(engine) == before + PROMPT
 
 
-def test_a_call_that_is_aborted_while_it_waits_leaves_its_run_as_it_was():
+def test_a_throttled_call_that_is_aborted_leaves_the_queue():
     engine = make(TIME_SLICED)
     throttle(engine, "run0", "run1")
     waits = call(engine, "run1", 1)
@@ -160,7 +162,7 @@ def test_a_call_that_is_aborted_while_it_waits_leaves_its_run_as_it_was():
     engine.check_integrity()
 
 
-def test_a_run_that_ends_while_others_wait_makes_room():
+def test_the_end_of_a_run_makes_room_for_a_queued_one():
     engine = make(TIME_SLICED)
     throttle(engine, "run0", "run1")
     waits = call(engine, "run1", 1)
@@ -172,7 +174,7 @@ def test_a_run_that_ends_while_others_wait_makes_room():
     assert waits.tokens == waits.cold
 
 
-def test_what_a_run_of_the_same_name_calls_waits_for_nobody():
+def test_a_new_run_of_the_same_name_is_not_throttled():
     engine = make(TIME_SLICED)
     throttle(engine, "run0", "run1")
     waits = call(engine, "run1", 1)
@@ -186,7 +188,7 @@ def test_what_a_run_of_the_same_name_calls_waits_for_nobody():
     assert again.tokens == again.cold
 
 
-def test_a_call_whose_hints_break_something_has_ended_all_the_same(caplog):
+def test_a_call_ends_for_admission_control_even_if_its_hints_raise(caplog):
     engine = make(TIME_SLICED)
     throttle(engine, "run0", "run1", next_agents=["run0"])
     assert "could not be used" in caplog.text
@@ -196,14 +198,14 @@ def test_a_call_whose_hints_break_something_has_ended_all_the_same(caplog):
             engine.clock.advance(POLL_INTERVAL_S)
     assert (
         engine.clock.now() - before_s < admission_control.MIN_SLICE_S
-    )  # the other waits, and long
+    )  # the other run idles for long
 
 
 def throttle(engine, active, throttled, **rest):
-    """Let one run go on, and the other be throttled, for which there is no room.
+    """Make one run active and throttle the other; the limit admits one.
 
     Args:
-        rest: of the hints of the active one's last call.
+        rest: hints of the last call of the active run.
     """
     for name in (active, throttled):
         call(engine, name)
@@ -215,39 +217,41 @@ def throttle(engine, active, throttled, **rest):
     assert ends.reason is not None
 
 
-class HeldClock(VirtualClock):
-    """Whoever waits a while does so until the test lets that while pass."""
+class PausedClock(VirtualClock):
+    """A wait with a timeout lasts until the test resumes the clock."""
 
     def __init__(self):
         super().__init__()
-        self.is_held, self.go_on = threading.Event(), threading.Event()
+        self.is_waiting_for_time, self.resume = threading.Event(), threading.Event()
 
     def wait(self, event, timeout_s=None):
         if timeout_s is None:
-            assert event.wait(PATIENCE_S)
+            assert event.wait(TIMEOUT_S)
             return
-        self.is_held.set()
-        assert self.go_on.wait(PATIENCE_S)
+        self.is_waiting_for_time.set()
+        assert self.resume.wait(TIMEOUT_S)
         self.advance(timeout_s)
 
 
-def test_a_queue_that_waits_for_nothing_but_time_moves_by_itself():
-    clock = HeldClock()
+def test_a_queued_run_is_resumed_without_any_other_event():
+    clock = PausedClock()
     engine = make(TIME_SLICED, clock=clock)
     throttle(engine, "run0", "run1")
-    thread, news = EngineThread(engine), queue.SimpleQueue()
+    thread, outputs = EngineThread(engine), queue.SimpleQueue()
     hints = Hints(workflow_id="run1", agent_id="run1", num_fixed=PROMPT)
     prompt = np.array([11] * PROMPT + [5])
     params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
     before_s = clock.now()
-    thread.submit(prompt, params, news.put, hints=hints)
-    assert clock.is_held.wait(PATIENCE_S)  # nothing else will come
+    thread.submit(prompt, params, outputs.put, hints=hints)
+    assert clock.is_waiting_for_time.wait(TIMEOUT_S)  # no other event will come
     assert thread.stats.num_runs_held_back == 1
-    assert news.empty()
-    clock.go_on.set()
-    while (output := news.get(timeout=PATIENCE_S)).finish_reason is None:
+    assert outputs.empty()
+    clock.resume.set()
+    while (output := outputs.get(timeout=TIMEOUT_S)).finish_reason is None:
         pass
     assert output.finish_reason is FinishReason.LENGTH
-    assert clock.now() - before_s < admission_control.MIN_SLICE_S  # the other had waited for long
+    assert (
+        clock.now() - before_s < admission_control.MIN_SLICE_S
+    )  # the other run had idled for long
     thread.check_integrity()
     thread.close()
