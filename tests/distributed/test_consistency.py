@@ -71,5 +71,3 @@ def test_models_are_compared_before_they_have_weights(change, differ):
     said = refusals(lambda group, model: check_consistent(group, model_properties(model)), *models)
     assert differ in said
     assert len(said) < 400
-
-

@@ -85,11 +85,19 @@ def test_a_single_file_takes_precedence_over_an_index(tmp_path):
     read_folder(MODEL, folder)
 
 
-@pytest.mark.parametrize("index", ["[]", "null", '"x"', '{"weight_map": {"a": ["b"]}}'])
-def test_an_index_of_the_wrong_form_is_reported(tmp_path, index):
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ("[]", "model.safetensors.index.json cannot be read, download it again"),
+        ("null", "model.safetensors.index.json cannot be read, download it again"),
+        ('"x"', "model.safetensors.index.json cannot be read, download it again"),
+        ('{"weight_map": {"a": ["b"]}}', "missing shard ['b']; download it again"),
+    ],
+)
+def test_an_index_of_the_wrong_form_is_reported(tmp_path, index, problem):
     folder = tiny.write_folder(tmp_path / "m", shards=2)
     (folder / "model.safetensors.index.json").write_text(index)
-    assert "model.safetensors.index.json cannot be read" in read_problems(folder)
+    assert problem in read_problems(folder)
 
 
 def test_a_truncated_file_is_named(folder):
