@@ -35,11 +35,11 @@ class KeyRing:
         scheme, _, key = (authorization or b"").partition(b" ")
         if scheme.lower() != b"bearer" or not key.strip():
             raise _unauthorized("an API key is required: send 'Authorization: Bearer <key>'")
-        given = _digest(key.strip())
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        request_digest = _digest(key.strip())
+        matches = [hmac.compare_digest(request_digest, digest) for digest in self._digests]
         if not any(matches):
             raise _unauthorized("invalid API key")
-        return given.hex()[:16] if len(self._digests) > 1 else ""
+        return request_digest.hex()[:16] if len(self._digests) > 1 else ""
 
 
 def cache_salt(tenant: str, request_salt: str | None) -> str:

@@ -110,6 +110,7 @@ def load(config: ServerConfig, *, group: Group | None = None, progress: bool) ->
 
 
 def engine_config(config: ServerConfig) -> EngineConfig:
+    """Return the settings of the engine."""
     from kvflow_jax.engine.config import EngineConfig
 
     return EngineConfig(

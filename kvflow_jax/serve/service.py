@@ -56,7 +56,9 @@ class Service:
         self._mailbox: Mailbox | None = None
         self._open: set[Generation] = set()
         self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self._engine_callers = ThreadPoolExecutor(NUM_ENGINE_CALLERS, thread_name_prefix="ask")
+        self._engine_callers = ThreadPoolExecutor(
+            NUM_ENGINE_CALLERS, thread_name_prefix="engine-call"
+        )
 
     def start(self, engine: Engine, tokenizer: Tokenizer | None, model_name: str) -> None:
         """Start to accept requests. Called on the loop.
