@@ -34,6 +34,8 @@ T = TypeVar("T")
 # While transfers are in flight or runs are throttled, the engine runs an iteration at least this
 # often, to time transfers out and to resume runs.
 POLL_INTERVAL_S = 1.0
+# How often a caller that waits for a result checks that the engine's thread is alive.
+_LIVENESS_INTERVAL_S = 1.0
 
 
 class EngineThread:
@@ -234,7 +236,7 @@ class EngineThread:
         self._post(execute)
         while True:
             try:
-                return future.result(timeout=1.0)
+                return future.result(timeout=_LIVENESS_INTERVAL_S)
             except TimeoutError:
                 if not self.is_alive:
                     raise EngineClosedError("the engine has stopped") from None

@@ -1,4 +1,4 @@
-"""The same tokens to the last bit, whatever the batch, the cache and the pool were like."""
+"""The deterministic mode: the same tokens, whatever is in the batch, the cache and the pool."""
 
 from dataclasses import replace
 
@@ -71,7 +71,7 @@ def make(runner, num_pages, cache=CacheSettings()):
 def test_tokens_do_not_depend_on_batch_cache_or_preemption(runner):
     rng = np.random.default_rng(0)
     shared = [rng.integers(3, CONFIG.vocab_size, 100).tolist() for _ in range(2)]
-    asked = []
+    requests = []
     for number in range(16):
         head = shared[number % 2][: int(rng.integers(0, 100))]
         prompt = head + rng.integers(3, CONFIG.vocab_size, int(rng.integers(1, 40))).tolist()
@@ -83,21 +83,21 @@ def test_tokens_do_not_depend_on_batch_cache_or_preemption(runner):
             seed=number,
             ignore_eos=True,
         )
-        asked.append((prompt, params))
+        requests.append((prompt, params))
 
     engine = make(runner, num_pages=200)
     alone = []
-    for prompt, params in asked:
-        one = Collected(engine, prompt, params)
+    for prompt, params in requests:
+        collected = Collected(engine, prompt, params)
         run(engine)
-        alone.append(one.tokens)
+        alone.append(collected.tokens)
         engine.flush_cache()
     for cache in (CacheSettings(), TIERED):
-        engine = make(runner, 46, cache)  # a full context and half another: they are preempted
+        engine = make(runner, 46, cache)  # one and a half contexts: requests are preempted
         for order in (range(16), rng.permutation(16)):
-            crowd = {int(i): Collected(engine, *asked[int(i)]) for i in order}
+            batch = {int(i): Collected(engine, *requests[int(i)]) for i in order}
             run(engine)
-            assert {i: one.tokens for i, one in crowd.items()} == dict(enumerate(alone))
+            assert {i: collected.tokens for i, collected in batch.items()} == dict(enumerate(alone))
         assert engine.stats.num_preemptions > 0
         assert engine.stats.cached_prompt_tokens > 0
     assert engine.stats.num_loaded_blocks > 0
@@ -113,9 +113,9 @@ def test_deterministic_hits_are_whole_tiles_and_outputs_are_not_shared():
     assert first.tokens == first.cold == again.tokens
     assert again.stats.num_cached_tokens == longer.stats.num_cached_tokens == 24
     assert longer.tokens == longer.cold
-    kinds = [(b.query_len[: b.shape.num_decode] > 0).any() for b in engine.runner.batches]
-    tiles = [(b.query_len[b.shape.num_decode :] > 0).any() for b in engine.runner.batches]
-    assert not any(a and b for a, b in zip(kinds, tiles, strict=True))
+    decodes = [(b.query_len[: b.shape.num_decode] > 0).any() for b in engine.runner.batches]
+    prefills = [(b.query_len[b.shape.num_decode :] > 0).any() for b in engine.runner.batches]
+    assert not any(a and b for a, b in zip(decodes, prefills, strict=True))
 
 
 def test_deterministic_decoding_continues_between_the_chunks_of_a_long_prompt():

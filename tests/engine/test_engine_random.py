@@ -1,4 +1,4 @@
-"""Random interleavings: whatever happens, structures agree and every text is its cold text."""
+"""Random interleavings: structures always agree, and tokens equal those of a cold run."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ class Serving(RuleBasedStateMachine):
         self.clients: list[Client] = []
         self.failed = False
 
-    # Few different tokens and lengths, so that prompts share, split and continue each other.
+    # Few different tokens and lengths, so that prompts share prefixes, diverge and continue others.
     @rule(
         head=st.sampled_from([0, 8, 13, 20]),
         tail=st.lists(st.integers(0, 1), max_size=6),
@@ -56,7 +56,7 @@ class Serving(RuleBasedStateMachine):
             reuse=st.sampled_from(Reuse),
         ),
     )
-    def arrive(self, head, tail, max_tokens, ignore_eos, salt, priority, hints):
+    def send_request(self, head, tail, max_tokens, ignore_eos, salt, priority, hints):
         self.clients.append(
             Client(
                 self.engine,
@@ -81,7 +81,7 @@ class Serving(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 100))
     def follow_up(self, which):
-        """Continue a conversation: prompt, answer, and a new turn."""
+        """Continue a conversation with a prompt of its tokens so far and a new one."""
         done = [c for c in self.clients if c.reason in (FinishReason.STOP, FinishReason.LENGTH)]
         if done:
             client = done[which % len(done)]
@@ -100,17 +100,17 @@ class Serving(RuleBasedStateMachine):
         self.failed = True
         self.engine.step()
 
-    @rule(holds=st.booleans(), count=st.integers(0, 3), fails=st.booleans())
-    def transfer(self, holds, count, fails):
-        """The link is slow, lets some through, or fails."""
+    @rule(is_paused=st.booleans(), count=st.integers(0, 3), fails=st.booleans())
+    def transfer(self, is_paused, count, fails):
+        """Pause or resume the link; complete or fail some transfers."""
         transfers = self.engine.transfers
-        transfers.is_paused = holds
+        transfers.is_paused = is_paused
         transfers.complete(count, RuntimeError("the link is down") if fails else None)
 
-    @rule(pays=st.booleans())
-    def judge(self, pays):
-        """Loads are worth it, or are not."""
-        self.engine.scheduler.should_load = lambda num_blocks, num_tokens: pays
+    @rule(should_load=st.booleans())
+    def set_cost_model(self, should_load):
+        """Let the cost model prefer loading or computing."""
+        self.engine.scheduler.should_load = lambda num_blocks, num_tokens: should_load
 
     @rule(count=st.integers(1, 8))
     def evict(self, count):
@@ -125,7 +125,7 @@ class Serving(RuleBasedStateMachine):
             controller.end_run("", "run")
 
     @invariant()
-    def is_whole(self):
+    def structures_agree(self):
         self.engine.check_integrity()
 
     def teardown(self):
@@ -151,11 +151,11 @@ class ServingHierarchically(Serving):
     cache = replace(TIERED, offloads_everything=True)
 
 
-class ServingLateBackups(Serving):
+class ServingLateOffloads(Serving):
     cache = replace(TIERED, eviction="kvflow", prefetches=True, offloads_early=False)
 
 
-class ServingManyStepsAsOne(ServingWorkflows):
+class ServingRepeatedSteps(ServingWorkflows):
     repeats = True
 
 
@@ -163,12 +163,12 @@ for machine in (
     Serving,
     ServingWorkflows,
     ServingHierarchically,
-    ServingLateBackups,
-    ServingManyStepsAsOne,
+    ServingLateOffloads,
+    ServingRepeatedSteps,
 ):
     machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestServing = Serving.TestCase
 TestServingWorkflows = ServingWorkflows.TestCase
 TestServingHierarchically = ServingHierarchically.TestCase
-TestServingLateBackups = ServingLateBackups.TestCase
-TestServingManyStepsAsOne = ServingManyStepsAsOne.TestCase
+TestServingLateOffloads = ServingLateOffloads.TestCase
+TestServingRepeatedSteps = ServingRepeatedSteps.TestCase

@@ -1,94 +1,222 @@
-"""The engine behind its inbox: every request gets a last output, whatever happens."""
+"""The engine's thread: every request gets a last output, whatever happens."""
 
+import contextlib
 import queue
 import threading
 
 import numpy as np
 import pytest
 
-from kvflow_jax.engine.engine_thread import EngineThread
-from kvflow_jax.errors import EngineClosedError, InvalidRequestError
+from kvflow_jax.engine import engine_thread
+from kvflow_jax.engine.engine_thread import EngineThread, as_token_ids
+from kvflow_jax.errors import EngineClosedError, InvalidRequestError, QueueFullError
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.workflow.hints import HintStatus
+from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import make_engine
 
 PARAMS = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 
-class HeldEngine:
-    """An engine thread that stands in the middle of a step until told to go on."""
+class PausedEngine:
+    """An engine thread that waits in the middle of a step until ``resume`` is set."""
 
     def __init__(self) -> None:
         self.engine = make_engine()
-        self.in_step, self.go_on = threading.Event(), threading.Event()
+        self.in_step, self.resume = threading.Event(), threading.Event()
         submit = self.engine.runner.submit
 
-        def held_submit(batch):
+        def paused_submit(batch):
             self.in_step.set()
-            assert self.go_on.wait(PATIENCE_S)
+            assert self.resume.wait(TIMEOUT_S)
             return submit(batch)
 
-        self.engine.runner.submit = held_submit
+        self.engine.runner.submit = paused_submit
         self.thread = EngineThread(self.engine)
 
     def submit(self, **rest):
-        news = queue.SimpleQueue()
-        self.thread.submit(np.arange(8, 20), PARAMS, news.put, **rest)
-        return news
+        """Submit a request; return the queue of its outputs."""
+        outputs = queue.SimpleQueue()
+        self.thread.submit(np.arange(8, 20), PARAMS, outputs.put, **rest)
+        return outputs
 
 
-def last(news):
-    while (output := news.get(timeout=PATIENCE_S)).finish_reason is None:
+@contextlib.contextmanager
+def running_thread():
+    thread = EngineThread(make_engine())
+    try:
+        yield thread
+    finally:
+        thread.close()
+
+
+def last(outputs):
+    while (output := outputs.get(timeout=TIMEOUT_S)).finish_reason is None:
         pass
     return output
 
 
 def test_requests_in_the_inbox_get_an_error_when_the_engine_closes():
-    held = HeldEngine()
-    running = held.submit()
-    assert held.in_step.wait(PATIENCE_S)
-    waiting = held.submit()  # stays in the inbox: the thread is busy
-    closer = threading.Thread(target=held.thread.close)
+    paused = PausedEngine()
+    running = paused.submit()
+    assert paused.in_step.wait(TIMEOUT_S)
+    waiting = paused.submit()  # stays in the inbox: the thread is busy
+    closer = threading.Thread(target=paused.thread.close)
     closer.start()
-    while held.thread._is_open:
+    while paused.thread._is_open:
         pass
-    held.go_on.set()
+    paused.resume.set()
     closer.join()
-    for news in (running, waiting):
-        output = last(news)
+    for outputs in (running, waiting):
+        output = last(outputs)
         assert output.finish_reason is FinishReason.ERROR
         assert isinstance(output.error, EngineClosedError)
     with pytest.raises(EngineClosedError):
-        held.submit()
+        paused.submit()
 
 
 def test_requests_in_the_inbox_get_an_error_when_the_thread_dies():
-    held = HeldEngine()
+    paused = PausedEngine()
 
     def die(*_):
-        if held.thread._num_pending:  # not before there is anything to answer
+        if paused.thread._num_pending:  # not before a request is pending
             raise SystemExit
         return False
 
-    held.engine.fail_all = held.engine.step = die
+    paused.engine.fail_all = paused.engine.step = die
     threading.excepthook, before = (lambda _: None), threading.excepthook
     try:
-        output = last(held.submit())
-        held.thread._thread.join(PATIENCE_S)
+        output = last(paused.submit())
+        paused.thread._thread.join(TIMEOUT_S)
     finally:
         threading.excepthook = before
     assert isinstance(output.error, EngineClosedError)
-    assert not held.thread.is_alive
+    assert not paused.thread.is_alive
     with pytest.raises(EngineClosedError):
-        held.submit()
+        paused.submit()
 
 
 def test_an_argument_of_a_wrong_type_fails_its_own_request_only():
-    held = HeldEngine()
-    held.go_on.set()
-    first, bad, good = held.submit(), held.submit(priority="high"), held.submit()
+    paused = PausedEngine()
+    paused.resume.set()
+    first, bad, good = paused.submit(), paused.submit(priority="high"), paused.submit()
     assert isinstance(last(bad).error, InvalidRequestError)
     assert last(first).finish_reason is last(good).finish_reason is FinishReason.LENGTH
-    held.thread.check_integrity()
-    held.thread.close()
+    paused.thread.check_integrity()
+    paused.thread.close()
+
+
+def test_more_requests_than_the_bound_are_refused():
+    paused = PausedEngine()
+    pending = [paused.submit() for _ in range(paused.thread.max_pending)]
+    with pytest.raises(QueueFullError, match="raise max_waiting"):
+        paused.submit()
+    paused.resume.set()
+    assert all(last(outputs).finish_reason is FinishReason.LENGTH for outputs in pending)
+    last(paused.submit())  # there is room again
+    paused.thread.close()
+
+
+def test_an_aborted_request_ends_and_settle_waits_for_it():
+    paused = PausedEngine()
+    outputs: list = []
+    request_id = paused.thread.submit(np.arange(8, 20), PARAMS, outputs.append)
+    paused.thread.abort(request_id)
+    paused.thread.abort(request_id + 1)  # an unknown id
+    paused.resume.set()
+    paused.thread.settle()
+    assert outputs[-1].finish_reason is FinishReason.ABORT
+    assert paused.thread.stats.num_finished == {"abort": 1}
+    paused.thread.close()
+
+
+def test_draining_finishes_pending_requests_and_refuses_new_ones():
+    paused = PausedEngine()
+    outputs = paused.submit()
+    paused.resume.set()
+    assert paused.thread.drain(TIMEOUT_S)
+    assert last(outputs).finish_reason is FinishReason.LENGTH
+    with pytest.raises(EngineClosedError, match="shutting down"):
+        paused.submit()
+    paused.thread.close()
+
+
+def test_draining_cuts_requests_off_at_the_timeout(monkeypatch):
+    paused = PausedEngine()
+    outputs = paused.submit()
+    assert paused.in_step.wait(TIMEOUT_S)
+    post = paused.thread._post
+    posted = []
+
+    def counted_post(command):
+        post(command)
+        posted.append(command)
+        if len(posted) == 2:  # drain has timed out, and fails the requests
+            paused.resume.set()
+
+    monkeypatch.setattr(paused.thread, "_post", counted_post)
+    assert not paused.thread.drain(0.0)
+    assert isinstance(last(outputs).error, EngineClosedError)
+    paused.thread.close()
+
+
+def test_an_engine_that_fails_ends_its_requests_and_continues_to_serve():
+    with running_thread() as thread:
+        step = thread._engine.step
+        errors = [RuntimeError("injected")]
+
+        def failing_step():
+            if errors and not thread._engine.is_idle:
+                raise errors.pop()
+            return step()
+
+        thread._engine.step = failing_step
+        failed, served = queue.SimpleQueue(), queue.SimpleQueue()
+        thread.submit(np.arange(8, 20), PARAMS, failed.put)
+        assert "injected" in str(last(failed).error)
+        thread.submit(np.arange(8, 20), PARAMS, served.put)
+        assert last(served).finish_reason is FinishReason.LENGTH
+
+
+def test_runs_and_graphs_are_reported_between_two_steps():
+    graph = Workflow().edge("plan", "code").freeze()
+    with running_thread() as thread:
+        thread.register_graph("tenant", "team", graph)
+        assert thread.begin_run("tenant", "run", None, "team") is HintStatus.APPLIED
+        assert thread.begin_run("tenant", "other", None, "no such") is HintStatus.UNKNOWN_GRAPH
+        assert thread.advance_run("tenant", "run", ["plan", "test"], ["code"]) == ["test"]
+        assert thread.advance_run("tenant", "no such", [], []) is None
+        assert thread.end_run("tenant", "run")
+        assert not thread.end_run("tenant", "run")
+        assert thread.unregister_graph("tenant", "team")
+        assert not thread.unregister_graph("tenant", "team")
+        assert thread.flush_cache()
+
+
+def test_commands_raise_once_the_engine_is_closed(monkeypatch):
+    monkeypatch.setattr(engine_thread, "_LIVENESS_INTERVAL_S", 0.0)
+    with running_thread() as thread:
+        pass
+    assert not thread.is_alive
+    with pytest.raises(EngineClosedError, match="stopped"):
+        thread.flush_cache()
+    thread.settle()
+    thread.close()  # a second time
+
+
+@pytest.mark.parametrize(
+    "prompt", [[[1, 2]], [1.5], ["a"], [[1], [2, 3]], [-1], [2**31], "text", [True]]
+)
+def test_prompts_that_are_no_flat_list_of_token_ids_are_refused(prompt):
+    with pytest.raises(InvalidRequestError) as raised:
+        as_token_ids(prompt)
+    assert raised.value.param == "prompt"
+
+
+def test_token_ids_may_be_of_any_integer_type():
+    for prompt in ([1, 2**31 - 1], np.array([1, 2**31 - 1], np.uint64), (1, 2**31 - 1)):
+        ids = as_token_ids(prompt)
+        assert (ids.dtype, ids.tolist()) == (np.int32, [1, 2**31 - 1])
+    assert as_token_ids([]).shape == (0,)

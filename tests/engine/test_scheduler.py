@@ -1,15 +1,13 @@
 """The scheduler: order, admission, preemption, chunked prefill, repeated decode steps."""
 
-import numpy as np
 import pytest
 
-from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.request import Request
-from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import BatchShapes
+from tests.support.plain_request import make_request
 from tests.support.token_runner import Client, make_engine, prompt_without_eos, run
 
 PAGE = 4
@@ -27,19 +25,8 @@ def make_scheduler(*, num_pages=32, max_num_seqs=4, max_prefill_tokens=32) -> Sc
 
 
 def add(scheduler, request_id, prompt, *, fairness_key="", priority=0, max_tokens=8) -> Request:
-    request = Request(
-        request_id,
-        np.asarray(prompt, np.int32),
-        SamplingParams(max_tokens=max_tokens),
-        lambda output: None,
-        root=RootKey("model", ""),
-        priority=priority,
-        arrival_s=0.0,
-        max_len=len(prompt) + max_tokens,
-        stop_ids=frozenset(),
-        seed=(0, 0),
-        detokenizer=None,
-        fairness_key=fairness_key,
+    request = make_request(
+        prompt, request_id, fairness_key=fairness_key, priority=priority, max_tokens=max_tokens
     )
     scheduler.add(request)
     return request

@@ -1,16 +1,14 @@
 """A step in flight, over a runner with prepared results."""
 
-
 import numpy as np
 import pytest
 
-from kvflow_jax.cache.index import RootKey
 from kvflow_jax.engine.scheduler import StepPlan
 from kvflow_jax.engine.step_in_flight import StepInFlight
 from kvflow_jax.requests.request import Chunk, Request
-from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.runtime.sampler import Logprobs
+from tests.support.plain_request import make_request
 
 SHAPES = BatchShapes.plan(
     max_num_seqs=4, max_prefill_tokens=16, tile=8, page_size=4, pages_per_seq=8
@@ -60,20 +58,8 @@ class PreparedRunner:
         return [Handle(logprobs_of_rows(len(targets)))]
 
 
-def make_request(num_prompt, **params) -> Request:
-    return Request(
-        0,
-        np.arange(10, 10 + num_prompt, dtype=np.int32),
-        SamplingParams(**params),
-        lambda output: None,
-        root=RootKey("model", ""),
-        priority=0,
-        arrival_s=0.0,
-        max_len=num_prompt + 4,
-        stop_ids=frozenset(),
-        seed=(0, 0),
-        detokenizer=None,
-    )
+def request_of(num_prompt, **params) -> Request:
+    return make_request(range(10, 10 + num_prompt), max_tokens=4, **params)
 
 
 def chunk(request, start, length, *, seq_slot=0, samples=True, is_decode=False) -> Chunk:
@@ -92,7 +78,7 @@ def dispatch(plan, runner, repeater=None) -> StepInFlight:
 
 
 def test_only_chunks_that_sample_have_results():
-    whole, part = make_request(5), make_request(9)
+    whole, part = request_of(5), request_of(9)
     plan = plan_of(chunk(whole, 0, 5), chunk(part, 0, 8, seq_slot=1, samples=False))
     (result,) = dispatch(plan, PreparedRunner()).results()
     request, tokens, logprobs = result
@@ -102,7 +88,7 @@ def test_only_chunks_that_sample_have_results():
 
 
 def test_logprobs_are_cut_to_the_number_that_the_request_wants():
-    request = make_request(5, logprobs=2)
+    request = request_of(5, logprobs=2)
     step = dispatch(plan_of(chunk(request, 0, 5)), PreparedRunner())
     ((_, (token,), (scored,)),) = step.results()
     row = token - 100
@@ -112,7 +98,7 @@ def test_logprobs_are_cut_to_the_number_that_the_request_wants():
 
 
 def test_a_repeated_step_returns_the_tokens_of_each_request_in_order():
-    requests = [make_request(3), make_request(3)]
+    requests = [request_of(3), request_of(3)]
     chunks = [
         chunk(request, 3, 1, seq_slot=i, is_decode=True) for i, request in enumerate(requests)
     ]
@@ -126,7 +112,7 @@ def test_a_repeated_step_returns_the_tokens_of_each_request_in_order():
 
 
 def test_sampler_state_is_loaded_for_admitted_requests_that_need_it():
-    plain, penalized = make_request(3), make_request(3, presence_penalty=1.0)
+    plain, penalized = request_of(3), request_of(3, presence_penalty=1.0)
     plan = plan_of(
         chunk(plain, 0, 3), chunk(penalized, 0, 3, seq_slot=1), admitted=[plain, penalized]
     )
@@ -136,7 +122,7 @@ def test_sampler_state_is_loaded_for_admitted_requests_that_need_it():
 
 
 def test_prompt_tokens_are_scored_once_even_if_computed_again():
-    request = make_request(6, prompt_logprobs=1)
+    request = request_of(6, prompt_logprobs=1)
     runner = PreparedRunner()
     dispatch(plan_of(chunk(request, 0, 4, samples=False)), runner).results()
     assert [score.token_id for score in request.prompt_logprobs] == [11, 12, 13, 14]
@@ -147,7 +133,7 @@ def test_prompt_tokens_are_scored_once_even_if_computed_again():
 
 
 def test_an_error_on_the_device_leaves_the_requests_unchanged():
-    request = make_request(5, prompt_logprobs=0)
+    request = request_of(5, prompt_logprobs=0)
     step = dispatch(plan_of(chunk(request, 0, 5)), PreparedRunner(RuntimeError("device lost")))
     with pytest.raises(RuntimeError, match="device lost"):
         step.results()
@@ -155,7 +141,7 @@ def test_an_error_on_the_device_leaves_the_requests_unchanged():
 
 
 def test_a_step_ends_a_request_that_has_all_its_tokens_in_flight():
-    request = make_request(3)
+    request = request_of(3)
     step = dispatch(plan_of(chunk(request, 0, 3)), PreparedRunner())
     request.num_in_flight = 3
     assert not step.ends_a_request

@@ -1,7 +1,7 @@
-"""A long random life of agents over a slow and faulty link: every text is its cold text.
+"""A soak test: random agents over a slow and faulty link, whose tokens equal those of a cold run.
 
-The state machines of ``test_engine_random`` shrink what they find; this one goes deeper, where
-prefixes leave for the host, come back, and loads are cancelled and lost.
+The state machines of ``test_engine_random`` shrink their failures. This test runs longer, so that
+prefixes are offloaded and loaded again, and loads are cancelled and lost.
 """
 
 from collections import Counter
@@ -35,14 +35,14 @@ SETTINGS = {
     ),
     "hicache": CacheSettings(offloads_everything=True, **COMMON),
     "lru with prefetch": CacheSettings(prefetches=True, **COMMON),
-    "in turns": CacheSettings(
+    "admission control": CacheSettings(
         eviction="kvflow-cost", prefetches=True, admission_control=True, **COMMON
     ),
 }
 
 
 class Clock:
-    """A millisecond passes whenever somebody looks."""
+    """A clock that advances by a millisecond whenever it is read."""
 
     def __init__(self):
         self._ticks = count()
@@ -52,8 +52,8 @@ class Clock:
 
 
 @pytest.fixture(autouse=True)
-def _little_lost_in_little_time_is_much(monkeypatch):
-    """Lives are short: what runs wait for, and for how long, is cut to their measure."""
+def _short_time_constants(monkeypatch):
+    """Adapt cost model and admission control to runs that last for seconds."""
     monkeypatch.setattr(cost_model, "_MIN_TOKENS", 1)
     limits = {
         "HIGH_WATERMARK": 1e-2,
@@ -66,39 +66,39 @@ def _little_lost_in_little_time_is_much(monkeypatch):
         limits | {"MIN_SLICE_S": 0.1, "SLICE_FACTOR": 1, "_UPDATE_EVERY_S": 0.01}
     ).items():
         monkeypatch.setattr(admission_control, name, value)
-    # A test's steps take no time: what fewer in each cost says nothing.
+    # Steps of the test take no time, so the estimated slowdown of smaller batches has no meaning.
     monkeypatch.setattr(admission_control.AdmissionControl, "_slowdown", lambda *_: 0.0)
 
 
-class Life:
+class Soak:
     def __init__(self, seed, settings):
         self.rng = np.random.default_rng(seed)
         self.engine = make_engine(num_pages=20, max_model_len=48, cache=settings, clock=Clock())
-        self.num_clients = 4 if settings.admission_control else 1  # runs of one share all they read
+        self.num_keys = 4 if settings.admission_control else 1  # runs of one tenant share prefixes
         self.engine.transfers.is_paused = True
         self.clients = []
         self.counts = Counter()
-        for of, name in (
+        for target, name in (
             (self.engine.cache.residency, "cancel"),
             (self.engine.cache.residency, "complete"),
             (self.engine.cache.residency, "drop_lost_extent"),
             (self.engine.scheduler, "requeue_failed_loads"),
             (self.engine.scheduler, "_preempt"),
         ):
-            self.count(of, name)
+            self.count(target, name)
 
-    def count(self, of, name):
-        function = getattr(of, name)
+    def count(self, target, name):
+        """Count the calls of a method; of ``cancel``, those that freed a page."""
+        function = getattr(target, name)
 
         def counted(*args, **kwargs):
             result = function(*args, **kwargs)
-            # A cancellation counts that freed something.
             self.counts[name] += bool(result) if name == "cancel" else 1
             return result
 
-        setattr(of, name, counted)
+        setattr(target, name, counted)
 
-    def arrive(self):
+    def send_request(self):
         rng = self.rng
         which = int(rng.integers(0, len(AGENTS)))
         fixed = [9] * int(rng.choice([0, 8])) + [10 + which] * 12
@@ -111,30 +111,32 @@ class Life:
             graph=graph,
             num_fixed=len(fixed),
         )
-        kind = {"max_tokens": int(rng.integers(1, 10)), "hints": hints}
-        kind["fairness_key"] = str(rng.integers(0, self.num_clients))
-        self.clients.append(Client(self.engine, prompt, **kind))
+        max_tokens = int(rng.integers(1, 10))
+        key = str(rng.integers(0, self.num_keys))
+        self.clients.append(
+            Client(self.engine, prompt, max_tokens=max_tokens, hints=hints, fairness_key=key)
+        )
 
-    def live(self, num_moves):
+    def run(self, num_actions):
         engine, rng = self.engine, self.rng
-        for _ in range(num_moves):
-            move = rng.random()
-            if move < 0.2 and sum(client.reason is None for client in self.clients) < 6:
-                self.arrive()
-            elif move < 0.25 and self.clients:
+        for _ in range(num_actions):
+            action = rng.random()
+            if action < 0.2 and sum(client.reason is None for client in self.clients) < 6:
+                self.send_request()
+            elif action < 0.25 and self.clients:
                 engine.abort(self.clients[int(rng.integers(0, len(self.clients)))].id)
-            elif move < 0.45:
+            elif action < 0.45:
                 engine.transfers.complete(int(rng.integers(1, 4)))
-            elif move < 0.48:
+            elif action < 0.48:
                 engine.transfers.complete(1, RuntimeError("the link is down"))
-            elif move < 0.50:
+            elif action < 0.50:
                 engine.flush_cache()
             else:
                 engine.step()
             engine.check_integrity()
-            self.counts["held back"] += engine.controller.num_throttled > 0
+            self.counts["throttled"] += engine.controller.num_throttled > 0
 
-    def end(self):
+    def finish(self):
         self.engine.transfers.is_paused = False
         run(self.engine)
         assert self.engine.cache.num_leased == 0
@@ -150,13 +152,13 @@ class Life:
 def test_tokens_are_those_of_a_cold_run_whatever_the_link_does(name):
     counts = Counter()
     for seed in range(25):
-        life = Life(seed, SETTINGS[name])
-        life.live(250)
-        life.end()
-        counts += life.counts
-    # Or it has shown nothing.
+        soak = Soak(seed, SETTINGS[name])
+        soak.run(250)
+        soak.finish()
+        counts += soak.counts
+    # The soak must have reached each of these.
     expected = {"complete", "drop_lost_extent", "requeue_failed_loads"}
-    expected.add("held back" if SETTINGS[name].admission_control else "_preempt")
+    expected.add("throttled" if SETTINGS[name].admission_control else "_preempt")
     if SETTINGS[name].prefetches:
         expected.add("cancel")
     assert expected <= counts.keys(), counts

@@ -1,4 +1,4 @@
-"""The trace of a run, as a viewer reads it."""
+"""The trace file, as a viewer reads it."""
 
 import json
 from itertools import pairwise
@@ -16,32 +16,33 @@ def test_steps_transfers_stalls_and_requests_have_tracks_of_their_own(tmp_path):
     engine = make_engine(num_pages=32, cache=KVFLOW)
     engine.tracer = ChromeTrace(path)
     graph = cycle()
-    for turn in range(2):
+    for round_ in range(2):
         for agent in AGENTS:
-            call(engine, agent, turn, graph)
+            call(engine, agent, round_, graph)
     engine.tracer.on_stall(1.0, 2.0)
     engine.tracer.close()
     engine.tracer.close()
     events = json.loads(path.read_text())
-    lanes = {
+    tracks = {
         (event["pid"], event["tid"]): event["args"]["name"]
         for event in events
         if event["name"] == "thread_name"
     }
-    by_lane = {name: [] for name in lanes.values()}
+    by_track = {name: [] for name in tracks.values()}
     for event in events:
         if event["ph"] == "X":
-            by_lane[lanes[event["pid"], event["tid"]]].append(event)
-    assert len(by_lane["steps"]) == engine.stats.num_steps
-    assert by_lane["host to device"][0]["name"] in ("prefetch", "load")
-    assert by_lane["device to host"][0]["args"]["bytes"] > 0
-    assert by_lane["stall"][0]["dur"] == 1e6
-    steps = by_lane["steps"]
-    for one, following in pairwise(steps):
-        assert following["ts"] >= one["ts"] + one["dur"] - 1.0  # one device, one step at a time
-    begun = [event["name"] for event in events if event["ph"] == "b"]
-    assert begun.count("agent0") == 2
-    assert len(begun) == sum(event["ph"] == "e" for event in events)
+            by_track[tracks[event["pid"], event["tid"]]].append(event)
+    assert len(by_track["steps"]) == engine.stats.num_steps
+    assert by_track["host to device"][0]["name"] in ("prefetch", "load")
+    assert by_track["device to host"][0]["args"]["bytes"] > 0
+    assert by_track["stall"][0]["dur"] == 1e6
+    steps = by_track["steps"]
+    for step, following in pairwise(steps):
+        # The device runs one step at a time; timestamps are microseconds.
+        assert following["ts"] >= step["ts"] + step["dur"] - 1.0
+    began = [event["name"] for event in events if event["ph"] == "b"]
+    assert began.count("agent0") == 2
+    assert len(began) == sum(event["ph"] == "e" for event in events)
 
 
 def test_a_trace_that_cannot_be_written_is_an_error_at_the_start(tmp_path):

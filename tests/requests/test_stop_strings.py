@@ -1,4 +1,4 @@
-"""Stop strings against the plain search in the whole text."""
+"""Stop strings, compared with a search in the whole text."""
 
 import itertools
 
@@ -17,7 +17,7 @@ def pieces_of(text, cuts):
 
 
 def first_stop(text, stops):
-    """(start, end) of the stop string that is complete first; of those the longest."""
+    """Return (start, end) of the stop string that is complete first, the longest of several."""
     ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
     return min(ends)[::-1] if ends else None
 
@@ -28,11 +28,11 @@ def first_stop(text, stops):
     cuts=st.lists(st.integers(0, 30), max_size=6),
     include_stop=st.booleans(),
 )
-def test_whatever_the_pieces(text, stops, cuts, include_stop):
+def test_the_first_stop_string_ends_the_text_however_it_is_split(text, stops, cuts, include_stop):
     matcher, out, hit = StopStrings(stops, include_stop=include_stop), "", None
     for piece in pieces_of(text, cuts):
-        news, hit = matcher.push(piece)
-        out += news
+        passed, hit = matcher.push(piece)
+        out += passed
         if hit:
             break
     else:
@@ -46,45 +46,45 @@ def test_whatever_the_pieces(text, stops, cuts, include_stop):
 
 
 @given(before=TEXT, after=TEXT, stops=STOPS)
-def test_what_is_complete_before_it_may_stop_does_not_count(before, after, stops):
+def test_a_stop_string_complete_before_stopping_is_allowed_does_not_count(before, after, stops):
     matcher = StopStrings(stops)
     out, hit = matcher.push(before, may_stop=False)
     assert hit is None
-    news, hit = matcher.push(after)
-    out += news if hit else news + matcher.flush()
+    passed, hit = matcher.push(after)
+    out += passed if hit else passed + matcher.flush()
     ends = sorted(
-        (at + len(stop), at)
+        (start + len(stop), start)
         for stop in stops
-        for at in range(len(before + after))
-        if (before + after).startswith(stop, at) and at + len(stop) > len(before)
+        for start in range(len(before + after))
+        if (before + after).startswith(stop, start) and start + len(stop) > len(before)
     )
-    # A stop string may begin in text that has gone out: then it is found only if it was held.
+    # A stop string that begins in text already passed on is not found.
     if hit is None:
         assert out == before + after
-        assert all(at < len(before) for _, at in ends)
+        assert all(start < len(before) for _, start in ends)
     else:
         assert (before + after).startswith(out + hit)
         assert len(out + hit) > len(before)
 
 
 @given(text=TEXT, stops=STOPS)
-def test_a_letter_at_a_time_stops_as_soon_as_can_be_known(text, stops):
+def test_text_is_passed_on_as_soon_as_it_cannot_become_a_stop_string(text, stops):
     matcher, out = StopStrings(stops), ""
     for i, letter in enumerate(text):
-        news, hit = matcher.push(letter)
-        out += news
+        passed, hit = matcher.push(letter)
+        out += passed
         if hit:
             start, end = first_stop(text, stops)
             assert i == end - 1
             assert len(out) <= start
             return
-        # Nothing is held that cannot become a stop string any more.
-        held = text[len(out) : i + 1]
-        assert not held or any(stop.startswith(held) for stop in stops)
+        # Pending text can still become a stop string.
+        pending = text[len(out) : i + 1]
+        assert not pending or any(stop.startswith(pending) for stop in stops)
     assert first_stop(text, stops) is None
 
 
-def test_what_is_held_comes_at_the_end():
+def test_flush_returns_the_pending_text():
     matcher = StopStrings(["STOP"])
     assert matcher.push("an ST") == ("an ", None)
     assert matcher.push("O") == ("", None)

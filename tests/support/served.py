@@ -1,4 +1,4 @@
-"""A real server on a loopback port, run by a thread."""
+"""A server on a loopback port, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvflow_jax.serve.server import Server
 
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[str]:
-    """The server's URL, once it is ready; stopped at the end."""
+    """Yield the server's URL once it is ready; stop the server at the end."""
     thread = threading.Thread(target=server.serve_until_stopped)
     thread.start()
     try:

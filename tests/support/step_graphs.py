@@ -1,4 +1,4 @@
-"""Workflows as tests write them, and runs as they read them."""
+"""Short forms for workflows and the states of their runs."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""An engine over a tiny random model, and the logits its tokens are held against."""
+"""An engine over a tiny random model, and reference logits for its tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
     max_model_len=256,
     eos_token_ids=(2,),
 )
-# float32 rounding of two layers, with room; logits of the model spread over about 1.
+# Several times the float32 rounding of two layers; the model's logits spread over about 1.
 TOLERANCE = 1e-4
 
 
@@ -48,12 +48,12 @@ SHAPES = BatchShapes.plan(
     pages_per_seq=CONFIG.max_model_len // PAGE,
 )
 EXTENTS = (1, 4)
-# Large against a step's temporaries, so that a copy of the pool could not hide among them.
+# Larger than a step's temporary arrays, so that a copy of the pool would be noticed.
 RUNNER_POOL = PoolSpec(CONFIG.num_layers, 4000, PAGE, 2, 12)
 
 
 class TinyModel:
-    """One warm runner for all tests: what compiles, compiles once."""
+    """A runner for all tests, so that each program compiles once."""
 
     def __init__(self) -> None:
         self.model = Model.build(CONFIG)
@@ -65,7 +65,7 @@ class TinyModel:
         self._cold = ReferenceModel(self.model, self.params, CONFIG.max_model_len)
 
     def engine(self, *, num_pages=64, cache=None) -> Engine:
-        """An engine with an empty cache of ``num_pages`` blocks; close its transfers."""
+        """Return an engine with an empty cache of ``num_pages`` blocks; close its transfers."""
         self.runner.reset()
         cache = cache or CacheSettings()
         transfers = NoTransfers()
@@ -86,11 +86,11 @@ class TinyModel:
         )
 
     def cold_logits(self, sequence) -> np.ndarray:
-        """f32[len(sequence), vocab_size], no cache and no batch."""
+        """Return logits f32[len(sequence), vocab_size], computed without cache and batch."""
         return self._cold.logits(sequence)
 
     def assert_greedy(self, prompt, output) -> None:
-        """Each token is the likeliest after those before it, up to float32 rounding."""
+        """Assert that each token is the most likely one, up to float32 rounding."""
         if output:
             gaps = self._cold.greedy_gaps(prompt, output)
             assert (gaps <= TOLERANCE).all(), (prompt, output, gaps)

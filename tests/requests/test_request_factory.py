@@ -1,0 +1,118 @@
+"""Validation of prompts, and what a request takes from its parameters and its engine."""
+
+import numpy as np
+import pytest
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.requests.request_factory import RequestFactory
+from kvflow_jax.requests.sampling_params import SamplingParams
+
+VOCAB, MAX_LEN, EOS = 50, 16, 7
+
+
+class FakeTokenizer:
+    def detokenizer(self, *, skip_special_tokens):
+        return ("detokenizer", skip_special_tokens)
+
+
+def make_factory(*, seed=0, tokenizer=None) -> RequestFactory:
+    return RequestFactory(
+        MAX_LEN,
+        VOCAB,
+        tokenizer=tokenizer,
+        eos_token_ids=(EOS,),
+        model_name="model",
+        seed=seed,
+    )
+
+
+def create(factory, num_prompt=4, **params):
+    return factory.create(
+        0,
+        np.arange(num_prompt, dtype=np.int32),
+        SamplingParams(**params),
+        lambda output: None,
+        salt="salt",
+        priority=0,
+        fairness_key="key",
+        arrival_s=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "param", "message"),
+    [
+        ([], {}, "prompt", "at least one token"),
+        ([1] * MAX_LEN, {}, "prompt", "16 tokens and the prompt has 16.*no room"),
+        ([1, VOCAB], {}, "prompt", "between 0 and 49"),
+        ([-1], {}, "prompt", "between 0 and 49"),
+        ([1], {"stop_token_ids": [3, VOCAB]}, "stop_token_ids", "between 0 and 49"),
+        ([1], {"logit_bias": {VOCAB: 1.0}}, "logit_bias", "between 0 and 49"),
+        ([1], {"stop": "END"}, "stop", "tokenizer"),
+    ],
+)
+def test_a_request_that_can_never_run_is_refused(prompt, params, param, message):
+    with pytest.raises(InvalidRequestError, match=message) as raised:
+        make_factory().check(np.array(prompt, np.int32), SamplingParams(**params))
+    assert raised.value.param == param
+
+
+def test_the_error_of_a_long_prompt_has_the_code_that_clients_look_for():
+    with pytest.raises(InvalidRequestError) as raised:
+        make_factory().check(np.ones(MAX_LEN, np.int32), SamplingParams())
+    assert raised.value.code == "context_length_exceeded"
+
+
+def test_a_prompt_may_leave_room_for_one_token():
+    factory = make_factory(tokenizer=FakeTokenizer())
+    params = SamplingParams(stop="END", stop_token_ids=[VOCAB - 1], logit_bias={VOCAB - 1: 1.0})
+    factory.check(np.ones(MAX_LEN - 1, np.int32), params)
+    assert create(factory, MAX_LEN - 1).max_len == MAX_LEN
+
+
+def test_max_tokens_bounds_the_length_within_the_context():
+    factory = make_factory()
+    assert create(factory, max_tokens=3).max_len == 7
+    assert create(factory, max_tokens=100).max_len == MAX_LEN
+    assert create(factory).max_len == MAX_LEN
+
+
+def test_stop_ids_are_those_of_model_and_request():
+    factory = make_factory()
+    assert create(factory, stop_token_ids=[9]).stop_ids == {EOS, 9}
+    assert create(factory, stop_token_ids=[9], ignore_eos=True).stop_ids == {9}
+
+
+def test_equal_seeds_give_equal_draws_whatever_the_engine_has_drawn():
+    first, second = make_factory(seed=1), make_factory(seed=2)
+    create(first)
+    assert create(first, seed=-5).seed == create(second, seed=-5).seed
+    assert create(first, seed=5).seed != create(first, seed=6).seed
+
+
+def test_requests_without_a_seed_draw_from_the_engines():
+    draws = [
+        [create(factory).seed for _ in range(3)] for factory in (make_factory(), make_factory())
+    ]
+    assert draws[0] == draws[1]
+    assert len(set(draws[0])) == 3
+    assert all(0 <= word < 2**32 for seed in draws[0] for word in seed)
+
+
+def test_text_needs_a_tokenizer():
+    assert create(make_factory()).detokenizer is None
+    factory = make_factory(tokenizer=FakeTokenizer())
+    assert create(factory, skip_special_tokens=False).detokenizer == ("detokenizer", False)
+
+
+def test_stop_strings_are_kept_in_the_text_if_the_request_says_so():
+    factory = make_factory(tokenizer=FakeTokenizer())
+    assert create(factory).stop_strings is None
+    assert create(factory, stop="END").stop_strings.push("the END.") == ("the ", "END")
+    kept = create(factory, stop="END", include_stop=True).stop_strings
+    assert kept.push("the END.") == ("the END", "END")
+
+
+def test_the_root_key_has_model_and_salt():
+    root = create(make_factory()).root
+    assert (root.model, root.salt) == ("model", "salt")
