@@ -1,10 +1,20 @@
-"""The two ends of a group in one process, over a real connection."""
+"""Both ends of a group in one process, over a real loopback connection."""
 
 import contextlib
 import socket
 
 from kvflow_jax.distributed.connection import Connection
 from kvflow_jax.distributed.process_group import Follower, Leader
+from kvflow_jax.distributed.process_info import ProcessInfo
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def process_info(process_id, num_processes=2, port=None):
+    return ProcessInfo("127.0.0.1", port or free_port(), num_processes, process_id)
 
 
 @contextlib.contextmanager
@@ -28,4 +38,4 @@ def group():
         leader, follower = Leader({1: ("there", near)}), Follower(far)
         yield leader, follower
         leader.close()
-        follower._listener.join(30)  # until it has heard so
+        follower._receiver.join(30)  # until it has received Close

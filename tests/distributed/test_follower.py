@@ -1,4 +1,4 @@
-"""A follower does what the leader does: after any work, both pools hold the same bits."""
+"""A follower replays the leader's calls: after any work, both pools hold the same bits."""
 
 import contextlib
 import copy
@@ -41,7 +41,9 @@ def other(tiny):
     return runner
 
 
-class Life:
+class PairOfProcesses:
+    """A leader's engine and a follower's replay, each with its own runner."""
+
     def __init__(self, tiny, other, leader, follower):
         for runner in (tiny.runner, other):
             runner.reset()
@@ -51,16 +53,16 @@ class Life:
         self.thread.start()
         self.leader, self.remote_arrays = leader, RemoteArrays(leader)
         rates = dict.fromkeys(Direction, 1e9)
-        self.woken = threading.Event()
-        lanes = LeaderTransfers(leader, self.remote_arrays, rates)
-        lanes.listen(self.woken.set)
+        self.is_notified = threading.Event()
+        leader_transfers = LeaderTransfers(leader, self.remote_arrays, rates)
+        leader_transfers.listen(self.is_notified.set)
         self.engine = Engine(
             EngineSizes(
                 CONFIG.max_model_len, 1000, replace(RUNNER_POOL, num_pages=41), SHAPES, HOST
             ),
             LeaderRunner(tiny.runner, leader, self.remote_arrays),
             WallClock(),
-            lanes,
+            leader_transfers,
             tokenizer=None,
             vocab_size=CONFIG.vocab_size,
             seed=0,
@@ -69,34 +71,34 @@ class Life:
     def ask(self, prompt, params=GREEDY):
         asked = Collected(self.engine, prompt, params)
         while not self.engine.is_idle or self.engine.transfer_manager.has_in_flight:
-            self.woken.clear()
-            # What has landed by this step wakes nobody any more.
+            self.is_notified.clear()
+            # A transfer that was done before this step notifies nobody.
             if not self.engine.step() and self.engine.transfer_manager.has_in_flight:
-                assert self.woken.wait(30)
+                assert self.is_notified.wait(30)
         self.engine.check_integrity()
         return asked
 
     def end(self):
-        """Let the follower come to its end, then hold both against each other."""
+        """Close the group, then compare the two pools."""
         self.engine.transfers.close()
         self.thread.join(30)
         assert not self.thread.is_alive()
-        own, its = (np.asarray(runner._state.pool.data) for runner in self.runners)
-        assert own.any()
-        np.testing.assert_array_equal(own, its)
+        leaders, followers = (np.asarray(runner._state.pool.data) for runner in self.runners)
+        assert leaders.any()
+        np.testing.assert_array_equal(leaders, followers)
 
 
 @contextlib.contextmanager
-def life(tiny, other):
+def pair_of_processes(tiny, other):
     with pairs.group() as (leader, follower):
-        lived = Life(tiny, other, leader, follower)
+        pair = PairOfProcesses(tiny, other, leader, follower)
         try:
-            yield lived
+            yield pair
         finally:
-            # Where the group is broken nobody tells the follower's thread, whose process has ended.
+            # In a broken group no message ends the follower's thread: its process has exited.
             follower._messages.put(Close())
-            lived.engine.transfers.close()
-            lived.thread.join(30)
+            pair.engine.transfers.close()
+            pair.thread.join(30)
 
 
 def prompts(count):
@@ -104,31 +106,31 @@ def prompts(count):
     return [rng.integers(3, CONFIG.vocab_size, 70).tolist() for _ in range(count)]
 
 
-def test_blocks_go_to_the_host_and_come_back_on_every_process(tiny, other):
-    with life(tiny, other) as lived:
+def test_blocks_are_offloaded_and_loaded_on_every_process(tiny, other):
+    with pair_of_processes(tiny, other) as pair:
         asked = prompts(6)
         for prompt in asked:
-            tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
-        again = [lived.ask(prompt) for prompt in asked]
+            tiny.assert_greedy(prompt, pair.ask(prompt).tokens)
+        again = [pair.ask(prompt) for prompt in asked]
         assert sum(one.last.stats.num_cached_host_tokens for one in again) > 0
         for one in again:
             tiny.assert_greedy(one.prompt, one.tokens)
-        # What both keep is what the leader's host tier holds, and nothing else.
-        extents = lived.engine.cache.residency.host.extents.values()
-        held = {extent.data.number for extent in extents}
-        lived.ask(asked[0], PENALTY)
-        lived.engine.flush_cache()
-        lived.ask(asked[1])
-        assert held
-        lived.end()
-        assert not held & lived.replay._kept.keys()
+        # Followers keep the arrays of the leader's host tier, and no others.
+        extents = pair.engine.cache.residency.host.extents.values()
+        host_ids = {extent.data.array_id for extent in extents}
+        pair.ask(asked[0], PENALTY)
+        pair.engine.flush_cache()
+        pair.ask(asked[1])
+        assert host_ids
+        pair.end()
+        assert not host_ids & pair.replay._arrays.keys()
 
 
-def test_a_copy_that_fails_on_a_follower_is_computed_again(tiny, other, monkeypatch):
-    with life(tiny, other) as lived:
+def test_blocks_whose_copy_fails_on_a_follower_are_recomputed(tiny, other, monkeypatch):
+    with pair_of_processes(tiny, other) as pair:
         asked = prompts(6)
         for prompt in asked:
-            lived.ask(prompt)
+            pair.ask(prompt)
         copy_shards = follower.copy_shards
 
         def fail(array, *, to_host):
@@ -138,18 +140,18 @@ def test_a_copy_that_fails_on_a_follower_is_computed_again(tiny, other, monkeypa
 
         monkeypatch.setattr(follower, "copy_shards", fail)
         for prompt in asked:
-            tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
-        assert lived.engine.transfer_manager.links[Direction.LOAD].num_failed
-        lived.end()
+            tiny.assert_greedy(prompt, pair.ask(prompt).tokens)
+        assert pair.engine.transfer_manager.links[Direction.LOAD].num_failed
+        pair.end()
 
 
-def test_what_the_leader_could_not_copy_stays_nowhere(tiny, other, monkeypatch):
-    with life(tiny, other) as lived:
+def test_blocks_that_the_leader_could_not_copy_are_dropped_by_followers(tiny, other, monkeypatch):
+    with pair_of_processes(tiny, other) as pair:
         asked = prompts(6)
         for prompt in asked:
-            lived.ask(prompt)
+            pair.ask(prompt)
         copy_shards = transfers.copy_shards
-        gc.disable()  # blocks are to go as soon as nobody refers to them
+        gc.disable()  # arrays must be dropped by reference counting alone
         try:
             with monkeypatch.context() as patched:
 
@@ -160,39 +162,39 @@ def test_what_the_leader_could_not_copy_stays_nowhere(tiny, other, monkeypatch):
 
                 patched.setattr(transfers, "copy_shards", fail)
                 for prompt in asked:
-                    tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
-            assert lived.engine.transfer_manager.links[Direction.LOAD].num_failed
-            lived.ask(asked[0], PENALTY)
-            lived.engine.flush_cache()
-            lived.ask(asked[1], PENALTY)
-            held = lived.engine.cache.residency.host.extents.values()
-            numbers = {extent.data.number for extent in held}
-            lived.end()
-            still_to_tell = set(lived.remote_arrays._dropped)
-            assert lived.replay._kept.keys() <= numbers | still_to_tell
+                    tiny.assert_greedy(prompt, pair.ask(prompt).tokens)
+            assert pair.engine.transfer_manager.links[Direction.LOAD].num_failed
+            pair.ask(asked[0], PENALTY)
+            pair.engine.flush_cache()
+            pair.ask(asked[1], PENALTY)
+            extents = pair.engine.cache.residency.host.extents.values()
+            host_ids = {extent.data.array_id for extent in extents}
+            pair.end()
+            not_yet_sent = set(pair.remote_arrays._dropped)
+            assert pair.replay._arrays.keys() <= host_ids | not_yet_sent
         finally:
             gc.enable()
 
 
-def test_a_failure_starts_all_over_alike(tiny, other):
-    with life(tiny, other) as lived:
+def test_a_failed_step_resets_the_pools_of_all_processes(tiny, other):
+    with pair_of_processes(tiny, other) as pair:
         prompt, *_ = prompts(1)
-        lived.ask(prompt)
-        lived.engine.fail_all(HostLostError("as if"))
-        tiny.assert_greedy(prompt, lived.ask(prompt).tokens)
-        lived.end()
+        pair.ask(prompt)
+        pair.engine.fail_all(HostLostError("simulated"))
+        tiny.assert_greedy(prompt, pair.ask(prompt).tokens)
+        pair.end()
 
 
-def test_a_follower_that_is_gone_fails_who_waits(tiny, other, monkeypatch, caplog):
-    monkeypatch.setattr(process_group, "_exit_soon", lambda: None)  # or this process would end
+def test_a_follower_that_is_gone_fails_the_waiting_requests(tiny, other, monkeypatch, caplog):
+    monkeypatch.setattr(process_group, "_exit_soon", lambda: None)  # would end this process
     monkeypatch.setattr(process_group, "exit_now", lambda why: None)
-    with life(tiny, other) as lived:
-        asked = Collected(lived.engine, prompts(1)[0], GREEDY)
-        lived.engine.step()
-        lived.woken.clear()
-        lived.leader._followers[1][1].close()
-        assert lived.woken.wait(30)
+    with pair_of_processes(tiny, other) as pair:
+        asked = Collected(pair.engine, prompts(1)[0], GREEDY)
+        pair.engine.step()
+        pair.is_notified.clear()
+        pair.leader._followers[1][1].close()
+        assert pair.is_notified.wait(30)
         with pytest.raises(HostLostError, match="process 1 on there"):
-            lived.engine.step()
+            pair.engine.step()
         assert asked.last.finish_reason is FinishReason.ERROR
         assert "process 1 on there is gone" in caplog.text
