@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from kvflow_jax import __version__
 from kvflow_jax.workflow.hints import Hints, Reuse
 from tests.serve.serve_fakes import FakeEngine, LiveServer, live_server
 from tests.serve.serve_requests import HELLO, PLANNER, SYSTEM_AND_USER, chat_with_hints, error_of
@@ -87,7 +88,7 @@ def test_a_request_without_hints_reaches_the_engine_without_hints(
 
 
 @pytest.mark.parametrize(
-    ("silly", "status"),
+    ("hints", "status"),
     [
         ("planner", "ignored"),
         (7, "ignored"),
@@ -122,10 +123,10 @@ def test_a_request_without_hints_reaches_the_engine_without_hints(
 )
 @pytest.mark.parametrize("route", ["chat/completions", "completions"])
 def test_invalid_hints_never_fail_a_request(
-    http: httpx.Client, engine: FakeEngine, route: str, silly: Any, status: str
+    http: httpx.Client, engine: FakeEngine, route: str, hints: Any, status: str
 ) -> None:
-    asked = {"messages": SYSTEM_AND_USER} if route.startswith("chat") else {"prompt": "hi"}
-    answer = http.post(f"/v1/{route}", json={**asked, "agent_hints": silly})
+    prompt = {"messages": SYSTEM_AND_USER} if route.startswith("chat") else {"prompt": "hi"}
+    answer = http.post(f"/v1/{route}", json={**prompt, "agent_hints": hints})
     assert answer.status_code == 200
     assert answer.json()["kvflow"]["hint_status"] == status
 
@@ -142,3 +143,12 @@ def test_agents_belong_to_the_tenant_whatever_the_user() -> None:
                     seen[key, user] = live.engine.last.hints.tenant
         assert seen["one", "a"] == seen["one", "b"] != ""
         assert seen["two", "a"] == seen["two", "b"] != seen["one", "a"]
+
+
+def test_the_version_is_that_of_the_package(http: httpx.Client) -> None:
+    assert http.get("/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+def test_the_pages_of_the_web_framework_are_off(http: httpx.Client, path: str) -> None:
+    assert http.get(path).status_code == 404

@@ -6,8 +6,13 @@ import httpx
 import openai
 import pytest
 
+from kvflow_jax.requests.outputs import FinishReason, TokenLogprobs
+from kvflow_jax.serve.completions import CompletionFormat, echo_prompts
+from kvflow_jax.serve.generation import ChoiceDelta
+from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.schemas import CompletionRequest
 from kvflow_jax.workflow.hints import Hints
-from tests.serve.serve_fakes import FakeEngine
+from tests.serve.serve_fakes import FakeEngine, FakeTokenizer
 from tests.serve.serve_requests import PLANNER, error_of
 
 
@@ -91,18 +96,18 @@ def test_each_prompt_gets_n_choices_with_consecutive_seeds(
 def test_the_fixed_prefix_of_a_text_prompt_is_counted_in_tokens(
     http: httpx.Client, engine: FakeEngine
 ) -> None:
-    def ask(prompt: Any, given: Any) -> list[Hints]:
+    def hints_of(prompt: Any, fixed_prefix: Any) -> list[Hints]:
         engine.requests.clear()
-        body = {"prompt": prompt, "agent_hints": {**PLANNER, "fixed_prefix": given}}
+        body = {"prompt": prompt, "agent_hints": {**PLANNER, "fixed_prefix": fixed_prefix}}
         http.post("/v1/completions", json=body).raise_for_status()
         return [request.hints for request in engine.requests.values()]
 
-    assert [hints.num_fixed for hints in ask("hello", None)] == [None]
-    short, long = ask([[1, 2], [1, 2, 3, 4]], {"end": 3})
+    assert [hints.num_fixed for hints in hints_of("hello", None)] == [None]
+    short, long = hints_of([[1, 2], [1, 2, 3, 4]], {"end": 3})
     assert (short.num_fixed, short.is_clipped) == (2, True)
     assert (long.num_fixed, long.is_clipped) == (3, False)
-    (one,) = ask("hello", {"unit": "message", "end": 1})
-    assert (one.num_fixed, one.is_clipped) == (None, True)
+    (hints,) = hints_of("hello", {"unit": "message", "end": 1})
+    assert (hints.num_fixed, hints.is_clipped) == (None, True)
 
 
 def test_all_choices_of_a_request_share_its_hints(http: httpx.Client, engine: FakeEngine) -> None:
@@ -126,3 +131,38 @@ def test_an_invalid_prompt_is_rejected(http: httpx.Client, prompt: Any) -> None:
 
 def test_a_missing_prompt_is_rejected(http: httpx.Client) -> None:
     assert error_of(http.post("/v1/completions", json={}), 400)["param"] == "prompt"
+
+
+@pytest.mark.parametrize("prompt", [["ab", "cd"], [[97, 98], [99, 100]]])
+def test_echo_without_output_returns_the_prompt_alone(
+    http: httpx.Client, engine: FakeEngine, prompt: Any
+) -> None:
+    body = {"prompt": prompt, "echo": True, "max_tokens": 0}
+    answer = http.post("/v1/completions", json=body).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["ab", "cd"]
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert answer["usage"]["completion_tokens"] == 0
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] == 4
+    assert engine.last.params.max_tokens == 1  # a step always samples
+
+
+def test_echo_returns_logprobs_of_prompt_and_output_in_one_list() -> None:
+    tokenizer = FakeTokenizer()
+    body = CompletionRequest(prompt="ab", echo=True, logprobs=1, prompt_logprobs=2)
+    echoes = echo_prompts(tokenizer, ["ab"], [[97, 98]])
+    answer_format = CompletionFormat("tiny", body, LogprobWriter(tokenizer), echoes)
+    alternatives = ((120, -0.5), (121, -1.0), (122, -1.5))
+    first = ChoiceDelta(0, "c", prompt_logprobs=[TokenLogprobs(98, -2.0, alternatives)])
+    first.logprobs = [TokenLogprobs(99, -3.0)]
+    (choice,) = answer_format.chunk(first)["choices"]
+    assert choice["text"] == "abc"
+    assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -2.0, -3.0]
+    assert choice["logprobs"]["top_logprobs"][1] == {"x": -0.5, "b": -2.0}
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+    assert list(choice["prompt_logprobs"][1]) == ["120", "121", "98"]
+    last = ChoiceDelta(0, "d", FinishReason.STOP, logprobs=[TokenLogprobs(100, -4.0)])
+    (choice,) = answer_format.chunk(last)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("d", "stop")
+    assert choice["logprobs"]["text_offset"] == [3]
+    assert "prompt_logprobs" not in choice

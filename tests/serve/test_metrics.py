@@ -156,3 +156,12 @@ def test_outcomes_of_hints_are_counted(http: httpx.Client, engine: FakeEngine) -
     chat_with_hints(http, PLANNER)
     chat_with_hints(http, None)
     assert count(HintStatus.APPLIED) == before + 1
+
+
+def test_every_metric_has_a_help_text_of_one_sentence() -> None:
+    text = Metrics(lambda: "tiny", EngineStats, page_size=16).render().decode()
+    lines = [line.split(" ", 3) for line in text.splitlines() if line.startswith("# HELP ")]
+    assert len(lines) > 20
+    for _, _, name, sentence in lines:
+        assert sentence.endswith("."), name
+        assert sentence[0].isupper(), name

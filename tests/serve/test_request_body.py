@@ -48,3 +48,12 @@ def test_a_body_over_the_limit_is_a_413(http: httpx.Client, live: LiveServer) ->
     # The connection is still good, and a body at the bound passes.
     body = {"messages": HELLO, "pad": "x" * (live.config.max_body_bytes - 100)}
     assert http.post(CHAT, json=body).status_code == 200
+
+
+def test_the_first_invalid_fields_of_a_body_are_named(http: httpx.Client) -> None:
+    body = {"messages": HELLO, "n": 0, "seed": "x", "stream": "yes", "user": 3, "top_k": "all"}
+    error = error_of(http.post(CHAT, json=body), 400)
+    assert error["code"] == "invalid_value"
+    assert error["message"].count(": ") == 3
+    assert error["message"].endswith("; and 2 more")
+    assert error["message"].startswith(f"{error['param']}: ")

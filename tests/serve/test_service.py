@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 
+from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.service import Service
 from tests.serve.serve_fakes import FakeEngine, LiveServer
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
@@ -25,7 +29,7 @@ def test_a_stalled_engine_is_healthy_but_not_ready(http: httpx.Client, engine: F
     error = error_of(http.get("/ready"), 503)
     assert error["code"] == "stalled"
     assert "process 1 on there has not answered for 7 s" in error["message"]
-    assert http.get("/health").status_code == 200  # to start it again would lose what waits
+    assert http.get("/health").status_code == 200  # a restart would lose the queued requests
     assert http.post(CHAT, json={"messages": HELLO}).status_code == 200
     engine.stalled_by = ""
     assert http.get("/ready").status_code == 200
@@ -89,3 +93,19 @@ def test_a_model_without_a_tokenizer_accepts_token_ids_only() -> None:
         live.request_stop()
         live.join()
         live.engine.close()
+
+
+def test_a_signal_while_loading_leaves_the_server_draining() -> None:
+    service, engine = Service(ServerConfig()), FakeEngine()
+
+    async def scenario() -> None:
+        assert await service.drain(0)
+        service.start(engine, None, "tiny")
+
+    try:
+        asyncio.run(scenario())
+        assert not service.is_ready
+        with pytest.raises(ApiError, match="shutting down"):
+            service.check_ready()
+    finally:
+        service.close()
