@@ -19,12 +19,12 @@ EvictionOrder = Callable[[BlockTable, np.ndarray], np.ndarray]
 
 
 def lru(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """LRU: the least recently used first. A block is used when a lease on it starts or ends."""
+    """Order by last use (LRU). A block is used when a lease on it starts or ends."""
     return table.last_use[blocks][:, None]
 
 
 def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """KVFlow's order (arXiv 2507.07400, section 3.2).
+    """Order by steps-to-execution, as KVFlow (arXiv 2507.07400, section 3.2).
 
     Suffixes without a reader are evicted first, then blocks with the largest steps-to-execution; a
     block that several agents share counts as the soonest of them. Ties are broken by LRU. Agents
@@ -43,7 +43,7 @@ DEPTH_COST = 5e-4
 
 
 def kvflow_cost(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """Least expected loss first: recompute cost times probability of a read, per step until it.
+    """Order by expected loss: recompute cost times probability of a read, per step until it.
 
         chance * (1 + DEPTH_COST * depth) / max(steps, 1/2)
 

@@ -28,12 +28,12 @@ from kvflow_jax.errors import IntegrityError
 
 
 def has_reader(table: BlockTable, block: int) -> bool:
-    """Offload rule of KVFlow: whether a known reader will read the block again."""
+    """Return whether a known reader will read the block again: the offload rule of KVFlow."""
     return bool(table.steps[table.head[block]] != SUFFIX)
 
 
 def every_block(table: BlockTable, block: int) -> bool:
-    """Offload rule of hierarchical caches: True."""
+    """Return True: the offload rule of hierarchical caches."""
     return True
 
 

@@ -106,7 +106,7 @@ class Residency:
         return self._table.num_free_pages + self.num_idle
 
     def is_loading(self, blocks: np.ndarray) -> bool:
-        """Whether any of ``blocks`` (i32[n]) is still being loaded."""
+        """Return whether any of ``blocks`` (i32[n]) is still being loaded."""
         return bool((self._table.device_state[blocks] == DeviceState.LOADING).any())
 
     def num_on_device(self, path: np.ndarray) -> int:
@@ -241,7 +241,7 @@ class Residency:
         return [load for load in dict.fromkeys(self._loading.values()) if load.is_prefetch]
 
     def is_wanted(self, load: Load) -> bool:
-        """Whether a block of the load is still to be loaded by it."""
+        """Return whether a block of the load is still to be loaded by it."""
         return load.num_wanted > 0
 
     def cancel(self, load: Load) -> int:

@@ -103,7 +103,7 @@ class ReuseTracker:
         return len(self._records)
 
     def has_reader_at(self, head: int) -> bool:
-        """Whether the prefix of a reader ends with this node."""
+        """Return whether the prefix of a reader ends with this node."""
         return head in self._readers_at
 
     def node_of(self, reader: Hashable) -> int | None:
