@@ -1,4 +1,4 @@
-"""What is computed: model families, their weights, and attention over the paged pool."""
+"""Model families, their weights, and attention over the paged KV pool."""
 
 if __name__ == "models":
     raise ImportError("import kvflow_jax.models: the folder models/ is a part of that package")

@@ -1,9 +1,9 @@
-"""Attention of a ragged batch over the paged pool.
+"""Attention of a ragged batch over the paged KV pool.
 
-A batch is a list of *rows*. The first ``num_decode`` rows hold one query token each, every later
-row a tile of up to ``tile`` consecutive query tokens of one sequence (a prompt's chunk is cut into
-tiles). Flat tokens are laid out in row order, so ``num_tokens = num_decode + num_tiles * tile``.
-All shapes are static; what is padding is said by ``query_len``.
+A batch is a list of *rows*. Each of the first ``num_decode`` rows has one query token. Each later
+row is a *tile*: up to ``tile`` consecutive query tokens of one sequence (a prefill chunk is cut
+into tiles). Flat tokens are in row order: ``num_tokens = num_decode + num_tiles * tile``. All
+shapes are static; ``query_len`` tells tokens from padding.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
-from kvflow_jax.models.config import AttentionKind
+from kvflow_jax.models.config import AttentionConfig
 
-# Tokens that one turn of the online softmax takes: more amortises a turn, fewer waste less past the
-# end of a context. Measured on CPU.
+# KV tokens per iteration of the online softmax. More tokens amortise an iteration; fewer waste less
+# work past the end of a context. Measured on CPU.
 DECODE_GROUP_LEN, TILE_GROUP_LEN = 256, 512
-MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
+MASKED = -1e30  # finite, so that a row that attends to nothing has no NaN
 TINY = 1e-30
-EVERYTHING = 1 << 30  # past the end of any context
+NO_WINDOW = 1 << 30  # longer than any context
 
 
 @partial(
@@ -36,9 +36,9 @@ EVERYTHING = 1 << 30  # past the end of any context
 class AttentionMetadata:
     """Which tokens of a batch attend to which pages.
 
-    Query j of row r stands at position ``query_start[r] + j`` of its sequence and attends to
-    positions up to itself, as far back as the layer's window reaches, whose KV lies in
-    ``page_table[r]``. Rows of ``query_len`` 0 are padding.
+    Query j of row r has position ``query_start[r] + j`` in its sequence. It attends to itself and
+    to earlier positions, as far back as the layer's window reaches. Their KV is in the pages
+    ``page_table[r]``. Rows with ``query_len`` 0 are padding.
     """
 
     page_table: jax.Array  # i32[num_rows, pages_per_seq], padded with the null page
@@ -50,7 +50,7 @@ class AttentionMetadata:
 
 
 class Attend(Protocol):
-    """See ``attend``, which all implementations must equal."""
+    """The signature of ``attend``. Every implementation must equal ``attend_reference``."""
 
     def __call__(
         self,
@@ -58,9 +58,9 @@ class Attend(Protocol):
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
-        kind: AttentionKind,
+        config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]: ...
 
 
@@ -69,23 +69,29 @@ def attend(
     q: jax.Array,  # [num_tokens, num_heads, head_dim]
     k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
     v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
-    rows: AttentionMetadata,
+    metadata: AttentionMetadata,
     pool: KVPool,
-    kind: AttentionKind,
+    config: AttentionConfig,
 ) -> tuple[jax.Array, KVPool]:
-    """Write the K and V of a layer's new tokens, then attend to the pool.
+    """Write the K and V of a layer's new tokens to the pool, then attend to the pool.
 
-    Returns ([num_tokens, num_heads, head_dim], pool); padding comes out as zeros.
+    Returns:
+        The output, [num_tokens, num_heads, head_dim] in the dtype of ``q``, zeros for padding; and
+        the pool.
     """
-    pool = pool.write(layer, rows.write_kv_slots, k, v)
-    return attend_to_pool(layer, q, rows, pool, kind), pool
+    pool = pool.write(layer, metadata.write_kv_slots, k, v)
+    return attend_to_pool(layer, q, metadata, pool, config), pool
 
 
 def attend_to_pool(
-    layer: jax.Array, q: jax.Array, rows: AttentionMetadata, pool: KVPool, kind: AttentionKind
+    layer: jax.Array,
+    q: jax.Array,
+    metadata: AttentionMetadata,
+    pool: KVPool,
+    config: AttentionConfig,
 ) -> jax.Array:
-    """``attend`` where K and V are written already."""
-    return by_rows(_attend_blocks, layer, q, rows, pool, kind)
+    """Do as ``attend``, with K and V already written."""
+    return map_uniform_rows(_attend_blocks, layer, q, metadata, pool, config)
 
 
 def attend_reference(
@@ -93,18 +99,18 @@ def attend_reference(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    rows: AttentionMetadata,
+    metadata: AttentionMetadata,
     pool: KVPool,
-    kind: AttentionKind,
+    config: AttentionConfig,
 ) -> tuple[jax.Array, KVPool]:
-    """What ``attend`` must equal: gathers every page of the table, softmax in float32."""
-    pool = pool.write(layer, rows.write_kv_slots, k, v)
-    return by_rows(_attend_all, layer, q, rows, pool, kind), pool
+    """Compute what ``attend`` must equal: gather every page of the table, softmax in float32."""
+    pool = pool.write(layer, metadata.write_kv_slots, k, v)
+    return map_uniform_rows(_attend_all, layer, q, metadata, pool, config), pool
 
 
-def window_of(kind: AttentionKind, layer: jax.Array) -> jax.Array:
-    """Tokens that a query of this layer sees, i32[]; 0 is all of them."""
-    return jnp.asarray(kind.windows, jnp.int32)[layer] if kind.has_windows else jnp.int32(0)
+def layer_window(config: AttentionConfig, layer: jax.Array) -> jax.Array:
+    """Return the window of a layer in tokens, i32[]; 0 means no window."""
+    return jnp.asarray(config.windows, jnp.int32)[layer] if config.has_windows else jnp.int32(0)
 
 
 @partial(
@@ -114,71 +120,73 @@ def window_of(kind: AttentionKind, layer: jax.Array) -> jax.Array:
 )
 @dataclass(frozen=True)
 class UniformRows:
-    """Rows with the same number of queries Q; query heads stand in G groups for K kv heads."""
+    """R rows of Q queries each, with query heads in G groups for K KV heads."""
 
     q: jax.Array  # [R, Q, K, G, H]
     page_table: jax.Array  # i32[R, pages_per_seq]
     query_start: jax.Array  # i32[R]
     query_len: jax.Array  # i32[R]
-    window: jax.Array | None  # i32[R], None where no layer of the model has one
+    window: jax.Array | None  # i32[R]; None if no layer of the model has a window
     scale: float
 
     def mask(self, positions: jax.Array) -> jax.Array:  # i32[S] -> bool[R, Q, S]
-        """Which positions each query may see; padding sees none."""
+        """Return True where a query attends to a position; False for every padding query."""
         query = jnp.arange(self.q.shape[1])
-        own = (self.query_start[:, None] + query)[..., None]
-        seen = positions <= own
+        query_positions = (self.query_start[:, None] + query)[..., None]
+        is_visible = positions <= query_positions
         if self.window is not None:
-            seen &= positions > own - self.window[:, None, None]
-        return seen & (query < self.query_len[:, None])[..., None]
+            is_visible &= positions > query_positions - self.window[:, None, None]
+        return is_visible & (query < self.query_len[:, None])[..., None]
 
-    def first_seen(self) -> jax.Array:
-        """The first position that any query sees, i32[]."""
+    def first_visible(self) -> jax.Array:
+        """Return the first position that any query attends to, i32[]."""
         if self.window is None:
             return jnp.int32(0)
         first = jnp.maximum(self.query_start + 1 - self.window, 0)
-        return jnp.where(self.query_len > 0, first, EVERYTHING).min()
+        return jnp.where(self.query_len > 0, first, NO_WINDOW).min()
 
-    def only_context(self, v: jax.Array, positions: jax.Array) -> jax.Array:
-        """V [R, S, K, H] with zeros past each row's context: what a page held before may be
-        anything, and 0 times infinity is no number."""
+    def zero_past_context(self, v: jax.Array, positions: jax.Array) -> jax.Array:
+        """Return V [R, S, K, H] with zeros past the end of each row's context.
+
+        There a page holds stale values, and a weight of 0 times infinity would be NaN.
+        """
         is_context = positions < (self.query_start + self.query_len)[:, None]
         return jnp.where(is_context[..., None, None], v, 0.0)
 
 
-RowAttention = Callable[[jax.Array, UniformRows, KVPool], jax.Array]  # -> like q
+RowAttention = Callable[[jax.Array, UniformRows, KVPool], jax.Array]  # -> shape of UniformRows.q
 
 
-def by_rows(
+def map_uniform_rows(
     attend_rows: RowAttention,
     layer: jax.Array,
     q: jax.Array,
-    rows: AttentionMetadata,
+    metadata: AttentionMetadata,
     pool: KVPool,
-    kind: AttentionKind,
+    config: AttentionConfig,
 ) -> jax.Array:
-    """Attend the decode rows and the tiles, each kind at its own shape."""
+    """Apply ``attend_rows`` to the decode rows and to the tiles, and concatenate the outputs."""
     window = None
-    if kind.has_windows:
-        window = window_of(kind, layer)
-        window = jnp.where(window > 0, window, EVERYTHING)
+    if config.has_windows:
+        window = layer_window(config, layer)
+        window = jnp.where(window > 0, window, NO_WINDOW)
     grouped = q.reshape(q.shape[0], pool.spec.num_kv_heads, -1, q.shape[-1])  # [T, K, G, H]
-    n = rows.num_decode
+    n = metadata.num_decode
     outs = []
     for part, tokens, width in (
         (slice(n), grouped[:n], 1),
-        (slice(n, None), grouped[n:], rows.tile),
+        (slice(n, None), grouped[n:], metadata.tile),
     ):
         if tokens.shape[0]:
-            equal = UniformRows(
+            rows = UniformRows(
                 tokens.reshape(-1, width, *grouped.shape[1:]),
-                rows.page_table[part],
-                rows.query_start[part],
-                rows.query_len[part],
-                None if window is None else jnp.full_like(rows.query_len[part], window),
-                kind.scale,
+                metadata.page_table[part],
+                metadata.query_start[part],
+                metadata.query_len[part],
+                None if window is None else jnp.full_like(metadata.query_len[part], window),
+                config.scale,
             )
-            outs.append(attend_rows(layer, equal, pool).reshape(-1, *q.shape[1:]))
+            outs.append(attend_rows(layer, rows, pool).reshape(-1, *q.shape[1:]))
     return jnp.concatenate(outs).astype(q.dtype)
 
 
@@ -188,16 +196,16 @@ def _attend_all(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
     mask = rows.mask(jnp.arange(k.shape[1]))[:, None, None]  # [R, 1, 1, Q, S]
     scores = jnp.where(mask, scores * rows.scale, MASKED)
     weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
-    v = rows.only_context(v, jnp.arange(v.shape[1]))
+    v = rows.zero_past_context(v, jnp.arange(v.shape[1]))
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), TINY)
     return jnp.einsum("rkgqs,rskh->rqkgh", weights, v)
 
 
 def _attend_blocks(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
-    """Online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, algorithm 1).
+    """Run the online softmax over groups of pages (FlashAttention-2, arXiv 2307.08691, alg. 1).
 
-    The loop's bounds are dynamic: one compiled shape serves all context lengths. Where the layer
-    has a window the loop begins with the first group that any query still sees.
+    The loop bounds are dynamic: one compiled shape serves all context lengths. In a layer with a
+    window the loop starts at the first group that any query attends to.
     """
     attended: jax.Array = jax.lax.platform_dependent(
         layer, rows, pool, cpu=attend_per_tile, default=attend_batched
@@ -206,9 +214,11 @@ def _attend_blocks(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Arr
 
 
 def attend_per_tile(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
-    """In float32, as a CPU wants it: decode rows together, as far as the longest of them; tiles
-    one by one, each only as far as its own last query sees, so that a chunk's early tiles do not
-    pay for its late ones."""
+    """Attend in float32, decode rows together and tiles one after the other; the CPU's choice.
+
+    The decode rows loop to the end of the longest context. Each tile loops only to the end of its
+    own, so that the early tiles of a chunk do not pay for the late ones.
+    """
     if rows.q.shape[1] == 1:
         return _attend_groups(layer, rows, pool, jnp.float32)
 
@@ -220,8 +230,10 @@ def attend_per_tile(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Ar
 
 
 def attend_batched(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:
-    """In the pool's dtype, summed in float32, as an accelerator wants it: all rows together, for
-    one tile keeps none busy."""
+    """Attend in the pool's dtype, all rows together, sums in float32; the accelerators' choice.
+
+    A single tile would leave an accelerator mostly idle.
+    """
     return _attend_groups(layer, rows, pool, pool.data.dtype)
 
 
@@ -230,16 +242,16 @@ def _attend_groups(
 ) -> jax.Array:
     num_rows, num_queries, kv_heads, per_kv, head_dim = rows.q.shape
     pages_per_seq = rows.page_table.shape[1]
-    wanted = DECODE_GROUP_LEN if num_queries == 1 else TILE_GROUP_LEN
-    group = max(1, min(wanted // pool.spec.page_size, pages_per_seq))
-    group_len = group * pool.spec.page_size
+    max_group_len = DECODE_GROUP_LEN if num_queries == 1 else TILE_GROUP_LEN
+    group = max(1, min(max_group_len // pool.spec.page_size, pages_per_seq))  # pages
+    group_len = group * pool.spec.page_size  # tokens
     page_table = jnp.pad(
         rows.page_table, ((0, 0), (0, -pages_per_seq % group)), constant_values=NULL_PAGE
     )
     context_len = jnp.where(rows.query_len > 0, rows.query_start + rows.query_len, 0)
-    first_group = rows.first_seen() // group_len
+    first_group = rows.first_visible() // group_len
     end_group = -(-context_len.max() // group_len)
-    # The queries of all heads that share a KV head make one matrix: M = per_kv * num_queries.
+    # The queries of all heads that share a KV head are one matrix: M = per_kv * num_queries.
     q = jnp.moveaxis(rows.q.astype(dtype), 1, 3)  # [R, K, G, Q, H]
     q = q.reshape(num_rows, kv_heads, -1, head_dim)  # [R, K, M, H]
 
@@ -250,18 +262,18 @@ def _attend_groups(
         pages = jax.lax.dynamic_slice_in_dim(page_table, i * group, group, axis=1)
         k, v = (_tokens(kv).astype(dtype) for kv in pool.read(layer, pages))  # [R, S, K, H]
         positions = i * group_len + jnp.arange(group_len)
-        v = rows.only_context(v, positions)
+        v = rows.zero_past_context(v, positions)
         mask = rows.mask(positions)[:, None, None]
         mask = jnp.broadcast_to(mask, (num_rows, 1, per_kv, num_queries, group_len))
         mask = mask.reshape(num_rows, 1, -1, group_len)  # [R, 1, M, S]
         scores = product("rkmh,rskh->rkms", q, k) * rows.scale
         scores = jnp.where(mask, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(-1))
-        # exp(MASKED - MASKED) is 1 while a query has seen nothing: hence the second mask.
+        # exp(MASKED - MASKED) is 1 until a query has attended to a position: mask once more.
         weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
-        shrink = jnp.exp(peak - new_peak)
-        acc = acc * shrink[..., None] + product("rkms,rskh->rkmh", weights.astype(dtype), v)
-        return new_peak, total * shrink + weights.sum(-1), acc
+        rescale = jnp.exp(peak - new_peak)
+        acc = acc * rescale[..., None] + product("rkms,rskh->rkmh", weights.astype(dtype), v)
+        return new_peak, total * rescale + weights.sum(-1), acc
 
     zeros = jnp.zeros(q.shape[:-1], jnp.float32)
     carry = (zeros + MASKED, zeros, jnp.zeros(q.shape, jnp.float32))

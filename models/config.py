@@ -1,4 +1,4 @@
-"""What a model is made of: one frozen ``ModelConfig``, read once from its files."""
+"""Configuration of a model: one frozen ``ModelConfig``, read once from the model's files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from kvflow_jax.models.rope import RopeConfig
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionKind:
-    """What attention must know of a model besides shapes; static.
+class AttentionConfig:
+    """Constants of a model's attention besides shapes; static under ``jax.jit``.
 
-    The KV of a layer with a window fills the pool as that of any other layer: blocks are moved and
-    evicted whole, whatever their layers still see. A window saves work, not memory.
+    A sliding window saves work, not memory: a layer with a window fills the pool like any other
+    layer, because blocks of KV are moved and evicted for all layers at once.
 
     Attributes:
-        scale: what scores are multiplied with.
-        windows: tokens that a query of each layer sees, itself included; 0 is all of them.
+        scale: factor of the scores before the softmax.
+        windows: for each layer, tokens that a query attends to, itself included; 0: no window.
     """
 
     scale: float
@@ -32,15 +32,15 @@ class MoeConfig:
     """A mixture of experts in place of every layer's MLP.
 
     Attributes:
-        num_chosen: experts that a token goes to.
-        intermediate_size: of one expert.
-        normalise: whether the weights of the chosen experts are made to sum to 1.
+        num_experts_per_token: experts that the router chooses for each token.
+        intermediate_size: width of one expert.
+        normalise_weights: whether the router weights of a token's experts are scaled to sum to 1.
     """
 
     num_experts: int
-    num_chosen: int
+    num_experts_per_token: int
     intermediate_size: int
-    normalise: bool
+    normalise_weights: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,16 @@ class ModelConfig:
     """Sizes and constants of a decoder-only transformer. Lengths are in tokens.
 
     Attributes:
-        family: names the tensors of its files, see models/hf_tensors.py; all else is in the fields.
-        dtype: that its files say its weights were saved in; "" where they say nothing.
-        qk_norm: whether each head's query and key are normed before RoPE.
-        out_norms: whether what attention and MLP give is normed before it is added (Gemma).
-        activation: of the MLP's gate, "silu" or "gelu_tanh".
-        embed_scale: what embeddings are multiplied with.
-        query_scalar: scores are divided by its square root; None is ``head_dim``.
-        windows: as in ``AttentionKind``; empty where every layer sees all.
-        local_rope: of the layers that have a window; None is ``rope``.
+        family: selects the tensor names of the files, see ``loading.hf_tensors``, and nothing else.
+        dtype: dtype of the saved weights according to the files; "" if they do not name it.
+        qk_norm: whether each head's query and key are normalised before RoPE.
+        out_norms: whether the outputs of attention and MLP are normalised before the residual
+            addition (Gemma).
+        activation: activation of the MLP's gate, "silu" or "gelu_tanh".
+        embed_scale: factor of the embeddings.
+        query_scalar: scores are divided by its square root; None: ``head_dim``.
+        windows: as in ``AttentionConfig``; empty: no layer has a window.
+        local_rope: RoPE of the layers with a window; None: ``rope``.
     """
 
     family: str
@@ -92,13 +93,14 @@ class ModelConfig:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
-    def attention_kind(self) -> AttentionKind:
+    def attention_config(self) -> AttentionConfig:
+        """Constants of attention, with a window for every layer."""
         scalar = self.head_dim if self.query_scalar is None else self.query_scalar
-        return AttentionKind(scalar**-0.5, self.windows or (0,) * self.num_layers)
+        return AttentionConfig(scalar**-0.5, self.windows or (0,) * self.num_layers)
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:
-        """Of layers without and, where it is another, with a window."""
+        """RoPE of layers without a window, and of layers with a window if that differs."""
         return (self.rope,) if self.local_rope is None else (self.rope, self.local_rope)
 
     @property
@@ -116,12 +118,12 @@ class ModelConfig:
         return self.num_layers * (attention + mlp + norms) + embeddings + d
 
     def with_eos(self, token_ids: tuple[int, ...]) -> ModelConfig:
-        """The same model, ending also at these tokens."""
-        known = [one for one in self.eos_token_ids + token_ids if 0 <= one < self.vocab_size]
+        """Return a copy that also ends a generation at these token ids."""
+        known = [i for i in self.eos_token_ids + token_ids if 0 <= i < self.vocab_size]
         return replace(self, eos_token_ids=tuple(dict.fromkeys(known)))
 
     def for_len(self, max_len: int) -> ModelConfig:
-        """The same model, serving sequences of up to so many tokens; see ``RopeConfig.for_len``."""
+        """Return a copy for sequences of up to ``max_len`` tokens; see ``RopeConfig.for_len``."""
         local = self.local_rope
         return replace(
             self,
@@ -131,7 +133,7 @@ class ModelConfig:
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """A token id field of a Hugging Face json: nothing, one id, or a list of ids."""
+    """Return the ids of a token id field of a Hugging Face json: null, one id, or a list."""
     if value is None:
         return ()
-    return tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),)
+    return tuple(map(int, value)) if isinstance(value, list | tuple) else (int(value),)

@@ -1,4 +1,4 @@
-"""The decoder-only transformer that all families are: what differs between them is data."""
+"""The decoder-only transformer of all families; they differ only in their ``ModelConfig``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kvflow_jax.models.rope import Angles, rope_angles, rotate
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention over the paged pool, query, key and value as one projection."""
+    """Grouped-query attention over the paged pool, with a fused query, key and value projection."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.config, self.ops = config, ops
@@ -35,7 +35,7 @@ class Attention(nnx.Module):
         x: jax.Array,  # [T, D]
         angles: Angles,
         layer: jax.Array,  # i32[]
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         n, k_end = self.config.num_heads, self.config.num_heads + self.config.num_kv_heads
@@ -43,18 +43,18 @@ class Attention(nnx.Module):
         q, k, v = qkv[:, :n], qkv[:, n:k_end], qkv[:, k_end:]  # [T, N, H], [T, K, H] twice
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        kind = self.config.attention_kind
+        config = self.config.attention_config
         rope: int | jax.Array = 0
         if self.config.local_rope is not None:
-            rope = jnp.asarray([int(window > 0) for window in kind.windows])[layer]
-        cos, sin = (of_ropes[rope] for of_ropes in angles)
+            rope = jnp.asarray([int(window > 0) for window in config.windows])[layer]
+        cos, sin = (values[rope] for values in angles)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out, pool = self.ops.attend(layer, q, k, v, rows, pool, kind)  # [T, N, H]
+        out, pool = self.ops.attend(layer, q, k, v, metadata, pool, config)  # [T, N, H]
         return self.o_proj(out.reshape(x.shape[0], -1)), pool  # [T, D]
 
 
 class DecoderLayer(nnx.Module):
-    """One layer: attention and an MLP or experts, each normed before and, in Gemma, after."""
+    """One layer: attention and an MLP or experts, normalised before and, in Gemma, also after."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
@@ -88,17 +88,17 @@ class DecoderLayer(nnx.Module):
         hidden: jax.Array,  # [T, D]
         angles: Angles,
         layer: jax.Array,  # i32[]
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
-        out, pool = self.attention(self.attention_norm(hidden), angles, layer, rows, pool)
+        out, pool = self.attention(self.attention_norm(hidden), angles, layer, metadata, pool)
         hidden = hidden + (self.attention_out_norm(out) if self.attention_out_norm else out)
         out = self.mlp(self.mlp_norm(hidden))
         return hidden + (self.mlp_out_norm(out) if self.mlp_out_norm else out), pool
 
 
 class EmbedAndHead(nnx.Module):
-    """What stands before and after the layers."""
+    """The token embeddings before the layers, and the final norm and output head after them."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -113,12 +113,13 @@ class EmbedAndHead(nnx.Module):
         tokens: jax.Array,  # i32[T]
         positions: jax.Array,  # i32[T]
     ) -> tuple[jax.Array, Angles]:
-        """Embeddings, [T, D], and the angles that all layers rotate by."""
+        """Return the embeddings, [T, D], and the RoPE angles of all layers."""
         hidden = self.embed(tokens)
         if self.config.embed_scale != 1.0:
-            # Rounded to the weights' dtype before it multiplies, as where Gemma was trained.
+            # Round the factor to the weights' dtype first, as Gemma's training does.
             hidden = hidden * jnp.asarray(self.config.embed_scale, hidden.dtype)
         return hidden, rope_angles(self.config.ropes, self.config.head_dim, positions)
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [n, D] -> f32[n, V]
+        """Return the logits of hidden states that the last layer returned."""
         return (self.lm_head or self.embed).logits(self.final_norm(hidden))

@@ -9,16 +9,16 @@ from kvflow_jax.models.config import ModelConfig
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
 
-# Families whose activations do not fit float16's range, largest 65504.
+# Families whose activations exceed float16's largest value, 65504.
 TOO_LARGE_FOR_FLOAT16 = ("gemma3",)
 
 
 def choose_dtype(name: str, config: ModelConfig, device: jax.Device) -> str:
-    """The dtype of that name, or for ``auto`` what the device computes this model best in.
+    """Return the dtype of that name, or for ``auto`` the best dtype of this model on the device.
 
-    On CPU float32: it computes the 16-bit ones as float32, and slower. On TPU bfloat16. On GPU that
-    of the checkpoint, bfloat16 where that is float32; GPUs before Ampere (T4, V100) have none and
-    take float16, or float32 for models that go past it.
+    CPU: float32, because a CPU computes the 16-bit dtypes as float32, and slower. TPU: bfloat16.
+    GPU: float16 if the checkpoint has it, else bfloat16. GPUs before Ampere (T4, V100) have no
+    bfloat16 and get float16. A model that overflows float16 gets float32 instead of float16.
     """
     if name != AUTO:
         return name
@@ -30,8 +30,9 @@ def choose_dtype(name: str, config: ModelConfig, device: jax.Device) -> str:
 
 
 def _has_bfloat16(device: jax.Device) -> bool:
-    """Whether a GPU multiplies it: NVIDIA's from compute capability 8.0 on, and all others."""
+    """True if the GPU multiplies bfloat16: NVIDIA's from compute capability 8.0, and all others."""
     try:
         return float(device.compute_capability) >= 8.0
-    except (AttributeError, ValueError):  # AMD's is called gfx90a, or not at all
+    # AMD's capability is a name like gfx90a; some devices have none.
+    except (AttributeError, ValueError):
         return True

@@ -1,4 +1,4 @@
-"""The parts that models are built of."""
+"""Building blocks of the models: linear, embedding, norm and MLP."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(nnx.Module):
-    """y = x W + b, with W packed as ``ops`` wants it.
+    """y = x W + b, with W in the packed form of ``ops``.
 
     Args:
-        row_parallel: whether, over several devices, the inputs are cut between them, not the outputs.
+        row_parallel: whether tensor parallelism shards W by rows (its inputs) and sums the partial
+            products with an all-reduce.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table by token id; also the output projection where embeddings are tied."""
+    """Token embeddings; also the output projection if embeddings are tied."""
 
     def __init__(
         self, vocab_size: int, hidden_size: int, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -65,7 +66,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root mean square norm, computed in float32 whatever the dtype of the weights."""
+    """Root mean square norm, computed in float32 for any dtype of the weights."""
 
     def __init__(self, size: int, *, eps: float, dtype: jnp.dtype) -> None:
         self.eps = eps
@@ -78,7 +79,7 @@ class RMSNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(act(gate(x)) * up(x)), gate and up as one projection."""
+    """down(act(gate(x)) * up(x)), with a fused gate and up projection."""
 
     def __init__(
         self,
@@ -102,4 +103,5 @@ class GatedMLP(nnx.Module):
 
 
 def random_normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Return random weights with standard deviation 0.02."""
     return jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(0.02, dtype)

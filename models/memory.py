@@ -1,4 +1,4 @@
-"""What memory is free, on devices and on the host; and host memory that a device can use."""
+"""Free memory of devices and hosts, and host arrays that a CPU device uses without a copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def free_host_bytes() -> int:
-    """Bytes a new process could have, the control group's bound included."""
+    """Return the bytes that this host can still allocate, within the cgroup's memory limit."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -21,18 +21,18 @@ def free_host_bytes() -> int:
         free = int(fields["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
     if (group / "memory.max").exists() and (
-        bound := (group / "memory.max").read_text().strip()
+        limit := (group / "memory.max").read_text().strip()
     ) != "max":
         used = int((group / "memory.current").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # Files that were read count as used, and make room when it is wanted.
+        # The page cache counts as used, but the kernel reclaims it on demand.
         cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
-        free = min(free, int(bound) - used + cached)
+        free = min(free, int(limit) - used + cached)
     return max(free, 0)
 
 
 def free_device_bytes(device: jax.Device) -> int | None:
-    """Bytes of its own that a device has left; None where it has none, or does not say."""
+    """Return the free bytes of a device; None if it shares the host's memory or reports none."""
     stats = device.memory_stats()
     if device.platform == "cpu" or not stats or "bytes_limit" not in stats:
         return None
@@ -41,31 +41,31 @@ def free_device_bytes(device: jax.Device) -> int | None:
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """What a model and its cache may use.
+    """Memory that a model and its KV cache may use.
 
     Attributes:
-        device_bytes: of each device; None where devices have none of their own.
-        host_bytes: of all hosts together.
+        device_bytes: free bytes of each device; None: the devices use the host's memory.
+        host_bytes: free bytes of all hosts together.
     """
 
     device_bytes: int | None
     host_bytes: int
 
     @classmethod
-    def of(cls, device: jax.Device) -> FreeMemory:
-        """What there is now, on a device like the others and on this host."""
+    def measure(cls, device: jax.Device) -> FreeMemory:
+        """Return the free memory of a device, which stands for all local devices, and this host."""
         return cls(free_device_bytes(device), free_host_bytes())
 
     @classmethod
-    def of_all(cls, hosts: Sequence[FreeMemory]) -> FreeMemory:
-        """Of several hosts whose devices share a model in equal parts: the least counts."""
-        on_devices = [host.device_bytes for host in hosts if host.device_bytes is not None]
-        least = min(host.host_bytes for host in hosts)
-        return cls(min(on_devices, default=None), least * len(hosts))
+    def of_hosts(cls, hosts: Sequence[FreeMemory]) -> FreeMemory:
+        """Combine the hosts of one sharded model; shards are equal, so the minimum counts."""
+        device_bytes = [host.device_bytes for host in hosts if host.device_bytes is not None]
+        host_bytes = min(host.host_bytes for host in hosts)
+        return cls(min(device_bytes, default=None), host_bytes * len(hosts))
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Host memory of its own, aligned to pages: XLA's CPU client uses it in place."""
+    """Return an uninitialised host array aligned to memory pages: XLA's CPU client aliases it."""
     nbytes = int(np.prod(shape)) * dtype.itemsize
     memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

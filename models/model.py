@@ -1,4 +1,4 @@
-"""The model as the engine sees it: pure functions of a flat dict of weights."""
+"""The engine's view of a model: pure functions of a flat dict of weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from kvflow_jax.models.dtypes import AUTO, DTYPES
 from kvflow_jax.models.ops import XLA, Ops
 from kvflow_jax.models.rope import Angles
 
-Params = dict[str, jax.Array]  # dotted name -> weight, as ``Model.specs`` says
-Leaves = list[jax.Array]  # weights of one part of the model, in its own order
+Params = dict[str, jax.Array]  # dotted name -> weight, with the shapes of ``Model.specs``
+Leaves = list[jax.Array]  # weights of one module of the model, in the order of its names
 Specs = dict[str, jax.ShapeDtypeStruct]
 
 LAYERS = "layers."
@@ -31,34 +31,34 @@ LAYERS = "layers."
 class Model:
     """A definition without weights: close over it in a jitted step and pass ``params`` in.
 
-    >>> hidden, pool = model.forward(params, tokens, positions, rows, pool)
+    >>> hidden, pool = model.forward(params, tokens, positions, metadata, pool)
     >>> logits = model.logits(params, hidden[last])
 
-    Files and checkpoints hold *stacked* weights, plain. ``ops`` decide how the device holds them:
-    in what form each matrix, and stacked (``layers.mlp.down_proj.weight``) and scanned, which
-    compiles one layer, or layer by layer (``layers.0.mlp.down_proj.weight``), one after the other;
-    vectors of layers (norms, biases) are stacked always, because a dispatch pays for each leaf.
+    Files and checkpoints hold plain weights, *stacked* over layers. ``ops`` decides the form on the
+    device: the layout of each matrix, and either stacked (``layers.mlp.down_proj.weight``) for a
+    scan, which compiles one layer, or per layer (``layers.0.mlp.down_proj.weight``) for unrolled
+    layers. Vectors of layers (norms, biases) are always stacked, because a dispatch pays per leaf.
     """
 
     config: ModelConfig
     dtype: str
     ops: Ops
-    specs: Specs  # what ``params`` must be
-    stacked_specs: Specs  # what files and checkpoints hold
-    _ends: _Part
-    _layer: _Part
+    specs: Specs  # of the weights in ``params``
+    stacked_specs: Specs  # of the weights in files and checkpoints
+    _embed_and_head: _ModuleDef
+    _layer: _ModuleDef
 
     @property
     def unroll(self) -> bool:
-        """Whether layers run one after the other, each with weights of its own."""
+        """True if layers are unrolled, each with its own weights; False if they are scanned."""
         return self.ops.unroll
 
     @classmethod
     def build(cls, config: ModelConfig, dtype: str = "float32", *, ops: Ops = XLA) -> Model:
-        """Define the model; allocates nothing.
+        """Define the model, without allocating memory.
 
         Raises:
-            ModelLoadError: for a dtype that weights cannot have.
+            ModelLoadError: weights cannot have this dtype.
         """
         if dtype not in DTYPES:
             raise ModelLoadError(
@@ -66,15 +66,17 @@ class Model:
             )
         num = config.num_layers
         kinds: tuple[type[nnx.Module], type[nnx.Module]] = (EmbedAndHead, DecoderLayer)
-        plain_ends, plain_layer = (_Part.of(kind, config, dtype, XLA) for kind in kinds)
-        stacked_specs = plain_ends.specs | {
+        plain_embed_and_head, plain_layer = (
+            _ModuleDef.of(kind, config, dtype, XLA) for kind in kinds
+        )
+        stacked_specs = plain_embed_and_head.specs | {
             LAYERS + name: jax.ShapeDtypeStruct((num, *spec.shape), spec.dtype)
             for name, spec in plain_layer.specs.items()
         }
-        ends, layer = (_Part.of(kind, config, dtype, ops) for kind in kinds)
+        embed_and_head, layer = (_ModuleDef.of(kind, config, dtype, ops) for kind in kinds)
         specs = stacked_specs
         if ops.unroll:
-            specs = ends.specs | {
+            specs = embed_and_head.specs | {
                 name: stacked_specs[name]
                 for name in (LAYERS + name for name in layer.specs)
                 if len(stacked_specs[name].shape) == 2
@@ -85,31 +87,31 @@ class Model:
                 for name, spec in layer.specs.items()
                 if LAYERS + name not in specs
             }
-        return cls(config, dtype, ops, specs, stacked_specs, ends, layer)
+        return cls(config, dtype, ops, specs, stacked_specs, embed_and_head, layer)
 
-    def make_ends(self, key: jax.Array) -> Params:
-        """Random weights before and after the layers, plain, under their names."""
-        ends = _Part.of(self._ends.kind, self.config, self.dtype, XLA)
-        return dict(zip(ends.specs, ends.init(self.config, self.dtype, key), strict=True))
+    def init_embed_and_head(self, key: jax.Array) -> Params:
+        """Return random plain weights of the embedding, final norm and head, by name."""
+        plain = _ModuleDef.of(self._embed_and_head.kind, self.config, self.dtype, XLA)
+        return dict(zip(plain.specs, plain.init(self.config, self.dtype, key), strict=True))
 
-    def make_layer(self, key: jax.Array) -> Params:
-        """Random weights of one layer, plain, under their names within it."""
-        layer = _Part.of(self._layer.kind, self.config, self.dtype, XLA)
+    def init_layer(self, key: jax.Array) -> Params:
+        """Return random plain weights of one layer, by their names within it."""
+        layer = _ModuleDef.of(self._layer.kind, self.config, self.dtype, XLA)
         return dict(zip(layer.specs, layer.init(self.config, self.dtype, key), strict=True))
 
     def leaves(self, name: str) -> list[tuple[str, int | None]]:
-        """Under which names ``params`` hold a stacked weight, each with its layer; None: all."""
+        """Return the names in ``params`` of a stacked weight, each with its layer; None: all."""
         if name in self.specs:
             return [(name, None)]
         rest = name.removeprefix(LAYERS)
         return [(f"{LAYERS}{i}.{rest}", i) for i in range(self.config.num_layers)]
 
     def pack(self, name: str, weight: Any) -> Any:
-        """A leaf of a stacked weight, numpy or jax, in the form that ``ops`` want it in."""
+        """Return a leaf of a stacked weight, numpy or jax, in the packed form of ``ops``."""
         if not name.startswith(LAYERS):
-            # Matrices outside the layers are tables.
+            # The matrices outside the layers are embedding tables.
             return self.ops.pack_table(weight) if weight.ndim == 2 else weight
-        # Vectors stay stacked, and experts have a matrix each: these stay as they are.
+        # Stacked vectors and the experts' stacks of matrices stay plain.
         is_matrix = weight.ndim == 2 and name not in self.specs
         return self.ops.pack(weight) if is_matrix else weight
 
@@ -118,73 +120,76 @@ class Model:
         params: Params,
         tokens: jax.Array,  # i32[num_tokens], in row order
         positions: jax.Array,  # i32[num_tokens]
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
-        """Hidden states of every token, [num_tokens, hidden_size], and the pool with their KV."""
-        hidden, angles = self.embed(self.end_leaves(params), tokens, positions)
-        return self.run_all_layers(params, hidden, angles, rows, pool)
+        """Return hidden states, [num_tokens, hidden_size], and the pool with the tokens' KV."""
+        hidden, angles = self.embed(self.embed_and_head_leaves(params), tokens, positions)
+        return self.run_all_layers(params, hidden, angles, metadata, pool)
 
     def logits(
         self,
         params: Params,
         hidden: jax.Array,  # [n, hidden_size]
     ) -> jax.Array:
-        """Logits of the next token, f32[n, vocab_size]."""
-        return self.compute_logits(self.end_leaves(params), hidden)
+        """Return logits of the next token, f32[n, vocab_size]."""
+        return self.compute_logits(self.embed_and_head_leaves(params), hidden)
 
-    def end_leaves(self, params: Params) -> Leaves:
-        """The weights before and after the layers, which ``embed`` and ``compute_logits`` take."""
-        return [params[name] for name in self.end_names]
+    def embed_and_head_leaves(self, params: Params) -> Leaves:
+        """Return the weights outside the layers, for ``embed`` and ``compute_logits``."""
+        return [params[name] for name in self.embed_and_head_names]
 
     @property
-    def end_names(self) -> list[str]:
-        """Names of the weights before and after the layers."""
-        return list(self._ends.specs)
+    def embed_and_head_names(self) -> list[str]:
+        """Names of the weights outside the layers: embedding, final norm and head."""
+        return list(self._embed_and_head.specs)
 
     def matrix_leaves(self, params: Params, layer: int) -> Leaves:
-        """The matrices of one layer of an unrolled model, which ``run_layers`` takes."""
+        """Return the matrices of one layer of an unrolled model, for ``run_layers``."""
         return [params[f"{LAYERS}{layer}.{name}"] for name in self.matrix_names]
 
     @property
     def matrix_names(self) -> list[str]:
-        """Names within a layer of what each has of its own where layers are unrolled."""
+        """Names within a layer of the weights that each unrolled layer has for itself."""
         return [name for name in self._layer.specs if LAYERS + name not in self.specs]
 
     def vector_leaves(self, params: Params) -> Leaves:
-        """The vectors of all layers of an unrolled model, stacked, which ``run_layers`` takes."""
+        """Return the stacked vectors of all layers of an unrolled model, for ``run_layers``."""
         return [params[LAYERS + name] for name in self.vector_names]
 
     @property
     def vector_names(self) -> list[str]:
-        """Names within a layer of what is stacked even where layers are unrolled."""
+        """Names within a layer of the weights that stay stacked when layers are unrolled."""
         return [name for name in self._layer.specs if LAYERS + name in self.specs]
 
     def embed(
         self,
-        ends: Leaves,
+        leaves: Leaves,  # see ``embed_and_head_leaves``
         tokens: jax.Array,  # i32[num_tokens]
         positions: jax.Array,  # i32[num_tokens]
     ) -> tuple[jax.Array, Angles]:
-        """Embeddings, [num_tokens, hidden_size], and what the layers need of the positions."""
-        return self._ends.merge(ends).embed_tokens(tokens, positions)
+        """Return embeddings, [num_tokens, hidden_size], and the RoPE angles of the positions."""
+        return self._embed_and_head.merge(leaves).embed_tokens(tokens, positions)
 
     def run_layers(
         self,
         matrices: Sequence[Leaves],  # of each of these layers
         vectors: Leaves,  # of all layers
-        first: jax.Array,  # i32[], which layer the first of them is
+        first: jax.Array,  # i32[], index of the first of these layers
         hidden: jax.Array,  # [num_tokens, hidden_size]
         angles: Angles,
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
-        """Run consecutive layers one after the other."""
+        """Run consecutive layers, unrolled."""
         is_vector = [LAYERS + name in self.specs for name in self._layer.specs]
-        for i, of_layer in enumerate(matrices):
-            rest, own = iter(of_layer), iter([vector[first + i] for vector in vectors])
-            leaves = [next(own if stacked else rest) for stacked in is_vector]
-            hidden, pool = _run_layer(self._layer, leaves, first + i, hidden, angles, rows, pool)
+        for i, layer_matrices in enumerate(matrices):
+            next_matrix = iter(layer_matrices)
+            next_vector = iter([vector[first + i] for vector in vectors])
+            leaves = [next(next_vector if vector else next_matrix) for vector in is_vector]
+            hidden, pool = _run_layer(
+                self._layer, leaves, first + i, hidden, angles, metadata, pool
+            )
         return hidden, pool
 
     def run_all_layers(
@@ -192,35 +197,40 @@ class Model:
         params: Params,
         hidden: jax.Array,  # [num_tokens, hidden_size]
         angles: Angles,
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
-        """Run every layer, by a scan where they are stacked."""
+        """Run every layer, with a scan if the weights are stacked."""
         if self.unroll:
             matrices = [self.matrix_leaves(params, i) for i in range(self.config.num_layers)]
             vectors = self.vector_leaves(params)
-            return self.run_layers(matrices, vectors, jnp.int32(0), hidden, angles, rows, pool)
+            return self.run_layers(matrices, vectors, jnp.int32(0), hidden, angles, metadata, pool)
 
         def body(
             carry: tuple[jax.Array, KVPool], xs: tuple[jax.Array, Leaves]
         ) -> tuple[tuple[jax.Array, KVPool], None]:
             index, leaves = xs
-            return _run_layer(self._layer, leaves, index, carry[0], angles, rows, carry[1]), None
+            return _run_layer(
+                self._layer, leaves, index, carry[0], angles, metadata, carry[1]
+            ), None
 
-        # The pool is carried: as xs or ys the scan would copy it.
+        # Carry the pool: as xs or ys the scan would copy it.
         indices = jnp.arange(self.config.num_layers, dtype=jnp.int32)
         stacked = [params[LAYERS + name] for name in self._layer.specs]
         return jax.lax.scan(body, (hidden, pool), (indices, stacked))[0]
 
-    def compute_logits(self, ends: Leaves, hidden: jax.Array) -> jax.Array:
-        """Logits, f32[n, vocab_size], of hidden states [n, hidden_size] after the last layer."""
-        logits: jax.Array = self._ends.merge(ends).logits(hidden)
+    def compute_logits(self, leaves: Leaves, hidden: jax.Array) -> jax.Array:
+        """Return logits, f32[n, vocab_size], of the last layer's hidden states [n, hidden_size].
+
+        ``leaves`` are the ``embed_and_head_leaves``.
+        """
+        logits: jax.Array = self._embed_and_head.merge(leaves).logits(hidden)
         return logits
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: static in jitted functions
-class _Part:
-    """An nnx module split once: its structure, and the names and shapes of its weights."""
+class _ModuleDef:
+    """Structure of an nnx module, and the names and shapes of its weights; split only once."""
 
     kind: type[nnx.Module]
     ops: Ops
@@ -229,7 +239,7 @@ class _Part:
     treedef: jax.tree_util.PyTreeDef
 
     @classmethod
-    def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str, ops: Ops) -> _Part:
+    def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str, ops: Ops) -> _ModuleDef:
         define = partial(_define, kind, config, dtype, ops)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: define(0)))
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
@@ -243,19 +253,19 @@ class _Part:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
 
 
-# Jitted so that layers run one after the other are traced once: tracing all of them anew takes
-# longer than loading their compiled program. The compiler inlines the calls.
+# Jitted so that unrolled layers are traced once: tracing each of them takes longer than loading
+# their compiled program. The compiler inlines the calls.
 @partial(jax.jit, static_argnums=0)
 def _run_layer(
-    part: _Part,
+    module: _ModuleDef,
     leaves: Leaves,
     layer: jax.Array,  # i32[]
     hidden: jax.Array,  # [num_tokens, hidden_size]
     angles: Angles,
-    rows: AttentionMetadata,
+    metadata: AttentionMetadata,
     pool: KVPool,
 ) -> tuple[jax.Array, KVPool]:
-    out: tuple[jax.Array, KVPool] = part.merge(leaves)(hidden, angles, layer, rows, pool)
+    out: tuple[jax.Array, KVPool] = module.merge(leaves)(hidden, angles, layer, metadata, pool)
     return out
 
 
@@ -264,6 +274,6 @@ def _define(kind: Any, config: ModelConfig, dtype: str, ops: Ops, key: jax.Array
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """Dotted name of a leaf: the attributes that lead to it, without nnx's own wrapping."""
-    parts = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-    return ".".join(part for part in parts if part != "value")
+    """Return the dotted name of a leaf: its attribute path without nnx's wrapping."""
+    keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    return ".".join(key for key in keys if key != "value")

@@ -10,11 +10,12 @@ from kvflow_jax.models.config import MoeConfig
 from kvflow_jax.models.layers import ACTIVATIONS, Linear, random_normal
 from kvflow_jax.models.ops import Ops
 
-TOKENS_AT_ONCE = 256  # through all experts: enough to be busy, and no more memory than these need
+# Tokens per pass through all experts: enough to keep a device busy, with bounded memory.
+DENSE_CHUNK_LEN = 256
 
 
 class Experts(nnx.Module):
-    """One matrix an expert; each expert takes its own run of rows."""
+    """One weight matrix per expert; each expert multiplies a contiguous run of rows."""
 
     def __init__(
         self,
@@ -33,17 +34,17 @@ class Experts(nnx.Module):
     def __call__(
         self,
         x: jax.Array,  # [rows, in], sorted by expert
-        num_rows: jax.Array,  # i32[E], of each expert
+        num_rows: jax.Array,  # i32[E], rows of each expert
     ) -> jax.Array:  # [rows, out]
-        return self.ops.ragged(x, self.weight[...], num_rows)
+        return self.ops.ragged_dot(x, self.weight[...], num_rows)
 
 
 class ExpertsMLP(nnx.Module):
-    """The weighted sum of what a token's best experts give, each down(act(gate(x)) * up(x)).
+    """The weighted sum of the outputs of a token's top-k experts, each down(act(gate(x)) * up(x)).
 
-    A token's experts are those with the largest shares of a softmax over all. Tokens are sorted by
-    expert, so that every chosen expert is one product and no token is dropped; or go through all
-    experts, where ``ops`` say so.
+    The router's softmax over all experts ranks and weights them. Tokens are sorted by expert, so
+    that each chosen expert is one matrix product and no token is dropped. If ``ops.dense_experts``
+    is set, every token goes through every expert instead.
     """
 
     def __init__(
@@ -63,49 +64,48 @@ class ExpertsMLP(nnx.Module):
         self.down_proj = Experts(num, f, d, ops=ops, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, D]
-        num_chosen = self.config.num_chosen
-        shares = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)  # [T, E]
-        shares, experts = jax.lax.top_k(shares, num_chosen)  # [T, chosen] each
-        if self.config.normalise:
-            shares = shares / shares.sum(-1, keepdims=True)
-        path = self._through_all if self.ops.every_expert else self._through_own
-        return self.ops.all_reduce(path(x, shares.astype(x.dtype), experts))
+        probs = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)  # [T, E]
+        weights, experts = jax.lax.top_k(probs, self.config.num_experts_per_token)  # [T, C] each
+        if self.config.normalise_weights:
+            weights = weights / weights.sum(-1, keepdims=True)
+        run_experts = self._run_dense if self.ops.dense_experts else self._run_chosen
+        return self.ops.all_reduce(run_experts(x, weights.astype(x.dtype), experts))
 
-    def _through_own(
+    def _run_chosen(
         self,
         x: jax.Array,  # [T, D]
-        shares: jax.Array,  # [T, chosen]
-        experts: jax.Array,  # i32[T, chosen]
+        weights: jax.Array,  # [T, C], of the C experts chosen for each token
+        experts: jax.Array,  # i32[T, C]
     ) -> jax.Array:  # [T, D]
-        num_chosen = self.config.num_chosen
-        order = jnp.argsort(experts.reshape(-1))  # of T * chosen visits, by expert
+        num_chosen = self.config.num_experts_per_token
+        order = jnp.argsort(experts.reshape(-1))  # of the T * C (token, expert) pairs, by expert
         num_rows = jnp.bincount(experts.reshape(-1), length=self.config.num_experts)
         num_rows = num_rows.astype(jnp.int32)
         gate_up = self.gate_up_proj(x[order // num_chosen], num_rows)
-        gate, up = jnp.split(gate_up, 2, axis=-1)  # [T * chosen, F] each
+        gate, up = jnp.split(gate_up, 2, axis=-1)  # [T * C, F] each
         out = self.down_proj(ACTIVATIONS[self.activation](gate) * up, num_rows)
         out = jnp.zeros_like(out).at[order].set(out).reshape(x.shape[0], num_chosen, -1)
-        return jnp.einsum("tcd,tc->td", out, shares)
+        return jnp.einsum("tcd,tc->td", out, weights)
 
-    def _through_all(self, x: jax.Array, shares: jax.Array, experts: jax.Array) -> jax.Array:
-        """As ``_through_own``, by products of all: where no product of ragged runs is any good.
+    def _run_dense(self, x: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
+        """Do as ``_run_chosen`` with dense products, for devices without a fast ragged product.
 
-        Every expert's weights are read once, as a batch that decodes does nearly anyway; a prompt
-        pays with products that nobody asked for, num_experts / num_chosen times as many.
+        Each expert's weights are read once, as in nearly every decode batch anyway. A prompt pays
+        with num_experts / num_experts_per_token times the products it needs.
         """
-        num_tokens, num = x.shape[0], self.config.num_experts
-        share = jnp.zeros((num, num_tokens), x.dtype)
-        share = share.at[experts, jnp.arange(num_tokens)[:, None]].set(shares)
+        num_tokens, num_experts = x.shape[0], self.config.num_experts
+        by_expert = jnp.zeros((num_experts, num_tokens), x.dtype)
+        by_expert = by_expert.at[experts, jnp.arange(num_tokens)[:, None]].set(weights)
         outs = []
-        for start in range(0, num_tokens, TOKENS_AT_ONCE):
-            some = slice(start, start + TOKENS_AT_ONCE)
-            # A product for each expert: written as one product, XLA lays all weights out anew.
-            own = jnp.broadcast_to(x[some], (num, *x[some].shape))
-            gate_up = jnp.einsum("etd,edf->etf", own, self.gate_up_proj.weight[...])
+        for start in range(0, num_tokens, DENSE_CHUNK_LEN):
+            chunk = slice(start, start + DENSE_CHUNK_LEN)
+            # One product per expert: written as one product, XLA relayouts all weights.
+            tokens = jnp.broadcast_to(x[chunk], (num_experts, *x[chunk].shape))
+            gate_up = jnp.einsum("etd,edf->etf", tokens, self.gate_up_proj.weight[...])
             gate, up = jnp.split(gate_up, 2, axis=-1)
-            shares_here = share[:, some, None]
-            hidden = ACTIVATIONS[self.activation](gate) * up * shares_here
-            # Of an expert that was not chosen it may be infinite, and 0 times that is no number.
-            hidden = jnp.where(shares_here > 0, hidden, 0)
+            chunk_weights = by_expert[:, chunk, None]
+            hidden = ACTIVATIONS[self.activation](gate) * up * chunk_weights
+            # An expert that was not chosen may give infinity, and 0 times infinity is NaN.
+            hidden = jnp.where(chunk_weights > 0, hidden, 0)
             outs.append(jnp.einsum("etf,efd->td", hidden, self.down_proj.weight[...]))
         return jnp.concatenate(outs)

@@ -1,7 +1,7 @@
-"""What costs time in a model, and how a kind of device computes it.
+"""The expensive operations of a model, implemented per kind of device.
 
-Layers are written once, against ``Ops``. An implementation also decides how it wants its weights:
-files and checkpoints hold them plain, ``pack`` brings them into its form when they are placed.
+Layers are written once, against ``Ops``. An implementation also decides the form of its weights:
+files and checkpoints hold them plain, and ``pack`` converts them when they are placed on a device.
 """
 
 from __future__ import annotations
@@ -14,46 +14,47 @@ import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import Attend, AttentionMetadata, attend
-from kvflow_jax.models.config import AttentionKind
+from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.ragged_dot import ragged_blocks
 
 
 class Ops(Protocol):
-    """Hashable: a static part of the model's structure."""
+    """Interface of the operations. Hashable: a static part of the model's structure."""
 
     @property
     def unroll(self) -> bool:
-        """Whether layers run one after the other rather than in a scan over stacked weights."""
+        """True if layers are unrolled; False if they are a scan over stacked weights."""
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
-        """Shape of a packed matrix."""
+        """Return the shape of a packed matrix [num_in, num_out]."""
 
     def pack(self, weight: Any) -> Any:
-        """A matrix [num_in, num_out], numpy or jax, in the form that ``linear`` takes."""
+        """Convert a matrix [num_in, num_out], numpy or jax, to the form that ``linear`` takes."""
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
-        """x W: [T, num_in] to [T, num_out]."""
+        """Compute x W: [T, num_in] to [T, num_out]. ``weight`` is packed."""
 
     @property
-    def every_expert(self) -> bool:
-        """Whether tokens go through all experts, and the chosen ones are picked: no ``ragged``."""
+    def dense_experts(self) -> bool:
+        """True if every token goes through every expert; then ``ragged_dot`` is not used."""
 
-    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
-        """Runs of rows, each with its own plain matrix: see ``ragged.ragged_blocks``."""
+    def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+        """Multiply runs of rows, each by its own plain matrix: see ``ragged_dot.ragged_blocks``."""
 
     def all_reduce(self, part: jax.Array) -> jax.Array:
-        """The whole of a product whose inputs are cut between devices, from what each has of it."""
+        """Sum the partial products of a row-parallel matrix over the devices."""
 
-    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]: ...
+    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
+        """Return the shape of a packed table [num_rows, width]."""
 
     def pack_table(self, table: Any) -> Any:
-        """A table [num_rows, width] in the form that ``lookup`` and ``project`` take."""
+        """Convert a table [num_rows, width] to the form that ``lookup`` and ``project`` take."""
 
     def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
-        """Rows of a table, i32[T] to [T, width]; past its end the last one."""
+        """Return rows of a table, i32[T] to [T, width]; indices past the end give the last row."""
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
-        """Products with every row of a table: [T, width] to f32[T, num_rows]."""
+        """Multiply with every row of a table: [T, width] to f32[T, num_rows]."""
 
     def attend(
         self,
@@ -61,23 +62,23 @@ class Ops(Protocol):
         q: jax.Array,  # [num_tokens, num_heads, head_dim]
         k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
         v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
-        kind: AttentionKind,
+        config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]:
         """See ``attention.attend``."""
 
 
 @dataclass(frozen=True)
 class XlaOps:
-    """What XLA makes of it, on any device and in any dtype; matrices are [in, out].
+    """Operations compiled by XLA, on any device and in any dtype; matrices are [in, out].
 
     Attributes:
         attention: block-wise attention, or a kernel of ``models.kernels``.
-        platform: tpu, cpu or gpu, for what their compilers do otherwise. On CPU and GPU a scan
-            copies every slice of the weights that it takes, so layers are unrolled: a decode step
-            is 1.2 to 1.7 times slower on CPU, and on GPU moves three times the bytes. Neither has
-            a use of ``jax.lax.ragged_dot``, see ``ragged`` and ``moe``.
+        platform: tpu, cpu or gpu, whose compilers differ. On CPU and GPU a scan copies every slice
+            of the weights, so layers are unrolled there: scanned, a decode step is 1.2 to 1.7 times
+            slower on CPU and moves three times the bytes on GPU. ``jax.lax.ragged_dot`` pays on
+            neither, see ``ragged_dot`` and ``moe``.
     """
 
     attention: Attend = attend
@@ -88,7 +89,7 @@ class XlaOps:
         return self.platform != "tpu"
 
     @property
-    def every_expert(self) -> bool:
+    def dense_experts(self) -> bool:
         return self.platform == "gpu"
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
@@ -100,7 +101,7 @@ class XlaOps:
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         return jnp.einsum("ti,io->to", x, weight)
 
-    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+    def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         product = ragged_blocks if self.platform == "cpu" else jax.lax.ragged_dot
         return product(x, weight, num_rows)
 
@@ -125,11 +126,11 @@ class XlaOps:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
-        kind: AttentionKind,
+        config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]:
-        return self.attention(layer, q, k, v, rows, pool, kind)
+        return self.attention(layer, q, k, v, metadata, pool, config)
 
 
 XLA = XlaOps()

@@ -1,4 +1,4 @@
-"""transformers without its advice on packages that are not needed here."""
+"""Import of transformers without its advisory warnings about missing packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def transformers() -> ModuleType:
-    """Import transformers. It reads tokenizers and configs for us, which needs no torch."""
+    """Import and return transformers, used to read tokenizers and configs; that needs no torch."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers as module
 

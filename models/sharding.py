@@ -1,13 +1,14 @@
-"""A model cut over several devices: tensor parallelism (Megatron-LM, arXiv 1909.08053).
+"""Tensor parallelism: a model sharded over several devices (Megatron-LM, arXiv 1909.08053).
 
-    device 0   q0 | k0 | v0     o0            gate0 | up0    down0          pool: K0 V0 K1 V1
-    device 1   q1 | k1 | v1     o1  --sum-->  gate1 | up1    down1 --sum--> pool: K2 V2 K3 V3
+    device 0  q0 | k0 | v0  o0                   gate0 | up0  down0                   pool: K0 V0
+    device 1  q1 | k1 | v1  o1  --all-reduce-->  gate1 | up1  down1  --all-reduce-->  pool: K1 V1
 
-A device runs the code of the model as a smaller model, with its share of the heads and of the MLP
-(``shard_of``), inside one ``shard_map`` over the whole step: nothing is moved but what the two sums
-of a layer, the embeddings and the logits need. Columns of fused projections are laid out by device
-(``column_runs``), so that a cut in equal parts gives each its q, k and v. The pool is cut by KV
-heads, which stand in it as pairs; all else is on every device.
+Each device runs the code of a smaller model, with its share of the heads and of the MLP
+(``shard_of``), inside one ``shard_map`` over the whole step. Devices communicate only for the two
+all-reduces of a layer (after the row-parallel ``o_proj`` and ``down_proj``), the embeddings and the
+logits. Columns of fused projections are grouped by device (``column_slices``), so that an equal
+split gives each device its q, k and v. The pool is sharded by KV heads, whose K and V are adjacent.
+All other arrays are replicated.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XlaOps
 
 AXIS = "shard"
-WHOLE = PartitionSpec()
+REPLICATED = PartitionSpec()
 POOL = PartitionSpec(None, None, AXIS)  # [num_layers * num_pages, page_size, 2 * num_kv_heads, H]
-BLOCKS = PartitionSpec(None, None, None, AXIS)  # what ``KVPool.gather`` gives
+BLOCKS = PartitionSpec(None, None, None, AXIS)  # result of ``KVPool.gather``
 
-# End of a weight's name -> its axis that is cut, from the last. All others are whole everywhere.
-CUT_AXES = {
+# End of a weight's name -> its sharded axis, counted from the last. Other weights are replicated.
+SHARDED_AXES = {
     "qkv_proj.weight": -1,
     "qkv_proj.bias": -1,
     "gate_up_proj.weight": -1,
@@ -45,10 +46,10 @@ CUT_AXES = {
 
 
 def shard_of(config: ModelConfig, num_shards: int) -> ModelConfig:
-    """What one device computes of a model; the vocabulary is cut by ``ShardedOps``.
+    """Return the config of one device's shard; ``ShardedOps`` shards the vocabulary.
 
     Raises:
-        ConfigError: naming what cannot be cut in so many equal parts.
+        ConfigError: a size, named in the message, is no multiple of ``num_shards``.
     """
     sizes: dict[str, Any] = {
         "num_heads": config.num_heads,
@@ -71,19 +72,19 @@ def shard_of(config: ModelConfig, num_shards: int) -> ModelConfig:
 
 
 def weight_spec(name: str, num_axes: int) -> PartitionSpec:
-    """How a weight lies on the devices: by its dotted name, stacked or of one layer."""
-    for end, axis in CUT_AXES.items():
-        if name.endswith(end):
+    """Return the partition of a weight with this dotted name, stacked or of one layer."""
+    for suffix, axis in SHARDED_AXES.items():
+        if name.endswith(suffix):
             return PartitionSpec(*[AXIS if i == num_axes + axis else None for i in range(num_axes)])
-    return WHOLE
+    return REPLICATED
 
 
-def column_runs(
+def column_slices(
     name: str, width: int, config: ModelConfig, num_shards: int
 ) -> list[list[slice]] | None:
-    """Of each device, the runs of a plain weight's columns that stand side by side in its part.
+    """Return, for each device, the column slices of a plain weight that make up its shard.
 
-    None for all but fused projections: there the columns of a part are one run, or all.
+    None for weights that are no fused projection: the shard is one slice, or all columns.
     """
     if ".qkv_proj." in name:
         q, kv = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
@@ -101,25 +102,27 @@ def column_runs(
     ]
 
 
-def arranged(name: str, weight: jax.Array, config: ModelConfig, num_shards: int) -> jax.Array:
-    """A plain weight [..., out] with the columns of fused projections grouped by device."""
-    runs = column_runs(name, weight.shape[-1], config, num_shards)
-    if runs is None:
+def group_columns_by_device(
+    name: str, weight: jax.Array, config: ModelConfig, num_shards: int
+) -> jax.Array:
+    """Return a plain weight [..., out] with the columns of fused projections grouped by device."""
+    slices = column_slices(name, weight.shape[-1], config, num_shards)
+    if slices is None:
         return weight
-    return jnp.concatenate([weight[..., run] for own in runs for run in own], axis=-1)
+    return jnp.concatenate([weight[..., part] for shard in slices for part in shard], axis=-1)
 
 
 @dataclass(frozen=True)
 class ShardedOps(XlaOps):
-    """One device's part of XLA's work, called inside a ``shard_map`` over ``AXIS``."""
+    """Operations of one device's shard, called inside a ``shard_map`` over ``AXIS``."""
 
     def all_reduce(self, part: jax.Array) -> jax.Array:
         return jax.lax.psum(part, AXIS)
 
     def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
-        own = rows - jax.lax.axis_index(AXIS) * table.shape[0]
-        is_here = (own >= 0) & (own < table.shape[0])
-        found = jnp.where(is_here[:, None], table.at[own].get(mode="clip"), 0)
+        local = rows - jax.lax.axis_index(AXIS) * table.shape[0]
+        is_local = (local >= 0) & (local < table.shape[0])
+        found = jnp.where(is_local[:, None], table.at[local].get(mode="clip"), 0)
         return jax.lax.psum(found, AXIS)
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
@@ -129,16 +132,16 @@ class ShardedOps(XlaOps):
 
 @dataclass(frozen=True)
 class Shards:
-    """The devices that share a model, in the order of its parts."""
+    """The devices of a sharded model, in the order of their shards."""
 
     mesh: Mesh
 
     @classmethod
-    def over(cls, num: int) -> Shards:
-        """The first ``num`` devices there are, of all processes.
+    def of_devices(cls, num: int) -> Shards:
+        """Return shards on the first ``num`` devices of all processes.
 
         Raises:
-            ConfigError: there are not so many, or a process has none of them.
+            ConfigError: there are fewer devices, or a process has none of the first ``num``.
         """
         devices = jax.devices()
         if num > len(devices) and jax.process_count() > 1:
@@ -148,11 +151,11 @@ class Shards:
                 f"{' + '.join(map(str, counts))}; lower --tensor-parallel or start more processes"
             )
         if num > len(devices):
-            what = f"tensor_parallel {num} needs as many devices, and there are {len(devices)}"
+            message = f"tensor_parallel {num} needs as many devices, and there are {len(devices)}"
             if devices[0].platform == "cpu":
                 flag = f"--xla_force_host_platform_device_count={num}"
-                what += f"; a CPU counts as more with XLA_FLAGS={flag}"
-            raise ConfigError(what)
+                message += f"; a CPU counts as more with XLA_FLAGS={flag}"
+            raise ConfigError(message)
         used = {device.process_index for device in devices[:num]}
         if unused := sorted(set(range(jax.process_count())) - used):
             raise ConfigError(
@@ -162,26 +165,27 @@ class Shards:
         return cls(Mesh(np.array(devices[:num]), (AXIS,)))
 
     @property
-    def num(self) -> int:
+    def num_shards(self) -> int:
+        """Number of devices."""
         return int(self.mesh.size)
 
-    def where(self, spec: PartitionSpec = WHOLE) -> NamedSharding:
-        """How an array lies on them."""
+    def sharding(self, spec: PartitionSpec = REPLICATED) -> NamedSharding:
+        """Return the sharding of an array over the devices."""
         return NamedSharding(self.mesh, spec)
 
-    def part(self, model: Model) -> Model:
-        """What one of them computes of a model whose ``ops`` are XLA's.
+    def local_model(self, model: Model) -> Model:
+        """Return one device's shard of a model whose ``ops`` are ``XlaOps``.
 
         Raises:
-            ConfigError: it cannot be cut in so many equal parts.
+            ConfigError: a size of the model is no multiple of the number of shards.
         """
         assert isinstance(model.ops, XlaOps)
         ops = ShardedOps(model.ops.attention, model.ops.platform)
-        return Model.build(shard_of(model.config, self.num), model.dtype, ops=ops)
+        return Model.build(shard_of(model.config, self.num_shards), model.dtype, ops=ops)
 
-    def weights(self, model: Model) -> dict[str, NamedSharding]:
-        """How each weight lies on them."""
+    def weight_shardings(self, model: Model) -> dict[str, NamedSharding]:
+        """Return the sharding of each weight in ``model.specs``, by name."""
         return {
-            name: self.where(weight_spec(name, len(spec.shape)))
+            name: self.sharding(weight_spec(name, len(spec.shape)))
             for name, spec in model.specs.items()
         }

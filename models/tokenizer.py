@@ -1,4 +1,4 @@
-"""Text to tokens and back, whole or as a stream."""
+"""Tokenizer, and a detokenizer that streams text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.config import token_ids
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder must have one of them
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder has at least one
 
 
 class Tokenizer:
-    """A Hugging Face fast tokenizer and the ids that end a generation.
+    """A Hugging Face fast tokenizer and the token ids that end a generation.
 
     Args:
         hf: a transformers PreTrainedTokenizerFast.
-        eos_token_ids: ends known from elsewhere (config.json, generation_config.json); the
-            tokenizer's own is added.
+        eos_token_ids: end tokens from other files (config.json, generation_config.json), to which
+            the tokenizer's own is added.
 
     Raises:
-        ModelLoadError: where its tokens cannot be turned into bytes one by one.
+        ModelLoadError: its tokens cannot be converted to bytes one by one.
     """
 
     def __init__(self, hf: Any, eos_token_ids: Iterable[int] = ()) -> None:
@@ -34,15 +34,15 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys([*eos_token_ids, *own]))
         self._added = hf.added_tokens_decoder
         self._byte_level = _is_byte_level(hf.backend_tokenizer)
-        # Bound here and not decorated below, so that a cache lives as long as its tokenizer.
+        # A decorator would make one cache for all tokenizers; this one lives as long as its own.
         self.token_bytes = lru_cache(maxsize=None)(self._token_bytes)
 
     @classmethod
     def from_folder(cls, folder: Path, eos_token_ids: Iterable[int] = ()) -> Tokenizer:
-        """The tokenizer of a Hugging Face folder, its ends and the ones given.
+        """Load the tokenizer of a Hugging Face folder; it ends also at ``eos_token_ids``.
 
         Raises:
-            ModelLoadError: where files are missing or cannot be read.
+            ModelLoadError: files are missing or cannot be read.
         """
         from kvflow_jax.models.quiet_imports import transformers
 
@@ -53,20 +53,21 @@ class Tokenizer:
             )
         try:
             hf = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the readers behind it raise errors of many libraries
+        except Exception as error:  # its readers raise errors of many libraries
             raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
         if not getattr(hf, "is_fast", False):
             raise ModelLoadError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
-        ends = [*eos_token_ids]
+        all_eos_ids = [*eos_token_ids]
         for name in ("config.json", "generation_config.json"):
             if (folder / name).exists():
                 try:
-                    ends += token_ids(json.loads((folder / name).read_text()).get("eos_token_id"))
+                    hf_config = json.loads((folder / name).read_text())
+                    all_eos_ids += token_ids(hf_config.get("eos_token_id"))
                 except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
                     raise ModelLoadError(
                         f"{folder / name} is no JSON object with token ids in eos_token_id: {error}"
                     ) from error
-        return cls(hf, ends)
+        return cls(hf, all_eos_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -75,15 +76,15 @@ class Tokenizer:
 
     @cached_property
     def max_token_bytes(self) -> int:
-        """UTF-8 bytes of the longest token: no text has fewer tokens than its bytes over this."""
+        """UTF-8 bytes of the longest token; a text has at least its bytes / this many tokens."""
         return max(len(self.token_bytes(i)) for i in range(self.vocab_size))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Tokens of a text, with those the model expects around it (a BOS, where it has one)."""
+        """Return the tokens of a text, with the special tokens that the model expects (BOS)."""
         return list(self.hf.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
         return str(
             self.hf.decode(
                 list(ids),
@@ -99,10 +100,10 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **template_args: Any,
     ) -> list[int]:
-        """Tokens of a conversation, as the model's chat template writes it.
+        """Return the tokens of a conversation rendered by the model's chat template.
 
         Raises:
-            InvalidRequestError: where there is no template or it refuses these messages.
+            InvalidRequestError: the model has no template, or it refuses these messages.
         """
         if not self.hf.chat_template and "chat_template" not in template_args:
             raise InvalidRequestError(
@@ -120,8 +121,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **template_args,
             )
-        # Templates index and concatenate what they are given: a message of the wrong form
-        # surfaces as one of these.
+        # Templates index and concatenate the messages: a malformed message raises one of these.
         except (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError) as error:
             raise InvalidRequestError(
                 f"the chat template refused the messages: {error}", param="messages"
@@ -129,16 +129,16 @@ class Tokenizer:
         return list(encoded["input_ids"])
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A stream of text for one request's output."""
+        """Return a new detokenizer for the output of one request."""
         return Detokenizer(self, skip_special_tokens=skip_special_tokens)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether ``decode`` skips this token."""
+        """True if ``decode`` skips this token."""
         added = self._added.get(token_id)
         return added is not None and bool(added.special)
 
     def _token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes a token stands for within a text; none for ids past the vocabulary."""
+        """Return the UTF-8 bytes of a token within a text; none for ids past the vocabulary."""
         token = self.hf.convert_ids_to_tokens(token_id)
         if token is None:
             return b""
@@ -153,12 +153,13 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Text of one output as its tokens arrive; constant work a token.
+    """Streamed text of one output, with constant work per token.
 
-    Only whole characters come out: the bytes of an unfinished one wait for the tokens that finish
-    it, and bytes that can no longer become one turn to U+FFFD at once. All pieces together equal
-    ``decode(prompt + output)`` after ``decode(prompt)``: tokens are read as they stand within a
-    text, so the space that some decoders strip from the start of a text is kept.
+    Only complete characters are returned. The bytes of an incomplete character are buffered until
+    later tokens complete it; bytes that can no longer be completed become U+FFFD at once. The
+    concatenated text equals ``decode(prompt + output)`` without its prefix ``decode(prompt)``:
+    tokens are read as within a text, so the space that some decoders strip from the start of a text
+    is kept.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
@@ -167,7 +168,7 @@ class Detokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """Text that these tokens complete, possibly none."""
+        """Add tokens and return the text that they complete, possibly empty."""
         tokenizer = self._tokenizer
         return self._utf8.decode(
             b"".join(
@@ -178,7 +179,7 @@ class Detokenizer:
         )
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that never was finished."""
+        """End the stream and return U+FFFD if a character is incomplete, else an empty string."""
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
@@ -186,9 +187,9 @@ class Detokenizer:
 
 @cache
 def _byte_of_char() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary (GPT-2's table).
+    """Return the byte of each character of a byte-level vocabulary (GPT-2's table).
 
-    Printable Latin-1 stands for itself; the other bytes are the characters from U+0100 on.
+    Printable Latin-1 characters map to themselves, the characters from U+0100 on to other bytes.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -197,9 +198,12 @@ def _byte_of_char() -> dict[str, int]:
 
 
 def _is_byte_level(backend: Any) -> bool:
-    """True for byte-level BPE, False for SentencePiece with byte fallback.
+    """Return True for byte-level BPE, False for SentencePiece with byte fallback.
 
-    Both give every token its own bytes, which is what streaming needs.
+    Both map each token to bytes independently of other tokens, which streaming needs.
+
+    Raises:
+        ModelLoadError: the tokenizer has any other decoder.
     """
     decoder = json.loads(backend.to_str())["decoder"] or {"type": "none"}
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]

@@ -1,17 +1,20 @@
-"""The CPU kernels against XLA's own: products of few and many rows, attention over pages.
+"""Benchmark the CPU kernels against XLA's: matrix products, and attention over pages.
 
-python -m experiments.kernel_bench --json FILE
+    python -m experiments.kernel_bench --json FILE
+    python -m experiments.kernel_bench --quick     # few sizes, two layers: a check of the command
 
-Times are of ten layers of a model, whose weights no cache holds, so that they come from memory as
-in a step. The two sides take turns, because a shared machine changes from second to second.
+Times are of ten layers of a model, whose weights exceed the processor's caches, so that they come
+from memory as in a step. Runs of the two sides alternate, because a shared machine's load drifts.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,40 +32,37 @@ from kvflow_jax.models.ops import XLA, Ops
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 512)
 DECODE = ((1, 256), (1, 2048), (8, 256), (8, 1024), (32, 256))  # rows, context
-TILES = ((1, 0), (2, 0), (2, 1536))  # tiles of 256, first position
+TILES = ((1, 0), (2, 0), (2, 1536))  # tiles of 256 queries, first position
 REPEATS = 5
-NUM_LAYERS = 10  # more take minutes to compile on XLA's side
+NUM_LAYERS = 10  # XLA takes minutes to compile more
 
 
-def main() -> None:
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m", choices=SHAPES)
+    parser.add_argument(
+        "--model", default="smollm2-135m", choices=SHAPES, help="shape; default: smollm2-135m"
+    )
+    parser.add_argument("--quick", action="store_true", help="few sizes, two layers, one repeat")
     options = parser.parse_args()
-    config = replace(SHAPES[options.model], num_layers=NUM_LAYERS)
+    num_sizes, num_layers, repeats = (1, 2, 1) if options.quick else (None, NUM_LAYERS, REPEATS)
+    config = replace(SHAPES[options.model], num_layers=num_layers)
     native = native_ops(config, "float32", default_cache_dir())
     if native is None:
-        raise SystemExit("the kernels cannot be built here; the log says why")
+        print("kernel_bench: the kernels cannot be built here; see the log", file=sys.stderr)
+        return 1
     sides: dict[str, Ops] = {"xla": XLA, "native": native}
     figures: dict[str, Any] = {}
-    for rows in ROWS:
-        add(figures, f"linear_m{rows}", sides, lambda ops, n=rows: products(config, ops, n))
-    for num, context in DECODE:
-        add(
-            figures,
-            f"decode_attention_b{num}_{context}",
-            sides,
-            lambda ops, n=num, c=context: attention(config, ops, decode=[c] * n),
-        )
-    for num, start in TILES:
-        add(
-            figures,
-            f"tile_attention_{num * 256}_at_{start}",
-            sides,
-            lambda ops, n=num, s=start: attention(
-                config, ops, tiles=[s + 256 * i for i in range(n)]
-            ),
-        )
+    for rows in ROWS[:num_sizes]:
+        make = partial(products, config, num_rows=rows)
+        add(figures, f"linear_m{rows}", sides, make, repeats)
+    for num, context in DECODE[:num_sizes]:
+        make = partial(attention, config, decode=[context] * num)
+        add(figures, f"decode_attention_b{num}_{context}", sides, make, repeats)
+    for num, start in TILES[:num_sizes]:
+        make = partial(attention, config, tiles=[start + 256 * i for i in range(num)])
+        add(figures, f"tile_attention_{num * 256}_at_{start}", sides, make, repeats)
     report(figures, {}, options.json)
+    return 0
 
 
 def add(
@@ -70,13 +70,14 @@ def add(
     name: str,
     sides: dict[str, Ops],
     make: Callable[[Ops], Callable[[], Any]],
+    repeats: int,
 ) -> None:
-    """Milliseconds of each side, and how many times as fast the second is."""
+    """Add the median time of each side, milliseconds, and the speedup of the second side."""
     calls = {side: make(ops) for side, ops in sides.items()}
     times: dict[str, list[float]] = {side: [] for side in calls}
     for call in calls.values():
         jax.block_until_ready(call())
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for side, call in calls.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
@@ -90,7 +91,7 @@ def add(
 
 
 def products(config: ModelConfig, ops: Ops, num_rows: int) -> Callable[[], Any]:
-    """The projections of all layers, one after the other, no two with the same weights."""
+    """Return a call that runs the projections of all layers in sequence, each with own weights."""
     rng = np.random.default_rng(0)
     shapes = projections(config)
     weights = [
@@ -101,9 +102,9 @@ def products(config: ModelConfig, ops: Ops, num_rows: int) -> Callable[[], Any]:
 
     @jax.jit
     def run(inputs: list[jax.Array], weights: list[list[jax.Array]]) -> list[jax.Array]:
-        outs = []
+        outs: list[jax.Array] = []
         for layer in weights:
-            # Each input waits for the last output, as in a model.
+            # Each input depends on the last output, as in a model.
             outs = [
                 ops.linear(x + (outs[-1][:, :1] if outs else 0), w, n)
                 for x, w, (_, n) in zip(inputs, layer, shapes, strict=True)
@@ -116,12 +117,17 @@ def products(config: ModelConfig, ops: Ops, num_rows: int) -> Callable[[], Any]:
 def attention(
     config: ModelConfig, ops: Ops, decode: list[int] | None = None, tiles: list[int] | None = None
 ) -> Callable[[], Any]:
-    """All layers' attention: rows of one query with these contexts, or tiles from these starts."""
+    """Return a call that runs the attention of all layers.
+
+    Args:
+        decode: context tokens of each row of one query.
+        tiles: first position of each tile of 256 queries.
+    """
     decode, tiles, width, page = decode or [], tiles or [], 256, 16
     rng = np.random.default_rng(0)
     longest = max([*decode, *(start + width for start in tiles)])
     per_row = -(-longest // page)
-    num_sequences = max(1, len(decode))  # all tiles are of one sequence
+    num_sequences = max(1, len(decode))  # all tiles belong to one sequence
     spec = PoolSpec(
         config.num_layers,
         1 + num_sequences * per_row,
@@ -132,13 +138,13 @@ def attention(
     pool = KVPool(jnp.asarray(rng.standard_normal(KVPool.zeros(spec).data.shape, np.float32)), spec)
     table = 1 + rng.permutation(spec.num_pages - 1).reshape(num_sequences, -1).astype(np.int32)
     num_rows, num_tokens = len(decode) + len(tiles), len(decode) + width * len(tiles)
-    rows = AttentionMetadata(
+    metadata = AttentionMetadata(
         page_table=jnp.asarray(table if decode else np.repeat(table, num_rows, 0)),
         query_start=jnp.asarray([n - 1 for n in decode] + tiles, jnp.int32),
         query_len=jnp.asarray([1] * len(decode) + [width] * len(tiles), jnp.int32),
         write_kv_slots=jnp.full(
             num_tokens, spec.num_kv_slots, jnp.int32
-        ),  # the pool stays as it is
+        ),  # past the pool: nothing is written
         num_decode=len(decode),
         tile=width,
     )
@@ -146,10 +152,10 @@ def attention(
     q = jnp.asarray(rng.standard_normal((num_tokens, heads, config.head_dim), np.float32))
     kv = jnp.zeros((num_tokens, kv_heads, config.head_dim), jnp.float32)
 
-    def run(q: jax.Array, rows: AttentionMetadata, pool: KVPool) -> tuple[jax.Array, KVPool]:
-        # Carried through a loop, the pool is written in place, as in a step.
+    def run(q: jax.Array, metadata: AttentionMetadata, pool: KVPool) -> tuple[jax.Array, KVPool]:
+        # A pool that is carried through a loop is updated in place, as in a step.
         def attend(layer: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
-            return ops.attend(layer, carry[0], kv, kv, rows, carry[1], config.attention_kind)
+            return ops.attend(layer, carry[0], kv, kv, metadata, carry[1], config.attention_config)
 
         return jax.lax.fori_loop(0, config.num_layers, attend, (q, pool))
 
@@ -157,11 +163,11 @@ def attention(
     state = [pool]
 
     def call() -> jax.Array:
-        out, state[0] = jitted(q, rows, state[0])
+        out, state[0] = jitted(q, metadata, state[0])
         return out
 
     return call
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

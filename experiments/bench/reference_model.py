@@ -1,4 +1,4 @@
-"""Cold, teacher-forced logits: what every cached, batched and preempted run is held against."""
+"""Cold, teacher-forced logits: the reference of every cached, batched and preempted run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
@@ -14,11 +15,11 @@ from kvflow_jax.models.model import Model, Params
 
 
 class ReferenceModel:
-    """Runs whole sequences through an empty pool of their own, no batch, no cache.
+    """Runs one complete sequence at a time through an empty pool, without batch or cache.
 
     Args:
-        max_len: longest sequence, tokens.
-        min_len: shortest program; a sequence costs as much as the next doubling of it.
+        max_len: tokens of the longest sequence.
+        min_len: tokens of the shortest program; lengths are padded to the next doubling of it.
     """
 
     def __init__(self, model: Model, params: Params, max_len: int, min_len: int = 128) -> None:
@@ -30,19 +31,19 @@ class ReferenceModel:
         self._logits = jax.jit(partial(Model.logits, model))
 
     def logits(self, sequence: Sequence[int], start: int = 0) -> np.ndarray:
-        """f32[len(sequence) - start, vocab_size]: what follows token ``start`` and each after."""
+        """Return f32[len(sequence) - start, vocab_size]: logits after token ``start`` and later ones."""
         tokens = np.zeros(self._padded(len(sequence)), np.int32)
         tokens[: len(sequence)] = sequence
         hidden = np.asarray(self._run(self._params, tokens, np.int32(len(sequence))))
-        # Padded to few sizes as well: the vocabulary's product is dear in rows nobody reads.
+        # Pad to few sizes, but not to ``max_len``: the product with the vocabulary is expensive.
         rows = np.zeros((self._padded(len(sequence) - start), hidden.shape[1]), hidden.dtype)
         rows[: len(sequence) - start] = hidden[start : len(sequence)]
         return np.asarray(self._logits(self._params, rows))[: len(sequence) - start]
 
     def greedy_gaps(self, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
-        """f32[len(output)]: how far each token's logit lies below the best at its place.
+        """Return how far the logit of each output token is below the maximum, f32[len(output)].
 
-        0 for a greedy run without rounding; up to the dtype's tolerance at a near tie.
+        A greedy run gives 0 without rounding, and up to the dtype's tolerance at a near tie.
         """
         logits = self.logits([*prompt, *output[:-1]], start=len(prompt) - 1)
         return logits.max(-1) - logits[np.arange(len(output)), list(output)]
@@ -52,16 +53,16 @@ class ReferenceModel:
 
     def _forward(self, params: Params, tokens: jax.Array, length: jax.Array) -> jax.Array:
         config, size = self._model.config, len(tokens)
-        rows = AttentionMetadata(
-            page_table=np.ones((1, 1), np.int32),
-            query_start=np.zeros(1, np.int32),
+        metadata = AttentionMetadata(
+            page_table=jnp.ones((1, 1), jnp.int32),
+            query_start=jnp.zeros(1, jnp.int32),
             query_len=length[None],
-            write_kv_slots=np.arange(size, 2 * size, dtype=np.int32),
+            write_kv_slots=jnp.arange(size, 2 * size, dtype=jnp.int32),
             num_decode=0,
             tile=size,
         )
-        positions = np.arange(size, dtype=np.int32)
-        # One page holds the sequence; page 0 is the null page.
+        positions = jnp.arange(size, dtype=jnp.int32)
+        # One page has the complete sequence; page 0 is the null page.
         spec = PoolSpec(
             num_layers=config.num_layers,
             num_pages=2,
@@ -70,5 +71,5 @@ class ReferenceModel:
             head_dim=config.head_dim,
             dtype=self._model.dtype,
         )
-        hidden, _ = self._model.forward(params, tokens, positions, rows, KVPool.zeros(spec))
+        hidden, _ = self._model.forward(params, tokens, positions, metadata, KVPool.zeros(spec))
         return hidden

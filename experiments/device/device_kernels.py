@@ -17,9 +17,9 @@ import numpy as np
 from experiments.measure import seconds
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Attend, AttentionMetadata
-from kvflow_jax.models.config import AttentionKind, ModelConfig
+from kvflow_jax.models.config import AttentionConfig, ModelConfig
 from kvflow_jax.models.kernels import KERNELS, gpu_mosaic
-from kvflow_jax.models.kernels.base import Case, Declined, Kernel
+from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
 
 PAGE, TILE, NUM_LAYERS = 16, 128, 4
 # Largest error of an output that is about 1 where contexts are short. Accelerators multiply
@@ -84,12 +84,12 @@ def attention(
     """
     figures: dict[str, Any] = {}
     problems: list[str] = []
-    case = Case.here(config, dtype, PAGE)
+    target = KernelTarget.local(config, dtype, PAGE)
     for name, kernel in kernels().items():
         try:
-            kernel.check(case)
+            kernel.check(target)
         except Declined as why:
-            figures[f"attention.{name}"] = f"does not serve: {why}"
+            figures[f"attention.{name}"] = f"declined: {why}"
             continue
         try:
             error = largest_error(kernel.attend, config, dtype, workload(longest)["mixed"])
@@ -109,12 +109,12 @@ def largest_error(attend: Attend, config: ModelConfig, dtype: str, ragged: Ragge
     """Over a layer that sees all and one with a window; NaN if any output is none."""
     errors = []
     for window in (0, ragged.longest // 4):
-        kind = AttentionKind(config.head_dim**-0.5, (0, window, 0, 0))
+        attention_config = AttentionConfig(config.head_dim**-0.5, (0, window, 0, 0))
         outs = []
         for implementation in (KERNELS["reference"].attend, attend):
             inputs = made(config, dtype, ragged)
-            run = jax.jit(partial(implementation, kind=kind), donate_argnames="pool")
-            out, _ = run(np.int32(1), *inputs[:3], rows=inputs[3], pool=inputs[4])
+            run = jax.jit(partial(implementation, config=attention_config), donate_argnames="pool")
+            out, _ = run(np.int32(1), *inputs[:3], metadata=inputs[3], pool=inputs[4])
             outs.append(np.asarray(out, np.float32))
         errors.append(np.abs(outs[0] - outs[1]).max())
     return float(np.max(errors))
@@ -145,13 +145,15 @@ def layers(
     attend: Attend, config: ModelConfig, dtype: str, ragged: Ragged
 ) -> Callable[[], jax.Array]:
     """Some layers one after the other over one donated pool, as in a step."""
-    q, k, v, rows, pool = made(config, dtype, ragged)
-    rows = replace(rows, write_kv_slots=jnp.full_like(rows.write_kv_slots, pool.spec.num_kv_slots))
-    kind = AttentionKind(config.head_dim**-0.5, (0,) * NUM_LAYERS)
+    q, k, v, metadata, pool = made(config, dtype, ragged)
+    metadata = replace(
+        metadata, write_kv_slots=jnp.full_like(metadata.write_kv_slots, pool.spec.num_kv_slots)
+    )
+    attention_config = AttentionConfig(config.head_dim**-0.5, (0,) * NUM_LAYERS)
 
     def run(q: jax.Array, pool: KVPool) -> tuple[jax.Array, KVPool]:
         def layer(i: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
-            return attend(i, carry[0], k, v, rows, carry[1], kind)
+            return attend(i, carry[0], k, v, metadata, carry[1], attention_config)
 
         return jax.lax.fori_loop(0, NUM_LAYERS, layer, (q, pool))
 
@@ -168,7 +170,7 @@ def layers(
 def made(
     config: ModelConfig, dtype: str, ragged: Ragged
 ) -> tuple[jax.Array, jax.Array, jax.Array, AttentionMetadata, KVPool]:
-    """Queries, new keys and values, rows, and a pool of random pages in random order."""
+    """Queries, new keys and values, metadata, and a pool of random pages in random order."""
     rng = np.random.default_rng(0)
     starts = [max(0, n - 1) for n in ragged.decode] + [start for start, _ in ragged.tiles]
     lens = [min(1, n) for n in ragged.decode] + [length for _, length in ragged.tiles]
@@ -191,7 +193,7 @@ def made(
         position = starts[row] + np.arange(lens[row])
         slots[at : at + lens[row]] = table[row, position // PAGE] * PAGE + position % PAGE
         at += width
-    rows = AttentionMetadata(
+    metadata = AttentionMetadata(
         page_table=jnp.asarray(table),
         query_start=jnp.asarray(starts, jnp.int32),
         query_len=jnp.asarray(lens, jnp.int32),
@@ -210,6 +212,6 @@ def made(
         normal(keys[0], num_tokens, config.num_heads, head_dim),
         normal(keys[1], num_tokens, config.num_kv_heads, head_dim),
         normal(keys[2], num_tokens, config.num_kv_heads, head_dim),
-        rows,
+        metadata,
         KVPool(data, spec),
     )

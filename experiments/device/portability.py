@@ -36,7 +36,7 @@ from kvflow_jax.engine.config import EngineConfig, EngineSizes
 from kvflow_jax.models import sharding
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
-from kvflow_jax.models.kernels.base import Target
+from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.loading.load import SHAPES
 from kvflow_jax.models.model import LAYERS, Model, Params
 from kvflow_jax.models.ops import XlaOps
@@ -112,7 +112,7 @@ class Target:
         whole = SHAPES[name]
         self.dtype = choose_dtype("auto", whole, chip)  # type: ignore[arg-type]
         page_size = EngineConfig().page_size
-        target = Target(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
+        target = KernelTarget(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
         attend = choose_attention(attention, target)
         self.mesh = Mesh(np.array(chip.devices(num_chips)), (sharding.AXIS,))
         self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform))
@@ -144,7 +144,9 @@ class Target:
         self.state = replace(state, pool=replace(state.pool, data=data))
         self.pool_bytes = _bytes_of_one(data)
         self._resident = self.weights_bytes + _bytes_of_one(self.state)
-        self._steps = StepFns.of(self.model) if num_chips == 1 else sharded_step_fns(self.mesh, self.model)
+        self._steps = (
+            StepFns.of(self.model) if num_chips == 1 else sharded_step_fns(self.mesh, self.model)
+        )
         self._moves_by_program = chip.platform == "tpu"
 
     def programs(self) -> Iterator[Program]:

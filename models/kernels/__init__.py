@@ -1,4 +1,4 @@
-"""Attention, one file for each kernel, and which of them computes a model here."""
+"""Attention kernels, one file each, and the choice of the kernel for a model and a device."""
 
 from __future__ import annotations
 
@@ -8,53 +8,55 @@ from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Attend
 from kvflow_jax.models.kernels import gpu_mosaic, gpu_paged, tpu_ragged
-from kvflow_jax.models.kernels.base import Case, Declined, Kernel
+from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
 
 
-def _always(case: Case) -> None:
-    """Serves every model anywhere."""
+def _accept(target: KernelTarget) -> None:
+    """Support every target."""
 
 
 KERNELS = {
-    "reference": Kernel(attention.attend_reference, _always),
-    "blocks": Kernel(attention.attend, _always),
+    "reference": Kernel(attention.attend_reference, _accept),
+    "blocks": Kernel(attention.attend, _accept),
     "tpu-ragged": tpu_ragged.KERNEL,
     "gpu-mosaic": gpu_mosaic.KERNEL,
     "gpu-paged": gpu_paged.KERNEL,
 }
-# What ``auto`` tries on a platform before "blocks". No kernel stands here that nothing has covered:
-# the TPU's is computed by an interpreter in tests and compiled for chips by ``make portability``;
-# the GPU's wait for a device run.
-TRIED = {"tpu": ("tpu-ragged",)}
+# Kernels that ``auto`` tries on a platform before "blocks". Only tested kernels belong here: the
+# TPU kernel runs in an interpreter in tests and is compiled for chips by ``make portability``; the
+# GPU kernels have not run on a device yet.
+AUTO_CANDIDATES = {"tpu": ("tpu-ragged",)}
 
 
-def choose_attention(name: str, case: Case) -> Attend:
-    """The kernel of that name, or for ``auto`` the first that serves; said in the log, with why.
+def choose_attention(name: str, target: KernelTarget) -> Attend:
+    """Return the kernel of that name, or for ``auto`` the first that supports the target.
+
+    The choice, and the reason why a kernel was declined, are logged.
 
     Raises:
-        ConfigError: no such kernel, or it does not serve this model here.
+        ConfigError: there is no such kernel, or it does not support the target.
     """
     if name == AUTO:
         chosen = "blocks"
-        for tried in TRIED.get(case.platform, ()):
+        for candidate in AUTO_CANDIDATES.get(target.platform, ()):
             try:
-                KERNELS[tried].check(case)
-            except Declined as why:
-                log.info("attention %s does not serve: %s", tried, why)
+                KERNELS[candidate].check(target)
+            except Declined as reason:
+                log.info("attention %s declined: %s", candidate, reason)
                 continue
-            chosen = tried
+            chosen = candidate
             break
     elif name in KERNELS:
         chosen = name
         try:
-            KERNELS[name].check(case)
-        except Declined as why:
-            raise ConfigError(f"attention {name!r} cannot be used: {why}") from why
+            KERNELS[name].check(target)
+        except Declined as reason:
+            raise ConfigError(f"attention {name!r} cannot be used: {reason}") from reason
     else:
         raise ConfigError(f"no attention {name!r}; there are: {', '.join([AUTO, *KERNELS])}")
-    log.info("attention on %s: %s", case.platform, chosen)
+    log.info("attention on %s: %s", target.platform, chosen)
     return KERNELS[chosen].attend

@@ -1,4 +1,4 @@
-"""What a kernel for attention is, and what its choice depends on."""
+"""Interface of an attention kernel, and the facts that its choice depends on."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from kvflow_jax.models.config import ModelConfig
 
 
 class Declined(Exception):  # noqa: N818 (an answer, not a failure)
-    """Why a kernel does not serve a model here: for the log, or for whoever asked for it."""
+    """The reason why a kernel does not support a target."""
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What is known when a kernel is chosen."""
+class KernelTarget:
+    """The device and the model that a kernel is chosen for."""
 
-    platform: str  # as JAX names it: cpu, gpu, tpu
+    platform: str  # JAX's name: cpu, gpu or tpu
     config: ModelConfig
     dtype: str  # of weights, queries and KV
-    page_size: int
-    capability: str = ""  # of an NVIDIA GPU, as in "9.0"
+    page_size: int  # tokens
+    capability: str = ""  # compute capability of an NVIDIA GPU, such as "9.0"
 
     @classmethod
-    def here(cls, config: ModelConfig, dtype: str, page_size: int) -> Case:
-        """On the devices of this process, all of one kind."""
+    def local(cls, config: ModelConfig, dtype: str, page_size: int) -> KernelTarget:
+        """Return the target for this process's devices, which are all of one kind."""
         capability = getattr(jax.local_devices()[0], "compute_capability", "")
         return cls(jax.default_backend(), config, dtype, page_size, capability)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """An implementation.
+    """An implementation of attention.
 
     Attributes:
-        check: raises ``Declined`` where it does not serve.
+        check: raises ``Declined`` if the kernel does not support the target.
     """
 
     attend: Attend
-    check: Callable[[Case], None]
+    check: Callable[[KernelTarget], None]

@@ -1,9 +1,9 @@
-"""Decode attention on GPUs: reads the pages where they lie, by Pallas on Triton.
+"""Decode attention on GPUs in Pallas on Triton; it reads the pages in place.
 
-FlashAttention-2's online softmax (arXiv 2307.08691, algorithm 1). Tiles of prompts are attended
-block-wise by XLA. JAX 0.11 and later say that they will drop Triton: ``gpu_mosaic`` is what comes
-after, on the chips that it serves. Never the default before a device run has shown that it is right
-and faster: ``experiments.device_check``.
+FlashAttention-2's online softmax (arXiv 2307.08691, algorithm 1). Tiles use XLA's block-wise
+attention. JAX 0.11 and later deprecate Triton; ``gpu_mosaic`` is the successor on the chips that it
+supports. The kernel must not become a default before a device run (``experiments.device_check``)
+has shown that it is correct and faster.
 """
 
 from __future__ import annotations
@@ -17,22 +17,28 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import MASKED, TINY, AttentionMetadata, attend_to_pool, window_of
-from kvflow_jax.models.config import AttentionKind
-from kvflow_jax.models.kernels.base import Case, Declined, Kernel
-from kvflow_jax.models.kernels.gpu_splits import join, num_splits
+from kvflow_jax.models.attention import (
+    MASKED,
+    TINY,
+    AttentionMetadata,
+    attend_to_pool,
+    layer_window,
+)
+from kvflow_jax.models.config import AttentionConfig
+from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
+from kvflow_jax.models.kernels.gpu_splits import merge_splits, num_splits
 
-BLOCK_LEN = 64  # positions of one turn
+BLOCK_LEN = 64  # positions per iteration
 MIN_HEADS = 16  # rows of the smallest matrix product
 
 
-def check(case: Case) -> None:
-    """Raises Declined."""
-    head_dim = case.config.head_dim
-    if case.platform != "gpu":
-        raise Declined(f"it runs on gpu, this is {case.platform}")
+def check(target: KernelTarget) -> None:
+    """Raise ``Declined`` if the kernel does not support the target."""
+    head_dim = target.config.head_dim
+    if target.platform != "gpu":
+        raise Declined(f"it runs on gpu, not on {target.platform}")
     if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
-        raise Declined(f"head_dim {head_dim} is no power of two between 16 and 256")
+        raise Declined(f"head_dim {head_dim} is not a power of two from 16 to 256")
     try:
         _triton()
     except ImportError as error:
@@ -44,32 +50,32 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    rows: AttentionMetadata,
+    metadata: AttentionMetadata,
     pool: KVPool,
-    kind: AttentionKind,
+    config: AttentionConfig,
     *,
     interpret: bool = False,
 ) -> tuple[jax.Array, KVPool]:
-    """See ``attention.attend``; ``interpret`` computes the kernel on any device, for tests."""
-    pool = pool.write(layer, rows.write_kv_slots, k, v)
-    n, outs = rows.num_decode, []
+    """Compute ``attention.attend``; ``interpret`` runs the kernel on any device, for tests."""
+    pool = pool.write(layer, metadata.write_kv_slots, k, v)
+    n, outs = metadata.num_decode, []
     if n:
-        end = jnp.where(rows.query_len[:n] > 0, rows.query_start[:n] + 1, 0)
-        window = window_of(kind, layer)
+        end = jnp.where(metadata.query_len[:n] > 0, metadata.query_start[:n] + 1, 0)
+        window = layer_window(config, layer)
         first = jnp.where(window > 0, jnp.maximum(end - window, 0), 0)
-        table = rows.page_table[:n] + layer * pool.spec.num_pages
-        decode = partial(_decode, scale=kind.scale, interpret=interpret)
+        table = metadata.page_table[:n] + layer * pool.spec.num_pages
+        decode = partial(_decode, scale=config.scale, interpret=interpret)
         outs.append(decode(q[:n], pool.data, table, first, end))
     if q.shape[0] > n:
         tiles = AttentionMetadata(
-            rows.page_table[n:],
-            rows.query_start[n:],
-            rows.query_len[n:],
-            rows.write_kv_slots[n:],
+            metadata.page_table[n:],
+            metadata.query_start[n:],
+            metadata.query_len[n:],
+            metadata.write_kv_slots[n:],
             num_decode=0,
-            tile=rows.tile,
+            tile=metadata.tile,
         )
-        outs.append(attend_to_pool(layer, q[n:], tiles, pool, kind))
+        outs.append(attend_to_pool(layer, q[n:], tiles, pool, config))
     return jnp.concatenate(outs), pool
 
 
@@ -77,12 +83,12 @@ def _decode(
     q: jax.Array,  # [R, N, H]
     pages: jax.Array,  # [any, page_size, 2 * K, H]
     page_table: jax.Array,  # i32[R, pages_per_seq]
-    first: jax.Array,  # i32[R], first position that a row sees
-    end: jax.Array,  # i32[R], past the last; 0 is padding
+    first: jax.Array,  # i32[R], first position that a row attends to
+    end: jax.Array,  # i32[R], one past its last position; 0 is padding
     *,
     scale: float,
     interpret: bool,
-) -> jax.Array:
+) -> jax.Array:  # like q
     num_rows, num_heads, head_dim = q.shape
     page_size, kv_heads = pages.shape[1], pages.shape[2] // 2
     per_kv = num_heads // kv_heads
@@ -90,10 +96,10 @@ def _decode(
     splits = num_splits(num_rows * kv_heads)
     grouped = q.reshape(num_rows, kv_heads, per_kv, head_dim)
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, group - per_kv), (0, 0)))
-    # One row for each token of the pool, so that a program picks its keys by one index.
+    # One row per token of the pool, so that a program gathers its keys by one index.
     tokens = pages.reshape(-1, *pages.shape[2:])
     triton = _triton()
-    outs, logs = pl.pallas_call(
+    outs, lse = pl.pallas_call(
         partial(_attend_split, page_size=page_size, scale=scale),
         grid=(num_rows, kv_heads, splits),
         in_specs=[
@@ -115,7 +121,7 @@ def _decode(
         interpret=interpret,
         name="gpu_paged_decode",
     )(grouped, tokens, page_table, first, end)
-    out = join(outs, logs)  # [R, K, G, H]
+    out = merge_splits(outs, lse)  # [R, K, G, H]
     return out[:, :, :per_kv].reshape(q.shape).astype(q.dtype)
 
 
@@ -126,12 +132,12 @@ def _attend_split(
     first_ref: Any,  # i32[]
     end_ref: Any,  # i32[]
     out_ref: Any,  # f32[G, H]
-    log_ref: Any,  # f32[G], of the sum of exponentials
+    lse_ref: Any,  # f32[G], log-sum-exp
     *,
     page_size: int,
     scale: float,
 ) -> None:
-    """One row, one KV head, one of the splits of what the row sees."""
+    """Attend for one row and one KV head to one split of the row's positions."""
     head, split, num_splits = pl.program_id(1), pl.program_id(2), pl.num_programs(2)
     first, end = first_ref[...], end_ref[...]
     num_blocks = pl.cdiv(end - first, BLOCK_LEN)
@@ -141,17 +147,17 @@ def _attend_split(
     def add_block(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         out, peak, total = carry
         position = first + i * BLOCK_LEN + jnp.arange(BLOCK_LEN)
-        is_seen = position < end
-        position = jnp.minimum(position, end - 1)  # past the end the last one stands in
+        is_visible = position < end
+        position = jnp.minimum(position, end - 1)  # past the end: any valid one, masked below
         token = table_ref[position // page_size] * page_size + position % page_size
         k, v = tokens_ref[token, 2 * head, :], tokens_ref[token, 2 * head + 1, :]  # [S, H] each
         scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32) * scale  # [G, S]
-        scores = jnp.where(is_seen[None, :], scores, MASKED)
+        scores = jnp.where(is_visible[None, :], scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(1))
         weights = jnp.exp(scores - new_peak[:, None])
-        shrink = jnp.exp(peak - new_peak)
+        rescale = jnp.exp(peak - new_peak)
         added = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return out * shrink[:, None] + added, new_peak, total * shrink + weights.sum(1)
+        return out * rescale[:, None] + added, new_peak, total * rescale + weights.sum(1)
 
     zeros = jnp.zeros(q.shape[0], jnp.float32)
     carry = (jnp.zeros(q.shape, jnp.float32), zeros + MASKED, zeros)
@@ -159,11 +165,11 @@ def _attend_split(
     stop = jnp.minimum(start + per_split, num_blocks)
     out, peak, total = jax.lax.fori_loop(start, stop, add_block, carry)
     total = jnp.maximum(total, TINY)
-    out_ref[...], log_ref[...] = out / total[:, None], peak + jnp.log(total)
+    out_ref[...], lse_ref[...] = out / total[:, None], peak + jnp.log(total)
 
 
 def _triton() -> ModuleType:
-    """Pallas on Triton, which JAX keeps for now: found where it is used, not where it is named."""
+    """Import Pallas on Triton lazily: later versions of JAX may not have it."""
     from jax.experimental.pallas import triton
 
     return triton

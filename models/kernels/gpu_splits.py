@@ -1,7 +1,7 @@
-"""A context in splits, so that few rows fill a GPU: attended side by side and joined afterwards.
+"""Split contexts, so that few rows fill a GPU: attend to the splits in parallel, then merge them.
 
-Flash-Decoding's way (pytorch.org/blog/flash-decoding): each split has the softmax of what it saw,
-and the logarithm of what it was divided by says what it weighs beside the others.
+This is Flash-Decoding (pytorch.org/blog/flash-decoding): each split returns the softmax output over
+its own positions, and its log-sum-exp gives its weight among the splits.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ MAX_SPLITS, PROGRAMS = 16, 512  # enough programs to fill a device of some 100 p
 
 
 def num_splits(num_programs: int) -> int:
-    """Into how many splits a kernel cuts each context, that has so many programs without."""
+    """Return the number of splits per context for a kernel with ``num_programs`` programs."""
     return max(1, min(MAX_SPLITS, PROGRAMS // num_programs))
 
 
-def join(
+def merge_splits(
     outs: jax.Array,  # [..., splits, G, H]
-    logs: jax.Array,  # f32[..., splits, G], of the sum of exponentials; very negative: saw nothing
+    lse: jax.Array,  # f32[..., splits, G], log-sum-exp; very negative for a split without positions
 ) -> jax.Array:  # f32[..., G, H]
-    """What attention to all splits at once would have given."""
-    weights = jax.nn.softmax(logs, axis=-2)
+    """Return the output of attention to all splits at once."""
+    weights = jax.nn.softmax(lse, axis=-2)
     return (outs.astype(jnp.float32) * weights[..., None]).sum(-3)

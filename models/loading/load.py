@@ -17,7 +17,7 @@ from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
-from kvflow_jax.models.kernels.base import Target
+from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.cpu.ops import native_ops
 from kvflow_jax.models.loading import embedded, placement
 from kvflow_jax.models.loading.checkpoint import CheckpointStore, default_cache_dir
@@ -122,7 +122,8 @@ def load_model(
         if shards is None:
             device_ops = ops or default_ops(config, weights_dtype, cache_dir, attention, page_size)
         else:
-            target = Target.local(shard_of(config, shards.num_shards), weights_dtype, page_size)
+            shard = shard_of(config, shards.num_shards)
+            target = KernelTarget.local(shard, weights_dtype, page_size)
             device_ops = XlaOps(choose_attention(attention, target), device.platform)
         model = Model.build(config, weights_dtype, ops=device_ops)
         log.info("dtype of weights and KV cache: %s", weights_dtype)
@@ -169,7 +170,7 @@ def default_ops(
     if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
         log.info("attention on cpu: native kernels")
         return ops
-    attend = choose_attention(attention, Target.local(config, dtype, page_size))
+    attend = choose_attention(attention, KernelTarget.local(config, dtype, page_size))
     return XlaOps(attend, platform)
 
 

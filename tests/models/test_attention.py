@@ -13,18 +13,18 @@ from kvflow_jax.models.attention import (
     attend,
     attend_batched,
     attend_reference,
-    by_rows,
+    map_uniform_rows,
 )
-from kvflow_jax.models.config import AttentionKind
+from kvflow_jax.models.config import AttentionConfig
 
 HEAD_DIM = 16
 TILE = 8
 
 
-def attend_on_accelerator(layer, q, k, v, rows, pool, kind):
-    """What ``attend`` is there."""
-    pool = pool.write(layer, rows.write_kv_slots, k, v)
-    return by_rows(attend_batched, layer, q, rows, pool, kind), pool
+def attend_on_accelerator(layer, q, k, v, metadata, pool, config):
+    """Compute ``attend`` as on an accelerator."""
+    pool = pool.write(layer, metadata.write_kv_slots, k, v)
+    return map_uniform_rows(attend_batched, layer, q, metadata, pool, config), pool
 
 
 @pytest.fixture(params=[attend, attend_on_accelerator], ids=["cpu", "accelerator"])
@@ -33,28 +33,28 @@ def blocks(request):
 
 
 class Batch:
-    """Rows over a pool whose cached prefixes hold random K and V, page ids shuffled.
+    """Rows over a pool with random K and V in the cached prefixes, on shuffled pages.
 
     ``decode`` and ``tiles`` are (cached length, query length); query length 0 is a padding row.
     """
 
     def __init__(self, *, heads, kv_heads, page_size, decode, tiles, dtype="float32", window=0):
         rng = np.random.default_rng(0)
-        # Its layer is the second: the others' windows must not matter to it.
-        self.kind = AttentionKind(HEAD_DIM**-0.5, (1, window, 2) if window else (0, 0, 0))
+        # The batch runs in the second layer: the windows of the others must not matter.
+        self.config = AttentionConfig(HEAD_DIM**-0.5, (1, window, 2) if window else (0, 0, 0))
         rows = decode + tiles
         pages_per_seq = max(-(-(cached + new) // page_size) for cached, new in rows) + 2
         num_pages = len(rows) * pages_per_seq + 1
         self.spec = PoolSpec(3, num_pages, page_size, kv_heads, HEAD_DIM, dtype)
         free = rng.permutation(np.arange(1, num_pages))
         table = np.zeros((len(rows), pages_per_seq), np.int32)
-        slots, self.history = [], []
+        kv_slots, self.history = [], []
         num_tokens = len(decode) + len(tiles) * TILE
         self.q = rng.normal(size=(num_tokens, heads, HEAD_DIM)).astype(np.float32)
         self.k = rng.normal(size=(num_tokens, kv_heads, HEAD_DIM)).astype(np.float32)
         self.v = rng.normal(size=(num_tokens, kv_heads, HEAD_DIM)).astype(np.float32)
         self.pool = KVPool.zeros(self.spec)
-        # Whatever lies in pages a row may not see must not matter: leave garbage there.
+        # Pages outside a row's context must not matter: fill them with garbage.
         self.pool = KVPool(
             jnp.asarray(rng.normal(size=self.pool.data.shape) * 100, self.pool.data.dtype),
             self.spec,
@@ -64,18 +64,18 @@ class Batch:
             table[r, :used], free = free[:used], free[used:]
             k, v = rng.normal(size=(2, cached, kv_heads, HEAD_DIM)).astype(np.float32)
             self.history.append((k, v))
-            all_slots = (table[r, :used, None] * page_size + np.arange(page_size)).reshape(-1)
+            seq_kv_slots = (table[r, :used, None] * page_size + np.arange(page_size)).reshape(-1)
             self.pool = self.pool.write(
-                jnp.int32(1), jnp.asarray(all_slots[:cached]), jnp.asarray(k), jnp.asarray(v)
+                jnp.int32(1), jnp.asarray(seq_kv_slots[:cached]), jnp.asarray(k), jnp.asarray(v)
             )
             width = 1 if r < len(decode) else TILE
             padding = [self.spec.num_kv_slots] * (width - new)
-            slots += [*all_slots[cached : cached + new], *padding]
-        self.rows = AttentionMetadata(
+            kv_slots += [*seq_kv_slots[cached : cached + new], *padding]
+        self.metadata = AttentionMetadata(
             jnp.asarray(table),
             jnp.asarray([cached for cached, _ in rows], jnp.int32),
             jnp.asarray([new for _, new in rows], jnp.int32),
-            jnp.asarray(slots, jnp.int32),
+            jnp.asarray(kv_slots, jnp.int32),
             num_decode=len(decode),
             tile=TILE,
         )
@@ -83,28 +83,28 @@ class Batch:
 
     def run(self, implementation, dtype="float32"):
         q, k, v = (jnp.asarray(x, dtype) for x in (self.q, self.k, self.v))
-        attend = jax.jit(partial(implementation, kind=self.kind))
-        out, pool = attend(jnp.int32(1), q, k, v, self.rows, self.pool)
+        attend = jax.jit(partial(implementation, config=self.config))
+        out, pool = attend(jnp.int32(1), q, k, v, self.metadata, self.pool)
         return np.asarray(out, np.float32), pool
 
     def dense(self):
-        """Attention a sequence at a time, in numpy float64."""
+        """Return dense attention of each sequence, in numpy float64."""
         out = np.zeros(self.q.shape)
         token = 0
         for r, (cached, new) in enumerate(self.shape):
-            width = 1 if r < self.rows.num_decode else TILE
+            width = 1 if r < self.metadata.num_decode else TILE
             here = slice(token, token + new)
             k, v = (np.concatenate([self.history[r][i], x[here]])
                     for i, x in enumerate((self.k, self.v)))  # fmt: skip
             groups = self.q.shape[1] // self.k.shape[1]
             k, v = (np.repeat(x.astype(np.float64), groups, axis=1) for x in (k, v))
             for j in range(new):
-                end, window = cached + j + 1, self.kind.windows[1]
-                seen = slice(max(0, end - window) if window else 0, end)
-                scores = np.einsum("nh,snh->ns", self.q[token + j], k[seen]) * self.kind.scale
+                end, window = cached + j + 1, self.config.windows[1]
+                visible = slice(max(0, end - window) if window else 0, end)
+                scores = np.einsum("nh,snh->ns", self.q[token + j], k[visible]) * self.config.scale
                 weights = np.exp(scores - scores.max(-1, keepdims=True))
                 weights /= weights.sum(-1, keepdims=True)
-                out[token + j] = np.einsum("ns,snh->nh", weights, v[seen])
+                out[token + j] = np.einsum("ns,snh->nh", weights, v[visible])
             token += width
         return out
 
@@ -145,7 +145,7 @@ def test_blocks_equal_reference_and_dense(blocks, heads, page_size, ragged):
     ("window", "ragged"),
     [*((window, "mixed") for window in (1, 16, 257, 1000)), *((100, ragged) for ragged in RAGGED)],
 )
-def test_a_window_hides_what_is_further_back(blocks, window, ragged):
+def test_a_window_masks_earlier_positions(blocks, window, ragged):
     decode, tiles = RAGGED[ragged]
     batch = Batch(heads=6, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=window)
     reference, _ = batch.run(attend_reference)
@@ -154,12 +154,12 @@ def test_a_window_hides_what_is_further_back(blocks, window, ragged):
     np.testing.assert_allclose(out, reference, atol=2e-5)
 
 
-def test_what_no_query_sees_is_not_read(blocks):
-    """Pages before every window may hold no numbers: the loop begins after them."""
+def test_pages_before_every_window_are_not_read(blocks):
+    """They may hold NaN: the loop starts after them."""
     decode, tiles = [(1300, 1), (0, 0)], [(1200, 8), (1208, 8)]
     batch = Batch(heads=4, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=100)
     expected, _ = batch.run(blocks)
-    pages = np.asarray(batch.rows.page_table)[:, : 1024 // 16].reshape(-1)
+    pages = np.asarray(batch.metadata.page_table)[:, : 1024 // 16].reshape(-1)
     data = batch.pool.data.at[batch.spec.num_pages + pages].set(np.nan)
     batch.pool = KVPool(data, batch.spec)
     out, _ = batch.run(blocks)
@@ -170,7 +170,7 @@ def test_what_no_query_sees_is_not_read(blocks):
     ("dtype", "pool_dtype"),
     [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")],
 )
-def test_low_precision(blocks, dtype, pool_dtype):
+def test_low_precision_stays_within_its_tolerance(blocks, dtype, pool_dtype):
     batch = Batch(
         heads=6,
         kv_heads=2,
@@ -198,7 +198,7 @@ def test_padding_is_zero_and_writes_nothing():
 
 
 def test_decode_only_batch_has_no_tiles():
-    """A step of decode rows alone has num_tokens == num_decode: no tile is computed."""
+    """A step with only decode rows has num_tokens == num_decode."""
     batch = Batch(heads=4, kv_heads=2, page_size=16, decode=[(3, 1)], tiles=[])
     out, _ = batch.run(attend)
     assert out.shape == (1, 4, HEAD_DIM)

@@ -24,5 +24,5 @@ def test_some_memory_is_free():
 
 
 def test_of_several_hosts_the_least_counts():
-    assert FreeMemory.of_all([FreeMemory(7, 50), FreeMemory(5, 30)]) == FreeMemory(5, 60)
-    assert FreeMemory.of_all([FreeMemory(None, 50), FreeMemory(None, 30)]).device_bytes is None
+    assert FreeMemory.of_hosts([FreeMemory(7, 50), FreeMemory(5, 30)]) == FreeMemory(5, 60)
+    assert FreeMemory.of_hosts([FreeMemory(None, 50), FreeMemory(None, 30)]).device_bytes is None

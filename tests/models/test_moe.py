@@ -26,10 +26,15 @@ def test_ragged_product(num_rows):
 
 
 @pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, XLA_ON_GPU], ids=lambda ops: ops.platform)
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("normalise_weights", [False, True])
 @pytest.mark.parametrize("num_tokens", [1, 7, 50, 300])
-def test_experts(ops, normalise, num_tokens):
-    config = MoeConfig(num_experts=6, num_chosen=2, intermediate_size=12, normalise=normalise)
+def test_experts(ops, normalise_weights, num_tokens):
+    config = MoeConfig(
+        num_experts=6,
+        num_experts_per_token=2,
+        intermediate_size=12,
+        normalise_weights=normalise_weights,
+    )
     experts = ExpertsMLP(
         16, config, activation="silu", ops=ops, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)
     )
@@ -49,7 +54,7 @@ def test_experts(ops, normalise, num_tokens):
     expected = np.zeros_like(x)
     for token, (row, share) in enumerate(zip(x, shares, strict=True)):
         chosen = np.argsort(-share)[:2]
-        total = share[chosen].sum() if normalise else 1.0
+        total = share[chosen].sum() if normalise_weights else 1.0
         for e in chosen:
             gate, up = np.split(row @ gate_up[e], 2)
             expected[token] += share[e] / total * ((gate / (1 + np.exp(-gate)) * up) @ down[e])
@@ -59,7 +64,9 @@ def test_experts(ops, normalise, num_tokens):
 @pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, XLA_ON_GPU], ids=lambda ops: ops.platform)
 def test_an_expert_that_nobody_chose_has_no_say(ops):
     """In float16 what it computes may be infinite."""
-    config = MoeConfig(num_experts=4, num_chosen=1, intermediate_size=8, normalise=True)
+    config = MoeConfig(
+        num_experts=4, num_experts_per_token=1, intermediate_size=8, normalise_weights=True
+    )
     experts = ExpertsMLP(
         16, config, activation="silu", ops=ops, dtype=jnp.dtype("float16"), rngs=nnx.Rngs(0)
     )

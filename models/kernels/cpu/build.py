@@ -1,4 +1,4 @@
-"""Builds the kernels with the machine's C++ compiler, once, and keeps the library."""
+"""Build of the kernels with the machine's C++ compiler, and a cache of the built libraries."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ TARGETS = ("kvflow_linear", "kvflow_decode_attention", "kvflow_tile_attention")
 _SOURCES = Path(__file__).parent
 
 _lock = threading.Lock()
-_is_registered = False  # a name can be registered once in a process
+_is_registered = False  # a process can register a name only once
 
 
 def register(cache_dir: Path) -> bool:
-    """Make the kernels known to JAX, building them first where that has not been done.
+    """Register the kernels with JAX, and build them first if they are not in the cache.
 
     Args:
-        cache_dir: where libraries are kept, by what they were built from and for.
+        cache_dir: cache of libraries, keyed by their sources, compiler and CPU.
 
     Returns:
-        False where they cannot be had; why is in the log.
+        False if the kernels cannot be built or loaded; the reason is logged.
     """
     global _is_registered
     with _lock:
@@ -55,8 +55,8 @@ def _register(cache_dir: Path) -> bool:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         log.warning(
-            "no C++ compiler (%s) here: this CPU decodes at XLA's speed, up to 2 times slower; "
-            "install one and start again",
+            "no C++ compiler (%s) found: this CPU decodes at XLA's speed, up to 2 times slower; "
+            "install a compiler and restart",
             ", ".join(COMPILERS),
         )
         return False
@@ -66,10 +66,10 @@ def _register(cache_dir: Path) -> bool:
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
-        log.warning("the CPU kernels cannot be built, XLA's are used: %s", error.stderr)
+        log.warning("cannot build the CPU kernels, using XLA's: %s", error.stderr)
         return False
     except OSError as error:
-        log.warning("the CPU kernels cannot be kept or loaded, XLA's are used: %s", error)
+        log.warning("cannot cache or load the CPU kernels, using XLA's: %s", error)
         return False
     for name in TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, name))
@@ -78,9 +78,9 @@ def _register(cache_dir: Path) -> bool:
 
 
 def _build(compiler: str, path: Path) -> None:
-    log.info("building the CPU kernels with %s, once", compiler)
+    log.info("building the CPU kernels with %s; later starts reuse the library", compiler)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written elsewhere and moved: another process may be building the same.
+    # Build a temporary file and rename it: another process may build the same library.
     handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".so")
     os.close(handle)
     try:
@@ -104,7 +104,7 @@ def _build(compiler: str, path: Path) -> None:
 
 
 def _key(compiler: str) -> str:
-    """Names a library by its sources, the compiler, JAX's headers and the kind of CPU."""
+    """Return the name of a library: a digest of sources, compiler, JAX's headers and CPU kind."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]

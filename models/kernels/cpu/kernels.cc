@@ -1,4 +1,4 @@
-// Kernels for CPUs, behind XLA's foreign function interface. See ops.py for how they are called.
+// Registers the CPU kernels with XLA's foreign function interface. ops.py calls them.
 #include "attention.h"
 #include "linear.h"
 
@@ -13,7 +13,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_linear, kvflow::linear,
                                   .Arg<ffi::Buffer<F32>>()
                                   .Ret<ffi::Buffer<F32>>());
 
-// What both kinds of attention begin with: q, the pool, the layer, its window, the page table.
+// The first arguments of both attention kernels: q, the pool, layer, window and page table.
 static auto bind_attention() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()

@@ -1,4 +1,4 @@
-// y = x W for any number of rows, with W cut into panels that are read from end to end.
+// y = x W for any number of rows, with W in panels that are read sequentially.
 #pragma once
 
 #include "parallel.h"
@@ -7,9 +7,10 @@
 
 namespace kvflow {
 
-constexpr int kPanelVecs = 3;  // 4 x 3 accumulators, a row of the panel and a factor: 16 registers
+// 16 registers: 4 x 3 accumulators, 3 for a row of the panel, 1 for a factor.
+constexpr int kPanelVecs = 3;
 constexpr int kPanel = kPanelVecs * kLanes;
-constexpr int64_t kRowsPerItem = 128;
+constexpr int64_t kRowsPerItem = 128;  // rows of x per work item
 
 // y[M, kPanel] = x[M, K] * panel[K, kPanel]
 inline void panel_product(float* y, int64_t ldy, const float* x, const float* panel, int64_t M,
@@ -35,18 +36,18 @@ inline xla::ffi::Error linear(xla::ffi::ThreadPool pool, xla::ffi::Buffer<xla::f
       num_panels != (N + kPanel - 1) / kPanel)
     return xla::ffi::Error::InvalidArgument("linear: the panels do not fit x and y");
   const int64_t num_blocks = (M + kRowsPerItem - 1) / kRowsPerItem;
-  // All panels of a block of rows, then the next: the rows stay in the cache.
+  // All panels of one block of rows, then the next block: its rows stay in the cache.
   parallel_for(pool, num_panels * num_blocks, [&](int64_t item) {
     const int64_t p = item % num_panels, m0 = item / num_panels * kRowsPerItem;
     const int64_t rows = std::min(kRowsPerItem, M - m0), n0 = p * kPanel;
-    const float* from = x.typed_data() + m0 * K;
+    const float* x_rows = x.typed_data() + m0 * K;
     const float* panel = panels.typed_data() + p * K * kPanel;
-    float* to = y->typed_data() + m0 * N + n0;
-    if (n0 + kPanel <= N) return panel_product(to, N, from, panel, rows, K);
-    float whole[kRowsPerItem * kPanel];
-    panel_product(whole, kPanel, from, panel, rows, K);
+    float* y_tile = y->typed_data() + m0 * N + n0;
+    if (n0 + kPanel <= N) return panel_product(y_tile, N, x_rows, panel, rows, K);
+    float full_panel[kRowsPerItem * kPanel];
+    panel_product(full_panel, kPanel, x_rows, panel, rows, K);
     for (int64_t m = 0; m < rows; ++m)
-      std::copy(whole + m * kPanel, whole + m * kPanel + N - n0, to + m * N);
+      std::copy(full_panel + m * kPanel, full_panel + m * kPanel + N - n0, y_tile + m * N);
   });
   return xla::ffi::Error::Success();
 }

@@ -1,9 +1,8 @@
-"""The kernels as ``Ops``: float32 on CPU.
+"""The C++ kernels as ``Ops``: float32 on CPU.
 
-Against XLA's own, on 2 cores of AVX2: products of 1 to 32 rows 1.7 to 2.4 times as fast, of 512
-equal; attention of decode rows 2 to 6 times, of tiles 2.2 to 2.5 (``experiments.kernel_bench``). A
-row of a product, and a row of attention, comes out the same to the bit whatever else is in the
-batch.
+Speed relative to XLA on 2 cores with AVX2 (``experiments.kernel_bench``): products of 1 to 32 rows
+1.7 to 2.4 times, of 512 rows equal; attention of decode rows 2 to 6 times, of tiles 2.2 to 2.5
+times. A row of a product, and a row of attention, is bit-identical in every batch.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.models.attention import AttentionMetadata, window_of
-from kvflow_jax.models.config import AttentionKind, ModelConfig
+from kvflow_jax.models.attention import AttentionMetadata, layer_window
+from kvflow_jax.models.config import AttentionConfig, ModelConfig
 from kvflow_jax.models.kernels.cpu.build import register
 from kvflow_jax.models.memory import aligned_empty
 from kvflow_jax.models.ragged_dot import ragged_blocks
@@ -28,10 +27,10 @@ HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
 
 
 class NativeOps:
-    """Holds matrices in panels of 24 columns, [num_panels, in, 24], read from end to end."""
+    """``Ops`` with matrices in panels of 24 columns, [num_panels, in, 24], read sequentially."""
 
     unroll = True
-    every_expert = False
+    dense_experts = False
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
         return -(-num_out // PANEL), num_in, PANEL
@@ -53,7 +52,7 @@ class NativeOps:
         out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
         return jax.ffi.ffi_call("kvflow_linear", out)(x, weight)
 
-    def ragged(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
+    def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         return ragged_blocks(x, weight, num_rows)
 
     def all_reduce(self, part: jax.Array) -> jax.Array:
@@ -77,21 +76,21 @@ class NativeOps:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        rows: AttentionMetadata,
+        metadata: AttentionMetadata,
         pool: KVPool,
-        kind: AttentionKind,
+        config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]:
-        pool = pool.write(layer, rows.write_kv_slots, k, v)
-        window, scale = window_of(kind, layer), np.float32(kind.scale)
+        pool = pool.write(layer, metadata.write_kv_slots, k, v)
+        window, scale = layer_window(config, layer), np.float32(config.scale)
         attend = partial(_attend, layer, pool, window, scale)
-        n, outs = rows.num_decode, []
+        n, outs = metadata.num_decode, []
         if n:
-            end = rows.query_start[:n] + rows.query_len[:n]
-            context_len = jnp.where(rows.query_len[:n] > 0, end, 0)
-            outs.append(attend("decode", q[:n], rows.page_table[:n], context_len))
+            end = metadata.query_start[:n] + metadata.query_len[:n]
+            context_len = jnp.where(metadata.query_len[:n] > 0, end, 0)
+            outs.append(attend("decode", q[:n], metadata.page_table[:n], context_len))
         if q.shape[0] > n:
-            spans = rows.query_start[n:], rows.query_len[n:]
-            outs.append(attend("tile", q[n:], rows.page_table[n:], *spans))
+            spans = metadata.query_start[n:], metadata.query_len[n:]
+            outs.append(attend("tile", q[n:], metadata.page_table[n:], *spans))
         return jnp.concatenate(outs), pool
 
 
@@ -100,12 +99,12 @@ def _attend(
     pool: KVPool,
     window: jax.Array,  # i32[]
     scale: np.float32,
-    of: str,
+    kind: str,  # decode or tile
     q: jax.Array,
     page_table: jax.Array,
     *spans: jax.Array,
 ) -> jax.Array:
-    call = jax.ffi.ffi_call(f"kvflow_{of}_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    call = jax.ffi.ffi_call(f"kvflow_{kind}_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
     num_pages = np.int64(pool.spec.num_pages)
     return call(q, pool.data, layer, window, page_table, *spans, num_pages=num_pages, scale=scale)
 
@@ -114,7 +113,7 @@ NATIVE = NativeOps()
 
 
 def native_ops(config: ModelConfig, dtype: str, cache_dir: Path) -> NativeOps | None:
-    """The kernels, if they can compute this model and can be built here."""
+    """Return the kernels, or None if they do not support the model or cannot be built here."""
     if dtype != "float32":
         return None
     if config.head_dim % HEAD_DIM_STEP or config.head_dim > MAX_HEAD_DIM:

@@ -1,4 +1,4 @@
-// Work shared between the calling thread and XLA's thread pool.
+// Parallel loop of the calling thread and XLA's thread pool.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 
 namespace kvflow {
 
-// Runs body(0) to body(num_items - 1), each thread taking the next item when it is done with one:
-// on a machine that others use too, equal shares would wait for the unluckiest thread. The caller
-// never waits for a thread that has not begun, so a busy pool cannot stall it.
+// Runs body(0) to body(num_items - 1). Each thread takes the next item when it has finished one:
+// on a shared machine equal shares would wait for the slowest thread. The caller never waits for a
+// thread that has not started, so a busy pool cannot stall it.
 template <typename Body>
 void parallel_for(xla::ffi::ThreadPool& pool, int64_t num_items, const Body& body) {
   const int64_t num_helpers = std::min<int64_t>(pool.num_threads(), num_items) - 1;
@@ -25,8 +25,8 @@ void parallel_for(xla::ffi::ThreadPool& pool, int64_t num_items, const Body& bod
   struct Progress {
     std::atomic<int64_t> next{0}, num_done{0};
   };
-  // A helper may wake after all is done and the caller gone: it shares the counters, and touches
-  // the body only with an item in hand.
+  // A helper may start after the caller has returned. It shares ownership of the counters, and
+  // uses the body only after it has taken an item.
   auto progress = std::make_shared<Progress>();
   auto work = [progress, num_items, &body] {
     for (int64_t i; (i = progress->next.fetch_add(1)) < num_items;) {

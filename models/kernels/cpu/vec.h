@@ -1,4 +1,4 @@
-// Eight floats at once, in the compilers' own vector types: the same source is AVX2, AVX-512 or NEON.
+// Vectors of eight floats in the compilers' vector types: one source for AVX2, AVX-512 and NEON.
 #pragma once
 
 #include <cmath>
@@ -16,9 +16,9 @@ inline void store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; 
 inline Vec splat(float x) { return Vec{} + x; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-// Keeps a loaded vector in its register. GCC would rather load it again at every use, which halves
-// the rate of a product that is bound by loads.
-inline void hold(Vec& v) {
+// Keeps a loaded vector in its register. Otherwise GCC loads it again at every use, which halves
+// the rate of a load-bound product.
+inline void keep_in_register(Vec& v) {
 #if defined(__AVX__)
   asm("" : "+x"(v));
 #else
@@ -29,13 +29,13 @@ inline void hold(Vec& v) {
 inline float sum(Vec v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
 inline float max(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  float result = v[0];
+  for (int i = 1; i < kLanes; ++i) result = v[i] > result ? v[i] : result;
+  return result;
 }
 
 // exp(x) for x <= 0, within 2 units in the last place: a power of two times Cephes' polynomial.
-// What is below -87 becomes 1e-38 rather than 0.
+// Below x = -87 it returns 1e-38 rather than 0.
 inline Vec exp_nonpositive(Vec x) {
   x = max(x, splat(-87.3f));
   const IntVec whole = __builtin_convertvector(x * 1.44269504f - 0.5f, IntVec);
@@ -52,8 +52,8 @@ inline Vec exp_nonpositive(Vec x) {
 }
 
 // c[MU rows, NU vectors] (+)= a[MU, depth] * b[depth, NU vectors], in registers.
-// Every entry is one chain of fused multiply-adds in the order of depth, so it comes out the same
-// to the bit whatever MU and NU are.
+// Every entry is one chain of fused multiply-adds in the order of depth, so it is bit-identical for
+// all MU and NU.
 template <int MU, int NU, bool kAdd>
 inline void tile_product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b,
                          int64_t ldb, int64_t depth) {
@@ -67,7 +67,7 @@ inline void tile_product(float* c, int64_t ldc, const float* a, int64_t lda, con
 #pragma GCC unroll 16
     for (int n = 0; n < NU; ++n) {
       row[n] = load(b + k * ldb + n * kLanes);
-      hold(row[n]);
+      keep_in_register(row[n]);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < MU; ++m) {

@@ -1,0 +1,111 @@
+"""The build of the CPU kernels, and the cache of built libraries."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kvflow_jax.models.kernels.cpu import build
+from kvflow_jax.models.loading.hf_config import read_config
+from kvflow_jax.models.loading.load import default_ops
+from kvflow_jax.models.ops import XLA_ON_CPU
+from tests.models import tiny
+
+HAS_COMPILER = any(map(shutil.which, build.COMPILERS))
+
+
+@pytest.fixture(autouse=True)
+def nothing_registered(monkeypatch):
+    monkeypatch.setattr(build, "_is_registered", False)
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A compiler that writes an empty file, a loader that accepts it, and what both were given."""
+    calls = {"built": [], "loaded": [], "registered": []}
+
+    def compile_(compiler, path):
+        calls["built"].append(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    class Library:
+        def __init__(self, path):
+            calls["loaded"].append(Path(path))
+
+        def __getattr__(self, name):
+            return name
+
+    def register_ffi_target(name, handler, platform):
+        calls["registered"].append((name, platform))
+
+    monkeypatch.setattr(build, "COMPILERS", ("sh",))
+    monkeypatch.setattr(build, "_build", compile_)
+    monkeypatch.setattr(build.ctypes, "CDLL", Library)
+    monkeypatch.setattr(build.jax.ffi, "pycapsule", lambda function: function)
+    monkeypatch.setattr(build.jax.ffi, "register_ffi_target", register_ffi_target)
+    return calls
+
+
+def test_a_library_is_built_once_and_reused(library, tmp_path, monkeypatch):
+    assert build.register(tmp_path)
+    assert library["registered"] == [(name, "cpu") for name in build.TARGETS]
+    monkeypatch.setattr(build, "_is_registered", False)  # as in another process
+    assert build.register(tmp_path)
+    assert len(library["built"]) == 1
+    assert library["loaded"] == library["built"] * 2
+
+
+def test_a_process_registers_the_kernels_once(library, tmp_path):
+    assert build.register(tmp_path)
+    assert build.register(tmp_path)
+    assert len(library["loaded"]) == 1
+
+
+def test_other_flags_build_another_library(library, tmp_path, monkeypatch):
+    build.register(tmp_path)
+    monkeypatch.setattr(build, "_is_registered", False)
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O1"))
+    build.register(tmp_path)
+    assert len(set(library["built"])) == 2
+
+
+def test_a_library_that_cannot_be_loaded_is_not_used(library, tmp_path, monkeypatch, caplog):
+    def refuse(path):
+        raise OSError("wrong format")
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refuse)
+    assert not build.register(tmp_path)
+    assert "cannot cache or load the CPU kernels, using XLA's: wrong format" in caplog.text
+
+
+def test_without_a_compiler_xla_computes_and_the_log_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
+    config = read_config(tiny.CONFIGS["tied-gqa"] | {"head_dim": 64})
+    assert default_ops(config, "float32", tmp_path) == XLA_ON_CPU
+    assert "no C++ compiler" in caplog.text
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
+def test_a_failed_build_is_logged_and_leaves_no_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(build, "FLAGS", ("--no-such-flag",))
+    assert not build.register(tmp_path)
+    assert "no-such-flag" in caplog.text
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_build_writes_the_whole_library_at_once(tmp_path, monkeypatch):
+    """Another process must never load a library that is half written."""
+    path = tmp_path / "native" / "library.so"
+
+    def compile_(command, **options):
+        scratch = Path(command[-1])
+        assert scratch.parent == path.parent
+        assert not path.exists()
+        scratch.write_bytes(b"library")
+
+    monkeypatch.setattr(build.subprocess, "run", compile_)
+    build._build("g++", path)
+    assert path.read_bytes() == b"library"
+    assert os.listdir(path.parent) == [path.name]
