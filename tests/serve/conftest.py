@@ -17,7 +17,7 @@ def shared_server() -> Iterator[LiveServer]:
 
 @pytest.fixture
 def live(shared_server: LiveServer) -> LiveServer:
-    """The shared server with a fresh engine's state."""
+    """The shared server, with its fake engine reset."""
     shared_server.engine.settle()
     shared_server.engine.reset()
     return shared_server

@@ -17,7 +17,7 @@ from kvflow_jax.serve.server import Server, bind
 from kvflow_jax.workflow.hints import Hints, HintStatus
 from kvflow_jax.workflow.step_graph import Graph
 
-TIMEOUT_S = 20.0  # never waited for by a test that passes
+TIMEOUT_S = 20.0  # reached only by a test that fails
 
 
 @dataclass
@@ -38,10 +38,10 @@ class FakeRequest:
 
 
 class FakeEngine:
-    """Answers each request with ``reply`` at once; with ``reply`` None it says ``first_texts`` only
-    and the test says what comes when.
+    """An engine without a model; like the real one, it calls ``on_output`` on its own thread.
 
-    Like the real one it calls ``on_output`` on a thread of its own.
+    Answers each request with ``reply`` immediately. With ``reply`` None it emits ``first_texts``,
+    and the test emits the rest.
     """
 
     max_model_len = 512
@@ -67,13 +67,13 @@ class FakeEngine:
         self.can_flush = True
         self.num_cached = self.num_cached_host = 0
         self.graphs: dict[tuple[str, str], Graph] = {}
-        self.runs: dict[tuple[str, str], set[str]] = {}  # client and run -> agents it knows
+        self.runs: dict[tuple[str, str], set[str]] = {}  # tenant and run -> agents of its graph
         self.advanced: list[tuple[str, str, list[str], list[str]]] = []
         self.requests: dict[int, FakeRequest] = {}
         self.running: dict[int, FakeRequest] = {}
         self.aborted: list[int] = []
 
-    # What the server calls.
+    # Called by the server.
 
     def submit(
         self,
@@ -122,23 +122,23 @@ class FakeEngine:
     def flush_cache(self) -> bool:
         return self.can_flush
 
-    def register_graph(self, fairness_key: str, graph_id: str, graph: Graph) -> None:
-        self.graphs[fairness_key, graph_id] = graph
+    def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
+        self.graphs[tenant, graph_id] = graph
 
-    def unregister_graph(self, fairness_key: str, graph_id: str) -> bool:
-        return self.graphs.pop((fairness_key, graph_id), None) is not None
+    def unregister_graph(self, tenant: str, graph_id: str) -> bool:
+        return self.graphs.pop((tenant, graph_id), None) is not None
 
     def advance_run(
-        self, fairness_key: str, workflow_id: str, completed: list[str], running: list[str]
+        self, tenant: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
-        known = self.runs.get((fairness_key, workflow_id))
+        known = self.runs.get((tenant, workflow_id))
         if known is None:
             return None
-        self.advanced.append((fairness_key, workflow_id, completed, running))
+        self.advanced.append((tenant, workflow_id, completed, running))
         return [agent for agent in [*completed, *running] if agent not in known]
 
-    def end_run(self, fairness_key: str, workflow_id: str) -> bool:
-        return self.runs.pop((fairness_key, workflow_id), None) is not None
+    def end_run(self, tenant: str, workflow_id: str) -> bool:
+        return self.runs.pop((tenant, workflow_id), None) is not None
 
     def drain(self, timeout_s: float) -> bool:
         self.is_closed = True
@@ -154,7 +154,7 @@ class FakeEngine:
         self._jobs.put(None)
         self._thread.join()
 
-    # What tests call.
+    # Called by tests.
 
     def emit(self, request: FakeRequest, text: str) -> None:
         self._jobs.put(lambda: self._emit(request, text))
@@ -169,13 +169,13 @@ class FakeEngine:
         self._jobs.put(lambda: self._finish(request, reason, text, error))
 
     def settle(self) -> None:
-        """Wait until everything said so far has been handed over."""
+        """Wait until all outputs emitted so far have been delivered."""
         done = threading.Event()
         self._jobs.put(done.set)
         assert done.wait(TIMEOUT_S)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition``, looked at whenever the engine's state changes."""
+        """Wait until ``condition`` holds, checked whenever the engine's state changes."""
         with self._changed:
             assert self._changed.wait_for(condition, TIMEOUT_S)
 
@@ -223,7 +223,7 @@ class FakeEngine:
 
 
 def _status(hints: Hints | None) -> HintStatus | None:
-    """As the controller has it, but for graphs that are not registered."""
+    """Return the outcome of hints as the controller does, except for unregistered graphs."""
     if hints is None:
         return None
     if hints.is_empty:
@@ -231,18 +231,18 @@ def _status(hints: Hints | None) -> HintStatus | None:
     return HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
 
 
-_UNSEEN = "add_generation_prompt"  # this template writes none
+_IGNORED = "add_generation_prompt"  # the template of FakeTokenizer has no such prompt
 
 
 class FakeTokenizer:
-    """One token a character."""
+    """One token per character."""
 
     max_token_bytes = 4
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
         self.num_rendered = 0
-        self.rejects_system_only = False  # system messages without any other
+        self.rejects_system_only = False  # messages without a user message
 
     def encode(self, text: str) -> list[int]:
         self.encoded.append(text)
@@ -262,17 +262,17 @@ class FakeTokenizer:
             raise RuntimeError("secret detail")
         self.num_rendered += 1
         if self.rejects_system_only and messages[-1]["role"] == "system":
-            raise InvalidRequestError("the template wants a user", param="messages")
+            raise InvalidRequestError("the template requires a user message", param="messages")
         if messages[0]["role"] == "tool":
-            raise InvalidRequestError("the template wants a call first", param="messages")
+            raise InvalidRequestError("the template requires a call first", param="messages")
         lines = [f"<{m['role']}>{m['content']}" for m in messages]
         lines += [f"[calls {m['tool_calls']}]" for m in messages if "tool_calls" in m]
-        lines += [f"[{name}={value}]" for name, value in kw.items() if name != _UNSEEN]
+        lines += [f"[{name}={value}]" for name, value in kw.items() if name != _IGNORED]
         return self.encode("".join(lines))
 
 
 class WatchedServer(Server):
-    """Tells the test when the load has ended."""
+    """A server that sets ``loaded`` once the model is loaded."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -284,7 +284,7 @@ class WatchedServer(Server):
 
 
 class LiveServer:
-    """A server on a loopback port, run by a thread."""
+    """A server on a loopback port, with a thread that runs it."""
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class LiveServer:
 
 @contextmanager
 def live_server(**settings: Any) -> Iterator[LiveServer]:
-    """A ready server; stopped at the end."""
+    """Yield a ready server; stop it at the end."""
     live = LiveServer(**settings)
     try:
         live.wait_loaded()

@@ -82,7 +82,7 @@ def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeE
 
 
 @pytest.mark.parametrize(
-    ("given", "num_fixed"),
+    ("fixed_prefix", "num_fixed"),
     [
         (None, len(SYSTEM_PROMPT)),
         ({"unit": "message", "end": 1}, len(SYSTEM_PROMPT)),
@@ -95,9 +95,9 @@ def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeE
     ],
 )
 def test_the_fixed_prefix_ends_at_the_given_message_or_token(
-    http: httpx.Client, engine: FakeEngine, given: Any, num_fixed: int
+    http: httpx.Client, engine: FakeEngine, fixed_prefix: Any, num_fixed: int
 ) -> None:
-    hints = {**PLANNER, "fixed_prefix": given}
+    hints = {**PLANNER, "fixed_prefix": fixed_prefix}
     chat_with_hints(http, hints)
     assert engine.last.hints.num_fixed == num_fixed
 
@@ -114,5 +114,6 @@ def test_the_fixed_prefix_is_unknown_if_no_system_message_can_be_rendered_alone(
         live.tokenizer.rejects_system_only = False
     assert live.engine.last.hints.num_fixed is None
     before = live.tokenizer.num_rendered
-    chat_with_hints(http, {"workflow_id": "w"})  # whose prefix? nobody pays for it
+    # Without an agent there is no fixed prefix to compute.
+    chat_with_hints(http, {"workflow_id": "w"})
     assert live.tokenizer.num_rendered == before + 1

@@ -75,10 +75,10 @@ def test_each_prompt_gets_n_choices_with_consecutive_seeds(
     client: openai.OpenAI, engine: FakeEngine, stream: bool
 ) -> None:
     engine.reply = lambda request: [f"{request.prompt}{request.params.seed}"]
-    asked = {"model": "tiny", "prompt": ["a", "bb"], "n": 3, "seed": 7}
+    body = {"model": "tiny", "prompt": ["a", "bb"], "n": 3, "seed": 7}
     if stream:
         chunks = list(
-            client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+            client.completions.create(**body, stream=True, stream_options={"include_usage": True})
         )
         texts = dict.fromkeys(range(6), "")
         for chunk in chunks:
@@ -86,7 +86,7 @@ def test_each_prompt_gets_n_choices_with_consecutive_seeds(
                 texts[choice.index] += choice.text
         usage = chunks[-1].usage
     else:
-        answer = client.completions.create(**asked)
+        answer = client.completions.create(**body)
         texts = {choice.index: choice.text for choice in answer.choices}
         usage = answer.usage
     assert texts == {0: "a7", 1: "a8", 2: "a9", 3: "bb7", 4: "bb8", 5: "bb9"}

@@ -1,5 +1,3 @@
-"""One bad input per error; every one in OpenAI's shape."""
-
 from __future__ import annotations
 
 import asyncio
@@ -53,7 +51,7 @@ def test_a_full_queue_is_a_429_with_retry_after(http: httpx.Client, engine: Fake
 
 @pytest.fixture
 def failures() -> Iterator[SimpleQueue[logging.LogRecord]]:
-    """What an operator would find in the log of the server: warnings and worse, tracebacks too."""
+    """The server's log records of level warning and above."""
     records: SimpleQueue[logging.LogRecord] = SimpleQueue()
     handler = QueueHandler(records)
     handler.setLevel(logging.WARNING)
@@ -75,21 +73,24 @@ def test_a_disconnect_logs_no_traceback(
 ) -> None:
     engine.reply = None
     with socket.create_connection(live.address, TIMEOUT_S) as connection:
-        # Uvicorn tells only the last of pipelined requests that its client has left; the first
-        # finds out when it writes its answer into a closed connection.
+        # Uvicorn reports a disconnect only to the last of pipelined requests; the first detects it
+        # when it writes its answer into the closed connection.
         connection.sendall(2 * raw_completion_request("a", stream))
         (request,) = engine.wait_for_requests(1)
-    http.get("/health")  # by its answer the server knows that the connection is closed
+    # Once this is answered, the server has seen that the connection is closed.
+    http.get("/health")
     engine.emit(request, "too late")
     engine.finish(request)
     engine.settle()
-    http.get("/health")  # and by this one it has tried to answer
-    while not failures.empty():  # uvicorn has a line for an answer cut short
+    # Once this is answered, the server has tried to answer the first request.
+    http.get("/health")
+    # Uvicorn may log a line about the incomplete answer.
+    while not failures.empty():
         assert "Traceback" not in failures.get().getMessage()
 
 
 @pytest.mark.parametrize(
-    ("error", "has_left"),
+    ("error", "is_disconnect"),
     [
         (
             RuntimeError("unable to perform operation on <TCPTransport>; the handler is closed"),
@@ -101,7 +102,7 @@ def test_a_disconnect_logs_no_traceback(
     ],
 )
 def test_only_a_closed_connection_is_ignored_while_sending(
-    error: Exception, has_left: bool
+    error: Exception, is_disconnect: bool
 ) -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200})
@@ -113,7 +114,7 @@ def test_only_a_closed_connection_is_ignored_while_sending(
         raise error
 
     request = DisconnectMiddleware(answer)({"type": "http"}, receive, send)
-    if has_left:
+    if is_disconnect:
         asyncio.run(request)
     else:
         with pytest.raises(type(error), match=str(error)):

@@ -17,7 +17,7 @@ from tests.serve.serve_requests import HELLO, raw_completion_request
 
 
 class CountingLoop:
-    """Stands for a busy loop: wake-ups wait until the test lets them run."""
+    """A busy event loop: the test runs its wake-ups."""
 
     def __init__(self) -> None:
         self.wake_ups: list[Callable[[], None]] = []
@@ -41,15 +41,15 @@ class Reader:
 
 
 def test_one_wake_up_delivers_many_outputs() -> None:
-    loop, one, two = CountingLoop(), Reader(), Reader()
+    loop, first, second = CountingLoop(), Reader(), Reader()
     mailbox = Mailbox(loop)
     for text in "abc":
-        mailbox.post(one, 0, Output(0, text, ()))
-        mailbox.post(two, 0, Output(1, text.upper(), ()))
+        mailbox.post(first, 0, Output(0, text, ()))
+        mailbox.post(second, 0, Output(1, text.upper(), ()))
     assert len(loop.wake_ups) == 1
     loop.wake_ups.pop()()
-    assert (one.texts, two.texts) == (["a", "b", "c"], ["A", "B", "C"])
-    mailbox.post(one, 0, Output(0, "d", ()))
+    assert (first.texts, second.texts) == (["a", "b", "c"], ["A", "B", "C"])
+    mailbox.post(first, 0, Output(0, "d", ()))
     assert len(loop.wake_ups) == 1
 
 
@@ -71,12 +71,13 @@ def test_outputs_of_one_wake_up_are_merged() -> None:
         for text in "abc":
             engine.emit(engine.last, text)
         engine.finish(engine.last, text="d")
-        engine.settle()  # the loop is held here: everything waits in the mailbox
-        pieces = []
+        # This blocks the loop, so that all outputs are pending in the mailbox.
+        engine.settle()
+        received = []
         async for batch in generation.deltas():
-            pieces += [(delta.text, delta.finish_reason is not None) for delta in batch]
+            received += [(delta.text, delta.finish_reason is not None) for delta in batch]
         generation.close()
-        return pieces
+        return received
 
     try:
         assert asyncio.run(scenario()) == [("abcd", True)]

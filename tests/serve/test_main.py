@@ -165,8 +165,8 @@ def test_an_unknown_flag_suggests_the_nearest_one(
 
 def test_a_process_is_single_without_a_coordinator() -> None:
     assert find_process_info(ServerConfig()) is None
-    one = ServerConfig(coordinator="127.0.0.1:1", num_processes=1, process_id=0)
-    assert find_process_info(one) is None
+    single = ServerConfig(coordinator="127.0.0.1:1", num_processes=1, process_id=0)
+    assert find_process_info(single) is None
 
 
 @pytest.mark.parametrize(

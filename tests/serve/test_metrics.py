@@ -12,7 +12,7 @@ from tests.serve.serve_requests import PLANNER, chat_with_hints
 
 
 def samples_of(text: str) -> dict[str, float]:
-    """Samples by name, with what labels beyond the usual two they have."""
+    """Return samples by name, with their labels except ``model_name`` and ``engine``."""
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -149,7 +149,7 @@ def test_the_metrics_route_counts_a_request(http: httpx.Client) -> None:
 def test_outcomes_of_hints_are_counted(http: httpx.Client, engine: FakeEngine) -> None:
     def count(status: HintStatus) -> float:
         name = f'kvflow:hints_total{{engine="0",model_name="tiny",outcome="{status.value}"}}'
-        (line,) = [one for one in http.get("/metrics").text.splitlines() if one.startswith(name)]
+        (line,) = [line for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
         return float(line.split()[-1])
 
     before = count(HintStatus.APPLIED)

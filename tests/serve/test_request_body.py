@@ -45,7 +45,7 @@ def test_a_body_over_the_limit_is_a_413(http: httpx.Client, live: LiveServer) ->
         error = error_of(http.post(CHAT, content=content), 413)
         assert error["code"] == "body_too_large"
         assert "0.25 MiB" in error["message"]
-    # The connection is still good, and a body at the bound passes.
+    # The connection still works, and a body below the limit is accepted.
     body = {"messages": HELLO, "pad": "x" * (live.config.max_body_bytes - 100)}
     assert http.post(CHAT, json=body).status_code == 200
 

@@ -1,4 +1,4 @@
-"""The life of the process: port, load, signals, drain."""
+"""The server process: binding, loading, signals, draining."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_draining_finishes_running_requests_and_refuses_new_ones() -> None:
             openai.OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client,
             ThreadPoolExecutor(1) as pool,
         ):
-            http.get("/health")  # opens the connection that is used below
+            http.get("/health")  # opens the connection used below
             answer = pool.submit(client.chat.completions.create, model="tiny", messages=HELLO)
             (request,) = live.engine.wait_for_requests(1)
             live.request_stop()
@@ -143,16 +143,16 @@ def build(config):
     engine = FakeEngine()
     engine.reply = None
     submit, drain = engine.submit, engine.drain
-    def tell_submit(*args, **kw):
+    def report_submit(*args, **kw):
         print("submitted", flush=True)
         return submit(*args, **kw)
-    def tell_drain(timeout_s):
+    def report_drain(timeout_s):
         print("draining", flush=True)
         for request in engine.running.values():
             if sys.argv[2] == "finish":
                 engine.finish(request, text="bye")
         return drain(timeout_s)
-    engine.submit, engine.drain = tell_submit, tell_drain
+    engine.submit, engine.drain = report_submit, report_drain
     return engine, FakeTokenizer(), "tiny"
 
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")

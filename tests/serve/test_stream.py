@@ -91,11 +91,11 @@ def test_a_stream_reports_cache_and_hints_once_in_its_last_chunk(
         extra_body={"agent_hints": PLANNER},
     )
     chunks = list(stream)
-    said = [chunk for chunk in chunks if hasattr(chunk, "kvflow")]
-    assert said == chunks[-1:]
-    assert said[0].kvflow == {
+    (last,) = [chunk for chunk in chunks if hasattr(chunk, "kvflow")]
+    assert last is chunks[-1]
+    assert last.kvflow == {
         "cached_tokens_details": {"device": 0, "host": 5},
         "hint_status": "applied",
     }
-    assert bool(said[0].choices) is not include_usage
-    assert all(choice.finish_reason for choice in said[0].choices)
+    assert bool(last.choices) is not include_usage
+    assert all(choice.finish_reason for choice in last.choices)

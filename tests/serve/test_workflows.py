@@ -1,4 +1,4 @@
-"""``/v1/workflows``: registering step graphs, and telling how far a run has come."""
+"""``/v1/workflows``: registration of step graphs, and progress reports of runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ REVIEW = {
 
 
 def test_a_graph_is_put_shown_replaced_and_deleted(http: httpx.Client, engine: FakeEngine) -> None:
-    where = "/v1/workflows/team/review"  # a name may hold a slash
-    answer = http.put(where, json=REVIEW)
+    url = "/v1/workflows/team/review"  # a name may contain a slash
+    answer = http.put(url, json=REVIEW)
     assert (answer.status_code, answer.json()) == (
         200,
         {
@@ -37,7 +37,7 @@ def test_a_graph_is_put_shown_replaced_and_deleted(http: httpx.Client, engine: F
     assert listed == {"object": "list", "data": [{"graph_id": "team/review"}]}
     graph = engine.graphs["", "team/review"]
     assert graph.agents == ("planner", "planner", "coder")
-    shown = http.get(where)
+    shown = http.get(url)
     assert shown.headers["content-type"] == "application/json"
     assert shown.json() == {
         "name": "review",
@@ -52,13 +52,13 @@ def test_a_graph_is_put_shown_replaced_and_deleted(http: httpx.Client, engine: F
         ],
         "joins": [{"target": "again", "mode": "any", "sources": ["coder"]}],
     }
-    http.put(where, json=shown.json()).raise_for_status()
-    assert http.get(where).json() == shown.json()
-    http.put(where, json={"nodes": ["alone"]}).raise_for_status()
+    http.put(url, json=shown.json()).raise_for_status()
+    assert http.get(url).json() == shown.json()
+    http.put(url, json={"nodes": ["alone"]}).raise_for_status()
     assert engine.graphs["", "team/review"].names == ("alone",)
-    assert http.delete(where).json() == {"graph_id": "team/review", "deleted": True}
+    assert http.delete(url).json() == {"graph_id": "team/review", "deleted": True}
     assert engine.graphs == {}
-    for answer in (http.get(where), http.delete(where)):
+    for answer in (http.get(url), http.delete(url)):
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "graph_not_found"
 
@@ -100,15 +100,15 @@ def test_an_invalid_graph_id_or_body_is_rejected(http: httpx.Client, engine: Fak
 
 
 def test_a_run_advances_and_ends(http: httpx.Client, engine: FakeEngine) -> None:
-    where = "/v1/workflows/run 7/advance"
-    assert http.post(where, json={}).status_code == 404
+    url = "/v1/workflows/run 7/advance"
+    assert http.post(url, json={}).status_code == 404
     engine.runs["", "run 7"] = {"planner", "coder"}
     body = {"completed": ["planner", "stranger"], "running": ["coder"], "unheard_of": 1}
-    assert http.post(where, json=body).json() == {"unknown_agents": ["stranger"]}
+    assert http.post(url, json=body).json() == {"unknown_agents": ["stranger"]}
     assert engine.advanced == [("", "run 7", ["planner", "stranger"], ["coder"])]
-    ended = http.post(where, json={"completed": None, "finished": True})
+    ended = http.post(url, json={"completed": None, "finished": True})
     assert ended.json() == {"unknown_agents": []}
-    answer = http.post(where, json={"finished": True})
+    answer = http.post(url, json={"finished": True})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "run_not_found")
 
 
@@ -141,15 +141,15 @@ def test_each_tenant_has_its_own_graphs_and_runs() -> None:
             ("POST", "g/advance"),
         ):
             assert http.request(method, f"/v1/workflows/{path}", json={}).status_code == 401
-        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
-        http.put("/v1/workflows/g", json=REVIEW, headers=one).raise_for_status()
-        assert http.get("/v1/workflows/g", headers=two).status_code == 404
-        assert http.delete("/v1/workflows/g", headers=two).status_code == 404
-        assert http.get("/v1/workflows/g", headers=one).status_code == 200
+        first, second = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        http.put("/v1/workflows/g", json=REVIEW, headers=first).raise_for_status()
+        assert http.get("/v1/workflows/g", headers=second).status_code == 404
+        assert http.delete("/v1/workflows/g", headers=second).status_code == 404
+        assert http.get("/v1/workflows/g", headers=first).status_code == 200
         ((tenant, _),) = live.engine.graphs
         live.engine.runs[tenant, "w"] = set()
-        assert http.post("/v1/workflows/w/advance", json={}, headers=two).status_code == 404
-        assert http.post("/v1/workflows/w/advance", json={}, headers=one).status_code == 200
+        assert http.post("/v1/workflows/w/advance", json={}, headers=second).status_code == 404
+        assert http.post("/v1/workflows/w/advance", json={}, headers=first).status_code == 200
 
 
 def test_a_graph_evicted_from_the_registry_is_evicted_from_the_engine(
