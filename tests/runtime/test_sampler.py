@@ -7,9 +7,9 @@ import pytest
 
 from kvflow_jax.runtime.sampler import (
     MAX_LOGPROBS,
+    PenaltyState,
     SamplingRows,
     SequenceState,
-    PenaltyState,
     sample,
     score,
 )
