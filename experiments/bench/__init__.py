@@ -1,1 +1,1 @@
-"""Benchmarks of this machine: engine, cache, kernels, loading, serving, soak."""
+"""Benchmarks of this machine: engine, cache, kernels, loading, serving, soak test."""

@@ -1,6 +1,7 @@
-"""The cache's own costs, without a model: eviction, matching, steps, plans, memory, copies.
+"""Benchmark the cache without a model: eviction, matching, step updates, planning, memory, copies.
 
 python -m experiments.cache_bench --json FILE
+python -m experiments.cache_bench --quick     # small sizes: a check of the command
 """
 
 from __future__ import annotations
@@ -45,22 +46,47 @@ PAGE = 16
 ROOT = RootKey("model")
 
 
-def main() -> None:
-    options = arguments(__doc__.splitlines()[0]).parse_args()
-    # What measures time has its garbage collected between calls, as a serving loop has.
+def main() -> int:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="a check of the command: sizes below those named"
+    )
+    options = parser.parse_args()
+    # Garbage is collected between the timed calls, as in the serving loop.
     gc.disable()
-    figures = {
+    try:
+        figures = quick_figures() if options.quick else full_figures()
+    finally:
+        gc.enable()
+    report(figures, REACH, options.json)
+    return 0
+
+
+def full_figures() -> dict[str, Any]:
+    """Measure at the sizes that the names of the figures state."""
+    return {
         **eviction(),
         **million_blocks(),
         **steps_update(),
         **controller_step(),
         **transfers(),
     }
-    report(figures, REACH, options.json)
+
+
+def quick_figures() -> dict[str, Any]:
+    """Measure at small sizes; the names of the figures overstate them."""
+    return {
+        "quick": True,
+        **eviction(num_leaves=500, num_calls=5),
+        **million_blocks(num_blocks=5_000),
+        **steps_update(num_runs=10),
+        **controller_step(num_running=8, num_agents=50, num_steps=20),
+        **transfers(num_extents=2),
+    }
 
 
 def fill(cache: PrefixCache, tokens: np.ndarray, now: float) -> None:
-    """A request that computed ``tokens`` and has ended."""
+    """Cache ``tokens`` as a finished request would."""
     lease = cache.lease(ROOT, cache.match(ROOT, tokens), now)
     assert cache.grow(lease, len(tokens) // PAGE - len(lease), now)
     cache.publish(lease, tokens, now)
@@ -68,7 +94,7 @@ def fill(cache: PrefixCache, tokens: np.ndarray, now: float) -> None:
 
 
 def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]:
-    """Free 64 blocks under one parent, agents' steps changing between calls."""
+    """Evict 64 blocks under one parent; the agents' steps-to-execution change between calls."""
     rng = np.random.default_rng(0)
     cache = PrefixCache(num_leaves + 100, PAGE, kvflow)
     shared = np.full(PAGE, 7, np.int32)
@@ -87,7 +113,7 @@ def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]
         cache.residency.evict(64)
         times.append(time.perf_counter() - start)
         now += 1
-        for i in rng.integers(0, num_leaves, 64).tolist():  # others take their place
+        for i in rng.integers(0, num_leaves, 64).tolist():  # refill the pool
             fill(cache, prompts[i], now)
             cache.set_reader(i, ROOT, prompts[i], float(rng.integers(1, 10)))
         gc.collect(0)
@@ -100,7 +126,7 @@ def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]
 
 
 def million_blocks(num_blocks: int = 1_000_000, blocks_each: int = 64) -> dict[str, float]:
-    """Match and insert an 8192-token prompt in a large index; what a block costs in memory."""
+    """Match and insert an 8192-token prompt in a large index; measure the memory of a block."""
     rng = np.random.default_rng(0)
     length = blocks_each * PAGE
     tracemalloc.start()
@@ -133,15 +159,15 @@ def million_blocks(num_blocks: int = 1_000_000, blocks_each: int = 64) -> dict[s
     }
 
 
-class _Nothing:
-    """A runner that computes nothing: what is left is the engine."""
+class _NullRunner:
+    """A runner that computes nothing, so that only the engine takes time."""
 
     is_intact = True
 
     def __init__(self, num_rows: int) -> None:
         self._sampled = np.full(num_rows, 3, np.int32)
 
-    def submit(self, batch: Any) -> _Nothing:
+    def submit(self, batch: Any) -> _NullRunner:
         return self
 
     def result(self) -> np.ndarray:
@@ -163,8 +189,8 @@ class _Nothing:
     def reset(self) -> None: ...
 
 
-def idle_engine(num_slots: int, max_num_seqs: int = 64) -> Engine:
-    """An engine whose device takes no time."""
+def idle_engine(num_pages: int, max_num_seqs: int = 64) -> Engine:
+    """Return an engine whose device takes no time."""
     shapes = BatchShapes.plan(
         max_num_seqs=max_num_seqs,
         max_prefill_tokens=2048,
@@ -172,16 +198,16 @@ def idle_engine(num_slots: int, max_num_seqs: int = 64) -> Engine:
         page_size=PAGE,
         pages_per_seq=256,
     )
-    most = max(shape.num_rows for shape in shapes.shapes)
+    max_rows = max(shape.num_rows for shape in shapes.shapes)
     return Engine(
         EngineSizes(
             max_model_len=4096,
             max_waiting=100_000,
-            pool=PoolSpec(1, num_slots + 1, PAGE, 1, 1),
+            pool=PoolSpec(1, num_pages + 1, PAGE, 1, 1),
             shapes=shapes,
             cache=CacheSettings(eviction="kvflow", prefetches=True),
         ),
-        _Nothing(most),
+        _NullRunner(max_rows),
         WallClock(),
         tokenizer=None,
         vocab_size=50_000,
@@ -190,6 +216,7 @@ def idle_engine(num_slots: int, max_num_seqs: int = 64) -> Engine:
 
 
 def ring(num_agents: int) -> Workflow:
+    """Return a workflow whose agents form a cycle."""
     workflow = Workflow()
     for i in range(num_agents):
         workflow.edge(f"agent{i}", f"agent{(i + 1) % num_agents}")
@@ -197,33 +224,37 @@ def ring(num_agents: int) -> Workflow:
 
 
 def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]:
-    """One agent finishes, with many runs of one graph alive, up to the next correct victim."""
+    """Time the end of an agent, among many live runs of a graph, up to the next correct victim."""
     figures = {}
-    for name, clients in (("steps_update_ms_1k", 1), ("steps_update_own_agents_ms_1k", num_runs)):
+    for name, num_tenants in (
+        ("steps_update_ms_1k", 1),
+        ("steps_update_own_agents_ms_1k", num_runs),
+    ):
         engine = idle_engine(num_runs * num_agents * 2 + 64)
         cache, controller = engine.cache, engine.controller
         graph, rng = ring(num_agents).freeze(), np.random.default_rng(0)
-        for client in range(clients):
+        for tenant in range(num_tenants):
             for agent in range(num_agents):
-                prompt = np.full(2 * PAGE, client * num_agents + agent, np.int32)
+                prompt = np.full(2 * PAGE, tenant * num_agents + agent, np.int32)
                 fill(cache, prompt, 0.0)
-                owner = ("agent", str(client), f"agent{agent}")
-                cache.set_reader(owner, ROOT, prompt, 5.0)
-        progress, runs = controller.run_tracker, []
+                reader = ("agent", str(tenant), f"agent{agent}")
+                cache.set_reader(reader, ROOT, prompt, 5.0)
+        tracker, runs = controller.run_tracker, []
         for i in range(num_runs):
-            run = progress.get_or_begin((str(i % clients), f"run{i}"), graph, 0.0)
+            run = tracker.get_or_begin((str(i % num_tenants), f"run{i}"), graph, 0.0)
             for agent in range(int(rng.integers(0, num_agents))):
-                progress.start(run, f"agent{agent}")
-                progress.finish(run, f"agent{agent}", is_done=True, overrides={})
+                tracker.start(run, f"agent{agent}")
+                tracker.finish(run, f"agent{agent}", is_done=True, overrides={})
+            assert run.state is not None
             runs.append((run, run.state.ready[0]))
         controller._publish_steps()
         times = []
         for i in rng.integers(0, num_runs, 300).tolist():
             run, agent = runs[i]
-            progress.start(run, f"agent{agent}")
+            tracker.start(run, f"agent{agent}")
             controller._publish_steps()
             start = time.perf_counter()
-            progress.finish(run, f"agent{agent}", is_done=True, overrides={})
+            tracker.finish(run, f"agent{agent}", is_done=True, overrides={})
             controller._publish_steps()
             cache.residency.next_victim()
             times.append(time.perf_counter() - start)
@@ -233,8 +264,10 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
     return figures
 
 
-def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str, float]:
-    """Plan of one step; and the whole step, by an engine whose device takes no time."""
+def controller_step(
+    num_running: int = 64, num_agents: int = 10_000, num_steps: int = 300
+) -> dict[str, float]:
+    """Time the planning of a step, and a complete step of an engine whose device takes no time."""
     engine = idle_engine(num_agents * 2 + num_running * 80)
     graph = ring(10).freeze()
     for i in range(num_agents // 10):
@@ -248,73 +281,75 @@ def controller_step(num_running: int = 64, num_agents: int = 10_000) -> dict[str
         hints = Hints(workflow_id="run", agent_id=f"agent{i % 10}", graph=graph, num_fixed=32)
         prompt = np.full(100, i, np.int32)
         engine.add(prompt, params, lambda _: None, fairness_key=str(i), hints=hints)
-    plans, steps = [], []
+    plans: list[float] = []
+    steps: list[float] = []
 
-    def timed(of: Any, name: str) -> None:
-        plan: Callable[..., Any] = getattr(of, name)
+    def timed(owner: Any, name: str) -> None:
+        plan: Callable[..., Any] = getattr(owner, name)
 
         def measured(*args: Any) -> None:
             start = time.perf_counter()
             plan(*args)
             plans[-1] += time.perf_counter() - start
 
-        setattr(of, name, measured)
+        setattr(owner, name, measured)
 
     timed(engine.controller, "expire")
     timed(engine.controller.prefetcher, "plan_offloads")
     timed(engine.controller.prefetcher, "plan_prefetch")
-    for _ in range(300):
+    for _ in range(num_steps):
         plans.append(0.0)
         start = time.perf_counter()
         engine.step()
         steps.append(time.perf_counter() - start)
     return {
-        "controller_ms_per_step": float(np.median(plans[100:])) * 1e3,
-        "engine_step_ms_64_running": float(np.median(steps[100:])) * 1e3,
+        "controller_ms_per_step": float(np.median(plans[num_steps // 3 :])) * 1e3,
+        "engine_step_ms_64_running": float(np.median(steps[num_steps // 3 :])) * 1e3,
     }
 
 
 def transfers(num_extents: int = 16) -> dict[str, float]:
-    """Extents each way through the lanes, over one plain copy of the same bytes."""
+    """Measure transfers of extents in both directions over one plain copy of the same bytes."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     spec = PoolSpec(30, 257, PAGE, 3, 64)
     length = 16
     pool = KVPool.zeros(spec)
     read = jax.jit(KVPool.gather)
-    slots = [np.arange(1 + i * length, 1 + (i + 1) * length, dtype=np.int32) for i in range(16)]
-    extents = [jax.block_until_ready(read(pool, some)) for some in slots[:num_extents]]
+    pages = [np.arange(1 + i * length, 1 + (i + 1) * length, dtype=np.int32) for i in range(16)]
+    extents = [jax.block_until_ready(read(pool, extent)) for extent in pages[:num_extents]]
     nbytes = sum(extent.nbytes for extent in extents)
-    lanes, landed = DeviceTransfers(here, dict.fromkeys(Direction, 1e9)), threading.Event()
-    lanes.listen(landed.set)
+    workers, completed = DeviceTransfers(here, dict.fromkeys(Direction, 1e9)), threading.Event()
+    workers.listen(completed.set)
 
-    def move(way: Direction, data: list[Any]) -> list[Any]:
-        for one in data:
-            job: Any = Load  # the lanes do not look at what a copy is for
-            lanes.submit(Transfer(way, job, one, one.nbytes, 0.0))
+    def move(direction: Direction, extents: list[Any]) -> list[Any]:
+        for extent in extents:
+            job: Any = Load  # the workers ignore the purpose of a copy
+            workers.submit(Transfer(direction, job, extent, extent.nbytes, 0.0))
         moved: list[Any] = []
-        while len(moved) < len(data):
-            landed.wait()  # as the engine does: to look again and again takes time from the lanes
-            landed.clear()
-            moved += [transfer.data for transfer in lanes.poll()]
+        while len(moved) < len(extents):
+            # Wait, as the engine does: polling in a loop would take CPU time from the workers.
+            completed.wait()
+            completed.clear()
+            moved += [transfer.data for transfer in workers.poll()]
         return moved
 
     try:
         host = move(Direction.OFFLOAD, extents)
-        saved = seconds(lambda: move(Direction.OFFLOAD, extents))
-        loaded = seconds(lambda: move(Direction.LOAD, host))
+        offload_s = seconds(lambda: move(Direction.OFFLOAD, extents))
+        load_s = seconds(lambda: move(Direction.LOAD, host))
     finally:
-        lanes.close()
+        workers.close()
     plain = measure_bandwidth(here, nbytes, repeats=5)
-    save, load = nbytes / saved, nbytes / loaded
-    ratios = (save / plain[Direction.OFFLOAD], load / plain[Direction.LOAD])
+    offload, load = nbytes / offload_s, nbytes / load_s
+    ratios = (offload / plain[Direction.OFFLOAD], load / plain[Direction.LOAD])
     return {
         "transfer_vs_copy_ceiling": min(ratios),
         "load_gb_per_s": load / 1e9,
-        "save_gb_per_s": save / 1e9,
+        "save_gb_per_s": offload / 1e9,
         "plain_load_gb_per_s": plain[Direction.LOAD] / 1e9,
         "plain_save_gb_per_s": plain[Direction.OFFLOAD] / 1e9,
     }
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

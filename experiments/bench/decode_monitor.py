@@ -1,4 +1,4 @@
-"""Watches an engine's decode steps: their length, the host's share, the device's gaps."""
+"""Measure an engine's decode steps: their time, the host's CPU time, the device's idle time."""
 
 from __future__ import annotations
 
@@ -12,32 +12,38 @@ import numpy as np
 
 from kvflow_jax import LLM, SamplingParams
 
-STEPS = 40  # looked at, once all requests decode
-
 
 @dataclass(frozen=True, slots=True)
 class DecodeFigures:
-    """Medians over steps, milliseconds."""
+    """Figures of decode steps, milliseconds.
+
+    Attributes:
+        step_ms: median time of a step.
+        host_cpu_ms: median CPU time of the engine's thread a step.
+        device_idle_ms: mean time from the end of a step to the dispatch of the next.
+    """
 
     step_ms: float
-    host_cpu_ms: float  # CPU time of the engine's thread
-    device_idle_ms: float  # from the end of a step to the next step's dispatch, mean
+    host_cpu_ms: float
+    device_idle_ms: float
 
 
-def watch_decode(llm: LLM, batch_size: int, context_len: int, seed: int = 0) -> DecodeFigures:
-    """Let ``batch_size`` requests decode around ``context_len`` tokens of context."""
-    rng = np.random.default_rng(seed)
+def measure_decode(
+    llm: LLM, batch_size: int, context_len: int, num_steps: int = 40
+) -> DecodeFigures:
+    """Measure ``num_steps`` steps of requests whose contexts have about ``context_len`` tokens."""
+    rng = np.random.default_rng(0)
     prompts = rng.integers(
-        0, llm.config.vocab_size, (batch_size, context_len - STEPS // 2)
+        0, llm.config.vocab_size, (batch_size, context_len - num_steps // 2)
     ).tolist()
-    # Once ahead, so that all find their prompts cached and decode together.
+    # Cache the prompts first, so that all requests decode together.
     llm.generate(prompts, SamplingParams(max_tokens=1), progress=False)
-    with _Watch(llm) as watch:
-        params = SamplingParams(max_tokens=STEPS + 20, temperature=0.0, ignore_eos=True)
+    with _StepRecorder(llm) as recorder:
+        params = SamplingParams(max_tokens=num_steps + 20, temperature=0.0, ignore_eos=True)
         llm.generate(prompts, params, progress=False)
-    # Steps in which all of them decode and none has a prompt left.
-    steps = [step for step in watch.steps if step.num_decode == batch_size and step.is_decode]
-    steps = steps[2 : STEPS + 2]
+    # Keep the steps in which all requests decode and none computes its prompt.
+    steps = [step for step in recorder.steps if step.num_decode == batch_size and step.is_decode]
+    steps = steps[2 : num_steps + 2]
     ready = np.array([step.ready_s for step in steps])
     submitted = np.array([step.submitted_s for step in steps])
     cpu = np.array([step.cpu_s for step in steps])
@@ -55,8 +61,8 @@ class _Step:
         self.submitted_s = self.cpu_s = self.ready_s = 0.0
 
 
-class _Watch:
-    """Notes when each step is dispatched and when its tokens are there."""
+class _StepRecorder:
+    """Records when each step is dispatched and when its tokens are ready."""
 
     def __init__(self, llm: LLM) -> None:
         self.steps: list[_Step] = []
@@ -65,8 +71,8 @@ class _Watch:
         self._handles: queue.SimpleQueue[tuple[_Step, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._wait)
 
-    def __enter__(self) -> _Watch:
-        self._runner.submit = self._watched
+    def __enter__(self) -> _StepRecorder:
+        self._runner.submit = self._recorded_submit
         self._thread.start()
         return self
 
@@ -75,7 +81,7 @@ class _Watch:
         self._handles.put(None)
         self._thread.join()
 
-    def _watched(self, batch: Any) -> Any:
+    def _recorded_submit(self, batch: Any) -> Any:
         step = _Step(batch)
         handle = self._submit(batch)
         step.submitted_s, step.cpu_s = time.perf_counter(), time.thread_time()

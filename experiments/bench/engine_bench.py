@@ -1,6 +1,10 @@
-"""The engine on this machine: prefill, decode, batching, cached start, start-up, memory.
+"""Benchmark the engine: prefill, decode, batching, cached start, start-up time, memory.
 
-python -m experiments.engine_bench --json FILE
+    python -m experiments.engine_bench --json FILE
+    python -m experiments.engine_bench --quick     # tiny random model: under a minute
+
+Prefill and decode are compared with ceilings of the same machine, measured in the same run: the
+rate of XLA's matrix products, and the rate at which BLAS reads as many bytes as the weights have.
 """
 
 from __future__ import annotations
@@ -9,11 +13,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.make_folder import temporary_folder
 from experiments.measure import (
     BandwidthCeiling,
     MatmulCeiling,
@@ -36,133 +43,194 @@ REACH = {
     "ready_s": "<= 20",
     "rss_overhead_ratio": "<= 1.6",
 }
-PROMPT_LEN = 2048
-POOL_GIB = 1.0
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the measurements.
+
+    Attributes:
+        prompt_len: tokens of the prompt of the prefill.
+        repeats: prefills.
+        ceiling_s: time to measure a ceiling, before and after each prefill.
+        decodes: (batch size, context tokens) of decode measurements; the first is of one request,
+            the second also measures the host.
+        decode_steps: decode steps of each.
+        num_at_once, num_alone: requests of the batching gain, together and one after the other.
+        gain_prompt_len, gain_output_len: tokens of each of them.
+        num_mixed: requests of the mixed load.
+        engine: arguments of ``LLM``.
+    """
+
+    prompt_len: int = 2048
+    repeats: int = 7
+    ceiling_s: float = 1.0
+    decodes: tuple[tuple[int, int], ...] = ((1, 256), (8, 256), (8, 1024))
+    decode_steps: int = 40
+    num_at_once: int = 32
+    num_alone: int = 6
+    gain_prompt_len: int = 512
+    gain_output_len: int = 64
+    num_mixed: int = 100
+    engine: dict[str, Any] = field(default_factory=lambda: {"pool_gib": 1.0})
+
+
+FULL = Plan()
+QUICK = Plan(
+    prompt_len=256,
+    repeats=1,
+    ceiling_s=0.1,
+    decodes=((1, 64), (4, 64)),
+    decode_steps=10,
+    num_at_once=4,
+    num_alone=2,
+    gain_prompt_len=64,
+    gain_output_len=8,
+    num_mixed=10,
+    engine={"pool_gib": 0.02, "max_num_seqs": 4, "max_model_len": 512},
+)
+
+
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--child", choices=["start"], help="internal: be a measured process")
+    parser.add_argument("--model", help="default: smollm2-135m, quick a tiny random one")
+    parser.add_argument(
+        "--quick", action="store_true", help="a check of the command: tiny model, short prompts"
+    )
+    parser.add_argument("--child", choices=["start"], help="internal: run as the measured process")
     options = parser.parse_args()
+    plan = QUICK if options.quick else FULL
     if options.child:
-        print(json.dumps(start(options.model)))
-        return
-    # Twice: the first start may have to convert and compile, the second is the figure.
-    first = run_child(options.model)
-    second = run_child(options.model)
-    figures = {
-        **engine_figures(options.model),
-        **decode_figures(options.model),
+        print(json.dumps(start(options.model, plan)))
+        return 0
+    is_tiny = options.quick and options.model is None
+    with temporary_folder() if is_tiny else nullcontext() as folder:
+        figures = measure(str(folder or options.model or "smollm2-135m"), plan)
+    report(figures, REACH, options.json)
+    return 0
+
+
+def measure(model: str, plan: Plan) -> dict[str, Any]:
+    """Return all figures of a model."""
+    # The first start may have to convert and compile; the second one is measured.
+    first = run_child(model, plan)
+    second = run_child(model, plan) if plan is FULL else first
+    return {
+        **engine_figures(model, plan),
+        **decode_figures(model, plan),
         "first_start_s": first["ready_s"],
         "ready_s": second["ready_s"],
         "rss_overhead_ratio": second["rss_overhead_ratio"],
         "rss_gib": second["rss_gib"],
         "weights_and_pool_gib": second["weights_and_pool_gib"],
     }
-    report(figures, REACH, options.json)
 
 
-def engine_figures(model: str) -> dict[str, Any]:
+def engine_figures(model: str, plan: Plan) -> dict[str, Any]:
+    """Measure prefill against its ceiling, time to first token of a cached prompt, compilations."""
     from kvflow_jax import LLM, SamplingParams
 
     rng = np.random.default_rng(0)
-    one = SamplingParams(max_tokens=1, temperature=0.0)
-    with LLM(model, pool_gib=POOL_GIB) as llm:
+    one_token = SamplingParams(max_tokens=1, temperature=0.0)
+    with LLM(model, **plan.engine) as llm:
         config = llm.config
 
         def prompt(length: int) -> list[int]:
             return rng.integers(0, config.vocab_size, length).tolist()
 
         def ttft(ids: list[int]) -> float:
-            stats = llm.generate(ids, one).stats
+            stats = llm.generate(ids, one_token).stats
             assert stats.first_token_s is not None
             return stats.first_token_s - stats.arrival_s
 
-        ttft(prompt(PROMPT_LEN))
+        ttft(prompt(plan.prompt_len))
         ceiling = MatmulCeiling(config, llm.sizes.shapes.max_prefill_tokens)
         cold, warm, rates = [], [], []
-        for _ in range(7):
-            # The ceiling is the mean of the seconds before and after each prefill: on a shared
-            # machine both change while one looks.
-            before = ceiling.flops_per_s()
-            ids = prompt(PROMPT_LEN)
+        for _ in range(plan.repeats):
+            # The ceiling is the mean of measurements before and after each prefill: on a shared
+            # machine both rates drift.
+            before = ceiling.flops_per_s(plan.ceiling_s)
+            ids = prompt(plan.prompt_len)
             cold.append(ttft(ids))
-            rates.append((before + ceiling.flops_per_s()) / 2)
+            rates.append((before + ceiling.flops_per_s(plan.ceiling_s)) / 2)
             warm.append(ttft(ids + prompt(16)))
         cold_s, warm_s = float(np.median(cold)), float(np.median(warm))
         ratios = [
-            prefill_flops(config, PROMPT_LEN) / s / r for s, r in zip(cold, rates, strict=True)
+            prefill_flops(config, plan.prompt_len) / cold_s / rate
+            for cold_s, rate in zip(cold, rates, strict=True)
         ]
         return {
-            "prefill_tokens_per_s": PROMPT_LEN / cold_s,
+            "prefill_tokens_per_s": plan.prompt_len / cold_s,
             "prefill_vs_matmul_ceiling": float(np.median(ratios)),
             "matmul_gflops": float(np.median(rates)) / 1e9,
             "cold_ttft_ms": cold_s * 1e3,
             "cached_ttft_ms": warm_s * 1e3,
             "cached_ttft_ratio": warm_s / cold_s,
-            "compiles_after_warmup": compiles_under_mixed_load(llm, rng),
+            "compiles_after_warmup": compiles_under_mixed_load(llm, rng, plan.num_mixed),
         }
 
 
-def decode_figures(model: str) -> dict[str, Any]:
-    """Decode steps against the time it takes to read weights and KV once, and batching's gain."""
-    from experiments.bench.decode_monitor import watch_decode
+def decode_figures(model: str, plan: Plan) -> dict[str, Any]:
+    """Measure decode steps against the time to read weights and KV once, and the batching gain."""
+    from experiments.bench.decode_monitor import measure_decode
     from kvflow_jax import LLM
 
-    with LLM(model, pool_gib=POOL_GIB) as llm:
+    with LLM(model, **plan.engine) as llm:
         ceiling = BandwidthCeiling(llm.config)
         token_bytes = llm.sizes.pool.page_bytes / llm.sizes.pool.page_size
         figures: dict[str, Any] = {}
-        for batch_size, context_len in ((1, 256), (8, 256), (8, 1024)):
+        for number, (batch_size, context_len) in enumerate(plan.decodes):
             before = ceiling.bytes_per_s()
-            seen = watch_decode(llm, batch_size, context_len)
+            steps = measure_decode(llm, batch_size, context_len, plan.decode_steps)
             rate = (before + ceiling.bytes_per_s()) / 2
             read = llm.weights_bytes + batch_size * context_len * token_bytes
             name = f"decode_b{batch_size}_{context_len}"
-            figures[f"{name}_ms"] = seen.step_ms
-            figures[f"{name}_vs_ceiling"] = read / rate / (seen.step_ms / 1e3)
+            figures[f"{name}_ms"] = steps.step_ms
+            figures[f"{name}_vs_ceiling"] = read / rate / (steps.step_ms / 1e3)
             figures[f"{name}_bandwidth_gb_per_s"] = rate / 1e9
-            if (batch_size, context_len) == (8, 256):
-                figures["device_idle_ms_per_step"] = seen.device_idle_ms
-                figures["host_cpu_ms_per_step"] = seen.host_cpu_ms
-        figures["decode_b1_ms"] = figures.pop("decode_b1_256_ms")
-        figures["decode_b1_vs_ceiling"] = figures.pop("decode_b1_256_vs_ceiling")
-        return {**figures, **batching_gain(llm)}
+            if number == 1:
+                figures["device_idle_ms_per_step"] = steps.device_idle_ms
+                figures["host_cpu_ms_per_step"] = steps.host_cpu_ms
+        first = f"decode_b1_{plan.decodes[0][1]}"
+        figures["decode_b1_ms"] = figures.pop(f"{first}_ms")
+        figures["decode_b1_vs_ceiling"] = figures.pop(f"{first}_vs_ceiling")
+        return {**figures, **batching_gain(llm, plan)}
 
 
-def batching_gain(llm: Any, num_at_once: int = 32, num_alone: int = 6) -> dict[str, float]:
-    """Tokens/s of requests at once, 512 in and 64 out, over one after the other."""
+def batching_gain(llm: Any, plan: Plan) -> dict[str, float]:
+    """Measure tokens/s of requests together, and one after the other."""
     from kvflow_jax import SamplingParams
 
     rng = np.random.default_rng(1)
-    params = SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True)
+    prompt_len, output_len = plan.gain_prompt_len, plan.gain_output_len
+    params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
 
     def seconds_each(count: int, at_once: bool) -> float:
-        prompts = rng.integers(0, llm.config.vocab_size, (count, 512)).tolist()
+        prompts = rng.integers(0, llm.config.vocab_size, (count, prompt_len)).tolist()
         start = time.perf_counter()
-        for some in [prompts] if at_once else [[prompt] for prompt in prompts]:
-            llm.generate(some, params, progress=False)
+        for batch in [prompts] if at_once else [[prompt] for prompt in prompts]:
+            llm.generate(batch, params, progress=False)
         return (time.perf_counter() - start) / count
 
-    # Half of those alone before and half after: the machine's mood changes.
-    alone = seconds_each(num_alone // 2, False)
-    together = seconds_each(num_at_once, True)
-    alone = (alone + seconds_each(num_alone - num_alone // 2, False)) / 2
+    # Half of the single requests run before and half after, as the machine's load drifts.
+    before, after = plan.num_alone // 2, plan.num_alone - plan.num_alone // 2
+    alone = seconds_each(before, False)
+    together = seconds_each(plan.num_at_once, True)
+    alone = (alone + seconds_each(after, False)) / 2
     return {
-        "mixed_tokens_per_s": (512 + 64) / together,
-        "sequential_tokens_per_s": (512 + 64) / alone,
+        "mixed_tokens_per_s": (prompt_len + output_len) / together,
+        "sequential_tokens_per_s": (prompt_len + output_len) / alone,
         "mixed_throughput_ratio": alone / together,
     }
 
 
-def compiles_under_mixed_load(llm: Any, rng: np.random.Generator) -> int:
-    """100 requests of mixed lengths, arrivals and sampling, every fifth aborted."""
+def compiles_under_mixed_load(llm: Any, rng: np.random.Generator, num_requests: int) -> int:
+    """Count compilations under requests of mixed lengths and sampling, every fifth aborted."""
     from kvflow_jax import SamplingParams
 
     with counted_compiles() as compiles:
         streams = []
-        for i in range(100):
+        for i in range(num_requests):
             ids = rng.integers(0, llm.config.vocab_size, int(rng.integers(1, 400))).tolist()
             params = SamplingParams(
                 max_tokens=int(rng.integers(1, 24)),
@@ -188,12 +256,12 @@ def compiles_under_mixed_load(llm: Any, rng: np.random.Generator) -> int:
     return len(compiles)
 
 
-def run_child(model: str) -> dict[str, Any]:
-    """Start a process that loads, generates and measures itself; times are from its spawning."""
+def run_child(model: str, plan: Plan) -> dict[str, Any]:
+    """Run ``start`` in a new process; times count from its creation."""
     command = [sys.executable, "-m", "experiments.engine_bench", "--child", "start"]
     started = time.time()
     done = subprocess.run(
-        [*command, "--model", model],
+        [*command, "--model", model, *(["--quick"] if plan is QUICK else [])],
         capture_output=True,
         text=True,
         check=False,
@@ -206,26 +274,26 @@ def run_child(model: str) -> dict[str, Any]:
     return child
 
 
-def start(model: str) -> dict[str, Any]:
-    """Load, answer one prompt, do some work, and say how much memory that took."""
+def start(model: str, plan: Plan) -> dict[str, Any]:
+    """Load a model, generate, and measure this process: time of the first token, memory."""
     from kvflow_jax import LLM, SamplingParams
 
     import_only = resident_bytes()
-    with LLM(model, pool_gib=POOL_GIB, progress=False) as llm:
+    with LLM(model, **plan.engine, progress=False) as llm:
         llm.generate([1, 2, 3], SamplingParams(max_tokens=1, temperature=0.0))
         first_token_at = time.time()
         rng = np.random.default_rng(0)
-        prompts = rng.integers(0, 1000, (16, 500)).tolist()
+        prompts = rng.integers(0, min(1000, llm.config.vocab_size), (16, 500)).tolist()
         llm.generate(prompts, SamplingParams(max_tokens=8, temperature=0.0), progress=False)
         used = resident_bytes() - import_only
-        owned = llm.weights_bytes + llm.sizes.pool.nbytes
+        allocated = llm.weights_bytes + llm.sizes.pool.nbytes
     return {
         "first_token_at": first_token_at,
         "rss_gib": used / 2**30,
-        "weights_and_pool_gib": owned / 2**30,
-        "rss_overhead_ratio": used / owned,
+        "weights_and_pool_gib": allocated / 2**30,
+        "rss_overhead_ratio": used / allocated,
     }
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,9 +1,10 @@
-"""The HTTP side beside a busy engine: latency of /health and of tokens, idle and under load.
+"""Benchmark the HTTP server beside a busy engine: latency of /health and of tokens.
 
     python -m experiments.serve_bench --json FILE
+    python -m experiments.serve_bench --quick     # tiny random model: a check of the command
 
-One process serves: HTTP on the main thread's loop, the engine on a thread of its own. The
-question is whether the engine's host work or the device's use of all cores starves the loop.
+One process serves: HTTP in the event loop of the main thread, the engine on its own thread. The
+benchmark shows whether the engine's host work, or a device that uses all cores, starves the loop.
 """
 
 from __future__ import annotations
@@ -11,43 +12,63 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
-from experiments.measure import arguments, report
+from experiments.make_folder import temporary_folder
+from experiments.measure import arguments, positive_float, positive_int, report
 
-PORT = 8765
-URL = f"http://127.0.0.1:{PORT}"
+HOST = "127.0.0.1"
+FULL = ("--pool-gib", "1")  # flags of the server
+QUICK = ("--pool-gib", "0.02", "--max-num-seqs", "4", "--max-model-len", "1024")
+TINY_VOCAB, VOCAB = range(256), range(1000, 40_000)  # token ids of prompts
 
 
-def main() -> None:
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=16, help="streams at once under load")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each phase")
+    parser.add_argument(
+        "--clients", type=positive_int, help="streams at once under load; default: 16, quick 2"
+    )
+    parser.add_argument(
+        "--seconds", type=positive_float, help="of the loaded phase; default: 20, quick 2"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a check of the command: tiny model, few seconds"
+    )
     options = parser.parse_args()
-    figures = asyncio.run(measure(options.clients, options.seconds))
+    num_clients = options.clients or (2 if options.quick else 16)
+    phase_s = options.seconds or (2.0 if options.quick else 20.0)
+    with temporary_folder() if options.quick else nullcontext() as folder:
+        flags = FULL if folder is None else (*QUICK, "--model", str(folder))
+        vocab = VOCAB if folder is None else TINY_VOCAB
+        figures = asyncio.run(measure(flags, num_clients, phase_s, vocab))
     report(figures, {"health_busy_p99_ms": "of the order of the loop's own work"}, options.json)
+    return 0
 
 
-async def measure(num_clients: int, phase_s: float) -> dict[str, Any]:
-    async with server(), httpx.AsyncClient(base_url=URL, timeout=120) as client:
+async def measure(
+    flags: Sequence[str], num_clients: int, phase_s: float, vocab: range
+) -> dict[str, Any]:
+    """Start a server, and measure it idle and under load."""
+    async with server(flags) as url, httpx.AsyncClient(base_url=url, timeout=120) as client:
         idle = await health_latencies(client, phase_s / 4)
         stop = asyncio.Event()
         gaps: list[float] = []
         rng = np.random.default_rng(0)
         streams = [
-            asyncio.create_task(keep_streaming(client, stop, gaps, int(rng.integers(2**31))))
-            for _ in range(num_clients)
+            asyncio.create_task(stream_prompts(client, stop, gaps, seed, vocab))
+            for seed in rng.integers(2**31, size=num_clients).tolist()
         ]
-        await asyncio.sleep(2)
+        await asyncio.sleep(min(2.0, phase_s))
         busy = await health_latencies(client, phase_s)
         stop.set()
         await asyncio.gather(*streams)
@@ -60,28 +81,40 @@ async def measure(num_clients: int, phase_s: float) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[None]:
-    """A server process, ready; ended by Ctrl-C, which drains it."""
-    command = [sys.executable, "-m", "kvflow_jax.serve", "--port", str(PORT), "--pool-gib", "1"]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+async def server(flags: Sequence[str]) -> AsyncIterator[str]:
+    """Yield the URL of a ready server process; SIGINT drains and ends it."""
+    port = free_port()
+    url = f"http://{HOST}:{port}"
+    command = [sys.executable, "-m", "kvflow_jax.serve", "--host", HOST, "--port", str(port)]
+    process = subprocess.Popen([*command, *flags], cwd=Path(__file__).parents[2])
     try:
-        async with httpx.AsyncClient(base_url=URL) as client:
+        async with httpx.AsyncClient(base_url=url) as client:
             while True:
                 if process.poll() is not None:
-                    raise SystemExit("the server did not start")
+                    raise SystemExit(
+                        f"the server ended with status {process.returncode}, see its log"
+                    )
                 try:
                     if (await client.get("/ready")).status_code == 200:
                         break
                 except httpx.TransportError:
                     pass  # not listening yet
                 await asyncio.sleep(0.2)
-        yield
+        yield url
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
 
 
+def free_port() -> int:
+    """Return a free TCP port of the loopback interface."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
 async def health_latencies(client: httpx.AsyncClient, seconds: float) -> list[float]:
+    """Request /health for this time; return the latencies, seconds."""
     end, latencies = time.perf_counter() + seconds, []
     while time.perf_counter() < end:
         start = time.perf_counter()
@@ -91,13 +124,14 @@ async def health_latencies(client: httpx.AsyncClient, seconds: float) -> list[fl
     return latencies
 
 
-async def keep_streaming(
-    client: httpx.AsyncClient, stop: asyncio.Event, gaps: list[float], seed: int
+async def stream_prompts(
+    client: httpx.AsyncClient, stop: asyncio.Event, gaps: list[float], seed: int, vocab: range
 ) -> None:
+    """Stream random prompts until ``stop``; append the times between chunks to ``gaps``, s."""
     rng = np.random.default_rng(seed)
     while not stop.is_set():
         body = {
-            "prompt": rng.integers(1000, 40_000, int(rng.integers(16, 600))).tolist(),
+            "prompt": rng.integers(vocab[0], vocab[-1], int(rng.integers(16, 600))).tolist(),
             "max_tokens": 64,
             "ignore_eos": True,
             "stream": True,
@@ -115,9 +149,10 @@ async def keep_streaming(
 
 
 def spread_ms(seconds: list[float]) -> dict[str, float]:
+    """Return median, 99th percentile and maximum, milliseconds."""
     p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
     return {"p50_ms": float(p50), "p99_ms": float(p99), "max_ms": max(seconds) * 1e3}
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,44 +1,58 @@
-"""Many mixed requests with aborts against a pool too small for them, then exactness.
+"""Soak test: many mixed requests with aborts in a pool too small for them, then exactness.
 
     python -m experiments.soak --json FILE
+    python -m experiments.soak --quick     # tiny random model, few requests: under a minute
 
-Afterwards every block must be free, and each finished greedy text must be its cold text: every
-token the likeliest by teacher-forced logits of a cold run, within the tolerance of float32.
+Afterwards every block must be released, and every greedy output must equal a cold run: each token
+has the largest teacher-forced logit, within the tolerance of float32. Exits with 1 otherwise.
 """
 
 from __future__ import annotations
 
 import queue
+import sys
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from experiments.bench.reference_model import ReferenceModel
-from experiments.measure import arguments, report
+from experiments.make_folder import temporary_folder
+from experiments.measure import arguments, positive_int, report
 from kvflow_jax import LLM, FinishReason, SamplingParams
 from kvflow_jax.requests.outputs import Output
 
-NUM_PAGES = 64  # of 16 tokens: about six of the requests, where sixteen may run
-TOLERANCE = 2e-3  # logits; float32 rounding of 30 layers across batch shapes, with room
+NUM_PAGES = 64  # of 16 tokens: room for about six requests, where sixteen may run
+TOLERANCE = 2e-3  # of logits: float32 rounding of 30 layers across batch shapes, with a margin
 
 
-def main() -> None:
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--requests", type=positive_int, help="default: 200, quick 24")
+    parser.add_argument("--model", help="default: smollm2-135m, quick a tiny random one")
+    parser.add_argument(
+        "--quick", action="store_true", help="a check of the command: tiny model, few requests"
+    )
     options = parser.parse_args()
-    figures = soak(options.model, options.requests)
+    num_requests = options.requests or (24 if options.quick else 200)
+    is_tiny = options.quick and options.model is None
+    with temporary_folder() if is_tiny else nullcontext() as folder:
+        figures = soak(str(folder or options.model or "smollm2-135m"), num_requests)
     report(figures, {"wrong_tokens": "0", "blocks_leaked": "0"}, options.json)
     if figures["wrong_tokens"] or figures["blocks_leaked"]:
-        raise SystemExit("FAILED")
+        print("soak: outputs or leases are wrong, see wrong_tokens, blocks_leaked", file=sys.stderr)
+        return 1
+    return 0
 
 
 def soak(model: str, num_requests: int) -> dict[str, Any]:
+    """Run the requests, check every structure and every greedy output; return counts."""
     rng = np.random.default_rng(0)
     with LLM(model, num_pages=NUM_PAGES, max_model_len=512, max_num_seqs=16) as llm:
         vocab = llm.config.vocab_size
         shared = [rng.integers(0, vocab, 200).tolist() for _ in range(3)]
-        news: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
+        outputs: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         prompts, params, ids = [], [], []
         for number in range(num_requests):
             head = shared[number % 3][: int(rng.integers(0, 200))]
@@ -49,17 +63,16 @@ def soak(model: str, num_requests: int) -> dict[str, Any]:
                     max_tokens=int(rng.integers(1, 64)), temperature=0.0 if greedy else 1.0
                 )
             )
-            ids.append(
-                llm.engine.submit(prompts[-1], params[-1], lambda o, n=number: news.put((n, o)))
-            )
+            on_output = partial(_put, outputs, number)
+            ids.append(llm.engine.submit(prompts[-1], params[-1], on_output))
         aborted = set(rng.choice(num_requests, num_requests // 8, replace=False).tolist())
         tokens: list[list[int]] = [[] for _ in prompts]
         reasons: list[FinishReason | None] = [None] * num_requests
         while None in reasons:
-            number, output = news.get()
+            number, output = outputs.get()
             tokens[number] += output.token_ids
             reasons[number] = output.finish_reason
-            # An abort lands in the middle of a generation, once it has begun.
+            # Abort in the middle of a generation, after its first output.
             if number in aborted:
                 aborted.discard(number)
                 llm.engine.abort(ids[number])
@@ -86,5 +99,9 @@ def soak(model: str, num_requests: int) -> dict[str, Any]:
     }
 
 
+def _put(outputs: queue.SimpleQueue[tuple[int, Output]], number: int, output: Output) -> None:
+    outputs.put((number, output))
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
