@@ -1,4 +1,4 @@
-"""The dtype that a device computes a model best in."""
+"""The best dtype of a model on a device."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -38,23 +38,23 @@ UNKNOWN = SimpleNamespace(platform="gpu")
         (UNKNOWN, "", "llama", "bfloat16"),
     ],
 )
-def test_auto(device, saved, family, chosen):
+def test_auto_chooses_by_device_checkpoint_and_family(device, saved, family, chosen):
     config = replace(SHAPES["llama-3.2-1b"], dtype=saved, family=family)
     assert choose_dtype("auto", config, device) == chosen
     assert choose_dtype("float32", config, device) == "float32"
 
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
-def test_files_say_what_they_were_saved_in(field):
+def test_the_saved_dtype_is_read_from_either_field(field):
     assert read_config(tiny.CONFIGS["tied-gqa"] | {field: "float16"}).dtype == "float16"
 
 
-def test_beside_a_text_config():
+def test_the_saved_dtype_may_be_outside_the_text_config():
     hf = {"text_config": tiny.CONFIGS["tied-gqa"], "architectures": ["LlamaForCausalLM"]}
     assert read_config(hf | {"dtype": "bfloat16"}).dtype == "bfloat16"
 
 
-def test_a_model_is_loaded_in_it():
+def test_a_model_is_loaded_in_the_chosen_dtype():
     assert jax.default_backend() == "cpu"
     loaded = load_model("smollm2-135m", random_weights=True, progress=False)
     assert loaded.model.dtype == "float32"
