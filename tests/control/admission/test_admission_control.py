@@ -282,9 +282,8 @@ def test_runs_of_higher_priority_are_admitted_first():
     assert harness.resumed[-1] == "e"
     harness.admission.end_run("b")
     harness.advance(1, recompute_share=0.1)
-    assert not harness.admission.is_throttled(
-        "d"
-    )  # resumed at once, before runs of lower priority
+    # Resumed at once, before runs of lower priority.
+    assert not harness.admission.is_throttled("d")
     assert harness.admission.is_throttled("c")
 
 
