@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kvflow_jax.serve")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POLL_S = 0.1
 
 
 def run_worker(config: ServerConfig, process_info: ProcessInfo) -> int:
@@ -36,7 +37,10 @@ def run_worker(config: ServerConfig, process_info: ProcessInfo) -> int:
     # On its own thread, so that the main thread handles signals even while the devices block.
     thread = threading.Thread(target=worker.run, name="kvflow-follow", daemon=True)
     thread.start()
-    thread.join()
+    # A signal that arrives between Python's check for signals and the blocking wait does not
+    # interrupt the wait, so the join has a timeout.
+    while thread.is_alive():
+        thread.join(_POLL_S)
     for number, handler in previous.items():
         signal.signal(number, handler)
     return worker.exit_code
