@@ -49,13 +49,15 @@ class Service:
         self.model_name = config.served_model_name or config.model
         self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.page_size)
         self.graph_registry = GraphRegistry()
-        self._graphs = GraphStore()
+        self._graph_store = GraphStore()
         self._created = int(time.time())
         self._engine: Engine | None = None
         self._tokenizer: Tokenizer | None = None
         self._mailbox: Mailbox | None = None
-        self._open: set[Generation] = set()
-        self._threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._open_generations: set[Generation] = set()
+        self._tokenizer_threads = ThreadPoolExecutor(
+            NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer"
+        )
         self._engine_callers = ThreadPoolExecutor(
             NUM_ENGINE_CALLERS, thread_name_prefix="engine-call"
         )
@@ -161,7 +163,7 @@ class Service:
 
     def hint_parser(self, data: Any) -> HintParser | None:
         """Return a reader of a body's ``agent_hints``; None if there are none."""
-        return None if data is None else HintParser(data, self._graphs)
+        return None if data is None else HintParser(data, self._graph_store)
 
     def check_num_completions(self, num_completions: int) -> None:
         """Raise if the queue could never hold all completions of a request.
@@ -196,9 +198,13 @@ class Service:
         """
         engine, mailbox = self._require_ready()
         generation = Generation(
-            engine, mailbox, self.metrics.observe, self._open.discard, num_per_prompt=len(params)
+            engine,
+            mailbox,
+            self.metrics.observe,
+            self._open_generations.discard,
+            num_per_prompt=len(params),
         )
-        self._open.add(generation)
+        self._open_generations.add(generation)
         try:
             for prompt_ids, prompt_hints in zip(prompts, hints, strict=True):
                 for choice_params in params:
@@ -233,12 +239,12 @@ class Service:
 
     async def run_in_thread(self, work: Callable[[], Result]) -> Result:
         """Return ``work()``, which needs milliseconds of CPU, run on the tokenizer threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizer_threads, work)
 
     def fail_if_engine_died(self) -> None:
         """Fail all open generations if the engine thread has died."""
         if not self.is_healthy:
-            for generation in list(self._open):
+            for generation in list(self._open_generations):
                 generation.fail(_engine_died())
 
     async def drain(self, timeout_s: float) -> bool:
@@ -252,7 +258,7 @@ class Service:
 
     def close(self) -> None:
         """Stop the engine. Called after the loop has ended."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._tokenizer_threads.shutdown(wait=False, cancel_futures=True)
         self._engine_callers.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
