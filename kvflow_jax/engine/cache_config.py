@@ -42,11 +42,12 @@ class CacheConfig:
             computing it; for machines where host and device memory are the same.
         guard: switch three safeguards on: the cost model (compute blocks whose load would take
             longer, by recent measurements), the LRU fallback (ignore the step graphs of a tenant
-            while they lower the hit rate below that of a shadow LRU cache), and idle-run detection
-            (treat a run that stays idle for unusually long as far from its next step); None: in
-            mode ``kvflow``.
+            while they lower the hit rate below that of a shadow LRU cache), and the demotion of
+            quiet runs (a run that stays idle for unusually long counts as far from its next step);
+            None: in mode ``kvflow``.
         admission: admission control: time-slice runs while more than 20 % of the time is spent
-            computing evicted blocks again (thrashing); None: with the policy ``kvflow-cost``.
+            computing evicted blocks again (thrashing), if the smaller batches cost less; None: with
+            the policy ``kvflow-cost``.
 
     Raises:
         ConfigError: a value is out of range, or two settings contradict each other.
@@ -87,7 +88,7 @@ class CacheSettings:
     """A ``CacheConfig`` without open settings.
 
     Attributes:
-        safeguards: the cost model, the LRU fallback and idle-run detection are on.
+        safeguards: the cost model, the LRU fallback and the demotion of quiet runs are on.
         offloads_early: offload while the link is idle, not only on eviction.
         offloads_everything: every cached block is worth a host copy, as in hierarchical caches;
             else only blocks that have a reader.

@@ -296,9 +296,11 @@ class Engine:
     ) -> None:
         """Run a decode step several times in one dispatch if the next plans would be the same."""
         if self.transfer_manager.has_plans:
-            return  # the transfers that start with this step are published between two steps
+            # Transfers are published between two steps: those that start now would wait longer.
+            return
         if previous is not None and previous.ends_a_request:
-            return  # its caller may send the next request
+            # The caller of that request may send its next one.
+            return
         max_repeats = self.scheduler.max_repeats(plan)
         if max_repeats > 1:
             batch, _, _ = self.sizes.shapes.build(plan.chunks)
