@@ -87,7 +87,8 @@ QUICK = Plan(
     gain_prompt_len=64,
     gain_output_len=8,
     num_mixed=10,
-    engine={"pool_gib": 0.02, "max_num_seqs": 4, "max_model_len": 512},
+    # Deterministic: two batch shapes, which compile in seconds.
+    engine={"pool_gib": 0.02, "max_num_seqs": 4, "max_model_len": 512, "deterministic": True},
 )
 
 

@@ -31,7 +31,7 @@ class ReferenceModel:
         self._logits = jax.jit(partial(Model.logits, model))
 
     def logits(self, sequence: Sequence[int], start: int = 0) -> np.ndarray:
-        """Return f32[len(sequence) - start, vocab_size]: logits after token ``start`` and later ones."""
+        """Return the logits of token ``start`` and later ones, f32[n - start, vocab_size]."""
         tokens = np.zeros(self._padded(len(sequence)), np.int32)
         tokens[: len(sequence)] = sequence
         hidden = np.asarray(self._run(self._params, tokens, np.int32(len(sequence))))

@@ -29,7 +29,8 @@ from experiments.measure import arguments, positive_float, positive_int, report
 
 HOST = "127.0.0.1"
 FULL = ("--pool-gib", "1")  # flags of the server
-QUICK = ("--pool-gib", "0.02", "--max-num-seqs", "4", "--max-model-len", "1024")
+# Deterministic: two batch shapes, which compile in seconds.
+QUICK = ("--pool-gib=0.02", "--max-num-seqs=4", "--max-model-len=1024", "--deterministic")
 TINY_VOCAB, VOCAB = range(256), range(1000, 40_000)  # token ids of prompts
 
 

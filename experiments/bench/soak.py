@@ -38,7 +38,7 @@ def main() -> int:
     num_requests = options.requests or (24 if options.quick else 200)
     is_tiny = options.quick and options.model is None
     with temporary_folder() if is_tiny else nullcontext() as folder:
-        figures = soak(str(folder or options.model or "smollm2-135m"), num_requests)
+        figures = soak(str(folder or options.model or "smollm2-135m"), num_requests, options.quick)
     report(figures, {"wrong_tokens": "0", "blocks_leaked": "0"}, options.json)
     if figures["wrong_tokens"] or figures["blocks_leaked"]:
         print("soak: outputs or leases are wrong, see wrong_tokens, blocks_leaked", file=sys.stderr)
@@ -46,10 +46,15 @@ def main() -> int:
     return 0
 
 
-def soak(model: str, num_requests: int) -> dict[str, Any]:
-    """Run the requests, check every structure and every greedy output; return counts."""
+def soak(model: str, num_requests: int, is_quick: bool = False) -> dict[str, Any]:
+    """Run the requests, check every structure and every greedy output; return counts.
+
+    Args:
+        is_quick: True to run deterministically, in two batch shapes, which compile in seconds.
+    """
     rng = np.random.default_rng(0)
-    with LLM(model, num_pages=NUM_PAGES, max_model_len=512, max_num_seqs=16) as llm:
+    sizes: dict[str, Any] = {"num_pages": NUM_PAGES, "max_model_len": 512, "max_num_seqs": 16}
+    with LLM(model, **sizes, deterministic=is_quick) as llm:
         vocab = llm.config.vocab_size
         shared = [rng.integers(0, vocab, 200).tolist() for _ in range(3)]
         outputs: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()

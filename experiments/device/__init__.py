@@ -1,1 +1,1 @@
-"""Checks and programs of accelerators, and the fit of a hardware profile."""
+"""Checks of accelerators, and compilation of the engine's programs for absent ones."""

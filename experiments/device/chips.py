@@ -1,4 +1,4 @@
-"""Accelerators that are not here, described well enough for their compilers."""
+"""Descriptions of accelerators, sufficient for their compilers, without any device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax
 from jax.experimental import topologies
 
 GIB = 1 << 30
-SERVED_SHARE = 0.9  # of a GPU's memory, see kvflow_jax/gpu_memory.py
+SERVED_SHARE = 0.9  # of a GPU's memory, see kvflow_jax/runtime/gpu_memory.py
 
-# What XLA wants to know of a GPU, from NVIDIA's data sheets and CUDA's programming guide.
+# XLA's description of a GPU. Values are of NVIDIA's data sheets and CUDA's programming guide.
 GPU_CONFIG = """
 gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} {features} }}
@@ -46,8 +46,10 @@ class Chip:
     """A kind of accelerator.
 
     Attributes:
-        memory_gib: what JAX reports as its limit.
-        compute_capability: of a GPU.
+        platform: ``tpu`` or ``gpu``.
+        memory_gib: memory limit that JAX reports.
+        compute_capability: ``major.minor`` of a GPU.
+        gpu: further fields of GPU_CONFIG.
     """
 
     platform: str
@@ -57,10 +59,10 @@ class Chip:
     gpu: tuple[tuple[str, Any], ...] = ()
 
     def devices(self, num: int) -> Sequence[jax.Device]:
-        """So many of them, side by side, to compile for.
+        """Return ``num`` described devices to compile for.
 
         Raises:
-            RuntimeError: the compiler is not installed, see the Makefile.
+            RuntimeError: the compiler is not installed, see ``make portability``.
         """
         if self.platform == "tpu":
             described = topologies.get_topology_desc(f"{self.name}:2x2", platform="tpu")

@@ -1,19 +1,21 @@
-"""A first look at a device: what it can, whether all is right on it, and what KVFlow gives there.
+"""Check a device: rates, attention kernels against the reference, and the gain of KVFlow.
 
     python -m experiments.device_check --json FILE
+    python -m experiments.device_check --quick     # few sizes, no model: a check of the command
 
-Its ceilings, its host link and what overlaps; every attention kernel that serves there, beside the
-reference; prefill and decode of a model; and the paper's cycle of ten agents over the true link,
-gpu-only, hicache and kvflow. Minutes, from a bare checkout with JAX, Flax, Orbax and transformers.
-Exits with 1 where a kernel is wrong. On an accelerator the model is Llama-3.1-8B's shape, or
-Llama-3.2-1B's where that does not fit, with random weights.
+Measures the ceilings of compute and memory, the host link and its overlap with steps; every
+attention kernel that supports the device, beside the reference; prefill and decode of a model; and
+the paper's cycle of ten agents over the real link under gpu-only, hicache and kvflow. It takes
+minutes, from a bare checkout with JAX, Flax, Orbax and transformers. Exits with 1 if a kernel is
+wrong. On an accelerator the model is the shape of Llama-3.1-8B, or of Llama-3.2-1B if that does not
+fit, with random weights.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,27 +31,31 @@ from kvflow_jax.models.kernels import AUTO, KERNELS
 from kvflow_jax.models.loading.load import SHAPES
 
 MIB = 1 << 20
-EIGHT_B_BYTES = 20 * GIB  # weights, a pool and a step of the larger model
+SIZES_MIB = (1, 32, 256)  # of copies over the host link
+EIGHT_B_BYTES = 20 * GIB  # weights, pool and a step of llama-3.1-8b
 
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument(
         "--model",
-        help="default: smollm2-135m on CPU, else llama-3.1-8b's shape, or llama-3.2-1b's where "
+        help="default: smollm2-135m on CPU, else the shape of llama-3.1-8b, or of llama-3.2-1b if "
         "that does not fit",
     )
-    parser.add_argument("--random-weights", action="store_true", help="always, of a shape")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights; default: bfloat16, on CPU float32"
+        "--random-weights", action="store_true", help="random weights of the model's shape"
     )
-    parser.add_argument("--no-model", action="store_true", help="look at the device alone")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the weights; default: bfloat16, on CPU float32"
+    )
+    parser.add_argument("--no-model", action="store_true", help="check the device only")
     parser.add_argument(
         "--attention",
         choices=[AUTO, *KERNELS],
         default=AUTO,
-        help="the kernel that the model runs with",
+        help="attention kernel of the model",
     )
+    parser.add_argument("--quick", action="store_true", help="few sizes, implies --no-model")
     options = parser.parse_args()
     start = time.monotonic()
     device = jax.devices()[0]
@@ -59,13 +65,15 @@ def main() -> int:
     if name is None:
         name, is_random = default_model(device), is_random or not on_cpu
     figures: dict[str, Any] = {"device": machine(), "dtype": dtype, **memory(device)}
-    figures |= ceilings(device, dtype)
-    figures |= host_link(device)
-    figures |= overlap(device, dtype)
+    figures |= ceilings(device, dtype, options.quick)
+    figures |= host_link(device, SIZES_MIB[:1] if options.quick else SIZES_MIB)
+    if not options.quick:
+        figures |= overlap(device, dtype)
     shape = SHAPES.get(name, SHAPES["llama-3.1-8b"])
-    told, problems = attention(shape, dtype, 256 if on_cpu else 4096, figures)
-    figures |= told
-    if not options.no_model:
+    longest = 64 if options.quick else 256 if on_cpu else 4096
+    by_kernel, problems = attention(shape, dtype, longest, figures)
+    figures |= by_kernel
+    if not (options.no_model or options.quick):
         load = {"random_weights": is_random, "dtype": dtype, "attention": options.attention}
         plan = Plan.on(device)
         figures |= model_rates(name, load, plan, figures)
@@ -78,7 +86,7 @@ def main() -> int:
 
 
 def default_model(device: jax.Device) -> str:
-    """The largest that certainly fits."""
+    """Return the largest default model that fits the device."""
     if device.platform == "cpu":
         return "smollm2-135m"
     limit = (device.memory_stats() or {}).get("bytes_limit", 0)
@@ -86,6 +94,7 @@ def default_model(device: jax.Device) -> str:
 
 
 def memory(device: jax.Device) -> dict[str, Any]:
+    """Return the kinds of memory and the memory limit."""
     stats = device.memory_stats() or {}
     return {
         "memory_kinds": sorted(kind.kind for kind in device.addressable_memories()),
@@ -93,9 +102,10 @@ def memory(device: jax.Device) -> dict[str, Any]:
     }
 
 
-def ceilings(device: jax.Device, dtype: str) -> dict[str, Any]:
-    """Matrix products and memory bandwidth, as JAX reaches them."""
+def ceilings(device: jax.Device, dtype: str, is_quick: bool = False) -> dict[str, Any]:
+    """Measure the rates of matrix products and of memory that JAX achieves."""
     size, copy_mib = (2048, 128) if device.platform == "cpu" else (8192, 2048)
+    size, copy_mib = (512, 16) if is_quick else (size, copy_mib)
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.dot)
     jax.block_until_ready(product(a, a))
@@ -113,20 +123,20 @@ def ceilings(device: jax.Device, dtype: str) -> dict[str, Any]:
     }
 
 
-def host_link(device: jax.Device) -> dict[str, Any]:
-    """GB/s of device_put each way between device memory and each kind of host memory."""
+def host_link(device: jax.Device, sizes_mib: Sequence[int] = SIZES_MIB) -> dict[str, Any]:
+    """Measure device_put in GB/s, in both directions, for each kind of host memory."""
     figures: dict[str, Any] = {}
-    here = SingleDeviceSharding(device)
-    for size_mib in (1, 32, 256):
+    device_memory = SingleDeviceSharding(device)
+    for size_mib in sizes_mib:
         on_device = jnp.ones(size_mib * MIB // 4, jnp.float32)
         for kind in ("pinned_host", "unpinned_host"):
-            if kind not in {k.kind for k in device.addressable_memories()}:
+            if kind not in {memory.kind for memory in device.addressable_memories()}:
                 continue
-            there = SingleDeviceSharding(device, memory_kind=kind)
-            on_host = jax.block_until_ready(jax.device_put(on_device, there))
+            host_memory = SingleDeviceSharding(device, memory_kind=kind)
+            on_host = jax.block_until_ready(jax.device_put(on_device, host_memory))
             for name, array, target in (
-                (f"{kind}_to_device", on_host, here),
-                (f"device_to_{kind}", on_device, there),
+                (f"{kind}_to_device", on_host, device_memory),
+                (f"device_to_{kind}", on_device, host_memory),
             ):
                 put = _put(array, target)
                 jax.block_until_ready(put())
@@ -140,9 +150,9 @@ def _put(array: jax.Array, target: SingleDeviceSharding) -> Callable[[], jax.Arr
 
 
 def overlap(device: jax.Device, dtype: str) -> dict[str, Any]:
-    """Whether a copy from pinned host memory runs beside a step, issued before or after it.
+    """Measure the overlap of a copy from pinned host memory with a step, in both issue orders.
 
-    1 means the shorter of the two is hidden entirely, 0 that they run one after the other.
+    1 means that the shorter of the two is hidden entirely, 0 that they run in sequence.
     """
     if "pinned_host" not in {kind.kind for kind in device.addressable_memories()}:
         return {"overlap_copy_first": None, "overlap_step_first": None}
@@ -154,8 +164,9 @@ def overlap(device: jax.Device, dtype: str) -> dict[str, Any]:
         return jax.lax.fori_loop(0, rounds, lambda _, y: jnp.dot(y, x), x)
 
     num_bytes = (64 if device.platform == "cpu" else 1024) * MIB
-    there = SingleDeviceSharding(device, memory_kind="pinned_host")
-    on_host = jax.block_until_ready(jax.device_put(jnp.ones(num_bytes // 4, jnp.float32), there))
+    host_memory = SingleDeviceSharding(device, memory_kind="pinned_host")
+    ones = jnp.ones(num_bytes // 4, jnp.float32)
+    on_host = jax.block_until_ready(jax.device_put(ones, host_memory))
     copy = _put(on_host, SingleDeviceSharding(device))
     jax.block_until_ready((busy(a, 4), copy()))
     copy_s = seconds(copy)

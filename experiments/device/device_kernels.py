@@ -1,6 +1,6 @@
-"""Attention on a device: every kernel that serves there beside the reference, and its speed.
+"""Check attention on a device: every supported kernel against the reference, and its speed.
 
-Part of ``experiments.device_check``. A kernel may become a platform's default when it has passed.
+Part of ``experiments.device_check``. A kernel may become a platform's default once it has passed.
 """
 
 from __future__ import annotations
@@ -22,36 +22,37 @@ from kvflow_jax.models.kernels import KERNELS, gpu_mosaic
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
 
 PAGE, TILE, NUM_LAYERS = 16, 128, 4
-# Largest error of an output that is about 1 where contexts are short. Accelerators multiply
-# float32 in fewer bits unless told otherwise.
+# Largest error of outputs, which are about 1 for short contexts. By default, accelerators multiply
+# float32 at lower precision.
 TOLERANCE = {"bfloat16": 4e-2, "float16": 1e-2, "float32": 2e-2}
-# What may be faster than Mosaic GPU's own: tokens of a block, and how many blocks have room.
+# Alternatives to Mosaic GPU's default: tokens of a block, and number of pipeline stages.
 BLOCKS = ((64, 3), (64, 4), (128, 2))
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows to decode, by the lengths of their contexts, and tiles, by first position and length."""
+    """A batch of decode rows, by context length, and of tiles, by (first position, length)."""
 
     decode: tuple[int, ...] = ()
     tiles: tuple[tuple[int, int], ...] = ()
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest context."""
         return max([*self.decode, *(start + length for start, length in self.tiles)])
 
     def kv_bytes(self, config: ModelConfig, itemsize: int) -> int:
-        """What decoding reads of one layer."""
+        """Return the bytes that decoding reads in one layer."""
         return sum(self.decode) * 2 * config.num_kv_heads * config.head_dim * itemsize
 
     def flops(self, config: ModelConfig) -> int:
-        """Products of the tiles with what they see, of one layer."""
+        """Return the FLOPs of the tiles' attention in one layer."""
         pairs = sum(n * start + n * (n + 1) // 2 for start, n in self.tiles)
         return 4 * config.num_heads * config.head_dim * pairs
 
 
 def workload(longest: int) -> dict[str, Ragged]:
-    """What is compared, then what is timed."""
+    """Return the batches: ``mixed`` is compared with the reference, all others are timed."""
     return {
         "mixed": Ragged((1, longest, 0, longest // 3), ((0, 128), (longest // 2, 37), (0, 0))),
         "decode_b1": Ragged((longest,)),
@@ -62,24 +63,24 @@ def workload(longest: int) -> dict[str, Ragged]:
 
 
 def kernels() -> dict[str, Kernel]:
-    """All but the reference, and Mosaic GPU's over other blocks."""
-    others = {
+    """Return all kernels but the reference, and Mosaic GPU's with other blocks."""
+    alternatives = {
         f"gpu-mosaic-{block_len}x{stages}": Kernel(
             partial(gpu_mosaic.attend, block_len=block_len, stages=stages),
             partial(gpu_mosaic.check, block_len=block_len, stages=stages),
         )
         for block_len, stages in BLOCKS
     }
-    return {name: kernel for name, kernel in KERNELS.items() if name != "reference"} | others
+    return {name: kernel for name, kernel in KERNELS.items() if name != "reference"} | alternatives
 
 
 def attention(
     config: ModelConfig, dtype: str, longest: int, ceiling: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Figures of every kernel, and what is wrong with those that are wrong.
+    """Return figures of every kernel, and a message for each that is wrong.
 
     Args:
-        longest: most tokens of a context.
+        longest: tokens of the longest context.
         ceiling: ``read_gb_s`` and ``matmul_tflops`` of the device.
     """
     figures: dict[str, Any] = {}
@@ -88,31 +89,31 @@ def attention(
     for name, kernel in kernels().items():
         try:
             kernel.check(target)
-        except Declined as why:
-            figures[f"attention.{name}"] = f"declined: {why}"
+        except Declined as reason:
+            figures[f"attention.{name}"] = f"declined: {reason}"
             continue
         try:
             error = largest_error(kernel.attend, config, dtype, workload(longest)["mixed"])
             figures[f"attention.{name}.error"] = error
-            if not error <= TOLERANCE[dtype]:  # a NaN is no small error
-                problems.append(f"attention {name} is {error:.3g} off the reference")
+            if not error <= TOLERANCE[dtype]:  # also true for NaN
+                problems.append(f"attention {name} differs from the reference by {error:.3g}")
             figures |= {
                 f"attention.{name}.{key}": value
                 for key, value in speed(kernel.attend, config, dtype, longest, ceiling).items()
             }
-        except Exception as failure:  # a compiler's, of any kind: the other kernels are still told
+        except Exception as failure:  # compilers raise any type; other kernels are still checked
             problems.append(f"attention {name} failed: {type(failure).__name__}: {failure}")
     return figures, problems
 
 
 def largest_error(attend: Attend, config: ModelConfig, dtype: str, ragged: Ragged) -> float:
-    """Over a layer that sees all and one with a window; NaN if any output is none."""
+    """Return the largest error over a full and a windowed layer; NaN if an output has NaN."""
     errors = []
     for window in (0, ragged.longest // 4):
         attention_config = AttentionConfig(config.head_dim**-0.5, (0, window, 0, 0))
         outs = []
         for implementation in (KERNELS["reference"].attend, attend):
-            inputs = made(config, dtype, ragged)
+            inputs = make_inputs(config, dtype, ragged)
             run = jax.jit(partial(implementation, config=attention_config), donate_argnames="pool")
             out, _ = run(np.int32(1), *inputs[:3], metadata=inputs[3], pool=inputs[4])
             outs.append(np.asarray(out, np.float32))
@@ -123,7 +124,7 @@ def largest_error(attend: Attend, config: ModelConfig, dtype: str, ragged: Ragge
 def speed(
     attend: Attend, config: ModelConfig, dtype: str, longest: int, ceiling: dict[str, Any]
 ) -> dict[str, float]:
-    """Milliseconds of one layer, and what that is of the device's bandwidth or products."""
+    """Return the time of one layer, ms, and its share of the device's bandwidth or products."""
     figures = {}
     for name, ragged in workload(longest).items():
         if name == "mixed":
@@ -144,8 +145,8 @@ def speed(
 def layers(
     attend: Attend, config: ModelConfig, dtype: str, ragged: Ragged
 ) -> Callable[[], jax.Array]:
-    """Some layers one after the other over one donated pool, as in a step."""
-    q, k, v, metadata, pool = made(config, dtype, ragged)
+    """Return a call that runs NUM_LAYERS layers over one donated pool, as in a step."""
+    q, k, v, metadata, pool = make_inputs(config, dtype, ragged)
     metadata = replace(
         metadata, write_kv_slots=jnp.full_like(metadata.write_kv_slots, pool.spec.num_kv_slots)
     )
@@ -167,15 +168,15 @@ def layers(
     return call
 
 
-def made(
+def make_inputs(
     config: ModelConfig, dtype: str, ragged: Ragged
 ) -> tuple[jax.Array, jax.Array, jax.Array, AttentionMetadata, KVPool]:
-    """Queries, new keys and values, metadata, and a pool of random pages in random order."""
+    """Return queries, new keys and values, metadata, and a pool of random pages in random order."""
     rng = np.random.default_rng(0)
     starts = [max(0, n - 1) for n in ragged.decode] + [start for start, _ in ragged.tiles]
     lens = [min(1, n) for n in ragged.decode] + [length for _, length in ragged.tiles]
     per_row, num_rows = -(-ragged.longest // PAGE), len(starts)
-    # Tiles that follow each other are of one prompt, and read its pages.
+    # Consecutive tiles belong to one prompt, and read its pages.
     sequence = np.cumsum(
         [
             row <= len(ragged.decode) or starts[row] != starts[row - 1] + lens[row - 1]
@@ -188,11 +189,11 @@ def made(
     table = pages[sequence - 1]
     widths = [1] * len(ragged.decode) + [TILE] * len(ragged.tiles)
     slots = np.full(sum(widths), spec.num_kv_slots, np.int32)
-    at = 0
+    first = 0
     for row, width in enumerate(widths):
         position = starts[row] + np.arange(lens[row])
-        slots[at : at + lens[row]] = table[row, position // PAGE] * PAGE + position % PAGE
-        at += width
+        slots[first : first + lens[row]] = table[row, position // PAGE] * PAGE + position % PAGE
+        first += width
     metadata = AttentionMetadata(
         page_table=jnp.asarray(table),
         query_start=jnp.asarray(starts, jnp.int32),

@@ -1,4 +1,4 @@
-"""What a model gets on a device: its rates in the engine, and the paper's cycle under three arms.
+"""Measure a model on a device: its rates in the engine, and the paper's cycle under three arms.
 
 Part of ``experiments.device_check``.
 """
@@ -23,9 +23,8 @@ from kvflow_jax import LLM, SamplingParams
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.config import GIB, EngineConfig
 from kvflow_jax.models.loading.load import load_model
-from kvflow_jax.runtime.runner import ModelRunner
 
-PREFILL = 2048  # tokens of the prompt that is timed
+PREFILL = 2048  # tokens of the timed prompt
 CYCLE_FIGURES = (
     "makespan_s",
     "ttft_mean_s",
@@ -40,7 +39,7 @@ CYCLE_FIGURES = (
 
 @dataclass(frozen=True)
 class Plan:
-    """One size of engine for all that runs the model: its programs are compiled once."""
+    """One engine size for all measurements, so that its programs are compiled once."""
 
     sizes: Sizes
     num_rounds: int
@@ -48,13 +47,14 @@ class Plan:
 
     @classmethod
     def on(cls, device: jax.Device) -> Plan:
+        """Return the sizes for a device."""
         if device.platform == "cpu":
-            # Host and device memory are one: the link is emulated.
+            # Host and device memory are one, so the link is emulated.
             return cls(Sizes(384, 16, 8), 1, LINK_RATIO)
         return cls(Sizes(4096, 32, 32), 2, None)
 
     def engine(self, arm: Arm, page_bytes: int) -> EngineConfig:
-        """A pool for some of the prefixes and one call, a host tier for all of them."""
+        """Return a configuration: a pool for four prefixes and one call, a host tier for all."""
         own = self.sizes.dynamic + self.sizes.output + 2 * PAGE
         host_pages = 14 * self.sizes.fixed // PAGE
         is_tiered = arm.cache.mode != "gpu-only"
@@ -73,8 +73,8 @@ class Plan:
         )
 
 
-def in_place(runner: ModelRunner) -> bool:
-    """Whether the largest step updates the donated pool where it is: no second copy of it."""
+def in_place(runner: Any) -> bool:
+    """True if the largest step of a ``ModelRunner`` updates its donated pool without a copy."""
     analysis = runner.memory_analysis(runner.shapes.shapes[-1])
     pool_bytes = runner.pool_spec.nbytes
     aliased = analysis.alias_size_in_bytes >= pool_bytes
@@ -84,9 +84,9 @@ def in_place(runner: ModelRunner) -> bool:
 def model_rates(
     name: str, load: dict[str, Any], plan: Plan, ceiling: dict[str, Any]
 ) -> dict[str, Any]:
-    """Prefill and decode of a model, in the engine, as fractions of the ceilings above."""
+    """Measure prefill and decode in the engine, also as fractions of the ceilings."""
     config = plan.engine(ARMS["gpu-only"], 0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "max_num_seqs": config.max_num_seqs,
         "max_model_len": config.max_model_len,
         "num_pages": config.num_pages,
@@ -95,7 +95,7 @@ def model_rates(
     with LLM(name, progress=False, cache=config.cache, **load, **sizes) as llm:
         ready_s = time.monotonic() - start
         rng = np.random.default_rng(0)
-        greedy = {"temperature": 0.0, "ignore_eos": True}
+        greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 
         def generate(num_prompts: int, length: int, num_tokens: int) -> Any:
             prompts = rng.integers(0, llm.config.vocab_size, (num_prompts, length)).tolist()
@@ -123,12 +123,12 @@ def model_rates(
             if batch == 1:
                 bound_s = llm.weights_bytes / (ceiling["read_gb_s"] * 1e9)
                 figures["decode_b1_vs_bandwidth"] = bound_s / decode_s
-    gc.collect()  # the weights, before they are made again
+    gc.collect()  # frees the weights before they are loaded again
     return figures
 
 
 def cycle_arms(name: str, load: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Ten agents in a cycle, the pool holding four of their prefixes, under the paper's arms."""
+    """Run the paper's cycle of ten agents, in a pool for four prefixes, under its three arms."""
     loaded = load_model(name, page_size=PAGE, progress=False, **load)
     workload = cycle(
         num_agents=10,

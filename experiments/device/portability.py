@@ -1,12 +1,12 @@
-"""The engine's programs compiled for chips that are not here, and what their compilers say.
+"""Compile the engine's programs for accelerators that are not here, and check the results.
 
     make portability
     python -m experiments.portability --json FILE
 
-Nothing is allocated and nothing runs: libtpu and XLA's CUDA plugin compile for described devices,
-from shapes alone, the programs as ``ModelRunner`` jits them, over the pool that the engine would
-choose on that chip. Exits with 1 where a check fails: each program updates the pool in place, fits
-beside weights and pool, copies no weights, and leaves the host alone.
+Nothing is allocated and nothing runs: libtpu and XLA's CUDA plugin compile from shapes alone, for
+described devices, the programs that ``ModelRunner`` jits, with the pool size that the engine would
+choose on that chip. Exits with 1 if a check fails: each program must update the pool in place, fit
+beside weights and pool, copy no weights, and not access the host.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-# Before JAX looks for devices: this machine has no TPU, and libtpu need not go and ask for one.
+# Set before JAX searches for devices: this machine has no TPU, so libtpu must not query for one.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # they miss the devices at length
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # they log missing devices at length
 
 import jax
 import numpy as np
@@ -38,14 +38,14 @@ from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.loading.load import SHAPES
-from kvflow_jax.models.model import LAYERS, Model, Params
+from kvflow_jax.models.model import LAYERS, Model
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape
 from kvflow_jax.runtime.forward import DeviceState, StepFns
 from kvflow_jax.runtime.runner import layer_groups
 from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
-# Model, chip, how many, attention.
+# (model, chip, number of chips, attention)
 TARGETS = (
     ("qwen3-0.6b", "v5e", 1, AUTO),
     ("llama-3.1-8b", "v6e", 1, AUTO),
@@ -59,24 +59,25 @@ TARGETS = (
     ("llama-3.1-8b", "h100", 2, AUTO),
     ("qwen3-30b-a3b", "h100", 1, AUTO),
 )
-MAX_TEMP_BYTES = 1 * GIB  # a copy of any pool is more
-MAX_COPIED_SHARE = 0.15  # of weights; for v6e one projection is laid out anew in steps with prompts
+MAX_TEMP_BYTES = 1 * GIB  # any copy of a pool exceeds this
+# Of weights. On v6e, steps with prompts copy one projection to a new layout.
+MAX_COPIED_SHARE = 0.15
 EXTENT_BLOCKS = 16
 SHOWN_FIRST = ("program", "target", "dtype", "limit_gib")
-# Host memory, or the host at the other end, in a compiled program.
+# Host memory or host transfers in a compiled program.
 HOST = re.compile(r"S\(5\)|\b(?:in|out)feed\b|is_host_transfer=true|MoveTo(?:Host|Device)")
-# An array laid anew in main memory; S(1) is a TPU's own fast memory.
+# A copy to a new layout in main memory; S(1) is a TPU's on-chip memory.
 COPY = re.compile(r"= \w+\[([\d,]+)\](?!\S*S\(1\))\S* (?:copy|transpose)\(")
 KERNEL_CALL = re.compile(r'custom_call_target="(tpu_custom_call|[^"]*(?:triton|mosaic)[^"]*)"')
 
 
 class CheckError(Exception):
-    """A program is not what the engine counts on."""
+    """A program lacks a property that the engine relies on."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Stands for a device that holds its part of the weights."""
+class LoadedDevice:
+    """A stand-in for a device that holds its shard of the weights."""
 
     platform: str
     bytes_limit: int
@@ -88,11 +89,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Program:
-    """One of the engine's, traced.
+    """A traced program of the engine.
 
     Attributes:
         aliased: bytes of its arguments that it must update in place.
-        beside: bytes that lie on the device and are none of its arguments.
+        beside: bytes on the device that are not its arguments.
     """
 
     name: str
@@ -101,8 +102,8 @@ class Program:
     beside: int = 0
 
 
-class Target:
-    """A model on some chips of a kind, as shapes: what each program is given."""
+class CompileTarget:
+    """A model on chips of one kind: shapes and shardings of the arguments of its programs."""
 
     def __init__(self, name: str, kind: str, num_chips: int, attention: str) -> None:
         chip = CHIPS[kind]
@@ -121,13 +122,13 @@ class Target:
             own = sharding.shard_of(whole, num_chips)
             ops = sharding.ShardedOps(attend, chip.platform)
             self.model = Model.build(own, self.dtype, ops=ops)
-        self.params: Params = {
+        self.params: dict[str, Any] = {
             name: self._struct(spec, sharding.weight_spec(name, len(spec.shape)))
             for name, spec in specs.items()
         }
         self.weights_bytes = _bytes_of_one(self.params)
         self.bytes_limit = int(chip.memory_gib * GIB)
-        loaded = Loaded(chip.platform, self.bytes_limit, self.weights_bytes)
+        loaded = LoadedDevice(chip.platform, self.bytes_limit, self.weights_bytes)
         self.sizes = EngineSizes.resolve(
             EngineConfig(),
             self.model.config,
@@ -147,17 +148,17 @@ class Target:
         self._steps = (
             StepFns.of(self.model) if num_chips == 1 else sharded_step_fns(self.mesh, self.model)
         )
-        self._moves_by_program = chip.platform == "tpu"
+        self._copies_by_program = chip.platform == "tpu"
 
     def programs(self) -> Iterator[Program]:
-        """Those of the largest step that only decodes, of the largest of all, and of moves."""
+        """Yield the programs of the largest decode step, the largest step, and block copies."""
         with jax.set_mesh(self.mesh):
             for shape in _shapes(self.sizes):
                 yield from self._step(shape)
-            yield from self._moves()
+            yield from self._copies()
 
     def _step(self, shape: BatchShape) -> Iterator[Program]:
-        """The step as ``ModelRunner`` jits it, over the batch of one shape."""
+        """Yield the programs of a step of one batch shape, as ``ModelRunner`` jits them."""
         batch = Batch.empty(shape, self.sizes.shapes.pages_per_seq, self.sizes.shapes.num_seq_slots)
         batch = jax.tree.map(self._struct, batch)
         steps, params, state, named = self._steps, self.params, self.state, _named(shape)
@@ -188,44 +189,44 @@ class Target:
     def _beside(self, name: str, traced: jax.stages.Traced, aliased: int, given: Any) -> Program:
         return Program(name, traced, aliased, self._resident - _bytes_of_one(given))
 
-    def _moves(self) -> Iterator[Program]:
-        """Blocks out of the pool, to pinned host memory, back, and into the pool."""
+    def _copies(self) -> Iterator[Program]:
+        """Yield programs that copy blocks out of the pool, to pinned host memory, and back."""
         slots = self._struct(jax.ShapeDtypeStruct((EXTENT_BLOCKS,), np.int32))
         blocks = jax.eval_shape(KVPool.gather, self.state.pool, slots)
-        here = NamedSharding(self.mesh, sharding.BLOCKS)
-        there = here.with_memory_kind("pinned_host")
+        device_memory = NamedSharding(self.mesh, sharding.BLOCKS)
+        host_memory = device_memory.with_memory_kind("pinned_host")
         on_device, on_host = (
-            jax.ShapeDtypeStruct(blocks.shape, blocks.dtype, sharding=where)
-            for where in (here, there)
+            jax.ShapeDtypeStruct(blocks.shape, blocks.dtype, sharding=memory)
+            for memory in (device_memory, host_memory)
         )
-        read = jax.jit(KVPool.gather, out_shardings=here)
+        read = jax.jit(KVPool.gather, out_shardings=device_memory)
         yield Program("gather", read.trace(self.state.pool, slots))
-        if self._moves_by_program:  # a described GPU has no host memory
+        if self._copies_by_program:  # a described GPU has no host memory
             put = partial(jax.jit, lambda x: x)
-            yield Program("to pinned_host", put(out_shardings=there).trace(on_device))
-            yield Program("from pinned_host", put(out_shardings=here).trace(on_host))
+            yield Program("to pinned_host", put(out_shardings=host_memory).trace(on_device))
+            yield Program("from pinned_host", put(out_shardings=device_memory).trace(on_host))
         write = jax.jit(KVPool.scatter, donate_argnums=0)
         traced = write.trace(self.state.pool, slots, on_device)
         yield Program("scatter", traced, self.pool_bytes)
 
     def copied_share(self, text: str) -> float:
-        """Of a layer's matrices, what a program copies or transposes before it multiplies."""
+        """Return the share of a layer's matrices that a program copies or transposes first."""
         sides = [
             _sides(leaf.sharding.shard_shape(leaf.shape)[-2:])
             for name, leaf in self.params.items()
             if name.startswith(LAYERS) and name.endswith("proj.weight")
         ]
         copied = {_sides(map(int, sizes.split(","))) for sizes in COPY.findall(text)}
-        sizes = {one: one[0] * one[1] for one in sides}
-        return sum(sizes[one] for one in copied & sizes.keys()) / sum(sizes.values())
+        sizes = {side: side[0] * side[1] for side in sides}
+        return sum(sizes[side] for side in copied & sizes.keys()) / sum(sizes.values())
 
     def _struct(self, leaf: Any, spec: PartitionSpec = sharding.REPLICATED) -> jax.ShapeDtypeStruct:
-        where = NamedSharding(self.mesh, spec)
-        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
+        named_sharding = NamedSharding(self.mesh, spec)
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=named_sharding)
 
 
 def _bytes_of_one(tree: Any) -> int:
-    """What one device holds of some arrays."""
+    """Return the bytes of one device's shards of all arrays."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -233,15 +234,15 @@ def _bytes_of_one(tree: Any) -> int:
 
 
 def _sides(shape: Iterable[int]) -> tuple[int, ...]:
-    """An array's sizes, however it lies."""
+    """Return an array's sizes above 1, in any layout."""
     return tuple(sorted(size for size in shape if size > 1))
 
 
-def compiled(program: Program, target: Target) -> dict[str, Any]:
-    """Compile for the target's chips and hold against what the engine counts on.
+def compile_program(program: Program, target: CompileTarget) -> dict[str, Any]:
+    """Compile for the target's chips, check the program, and return its figures.
 
     Raises:
-        CheckError: the pool or weights are copied, memory does not suffice, or a step goes to the
+        CheckError: the pool or weights are copied, memory is too small, or a step accesses the
             host.
     """
     start = time.monotonic()
@@ -275,22 +276,22 @@ def compiled(program: Program, target: Target) -> dict[str, Any]:
     if peak > target.bytes_limit:
         raise CheckError(f"{figures}: does not fit the chip")
     if figures["copied_share"] > MAX_COPIED_SHARE:
-        raise CheckError(f"{figures}: copies weights before it multiplies")
-    goes = HOST.search(text) is not None
-    if goes != program.name.endswith("pinned_host"):
-        raise CheckError(f"{figures}: {'goes' if goes else 'does not go'} to the host")
+        raise CheckError(f"{figures}: copies weights before their product")
+    uses_host = HOST.search(text) is not None
+    if uses_host != program.name.endswith("pinned_host"):
+        raise CheckError(f"{figures}: {'accesses' if uses_host else 'does not access'} the host")
     return figures
 
 
 def _collectives(text: str) -> dict[str, int]:
-    """How many of each kind a program has; those of a loop's body count once."""
+    """Count the collectives of a program by kind; those in a loop's body count once."""
     kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in kinds}
     return {kind: count for kind, count in counts.items() if count}
 
 
 def _shapes(sizes: EngineSizes) -> list[BatchShape]:
-    """The largest step that only decodes, and the largest of all."""
+    """Return the largest shape that only decodes, and the largest shape."""
     shapes = sizes.shapes.shapes
     decode = max((s for s in shapes if not s.num_tiles), key=lambda s: s.num_tokens)
     return [decode, max(shapes, key=lambda s: (s.num_tokens, s.num_rows))]
@@ -307,24 +308,24 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     problems: list[str] = []
 
-    def note(figures: dict[str, Any]) -> None:
+    def add(figures: dict[str, Any]) -> None:
         results.append(figures)
         shown = {key: value for key, value in figures.items() if key not in SHOWN_FIRST}
-        told = ", ".join(
+        text = ", ".join(
             f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in shown.items()
         )
-        print(f"{figures['target']:35}{figures['program']:40}{told}", flush=True)
+        print(f"{figures['target']:35}{figures['program']:40}{text}", flush=True)
 
     for name, kind, num_chips, attention in TARGETS:
-        target = Target(name, kind, num_chips, attention)
+        target = CompileTarget(name, kind, num_chips, attention)
         print(
             f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB in {target.dtype}, pool "
             f"{target.pool_bytes / GIB:.2f} GiB, {target.sizes.max_model_len} tokens of context"
         )
         for program in target.programs():
             try:
-                note(compiled(program, target))
+                add(compile_program(program, target))
             except (CheckError, jax.errors.JaxRuntimeError) as error:
                 problems.append(f"{target.name}, {program.name}: {error}")
     for problem in problems:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.compare.arms import ARMS, PAPER_ARMS, speedups
@@ -58,16 +58,18 @@ class Plan:
         sizes, paper_sizes: tokens of a call on this machine, and in the paper's setting.
         num_rounds: rounds after the first, which warms the cache.
         max_prefill: prompt tokens of a step on this machine.
+        deterministic: True for few batch shapes, which compile in seconds.
     """
 
     sizes: Sizes
     paper_sizes: Sizes
     num_rounds: int
     max_prefill: int = 256
+    deterministic: bool = False
 
 
 FULL = Plan(Sizes(1024, 32, 32), Sizes(8192, 32, 32), num_rounds=2)
-QUICK = Plan(Sizes(64, 16, 8), Sizes(1024, 32, 32), num_rounds=1)
+QUICK = Plan(Sizes(64, 16, 8), Sizes(1024, 32, 32), num_rounds=1, deterministic=True)
 
 
 def main() -> int:
@@ -83,7 +85,7 @@ def main() -> int:
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
     if options.rounds is not None:
-        plan = Plan(plan.sizes, plan.paper_sizes, options.rounds)
+        plan = replace(plan, num_rounds=options.rounds)
     results: dict[str, Any] = {"link_ratio": LINK_RATIO, "rounds": plan.num_rounds}
     if options.mode == "sim":
         profile = Profile.read(THIS_MACHINE)
@@ -127,6 +129,7 @@ def real(
         HOST_BYTES // shape.kv_bytes_per_token,
         MAX_NUM_SEQS,
         workload.longest,
+        plan.deterministic,
     )
     machine = Machine(loaded)
     arms: dict[str, dict[str, Any]] = {}

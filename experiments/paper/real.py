@@ -54,12 +54,14 @@ class EngineSetting:
         pool_tokens, host_tokens: capacity of each tier, tokens.
         max_num_seqs: requests that run at once.
         max_model_len: tokens of the longest request.
+        deterministic: see ``EngineConfig``; two batch shapes, which compile in seconds.
     """
 
     pool_tokens: int
     host_tokens: int
     max_num_seqs: int
     max_model_len: int
+    deterministic: bool = False
 
 
 class Machine:
@@ -97,6 +99,7 @@ class Machine:
             page_size=PAGE,
             num_pages=(workload.total if arm.is_unlimited else setting.pool_tokens) // PAGE + 1,
             seed=0,
+            deterministic=setting.deterministic,
             cache=cache,
         )
         return run_on_engine(self._loaded, config, workload)
