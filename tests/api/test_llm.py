@@ -1,4 +1,4 @@
-"""The Python API and the server over a real, tiny model: the whole way, once."""
+"""The Python API and the server over a real, tiny model, end to end."""
 
 import contextlib
 import functools
@@ -60,7 +60,7 @@ def test_one_prompt_gives_one_completion_and_many_give_a_list_in_order(llm):
     assert llm.generate([ids, ids[:3]], [GREEDY, GREEDY], progress=False)[0].text == one.text
 
 
-def test_a_stream_is_the_completion_in_pieces_and_leaving_it_frees(llm):
+def test_a_stream_joins_to_the_completion_and_closing_it_frees_its_blocks(llm):
     whole = llm.generate("stream me", GREEDY)
     pieces = list(llm.stream("stream me", GREEDY))
     assert "".join(p.text for p in pieces) == whole.text
@@ -87,7 +87,7 @@ def test_chat_uses_the_template_and_the_cache(llm):
     assert text == first.text
 
 
-def test_what_cannot_run_says_so_and_nothing_leaks(llm):
+def test_invalid_calls_raise_and_leak_no_blocks(llm):
     before = llm.stats.num_finished
     for prompt in (5, [[]], [10**9], [-1], "x" * 5000, ["fine", "x" * 5000]):
         with pytest.raises(InvalidRequestError):
@@ -110,7 +110,7 @@ def test_what_cannot_run_says_so_and_nothing_leaks(llm):
     assert llm.stats.num_running == llm.stats.num_blocks_leased == 0
 
 
-def test_a_stream_that_nobody_reads_ends_when_it_is_let_go(llm):
+def test_a_stream_that_is_never_read_ends_when_it_is_collected(llm):
     stream = llm.stream("never read", SamplingParams(ignore_eos=True))
     del stream
     llm.engine.settle()
@@ -120,7 +120,7 @@ def test_a_stream_that_nobody_reads_ends_when_it_is_let_go(llm):
     stream.close()
     assert list(stream) == []
     with pytest.raises(InvalidRequestError):
-        llm.stream([])  # said at once
+        llm.stream([])  # raises before it is read
 
 
 def test_random_weights_come_from_the_seed(monkeypatch, tmp_path):
@@ -136,7 +136,7 @@ def test_random_weights_come_from_the_seed(monkeypatch, tmp_path):
     assert (asked["random_weights"], asked["seed"]) == (True, 7)
 
 
-def test_completions_carry_logprobs_and_what_stopped_them(llm):
+def test_completions_have_logprobs_and_the_stop_reason(llm):
     params = SamplingParams(
         temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=2, prompt_logprobs=0
     )
@@ -164,7 +164,7 @@ def review():
     return workflow.edge("coder", "reviewer").edge("tester", "reviewer")
 
 
-def test_a_run_calls_its_agents_from_many_threads_and_finds_their_prefixes(llm):
+def test_agents_of_a_run_called_from_many_threads_hit_their_prefixes(llm):
     llm.flush_cache()
     with llm.run(review()) as run, ThreadPoolExecutor(2) as pool:
         for turn in range(2):
@@ -208,7 +208,7 @@ def test_a_run_takes_every_kind_of_call(llm):
     run.end()
 
 
-def test_what_a_run_cannot_take(llm):
+def test_invalid_runs_and_calls_of_a_run_raise(llm):
     for workflow in ("planner -> coder", {"nodes": ["a"]}, 5):
         with pytest.raises(InvalidRequestError, match="must be a Workflow"):
             llm.run(workflow)
@@ -239,7 +239,7 @@ def test_what_a_run_cannot_take(llm):
     assert llm.stats.num_running == llm.stats.num_blocks_leased == 0
 
 
-def test_cache_switches_that_cannot_be_are_said_before_anything_is_loaded():
+def test_contradictory_cache_arguments_raise_before_the_model_is_loaded():
     for switches, message in (
         ({"cache": "vllm"}, "cache must be one of"),
         ({"cache": "gpu-only", "host_cache_gib": 1}, "no host tier"),
@@ -252,7 +252,7 @@ def test_cache_switches_that_cannot_be_are_said_before_anything_is_loaded():
             LLM("no such model", **switches)
 
 
-def test_cache_switches_reach_the_engine(folder, tmp_path, monkeypatch):
+def test_cache_arguments_reach_the_engine(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)  # nothing is computed
     switches = {"eviction": "kvflow-chance", "prefetch": False, "host_cache_gib": 1e-3}
     switches |= {"backup": "evict", "guard": False, "admission": True}
@@ -264,7 +264,7 @@ def test_cache_switches_reach_the_engine(folder, tmp_path, monkeypatch):
     assert 0 < cache.num_host_blocks <= 1e-3 * 2**30 / llm.sizes.pool.page_bytes
 
 
-def test_closed_means_closed(folder, tmp_path):
+def test_a_closed_llm_refuses_every_call(folder, tmp_path):
     cache = CacheConfig("gpu-only")
     llm = LLM(str(folder), cache_dir=tmp_path, progress=False, cache=cache, **SIZES)
     assert llm.sizes.cache.num_host_blocks == 0
@@ -282,12 +282,12 @@ def test_closed_means_closed(folder, tmp_path):
     run.end()
 
 
-def test_too_little_memory_is_said_before_anything_runs(folder, tmp_path):
+def test_a_pool_too_small_for_a_request_raises_at_start(folder, tmp_path):
     with pytest.raises(CapacityError, match="GiB more are needed"):
         LLM(str(folder), cache_dir=tmp_path, progress=False, pool_gib=1e-6, max_model_len=256)
 
 
-def test_without_a_compiler_it_says_so_and_writes_the_same(
+def test_without_a_compiler_xla_gives_the_same_text_and_one_warning(
     llm, folder, tmp_path, monkeypatch, caplog
 ):
     if llm.model.ops is not NATIVE:

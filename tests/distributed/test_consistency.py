@@ -1,4 +1,4 @@
-"""Processes that have loaded different models serve none."""
+"""Processes that have loaded different models refuse to serve."""
 
 import threading
 from dataclasses import replace
@@ -23,7 +23,7 @@ def load(version="1", dtype="float32"):
 
 
 def refusals(act, *each):
-    """What two processes are told that do ``act`` in a group, with one of ``each``."""
+    """The error that both processes of a group raise from ``act``, each with one of ``each``."""
     refused = []
 
     def try_to(group, one):
@@ -51,7 +51,7 @@ def refusals(act, *each):
         (load(dtype="float16"), "(shapes "),
     ],
 )
-def test_processes_that_loaded_different_weights_all_say_so(its, differ):
+def test_every_process_reports_different_weights(its, differ):
     def act(group, loaded):
         prepare(loaded, EngineConfig(), progress=False, group=group)
 
@@ -68,6 +68,8 @@ def test_processes_that_loaded_different_weights_all_say_so(its, differ):
 )
 def test_models_are_compared_before_they_have_weights(change, differ):
     models = (Model.build(CONFIG), Model.build(replace(CONFIG, **change)))
-    said = refusals(lambda group, model: check_consistent(group, model_properties(model)), *models)
-    assert differ in said
-    assert len(said) < 400
+    message = refusals(
+        lambda group, model: check_consistent(group, model_properties(model)), *models
+    )
+    assert differ in message
+    assert len(message) < 400

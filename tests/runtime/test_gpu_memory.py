@@ -1,4 +1,4 @@
-"""What JAX is told before it looks for GPUs; what the user has told it stays."""
+"""Memory settings before JAX starts; settings of the user stay."""
 
 import os
 
@@ -9,7 +9,7 @@ from kvflow_jax.runtime.gpu_memory import raise_pinned_memory_limit, reserve_gpu
 HOST_GIB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
 
 
-def test_a_server_takes_most():
+def test_a_server_preallocates_90_percent_and_may_pin_all_host_memory():
     env = {}
     reserve_gpu_memory(env)
     assert env == {
@@ -19,13 +19,13 @@ def test_a_server_takes_most():
 
 
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
-def test_a_users_fraction_stays(name):
+def test_a_fraction_that_the_user_has_set_stays(name):
     env = {name: "0.5"}
     reserve_gpu_memory(env)
     assert {key: env[key] for key in env if "FRACTION" in key} == {name: "0.5"}
 
 
-def test_a_notebook_shares_the_device():
+def test_a_notebook_may_pin_all_host_memory_but_shares_the_gpu():
     env = {}
     raise_pinned_memory_limit(env)
     assert list(env) == ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"]

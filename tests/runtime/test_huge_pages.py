@@ -1,3 +1,5 @@
+"""The restart that lets malloc use huge pages."""
+
 import os
 import platform
 import subprocess
@@ -15,9 +17,9 @@ print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is no glibc to set up")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 @pytest.mark.parametrize("chosen", [None, "glibc.malloc.hugetlb=0"])
-def test_a_process_begins_anew_with_its_arguments_and_only_once(chosen):
+def test_a_process_restarts_once_with_its_arguments(chosen):
     env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     if chosen is not None:
         env["GLIBC_TUNABLES"] = chosen

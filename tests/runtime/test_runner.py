@@ -146,16 +146,16 @@ TIERED = {"num_host_blocks": 200, "extent_sizes": EXTENTS}
     ],
     ids=["kvflow", "hicache"],
 )
-def test_blocks_that_went_to_the_host_and_back_change_no_token(tiny, cache):
-    """Six agents in a cycle, three of whose prefixes fit; nothing compiles on the way."""
+def test_offloaded_and_loaded_blocks_change_no_token(tiny, cache):
+    """Six agents in a cycle; the pool fits the prefixes of three. Nothing compiles."""
     rng = np.random.default_rng(7)
     engine = tiny.engine(num_pages=60, cache=cache)
     ring = Workflow()
     for i in range(6):
         ring.edge(f"agent{i}", f"agent{(i + 1) % 6}")
     fixed = [rng.integers(3, CONFIG.vocab_size, 64).tolist() for _ in range(6)]
-    landed = threading.Event()
-    engine.transfers.listen(landed.set)
+    is_done = threading.Event()
+    engine.transfers.listen(is_done.set)
     tiny.cold_logits([3])
     with counted_compiles() as compiles:
         for call in range(24):
@@ -165,10 +165,10 @@ def test_blocks_that_went_to_the_host_and_back_change_no_token(tiny, cache):
             prompt = fixed[call % 6] + rng.integers(3, CONFIG.vocab_size, 9).tolist()
             one = Collected(engine, prompt, GREEDY, hints=hints)
             while not engine.is_idle:
-                landed.clear()
+                is_done.clear()
                 if not engine.step():
                     assert engine.is_waiting
-                    landed.wait(10)
+                    is_done.wait(10)
             engine.check_integrity()
             tiny.assert_greedy(one.prompt, one.tokens)
             if call >= 6:
@@ -187,7 +187,7 @@ def test_the_pool_is_updated_in_place(tiny):
         assert analysis.temp_size_in_bytes < runner.pool_spec.nbytes / 2
 
 
-def test_a_lost_pool_is_made_anew(tiny):
+def test_a_lost_pool_is_replaced_by_an_empty_one(tiny):
     engine = tiny.engine()
     lost = Collected(engine, range(10, 50), GREEDY)
     engine.step()
@@ -206,7 +206,9 @@ def test_logprobs_and_prompt_logprobs_are_the_models(tiny):
     prompt = rng.integers(3, CONFIG.vocab_size, 75).tolist()
     plain = Collected(engine, prompt, GREEDY)
     run(engine)
-    one = Collected(engine, prompt, params)  # the cache holds its prefix, which must not matter
+    one = Collected(
+        engine, prompt, params
+    )  # its prefix is cached, but must be computed to be scored
     beside = [Collected(engine, p, GREEDY) for p in prompts(rng, 3)]
     run(engine)
     assert plain.outputs[0].logprobs == beside[0].outputs[0].prompt_logprobs == ()
@@ -226,8 +228,8 @@ def test_logprobs_and_prompt_logprobs_are_the_models(tiny):
         np.testing.assert_allclose([row[token] for token, _ in score.top], best, atol=1e-3)
 
 
-def test_penalties_hold_across_preemption_and_steps_in_flight(tiny):
-    """With a strong presence penalty greedy text never repeats a token, whatever happened."""
+def test_penalties_are_exact_after_preemption_and_with_steps_in_flight(tiny):
+    """Greedy tokens with strong penalties are the same alone and in a pool that is too small."""
     rng = np.random.default_rng(6)
     engine = tiny.engine(num_pages=40)
     params = SamplingParams(
@@ -251,19 +253,19 @@ def test_penalties_hold_across_preemption_and_steps_in_flight(tiny):
         assert 17 not in one.tokens
 
 
-def test_min_tokens_holds_every_end_back(tiny):
+def test_min_tokens_bans_every_stop_token_until_then(tiny):
     engine = tiny.engine()
     prompt = list(range(10, 40))
     free = Collected(engine, prompt, SamplingParams(temperature=0.0, max_tokens=12))
     run(engine)
     ends = tuple(set(free.tokens))
     params = SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=ends, min_tokens=5)
-    held = Collected(engine, prompt, params)
+    banned = Collected(engine, prompt, params)
     stopped = Collected(
         engine, prompt, SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=ends)
     )
     run(engine)
     assert len(stopped.tokens) == 1
     assert stopped.last.stop_reason == stopped.tokens[0]
-    assert len(held.tokens) >= 5
-    assert not set(held.tokens[:5]) & set(ends)
+    assert len(banned.tokens) >= 5
+    assert not set(banned.tokens[:5]) & set(ends)

@@ -15,7 +15,7 @@ from kvflow_jax.runtime.sampler import (
 )
 
 VOCAB = 600  # not a multiple of the sampler's own block
-NO_MEMORY = PenaltyState.zeros(1, VOCAB)
+NO_PENALTIES = PenaltyState.zeros(1, VOCAB)
 _sample = jax.jit(sample)
 
 
@@ -29,19 +29,19 @@ def rows_of(num_rows, **settings):
 
 @pytest.fixture(scope="module")
 def draw():
-    def call(logits, *, temperature=1.0, seed=0, position=0, memory=NO_MEMORY, **how):
+    def call(logits, *, temperature=1.0, seed=0, position=0, penalties=NO_PENALTIES, **how):
         n = len(logits)
         rows = rows_of(n, temperature=temperature, **how)
         rows.seed[:, 1] = seed
         positions = np.broadcast_to(np.asarray(position, np.int32), (n,)).copy()
-        tokens, _ = _sample(np.asarray(logits, np.float32), rows, memory, positions)
+        tokens, _ = _sample(np.asarray(logits, np.float32), rows, penalties, positions)
         return np.asarray(tokens)
 
     return call
 
 
 def kept(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Probabilities after temperature, min-p, top-k and top-p, the long way."""
+    """Probabilities after temperature, min-p, top-k and top-p, by sorting."""
     scaled = np.asarray(logits, np.float64) / temperature
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()
@@ -56,14 +56,14 @@ def kept(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     return probs / probs.sum()
 
 
-def test_zero_temperature_takes_the_likeliest(draw):
+def test_zero_temperature_samples_the_likeliest_token(draw):
     logits = np.random.default_rng(0).normal(size=(64, VOCAB))
     assert (draw(logits, temperature=0.0, top_k=5, top_p=0.1) == logits.argmax(-1)).all()
 
 
 @pytest.mark.parametrize("how", [{"top_p": p} for p in (1e-9, 1e-40, 1e-45)])
 @pytest.mark.parametrize("temperature", [1.0, 1e-5, 1e-37, 1e-45])
-def test_vanishing_settings_take_the_likeliest(draw, how, temperature):
+def test_tiny_settings_sample_the_likeliest_token(draw, how, temperature):
     logits = np.random.default_rng(0).normal(size=(64, VOCAB)) * 30
     assert (draw(logits, temperature=temperature, **how) == logits.argmax(-1)).all()
 
@@ -117,7 +117,7 @@ def test_a_draw_depends_on_seed_and_position_alone(draw):
 def test_rows_are_independent_of_each_others_settings(draw):
     logits = np.random.default_rng(4).normal(size=(3, VOCAB)).astype(np.float32)
     rows = rows_of(3, temperature=[0.0, 1.0, 1.0], top_k=[0, 1, 0], top_p=[1.0, 1.0, 1e-6])
-    tokens, _ = _sample(logits, rows, NO_MEMORY, np.zeros(3, np.int32))
+    tokens, _ = _sample(logits, rows, NO_PENALTIES, np.zeros(3, np.int32))
     assert (np.asarray(tokens) == logits.argmax(-1)).all()
 
 
@@ -131,8 +131,8 @@ def test_extreme_logits_give_tokens_of_the_vocabulary(draw):
     assert 0 <= drawn[2] < VOCAB
 
 
-class Memory:
-    """A device's memory of one slot among several, and the same facts in plain numpy."""
+class Sequence:
+    """The penalty state of one slot among several, and the same counts in plain Python."""
 
     def __init__(self, prompt, output, *, stops=(), bias=None, slot=2):
         self.slot, self.prompt, self.output = slot, prompt, output
@@ -144,7 +144,7 @@ class Memory:
         stop_ids[: len(self.stops)] = self.stops
         bias_ids[: len(self.bias)] = list(self.bias)
         values[: len(self.bias)] = list(self.bias.values())
-        past = SequenceState(
+        state = SequenceState(
             seq_slot=np.int32(slot),
             tokens=tokens,
             num_prompt=np.int32(len(prompt)),
@@ -153,8 +153,8 @@ class Memory:
             bias_ids=bias_ids,
             bias=values,
         )
-        dirty = PenaltyState(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
-        self.device = dirty.load_sequence_state(past)
+        stale = PenaltyState(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
+        self.device = stale.load_sequence_state(state)
 
     def adjusted(self, logits, *, repetition=1.0, frequency=0.0, presence=0.0, ban=False):
         out = np.asarray(logits, np.float64).copy()
@@ -183,46 +183,50 @@ class Memory:
     ],
     ids=str,
 )
-def test_penalties_bias_and_ban(how):
+def test_penalties_bias_and_bans_equal_numpy(how):
     rng = np.random.default_rng(7)
     prompt = rng.integers(0, 40, 20).tolist()
     output = rng.integers(20, 60, 15).tolist()
-    memory = Memory(prompt, output, stops=[3, 41], bias={5: 20.0, 50: -100.0, 599: 1.5})
+    sequence = Sequence(prompt, output, stops=[3, 41], bias={5: 20.0, 50: -100.0, 599: 1.5})
     logits = (rng.normal(size=VOCAB) * 3).astype(np.float32)
     logits[3] = 60.0  # a stop token that would win
     settings = {name: value for name, value in how.items() if name != "ban"}
-    rows = rows_of(2, seq_slot=memory.slot, uses_memory=[True, False], **settings)
+    rows = rows_of(2, seq_slot=sequence.slot, uses_memory=[True, False], **settings)
     rows.bans_stops[:] = how.get("ban", False)
-    # The token that wins, and then the one that wins without it: the whole order, in effect.
-    left = memory.adjusted(logits, **how)
+    # Compare the likeliest token, then the likeliest of the rest, and so on.
+    left = sequence.adjusted(logits, **how)
     for _ in range(5):
-        tokens, _ = _sample(np.stack([logits, logits]), rows, memory.device, np.zeros(2, np.int32))
+        tokens, _ = _sample(
+            np.stack([logits, logits]), rows, sequence.device, np.zeros(2, np.int32)
+        )
         assert int(tokens[0]) == int(np.argmax(left))
-        assert int(tokens[1]) == int(np.argmax(logits))  # who does not use the memory has none
+        assert int(tokens[1]) == int(np.argmax(logits))  # a row without penalties has none
         logits[int(tokens[0])] = left[int(tokens[0])] = -np.inf
 
 
-def test_the_memory_counts_what_steps_sample():
-    memory = Memory([1, 2], [3, 3])
-    device = memory.device.count(np.array([2, 4, 2]), np.array([3, 9, 7]))  # slot 4 is nobody's
-    memory.output += [3, 7]
-    again = Memory(memory.prompt, memory.output).device
+def test_the_penalty_state_counts_the_samples_of_steps():
+    sequence = Sequence([1, 2], [3, 3])
+    device = sequence.device.count(
+        np.array([2, 4, 2]), np.array([3, 9, 7])
+    )  # slot 4 is out of range
+    sequence.output += [3, 7]
+    again = Sequence(sequence.prompt, sequence.output).device
     np.testing.assert_array_equal(device.counts[2], again.counts[2])
     np.testing.assert_array_equal(device.counts[3], np.full(VOCAB, 12345))
 
 
 def test_draws_follow_the_penalised_distribution(draw):
     num_draws = 20_000
-    memory = Memory([1, 2, 3], [4, 4, 5], bias={6: 3.0})
+    sequence = Sequence([1, 2, 3], [4, 4, 5], bias={6: 3.0})
     logits = np.random.default_rng(1).normal(size=VOCAB)
     logits[10:] -= 20
     how = {"repetition": 1.3, "frequency": 0.5, "presence": 0.2}
-    expected = kept(memory.adjusted(logits, **how)) * num_draws
+    expected = kept(sequence.adjusted(logits, **how)) * num_draws
     drawn = draw(
         np.tile(logits, (num_draws, 1)),
         position=np.arange(num_draws),
-        memory=memory.device,
-        seq_slot=memory.slot,
+        penalties=sequence.device,
+        seq_slot=sequence.slot,
         uses_memory=True,
         **how,
     )
@@ -236,7 +240,7 @@ def test_logprobs_are_the_models_own(draw):
     logits = (rng.normal(size=(4, VOCAB)) * 3).astype(np.float32)
     exact = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     rows = rows_of(4, temperature=1.3, top_k=30, wants_logprobs=[True, False, True, True])
-    tokens, logprobs = _sample(logits, rows, NO_MEMORY, np.arange(4, dtype=np.int32))
+    tokens, logprobs = _sample(logits, rows, NO_PENALTIES, np.arange(4, dtype=np.int32))
     taken = exact[np.arange(4), np.asarray(tokens)]
     np.testing.assert_allclose(logprobs.chosen, taken, atol=1e-4)
     order = np.argsort(-exact, axis=-1)[:, :MAX_LOGPROBS]

@@ -1,0 +1,166 @@
+"""A run names its agents to the engine, reports progress, and ends."""
+
+import pytest
+
+from kvflow_jax.api.workflow_run import TENANT, WorkflowRun
+from kvflow_jax.errors import EngineClosedError, InvalidRequestError
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.workflow.workflow import Workflow
+
+PARAMS = SamplingParams(max_tokens=3)
+MESSAGES = [{"role": "user", "content": "Plan this."}]
+
+
+class RecordingEngine:
+    def __init__(self):
+        self.log = []
+        self.advanced = [["stranger"]]  # results of advance_run, the last one first
+        self.is_closed = False
+
+    def begin_run(self, tenant, workflow_id, graph):
+        self.log.append(("begin", tenant, workflow_id, graph))
+
+    def advance_run(self, tenant, workflow_id, completed, running):
+        self.log.append(("advance", tenant, workflow_id, completed, running))
+        return self.advanced.pop()
+
+    def end_run(self, tenant, workflow_id):
+        self.log.append(("end", tenant, workflow_id))
+        if self.is_closed:
+            raise EngineClosedError("closed")
+
+
+class RecordingLLM:
+    """Returns each call as its answer."""
+
+    def __init__(self):
+        self.engine = RecordingEngine()
+
+    def chat(self, messages, params, *, hints, progress):
+        return "chat", messages, params, hints, progress
+
+    def generate(self, prompts, params, *, hints, progress):
+        return "generate", prompts, params, hints, progress
+
+    def stream(self, prompt, params, *, hints):
+        return "stream", prompt, params, hints
+
+    def stream_chat(self, messages, params, *, hints):
+        return "stream_chat", messages, params, hints
+
+
+@pytest.fixture
+def llm():
+    return RecordingLLM()
+
+
+def plan_and_code():
+    return Workflow().edge("planner", "coder")
+
+
+def test_a_run_begins_with_its_graph_and_ends_with_its_block(llm):
+    with WorkflowRun(llm, plan_and_code(), "named") as run:
+        assert run.workflow_id == "named"
+        ((event, tenant, workflow_id, graph),) = llm.engine.log
+        assert (event, tenant, workflow_id) == ("begin", TENANT, "named")
+        assert set(graph.names) == {"planner", "coder"}
+    run.end()  # again
+    assert llm.engine.log[1:] == [("end", TENANT, "named")]
+
+
+def test_runs_without_a_name_have_different_ones(llm):
+    first, second = WorkflowRun(llm), WorkflowRun(llm)
+    assert first.workflow_id != second.workflow_id
+    assert llm.engine.log[0][-1] is None  # no graph
+
+
+def test_every_call_has_the_hints_of_its_run_and_agent(llm):
+    run = WorkflowRun(llm, plan_and_code(), "named")
+    calls = [
+        run.chat("coder", MESSAGES, PARAMS, progress=False),
+        run.generate("coder", "hello", PARAMS, progress=False),
+        run.stream("coder", "hello", PARAMS),
+        run.stream_chat("coder", MESSAGES, PARAMS),
+    ]
+    for (method, asked, params, hints, *progress), name in zip(
+        calls, ("chat", "generate", "stream", "stream_chat"), strict=True
+    ):
+        assert method == name
+        assert asked == (MESSAGES if "chat" in name else "hello")
+        assert params is PARAMS
+        assert progress in ([], [False])
+        assert (hints.workflow_id, hints.agent_id) == ("named", "coder")
+        assert set(hints.graph.names) == {"planner", "coder"}
+
+
+def test_further_hints_are_kept_except_for_the_runs_own(llm):
+    run = WorkflowRun(llm, workflow_id="named")
+    given = Hints(session_id="s", num_fixed=7, workflow_id="other", agent_id="other")
+    *_, hints = run.stream("coder", "hello", PARAMS, hints=given)
+    assert (hints.session_id, hints.num_fixed) == ("s", 7)
+    assert (hints.workflow_id, hints.agent_id) == ("named", "coder")
+
+
+def test_progress_without_calls_is_reported(llm):
+    run = WorkflowRun(llm, plan_and_code(), "named")
+    unknown = run.advance(completed=["planner", "stranger"], running=iter(["coder"]))
+    assert unknown == ["stranger"]
+    assert llm.engine.log[1:] == [("advance", TENANT, "named", ["planner", "stranger"], ["coder"])]
+
+
+def test_a_run_that_has_reached_its_end_begins_anew(llm):
+    run = WorkflowRun(llm, plan_and_code(), "named")
+    llm.engine.advanced = [[], None]
+    assert run.advance(completed=["planner"]) == []
+    assert [event[0] for event in llm.engine.log] == ["begin", "advance", "begin", "advance"]
+
+
+def test_a_run_can_end_after_its_engine(llm):
+    run = WorkflowRun(llm)
+    llm.engine.is_closed = True
+    run.end()
+    assert llm.engine.log[-1][0] == "end"
+
+
+def test_a_run_that_is_over_takes_no_calls(llm):
+    run = WorkflowRun(llm, plan_and_code())
+    run.end()
+    calls = [lambda: run.advance(["planner"])]
+    calls += [
+        lambda call=call: call("planner", "hello", PARAMS)
+        for call in (run.chat, run.generate, run.stream, run.stream_chat)
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequestError, match="this run is over"):
+            call()
+
+
+@pytest.mark.parametrize("workflow", ["planner -> coder", {"nodes": ["planner"]}, 5])
+def test_only_a_workflow_can_be_run(llm, workflow):
+    with pytest.raises(InvalidRequestError, match="must be a Workflow"):
+        WorkflowRun(llm, workflow)
+    assert llm.engine.log == []
+
+
+def test_a_workflow_without_nodes_is_refused(llm):
+    with pytest.raises(InvalidRequestError, match="at least one node"):
+        WorkflowRun(llm, Workflow())
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257, 5, None, ["planner"]])
+def test_names_are_strings_of_limited_length(llm, name):
+    run = WorkflowRun(llm)
+    with pytest.raises(InvalidRequestError, match="agent must be") as error:
+        run.generate(name, "hello", PARAMS)
+    assert error.value.param == "agent"
+    with pytest.raises(InvalidRequestError, match="running must be"):
+        run.advance(running=[name])
+    if name is not None:
+        with pytest.raises(InvalidRequestError, match="workflow_id must be"):
+            WorkflowRun(llm, workflow_id=name)
+
+
+def test_one_agent_is_no_list_of_agents(llm):
+    with pytest.raises(InvalidRequestError, match="completed must be a list"):
+        WorkflowRun(llm).advance("planner")
