@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kvflow_jax.runtime.huge_pages import TUNABLES
+from kvflow_jax.runtime.huge_pages import TUNABLES, restart_with_huge_pages
 
 SCRIPT = """
 import os, sys
@@ -28,3 +28,21 @@ def test_a_process_restarts_once_with_its_arguments(chosen):
         out, _ = child.communicate(timeout=60)
         assert child.returncode == 0
     assert out == f"{child.pid} {chosen or TUNABLES} ['--flag', 'a b']\n"
+
+
+@pytest.mark.parametrize(
+    ("libc", "env", "restarts"),
+    [
+        ("glibc", {}, True),
+        ("glibc", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, False),
+        ("musl", {}, False),
+    ],
+)
+def test_only_a_process_of_glibc_without_tunables_restarts(monkeypatch, libc, env, restarts):
+    started = []
+    monkeypatch.setattr(os, "environ", env)
+    monkeypatch.setattr(os, "execv", lambda path, argv: started.append((path, argv)))
+    monkeypatch.setattr(platform, "libc_ver", lambda: (libc, "2.36"))
+    restart_with_huge_pages()
+    assert started == [(sys.executable, sys.orig_argv)] * restarts
+    assert (env.get("GLIBC_TUNABLES") == TUNABLES) is restarts

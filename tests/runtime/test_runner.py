@@ -206,9 +206,8 @@ def test_logprobs_and_prompt_logprobs_are_the_models(tiny):
     prompt = rng.integers(3, CONFIG.vocab_size, 75).tolist()
     plain = Collected(engine, prompt, GREEDY)
     run(engine)
-    one = Collected(
-        engine, prompt, params
-    )  # its prefix is cached, but must be computed to be scored
+    # The prefix is cached, but must be computed to be scored.
+    one = Collected(engine, prompt, params)
     beside = [Collected(engine, p, GREEDY) for p in prompts(rng, 3)]
     run(engine)
     assert plain.outputs[0].logprobs == beside[0].outputs[0].prompt_logprobs == ()

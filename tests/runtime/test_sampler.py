@@ -191,7 +191,7 @@ def test_penalties_bias_and_bans_equal_numpy(how):
     logits = (rng.normal(size=VOCAB) * 3).astype(np.float32)
     logits[3] = 60.0  # a stop token that would win
     settings = {name: value for name, value in how.items() if name != "ban"}
-    rows = rows_of(2, seq_slot=sequence.slot, uses_memory=[True, False], **settings)
+    rows = rows_of(2, seq_slot=sequence.slot, needs_penalty_state=[True, False], **settings)
     rows.bans_stops[:] = how.get("ban", False)
     # Compare the likeliest token, then the likeliest of the rest, and so on.
     left = sequence.adjusted(logits, **how)
@@ -206,9 +206,8 @@ def test_penalties_bias_and_bans_equal_numpy(how):
 
 def test_the_penalty_state_counts_the_samples_of_steps():
     sequence = Sequence([1, 2], [3, 3])
-    device = sequence.device.count(
-        np.array([2, 4, 2]), np.array([3, 9, 7])
-    )  # slot 4 is out of range
+    # Slot 4 is out of range.
+    device = sequence.device.count(np.array([2, 4, 2]), np.array([3, 9, 7]))
     sequence.output += [3, 7]
     again = Sequence(sequence.prompt, sequence.output).device
     np.testing.assert_array_equal(device.counts[2], again.counts[2])
@@ -227,7 +226,7 @@ def test_draws_follow_the_penalised_distribution(draw):
         position=np.arange(num_draws),
         penalties=sequence.device,
         seq_slot=sequence.slot,
-        uses_memory=True,
+        needs_penalty_state=True,
         **how,
     )
     counts = np.bincount(drawn, minlength=VOCAB)[:10]
