@@ -49,7 +49,7 @@ class _Int:
     SEQ_SLOT = 3  # where the sample is kept; out of range: the sample is dropped
     TOP_K = 4
     SEED = 5  # two columns, the bits of u32[2]
-    NEEDS_PENALTY_STATE = 7
+    NEEDS_SAMPLER_STATE = 7
     BANS_STOPS = 8
     WANTS_LOGPROBS = 9
     PAGES = 10
@@ -135,7 +135,7 @@ class Batch:
             frequency=floats[:, _Float.FREQUENCY],
             presence=floats[:, _Float.PRESENCE],
             seed=seed.astype(np.uint32),  # keeps the bits
-            needs_penalty_state=ints[:, _Int.NEEDS_PENALTY_STATE] != 0,
+            needs_sampler_state=ints[:, _Int.NEEDS_SAMPLER_STATE] != 0,
             bans_stops=ints[:, _Int.BANS_STOPS] != 0,
             wants_logprobs=ints[:, _Int.WANTS_LOGPROBS] != 0,
         )
@@ -289,7 +289,7 @@ def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.nda
     floats = np.empty(_Float.COUNT, np.float32)
     ints[_Int.TOP_K] = params.top_k
     ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
-    ints[_Int.NEEDS_PENALTY_STATE] = params.needs_sampler_state
+    ints[_Int.NEEDS_SAMPLER_STATE] = params.needs_sampler_state
     ints[_Int.WANTS_LOGPROBS] = params.logprobs is not None
     floats[_Float.TEMPERATURE] = 0.0 if params.is_greedy else params.temperature
     floats[_Float.TOP_P] = params.top_p

@@ -32,7 +32,7 @@ _COUNT, _IN_PROMPT, _IS_STOP = (1 << 28) - 1, 1 << 28, 1 << 29
         "frequency",
         "presence",
         "seed",
-        "needs_penalty_state",
+        "needs_sampler_state",
         "bans_stops",
         "wants_logprobs",
     ],
@@ -51,7 +51,7 @@ class SamplingRows:
     frequency: Any  # f32[n], frequency penalty
     presence: Any  # f32[n], presence penalty
     seed: Any  # u32[n, 2]
-    needs_penalty_state: Any  # bool[n], whether penalties, bias or bans are on
+    needs_sampler_state: Any  # bool[n], whether penalties, bias or bans are on
     bans_stops: Any  # bool[n], whether stop tokens are banned (min_tokens)
     wants_logprobs: Any  # bool[n]
 
@@ -68,7 +68,7 @@ class SamplingRows:
             frequency=np.zeros(num_rows, np.float32),
             presence=np.zeros(num_rows, np.float32),
             seed=np.zeros((num_rows, 2), np.uint32),
-            needs_penalty_state=np.zeros(num_rows, np.bool_),
+            needs_sampler_state=np.zeros(num_rows, np.bool_),
             bans_stops=np.zeros(num_rows, np.bool_),
             wants_logprobs=np.zeros(num_rows, np.bool_),
         )
@@ -163,7 +163,7 @@ def sample(
     Tokens that tie at a threshold are all kept.
     """
     adjusted = jax.lax.cond(
-        rows.needs_penalty_state.any(), partial(_adjust, logits, rows, penalties), lambda: logits
+        rows.needs_sampler_state.any(), partial(_adjust, logits, rows, penalties), lambda: logits
     )
     greedy = jnp.argmax(adjusted, axis=-1).astype(jnp.int32)
     tokens = jax.lax.cond(
@@ -207,7 +207,7 @@ def _adjust(logits: jax.Array, rows: SamplingRows, penalties: PenaltyState) -> j
     # A penalty of 1 changes no bit, and infinite logits stay infinite.
     changed = jnp.where(is_in_sequence & (repetition != 1), repeated, changed)
     changed -= rows.frequency[:, None] * count + rows.presence[:, None] * (count > 0)
-    return jnp.where(rows.needs_penalty_state[:, None], changed, logits)
+    return jnp.where(rows.needs_sampler_state[:, None], changed, logits)
 
 
 def _draw(logits: jax.Array, rows: SamplingRows, position: jax.Array) -> jax.Array:

@@ -119,7 +119,7 @@ def test_sampling_parameters_reach_the_row_of_the_sample():
     np.testing.assert_allclose(values, [0.5, 0.9, 0.1, 1.2, 0.3, 0.4], rtol=1e-6)
     assert sampling.top_k[row] == 7
     assert tuple(sampling.seed[row]) == chunk.request.seed
-    assert sampling.needs_penalty_state[row]
+    assert sampling.needs_sampler_state[row]
     assert sampling.bans_stops[row]
     assert sampling.wants_logprobs[row]
     assert batch.wants_logprobs

@@ -191,7 +191,7 @@ def test_penalties_bias_and_bans_equal_numpy(how):
     logits = (rng.normal(size=VOCAB) * 3).astype(np.float32)
     logits[3] = 60.0  # a stop token that would win
     settings = {name: value for name, value in how.items() if name != "ban"}
-    rows = rows_of(2, seq_slot=sequence.slot, needs_penalty_state=[True, False], **settings)
+    rows = rows_of(2, seq_slot=sequence.slot, needs_sampler_state=[True, False], **settings)
     rows.bans_stops[:] = how.get("ban", False)
     # Compare the likeliest token, then the likeliest of the rest, and so on.
     left = sequence.adjusted(logits, **how)
@@ -226,7 +226,7 @@ def test_draws_follow_the_penalised_distribution(draw):
         position=np.arange(num_draws),
         penalties=sequence.device,
         seq_slot=sequence.slot,
-        needs_penalty_state=True,
+        needs_sampler_state=True,
         **how,
     )
     counts = np.bincount(drawn, minlength=VOCAB)[:10]
