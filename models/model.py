@@ -107,7 +107,10 @@ class Model:
         return [(f"{LAYERS}{i}.{rest}", i) for i in range(self.config.num_layers)]
 
     def pack(self, name: str, weight: Any) -> Any:
-        """Return a leaf of a stacked weight, numpy or jax, in the packed form of ``ops``."""
+        """Return a leaf of the stacked weight ``name`` in the packed form of ``ops``.
+
+        The leaf is a numpy or a jax array.
+        """
         if not name.startswith(LAYERS):
             # The matrices outside the layers are embedding tables.
             return self.ops.pack_table(weight) if weight.ndim == 2 else weight

@@ -48,7 +48,7 @@ def test_packed_leaves_have_the_shapes_of_the_specs(ops):
         stacked = np.zeros(spec.shape, np.float32)
         for name, layer in model.leaves(stacked_name):
             leaf = stacked if layer is None else stacked[layer]
-            found[name] = model.pack(name, leaf).shape
+            found[name] = model.pack(stacked_name, leaf).shape
     assert found == {name: spec.shape for name, spec in model.specs.items()}
 
 

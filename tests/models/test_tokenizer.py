@@ -1,3 +1,6 @@
+"""Tokenizers, chat templates, and text streamed from tokens."""
+
+import json
 import random
 
 import pytest
@@ -22,7 +25,7 @@ TEXTS = (
 
 
 def stream(tokenizer, ids, **options):
-    """All pieces that one token at a time gives, and the flushed rest."""
+    """Return the text of each token, pushed one at a time, and the flushed rest."""
     detokenizer = tokenizer.detokenizer(**options)
     return [detokenizer.push([token_id]) for token_id in ids], detokenizer.flush()
 
@@ -39,14 +42,14 @@ def test_text_survives_the_stream(smollm2, text):
 
 
 def byte_pieces(text):
-    """SentencePiece tokens of a text, every byte by fallback."""
+    """Return the SentencePiece tokens of a text, every byte by fallback."""
     return [3 + byte for byte in text.encode()]
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_any_tokens_stream_to_their_decode(smollm2, data):
-    """Concatenation equals decode, whatever the tokens and however they are grouped."""
+    """For all tokens in groups of any size."""
     tokenizer = data.draw(st.sampled_from([BYTE_LEVEL, smollm2.tokenizer]))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=60))
     skip = data.draw(st.booleans())
@@ -61,7 +64,7 @@ def test_any_tokens_stream_to_their_decode(smollm2, data):
 @settings(max_examples=100, deadline=None)
 @given(prompt=st.text(max_size=8), text=st.text(max_size=30))
 def test_output_continues_its_prompt(smollm2, prompt, text):
-    """Streamed text is what decode adds to the prompt's own, leading spaces included."""
+    """Streamed text is what decode adds to the text of the prompt, with leading spaces."""
     for tokenizer in (BYTE_LEVEL, smollm2.tokenizer):
         before, after = tokenizer.encode(prompt), tokenizer.encode(text)
         pieces, rest = stream(tokenizer, after)
@@ -86,14 +89,14 @@ def test_sentencepiece_pieces_and_bytes_mix(words):
     assert "".join(pieces) + rest == SENTENCEPIECE.decode([3 + ord("x"), *ids])
 
 
-def test_an_unfinished_character_waits():
+def test_an_incomplete_character_is_buffered():
     ids = BYTE_LEVEL.encode("你")
     assert stream(BYTE_LEVEL, ids) == (["", "", "你"], "")
     assert stream(BYTE_LEVEL, ids[:2]) == (["", ""], "\ufffd")
 
 
 def test_invalid_bytes_do_not_stall():
-    """Continuation bytes with no lead, for ever: each becomes U+FFFD at once, memory stays flat."""
+    """Each continuation byte without a lead becomes U+FFFD at once: none are buffered."""
     invalid = next(i for i in range(256) if BYTE_LEVEL.token_bytes(i) == b"\x80")
     pieces, rest = stream(BYTE_LEVEL, [invalid] * 50)
     assert pieces == ["\ufffd"] * 50
@@ -111,7 +114,7 @@ def test_special_tokens_are_skipped_unless_wanted(smollm2):
     assert not tokenizer.is_special(500)
 
 
-def test_ids_past_the_vocabulary_are_silent():
+def test_ids_past_the_vocabulary_have_no_text():
     assert stream(BYTE_LEVEL, [100_000]) == ([""], "")
 
 
@@ -126,7 +129,7 @@ def test_embedded_tokenizer_splits_digits_and_keeps_spaces(smollm2):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_chat_template(smollm2):
+def test_a_chat_template_renders_a_conversation(smollm2):
     ids = smollm2.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])
     text = smollm2.tokenizer.decode(ids, skip_special_tokens=False)
     assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
@@ -143,22 +146,54 @@ def test_chat_template(smollm2):
         ([{"role": "user", "content": ["x"]}], "chat template refused"),
     ],
 )
-def test_template_that_refuses(messages, part):
+def test_a_template_that_refuses_the_messages_is_an_invalid_request(messages, part):
     with pytest.raises(InvalidRequestError, match=part) as caught:
         BYTE_LEVEL.apply_chat_template(messages)
     assert caught.value.param == "messages"
 
 
-def test_no_template():
+def test_a_missing_template_is_an_invalid_request():
     tokenizer = Tokenizer(tiny.byte_level_tokenizer(chat_template=None))
     with pytest.raises(InvalidRequestError, match="has no chat template: send a plain prompt"):
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
 
 
-def test_unsupported_decoder():
+def test_an_unsupported_decoder_is_an_error():
     from tokenizers import decoders
 
     hf = tiny.byte_level_tokenizer()
     hf.backend_tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(ModelLoadError, match=r"WordPiece is not supported; supported: ByteLevel"):
         Tokenizer(hf)
+
+
+def test_a_folder_gives_the_tokenizer_and_its_end_tokens(tmp_path):
+    tiny.byte_level_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    tokenizer = Tokenizer.from_folder(tmp_path, eos_token_ids=(9, 11))
+    own = tiny.byte_level_tokenizer().eos_token_id
+    assert tokenizer.eos_token_ids == (9, 11, 7, own)
+    assert tokenizer.encode("abc") == BYTE_LEVEL.encode("abc")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no tokenizer.json; download it"),
+        ({"tokenizer.json": "{"}, "cannot be read"),
+        ({"generation_config.json": "[]"}, "generation_config.json is not a JSON object"),
+    ],
+)
+def test_a_folder_without_a_readable_tokenizer_is_an_error(tmp_path, files, message):
+    if "generation_config.json" in files:
+        tiny.byte_level_tokenizer().save_pretrained(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelLoadError, match=message):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_text_has_at_least_its_bytes_over_the_longest_token():
+    text = "the cat " * 20
+    assert len(BYTE_LEVEL.encode(text)) >= len(text.encode()) / BYTE_LEVEL.max_token_bytes
+    assert BYTE_LEVEL.max_token_bytes > 1
