@@ -70,7 +70,7 @@ def main() -> int:
     if not options.quick:
         figures |= overlap(device, dtype)
     shape = SHAPES.get(name, SHAPES["llama-3.1-8b"])
-    longest = 64 if options.quick else 256 if on_cpu else 4096
+    longest = 256 if on_cpu or options.quick else 4096
     by_kernel, problems = attention(shape, dtype, longest, figures)
     figures |= by_kernel
     if not (options.no_model or options.quick):

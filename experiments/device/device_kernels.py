@@ -52,7 +52,11 @@ class Ragged:
 
 
 def workload(longest: int) -> dict[str, Ragged]:
-    """Return the batches: ``mixed`` is compared with the reference, all others are timed."""
+    """Return the batches: ``mixed`` is compared with the reference, all others are timed.
+
+    Args:
+        longest: tokens of the longest context, at least 218.
+    """
     return {
         "mixed": Ragged((1, longest, 0, longest // 3), ((0, 128), (longest // 2, 37), (0, 0))),
         "decode_b1": Ragged((longest,)),
