@@ -65,7 +65,8 @@ class Tokenizer:
                     all_eos_ids += token_ids(hf_config.get("eos_token_id"))
                 except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
                     raise ModelLoadError(
-                        f"{folder / name} is not a JSON object with token ids in eos_token_id: {error}"
+                        f"{folder / name} is not a JSON object with token ids in eos_token_id: "
+                        f"{error}"
                     ) from error
         return cls(hf, all_eos_ids)
 

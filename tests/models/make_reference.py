@@ -1,4 +1,4 @@
-"""Make reference.npz: logits by torch and transformers. Run with both installed:
+"""Make reference.npz, the logits of torch and transformers; needs both installed.
 
 python -m tests.models.make_reference
 """
@@ -15,11 +15,11 @@ from kvflow_jax.models.loading.gguf import GgufFile
 from tests.models import tiny
 
 FILE = Path(__file__).with_name("reference.npz")
-NUM_TOKENS = 64  # more than two pages, all windows and the wavelengths that scaling bends
-POSITIONS = np.arange(3, NUM_TOKENS, 5)  # that the file keeps of the tiny models
-GREEDY_PROMPT = 40  # past the original length of longrope, where transformers changes over
+NUM_TOKENS = 64  # more than two pages, every window and the wavelengths that scaling changes
+POSITIONS = np.arange(3, NUM_TOKENS, 5)  # positions of the tiny models in the file
+GREEDY_PROMPT = 40  # past the original length of longrope, where transformers switches factors
 NUM_GREEDY = 64
-LONGROPE, ORIGINAL_LEN = "phi3-longrope", 32  # up to which transformers keeps its short factors
+LONGROPE, ORIGINAL_LEN = "phi3-longrope", 32  # transformers uses short factors up to this length
 NUM_TOP = 64
 
 PROMPTS = (
@@ -29,7 +29,7 @@ PROMPTS = (
 
 
 def tiny_model(name: str) -> Any:
-    """A tiny model as transformers computes it."""
+    """Return a tiny model of transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,7 @@ def logits_of(model: Any, tokens: Sequence[int]) -> np.ndarray:  # f32[len(token
 
 
 def greedy_tokens(model: Any) -> np.ndarray:  # i32[NUM_GREEDY]
-    """What follows the prompt's first GREEDY_PROMPT tokens, all computed anew for each."""
+    """Return the greedy continuation of GREEDY_PROMPT tokens, without a KV cache."""
     tokens = [int(token) for token in tiny.prompt_tokens(GREEDY_PROMPT)]
     for _ in range(NUM_GREEDY):
         tokens.append(int(logits_of(model, tokens)[-1].argmax()))
@@ -59,7 +59,7 @@ def greedy_tokens(model: Any) -> np.ndarray:  # i32[NUM_GREEDY]
 
 
 def embedded_logits(prompts_ids: list[list[int]]) -> list[np.ndarray]:
-    """Logits of the embedded model, read from its GGUF by transformers itself."""
+    """Return logits of the embedded model, whose GGUF transformers reads itself."""
     import torch
     from transformers import AutoModelForCausalLM
 

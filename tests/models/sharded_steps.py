@@ -1,6 +1,6 @@
-"""Steps of a model cut over four devices beside the same steps on one; run by test_sharding.
+"""Steps of a model sharded over four devices and on one device must agree; run by test_sharding.
 
-A process of its own, because devices are counted out when JAX starts.
+This is a process of its own, because JAX fixes the number of devices when it starts.
 """
 
 import sys
@@ -21,7 +21,7 @@ from kvflow_jax.runtime import sharded_forward
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.runtime.forward import DeviceState, run_step
 
-NUM = 4
+NUM_SHARDS = 4
 CONFIG = ModelConfig(
     family="llama",
     vocab_size=256,
@@ -46,7 +46,7 @@ SHAPES = BatchShapes.plan(
 
 
 def batches():
-    """A prompt of 13 tokens in two tiles, then two steps that each feed what the last sampled."""
+    """Yield a prompt of 13 tokens in two tiles, then two steps that each feed the last sample."""
     rng = np.random.default_rng(0)
     shape = BatchShape(num_tiles=2, num_decode=2, tile=8)
     batch = Batch.empty(shape, SHAPES.pages_per_seq, SHAPES.num_seq_slots)
@@ -74,33 +74,37 @@ def main():
     state = DeviceState.zeros(whole, spec, SHAPES)
 
     mesh = Mesh(np.array(jax.devices()), (sharding.AXIS,))
-    part = Model.build(sharding.shard_of(CONFIG, NUM), ops=sharding.ShardedOps())
-    cut_params = {
+    local = Model.build(sharding.shard_of(CONFIG, NUM_SHARDS), ops=sharding.ShardedOps())
+    sharded_params = {
         name: jax.device_put(
-            sharding.group_columns_by_device(name, weight, CONFIG, NUM),
+            sharding.group_columns_by_device(name, weight, CONFIG, NUM_SHARDS),
             NamedSharding(mesh, sharding.weight_spec(name, weight.ndim)),
         )
         for name, weight in params.items()
     }
-    cut_spec = PoolSpec(CONFIG.num_layers, 5, 8, CONFIG.num_kv_heads // NUM, CONFIG.head_dim)
-    cut_state = DeviceState.zeros(part, cut_spec, SHAPES)
+    sharded_spec = PoolSpec(
+        CONFIG.num_layers, 5, 8, CONFIG.num_kv_heads // NUM_SHARDS, CONFIG.head_dim
+    )
+    sharded_state = DeviceState.zeros(local, sharded_spec, SHAPES)
     data = jax.device_put(state.pool.data, NamedSharding(mesh, sharding.POOL))
-    cut_state = jax.tree.map(lambda leaf: data if leaf is cut_state.pool.data else leaf, cut_state)
+    sharded_state = jax.tree.map(
+        lambda leaf: data if leaf is sharded_state.pool.data else leaf, sharded_state
+    )
 
     step = jax.jit(partial(run_step, whole))
-    cut_step = jax.jit(partial(sharded_forward.run_step, mesh, part), donate_argnums=1)
+    sharded_step = jax.jit(partial(sharded_forward.run_step, mesh, local), donate_argnums=1)
     for batch in batches():
         state, tokens, _ = step(params, state, batch)
-        cut_state, cut_tokens, _ = cut_step(cut_params, cut_state, batch)
+        sharded_state, sharded_tokens, _ = sharded_step(sharded_params, sharded_state, batch)
         rows = np.flatnonzero(np.asarray(batch.query_len))[-1:]
-        np.testing.assert_array_equal(np.asarray(cut_tokens)[rows], np.asarray(tokens)[rows])
-        np.testing.assert_allclose(cut_state.pool.data, state.pool.data, atol=1e-3)
+        np.testing.assert_array_equal(np.asarray(sharded_tokens)[rows], np.asarray(tokens)[rows])
+        np.testing.assert_allclose(sharded_state.pool.data, state.pool.data, atol=1e-3)
         live = jnp.abs(state.sampler.hidden).max()
         np.testing.assert_allclose(
-            cut_state.sampler.hidden, state.sampler.hidden, atol=float(1e-4 * live)
+            sharded_state.sampler.hidden, state.sampler.hidden, atol=float(1e-4 * live)
         )
     assert np.asarray(state.pool.data).any()
-    shards = cut_state.pool.data.addressable_shards
+    shards = sharded_state.pool.data.addressable_shards
     assert {shard.data.shape for shard in shards} == {(15, 8, 2, CONFIG.head_dim)}
 
 
