@@ -35,6 +35,8 @@ import orbax.checkpoint as ocp
 
 from experiments.make_folder import FAMILIES, hf_weights, write_folder
 from experiments.measure import arguments, report
+from kvflow_jax.models.kernels import AUTO, choose_attention
+from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.cpu.ops import native_ops
 from kvflow_jax.models.loading import embedded, placement
 from kvflow_jax.models.loading.checkpoint_reader import CHUNK_BYTES, checkpointer
@@ -43,6 +45,7 @@ from kvflow_jax.models.loading.load import default_ops, load_model
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.models.sharding import Shards
 from kvflow_jax.models.tokenizer import Tokenizer
 
@@ -57,6 +60,7 @@ HF = FAMILIES["llama"] | {
 }
 TARGETS = {"restore_speedup": ">= 3", "load_peak_ratio": "<= 1.3"}
 REPEATS = 2
+PAGE = 16  # tokens
 CASES = [  # dtype of the files, dtype of the model, number of devices
     ("float32", "float32", 1),
     ("bfloat16", "float32", 1),
@@ -229,8 +233,10 @@ def _restore(folder: Path, kept: Path, dtype: str, num_devices: int, cache_dir: 
     config = read_config(hf).with_eos(tokenizer.eos_token_ids)
     restore_args: dict[str, Any]
     if num_devices > 1:
-        shards = Shards.of_devices(num_devices)
-        shardings = shards.weight_shardings(Model.build(config, dtype))
+        target = KernelTarget.local(config, dtype, PAGE)
+        ops = XlaOps(choose_attention(AUTO, target), jax.default_backend())
+        model = Model.build(config, dtype, ops=ops)
+        shardings = Shards.of_devices(num_devices).weight_shardings(model)
         restore_args = {
             name: ocp.ArrayRestoreArgs(sharding=sharding) for name, sharding in shardings.items()
         }

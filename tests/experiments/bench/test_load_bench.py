@@ -8,6 +8,7 @@ import pytest
 
 from experiments.bench import load_bench
 from experiments.make_folder import write_folder
+from kvflow_jax.models.loading import load
 
 GIB = 1 << 30
 
@@ -69,3 +70,23 @@ def test_a_process_prints_its_figures(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["load_bench", "--child", '{"do": "import"}'])
     assert load_bench.main() == 0
     assert json.loads(capsys.readouterr().out) == {"seconds": 1.0, "do": "import"}
+
+
+def test_restored_weights_are_those_that_a_load_gives(monkeypatch, tmp_path):
+    monkeypatch.setattr(load_bench, "native_ops", lambda *_: None)
+    monkeypatch.setattr(load, "native_ops", lambda *_: None)
+    # A sharded load over the one device of this process.
+    of_devices = load.Shards.of_devices
+    monkeypatch.setattr(load.Shards, "of_devices", lambda num_devices: of_devices(1))
+    folder, kept = write_folder(tmp_path / "model"), tmp_path / "kept"
+    for num_devices in (1, 2):
+        loaded = load.load_model(
+            str(folder), cache_dir=tmp_path, tensor_parallel=num_devices, progress=False
+        )
+        load_bench._keep(loaded.params, kept / str(num_devices))
+        restored = load_bench._restore(
+            folder, kept / str(num_devices), "float32", num_devices, tmp_path
+        )
+        assert restored.keys() == loaded.params.keys()
+        for name, weight in loaded.params.items():
+            np.testing.assert_array_equal(restored[name], weight)
