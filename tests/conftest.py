@@ -6,6 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine exceeds hypothesis's deadline of 200 ms; tests never assert on time.
+settings.register_profile("kvflow", deadline=None)
+settings.load_profile("kvflow")
 
 
 @pytest.fixture(scope="session")
