@@ -29,7 +29,7 @@ def children(monkeypatch):
         figures["weights_and_pool_gib"] = 0.5
         return SimpleNamespace(returncode=0, stdout=f"log\n{json.dumps(figures)}\n")
 
-    monkeypatch.setattr(engine_bench.subprocess, "run", run)
+    monkeypatch.setattr(engine_bench, "subprocess", SimpleNamespace(run=run, PIPE=-1))
     return commands
 
 
@@ -63,6 +63,8 @@ def test_a_measured_process_reports_its_memory(command, fake_llm):
 
 def test_a_failed_process_ends_the_benchmark_with_its_log(monkeypatch):
     failed = SimpleNamespace(returncode=1, stderr="no model")
-    monkeypatch.setattr(engine_bench.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(
+        engine_bench, "subprocess", SimpleNamespace(run=lambda *_, **__: failed, PIPE=-1)
+    )
     with pytest.raises(SystemExit, match="no model"):
         engine_bench.run_child("m", engine_bench.FULL)

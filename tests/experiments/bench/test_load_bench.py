@@ -26,7 +26,7 @@ def processes(monkeypatch):
         figures = {"seconds": 6.0 if len(started) == 1 else 2.0, "peak_bytes": GIB}
         return SimpleNamespace(stdout=f"log\n{json.dumps(figures)}\n")
 
-    monkeypatch.setattr(load_bench.subprocess, "run", run)
+    monkeypatch.setattr(load_bench, "subprocess", SimpleNamespace(run=run, PIPE=-1))
     return started
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,7 +56,7 @@ class FakeProcess:
 
 
 def test_a_quick_benchmark_measures_idle_and_busy(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(serve_bench.subprocess, "Popen", FakeProcess)
+    monkeypatch.setattr(serve_bench, "subprocess", SimpleNamespace(Popen=FakeProcess))
     path = tmp_path / "out.json"
     assert command(serve_bench, "--quick", "--seconds", 0.05, "--json", path)[0] == 0
     figures = json.loads(path.read_text())
@@ -73,7 +74,7 @@ def test_a_server_that_ends_is_an_error(command, monkeypatch):
         def poll(self):
             return 3
 
-    monkeypatch.setattr(serve_bench.subprocess, "Popen", Ended)
+    monkeypatch.setattr(serve_bench, "subprocess", SimpleNamespace(Popen=Ended))
     with pytest.raises(SystemExit, match="status 3"):
         command(serve_bench, "--quick")
 
