@@ -1,0 +1,108 @@
+"""Run every command that README and docs name, in its quick form.
+
+    python -m tests.commands                 # all of them
+    python -m tests.commands engine_bench    # those whose name contains it
+
+A command that the documentation names and that no stage of CI runs fails the run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
+NAMED = re.compile(r"python -m ((?:kvflow_jax|experiments|tests|docs)[\w.]*\w)")
+
+# JSON, FOLDER and RESULTS become paths in a temporary folder; what writes JSON must write it.
+QUICK: dict[str, list[str]] = {
+    "experiments": [""],
+    "experiments.paper": [
+        "--mode sim --quick --arms gpu-only,hicache,kvflow --json JSON",
+        "--mode real --quick --arms kvflow --json JSON",
+    ],
+    "experiments.compare": [
+        "--workload cycle --quick --arms all --json JSON",
+        "--workload dag-4 --quick --runs 4 --rate 1 --machine 'tpu-v5e x4' --arms kvflow",
+    ],
+    "experiments.cycle": ["--quick --json JSON"],
+    "experiments.terms": ["--quick --json JSON"],
+    "experiments.report": ["--results RESULTS"],
+    "experiments.engine_bench": ["--quick --json JSON"],
+    "experiments.cache_bench": ["--quick --json JSON"],
+    "experiments.kernel_bench": ["--quick --json JSON"],
+    "experiments.load_bench": ["--quick --json JSON"],
+    "experiments.serve_bench": ["--quick --json JSON"],
+    "experiments.soak": ["--quick --json JSON"],
+    "experiments.device_check": ["--quick --json JSON"],
+    "experiments.make_folder": ["gemma3 FOLDER"],
+    "kvflow_jax": ["", "serve --help"],
+    "kvflow_jax.serve": ["--help"],
+}
+# Run by another stage of CI, or of a maintainer's hand (reference values need torch).
+ELSEWHERE = {
+    "docs.generate": "make docs",
+    "experiments.portability": "make portability",
+    "tests.own_coverage": "make own-coverage",
+    "tests.models.make_reference": "make parity",
+}
+
+
+def named_commands() -> dict[str, str]:
+    """Return the modules that the documentation runs, each with a page that names it."""
+    pages = [page for pattern in PAGES for page in sorted(ROOT.glob(pattern))]
+    return {
+        name: page.relative_to(ROOT).as_posix()
+        for page in pages
+        for name in NAMED.findall(page.read_text())
+    }
+
+
+def run(module: str, flags: str, folder: Path) -> str:
+    """Run one command; return what went wrong, "" if nothing did."""
+    paths = {"JSON": folder / "out.json", "FOLDER": folder / "out", "RESULTS": folder / "results"}
+    if "RESULTS" in flags:
+        shutil.copytree(ROOT / "experiments" / "results", paths["RESULTS"])
+    command = [sys.executable, "-m", module]
+    for quoted, plain in re.findall(r"'([^']*)'|(\S+)", flags):
+        command.append(str(paths.get(plain, plain)) if plain else quoted)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    if "JSON" in flags:
+        json.loads(paths["JSON"].read_text())
+    return ""
+
+
+def main() -> int:
+    """Run the commands and print the time of each; return the exit code."""
+    named = named_commands()
+    wrong = [
+        f"{page} names python -m {name}, which no stage of CI runs"
+        for name, page in named.items()
+        if name not in QUICK and name not in ELSEWHERE
+    ]
+    for module, forms in QUICK.items():
+        if sys.argv[1:] and not any(part in module for part in sys.argv[1:]):
+            continue
+        for flags in forms:
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.monotonic()
+                problem = run(module, flags, Path(folder))
+                print(f"{time.monotonic() - begin:6.1f} s  {module} {flags}", flush=True)
+                if problem:
+                    wrong.append(f"python -m {module} {flags}: {problem}")
+    for problem in wrong:
+        print(problem)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
