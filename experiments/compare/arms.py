@@ -73,7 +73,7 @@ def arms_named(names: str) -> list[str]:
 def figures(
     records: Sequence[CallRecord], before: EngineStats, after: EngineStats
 ) -> dict[str, Any]:
-    """Return the figures of a run: of the calls after round 0, unless said otherwise.
+    """Return the figures of a run, of the calls after round 0 unless noted.
 
     Times are seconds. A completion time is that of a workflow run, from its arrival to its end,
     round 0 included. Recomputed tokens are prompt tokens that were computed, including those

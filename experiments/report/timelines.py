@@ -115,8 +115,8 @@ def _timeline(setting: Setting, workload: Workload, folder: Path) -> str:
             if start_s < window_s:
                 axis.axvline(start_s, color="black", lw=0.8, ls=":")
                 if start_s < 0.95 * window_s:
-                    place = (start_s + 0.02, 0.35)
-                    axis.text(*place, f"agent {number + 1}", fontsize=8, va="bottom")
+                    corner = (start_s + 0.02, 0.35)
+                    axis.text(*corner, f"agent {number + 1}", fontsize=8, va="bottom")
         axis.set_yticks(list(_ROWS), list(_ROWS.values()))
         axis.set_ylim(len(_ROWS) + 0.6, 0.4)
         axis.tick_params(axis="y", length=0)
@@ -135,20 +135,20 @@ def _starts_s(trace: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _draw_slices(axis: Any, trace: list[dict[str, Any]], start_s: float, window_s: float) -> None:
-    for lane in _ROWS:
+    for row in _ROWS:
         bars: dict[str, list[tuple[float, float]]] = {}
-        for event in _slices(trace, lane):
+        for event in _slices(trace, row):
             begin_s = event["ts"] / 1e6 - start_s
             end_s = min(begin_s + event["dur"] / 1e6, window_s)
             begin_s = max(begin_s, 0.0)
             if begin_s < end_s:
                 bars.setdefault(_colour(event), []).append((begin_s, end_s - begin_s))
         for colour, spans in bars.items():
-            axis.broken_barh(spans, (lane - 0.38, 0.76), color=colour, lw=0.3)
+            axis.broken_barh(spans, (row - 0.38, 0.76), color=colour, lw=0.3)
 
 
-def _slices(trace: list[dict[str, Any]], lane: int) -> Iterator[dict[str, Any]]:
-    return (e for e in trace if e["ph"] == "X" and e["pid"] == 1 and e["tid"] == lane)
+def _slices(trace: list[dict[str, Any]], row: int) -> Iterator[dict[str, Any]]:
+    return (e for e in trace if e["ph"] == "X" and e["pid"] == 1 and e["tid"] == row)
 
 
 def _colour(event: Mapping[str, Any]) -> str:
