@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -11,6 +12,8 @@ from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.workflow.hints import Hints, Reuse
 from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import Client, make_engine, run
+
+pytestmark = pytest.mark.slow
 
 TIERED = CacheSettings(num_host_blocks=12, extent_sizes=(1, 4))
 GRAPHS = [

@@ -18,6 +18,8 @@ from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import Client, make_engine, run
 
+pytestmark = pytest.mark.slow
+
 AGENTS = "abcdef"
 GRAPH = Workflow()
 for agent, following in zip(AGENTS, AGENTS[1:] + AGENTS[:1], strict=True):

@@ -21,6 +21,8 @@ from kvflow_jax.models.tokenizer import Tokenizer
 from tests.models import tiny
 from tests.models.make_reference import FILE, GREEDY_PROMPT, NUM_GREEDY, NUM_TOKENS, POSITIONS
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = np.load(FILE)  # of the same weights, by transformers
 TOLERANCE = 1e-3
 PAGE = 16

@@ -19,6 +19,8 @@ from kvflow_jax import LLM, SamplingParams
 from tests.integration.sharded_llm import HF
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240
 SIZES = {"num_pages": 10, "max_num_seqs": 2, "max_model_len": 64, "page_size": 8}

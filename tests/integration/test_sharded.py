@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_one_two_and_eight_devices_give_the_same_answers():
     flag = "--xla_force_host_platform_device_count=8"

@@ -20,6 +20,8 @@ from kvflow_jax.models.loading.presets import SHAPES
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.sharding import AXIS, REPLICATED, Shards, weight_spec
 
+pytestmark = pytest.mark.slow
+
 
 def test_steps_on_four_devices_equal_those_on_one():
     env = os.environ | {
