@@ -171,14 +171,14 @@ class Sequence:
         width = width or num
         positions = self.len + np.arange(num)
         pages, offsets = self.table[0, positions // spec.page_size], positions % spec.page_size
-        slots = np.full(width, spec.num_kv_slots, np.int32)
-        slots[:num] = pages * spec.page_size + offsets
+        kv_slots = np.full(width, spec.num_kv_slots, np.int32)
+        kv_slots[:num] = pages * spec.page_size + offsets
         padding = width - num
         metadata = AttentionMetadata(
             self.table,
             np.array([self.len], np.int32),
             np.array([num], np.int32),
-            slots,
+            kv_slots,
             num_decode=1 if width == 1 else 0,
             tile=width,
         )
