@@ -10,7 +10,6 @@ loads the folder computes the same: the tests compare these folders with transfo
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -24,8 +23,10 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
+from experiments.measure import command_name
 from kvflow_jax.models.loading.safetensors_folder import INDEX_FILE, WEIGHTS_FILE
 from kvflow_jax.models.quiet_imports import transformers
+from kvflow_jax.serve.argument_parser import ArgumentParser
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -124,7 +125,7 @@ CHAT_TEMPLATE = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog=command_name(), description=__doc__.splitlines()[0])
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path, help="must be new or empty")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights; default: 0")

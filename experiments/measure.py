@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.serve.argument_parser import ArgumentParser
 
 # Written by ``experiments.bench.fit_profile``, read for the machine ``this-machine``.
 THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
@@ -27,9 +28,17 @@ THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
 
 def arguments(description: str) -> argparse.ArgumentParser:
     """Return a parser with the flag that all experiments share, ``--json``."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = ArgumentParser(prog=command_name(), description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser
+
+
+def command_name() -> str:
+    """Return how this process was started, for usage lines: argparse knows the file only."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def non_negative_int(text: str) -> int:

@@ -28,6 +28,7 @@ from experiments.compare.result_cache import ResultCache, ResultCacheError, cont
 from experiments.compare.run_cell import DoesNotFitError, Setting, run_cell
 from experiments.measure import (
     THIS_MACHINE,
+    command_name,
     interruptible,
     non_negative_int,
     positive_float,
@@ -43,6 +44,7 @@ from kvflow_jax.cache.policy import POLICIES, EvictionOrder
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.serve.argument_parser import ArgumentParser
 from kvflow_jax.sim import machines
 
 COLUMNS = (
@@ -228,7 +230,8 @@ def prompt_sizes(text: str) -> Sizes:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
+        prog=command_name(),
         description=__doc__.splitlines()[0],
         epilog="workloads: " + "; ".join(f"{n}: {e.about}" for n, e in WORKLOADS.items()),
     )

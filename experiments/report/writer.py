@@ -12,7 +12,6 @@ differences from the paper are text of ``experiments.report.paper_reference``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,10 +21,12 @@ from typing import Any
 
 from experiments.compare.ablation import ARMS_OF_TERMS
 from experiments.compare.arms import ARMS, PAPER_ARMS
+from experiments.measure import command_name
 from experiments.paper.evaluation import REPORTED_MEANS
 from experiments.paper.real import simulation_errors
 from experiments.report import limitations, plots, tables, timelines
 from experiments.report.paper_reference import TOLERANCE, reported
+from kvflow_jax.serve.argument_parser import ArgumentParser
 
 RESULTS = Path(__file__).parents[1] / "results"
 # Figures of an arm that the report reads.
@@ -67,7 +68,7 @@ SOURCES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog=command_name(), description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     options = parser.parse_args()
     folder: Path = options.results

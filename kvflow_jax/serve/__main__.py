@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import logging
 import os
@@ -19,13 +18,13 @@ from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
 from kvflow_jax.runtime.gpu_memory import reserve_gpu_memory
 from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
+from kvflow_jax.serve.argument_parser import ArgumentParser
 from kvflow_jax.serve.config import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS = ("auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_NAME_CHARS = 4096  # PATH_MAX on Linux
-MAX_FLAG_CHARS = 64  # of an unknown flag repeated in its error message
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -90,20 +89,17 @@ def find_process_info(config: ServerConfig) -> ProcessInfo | None:
 def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
     """Return the flags as a config; print an error and exit with code 2 if a flag is invalid."""
     parser = make_parser()
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(_unknown_argument(parser, unknown[0]))
-    flags = vars(namespace)
+    flags = vars(parser.parse_args(argv))
     flags["api_keys"] = tuple(flags.pop("api_key"))
     flags["cache_dir"] = Path(flags["cache_dir"]).expanduser()
     flags["cache"] = _cache_config(parser, flags)
     return ServerConfig(**flags)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Return the parser of every flag; ``docs/flags.md`` is made from it."""
     default = ServerConfig()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="kvflow-serve",
         description="Serve an LLM to multi-agent workflows over OpenAI's API.",
     )
@@ -248,16 +244,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="debug logs one line per request; default: %(default)s",
     )
     return parser
-
-
-def _unknown_argument(parser: argparse.ArgumentParser, argument: str) -> str:
-    """Return the error message for an argument that the parser does not know."""
-    flag = argument.partition("=")[0][:MAX_FLAG_CHARS]
-    if not flag.startswith("-"):
-        return f"unexpected argument {flag!r}; every setting is a flag, see --help"
-    known = [option for action in parser._actions for option in action.option_strings]
-    nearest = difflib.get_close_matches(flag, known, n=1)
-    return f"unknown flag {flag}; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")
 
 
 def _add_process_flags(parser: argparse.ArgumentParser) -> None:
