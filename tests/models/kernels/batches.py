@@ -1,6 +1,6 @@
 """Ragged batches over a shuffled pool, and their attention by one kernel or another."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,12 @@ RAGGED = {
     "all padding": {"decode": [0], "tiles": [(0, 0)]},
 }
 SHORT = {"decode": [1, 150, 0, 17, 128], "tiles": [(0, 40), (100, 33), (0, 0)]}
+
+
+@cache
+def jitted(attend, config):
+    """Return one jitted function for equal arguments: equal shapes compile once."""
+    return jax.jit(partial(attend, config=config))
 
 
 class RaggedBatch:
@@ -69,7 +75,7 @@ class RaggedBatch:
 
     def attend(self, attend):
         """Return the output and the pool's data."""
-        attend = jax.jit(partial(attend, config=self.config))
+        attend = jitted(attend, self.config)
         out, pool = attend(self.layer, *self.qkv, self.metadata, self.pool)
         return np.asarray(out), np.asarray(pool.data)
 
@@ -77,7 +83,7 @@ class RaggedBatch:
 def attend_with_window(batch, attend, window=0):
     """Attend with another scale and a window in the middle one of three layers only."""
     config = AttentionConfig(0.8 * batch.spec.head_dim**-0.5, (0, window, 0))
-    attend = jax.jit(partial(attend, config=config))
+    attend = jitted(attend, config)
     out, pool = attend(batch.layer, *batch.qkv, batch.metadata, batch.pool)
     return np.asarray(out, np.float32), np.asarray(pool.data, np.float32)
 

@@ -16,6 +16,7 @@ from kvflow_jax.models.loading.hf_config import read_config  # noqa: E402
 from kvflow_jax.models.loading.load import load_model  # noqa: E402
 from kvflow_jax.models.ops import XLA  # noqa: E402
 from tests.models import tiny, tiny_gguf  # noqa: E402
+from tests.support.tiers import slow_except  # noqa: E402
 
 # GGUF has no field for the windows of these: llama.cpp computes them without.
 WITHOUT_WINDOWS = ("mistral-window", "qwen2-late-windows-yarn", "qwen3-moe-unnormalised")
@@ -27,7 +28,12 @@ def logits_of(path, **load_args) -> np.ndarray:
     return tiny.Sequence(loaded.model, loaded.params, len(TOKENS)).feed(TOKENS)
 
 
-@pytest.mark.parametrize("name", [name for name in tiny.CONFIGS if name not in WITHOUT_WINDOWS])
+@pytest.mark.parametrize(
+    "name",
+    slow_except(
+        [name for name in tiny.CONFIGS if name not in WITHOUT_WINDOWS], "tied-gqa", "gemma3"
+    ),
+)
 def test_every_family_has_the_logits_of_its_folder(name, tmp_path):
     hf = tiny.CONFIGS[name]
     # GGUF has no field for it.
