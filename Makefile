@@ -63,7 +63,7 @@ imports: $(ENV)/.dev ## check that rooms import downwards only
 
 docs: $(ENV)/.docs ## build the documentation into site/, strictly
 	$(BIN)/python -m docs.generate --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 commands: $(ENV)/.dev ## run every command that README and docs name, in its quick form
 	$(BIN)/python -m tests.commands
