@@ -1,12 +1,20 @@
-"""MkDocs hook: links from the docs to files of the repository lead to them on its web page."""
+"""MkDocs hook: links from the docs to files of the repository lead to them on its web page.
+
+A link whose text is code, such as [`Scheduler.schedule`](../kvflow_jax/engine/scheduler.py), leads
+to the line where that class, function or method is defined.
+"""
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
-_LINK = re.compile(r"\]\((\.\./[^)\s]+)\)")
+ROOT = Path(__file__).parents[1]
+_LINK = re.compile(r"\[([^\]\n]+)\]\(((?:\.\./)+[^)\s#]+)\)")
+_NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -14,9 +22,52 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     folder = posixpath.dirname(page.file.src_uri)
 
     def rewrite(match: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join("docs", folder, match[1]))
+        path = posixpath.normpath(posixpath.join("docs", folder, match[2]))
         if path.startswith("docs/"):
             return match[0]
-        return f"]({config.repo_url}/blob/main/{path})"
+        line = line_of_link(match[1], ROOT / path)
+        anchor = f"#L{line}" if line else ""
+        return f"[{match[1]}]({config.repo_url}/blob/main/{path}{anchor})"
 
     return _LINK.sub(rewrite, markdown)
+
+
+def code_links(page: Path) -> list[tuple[str, Path]]:
+    """Return the text and the file of each link of a page that leads out of docs/."""
+    links = _LINK.findall(page.read_text())
+    found = [(text, (page.parent / target).resolve()) for text, target in links]
+    return [(text, path) for text, path in found if not path.is_relative_to(ROOT / "docs")]
+
+
+def line_of_link(text: str, path: Path) -> int:
+    """Return the line of the definition that a link's text names; 0 if it names a file.
+
+    Raises:
+        LookupError: the file does not define the name.
+    """
+    name = _NAME.fullmatch(text)
+    if name is None or path.suffix != ".py" or name[1].endswith(".py"):
+        return 0
+    return line_of(path, name[1])
+
+
+def line_of(path: Path, name: str) -> int:
+    """Return the line, from 1, at which a class, function or ``Class.method`` is defined.
+
+    Raises:
+        LookupError: the file defines no such name.
+    """
+    body = ast.parse(path.read_text()).body
+    line = 0
+    for part in name.split("."):
+        for node in body:
+            names = [getattr(node, "name", None)]
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [getattr(target, "id", None) for target in targets]
+            if part in names:
+                line, body = node.lineno, getattr(node, "body", [])
+                break
+        else:
+            raise LookupError(f"{path.relative_to(ROOT)} defines no {name}")
+    return line

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from docs import hooks
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- ([\w ]+) -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -82,6 +84,12 @@ def test_links_lead_to_files(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text())
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_code_lead_to_definitions(page):
+    for text, path in hooks.code_links(page):
+        hooks.line_of_link(text, path)  # raises LookupError
 
 
 def test_the_readme_is_short():

@@ -1,6 +1,9 @@
 """``experiments.report``, from files of results to REPORT.md."""
 
 import json
+import shutil
+
+import pytest
 
 from experiments.compare.arms import ARMS
 from experiments.report import writer
@@ -40,3 +43,11 @@ def test_a_file_without_a_figure_is_named_with_the_command_that_writes_it(comman
     assert status == 2
     assert "branching, hicache, has no ttft_p99_s" in err
     assert "python -m experiments.compare --workload all --arms all --json" in err
+
+
+@pytest.mark.slow
+def test_the_committed_report_is_made_of_the_committed_results(command, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(writer.RESULTS, results)
+    assert command(writer, "--results", results)[0] == 0
+    assert (results / "REPORT.md").read_text() == (writer.RESULTS / "REPORT.md").read_text()
