@@ -6,9 +6,12 @@ import argparse
 import importlib.util
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any, get_args
 
@@ -355,11 +358,18 @@ def _set_up_logging(level: str) -> None:
 
 
 def _install_command() -> str:
-    package = Path(kvflow_jax.errors.__file__).parent
-    checkout = package.parent
+    """Return a command that installs what the server needs besides the core."""
+    checkout = Path(kvflow_jax.errors.__file__).parents[1]
+    pip = f"{sys.executable} -m pip install"
     if (checkout / "pyproject.toml").exists():
-        return f"{sys.executable} -m pip install -e '{checkout}[serve]'"
-    return f"{sys.executable} -m pip install 'kvflow-jax[serve]'"
+        return f"{pip} -e '{checkout}[serve]'"
+    # Of a wheel it is not known where it came from: install the packages of its extra.
+    packages = [
+        requirement.partition(";")[0].strip()
+        for requirement in requires("kvflow-jax") or ()
+        if re.search(r"extra == .serve.", requirement)
+    ]
+    return f"{pip} {' '.join(shlex.quote(package) for package in packages)}"
 
 
 def _number_type(

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+import kvflow_jax.errors
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.serve import __main__ as serve_main
 from kvflow_jax.serve.__main__ import find_process_info, main, parse_config
 from kvflow_jax.serve.config import ServerConfig
 
@@ -141,6 +143,16 @@ def test_missing_packages_are_reported_with_the_install_command(
     assert "fastapi not installed" in message
     assert "pip install" in message
     assert "[serve]" in message
+
+
+def test_without_a_checkout_the_packages_of_the_extra_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kvflow_jax.errors, "__file__", str(tmp_path / "kvflow_jax" / "errors.py"))
+    command = serve_main._install_command()
+    assert all(f"'{name}>=" in command for name in ("fastapi", "uvicorn", "prometheus-client"))
+    assert "pytest" not in command
+    assert "extra ==" not in command
 
 
 @pytest.mark.parametrize(
