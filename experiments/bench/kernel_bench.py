@@ -27,7 +27,7 @@ from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.kernels.cpu.ops import native_ops
 from kvflow_jax.models.loading.checkpoint import default_cache_dir
-from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.loading.load import PRESETS
 from kvflow_jax.models.ops import XLA, Ops
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 512)
@@ -40,12 +40,12 @@ NUM_LAYERS = 10  # XLA takes minutes to compile more
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", default="smollm2-135m", choices=SHAPES, help="shape; default: smollm2-135m"
+        "--model", default="smollm2-135m", choices=PRESETS, help="shape; default: smollm2-135m"
     )
     parser.add_argument("--quick", action="store_true", help="few sizes, two layers, one repeat")
     options = parser.parse_args()
     num_sizes, num_layers, repeats = (1, 2, 1) if options.quick else (None, NUM_LAYERS, REPEATS)
-    config = replace(SHAPES[options.model], num_layers=num_layers)
+    config = replace(PRESETS[options.model], num_layers=num_layers)
     native = native_ops(config, "float32", default_cache_dir())
     if native is None:
         print("kernel_bench: the kernels cannot be built here; see the log", file=sys.stderr)

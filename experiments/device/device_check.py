@@ -28,7 +28,7 @@ from experiments.measure import arguments, machine, report, seconds
 from kvflow_jax.engine.config import GIB
 from kvflow_jax.models.dtypes import DTYPES
 from kvflow_jax.models.kernels import AUTO, KERNELS
-from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.loading.load import PRESETS
 
 MIB = 1 << 20
 SIZES_MIB = (1, 32, 256)  # of copies over the host link
@@ -69,7 +69,7 @@ def main() -> int:
     figures |= host_link(device, SIZES_MIB[:1] if options.quick else SIZES_MIB)
     if not options.quick:
         figures |= overlap(device, dtype)
-    shape = SHAPES.get(name, SHAPES["llama-3.1-8b"])
+    shape = PRESETS.get(name, PRESETS["llama-3.1-8b"])
     longest = 256 if on_cpu or options.quick else 4096
     by_kernel, problems = attention(shape, dtype, longest, figures)
     figures |= by_kernel

@@ -37,7 +37,7 @@ from kvflow_jax.models import sharding
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.loading.load import PRESETS
 from kvflow_jax.models.model import LAYERS, Model
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape
@@ -110,7 +110,7 @@ class CompileTarget:
         self.name = f"{name} on {num_chips} {kind}"
         if attention != AUTO:
             self.name += f", {attention}"
-        whole = SHAPES[name]
+        whole = PRESETS[name]
         self.dtype = choose_dtype("auto", whole, chip)  # type: ignore[arg-type]
         page_size = EngineConfig().page_size
         target = KernelTarget(chip.platform, whole, self.dtype, page_size, chip.compute_capability)

@@ -39,7 +39,7 @@ class LLM:
         model: ``smollm2-135m``, a Hugging Face folder, a .gguf file, or a name on the Hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: the best one for the device.
         random_weights: draw the weights at random from ``seed``, to measure a model without its
-            checkpoint. ``model`` may then also be a name in ``models.loading.presets.SHAPES``.
+            checkpoint. ``model`` may then also be a name in ``models.loading.presets.PRESETS``.
         attention: the attention kernel: ``auto``, ``reference``, ``blocks``, ``tpu-ragged``,
             ``gpu-mosaic`` or ``gpu-paged``.
         tensor_parallel: number of devices over which model and KV pool are sharded.

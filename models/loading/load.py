@@ -26,7 +26,7 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.hf_tensors import NORM_OFFSETS, header_problems
 from kvflow_jax.models.loading.locate import download, find_local, is_hub_name, quoted
 from kvflow_jax.models.loading.nan_check import check_finite
-from kvflow_jax.models.loading.presets import SHAPES
+from kvflow_jax.models.loading.presets import PRESETS
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors, weight_files
 from kvflow_jax.models.loading.weights import NamedWeights, WeightSource
@@ -87,7 +87,7 @@ def load_model(
 
     Args:
         name_or_path: "smollm2-135m", a Hugging Face folder, a .gguf file or a folder with one,
-            or a name on the Hugging Face Hub. With ``random_weights`` also one of ``SHAPES``.
+            or a name on the Hugging Face Hub. With ``random_weights`` also one of ``PRESETS``.
         dtype: of the weights: float32, bfloat16 or float16; "auto" is the best for the device and
             the model, see ``models.dtypes``.
         cache_dir: cache of dequantised weights; ``default_cache_dir()`` if None.
@@ -211,13 +211,13 @@ def _check_memory(model: Model, device: jax.Device, num_devices: int) -> None:
 
 def _read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
     """Return the config and the tokenizer of a named shape, a local model or a Hub model."""
-    if name_or_path in SHAPES:
-        return SHAPES[name_or_path], None
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path], None
     path = find_local(name_or_path)
     if path is None and not is_hub_name(name_or_path):
         raise ModelLoadError(
-            f"no model {quoted(name_or_path)} for random weights; give one of {', '.join(SHAPES)}, "
-            "a folder with a config.json, a .gguf file, or a Hugging Face Hub name 'owner/name'"
+            f"no model {quoted(name_or_path)} for random weights; give one of {', '.join(PRESETS)}"
+            ", a folder with a config.json, a .gguf file, or a Hugging Face Hub name 'owner/name'"
         )
     folder = path or download(name_or_path, weights=False)
     if not folder.is_dir():

@@ -6,7 +6,7 @@ from kvflow_jax.models.config import ModelConfig, MoeConfig
 from kvflow_jax.models.loading import embedded
 from kvflow_jax.models.rope import RopeConfig
 
-SHAPES = {
+PRESETS = {
     embedded.NAME: embedded.CONFIG,
     "qwen3-0.6b": ModelConfig(
         family="qwen3",

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import measure
-from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.loading.load import PRESETS
 from tests.support.tiny_engine import CONFIG
 
 
@@ -46,7 +46,7 @@ def test_a_report_is_a_table_and_json_with_the_machine(tmp_path, capsys):
 def test_flops_are_two_for_each_weight():
     weights = sum(a * b for a, b in measure.projections(CONFIG)) * CONFIG.num_layers
     assert measure.matmul_flops_per_token(CONFIG) == 2 * weights
-    one, two = (measure.prefill_flops(SHAPES["smollm2-135m"], n) for n in (1, 2))
+    one, two = (measure.prefill_flops(PRESETS["smollm2-135m"], n) for n in (1, 2))
     assert two > 1.5 * one
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from kvflow_jax.models.config import token_ids
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.presets import SHAPES
+from kvflow_jax.models.loading.presets import PRESETS
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.rope import RopeConfig
 from tests.models import tiny
 
-LLAMA = SHAPES["llama-3.2-1b"]
+LLAMA = PRESETS["llama-3.2-1b"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import SHAPES, load_model
+from kvflow_jax.models.loading.load import PRESETS, load_model
 from tests.models import tiny
 
 CPU = SimpleNamespace(platform="cpu")
@@ -39,7 +39,7 @@ UNKNOWN = SimpleNamespace(platform="gpu")
     ],
 )
 def test_auto_chooses_by_device_checkpoint_and_family(device, saved, family, chosen):
-    config = replace(SHAPES["llama-3.2-1b"], dtype=saved, family=family)
+    config = replace(PRESETS["llama-3.2-1b"], dtype=saved, family=family)
     assert choose_dtype("auto", config, device) == chosen
     assert choose_dtype("float32", config, device) == "float32"
 

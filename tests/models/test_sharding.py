@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import sharding
 from kvflow_jax.models.config import MoeConfig
-from kvflow_jax.models.loading.presets import SHAPES
+from kvflow_jax.models.loading.presets import PRESETS
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.sharding import AXIS, REPLICATED, Shards, weight_spec
 
@@ -40,14 +40,14 @@ def test_steps_on_four_devices_equal_those_on_one():
 
 
 def test_sizes_that_cannot_be_divided_are_named_in_the_error():
-    assert sharding.shard_of(SHAPES["llama-3.1-8b"], 4).num_kv_heads == 2
+    assert sharding.shard_of(PRESETS["llama-3.1-8b"], 4).num_kv_heads == 2
     with pytest.raises(ConfigError, match="4 devices cannot share num_heads 9, num_kv_heads 3"):
-        sharding.shard_of(SHAPES["smollm2-135m"], 4)
+        sharding.shard_of(PRESETS["smollm2-135m"], 4)
 
 
 def test_experts_are_sharded_by_their_width():
     moe = MoeConfig(8, 2, intermediate_size=64, normalise_weights=True)
-    shard = sharding.shard_of(replace(SHAPES["llama-3.1-8b"], moe=moe), 4)
+    shard = sharding.shard_of(replace(PRESETS["llama-3.1-8b"], moe=moe), 4)
     assert (shard.moe.intermediate_size, shard.moe.num_experts) == (16, 8)
 
 
@@ -67,7 +67,7 @@ def test_projections_and_tables_are_sharded_and_all_else_is_replicated(name, num
 
 def test_columns_of_fused_projections_are_grouped_by_device():
     """An equal split must give each device its own q, k and v."""
-    config = replace(SHAPES["llama-3.1-8b"], num_heads=4, num_kv_heads=2, head_dim=1)
+    config = replace(PRESETS["llama-3.1-8b"], num_heads=4, num_kv_heads=2, head_dim=1)
     columns = jnp.arange(8)  # q0 q1 q2 q3 k0 k1 v0 v1
     grouped = sharding.group_columns_by_device("x.qkv_proj.weight", columns[None], config, 2)
     np.testing.assert_array_equal(grouped, [[0, 1, 4, 6, 2, 3, 5, 7]])
@@ -77,7 +77,7 @@ def test_columns_of_fused_projections_are_grouped_by_device():
 
 
 def test_a_single_shard_is_the_whole_model():
-    config = replace(SHAPES["smollm2-135m"], num_layers=1)
+    config = replace(PRESETS["smollm2-135m"], num_layers=1)
     shards, model = Shards.of_devices(1), Model.build(config)
     local = shards.local_model(model)
     assert shards.num_shards == 1

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.bench import fit_profile
 from experiments.bench.fit_profile import DECODES, PREFILLS, Sample, StepTimer, fit
-from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.loading.load import PRESETS
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M
 
 
@@ -26,7 +26,7 @@ class FakeRunner:
 @pytest.fixture
 def timer(monkeypatch):
     monkeypatch.setattr(fit_profile, "ModelRunner", FakeRunner)
-    config = SHAPES["smollm2-135m"]
+    config = PRESETS["smollm2-135m"]
     model = SimpleNamespace(dtype="float32")
     return StepTimer(SimpleNamespace(config=config, model=model, params=None, name="smollm2-135m"))
 
@@ -67,7 +67,7 @@ def test_steps_that_are_all_launch_give_finite_rates(timer):
 
 def test_a_command_writes_a_profile(command, monkeypatch, tmp_path, timer):
     monkeypatch.setattr(fit_profile, "use_compilation_cache", lambda _: None)
-    loaded = SimpleNamespace(name="smollm2-135m", config=SHAPES["smollm2-135m"])
+    loaded = SimpleNamespace(name="smollm2-135m", config=PRESETS["smollm2-135m"])
     monkeypatch.setattr(fit_profile, "load_model", lambda *_, **__: loaded)
     monkeypatch.setattr(fit_profile, "StepTimer", lambda _: timer)
     path = tmp_path / "profile.json"

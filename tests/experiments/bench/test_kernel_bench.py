@@ -12,7 +12,7 @@ from tests.support.tiny_engine import CONFIG
 
 @pytest.fixture
 def tiny_shape(monkeypatch):
-    monkeypatch.setitem(kernel_bench.SHAPES, "smollm2-135m", CONFIG)
+    monkeypatch.setitem(kernel_bench.PRESETS, "smollm2-135m", CONFIG)
     monkeypatch.setattr(kernel_bench, "native_ops", lambda *_: XLA)
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.loading.presets import SHAPES
+from kvflow_jax.models.loading.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,6 @@ from kvflow_jax.models.loading.presets import SHAPES
 )
 def test_the_local_target_describes_this_process(monkeypatch, device, capability):
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    config = SHAPES["llama-3.1-8b"]
+    config = PRESETS["llama-3.1-8b"]
     expected = KernelTarget(jax.default_backend(), config, "bfloat16", 16, capability)
     assert KernelTarget.local(config, "bfloat16", 16) == expected

@@ -16,7 +16,7 @@ from kvflow_jax.models import attention
 from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.kernels import gpu_mosaic, gpu_mosaic_program, gpu_splits
 from kvflow_jax.models.kernels.base import Declined, KernelTarget
-from kvflow_jax.models.loading.presets import SHAPES
+from kvflow_jax.models.loading.presets import PRESETS
 from tests.models.kernels.batches import (
     SHORT,
     RaggedBatch,
@@ -112,6 +112,6 @@ def test_it_lowers_for_hopper(heads, page_size, dtype):
 
 
 def test_blocks_that_do_not_fit_shared_memory_are_declined():
-    target = KernelTarget("gpu", SHAPES["llama-3.1-8b"], "bfloat16", 16, "9.0")
+    target = KernelTarget("gpu", PRESETS["llama-3.1-8b"], "bfloat16", 16, "9.0")
     with pytest.raises(Declined, match="bytes of shared memory; the limit is 232448"):
         gpu_mosaic.check(target, block_len=256, stages=2)

@@ -14,13 +14,13 @@ from kvflow_jax.models.kernels import (
     gpu_paged,
 )
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.loading.presets import SHAPES
+from kvflow_jax.models.loading.presets import PRESETS
 from kvflow_jax.serve.__main__ import ATTENTIONS
 
 
 def target(platform, shape="llama-3.1-8b", dtype="bfloat16", page_size=16, capability="9.0"):
     capability = capability if platform == "gpu" else ""
-    return KernelTarget(platform, SHAPES[shape], dtype, page_size, capability)
+    return KernelTarget(platform, PRESETS[shape], dtype, page_size, capability)
 
 
 @pytest.mark.parametrize(

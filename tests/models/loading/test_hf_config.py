@@ -5,7 +5,7 @@ import pytest
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.loading import embedded
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import SHAPES
+from kvflow_jax.models.loading.load import PRESETS
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from kvflow_jax.models.rope import RopeConfig
@@ -195,7 +195,7 @@ def test_a_config_is_frozen_and_hashable():
     ],
 )
 def test_num_params_of_named_shapes(name, millions):
-    assert SHAPES[name].num_params / 1e6 == pytest.approx(millions, abs=0.06)
+    assert PRESETS[name].num_params / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
