@@ -3,6 +3,10 @@
 Every policy orders *leaves* only: a block is evicted after all blocks that continue it, so the tail
 of a node can be evicted without the rest. Leased and loading blocks are never passed to a policy.
 The same order applies to the host tier when its budget is exhausted.
+
+A key may depend only on the columns ``steps``, ``last_use``, ``depth``, ``head`` and ``parent`` of
+the table: blocks are queued again when their steps or last use change. A key that depends on
+leases, children or host state goes stale in ``LazyQueue``.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class PrefixCache:
         """Return the blocks of the longest cached prefix of ``tokens``.
 
         Args:
-            tokens: i32[num_tokens].
+            tokens: i32[num_tokens]. The index compares bytes: another dtype matches nothing.
 
         Returns:
             i32[num_blocks]: first the blocks with a page, then the host-only ones.

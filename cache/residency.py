@@ -83,12 +83,12 @@ class Residency:
         self.num_evicted = 0
         self.num_offloaded = 0
         self.num_loaded = 0
-        # Blocks whose prefetch was planned, and the outcomes:
+        # Numbers of blocks: prefetches planned, and what became of them.
         self.num_prefetched = 0
         self.num_useful = 0  # leased after the load had completed
         self.num_late = 0  # leased while loading
         self.num_wasted = 0  # evicted or cancelled before any lease
-        # Blocks whose offload may begin now, set by the component that copies.
+        # Number of blocks whose offload may begin now, set by TransferManager.
         self.offload_budget = 1 << 30
         self.host_only_nodes: set[int] = set()  # nodes of which a block became host-only
         self._table = table

@@ -48,7 +48,10 @@ class ModelConfig:
     """Sizes and constants of a decoder-only transformer. Lengths are in tokens.
 
     Attributes:
-        family: selects the tensor names of the files, see ``loading.hf_tensors``, and nothing else.
+        family: selects how the files are read: tensor names and norm offsets
+            (``loading.hf_tensors``, ``loading.gguf_tensors``), and branches of
+            ``loading.hf_config`` and ``loading.hf_rope``. ``dtypes`` excludes float16 for some
+            families. The forward pass does not read it.
         dtype: dtype of the saved weights according to the files; "" if they do not name it.
         qk_norm: whether each head's query and key are normalised before RoPE.
         out_norms: whether the outputs of attention and MLP are normalised before the residual

@@ -179,7 +179,7 @@ class Controller:
         self._gate.check_integrity()
 
     def on_prefill_done(self, request: Request, now: float) -> None:
-        """Anchor the agent of a request whose prompt is now in the cache."""
+        """Attach the agent of a request to its fixed prefix, now in the cache."""
         hints = request.hints
         num_fixed = self._num_fixed.pop(request.id, 0)
         if self._lru_fallback is not None:

@@ -24,8 +24,8 @@ MAX_RUNS = 100_000
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned
 # A run is quiet once it has idled for this factor of a long idle time, and for MIN_QUIET_S.
 QUIET_FACTOR, MIN_QUIET_S = 8.0, 10.0
-# Of the branches that a run may take, prefixes of so many are prefetched, the most likely ones; the
-# others count OTHER_BRANCH more.
+# Number of branches of a run, the most likely ones, whose prefixes are prefetched. The others count
+# OTHER_BRANCH more.
 MAX_BRANCHES = 4
 
 
@@ -40,7 +40,8 @@ class Run:
         throttled: number of those that admission control makes wait.
         agent_steps: agent -> steps-to-execution in this run.
         readers: agent -> readers of its conversations, which have the steps of the agent.
-        is_throttled: whether admission control holds the run; its steps count THROTTLED_STEPS more.
+        is_throttled: whether admission control throttles the run; its steps count THROTTLED_STEPS
+            more.
         is_quiet: whether it idles for much longer than runs do; counts as if it were throttled.
     """
 
@@ -85,7 +86,7 @@ class RunTracker:
     def get_or_begin(self, key: RunKey, graph: Graph | None, now: float) -> Run:
         """Return the run of this key; begin one if there is none or it is over.
 
-        A graph that comes later than the run takes in the calls in progress.
+        A graph given after the run began counts the calls in progress.
         """
         run = self._runs.get(key)
         if run is None or (run.state is not None and run.state.is_over):

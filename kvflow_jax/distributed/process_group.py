@@ -262,7 +262,7 @@ class Follower:
             yield message
 
     def _receive_loop(self) -> None:
-        """Receive on an own thread, which notices the leader's exit whatever the devices do."""
+        """Receive on its own thread, independent of the devices, and notice the leader's exit."""
         try:
             while True:
                 match self._connection.receive():
@@ -285,7 +285,7 @@ class Follower:
                 exit_now(f"process 0 is gone ({error})")
 
     def _send_heartbeats(self) -> None:
-        """Send heartbeats on an own thread, whatever the devices wait for."""
+        """Send heartbeats on its own thread, independent of the devices."""
         # The receiver handles a broken connection.
         with contextlib.suppress(OSError):
             while not self._is_closed.wait(HEARTBEAT_S):

@@ -5,11 +5,11 @@
        └──────────── preempt the last in order, when blocks run out ────────────┘
 
 Both lists are ordered by priority, then by fair queueing between fairness keys, then by arrival. A
-waiting request holds no blocks and no slot, so no deadlock is possible: the first request in order
-can always preempt those behind it.
+waiting request holds no blocks and no seq slot, so no deadlock is possible: the first request in
+order can always preempt those behind it.
 
-A request whose prefix is partly on the host alone is admitted, too, with blocks reserved for its
-prefix and its suffix. It joins the running requests, and steps skip it until the load is done. No
+A request whose prefix is partly host-only is admitted, too, with blocks reserved for its prefix
+and its suffix. It joins the running requests, and steps skip it until the load is done. No
 other request waits for it, and it waits for no other.
 """
 
@@ -58,7 +58,7 @@ class Scheduler:
         num_host_tokens: the part of ``num_cached_tokens`` that was on the host at admission.
         preempted: requests preempted since the list was last cleared, each with its number of
             computed tokens.
-        uses_host_tier: False: compute blocks that are on the host alone again.
+        uses_host_tier: False: recompute host-only blocks.
         should_load: called with (blocks to load, tokens to compute instead); returns whether to
             load.
         can_admit: called with a waiting request; returns False while its run is throttled.
@@ -392,7 +392,7 @@ class Scheduler:
                 in_progress.add(key)
 
     def _lease_prefix(self, request: Request, matched: np.ndarray, now: float) -> Lease:
-        """Lease a request's cached prefix, blocks i32[n]; load those that are on the host alone."""
+        """Lease a request's cached prefix, blocks i32[n]; load the host-only ones."""
         cache = self._cache
         valid = cache.table.device_state[matched] == DeviceState.VALID
         lease = request.lease = cache.lease(request.root, matched, now)

@@ -80,14 +80,18 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Statistics that the engine publishes at the end of each step."""
+    """Statistics that the engine publishes at the end of each step.
+
+    In names of fields, ``save`` and ``backed_up`` mean offloaded to the host, and ``held_back``
+    means throttled by admission control.
+    """
 
     # Gauges.
     num_running: int = 0
     num_waiting: int = 0
     num_blocks: int = 0  # usable blocks of the pool
     num_blocks_leased: int = 0  # leased by running requests
-    num_blocks_cached: int = 0  # valid in the index, leased or not
+    num_blocks_cached: int = 0  # in the index, leased or not, host-only blocks included
     num_blocks_host: int = 0  # blocks with a copy in the host tier
     max_blocks_host: int = 0  # size of the host tier
     num_runs: int = 0  # live workflow runs

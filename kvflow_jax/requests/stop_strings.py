@@ -29,7 +29,7 @@ class StopStrings:
                 in either case.
         """
         pending = self._pending + text
-        # The pending text held no stop string that counted: search for those that end after it.
+        # ``_pending`` contained no stop string that counted: search for those that end after it.
         min_end = len(self._pending) + 1
         matches = [
             (start + len(stop), start, stop)

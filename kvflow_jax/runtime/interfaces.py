@@ -90,7 +90,10 @@ class Runner(Protocol):
 
 @runtime_checkable
 class MultiStepRunner(Protocol):
-    """A runner that can run several decode steps as one, each row going on from its sample."""
+    """A runner that can run several decode steps as one: each row continues from its sample.
+
+    Only the simulator implements it.
+    """
 
     def num_repeats(self, batch: Batch, max_repeats: int) -> int:
         """Return how often the batch may run, 1 to ``max_repeats``, before another event is due."""

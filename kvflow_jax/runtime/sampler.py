@@ -80,7 +80,7 @@ class PenaltyState:
     """Token counts and logit bias of each running request, which penalties and bans read.
 
     It is kept on the device, because a step starts before the host has seen the previous step's
-    samples. A slot's rows are stale unless its request uses them.
+    samples. A seq_slot's rows are stale unless its request uses them.
     """
 
     counts: jax.Array  # i32[num_seq_slots, vocab_size], with the flags _IN_PROMPT and _IS_STOP
@@ -92,7 +92,7 @@ class PenaltyState:
         return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
     def load_sequence_state(self, sequence_state: SequenceState) -> PenaltyState:
-        """Return the state with one slot's rows replaced."""
+        """Return the state with one seq_slot's rows replaced."""
         vocab = self.counts.shape[1]
         index = jnp.arange(len(sequence_state.tokens))
         is_prompt = index < sequence_state.num_prompt

@@ -59,7 +59,8 @@ class Hints:
         reuse: what to do with the KV of the whole sequence.
         ttl_s: seconds to keep a history or a KEEP; None: the engine's default.
         is_clipped: whether a field was ignored or cut.
-        tenant: owner of the agents, runs and sessions; None: the request's ``fairness_key``.
+        tenant: tenant that the agents, runs and sessions belong to; None: the request's
+            ``fairness_key``.
     """
 
     workflow_id: str | None = None

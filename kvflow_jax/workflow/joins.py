@@ -13,9 +13,9 @@ MAX_ANALYZED = 512  # nodes with outputs, and conditional edges
 def exclusive_joins(edges: Collection[Edge], entries: Iterable[str]) -> set[str]:
     """Return the nodes with several inputs of which not all can be satisfied.
 
-    That is so if an input is a choice of its source; if an input comes back in a loop, from behind
-    the node, and another does not; or if inputs follow different choices. What follows a choice is
-    determined in the graph without the node, so that a loop around everything does not make all
+    That is so if an input is a choice of its source; if an input is reached from the node itself,
+    through a loop, and another is not; or if inputs follow different choices. What follows a choice
+    is determined in the graph without the node, so that a loop around everything does not make all
     nodes follow all choices.
     """
     inputs: dict[str, list[Edge]] = {}

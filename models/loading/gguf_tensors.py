@@ -129,9 +129,9 @@ def _views(tensor: Any, architecture: str, config: ModelConfig) -> dict[str, _Te
 
 
 def _half_split_order(num_rows: int, head_dim: int) -> np.ndarray | None:
-    """Return the GGUF row of each row of Llama's Q or K, i64[num_rows].
+    """Return the row permutation that undoes llama.cpp's Q/K permute, i64[num_rows].
 
-    GGUF interleaves the two rows of each RoPE pair; Hugging Face keeps them half a head apart.
+    llama.cpp interleaves the two rows of each RoPE pair; Hugging Face keeps them half a head apart.
     """
     # A misshapen tensor: the check of the headers reports it.
     if num_rows % head_dim:

@@ -72,22 +72,23 @@ class AdmissionControl:
         self._decode_s = decode_s
         self._throttle, self._resume = throttle, resume
         self._working_sets = WorkingSets()
-        self._readers: dict[Hashable, set[Hashable]] = {}  # of each run
-        self._num_calls: Counter[Hashable] = Counter()  # unfinished calls of each run
-        # Active runs, throttled runs with calls, and runs without calls, each with the time since
-        # when it is that, the earliest first.
+        self._readers: dict[Hashable, set[Hashable]] = {}  # run -> its readers
+        self._num_calls: Counter[Hashable] = Counter()  # run -> its unfinished calls
+        # Run -> time at which it became active, queued (throttled, with calls) or idle (without
+        # calls); the earliest first.
         self._active: OrderedDict[Hashable, float] = OrderedDict()
         self._queue: OrderedDict[Hashable, float] = OrderedDict()
         self._idle: OrderedDict[Hashable, float] = OrderedDict()
-        self._priority: dict[Hashable, int] = {}  # of the last call of each run
-        self._limit = math.inf  # on the blocks of active runs
-        self._recompute_share = 0.0  # of the time, average
-        self._recompute_s = 0.0  # since the last update
+        self._priority: dict[Hashable, int] = {}  # run -> priority of its last call
+        self._limit = math.inf  # most blocks that active runs may have
+        # Share of the time spent recomputing evicted KV, moving average.
+        self._recompute_share = 0.0
+        self._recompute_s = 0.0  # time spent recomputing since the last update
         self._updated_s = -math.inf
         self._idle_times = IdleTimeQuantile()
-        # The average share of recomputation when runs were first throttled.
+        # ``_recompute_share`` when runs were first throttled.
         self._recompute_share_before = 0.0
-        self._decode_share = 0.0  # of the time, average
+        self._decode_share = 0.0  # share of the time spent decoding, moving average
         self._last_decode_s = 0.0  # ``decode_s`` at the last update
 
     @property
