@@ -46,7 +46,7 @@ QUICK: dict[str, list[str]] = {
     "kvflow_jax": ["", "serve --help"],
     "kvflow_jax.serve": ["--help"],
 }
-# Run by another stage of CI, or of a maintainer's hand (reference values need torch).
+# Run by another stage of CI, or by a maintainer (reference values need torch).
 ELSEWHERE = {
     "docs.generate": "make docs",
     "experiments.portability": "make portability",

@@ -41,7 +41,10 @@ class FakeRunner:
 
 
 class FakeGroup:
-    """A group of two, whose other process gathers ``others`` in turn, or what this one does."""
+    """A group of two, whose other process contributes ``others`` to the gathers.
+
+    After these it contributes the same values as this process.
+    """
 
     def __init__(self, *others):
         self.others = list(others)

@@ -294,7 +294,7 @@ def test_without_a_compiler_xla_gives_the_same_text_and_one_warning(
         pytest.skip("needs a CPU and a C++ compiler")
     monkeypatch.setattr(build, "_is_registered", False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    # Compiling every shape takes long, and few come.
+    # Few shapes are used, and compiling all takes long.
     monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)
     params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=3)
     with LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES) as plain:
@@ -367,7 +367,7 @@ def test_the_openai_client_uses_every_sampling_feature(llm):
         assert "".join(chunk.choices[0].text for chunk in streamed) == echoed.text
         offsets = [at for chunk in streamed for at in chunk.choices[0].logprobs.text_offset]
         assert offsets == echoed.logprobs.text_offset
-        # Nothing of the token that echo alone computes is seen.
+        # The token sampled for echo alone is not returned.
         forced = ask(max_tokens=0, echo=True, logit_bias={"2": 100}).choices[0]
         assert (forced.finish_reason, forced.stop_reason) == ("length", None)
         both = ask(max_tokens=0, echo=True, logprobs=3, extra_body={"prompt_logprobs": 1})
@@ -383,7 +383,7 @@ def test_the_openai_client_uses_every_sampling_feature(llm):
         ):
             if "\ufffd" not in token:
                 assert letters[start:end] == token
-        # The prompt's scores come with the first news, text or not.
+        # The prompt's scores come with the first chunk, with text or without.
         for stop in (None, text[:1] + "never"):
             chunks = list(
                 ask(max_tokens=6, stop=stop, stream=True, extra_body={"prompt_logprobs": 1})
@@ -422,12 +422,12 @@ def test_the_openai_client_uses_every_sampling_feature(llm):
         )
         answer = chat().choices[0]
         content = answer.logprobs.content
-        said = b"".join(bytes(one.bytes) for one in content).decode(errors="replace")
-        assert said == answer.message.content
+        text = b"".join(bytes(one.bytes) for one in content).decode(errors="replace")
+        assert text == answer.message.content
         assert all(len(one.top_logprobs) == 3 for one in content)
         assert all(one.logprob <= one.top_logprobs[0].logprob + 1e-5 for one in content)
-        news = [chunk.choices[0].logprobs for chunk in chat(stream=True) if chunk.choices]
-        tokens = [one.token for logprobs in news if logprobs for one in logprobs.content]
+        chunks = [chunk.choices[0].logprobs for chunk in chat(stream=True) if chunk.choices]
+        tokens = [one.token for logprobs in chunks if logprobs for one in logprobs.content]
         assert tokens == [one.token for one in content]
     llm.engine.check_integrity()
 

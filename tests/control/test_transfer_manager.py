@@ -92,7 +92,10 @@ def test_a_host_that_refuses_memory_is_not_asked_again_at_once():
 
 @pytest.mark.parametrize("offloads_early", [True, False])
 def test_a_slow_link_holds_few_copies_on_the_device(offloads_early):
-    """Each block in flight takes two pages. As no offload completes, eviction goes on without."""
+    """Each block in flight takes two pages.
+
+    As no offload completes, eviction continues without host copies.
+    """
     settings = CacheSettings(
         eviction="kvflow",
         prefetches=True,

@@ -72,7 +72,7 @@ class PairOfProcesses:
         asked = Collected(self.engine, prompt, params)
         while not self.engine.is_idle or self.engine.transfer_manager.has_in_flight:
             self.is_notified.clear()
-            # A transfer that was done before this step notifies nobody.
+            # A transfer that was done before this step sends no notification.
             if not self.engine.step() and self.engine.transfer_manager.has_in_flight:
                 assert self.is_notified.wait(30)
         self.engine.check_integrity()

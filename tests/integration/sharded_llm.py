@@ -1,5 +1,7 @@
-"""One model served by 1, 2 and 8 devices, its blocks moved to the host and back; run by
-test_sharded, in a process of its own: devices are counted out when JAX starts."""
+"""One model served by 1, 2 and 8 devices, its blocks offloaded to the host and loaded again.
+
+test_sharded runs it in its own process: the number of devices is fixed when JAX starts.
+"""
 
 import sys
 import tempfile
@@ -24,7 +26,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=
 
 
 def answers(folder, num):
-    """Tokens and logprobs of prompts, each asked again when others have pushed it out."""
+    """Tokens and logprobs of prompts, each repeated after others have evicted it."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 250, 40).tolist() for _ in range(4)]
     sizes = {"num_pages": 10, "max_num_seqs": 2, "max_model_len": 64, "page_size": 8}
@@ -39,7 +41,7 @@ def answers(folder, num):
             given.append((answer.token_ids, [one.logprob for one in answer.logprobs]))
             num_host += answer.num_cached_host_tokens
         llm.engine.check_integrity()
-    assert num_host, "nothing has come back from the host"
+    assert num_host, "nothing was loaded from the host"
     return given
 
 

@@ -1,5 +1,5 @@
-"""Folders as a user has them: made by the script, served from the command line, asked through the
-real client."""
+"""Folders as a user has them: made by the script, served from the command line, requested through
+the OpenAI client."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def start(folder: Path, cache_dir: Path) -> subprocess.Popen[str]:
 
 @contextmanager
 def served(folder: Path, cache_dir: Path) -> Iterator[openai.OpenAI]:
-    """A client of a server process that is ready; Ctrl-C ends it well."""
+    """A client of a server process that is ready; Ctrl-C drains it."""
     with start(folder, cache_dir) as process:
         try:
             assert process.stderr is not None
@@ -61,13 +61,13 @@ def served(folder: Path, cache_dir: Path) -> Iterator[openai.OpenAI]:
             process.kill()
 
 
-def url_of(lines: IO[str]) -> str:
-    said = []
-    for line in lines:
-        said.append(line)
+def url_of(stderr: IO[str]) -> str:
+    lines = []
+    for line in stderr:
+        lines.append(line)
         if "ready after" in line:
             return line.split()[-1]
-    raise AssertionError("".join(said))
+    raise AssertionError("".join(lines))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_greedy_answers_are_those_of_transformers(client, family):
     assert answer.usage.prompt_tokens_details.cached_tokens == GREEDY_PROMPT // PAGE * PAGE
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path, cache_dir):
+def test_all_problems_of_a_folder_are_reported_at_once(tmp_path, cache_dir):
     folder = tiny.write_folder(tmp_path / "broken", make_folder.FAMILIES["gemma3"], tokenizer=False)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.norm.weight"]
@@ -159,10 +159,10 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, cache_dir):
     tensors["model.layers.4.mlp.up_proj.weight"] = np.zeros((96, 64), np.float32)
     save_file(tensors, folder / "model.safetensors")
     with start(folder, cache_dir) as process:
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, output = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "Traceback" not in said
-    _, message = said.split(f"cannot start: cannot load {folder}:\n")
+    assert "Traceback" not in output
+    _, message = output.split(f"cannot start: cannot load {folder}:\n")
     problems = [line for line in message.splitlines() if line.startswith("- ")]
     assert len(problems) == 4
     for problem in (

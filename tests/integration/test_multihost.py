@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240
 SIZES = {"num_pages": 10, "max_num_seqs": 2, "max_model_len": 64, "page_size": 8}
-SIZES["max_num_batched_tokens"] = 16  # whole tiles are found, of which a prompt has two
+SIZES["max_num_batched_tokens"] = 16  # cache hits are whole tiles; a prompt has two
 NUM_TOKENS = 12
 
 
@@ -39,7 +39,7 @@ def free_port():
 
 
 class Pair:
-    """Process 0, which serves, and process 1, with a device each, in working directories."""
+    """Process 0, which serves, and process 1, each with one device and a working directory."""
 
     def __init__(self, folder, logs, *flags, cwds=(ROOT, ROOT)):
         self.port = free_port()
@@ -100,7 +100,7 @@ def prompts():
     return [rng.integers(0, 250, 40).tolist() for _ in range(4)] * 2
 
 
-def test_tokens_are_those_of_one_process_and_a_follower_that_is_told_ends_all(folder, tmp_path):
+def test_tokens_are_those_of_one_process_and_sigterm_to_a_follower_stops_all(folder, tmp_path):
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=1)
     with LLM(folder, cache="gpu-only", deterministic=True, progress=False, **SIZES) as alone:
         expected = [alone.generate(prompt, params) for prompt in prompts()]
@@ -114,14 +114,14 @@ def test_tokens_are_those_of_one_process_and_a_follower_that_is_told_ends_all(fo
             logprobs = [one.logprob for one in wanted.logprobs]
             np.testing.assert_allclose(choice["logprobs"]["token_logprobs"], logprobs, atol=1e-3)
             num_host += answer["kvflow"]["cached_tokens_details"]["host"]
-        assert num_host, "nothing has come back from the host"
+        assert num_host, "nothing was loaded from the host"
         pair.processes[1].send_signal(signal.SIGTERM)
         assert pair.codes() == [0, 0], pair.log(0) + pair.log(1)
         assert "draining" in pair.log(0)
 
 
 def test_models_of_other_shapes_are_refused_before_they_are_made(tmp_path):
-    """A program of both would never end. They go by the same name, on two hosts."""
+    """Two hosts have different models of the same name; serving them as one would hang."""
     hosts = [tmp_path / f"host-{i}" for i in range(2)]
     for i, host in enumerate(hosts):
         hf = HF | {"intermediate_size": HF["intermediate_size"] + 32 * i}
@@ -152,10 +152,10 @@ def test_a_follower_that_is_stopped_is_waited_for(folder, tmp_path):
                 assert follower.poll() is None, pair.log(1)
 
 
-def test_a_follower_that_is_killed_fails_who_waits_and_ends_the_leader(folder, tmp_path):
+def test_killing_a_follower_fails_pending_requests_and_ends_the_leader(folder, tmp_path):
     with serving(folder, tmp_path, "--cache=gpu-only") as pair:
         leader, follower = pair.processes
-        follower.send_signal(signal.SIGSTOP)  # so that the step stays under way
+        follower.send_signal(signal.SIGSTOP)  # so that the step stays in flight
         answers = []
         asking = threading.Thread(target=lambda: answers.append(pair.ask(prompts()[0])))
         asking.start()

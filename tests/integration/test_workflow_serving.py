@@ -1,4 +1,4 @@
-"""A workflow through the real client, server and engine, however it caches."""
+"""A workflow through the OpenAI client, the server and the engine, in each cache mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.models import tiny
 from tests.support.served import running
 
 PAGE = 16
-# The planner fans out to two who work at once, the reviewer waits for both and may send it back.
+# The planner fans out to two agents that run in parallel. The reviewer waits for both, and may call
+# the planner again.
 GRAPH = {
     "nodes": ["planner", "writer", "tester", "reviewer"],
     "edges": [
@@ -36,7 +37,7 @@ def system_of(agent: str) -> str:
 
 
 class Team:
-    """Drives the workflow; notes what each call said and what it found cached."""
+    """Drives the workflow; notes the text of each call and how many of its tokens were cached."""
 
     def __init__(self, client: openai.OpenAI) -> None:
         self._client = client
@@ -71,8 +72,8 @@ class Team:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A model's folder, and where compiled programs are kept from one server to the next."""
+def model_folder(tmp_path_factory):
+    """A model's folder, and the cache of compiled programs that all servers share."""
     root = tmp_path_factory.mktemp("serving")
     return tiny.write_folder(root / "model"), root / "cache"
 
@@ -83,8 +84,8 @@ def texts_of() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("mode", ["gpu-only", "hicache", "kvflow"])
-def test_a_branching_joining_cyclic_workflow(mode, place, texts_of):
-    folder, cache_dir = place
+def test_a_branching_joining_cyclic_workflow(mode, model_folder, texts_of):
+    folder, cache_dir = model_folder
     # Of the four agents' prompts and answers the pool holds about two. Sizes are those of
     # test_llm.py, so that what compiles there need not compile here.
     flags = f"--model {folder} --served-model-name tiny --port 0 --cache-dir {cache_dir} "
@@ -106,13 +107,13 @@ def test_a_branching_joining_cyclic_workflow(mode, place, texts_of):
             team.go_round(turn, {"workflow_id": "inline", "step_graph": GRAPH})
         assert {kvflow["hint_status"] for _, _, kvflow in team.answers} == {"applied"}
         found = [cached for _, cached, _ in team.answers]
-        places = [kvflow["cached_tokens_details"] for _, _, kvflow in team.answers]
-        assert [place["device"] + place["host"] for place in places] == found
+        details = [kvflow["cached_tokens_details"] for _, _, kvflow in team.answers]
+        assert [one["device"] + one["host"] for one in details] == found
         assert found[:4] == [0] * 4
-        if mode != "gpu-only":  # where little is left when an agent's turn comes again
+        if mode != "gpu-only":  # gpu-only keeps little until the agent calls again
             assert min(found[4:]) >= 4 * PAGE  # of prompts of six pages
-        if mode == "kvflow":  # most was brought back before it was asked for
-            assert sum(place["host"] for place in places) < sum(found) / 2
+        if mode == "kvflow":  # most was prefetched
+            assert sum(one["host"] for one in details) < sum(found) / 2
             stats = server.service.stats
             assert stats.num_useful_blocks + stats.num_late_blocks > 0
         _, unknown = team.call("writer", "x", {"workflow_id": "else", "graph_id": "nobody's"})
@@ -122,4 +123,4 @@ def test_a_branching_joining_cyclic_workflow(mode, place, texts_of):
         }
         assert http.post("/v1/workflows/inline/advance", json={}).status_code == 404
     texts_of[mode] = team.texts
-    assert team.texts == next(iter(texts_of.values()))  # whatever was kept, moved or dropped
+    assert team.texts == next(iter(texts_of.values()))  # the same text in each cache mode

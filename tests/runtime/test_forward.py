@@ -25,7 +25,7 @@ def empty_batch():
 
 
 def prefill():
-    """Return the prompt in two tiles, whose sample is kept in slot 1."""
+    """Return the prompt in two tiles, whose sample is kept in seq_slot 1."""
     batch = empty_batch()
     batch.tokens[2:8] = PROMPT
     batch.page_table[2:] = PAGES
@@ -35,7 +35,7 @@ def prefill():
 
 
 def decode(position):
-    """Return a decode row whose token is the last sample in slot 1."""
+    """Return a decode row whose token is the last sample in seq_slot 1."""
     batch = empty_batch()
     batch.page_table[0], batch.query_start[0], batch.query_len[0] = PAGES, position, 1
     batch.token_source[0] = batch.sampling.seq_slot[0] = 1

@@ -132,10 +132,10 @@ def test_extreme_logits_give_tokens_of_the_vocabulary(draw):
 
 
 class Sequence:
-    """The penalty state of one slot among several, and the same counts in plain Python."""
+    """The penalty state of one seq_slot among several, and the same counts in plain Python."""
 
-    def __init__(self, prompt, output, *, stops=(), bias=None, slot=2):
-        self.slot, self.prompt, self.output = slot, prompt, output
+    def __init__(self, prompt, output, *, stops=(), bias=None, seq_slot=2):
+        self.seq_slot, self.prompt, self.output = seq_slot, prompt, output
         self.stops, self.bias = list(stops), bias or {}
         tokens = np.zeros(64, np.int32)
         tokens[: len(prompt) + len(output)] = [*prompt, *output]
@@ -145,7 +145,7 @@ class Sequence:
         bias_ids[: len(self.bias)] = list(self.bias)
         values[: len(self.bias)] = list(self.bias.values())
         state = SequenceState(
-            seq_slot=np.int32(slot),
+            seq_slot=np.int32(seq_slot),
             tokens=tokens,
             num_prompt=np.int32(len(prompt)),
             num_tokens=np.int32(len(prompt) + len(output)),
@@ -191,7 +191,7 @@ def test_penalties_bias_and_bans_equal_numpy(how):
     logits = (rng.normal(size=VOCAB) * 3).astype(np.float32)
     logits[3] = 60.0  # a stop token that would win
     settings = {name: value for name, value in how.items() if name != "ban"}
-    rows = rows_of(2, seq_slot=sequence.slot, needs_sampler_state=[True, False], **settings)
+    rows = rows_of(2, seq_slot=sequence.seq_slot, needs_sampler_state=[True, False], **settings)
     rows.bans_stops[:] = how.get("ban", False)
     # Compare the likeliest token, then the likeliest of the rest, and so on.
     left = sequence.adjusted(logits, **how)
@@ -206,7 +206,7 @@ def test_penalties_bias_and_bans_equal_numpy(how):
 
 def test_the_penalty_state_counts_the_samples_of_steps():
     sequence = Sequence([1, 2], [3, 3])
-    # Slot 4 is out of range.
+    # seq_slot 4 is out of range.
     device = sequence.device.count(np.array([2, 4, 2]), np.array([3, 9, 7]))
     sequence.output += [3, 7]
     again = Sequence(sequence.prompt, sequence.output).device
@@ -225,7 +225,7 @@ def test_draws_follow_the_penalised_distribution(draw):
         np.tile(logits, (num_draws, 1)),
         position=np.arange(num_draws),
         penalties=sequence.device,
-        seq_slot=sequence.slot,
+        seq_slot=sequence.seq_slot,
         needs_sampler_state=True,
         **how,
     )

@@ -65,7 +65,7 @@ def blocks_of(name, num_blocks):
 
 
 def thrashing(*runs, num_blocks=30):
-    """Runs with calls that have recomputed all the time for a minute."""
+    """Runs with calls, after a minute spent entirely on recomputation."""
     harness = Harness()
     for run in runs:
         harness.begin(run, num_blocks)

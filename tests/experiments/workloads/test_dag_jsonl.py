@@ -22,7 +22,7 @@ def test_a_fork_continues_the_history_and_a_spawned_session_does_not(read):
     assert first.num_fixed == 13
     assert run.prompt_lens[n0] == 13
     assert second.pause_s == 0.25
-    assert set(second.after) == {n0, helper[-1][0]}  # it waits for whom it has spawned
+    assert set(second.after) == {n0, helper[-1][0]}  # it waits for the sessions that it spawned
     assert second.parts[1] == n0  # its own answer is part of its history
     assert helper[0][1].after == (n0,)
     assert len(helper[0][1].parts) == 1

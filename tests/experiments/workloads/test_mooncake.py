@@ -23,7 +23,7 @@ def test_a_mooncake_line_may_hash_nothing_or_only_its_start(read):
         {"input_length": 1000.0, "hash_ids": [1, 2], "timestamp": 1.7e12},
     )
     assert [run.prompt_lens for run in runs] == [(1100,), (2000,), (1000,)]
-    assert [run.start_s for run in runs] == [0.0, 0.0, 0.0]  # as early as the first that says
+    assert [run.start_s for run in runs] == [0.0, 0.0, 0.0]  # the earliest given timestamp
     assert shared(runs[1].calls[0], runs[2].calls[0]) == 512
 
 

@@ -92,9 +92,9 @@ def test_broken_traces_name_their_lines(read, lines, message):
 def test_a_truncated_line_is_the_only_one_named(read):
     lines = [json.dumps(session(f"s{i}", turn("x" * 40))) for i in range(3)]
     lines += [json.dumps(session("root", turn("x", spawns=["s0", "s1", "s2"])))]
-    for place in range(4):
-        cut = [line[:30] if i == place else line for i, line in enumerate(lines)]
-        with pytest.raises(TraceError, match=rf": line {place + 1}: not JSON[^;]*$"):
+    for index in range(4):
+        cut = [line[:30] if i == index else line for i, line in enumerate(lines)]
+        with pytest.raises(TraceError, match=rf": line {index + 1}: not JSON[^;]*$"):
             read(*cut)
 
 
@@ -174,14 +174,14 @@ def mutated(draw, value):
 
 @pytest.mark.parametrize("lines", [DAG, MOONCAKE], ids=["dag", "mooncake"])
 @given(data=st.data())
-def test_whatever_is_in_a_trace_it_is_read_or_refuse_of(tmp_path_factory, lines, data):
+def test_any_trace_is_read_or_refused(tmp_path_factory, lines, data):
     lines = [
         data.draw(mutated(line)) if data.draw(st.integers(0, 2)) == 0 else line for line in lines
     ]
     texts = [json.dumps(line) for line in lines]
     if data.draw(st.integers(0, 4)) == 0:
-        place = data.draw(st.integers(0, len(texts) - 1))
-        texts[place] = texts[place][: data.draw(st.integers(1, 40))]
+        index = data.draw(st.integers(0, len(texts) - 1))
+        texts[index] = texts[index][: data.draw(st.integers(1, 40))]
     path = tmp_path_factory.getbasetemp() / "trace.jsonl"
     path.write_text("\n".join(texts))
     for run in read_or_refuse(path):
