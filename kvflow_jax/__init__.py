@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
     from kvflow_jax.workflow.workflow import Workflow
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HERE = Path(__file__).parent
-if not (_HERE / "cache").is_dir():
+if not (_HERE / "cache").is_dir() and (_HERE.parent / "pyproject.toml").exists():
     # A checkout without symlinks (Windows, a zip file): ../cache and ../models are found there.
     __path__.append(str(_HERE.parent))
 

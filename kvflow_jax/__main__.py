@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from kvflow_jax import __version__
 
+MAX_NAME_CHARS = 64  # of an unknown command that an error message repeats
+
 
 class Command(NamedTuple):
     """A command: the module whose ``main(argv)`` runs it, and what it does in one line."""
@@ -48,9 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
+        name = name[:MAX_NAME_CHARS]
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(COMMANDS)}"
-        print(f"kvflow-jax: there is no command {name!r}{hint}", file=sys.stderr)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        if name.startswith("-"):
+            hint = "flags follow a command, as in: kvflow-jax serve --port 9000"
+        print(f"kvflow-jax: there is no command {name!r}; {hint}", file=sys.stderr)
         return 2
     command = import_module(COMMANDS[name].module)
     if argv is None:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -11,6 +12,14 @@ import pytest
 import kvflow_jax
 
 ROOT = Path(__file__).parents[1]
+
+
+def walk_packages(folder):
+    """Yield each ``__init__.py``, through symlinks, which ``Path.rglob`` does not follow."""
+    yield from folder.glob("__init__.py")
+    for below in sorted(folder.iterdir()):
+        if below.is_dir():
+            yield from walk_packages(below)
 
 
 def run(program, cwd):
@@ -32,6 +41,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_rooms_of_pure_python_import_without_jax():
     program = """
 import sys
+import tomllib
 sys.modules["jax"] = None
 import kvflow_jax.workflow.workflow, kvflow_jax.cache.prefix_cache, kvflow_jax.cache.policy
 import kvflow_jax.engine.cache_config
@@ -55,6 +65,7 @@ def test_a_checkout_without_symlinks_finds_its_rooms(tmp_path, leaves):
         tmp_path / "kvflow_jax",
         ignore=lambda folder, names: {"cache", "models", "__pycache__"} & set(names),
     )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for room in ("cache", "models"):
         shutil.copytree(ROOT / room, tmp_path / room)
         if leaves == "a text file":
@@ -74,3 +85,9 @@ print(kvflow_jax.cache.blocks.__file__)
 )
 def test_import_paths_that_were_public_still_work(module):
     assert import_module(module)
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [path.parent.relative_to(ROOT) for path in walk_packages(ROOT / "kvflow_jax")]
+    assert sorted(listed) == sorted(".".join(path.parts) for path in found)

@@ -23,7 +23,12 @@ def test_the_version_is_printed(capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("serv", "did you mean serve?"), ("xyz", "there are: serve")]
+    ("name", "hint"),
+    [
+        ("serv", "did you mean serve?"),
+        ("xyz", "there are: serve"),
+        ("--port", "flags follow a command"),
+    ],
 )
 def test_an_unknown_command_suggests_the_nearest(name, hint, capsys):
     assert command_line.main([name]) == 2

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, get_args
 
@@ -364,9 +364,13 @@ def _install_command() -> str:
     if (checkout / "pyproject.toml").exists():
         return f"{pip} -e '{checkout}[serve]'"
     # Of a wheel it is not known where it came from: install the packages of its extra.
+    try:
+        requirements = requires("kvflow-jax") or ()
+    except PackageNotFoundError:  # a copy of the sources
+        requirements = [f"{name.replace('_', '-')}; extra == 'serve'" for name in WEB_PACKAGES]
     packages = [
         requirement.partition(";")[0].strip()
-        for requirement in requires("kvflow-jax") or ()
+        for requirement in requirements
         if re.search(r"extra == .serve.", requirement)
     ]
     return f"{pip} {' '.join(shlex.quote(package) for package in packages)}"

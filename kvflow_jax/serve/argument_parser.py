@@ -28,7 +28,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def _unknown_argument(self, argument: str) -> str:
         """Return the error message for an argument that no flag takes."""
         flag = argument.partition("=")[0][:MAX_FLAG_CHARS]
-        if not flag.startswith("-"):
+        if not flag.isprintable() or not flag.strip("-") or not flag.startswith("-"):
             return f"unexpected argument {flag!r}; every setting is a flag, see --help"
         known = [option for action in self._actions for option in action.option_strings]
         nearest = difflib.get_close_matches(flag, known, n=1)

@@ -10,7 +10,7 @@ COMMANDS = [name for group in GROUPS.values() for name in group]
 
 
 def test_every_command_is_listed(capsys):
-    assert main() == 0
+    assert main([]) == 0
     listed = capsys.readouterr().out
     assert all(f"python -m experiments.{name} " in listed for name in COMMANDS)
 
@@ -21,3 +21,16 @@ def test_a_command_has_a_main(name):
     if not hasattr(module, "main"):
         module = import_module(f"experiments.{name}.__main__")
     assert callable(module.main)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cycle", "did you mean: python -m experiments.cycle"),
+        ("engine-bench", "did you mean: python -m experiments.engine_bench"),
+        ("xyzzy", "did you mean: python -m experiments.NAME"),
+    ],
+)
+def test_an_argument_is_refused_with_the_nearest_command(name, message, capsys):
+    assert main([name, "--quick"]) == 2
+    assert message in capsys.readouterr().err

@@ -29,6 +29,7 @@ def test_known_flags_are_parsed(parser):
         (["--quik"], "command: error: unknown flag --quik; did you mean --quick?"),
         (["--prot", "80"], "command: error: unknown flag --prot; did you mean --port?"),
         (["--xyzzy"], "command: error: unknown flag --xyzzy; see --help"),
+        (["--"], "command: error: unexpected argument '--'; every setting is a flag, see --help"),
         (["80"], "command: error: unexpected argument '80'; every setting is a flag, see --help"),
     ],
 )
@@ -42,3 +43,7 @@ def test_the_value_of_an_unknown_flag_is_not_repeated(parser, capsys):
 
 def test_a_long_flag_is_cut(parser, capsys):
     assert len(error_of(parser, ["--" + "x" * 1000], capsys)) < MAX_FLAG_CHARS + 60
+
+
+def test_control_characters_are_escaped(parser, capsys):
+    assert "\x1b" not in error_of(parser, ["--x\x1b[31m"], capsys)
