@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -96,7 +96,13 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of a token, which may be part of a character."""
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **kw: Any) -> list[int]:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        **template_args: object,
+    ) -> list[int]:
         """Return the prompt ids of a chat.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from kvflow_jax.errors import InvalidRequestError
 
@@ -13,15 +13,21 @@ _SYSTEM_ROLES = ("system", "developer")
 class ChatTemplate(Protocol):
     """A tokenizer with a chat template."""
 
-    def apply_chat_template(self, messages: Any, **kw: Any) -> list[int]: ...
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        **template_args: object,
+    ) -> list[int]: ...
 
 
 def chat_prefix_len(
     template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     prompt_ids: Sequence[int],
     num_messages: int | None = None,
-    **template_args: Any,
+    **template_args: object,
 ) -> int | None:
     """Return the length in tokens of the part of a chat's prompt that its first messages fill.
 
@@ -55,7 +61,7 @@ def chat_prefix_len(
     return next((i for i, (a, b) in pairs if a != b), min(len(prefix_ids), len(prompt_ids)))
 
 
-def _num_system(messages: Sequence[Mapping[str, Any]]) -> int:
+def _num_system(messages: Sequence[Mapping[str, object]]) -> int:
     for i, message in enumerate(messages):
         if message.get("role") not in _SYSTEM_ROLES:
             return i

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Mapping
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.step_graph import Graph
@@ -31,7 +31,7 @@ class GraphStore:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def graph(self, data: Any) -> Graph:
+    def graph(self, data: Mapping[str, object]) -> Graph:
         """Return the graph of a JSON form; equal forms return the same object.
 
         Args:
@@ -58,7 +58,7 @@ class GraphStore:
         return graph
 
 
-def _digest(data: Any) -> bytes:
+def _digest(data: Mapping[str, object]) -> bytes:
     try:
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
@@ -115,8 +115,8 @@ class HintParser:
             depends on the prompt; see ``Hints.with_fixed``.
     """
 
-    def __init__(self, data: Any, graphs: GraphStore | None = None) -> None:
-        self._data = data if isinstance(data, Mapping) else {}
+    def __init__(self, data: object, graphs: GraphStore | None = None) -> None:
+        self._data: Mapping[str, object] = data if isinstance(data, Mapping) else {}
         self._graphs = GraphStore() if graphs is None else graphs
         self._is_clipped = data is not None and not isinstance(data, Mapping)
         self.priority = self._priority()
@@ -173,6 +173,9 @@ class HintParser:
     def _graph(self) -> Graph | None:
         value = self._data.get("step_graph")
         if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            self._is_clipped = True
             return None
         try:
             graph = self._graphs.graph(value)
@@ -240,13 +243,13 @@ class HintParser:
         return None
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def _is_id(value: Any) -> TypeGuard[str]:
+def _is_id(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_LEN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.joins import exclusive_joins
@@ -15,6 +15,7 @@ MAX_EDGES = 65_536
 MAX_ID_LEN = 256  # characters
 
 JoinMode = Literal["all", "any"]
+_JOIN_MODES: dict[str, JoinMode] = {"all": "all", "any": "any"}
 
 
 class Workflow:
@@ -31,11 +32,7 @@ class Workflow:
     """
 
     def __init__(self, name: str = "") -> None:
-        if not isinstance(name, str) or len(name) > MAX_ID_LEN:
-            raise InvalidRequestError(
-                f"name must be a string of at most {MAX_ID_LEN} characters", param="name"
-            )
-        self.name = name
+        self.name = _check_name(name)
         self._agent_of: dict[str, str] = {}
         self._edges: dict[tuple[str, str], Edge] = {}
         self._joins: dict[str, JoinMode] = {}
@@ -43,7 +40,7 @@ class Workflow:
         self._graph: Graph | None = None
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Workflow:
+    def from_dict(cls, data: Mapping[str, object]) -> Workflow:
         """Parse the JSON form of a step graph. Unknown keys are ignored, null counts as absent.
 
             {"name": str, "nodes": [str | {"id", "agent"}], "entries": [str],
@@ -55,7 +52,7 @@ class Workflow:
         """
         if not isinstance(data, Mapping):
             raise InvalidRequestError("a step graph must be an object")
-        workflow = cls(_value(data, "name", ""))
+        workflow = cls(_check_name(_value(data, "name", "")))
         for path, item in _items(data, "nodes"):
             node = {"id": item} if isinstance(item, str) else _record(item, path)
             workflow._add_node(node.get("id"), node.get("agent"), f"{path}.")
@@ -70,7 +67,7 @@ class Workflow:
             )
         for path, item in _items(data, "joins"):
             join = _record(item, path)
-            target = join.get("target")
+            target = _check_id(join.get("target"), f"{path}.target")
             workflow._add_join(target, _value(join, "mode", "all"), f"{path}.")
             for source_path, source in _items(join, "sources", f"{path}."):
                 if (_check_id(source, source_path), target) not in workflow._edges:
@@ -79,12 +76,12 @@ class Workflow:
             workflow._add_entry(item, path)
         return workflow
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the JSON form that ``from_dict`` parses: all declarations, without defaults."""
         sources: dict[str, list[str]] = {}
         for source, target in self._edges:
             sources.setdefault(target, []).append(source)
-        data: dict[str, Any] = {"name": self.name} if self.name else {}
+        data: dict[str, object] = {"name": self.name} if self.name else {}
         data["nodes"] = [{"id": node, "agent": agent} for node, agent in self._agent_of.items()]
         data["edges"] = [_edge_dict(edge) for edge in self._edges.values()]
         if self._joins:
@@ -184,10 +181,9 @@ class Workflow:
 
     # ``prefix`` is the path of a value in the JSON form. Field names in errors begin with it.
 
-    def _add_node(self, name: Any, agent: Any, prefix: str) -> None:
+    def _add_node(self, name: object, agent: object, prefix: str) -> None:
         name = _check_id(name, f"{prefix}id" if prefix else "name")
-        if agent is not None:
-            _check_id(agent, f"{prefix}agent")
+        agent = None if agent is None else _check_id(agent, f"{prefix}agent")
         if name not in self._agent_of:
             if len(self._agent_of) == MAX_NODES:
                 raise InvalidRequestError(
@@ -199,10 +195,15 @@ class Workflow:
         self._graph = None
 
     def _add_edge(
-        self, source: Any, target: Any, conditional: Any, probability: Any, prefix: str
+        self,
+        source: object,
+        target: object,
+        conditional: object,
+        probability: object,
+        prefix: str,
     ) -> None:
-        _check_id(source, f"{prefix}source")
-        _check_id(target, f"{prefix}target")
+        source = _check_id(source, f"{prefix}source")
+        target = _check_id(target, f"{prefix}target")
         if not isinstance(conditional, bool):
             raise InvalidRequestError(
                 f"{prefix}conditional must be true or false", param=f"{prefix}conditional"
@@ -216,19 +217,28 @@ class Workflow:
         self._add_node(target, None, prefix)
         self._edges[source, target] = Edge(source, target, conditional, probability)
 
-    def _add_join(self, target: Any, mode: Any, prefix: str) -> None:
-        _check_id(target, f"{prefix}target")
-        if mode not in ("all", "any"):
+    def _add_join(self, target: object, mode: object, prefix: str) -> None:
+        target = _check_id(target, f"{prefix}target")
+        if not isinstance(mode, str) or mode not in _JOIN_MODES:
             raise InvalidRequestError(f"{prefix}mode must be 'all' or 'any'", param=f"{prefix}mode")
         self._add_node(target, None, prefix)
-        self._joins[target] = mode
+        self._joins[target] = _JOIN_MODES[mode]
 
-    def _add_entry(self, name: Any, param: str) -> None:
-        self._add_node(_check_id(name, param), None, "")
+    def _add_entry(self, name: object, param: str) -> None:
+        name = _check_id(name, param)
+        self._add_node(name, None, "")
         self._entries[name] = None
 
 
-def _check_id(value: Any, param: str) -> str:
+def _check_name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_ID_LEN:
+        raise InvalidRequestError(
+            f"name must be a string of at most {MAX_ID_LEN} characters", param="name"
+        )
+    return value
+
+
+def _check_id(value: object, param: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID_LEN:
         raise InvalidRequestError(
             f"{param} must be a string of 1 to {MAX_ID_LEN} characters", param=param
@@ -236,25 +246,24 @@ def _check_id(value: Any, param: str) -> str:
     return value
 
 
-def _check_probability(value: Any, param: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= 1:
+def _check_probability(value: object, param: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
         raise InvalidRequestError(f"{param} must be a number in [0, 1]", param=param)
     return float(value)
 
 
-def _value(data: Mapping[str, Any], key: str, default: Any) -> Any:
+def _value(data: Mapping[str, object], key: str, default: object) -> object:
     value = data.get(key)
     return default if value is None else value
 
 
-def _record(item: Any, param: str) -> Mapping[str, Any]:
+def _record(item: object, param: str) -> Mapping[str, object]:
     if not isinstance(item, Mapping):
         raise InvalidRequestError(f"{param} must be an object", param=param)
     return item
 
 
-def _items(data: Mapping[str, Any], key: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _items(data: Mapping[str, object], key: str, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield (path, item) of the items of a list."""
     items = _value(data, key, ())
     if not isinstance(items, list | tuple):
@@ -263,8 +272,8 @@ def _items(data: Mapping[str, Any], key: str, prefix: str = "") -> Iterator[tupl
         yield f"{prefix}{key}[{i}]", item
 
 
-def _edge_dict(edge: Edge) -> dict[str, Any]:
-    data: dict[str, Any] = {
+def _edge_dict(edge: Edge) -> dict[str, object]:
+    data: dict[str, object] = {
         "source": edge.source,
         "target": edge.target,
         "conditional": edge.conditional,
