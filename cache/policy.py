@@ -53,22 +53,18 @@ def kvflow_cost(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
 
     Suffixes are evicted first, then blocks of agents that will never run, as by ``kvflow``.
     """
-    return _expected_loss(table, blocks, by_chance=True, by_cost=True)
+    return expected_loss(table, blocks, by_chance=True, by_cost=True)
 
 
-def kvflow_chance(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """Order as ``kvflow_cost`` with equal costs for all blocks; ablates the cost term."""
-    return _expected_loss(table, blocks, by_chance=True, by_cost=False)
-
-
-def kvflow_depth(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-    """Order as ``kvflow_cost`` as if every branch were taken; ablates the probability."""
-    return _expected_loss(table, blocks, by_chance=False, by_cost=True)
-
-
-def _expected_loss(
+def expected_loss(
     table: BlockTable, blocks: np.ndarray, *, by_chance: bool, by_cost: bool
 ) -> np.ndarray:
+    """Return the keys of ``kvflow_cost``, f64[n, 2].
+
+    Args:
+        by_chance: False: count every read as certain.
+        by_cost: False: count every block as equally expensive to recompute.
+    """
     steps = table.steps[table.head[blocks]]
     is_known = steps < NEVER_STEPS
     whole_steps = np.floor(np.where(is_known, steps, 0.0))
@@ -90,6 +86,4 @@ POLICIES: dict[str, EvictionOrder] = {
     "lru": lru,
     "kvflow": kvflow,
     "kvflow-cost": kvflow_cost,
-    "kvflow-chance": kvflow_chance,
-    "kvflow-depth": kvflow_depth,
 }

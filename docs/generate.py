@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kvflow_jax.serve.__main__ import make_parser
+from kvflow_jax.serve.command_line import make_parser
 
 PAGE = Path(__file__).with_name("flags.md")
 
@@ -20,7 +20,10 @@ def flags_page() -> str:
     lines = [
         "# Flags of the server",
         "",
-        "`python -m kvflow_jax.serve --help` prints the same; the code generates this page.",
+        "`python -m kvflow_jax.serve --help` prints the same; the code generates this page. "
+        "`LLM` takes the settings of Model, Engine and Cache as arguments: `--max-num-seqs 8` is "
+        "`max_num_seqs=8`. They are the fields of `LoadConfig`, `EngineConfig` and `CacheConfig`, "
+        "where each is defined.",
     ]
     for group in make_parser()._action_groups:
         actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
@@ -31,9 +34,9 @@ def flags_page() -> str:
             names = ", ".join(f"`{name}`" for name in action.option_strings)
             value = action.metavar or "" if action.nargs != 0 else ""
             if action.choices and action.nargs != 0:
-                value = " \\| ".join(map(str, action.choices))
-            text = " ".join((action.help or "").split()) % {"default": action.default}
-            text = text.replace(str(Path.home()), "~").replace("|", "\\|")
+                value = "|".join(map(str, action.choices))
+            value = value.replace("|", " \\| ")
+            text = (action.help or "").replace("%%", "%").replace("|", "\\|")
             lines.append(f"| {f'{names} {value}'.strip()} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -19,8 +19,9 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 
+from kvflow_jax.config.values import COUNT, INDEX, POSITIVE
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.serve.argument_parser import ArgumentParser
+from kvflow_jax.serve.argument_parser import ArgumentParser, argument_type
 
 # Written by ``experiments.bench.fit_profile``, read for the machine ``this-machine``.
 THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
@@ -41,26 +42,9 @@ def command_name() -> str:
     return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
-def non_negative_int(text: str) -> int:
-    """Parse an integer of at least 0, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 0")
-    return int(text)
-
-
-def positive_int(text: str) -> int:
-    """Parse an integer of at least 1, for argparse."""
-    if (value := non_negative_int(text)) == 0:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0, for argparse."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
-    return value
+non_negative_int = argument_type(INDEX)
+positive_int = argument_type(COUNT)
+positive_float = argument_type(POSITIVE)
 
 
 def interruptible(run: Callable[[], int]) -> int:

@@ -45,6 +45,10 @@ class ConfigError(KVFlowError, ValueError):
     """Settings are out of range or contradictory. The message names them and their limits."""
 
 
+class PolicyError(ConfigError):
+    """An eviction policy cannot be found, fails, or returns invalid keys. The message names it."""
+
+
 class CapacityError(KVFlowError):
     """The device has too little memory. The message says how much is missing."""
 

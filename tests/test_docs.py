@@ -37,7 +37,7 @@ WITH_BLOCKS = [page for page in PAGES if blocks_of(page)]
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory):
     """A server of the embedded model, as `make serve` starts it, with a small pool."""
-    from kvflow_jax.serve.__main__ import parse_config
+    from kvflow_jax.serve.command_line import parse_config
     from kvflow_jax.serve.launch import build_engine
     from kvflow_jax.serve.server import Server, bind
     from tests.support.served import running

@@ -44,8 +44,8 @@ import sys
 import tomllib
 sys.modules["jax"] = None
 import kvflow_jax.workflow.workflow, kvflow_jax.cache.prefix_cache, kvflow_jax.cache.policy
-import kvflow_jax.engine.cache_config
-from kvflow_jax import Workflow, CacheConfig
+import kvflow_jax.serve.command_line
+from kvflow_jax import Workflow, CacheConfig, EngineConfig
 """
     found = run(program, ROOT)
     assert found.returncode == 0, found.stderr

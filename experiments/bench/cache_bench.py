@@ -24,8 +24,8 @@ from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.residency import Load
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, measure_bandwidth
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.runtime.interfaces import WallClock

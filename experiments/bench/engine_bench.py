@@ -30,6 +30,7 @@ from experiments.measure import (
     report,
     resident_bytes,
 )
+from kvflow_jax.api.options import LLMOptions
 
 REACH = {
     "prefill_vs_matmul_ceiling": ">= 0.80",
@@ -72,7 +73,7 @@ class Plan:
     gain_prompt_len: int = 512
     gain_output_len: int = 64
     num_mixed: int = 100
-    engine: dict[str, Any] = field(default_factory=lambda: {"pool_gib": 1.0})
+    engine: LLMOptions = field(default_factory=lambda: LLMOptions(pool_gib=1.0))
 
 
 FULL = Plan()

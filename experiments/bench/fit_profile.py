@@ -18,7 +18,7 @@ import numpy as np
 from experiments.measure import arguments, report
 from kvflow_jax.api.launch import use_compilation_cache
 from kvflow_jax.cache.pool import PoolSpec
-from kvflow_jax.engine.config import PREFILL_TILE
+from kvflow_jax.engine.sizes import PREFILL_TILE
 from kvflow_jax.models.loading.checkpoint import default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.runtime.batch import Batch, BatchShapes

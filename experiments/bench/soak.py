@@ -53,8 +53,9 @@ def soak(model: str, num_requests: int, is_quick: bool = False) -> dict[str, Any
         is_quick: True to run deterministically, in two batch shapes, which compile in seconds.
     """
     rng = np.random.default_rng(0)
-    sizes: dict[str, Any] = {"num_pages": NUM_PAGES, "max_model_len": 512, "max_num_seqs": 16}
-    with LLM(model, **sizes, deterministic=is_quick) as llm:
+    with LLM(
+        model, num_pages=NUM_PAGES, max_model_len=512, max_num_seqs=16, deterministic=is_quick
+    ) as llm:
         vocab = llm.config.vocab_size
         shared = [rng.integers(0, vocab, 200).tolist() for _ in range(3)]
         outputs: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.compare.ablation_policies import kvflow_chance, kvflow_depth
 from experiments.compare.arms import ARMS, Arm
 from experiments.compare.result_cache import ResultCache, ResultCacheError
 from experiments.compare.run_cell import Setting, run_cell
@@ -41,10 +42,10 @@ ARMS_OF_TERMS: dict[str, Arm] = {
     "kvflow-guard": ARMS["kvflow-guard"],
     "kvflow-cost": _COST,
     "all branches": _cost_with(
-        "treats every branch as taken", eviction="kvflow-depth", admission=True
+        "treats every branch as taken", eviction=kvflow_depth, admission=True
     ),
     "all depths": _cost_with(
-        "treats all blocks as equally costly to compute", eviction="kvflow-chance", admission=True
+        "treats all blocks as equally costly to compute", eviction=kvflow_chance, admission=True
     ),
     "all runs": _cost_with("no admission control", admission=False),
     # Admission control matters more than the eviction order: the same time slices, other orders.

@@ -14,13 +14,11 @@ safeguards.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from experiments.compare.arms import ARMS, Arm, arms_named, gap_closed
@@ -39,8 +37,6 @@ from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.catalogue import WORKLOADS, catalogue_entry
 from experiments.workloads.readers import TraceError, read_trace
 from experiments.workloads.scale import Scale, ScaleError
-from kvflow_jax.cache.blocks import BlockTable
-from kvflow_jax.cache.policy import POLICIES, EvictionOrder
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.errors import ConfigError
@@ -67,7 +63,6 @@ def main() -> int:
         machines.UnknownNameError,
         DoesNotFitError,
         TraceError,
-        PolicyError,
         ScaleError,
         ResultCacheError,
         ConfigError,
@@ -82,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         names = [str(options.trace_file)]
     arms = {name: ARMS[name] for name in arms_named(options.arms)}
     for policy in options.policy:
-        arms[policy] = policy_arm(policy)
+        arms[policy] = Arm("a custom policy", CacheConfig(mode="kvflow", eviction=policy))
     # Report an error of any workload before the first one runs.
     for name in names:
         setting, workload = resolve(name, options)
@@ -137,45 +132,6 @@ def resolve(name: str, options: argparse.Namespace) -> tuple[Setting, Workload]:
     scale.check(name)
     host = 4 * pool if options.host_tokens is None else options.host_tokens
     return Setting(shape, profile, pool, host, options.max_num_seqs), workload
-
-
-class PolicyError(ValueError):
-    """The name given is not a policy, or the policy returned invalid keys."""
-
-
-def policy_arm(name: str) -> Arm:
-    """Register the function ``module:function`` as a policy and return an arm that uses it.
-
-    Raises:
-        PolicyError: there is no such function.
-    """
-    module, _, function = name.partition(":")
-    try:
-        order = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PolicyError(
-            f"--policy expects module:function and cannot import {name!r}: {error}"
-        ) from None
-    if not callable(order):
-        raise PolicyError(f"{name!r} is not a function")
-    POLICIES[name] = checked(name, order)
-    return Arm("a custom policy", CacheConfig(mode="kvflow", eviction=name))
-
-
-def checked(name: str, order: Callable[..., Any]) -> EvictionOrder:
-    """Wrap a policy so that a call raises PolicyError if it returns invalid keys."""
-
-    def checked_order(blocks_table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-        keys = np.asarray(order(blocks_table, blocks))
-        is_fine = keys.ndim == 2 and len(keys) == len(blocks) and keys.dtype.kind in "biuf"
-        if not is_fine or np.isnan(keys).any():
-            raise PolicyError(
-                f"{name} must return numbers of shape [{len(blocks)}, any], a row of keys for "
-                f"each block and no NaN; it returned {keys.dtype}{list(keys.shape)}"
-            )
-        return keys
-
-    return checked_order
 
 
 def table(name: str, setting: Setting, arms: Mapping[str, Mapping[str, Any]]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from experiments.compare.driver import CallRecord, Submitted
 from experiments.workloads.base import Run, Workload
 from kvflow_jax.cache.blocks import BlockTable
+from kvflow_jax.cache.policy import lru
 from kvflow_jax.engine.trace import NoTrace
 from kvflow_jax.requests.request import Request
 
@@ -65,7 +66,12 @@ class Oracle(NoTrace):
         self._generation = np.full(len(table.page), -1, np.int64)
 
     def eviction_order(self, table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-        """Return keys f64[n, 2] for ``POLICIES``: evict blocks read last, or never, first."""
+        """Evict blocks read last, or never, first: an eviction policy, with keys f64[n, 2].
+
+        Orders a table that the oracle is not attached to by last use.
+        """
+        if table is not self._table:
+            return lru(table, blocks)
         keys = np.empty((len(blocks), 2))
         is_known = self._generation[blocks] == table.generation[blocks]
         # An unknown block belongs to a preempted call, which will read it soonest.

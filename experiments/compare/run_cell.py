@@ -10,7 +10,6 @@ from experiments.compare.arms import Arm, figures
 from experiments.compare.driver import CallRecord, Driver
 from experiments.compare.oracle import Oracle
 from experiments.workloads.base import Workload
-from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.trace import NoTrace, Tracer
 from kvflow_jax.requests.outputs import EngineStats
@@ -108,8 +107,7 @@ def _run_once(
 ) -> CellResult:
     cache = arm.cache
     if oracle is not None:
-        POLICIES["oracle"] = oracle.eviction_order
-        cache = replace(cache, eviction="oracle")
+        cache = replace(cache, eviction=oracle.eviction_order)
     simulation = Simulation(
         setting.model,
         setting.profile,
@@ -136,7 +134,6 @@ def _run_once(
         driver.start()
         simulation.run()
     finally:
-        POLICIES.pop("oracle", None)
         if was_enabled:
             gc.enable()
     records = driver.finish(0)

@@ -25,7 +25,8 @@ from jax.sharding import SingleDeviceSharding
 from experiments.device.device_kernels import attention
 from experiments.device.device_model import Plan, cycle_arms, model_rates
 from experiments.measure import arguments, machine, report, seconds
-from kvflow_jax.engine.config import GIB
+from kvflow_jax.api.load_config import Dtype, LoadConfig
+from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.models.dtypes import DTYPES
 from kvflow_jax.models.kernels import AUTO, KERNELS
 from kvflow_jax.models.loading.load import PRESETS
@@ -60,7 +61,7 @@ def main() -> int:
     start = time.monotonic()
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
-    dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
+    dtype: Dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     name, is_random = options.model, options.random_weights
     if name is None:
         name, is_random = default_model(device), is_random or not on_cpu
@@ -74,10 +75,10 @@ def main() -> int:
     by_kernel, problems = attention(shape, dtype, longest, figures)
     figures |= by_kernel
     if not (options.no_model or options.quick):
-        load = {"random_weights": is_random, "dtype": dtype, "attention": options.attention}
+        load = LoadConfig(name, random_weights=is_random, dtype=dtype, attention=options.attention)
         plan = Plan.on(device)
-        figures |= model_rates(name, load, plan, figures)
-        figures |= cycle_arms(name, load, plan)
+        figures |= model_rates(load, plan, figures)
+        figures |= cycle_arms(load, plan)
     figures["took_s"] = time.monotonic() - start
     figures["problems"] = problems
     reach = {"pool_in_place": "true", "problems": "none"}

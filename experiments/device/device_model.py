@@ -20,9 +20,11 @@ from experiments.paper.real import LINK_RATIO, run_on_engine
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import cycle
 from kvflow_jax import LLM, SamplingParams
+from kvflow_jax.api.launch import load as load_onto_devices
+from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.cache.pool import PoolSpec
-from kvflow_jax.engine.config import GIB, EngineConfig
-from kvflow_jax.models.loading.load import load_model
+from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.engine.sizes import GIB
 
 PREFILL = 2048  # tokens of the timed prompt
 CYCLE_FIGURES = (
@@ -81,18 +83,21 @@ def in_place(runner: Any) -> bool:
     return bool(aliased and analysis.temp_size_in_bytes < pool_bytes)
 
 
-def model_rates(
-    name: str, load: dict[str, Any], plan: Plan, ceiling: dict[str, Any]
-) -> dict[str, Any]:
+def model_rates(load: LoadConfig, plan: Plan, ceiling: dict[str, Any]) -> dict[str, Any]:
     """Measure prefill and decode in the engine, also as fractions of the ceilings."""
     config = plan.engine(ARMS["gpu-only"], 0)
-    sizes: dict[str, Any] = {
-        "max_num_seqs": config.max_num_seqs,
-        "max_model_len": config.max_model_len,
-        "num_pages": config.num_pages,
-    }
     start = time.monotonic()
-    with LLM(name, progress=False, cache=config.cache, **load, **sizes) as llm:
+    with LLM(
+        load.model,
+        progress=False,
+        cache=config.cache,
+        random_weights=load.random_weights,
+        dtype=load.dtype,
+        attention=load.attention,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        num_pages=config.num_pages,
+    ) as llm:
         ready_s = time.monotonic() - start
         rng = np.random.default_rng(0)
         greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
@@ -106,8 +111,10 @@ def model_rates(
         stats = [generate(1, PREFILL, 1)[0].stats for _ in range(3)]
         prefill_s = min(s.first_token_s - s.arrival_s for s in stats)
         figures = {
-            "model": name,
-            **load,
+            "model": load.model,
+            "random_weights": load.random_weights,
+            "dtype": load.dtype,
+            "attention": load.attention,
             "ready_s": ready_s,
             "pool_in_place": in_place(llm.runner),
             "prefill_tokens_per_s": PREFILL / prefill_s,
@@ -127,9 +134,9 @@ def model_rates(
     return figures
 
 
-def cycle_arms(name: str, load: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def cycle_arms(load: LoadConfig, plan: Plan) -> dict[str, Any]:
     """Run the paper's cycle of ten agents, in a pool for four prefixes, under its three arms."""
-    loaded = load_model(name, page_size=PAGE, progress=False, **load)
+    loaded = load_onto_devices(load, EngineConfig(page_size=PAGE), progress=False)
     workload = cycle(
         num_agents=10,
         num_rounds=plan.num_rounds,
@@ -142,7 +149,7 @@ def cycle_arms(name: str, load: dict[str, Any], plan: Plan) -> dict[str, Any]:
         PAGE,
         loaded.config.num_kv_heads,
         loaded.config.head_dim,
-        load["dtype"],
+        load.dtype,
     )
     arms: dict[str, dict[str, Any]] = {}
     figures: dict[str, Any] = {}

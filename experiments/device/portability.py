@@ -32,7 +32,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.device.chips import CHIPS, GIB
 from experiments.measure import arguments, write_json
 from kvflow_jax.cache.pool import KVPool
-from kvflow_jax.engine.config import EngineConfig, EngineSizes
+from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.models import sharding
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention

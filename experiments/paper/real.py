@@ -29,8 +29,9 @@ from experiments.workloads import agents, paper
 from experiments.workloads.base import Sizes, Workload
 from kvflow_jax.api.launch import build_engine, use_compilation_cache
 from kvflow_jax.cache.transfer import Direction
-from kvflow_jax.engine.config import GIB, EngineConfig
+from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.engine_thread import EngineThread
+from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.models.loading.checkpoint import default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.requests.outputs import EngineStats

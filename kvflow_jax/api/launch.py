@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import jax
 from jax.sharding import PartitionSpec
 
+from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.distributed.consistency import check_consistent
 from kvflow_jax.distributed.follower import Replay
 from kvflow_jax.distributed.leader import LeaderRunner, RemoteArrays
 from kvflow_jax.distributed.process_group import Follower, Group, Leader
 from kvflow_jax.distributed.transfers import LeaderTransfers
-from kvflow_jax.engine.config import EngineConfig, EngineSizes
+from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.trace import ChromeTrace, NoTrace
-from kvflow_jax.models.loading.load import LoadedModel
+from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.models.memory import FreeMemory
+from kvflow_jax.models.model import Model
 from kvflow_jax.models.sharding import AXIS
 from kvflow_jax.runtime.batch import BatchShape
 from kvflow_jax.runtime.interfaces import NoTransfers, Runner, Transfers, WallClock
@@ -46,6 +50,38 @@ def use_compilation_cache(cache_dir: Path) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def load(
+    config: LoadConfig,
+    engine: EngineConfig,
+    *,
+    check_model: Callable[[Model], None] = lambda model: None,
+    progress: bool = True,
+) -> LoadedModel:
+    """Load a model and set up the compilation cache; see ``load_model``.
+
+    Args:
+        engine: settings of the engine that the model is loaded for.
+
+    Raises:
+        ModelLoadError, CapacityError, ConfigError: see ``load_model``.
+    """
+    cache_dir = config.cache_dir or default_cache_dir()
+    use_compilation_cache(cache_dir)
+    return load_model(
+        config.model,
+        dtype=config.dtype,
+        cache_dir=cache_dir,
+        random_weights=config.random_weights,
+        seed=engine.seed or 0,
+        attention=config.attention,
+        tensor_parallel=config.tensor_parallel,
+        check_model=check_model,
+        page_size=engine.page_size,
+        max_model_len=engine.max_model_len,
+        progress=progress,
+    )
 
 
 def build_engine(

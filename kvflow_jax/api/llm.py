@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from kvflow_jax.api.completion import Collector, Completion, Stream
-from kvflow_jax.api.launch import build_engine, use_compilation_cache
+from kvflow_jax.api.launch import build_engine, load
+from kvflow_jax.api.options import LLMOptions, configs_of
 from kvflow_jax.api.prompts import Call, Message, Prompt, PromptEncoder, is_single_prompt
 from kvflow_jax.api.workflow_run import WorkflowRun
-from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
-from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.engine.cache_config import CacheConfig, CacheMode
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
-from kvflow_jax.models.loading.load import load_model
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.gpu_memory import raise_pinned_memory_limit
@@ -37,20 +34,11 @@ class LLM:
 
     Args:
         model: ``smollm2-135m``, a Hugging Face folder, a .gguf file, or a name on the Hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: the best one for the device.
-        random_weights: draw the weights at random from ``seed``, to measure a model without its
-            checkpoint. ``model`` may then also be a name in ``models.loading.presets.PRESETS``.
-        attention: the attention kernel: ``auto``, ``reference``, ``blocks``, ``tpu-ragged``,
-            ``gpu-mosaic`` or ``gpu-paged``.
-        tensor_parallel: number of devices over which model and KV pool are sharded.
-        cache_dir: folder for the converted model and compiled programs.
+        cache: cache mode, ``gpu-only``, ``hicache`` or ``kvflow``; or a ``CacheConfig``.
         progress: show progress bars while loading and compiling.
-        cache: cache mode, ``gpu-only``, ``hicache`` or ``kvflow``; or a ``CacheConfig``, which
-            replaces all cache arguments below.
-        eviction, prefetch, host_cache_gib, backup, link_ratio, guard, admission: see
-            ``CacheConfig``.
-        **sizes: fields of ``EngineConfig``: ``max_model_len``, ``max_num_seqs``, ``pool_gib`` and
-            others.
+        **options: other fields of ``LoadConfig``, ``EngineConfig`` and ``CacheConfig``, such as
+            ``dtype``, ``max_model_len`` and ``host_cache_gib``. ``docs/flags.md`` describes them
+            under the names of their flags.
 
     Attributes:
         tokenizer: the model's tokenizer; None if it has none (some random weights).
@@ -65,47 +53,20 @@ class LLM:
         ModelLoadError: the model cannot be found or read.
         CapacityError: device memory is too small for the weights and one request.
         ConfigError: an argument is out of range, or two contradict each other.
+        PolicyError: the eviction policy cannot be found, or returns invalid keys.
     """
 
     def __init__(
         self,
         model: str = "smollm2-135m",
         *,
-        dtype: str = "auto",
-        random_weights: bool = False,
-        attention: str = "auto",
-        tensor_parallel: int = 1,
-        cache_dir: Path | None = None,
-        progress: bool = True,
         cache: CacheMode | CacheConfig = "kvflow",
-        eviction: str | None = None,
-        prefetch: bool | None = None,
-        host_cache_gib: float | None = None,
-        backup: BackupTime = "early",
-        link_ratio: float | None = None,
-        guard: bool | None = None,
-        admission: bool | None = None,
-        **sizes: Any,
+        progress: bool = True,
+        **options: Unpack[LLMOptions],
     ) -> None:
-        if not isinstance(cache, CacheConfig):
-            switches = (eviction, prefetch, host_cache_gib, backup, link_ratio, guard, admission)
-            cache = CacheConfig(cache, *switches)
-        config = EngineConfig(cache=cache, **sizes)
-        cache_dir = cache_dir or default_cache_dir()
+        load_config, config = configs_of(model, cache, options)
         raise_pinned_memory_limit()
-        use_compilation_cache(cache_dir)
-        loaded = load_model(
-            model,
-            dtype=dtype,
-            cache_dir=cache_dir,
-            random_weights=random_weights,
-            seed=config.seed or 0,
-            attention=attention,
-            tensor_parallel=tensor_parallel,
-            page_size=config.page_size,
-            max_model_len=config.max_model_len,
-            progress=progress,
-        )
+        loaded = load(load_config, config, progress=progress)
         engine = build_engine(loaded, config, progress=progress)
         self.tokenizer = loaded.tokenizer
         self.config = loaded.config

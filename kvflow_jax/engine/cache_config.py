@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from kvflow_jax.cache.policy import POLICIES
+from kvflow_jax.cache.policy import POLICIES, EvictionOrder
+from kvflow_jax.cache.policy_loader import check_policy, is_policy_name
+from kvflow_jax.config.flag import Config, flag
+from kvflow_jax.config.values import NON_NEGATIVE, POSITIVE, TOGGLE, Values, one_of
 from kvflow_jax.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 CacheMode = Literal["gpu-only", "hicache", "kvflow"]
 BackupTime = Literal["early", "evict"]
+EVICTIONS = Values[str | EvictionOrder](
+    f"one of {', '.join(POLICIES)}, or module:function",
+    str,
+    lambda value: callable(value) or (isinstance(value, str) and is_policy_name(value)),
+    metavar="|".join([*POLICIES, "module:function"]),
+)
 
 # Largest host extent: long enough for a link to reach its full rate, short enough for a copy to end
 # soon.
@@ -22,65 +27,87 @@ _EXTENT_LENGTHS = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True)
-class CacheConfig:
+class CacheConfig(Config):
     """The user's cache settings; a setting of None takes the default of the mode.
-
-    Args:
-        mode: ``gpu-only``: evict blocks in LRU order and compute them again when needed.
-            ``hicache``: LRU over device and host memory; blocks on the host are loaded when their
-            request is scheduled, and only that request waits. ``kvflow``: workflows decide which
-            blocks are evicted, which are kept on the host, and which are prefetched.
-        eviction: eviction policy of both tiers, a name in ``POLICIES``; None: ``kvflow`` in that
-            mode, else ``lru``.
-        prefetch: load blocks that agents will read before their requests arrive; None: in mode
-            ``kvflow``.
-        host_cache_gib: size of the host tier, GiB; 0: no host tier; None: as large as the pool, if
-            a quarter of the free host memory allows it.
-        backup: when to offload blocks to the host: ``early``, while the link is idle, or
-            ``evict``, when they are evicted.
-        link_ratio: emulate a link over which loading a block takes this many times as long as
-            computing it; for machines where host and device memory are the same.
-        guard: switch three safeguards on: the cost model (compute blocks whose load would take
-            longer, by recent measurements), the LRU fallback (ignore the step graphs of a tenant
-            while they lower the hit rate below that of a shadow LRU cache), and the demotion of
-            quiet runs (a run that stays idle for unusually long counts as far from its next step);
-            None: in mode ``kvflow``.
-        admission: admission control: time-slice runs while more than 20 % of the time is spent
-            computing evicted blocks again (thrashing), if the smaller batches cost less; None: with
-            the policy ``kvflow-cost``.
 
     Raises:
         ConfigError: a value is out of range, or two settings contradict each other.
+        PolicyError: the eviction policy cannot be found, or returns invalid keys.
     """
 
-    mode: CacheMode = "kvflow"
-    eviction: str | None = None
-    prefetch: bool | None = None
-    host_cache_gib: float | None = None
-    backup: BackupTime = "early"
-    link_ratio: float | None = None
-    guard: bool | None = None
-    admission: bool | None = None
+    title: ClassVar[str] = "cache"
+    about: ClassVar[str] = (
+        "policy of the KV cache; --cache selects it, the other flags change one part of it, for "
+        "experiments"
+    )
+
+    mode: CacheMode = flag(
+        "kvflow",
+        "gpu-only: evict the least recently used (LRU) blocks and recompute them. hicache: LRU on "
+        "device and host; evicted blocks stay in host memory and are loaded when a request needs "
+        "them, and only that request waits. kvflow: workflows decide the order of eviction, and "
+        "blocks are loaded before a request needs them",
+        one_of(*get_args(CacheMode)),
+        name="cache",
+    )
+    eviction: str | EvictionOrder | None = flag(
+        None,
+        "eviction policy of device and host: a name, or a function of your own",
+        EVICTIONS,
+        if_unset="kvflow with --cache kvflow, else lru",
+    )
+    prefetch: bool | None = flag(
+        None,
+        "load the blocks of the agents that run next before a request needs them",
+        TOGGLE,
+        if_unset="on with --cache kvflow",
+    )
+    host_cache_gib: float | None = flag(
+        None,
+        "host memory for offloaded KV blocks, GiB, 0 for none",
+        NON_NEGATIVE,
+        unit="GIB",
+        if_unset="the size of the pool, or a quarter of the free host memory if that is less",
+    )
+    backup: BackupTime = flag(
+        "early",
+        "when to offload blocks to the host: early, while the link is idle, or on evict",
+        one_of(*get_args(BackupTime)),
+    )
+    link_ratio: float | None = flag(
+        None,
+        "emulate a host link over which loading a block takes this many times as long as computing "
+        "it, for machines where host and device memory are the same",
+        POSITIVE,
+        unit="RATIO",
+        if_unset="the real link",
+    )
+    guard: bool | None = flag(
+        None,
+        "three safeguards: recompute blocks that take longer to load (cost model), fall back to "
+        "LRU where step graphs lower the hit rate below that of a shadow LRU cache, and treat runs "
+        "that are idle for unusually long as distant",
+        TOGGLE,
+        if_unset="on with --cache kvflow",
+    )
+    admission: bool | None = flag(
+        None,
+        "admission control: time-slice workflow runs while the cache thrashes, if the smaller "
+        "batches cost less",
+        TOGGLE,
+        if_unset="on with --eviction kvflow-cost",
+    )
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("cache", self.mode, get_args(CacheMode)),
-            ("eviction", self.eviction, (None, *POLICIES)),
-            ("backup", self.backup, get_args(BackupTime)),
-        ):
-            if value not in allowed:
-                names = ", ".join(choice for choice in allowed if choice)
-                raise ConfigError(f"{name} must be one of {names}; got {value!r}")
-        if self.host_cache_gib is not None and not 0 <= self.host_cache_gib < math.inf:
-            raise ConfigError(f"host_cache_gib must be at least 0, got {self.host_cache_gib}")
-        if self.link_ratio is not None and not 0 < self.link_ratio < math.inf:
-            raise ConfigError(f"link_ratio must be above 0, got {self.link_ratio}")
+        super().__post_init__()
         if self.mode == "gpu-only" and self.host_cache_gib:
             raise ConfigError("cache gpu-only has no host tier: remove host_cache_gib")
         if self.prefetch and self.mode == "gpu-only":
             raise ConfigError("cache gpu-only has no host tier to prefetch from: remove prefetch")
         if self.prefetch and self.host_cache_gib == 0:
             raise ConfigError("prefetch needs a host tier: set host_cache_gib above 0")
+        if self.eviction is not None:
+            check_policy(self.eviction)
 
 
 @dataclass(frozen=True)
@@ -88,6 +115,7 @@ class CacheSettings:
     """A ``CacheConfig`` without open settings.
 
     Attributes:
+        eviction: a name in ``POLICIES``, ``module:function``, or a function.
         safeguards: the cost model, the LRU fallback and the demotion of quiet runs are on.
         offloads_early: offload while the link is idle, not only on eviction.
         offloads_everything: every cached block is worth a host copy, as in hierarchical caches;
@@ -97,7 +125,7 @@ class CacheSettings:
         extent_sizes: lengths of host extents, blocks, ascending.
     """
 
-    eviction: str = "lru"
+    eviction: str | EvictionOrder = "lru"
     prefetches: bool = False
     safeguards: bool = False
     offloads_early: bool = True

@@ -15,14 +15,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvflow_jax.cache.policy import POLICIES
+from kvflow_jax.cache.policy_loader import find_policy
 from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
 from kvflow_jax.control.transfer_manager import TransferManager
-from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.scheduler import Scheduler, StepPlan
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.stats import counters, snapshot
 from kvflow_jax.engine.step_in_flight import StepInFlight
 from kvflow_jax.engine.trace import NoTrace, Tracer
@@ -455,7 +455,7 @@ class Engine:
         return PrefixCache(
             num_pages=pool.num_pages - 1,
             page_size=pool.page_size,
-            order=POLICIES[cache.eviction],
+            order=find_policy(cache.eviction),
             num_host_blocks=cache.num_host_blocks,
             extent_sizes=cache.extent_sizes,
             should_offload=every_block if cache.offloads_everything else has_reader,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -14,27 +13,11 @@ from kvflow_jax.serve.protocols import Engine, Tokenizer
 
 if TYPE_CHECKING:
     from kvflow_jax.distributed.process_group import Group, Leader
-    from kvflow_jax.engine.config import EngineConfig
     from kvflow_jax.models.loading.load import LoadedModel
     from kvflow_jax.models.model import Model
 
 # Random weights and compiled programs depend on the releases of these packages.
 _VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
-_SHARED_SETTINGS = (
-    "model",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "page_size",
-    "pool_gib",
-    "num_pages",
-    "dtype",
-    "attention",
-    "tensor_parallel",
-    "random_weights",
-    "seed",
-    "deterministic",
-)
 
 
 def build_engine(
@@ -60,7 +43,7 @@ def build_engine(
 
     from kvflow_jax.distributed.rendezvous import start_leader
 
-    leader = start_leader(process_info, shared_settings(config), config.join_timeout_s)
+    leader = start_leader(process_info, shared_settings(config), config.processes.join_timeout_s)
     try:
         return _build(config, leader)
     except Exception as error:
@@ -78,54 +61,21 @@ def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokeniz
     if loaded.tokenizer is not None:
         # Computed here once, over the whole vocabulary, to keep it off the event loop.
         _ = loaded.tokenizer.max_token_bytes
-    engine = build(loaded, engine_config(config), progress=progress, leader=leader)
+    engine = build(loaded, config.engine, progress=progress, leader=leader)
     thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
     return thread, loaded.tokenizer, loaded.name
 
 
 def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:
     """Load the model onto the devices of this process or of a group; see ``load_model``."""
-    from kvflow_jax.api.launch import use_compilation_cache
+    from kvflow_jax.api.launch import load as load_onto_devices
     from kvflow_jax.distributed.consistency import check_consistent, model_properties
-    from kvflow_jax.models.loading.load import load_model
 
     def check_model(model: Model) -> None:
         if group is not None:
             check_consistent(group, model_properties(model))
 
-    use_compilation_cache(config.cache_dir)
-    return load_model(
-        config.model,
-        dtype=config.dtype,
-        cache_dir=config.cache_dir,
-        random_weights=config.random_weights,
-        seed=config.seed or 0,
-        attention=config.attention,
-        tensor_parallel=config.tensor_parallel,
-        check_model=check_model,
-        page_size=config.page_size,
-        max_model_len=config.max_model_len,
-        progress=progress,
-    )
-
-
-def engine_config(config: ServerConfig) -> EngineConfig:
-    """Return the settings of the engine."""
-    from kvflow_jax.engine.config import EngineConfig
-
-    return EngineConfig(
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        page_size=config.page_size,
-        num_pages=config.num_pages,
-        pool_gib=config.pool_gib,
-        max_waiting=config.max_waiting,
-        seed=config.seed,
-        deterministic=config.deterministic,
-        cache=config.cache,
-        trace=config.trace,
-    )
+    return load_onto_devices(config.load, config.engine, check_model=check_model, progress=progress)
 
 
 def shared_settings(config: ServerConfig) -> dict[str, str]:
@@ -133,8 +83,11 @@ def shared_settings(config: ServerConfig) -> dict[str, str]:
 
     These settings and package versions determine the compiled programs and their shapes.
     """
-    settings = {name: getattr(config, name) for name in _SHARED_SETTINGS}
-    settings |= {"cache" if k == "mode" else k: v for k, v in asdict(config.cache).items()}
-    flags = {f"--{name.replace('_', '-')}": str(value) for name, value in settings.items()}
+    flags = {
+        setting.option: str(setting.value)
+        for part in (*config.load.configs(), *config.engine.configs())
+        for setting in part.settings()
+        if not setting.flag.is_per_process
+    }
     versions = {name: version(name) for name in _VERSIONED_PACKAGES}
     return flags | {"kvflow-jax": __version__} | versions

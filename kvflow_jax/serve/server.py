@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         # A daemon thread: loading cannot be interrupted, and must not delay process exit.
         threading.Thread(target=self._load, args=[loop], name="load", daemon=True).start()
-        logger.info("listening on %s, loading %s", self.url, self._settings.model)
+        logger.info("listening on %s, loading %s", self.url, self._settings.load.model)
 
     async def on_tick(self, counter: int) -> bool:
         self.service.fail_if_engine_died()

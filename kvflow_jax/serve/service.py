@@ -46,8 +46,8 @@ class Service:
         self.config = config
         self.phase = Phase.STARTING
         self.keys = KeyRing(config.api_keys)
-        self.model_name = config.served_model_name or config.model
-        self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.page_size)
+        self.model_name = config.served_model_name or config.load.model
+        self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.engine.page_size)
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
         self._created = int(time.time())
@@ -111,7 +111,7 @@ class Service:
         Raises:
             ApiError: 404.
         """
-        if name is not None and name not in (self.model_name, self.config.model):
+        if name is not None and name not in (self.model_name, self.config.load.model):
             raise ApiError(
                 404,
                 f"the model '{name}' does not exist; this server serves '{self.model_name}'",
@@ -126,7 +126,7 @@ class Service:
             "object": "model",
             "created": self._created,
             "owned_by": "kvflow-jax",
-            "root": self.config.model,
+            "root": self.config.load.model,
             "max_model_len": engine.max_model_len,
         }
 

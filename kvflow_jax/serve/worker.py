@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.launch import engine_config, load, shared_settings
+from kvflow_jax.serve.launch import load, shared_settings
 
 if TYPE_CHECKING:
     from kvflow_jax.distributed.process_group import Follower
@@ -62,14 +62,14 @@ class _Worker:
         config = self._config
         try:
             self._follower = join_leader(
-                self._process_info, shared_settings(config), config.join_timeout_s
+                self._process_info, shared_settings(config), config.processes.join_timeout_s
             )
         except KVFlowError as error:
             log.error("cannot start: %s", error)
             return
         try:
             loaded = load(config, group=self._follower, progress=False)
-            run_follower(loaded, engine_config(config), self._follower)
+            run_follower(loaded, config.engine, self._follower)
         except Exception as error:
             # The message of a KVFlowError names the remedy; a traceback would hide it.
             if not isinstance(error, KVFlowError):

@@ -9,9 +9,9 @@ import numpy as np
 
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheConfig, CacheSettings
-from kvflow_jax.engine.config import GIB, PREFILL_TILE, EngineSizes
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S
+from kvflow_jax.engine.sizes import GIB, PREFILL_TILE, EngineSizes
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.sampling_params import SamplingParams

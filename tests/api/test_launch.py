@@ -13,7 +13,8 @@ from kvflow_jax.cache.transfer import DeviceTransfers, Direction
 from kvflow_jax.distributed.leader import LeaderRunner
 from kvflow_jax.distributed.transfers import LeaderTransfers
 from kvflow_jax.engine.cache_config import CacheConfig
-from kvflow_jax.engine.config import GIB, EngineConfig
+from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.models.loading.load import LoadedModel
 from kvflow_jax.models.memory import FreeMemory

@@ -130,7 +130,7 @@ def test_random_weights_come_from_the_seed(monkeypatch, tmp_path):
         asked.update(how)
         raise ModelLoadError("far enough")
 
-    monkeypatch.setattr("kvflow_jax.api.llm.load_model", load)
+    monkeypatch.setattr("kvflow_jax.api.launch.load_model", load)
     with pytest.raises(ModelLoadError, match="far enough"):
         LLM("qwen3-0.6b", random_weights=True, seed=7, cache_dir=tmp_path)
     assert (asked["random_weights"], asked["seed"]) == (True, 7)
@@ -246,7 +246,9 @@ def test_contradictory_cache_arguments_raise_before_the_model_is_loaded():
         ({"host_cache_gib": 0, "prefetch": True}, "prefetch needs a host tier"),
         ({"eviction": "mru"}, "eviction must be one of"),
         ({"backup": "never"}, "backup must be one of"),
-        ({"link_ratio": 0}, "link_ratio must be above 0"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be an integer of at least 1"),
+        ({"dtype": "int4"}, "dtype must be one of"),
+        ({"link_ratio": 0}, "link_ratio must be a number above 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             LLM("no such model", **switches)
@@ -254,11 +256,11 @@ def test_contradictory_cache_arguments_raise_before_the_model_is_loaded():
 
 def test_cache_arguments_reach_the_engine(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)  # nothing is computed
-    switches = {"eviction": "kvflow-chance", "prefetch": False, "host_cache_gib": 1e-3}
+    switches = {"eviction": "kvflow-cost", "prefetch": False, "host_cache_gib": 1e-3}
     switches |= {"backup": "evict", "guard": False, "admission": True}
     with LLM(str(folder), cache_dir=tmp_path, progress=False, **switches, **SIZES) as llm:
         cache = llm.sizes.cache
-    assert cache.eviction == "kvflow-chance"
+    assert cache.eviction == "kvflow-cost"
     assert cache.admission_control
     assert not any([cache.prefetches, cache.offloads_early, cache.safeguards])
     assert 0 < cache.num_host_blocks <= 1e-3 * 2**30 / llm.sizes.pool.page_bytes
@@ -435,11 +437,12 @@ def test_the_openai_client_uses_every_sampling_feature(llm):
 @contextlib.contextmanager
 def served(llm):
     """The engine of ``llm`` behind HTTP; its URL."""
+    from kvflow_jax.api.load_config import LoadConfig
     from kvflow_jax.serve.config import ServerConfig
     from kvflow_jax.serve.server import Server, bind
 
     server = Server(
-        ServerConfig(model="tiny", port=0),
+        ServerConfig(port=0, load=LoadConfig("tiny")),
         bind("127.0.0.1", 0),
         lambda config: (llm.engine, llm.tokenizer, "tiny"),
     )

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from kvflow_jax.cache.blocks import SUFFIX, BlockTable, HostState
-from kvflow_jax.cache.policy import (
-    POLICIES,
-    kvflow,
-    kvflow_chance,
-    kvflow_cost,
-    kvflow_depth,
-    lru,
-)
+from kvflow_jax.cache.policy import POLICIES, kvflow, kvflow_cost, lru
 from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 
 
@@ -39,10 +32,9 @@ def test_lru_orders_by_last_use_and_kvflow_by_steps():
     assert eviction_order(kvflow, table) == [2, 1, 3, 0]
 
 
-@pytest.mark.parametrize("order", [kvflow_cost, kvflow_chance, kvflow_depth])
-def test_blocks_without_a_coming_read_are_evicted_first_whatever_they_cost(order):
+def test_blocks_without_a_coming_read_are_evicted_first_whatever_they_cost():
     steps = [1.0, NEVER_STEPS, SUFFIX, UNKNOWN_STEPS, 2.0, 0.0]
-    assert eviction_order(order, table_of(steps)) == [2, 1, 3, 4, 0, 5]
+    assert eviction_order(kvflow_cost, table_of(steps)) == [2, 1, 3, 4, 0, 5]
 
 
 def test_an_unlikely_next_read_is_evicted_before_a_certain_later_one():
@@ -50,14 +42,12 @@ def test_an_unlikely_next_read_is_evicted_before_a_certain_later_one():
     table = table_of([unlikely_next, certain_later])
     assert eviction_order(kvflow, table) == [1, 0]
     assert eviction_order(kvflow_cost, table) == [0, 1]
-    assert eviction_order(kvflow_depth, table) == [1, 0]
     assert eviction_order(kvflow_cost, table_of([1.5 + 0.4 * 0.9, 4.0])) == [0, 1]  # other branch
 
 
 def test_blocks_that_are_cheap_to_recompute_are_evicted_first():
     deep = table_of([3.0, 2.0], depth=[2000, 0])
     assert eviction_order(kvflow_cost, deep) == [1, 0]
-    assert eviction_order(kvflow_chance, deep) == [0, 1]
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -16,8 +16,8 @@ from kvflow_jax.distributed.leader import LeaderRunner, RemoteArrays
 from kvflow_jax.distributed.messages import Close
 from kvflow_jax.distributed.transfers import LeaderTransfers
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.errors import HostLostError
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.sampling_params import SamplingParams

@@ -8,8 +8,8 @@ import pytest
 
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.models.kernels.cpu import build
 from kvflow_jax.models.kernels.cpu.ops import NATIVE
 from kvflow_jax.models.loading.checkpoint import default_cache_dir

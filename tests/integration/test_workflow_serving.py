@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from kvflow_jax.serve.__main__ import parse_config
+from kvflow_jax.serve.command_line import parse_config
 from kvflow_jax.serve.launch import build_engine
 from kvflow_jax.serve.server import Server, bind
 from tests.models import tiny

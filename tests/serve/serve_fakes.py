@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
+from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -292,7 +293,7 @@ class LiveServer:
         **settings: Any,
     ) -> None:
         self.engine = FakeEngine()
-        self.config = ServerConfig(port=0, model="tiny-dir", **settings)
+        self.config = ServerConfig(port=0, load=LoadConfig("tiny-dir"), **settings)
         self.tokenizer = FakeTokenizer()
         build = build or (lambda engine: (engine, self.tokenizer, "tiny"))
         listener = bind("127.0.0.1", 0)

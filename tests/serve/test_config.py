@@ -17,4 +17,4 @@ def test_the_body_limit_is_given_in_mib() -> None:
 
 def test_a_config_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        ServerConfig().model = "other"
+        ServerConfig().port = 1

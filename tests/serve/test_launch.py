@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.serve.__main__ import parse_config
+from kvflow_jax.serve.command_line import parse_config
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.launch import build_engine, engine_config, shared_settings
+from kvflow_jax.serve.launch import build_engine, shared_settings
 from tests.serve.serve_fakes import FakeTokenizer
 
 
@@ -43,7 +43,7 @@ def leader(monkeypatch: pytest.MonkeyPatch) -> FakeLeader:
 
 
 def load_with(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
-    monkeypatch.setattr("kvflow_jax.models.loading.load.load_model", load)
+    monkeypatch.setattr("kvflow_jax.api.launch.load_model", load)
 
 
 def test_a_single_process_builds_an_engine_without_a_group(
@@ -52,11 +52,15 @@ def test_a_single_process_builds_an_engine_without_a_group(
     seen = {}
     loaded = SimpleNamespace(tokenizer=FakeTokenizer(), name="tiny")
     load_with(monkeypatch, lambda model, **options: seen.update(options, model=model) or loaded)
-    config = ServerConfig(model="tiny-dir", max_num_seqs=3, dtype="float32", tensor_parallel=2)
+    config = ServerConfig(
+        load=LoadConfig("tiny-dir", dtype="float32", tensor_parallel=2),
+        engine=EngineConfig(max_num_seqs=3, page_size=8),
+    )
     thread, tokenizer, name = build_engine(config)
     assert thread == (("tiny", 3, None),)
     assert (tokenizer, name) == (loaded.tokenizer, "tiny")
     assert (seen["model"], seen["dtype"], seen["tensor_parallel"]) == ("tiny-dir", "float32", 2)
+    assert seen["page_size"] == 8
     assert seen["seed"] == 0  # weights without --seed are the same in every process
 
 
@@ -84,27 +88,17 @@ def test_a_failed_load_is_reported_to_the_group(
     assert leader.failures == ["no such model"]
 
 
-def test_the_engine_gets_the_settings_of_the_server() -> None:
-    settings: dict[str, Any] = {
-        "max_model_len": 64,
-        "max_num_seqs": 3,
-        "max_num_batched_tokens": 32,
-        "page_size": 8,
-        "num_pages": 5,
-        "max_waiting": 7,
-        "seed": 1,
-        "deterministic": True,
-        "cache": CacheConfig("hicache"),
-        "trace": Path("trace.json"),
-    }
-    assert engine_config(ServerConfig(**settings)) == EngineConfig(**settings)
-
-
 def test_shared_settings_are_named_by_flag_or_package(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = shared_settings(ServerConfig(dtype="bfloat16", cache=CacheConfig("hicache")))
+    settings = shared_settings(
+        ServerConfig(
+            load=LoadConfig(dtype="bfloat16"), engine=EngineConfig(cache=CacheConfig("hicache"))
+        )
+    )
     assert settings["--dtype"] == "bfloat16"
     assert settings["--cache"] == "hicache"
-    assert "--process-id" not in settings
+    assert settings["--seed"] == "None"
+    own = {"--process-id", "--max-waiting", "--trace", "--cache-dir", "--host"}
+    assert not own & settings.keys()
     with pytest.raises(SystemExit):
         parse_config(["--help"])
     text = capsys.readouterr().out

@@ -10,8 +10,8 @@ from experiments.bench.reference_model import ReferenceModel
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model

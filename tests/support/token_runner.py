@@ -15,8 +15,8 @@ import numpy as np
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.cache.transfer import Direction, Transfer
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.config import EngineSizes
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import Batch, BatchShapes

@@ -9,7 +9,6 @@ from experiments.compare.run_cell import DoesNotFitError, Setting, run_cell
 from experiments.workloads.agents import branching
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import cycle
-from kvflow_jax.cache.policy import POLICIES
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
 
 SETTING = Setting(LLAMA_3_1_8B, A10G, pool_tokens=1200, host_tokens=4000, max_num_seqs=8)
@@ -36,8 +35,7 @@ def test_a_model_larger_than_the_machine_is_refused_with_a_remedy():
         replace(SETTING, pool_tokens=0).check(workload)
 
 
-def test_an_oracle_is_no_policy_once_its_run_has_ended():
+def test_an_oracle_arm_runs_every_call():
     workload = cycle(num_agents=3, num_rounds=1, sizes=Sizes(48, 8, 8), vocab_size=50)
     oracle = run_cell(SETTING, workload, ARMS["oracle"])
-    assert "oracle" not in POLICIES
     assert len(oracle.records) == workload.num_calls

@@ -1,9 +1,11 @@
 """The choice of an attention kernel."""
 
 import logging
+from typing import get_args
 
 import pytest
 
+from kvflow_jax.api.load_config import Attention
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.kernels import (
@@ -15,7 +17,6 @@ from kvflow_jax.models.kernels import (
 )
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.loading.presets import PRESETS
-from kvflow_jax.serve.__main__ import ATTENTIONS
 
 
 def target(platform, shape="llama-3.1-8b", dtype="bfloat16", page_size=16, capability="9.0"):
@@ -75,4 +76,4 @@ def test_a_named_kernel_is_chosen_if_it_supports_the_target():
 
 
 def test_the_command_line_lists_all_kernels():
-    assert (AUTO, *KERNELS) == ATTENTIONS
+    assert (AUTO, *KERNELS) == get_args(Attention)

@@ -1,0 +1,56 @@
+"""The settings by which a model is loaded. Imports no JAX, so that ``--help`` needs none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from kvflow_jax.config.flag import Config, flag
+from kvflow_jax.config.values import COUNT, FOLDER, NAME, SWITCH, one_of
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged"]
+
+
+@dataclass(frozen=True)
+class LoadConfig(Config):
+    """Which model is loaded, and how.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    title: ClassVar[str] = "model"
+
+    model: str = flag(
+        "smollm2-135m", "smollm2-135m, a Hugging Face folder, a .gguf file or a Hub name", NAME
+    )
+    dtype: Dtype = flag(
+        "auto",
+        "dtype of weights and KV cache; auto: float32 on CPU, bfloat16 on TPU, the checkpoint's "
+        "dtype on GPU, or float16 on a GPU without bfloat16",
+        one_of(*get_args(Dtype)),
+    )
+    attention: Attention = flag(
+        "auto",
+        "attention kernel; auto: the best one that supports the model on this device",
+        one_of(*get_args(Attention)),
+    )
+    tensor_parallel: int = flag(
+        1, "number of devices, over all processes, that shard the model and the KV pool", COUNT
+    )
+    random_weights: bool = flag(
+        False,
+        "initialize weights at random from --seed; --model may then also be qwen3-0.6b, "
+        "qwen3-30b-a3b, llama-3.2-1b or llama-3.1-8b",
+        SWITCH,
+    )
+    cache_dir: Path | None = flag(
+        None,
+        "folder of models and compiled programs",
+        FOLDER,
+        env="KVFLOW_CACHE_DIR",
+        if_unset="~/.cache/kvflow-jax",
+        is_per_process=True,
+    )

@@ -1,0 +1,158 @@
+"""The values that a setting takes: how a flag's text is parsed, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+MAX_NAME_CHARS = 4096  # PATH_MAX on Linux
+_MAX_SHOWN_CHARS = 80  # of a refused value, in its message
+
+# store: the flag takes a value. switch: it sets True. toggle: it has a form --no-... that sets
+# False. extend: it may be repeated.
+Action = Literal["store", "switch", "toggle", "extend"]
+
+
+@dataclass(frozen=True)
+class Values(Generic[T_co]):
+    """The values that a setting takes.
+
+    Attributes:
+        expected: completes the message "must be ...".
+        parse: returns the value of a flag's text; raises ValueError if the text is no value.
+        is_valid: whether an object is one of the values.
+        choices: the values, if they are few names.
+        metavar: stands for the value in ``--help``.
+        action: what argparse does with the flag.
+        is_secret: whether messages must not repeat a refused value.
+    """
+
+    expected: str
+    parse: Callable[[str], T_co]
+    is_valid: Callable[[object], bool]
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    action: Action = "store"
+    is_secret: bool = False
+
+    def of_text(self, text: str) -> T_co:
+        """Return the value of a flag's text.
+
+        Raises:
+            ValueError: the text is no value; the message starts with "must be".
+        """
+        try:
+            value = self.parse(text)
+        except ValueError:
+            raise ValueError(self.complaint(text)) from None
+        if not self.is_valid(value):
+            raise ValueError(self.complaint(text))
+        return value
+
+    def complaint(self, refused: object) -> str:
+        """Return "must be ..." for a value that is refused."""
+        if self.is_secret:
+            return f"must be {self.expected}"
+        shown = repr(refused)
+        if len(shown) > _MAX_SHOWN_CHARS:
+            shown = shown[:_MAX_SHOWN_CHARS] + "…"
+        return f"must be {self.expected}; got {shown}"
+
+
+def integer(low: int, high: int | None = None, *, noun: str = "an integer") -> Values[int]:
+    """Return the integers from ``low`` to ``high``; None: without an upper bound."""
+    bound = f"of at least {low}" if high is None else f"from {low} to {high}"
+
+    def is_valid(value: object) -> bool:
+        # Also an integer of numpy; a bool is an integer of Python, and none of a setting.
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            return False
+        return low <= int(value) and (high is None or int(value) <= high)
+
+    return Values(f"{noun} {bound}", int, is_valid, metavar="N")
+
+
+def number(*, above: float | None = None, at_least: float | None = None) -> Values[float]:
+    """Return the finite numbers with one of two lower bounds."""
+    low = above if above is not None else at_least
+    assert low is not None
+    bound = f"above {low:g}" if above is not None else f"of at least {low:g}"
+
+    def is_valid(value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        # Every comparison with NaN is False.
+        return low <= float(value) < math.inf and (above is None or float(value) > low)
+
+    return Values(f"a number {bound}", float, is_valid, metavar="X")
+
+
+def one_of(*choices: T) -> Values[T]:
+    """Return a few names; ``one_of(*get_args(Mode))`` takes them from a Literal."""
+    by_name = {str(choice): choice for choice in choices}
+
+    def parse(text: str) -> T:
+        if text not in by_name:
+            raise ValueError
+        return by_name[text]
+
+    expected = f"one of {', '.join(by_name)}"
+    return Values(expected, parse, lambda value: value in choices, choices=tuple(by_name))
+
+
+def _is_name(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_NAME_CHARS
+        and all(char >= " " for char in value)
+    )
+
+
+def _is_keys(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(key, str) and key.strip() for key in value)
+
+
+def _is_new_file(value: object) -> bool:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        return False
+    path = Path(os.fsdecode(value))
+    return not path.is_dir() and os.access(path.parent, os.W_OK)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+COUNT = integer(1)
+INDEX = integer(0)
+SEED = integer(0, 2**63 - 1)
+PORT = integer(0, 65535, noun="a port")
+POSITIVE = number(above=0)
+NON_NEGATIVE = number(at_least=0)
+TEXT = Values("text", str, lambda value: isinstance(value, str))
+NAME = Values(f"a name of 1 to {MAX_NAME_CHARS} characters without line breaks", str, _is_name)
+KEYS = Values(
+    "text that is not empty",
+    lambda text: (text.strip(),),
+    _is_keys,
+    metavar="KEY",
+    action="extend",
+    is_secret=True,
+)
+FOLDER: Values[Path] = Values(
+    "the Path of a folder",
+    lambda text: Path(text).expanduser(),
+    lambda value: isinstance(value, Path),
+    metavar="FOLDER",
+)
+NEW_FILE: Values[Path] = Values("a file that can be written", Path, _is_new_file, metavar="FILE")
+SWITCH = Values("True or False", bool, _is_bool, action="switch")
+TOGGLE = Values("True or False", bool, _is_bool, action="toggle")

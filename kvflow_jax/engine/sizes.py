@@ -1,0 +1,168 @@
+"""Sizes of an engine: open settings of its configuration, derived from model and free memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import jax
+
+from kvflow_jax.cache.pool import PoolSpec
+from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.errors import CapacityError, ConfigError
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.memory import FreeMemory
+from kvflow_jax.runtime.batch import BatchShapes
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+# The share of free memory that the pool takes. Host memory is shared with other programs. Device
+# memory is not, but a step's temporary arrays need some of it.
+_HOST_SHARE, _DEVICE_SHARE = 0.25, 0.85
+_MAX_HOST_POOL_BYTES = 4 * GIB
+# On CPU, prefill is as fast in steps of 256 tokens as in steps of 512, and requests that decode
+# beside it wait 0.8 s per step instead of 2.3 s (experiments/NOTES.md). An accelerator needs more
+# tokens to be busy.
+PREFILL_TILE = 128
+_CPU_BATCHED_TOKENS, _DEVICE_BATCHED_TOKENS = 256, 2048
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """An ``EngineConfig`` without open settings, for one model and device."""
+
+    max_model_len: int
+    max_waiting: int
+    pool: PoolSpec
+    shapes: BatchShapes
+    cache: CacheSettings = CacheSettings()
+
+    @classmethod
+    def resolve(
+        cls,
+        config: EngineConfig,
+        model: ModelConfig,
+        dtype: str,
+        device: jax.Device,
+        *,
+        num_devices: int = 1,
+        free: FreeMemory | None = None,
+    ) -> EngineSizes:
+        """Derive all sizes from the model and the device's free memory.
+
+        Args:
+            dtype: dtype of the KV cache.
+            num_devices: devices like ``device`` that share the model and the pool.
+            free: memory that is free once the weights are loaded; None: what is free now.
+
+        Raises:
+            CapacityError: one request of ``max_model_len`` tokens, or the host tier, does not fit;
+                the message has the missing bytes.
+            ConfigError: ``max_model_len`` is longer than the model's context.
+        """
+        free = free or FreeMemory.measure(device)
+        page = config.page_size
+        one_page = PoolSpec(
+            num_layers=model.num_layers,
+            num_pages=1,
+            page_size=page,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+        )
+        max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
+        if config.max_model_len is not None and config.max_model_len > model.max_model_len:
+            raise ConfigError(
+                f"max_model_len {config.max_model_len} exceeds the model's context of "
+                f"{model.max_model_len} tokens"
+            )
+        pages_per_seq = -(-max_model_len // page)
+        if config.num_pages is not None:
+            num_pages = config.num_pages
+        else:
+            pool_gib = config.pool_gib
+            pool_bytes = (
+                int(pool_gib * GIB) if pool_gib is not None else _pool_bytes(free, num_devices)
+            )
+            # Pages beyond what all running requests can use at full length still serve the cache.
+            num_pages = pool_bytes // one_page.page_bytes - 1
+        if num_pages < pages_per_seq:
+            if config.max_model_len is not None or num_pages < 2:
+                missing_bytes = (pages_per_seq - max(num_pages, 0)) * one_page.page_bytes
+                raise CapacityError(
+                    f"one request of {max_model_len} tokens needs {pages_per_seq} KV blocks, the "
+                    f"pool has {max(num_pages, 0)}: {missing_bytes / GIB:.2f} GiB more are needed; "
+                    "enlarge the pool (pool_gib, --pool-gib) or lower max_model_len"
+                )
+            max_model_len = num_pages * page
+            log.warning("the pool holds %d tokens: max_model_len is cut to that", max_model_len)
+        # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
+        budget_tokens = config.max_num_batched_tokens or _batched_tokens(device)
+        tile = _tile(page, budget_tokens)
+        shapes = BatchShapes.plan(
+            max_num_seqs=config.max_num_seqs,
+            max_prefill_tokens=budget_tokens,
+            tile=tile,
+            page_size=page,
+            pages_per_seq=-(-max_model_len // page),
+            deterministic=config.deterministic,
+        )
+        pool = PoolSpec(
+            num_layers=model.num_layers,
+            num_pages=num_pages + 1,  # with the null page
+            page_size=page,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=dtype,
+        )
+        log.info(
+            "max_model_len %d tokens; %d KV blocks of %d tokens (%.2f GiB, %d tokens); "
+            "at most %d running requests and %d prompt tokens per step; %d batch shapes",
+            max_model_len,
+            num_pages,
+            page,
+            pool.nbytes / GIB,
+            num_pages * page,
+            config.max_num_seqs,
+            shapes.max_prefill_tokens,
+            len(shapes.shapes),
+        )
+        free_host = free.host_bytes - (pool.nbytes if device.platform == "cpu" else 0)
+        if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
+            raise CapacityError(
+                f"a host tier of {config.cache.host_cache_gib:g} GiB does not fit: "
+                f"{max(free_host, 0) / GIB:.1f} GiB of host memory are free; "
+                "lower host_cache_gib (--host-cache-gib)"
+            )
+        cache = CacheSettings.resolve(
+            config.cache,
+            block_bytes=pool.page_bytes,
+            num_pages=num_pages,
+            free_host_bytes=max(0, int(free_host * _HOST_SHARE)),
+        )
+        if cache.num_host_blocks:
+            log.info(
+                "host tier of %d KV blocks (%.2f GiB)",
+                cache.num_host_blocks,
+                cache.num_host_blocks * pool.page_bytes / GIB,
+            )
+        return cls(max_model_len, config.max_waiting, pool, shapes, cache)
+
+
+def _batched_tokens(device: jax.Device) -> int:
+    """Return the default number of prompt tokens per step."""
+    return _CPU_BATCHED_TOKENS if device.platform == "cpu" else _DEVICE_BATCHED_TOKENS
+
+
+def _tile(page_size: int, budget_tokens: int) -> int:
+    """Return the query tokens of the largest prefill tile, a multiple of the page size."""
+    return max(1, min(PREFILL_TILE, budget_tokens) // page_size) * page_size
+
+
+def _pool_bytes(free: FreeMemory, num_devices: int) -> int:
+    """Return the default size of the pool, bytes."""
+    if free.device_bytes is not None:
+        return int(free.device_bytes * _DEVICE_SHARE) * num_devices
+    return min(int(free.host_bytes * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
