@@ -412,12 +412,16 @@ class Engine:
             # Hints are advice: they never fail a request.
             log.exception("the hints of request %d could not be used", request.id)
         self.tracer.on_finish(request, now)
-        self.scheduler.remove(request, now)
         self._num_finished[reason.value] += 1
         if output is None:
             output = Output(request.id, request.flush_text(), ())
         last = replace(output, finish_reason=reason, stats=request.stats(now), error=error)
-        self._deliver(request, last)
+        try:
+            self.scheduler.remove(request, now)
+        finally:
+            # An eviction policy may fail for the released blocks; the request has ended all the
+            # same, and no later call would deliver its last output.
+            self._deliver(request, last)
 
     def _deliver(self, request: Request, output: Output) -> None:
         """Call the request's callback; abort the request, and no other, if it raises."""

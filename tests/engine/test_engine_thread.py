@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from kvflow_jax.engine import engine_thread
+from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine_thread import EngineThread, as_token_ids
-from kvflow_jax.errors import EngineClosedError, InvalidRequestError, QueueFullError
+from kvflow_jax.errors import (
+    EngineClosedError,
+    InvalidRequestError,
+    QueueFullError,
+    StepFailedError,
+)
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import HintStatus
@@ -23,8 +29,8 @@ TIMEOUT_S = 30
 class PausedEngine:
     """An engine thread that waits in the middle of a step until ``resume`` is set."""
 
-    def __init__(self) -> None:
-        self.engine = make_engine()
+    def __init__(self, **settings) -> None:
+        self.engine = make_engine(**settings)
         self.in_step, self.resume = threading.Event(), threading.Event()
         submit = self.engine.runner.submit
 
@@ -178,6 +184,34 @@ def test_an_engine_that_fails_ends_its_requests_and_continues_to_serve():
         assert "injected" in str(last(failed).error)
         thread.submit(np.arange(8, 20), PARAMS, served.put)
         assert last(served).finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("result", ["error", np.nan])
+def test_a_policy_that_fails_ends_requests_and_the_engine_continues_to_serve(result):
+    is_failing = True
+
+    def policy(table, blocks):
+        if is_failing and result == "error":
+            raise ZeroDivisionError("injected")
+        return np.full((len(blocks), 1), result if is_failing else 0.0)
+
+    paused = PausedEngine(num_pages=16, cache=CacheSettings(eviction=policy))
+    try:
+        # The second request is in the engine when the first ends, and its blocks are released.
+        first = paused.submit()
+        assert paused.in_step.wait(TIMEOUT_S)
+        second = queue.SimpleQueue()
+        paused.thread.submit(np.arange(30, 42), PARAMS, second.put)
+        paused.resume.set()
+        assert last(first).finish_reason is FinishReason.LENGTH
+        error = last(second).error
+        assert isinstance(error, StepFailedError)
+        assert f"the eviction policy {__name__}:" in str(error)
+        is_failing = False
+        assert last(paused.submit()).finish_reason is FinishReason.LENGTH
+        paused.thread.check_integrity()
+    finally:
+        paused.thread.close()
 
 
 def test_runs_and_graphs_are_reported_between_two_steps():
