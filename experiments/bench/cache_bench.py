@@ -26,6 +26,7 @@ from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, meas
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.runtime.interfaces import WallClock
@@ -280,7 +281,8 @@ def controller_step(
     for i in range(num_running):
         hints = Hints(workflow_id="run", agent_id=f"agent{i % 10}", graph=graph, num_fixed=32)
         prompt = np.full(100, i, np.int32)
-        engine.add(prompt, params, lambda _: None, fairness_key=str(i), hints=hints)
+        spec = RequestSpec(prompt, params, fairness_key=str(i), hints=hints)
+        engine.add(spec, lambda _: None)
     plans: list[float] = []
     steps: list[float] = []
 

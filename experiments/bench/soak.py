@@ -22,6 +22,7 @@ from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, positive_int, report
 from kvflow_jax import LLM, FinishReason, SamplingParams
 from kvflow_jax.requests.outputs import Output
+from kvflow_jax.requests.request_spec import RequestSpec
 
 NUM_PAGES = 64  # of 16 tokens: room for about six requests, where sixteen may run
 TOLERANCE = 2e-3  # of logits: float32 rounding of 30 layers across batch shapes, with a margin
@@ -70,7 +71,7 @@ def soak(model: str, num_requests: int, is_quick: bool = False) -> dict[str, Any
                 )
             )
             on_output = partial(_put, outputs, number)
-            ids.append(llm.engine.submit(prompts[-1], params[-1], on_output))
+            ids.append(llm.engine.submit(RequestSpec(prompts[-1], params[-1]), on_output))
         aborted = set(rng.choice(num_requests, num_requests // 8, replace=False).tolist())
         tokens: list[list[int]] = [[] for _ in prompts]
         reasons: list[FinishReason | None] = [None] * num_requests

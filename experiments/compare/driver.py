@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from experiments.workloads.base import Run, Workload
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.requests.outputs import EngineStats, Output
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints
 
@@ -53,15 +54,7 @@ class Server(Protocol):
     @property
     def stats(self) -> EngineStats: ...
 
-    def submit(
-        self,
-        prompt_ids: np.ndarray,
-        params: SamplingParams,
-        on_output: Callable[[Output], None],
-        *,
-        fairness_key: str = "",
-        hints: Hints | None = None,
-    ) -> Any: ...
+    def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> object: ...
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call ``call`` after this many seconds of the server's clock."""
@@ -159,7 +152,7 @@ class Driver:
         if call.round and self.warm_stats is None:
             self.warm_stats = self._server.stats
         hints = None
-        if call.agent:
+        if call.agent and self._hinted:
             hints = Hints(
                 workflow_id=run.workflow_id,
                 agent_id=call.agent,
@@ -183,15 +176,10 @@ class Driver:
                 self._end(run, number, output)
 
         params = SamplingParams(max_tokens=call.num_output, temperature=0.0, ignore_eos=True)
+        spec = RequestSpec(prompt, params, fairness_key=run.tenant, hints=hints)
         self.submitted.append((run, number))
         try:
-            self._server.submit(
-                prompt,
-                params,
-                on_output,
-                fairness_key=run.tenant,
-                hints=hints if self._hinted else None,
-            )
+            self._server.submit(spec, on_output)
         except KVFlowError as error:
             self._fail(error)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats, TokenLogprobs
-from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.requests.request_spec import RequestSpec
+from kvflow_jax.workflow.hints import HintStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,11 @@ class Stream(Iterator[Output]):
     ``finish_reason`` and ``stats``. The request is aborted when the stream is closed or collected.
     """
 
-    def __init__(
-        self,
-        engine: EngineThread,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        hints: Hints | None = None,
-    ) -> None:
+    def __init__(self, engine: EngineThread, spec: RequestSpec) -> None:
         self._is_over = True  # if ``submit`` raises, there is no request to abort
         self._outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         self._engine = engine
-        self._request_id = engine.submit(prompt, params, self._outputs.put, hints=hints)
+        self._request_id = engine.submit(spec, self._outputs.put)
         self._is_over = False
 
     def __next__(self) -> Output:

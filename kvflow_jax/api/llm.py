@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Unpack, overload
+from typing import Unpack, overload
 
-from kvflow_jax.api.completion import Collector, Completion, Stream
+from kvflow_jax.api.caller import Caller, Params
+from kvflow_jax.api.completion import Completion, Stream
 from kvflow_jax.api.launch import build_engine, load
 from kvflow_jax.api.options import LLMOptions, configs_of
-from kvflow_jax.api.prompts import Call, Message, Prompt, PromptEncoder, is_single_prompt
+from kvflow_jax.api.prompts import Conversation, Prompt
 from kvflow_jax.api.workflow_run import WorkflowRun
 from kvflow_jax.engine.cache_config import CacheConfig, CacheMode
 from kvflow_jax.engine.engine_thread import EngineThread
-from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.requests.outputs import EngineStats, Output
+from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.gpu_memory import raise_pinned_memory_limit
 from kvflow_jax.workflow.hints import Hints
@@ -75,12 +74,12 @@ class LLM:
         self.runner = engine.runner
         self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())
         self.engine = EngineThread(engine)
-        self._prompts = PromptEncoder(loaded.tokenizer)
+        self._caller = Caller(self.engine, loaded.tokenizer)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
         self,
-        prompts: str,
+        prompts: Prompt,
         params: SamplingParams = ...,
         *,
         hints: Hints | None = ...,
@@ -89,17 +88,8 @@ class LLM:
     @overload
     def generate(
         self,
-        prompts: Sequence[int],
-        params: SamplingParams = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> Completion: ...
-    @overload
-    def generate(
-        self,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] = ...,
+        prompts: Sequence[Prompt],
+        params: Params = ...,
         *,
         hints: Hints | None = ...,
         progress: bool = ...,
@@ -108,7 +98,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+        params: Params = SamplingParams(),
         *,
         hints: Hints | None = None,
         progress: bool = True,
@@ -130,17 +120,12 @@ class LLM:
             StepFailedError: the step of a request failed; the other requests are aborted.
             EngineClosedError: the engine is closed.
         """
-        if is_single_prompt(prompts):
-            return self._generate([self._prompts.text(prompts, hints)], params, progress=False)[0]  # type: ignore[arg-type]
-        if not isinstance(prompts, Sequence):
-            raise InvalidRequestError("prompts must be text, token ids, or a list of those")
-        calls = [self._prompts.text(prompt, hints) for prompt in prompts]  # type: ignore[arg-type]
-        return self._generate(calls, params, progress=progress)
+        return self._caller.generate(prompts, params, hints=hints, progress=progress)
 
     @overload
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         params: SamplingParams = ...,
         *,
         hints: Hints | None = ...,
@@ -149,8 +134,8 @@ class LLM:
     @overload
     def chat(
         self,
-        messages: Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] = ...,
+        messages: Sequence[Conversation],
+        params: Params = ...,
         *,
         hints: Hints | None = ...,
         progress: bool = ...,
@@ -158,8 +143,8 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),
+        messages: Conversation | Sequence[Conversation],
+        params: Params = SamplingParams(),
         *,
         hints: Hints | None = None,
         progress: bool = True,
@@ -179,14 +164,7 @@ class LLM:
                 messages.
             QueueFullError, StepFailedError, EngineClosedError: see ``generate``.
         """
-        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-            raise InvalidRequestError(
-                'messages must be a list like [{"role": "user", "content": "..."}]', "messages"
-            )
-        if not messages or isinstance(messages[0], Mapping):
-            return self._generate([self._prompts.chat(messages, hints)], params, progress=False)[0]  # type: ignore[arg-type]
-        calls = [self._prompts.chat(m, hints) for m in messages]  # type: ignore[arg-type]
-        return self._generate(calls, params, progress=progress)
+        return self._caller.chat(messages, params, hints=hints, progress=progress)
 
     def stream(
         self,
@@ -207,19 +185,17 @@ class LLM:
             InvalidRequestError, QueueFullError, EngineClosedError: see ``generate``.
             StepFailedError: from the iteration, if a step of the request fails.
         """
-        call = self._prompts.text(prompt, hints)
-        return Stream(self.engine, call.prompt, params, call.hints)
+        return self._caller.stream(prompt, params, hints=hints)
 
     def stream_chat(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         params: SamplingParams = SamplingParams(),
         *,
         hints: Hints | None = None,
     ) -> Stream:
         """Answer one conversation as a stream of outputs; see ``stream`` and ``chat``."""
-        call = self._prompts.chat(messages, hints)
-        return Stream(self.engine, call.prompt, params, call.hints)
+        return self._caller.stream_chat(messages, params, hints=hints)
 
     def run(self, workflow: Workflow | None = None, workflow_id: str | None = None) -> WorkflowRun:
         """Begin a run, one execution of a workflow, in which agents are called by name.
@@ -233,7 +209,7 @@ class LLM:
                 ``workflow_id`` is empty or too long.
             EngineClosedError: the engine is closed.
         """
-        return WorkflowRun(self, workflow, workflow_id)
+        return WorkflowRun(self._caller, workflow, workflow_id)
 
     @property
     def stats(self) -> EngineStats:
@@ -258,57 +234,3 @@ class LLM:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _generate(
-        self,
-        calls: Sequence[Call],
-        params: SamplingParams | Sequence[SamplingParams],
-        *,
-        progress: bool,
-    ) -> list[Completion]:
-        params_by_call = _broadcast_params(params, len(calls))
-        for call, call_params in zip(calls, params_by_call, strict=True):
-            self.engine.check(call.prompt, call_params)
-        last: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        outputs: list[list[Output]] = [[] for _ in calls]
-        request_ids: list[int] = []
-        bar = _progress_bar(len(calls)) if progress and calls else None
-        try:
-            for i, (call, call_params) in enumerate(zip(calls, params_by_call, strict=True)):
-                request_id = self.engine.submit(
-                    call.prompt, call_params, Collector(outputs[i], last), hints=call.hints
-                )
-                request_ids.append(request_id)
-            for _ in calls:
-                if (output := last.get()).error is not None:
-                    raise output.error
-                if bar is not None:
-                    bar.update()
-        except BaseException:
-            # An error or Ctrl-C. Aborting a finished request has no effect.
-            for request_id in request_ids:
-                self.engine.abort(request_id)
-            self.engine.settle()
-            raise
-        finally:
-            if bar is not None:
-                bar.close()
-        return [Completion.of(request_outputs) for request_outputs in outputs]
-
-
-def _broadcast_params(
-    params: SamplingParams | Sequence[SamplingParams], num_prompts: int
-) -> list[SamplingParams]:
-    """Return one SamplingParams for each prompt."""
-    by_prompt = list(params) if isinstance(params, Sequence) else [params] * num_prompts
-    if not all(isinstance(prompt_params, SamplingParams) for prompt_params in by_prompt):
-        raise InvalidRequestError("params must be SamplingParams, or a list of one for each prompt")
-    if len(by_prompt) != num_prompts:
-        raise InvalidRequestError(f"{num_prompts} prompts but {len(by_prompt)} sampling params")
-    return by_prompt
-
-
-def _progress_bar(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="Generating", unit="prompt")

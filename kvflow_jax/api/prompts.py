@@ -1,55 +1,48 @@
-"""Prompts and conversations of the Python API as token ids and hints for the engine."""
+"""Prompts and conversations of the Python API as requests of the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.requests.request_spec import RequestSpec, check_hints
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.hints import Hints
 
 Prompt = str | Sequence[int]  # text, or token ids
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}
-
-
-class Call(NamedTuple):
-    """The prompt and hints of one request.
-
-    Attributes:
-        prompt: token ids.
-    """
-
-    prompt: Sequence[int]
-    hints: Hints | None
+Conversation = Sequence[Message]
 
 
 class PromptEncoder:
-    """Encodes prompts with a model's tokenizer, or only checks token ids if it has none.
+    """Makes requests with a model's tokenizer, or of token ids only if the model has none.
 
-    Its methods raise InvalidRequestError if the prompt or the hints are invalid.
+    Its methods raise InvalidRequestError if an argument is invalid.
     """
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
 
-    def text(self, prompt: Prompt, hints: Hints | None) -> Call:
-        """Encode a text prompt; return token ids as they are."""
-        _check_hints(hints)
-        if not isinstance(prompt, str):
-            return Call(prompt, hints)
-        return Call(self._require_tokenizer("prompt").encode(prompt), hints)
+    def text(self, prompt: Prompt, params: SamplingParams, hints: Hints | None) -> RequestSpec:
+        """Return the request that continues a text, or token ids as they are."""
+        if isinstance(prompt, str):
+            prompt = self._require_tokenizer("prompt").encode(prompt)
+        return RequestSpec(prompt, params, hints=hints)
 
-    def chat(self, messages: Sequence[Message], hints: Hints | None) -> Call:
-        """Encode a conversation with the model's chat template.
+    def chat(
+        self, messages: Conversation, params: SamplingParams, hints: Hints | None
+    ) -> RequestSpec:
+        """Return the request that answers a conversation, by the model's chat template.
 
         If the hints name an agent but not the length of its fixed prefix, the fixed prefix is the
         leading system messages.
         """
-        _check_hints(hints)
+        check_hints(hints)
         tokenizer = self._require_tokenizer("messages")
         if not messages:
             raise InvalidRequestError("a conversation needs at least one message", "messages")
@@ -57,7 +50,7 @@ class PromptEncoder:
         if hints is not None and hints.agent_id is not None and hints.num_fixed is None:
             num_fixed = chat_prefix_len(tokenizer, messages, prompt)
             hints = hints.with_fixed(num_fixed, len(prompt))
-        return Call(prompt, hints)
+        return RequestSpec(prompt, params, hints=hints)
 
     def _require_tokenizer(self, param: str) -> Tokenizer:
         if self._tokenizer is None:
@@ -65,14 +58,39 @@ class PromptEncoder:
         return self._tokenizer
 
 
-def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
+def list_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """Return the prompts as a list, and whether it was one prompt, not a list of prompts.
+
+    Raises:
+        InvalidRequestError: it is neither.
+    """
+    if is_single_prompt(prompts):
+        return [prompts], True
+    if not isinstance(prompts, Sequence):
+        raise InvalidRequestError("prompts must be text, token ids, or a list of those", "prompts")
+    return list(cast("Sequence[Prompt]", prompts)), False
+
+
+def list_conversations(
+    messages: Conversation | Sequence[Conversation],
+) -> tuple[list[Conversation], bool]:
+    """Return the conversations as a list, and whether it was one conversation.
+
+    Raises:
+        InvalidRequestError: ``messages`` is not a list.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise InvalidRequestError(
+            'messages must be a list like [{"role": "user", "content": "..."}]', "messages"
+        )
+    if not messages or isinstance(messages[0], Mapping):
+        return [cast("Conversation", messages)], True
+    return list(cast("Sequence[Conversation]", messages)), False
+
+
+def is_single_prompt(prompts: Prompt | Sequence[Prompt]) -> TypeGuard[Prompt]:
     """True if ``prompts`` is one prompt, not a list of prompts."""
     if isinstance(prompts, str | np.ndarray):
         return True
     is_list = isinstance(prompts, Sequence) and len(prompts) > 0
     return is_list and isinstance(prompts[0], int | np.integer)
-
-
-def _check_hints(hints: Hints | None) -> None:
-    if hints is not None and not isinstance(hints, Hints):
-        raise InvalidRequestError("hints must be Hints(...)", "hints")

@@ -8,39 +8,19 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, overload
+from typing import overload
 
+from kvflow_jax.api.caller import Caller, Params
 from kvflow_jax.api.completion import Completion, Stream
-from kvflow_jax.api.prompts import Message, Prompt
-from kvflow_jax.engine.engine_thread import EngineThread
+from kvflow_jax.api.prompts import Conversation, Prompt
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError
+from kvflow_jax.requests.request_spec import check_hints
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import MAX_ID_LEN, Hints
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import Workflow
 
 TENANT = ""  # all callers in this process are one tenant
-
-
-class TextGenerator(Protocol):
-    """The methods of ``LLM`` that a run calls."""
-
-    @property
-    def engine(self) -> EngineThread: ...
-
-    def chat(
-        self, messages: Any, params: Any, *, hints: Hints | None, progress: bool
-    ) -> Completion | list[Completion]: ...
-
-    def generate(
-        self, prompts: Any, params: Any, *, hints: Hints | None, progress: bool
-    ) -> Completion | list[Completion]: ...
-
-    def stream(self, prompt: Prompt, params: SamplingParams, *, hints: Hints | None) -> Stream: ...
-
-    def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams, *, hints: Hints | None
-    ) -> Stream: ...
 
 
 class WorkflowRun:
@@ -65,7 +45,7 @@ class WorkflowRun:
     """
 
     def __init__(
-        self, llm: TextGenerator, workflow: Workflow | None = None, workflow_id: str | None = None
+        self, caller: Caller, workflow: Workflow | None = None, workflow_id: str | None = None
     ) -> None:
         if workflow is not None and not isinstance(workflow, Workflow):
             raise InvalidRequestError(
@@ -76,7 +56,7 @@ class WorkflowRun:
         if workflow_id is not None:
             _check_id(workflow_id, "workflow_id")
         self.workflow_id = workflow_id or uuid.uuid4().hex
-        self._llm = llm
+        self._caller = caller
         self._graph: Graph | None = None if workflow is None else workflow.freeze()
         self._lock = threading.Lock()  # guards _is_over
         self._is_over = False
@@ -86,7 +66,7 @@ class WorkflowRun:
     def chat(
         self,
         agent: str,
-        messages: Sequence[Message],
+        messages: Conversation,
         params: SamplingParams = ...,
         *,
         hints: Hints | None = ...,
@@ -96,8 +76,8 @@ class WorkflowRun:
     def chat(
         self,
         agent: str,
-        messages: Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] = ...,
+        messages: Sequence[Conversation],
+        params: Params = ...,
         *,
         hints: Hints | None = ...,
         progress: bool = ...,
@@ -106,8 +86,8 @@ class WorkflowRun:
     def chat(
         self,
         agent: str,
-        messages: Any,
-        params: Any = SamplingParams(),
+        messages: Conversation | Sequence[Conversation],
+        params: Params = SamplingParams(),
         *,
         hints: Hints | None = None,
         progress: bool = True,
@@ -119,13 +99,13 @@ class WorkflowRun:
             hints: further hints; the run sets their workflow, agent and graph.
         """
         named = self._hints(agent, hints)
-        return self._llm.chat(messages, params, hints=named, progress=progress)
+        return self._caller.chat(messages, params, hints=named, progress=progress)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
         self,
         agent: str,
-        prompts: str,
+        prompts: Prompt,
         params: SamplingParams = ...,
         *,
         hints: Hints | None = ...,
@@ -135,18 +115,8 @@ class WorkflowRun:
     def generate(
         self,
         agent: str,
-        prompts: Sequence[int],
-        params: SamplingParams = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> Completion: ...
-    @overload
-    def generate(
-        self,
-        agent: str,
-        prompts: Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] = ...,
+        prompts: Sequence[Prompt],
+        params: Params = ...,
         *,
         hints: Hints | None = ...,
         progress: bool = ...,
@@ -155,15 +125,15 @@ class WorkflowRun:
     def generate(
         self,
         agent: str,
-        prompts: Any,
-        params: Any = SamplingParams(),
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = SamplingParams(),
         *,
         hints: Hints | None = None,
         progress: bool = True,
     ) -> Completion | list[Completion]:
         """Let an agent continue one prompt or a list of them. See ``LLM.generate``."""
         named = self._hints(agent, hints)
-        return self._llm.generate(prompts, params, hints=named, progress=progress)
+        return self._caller.generate(prompts, params, hints=named, progress=progress)
 
     def stream(
         self,
@@ -174,18 +144,18 @@ class WorkflowRun:
         hints: Hints | None = None,
     ) -> Stream:
         """Let an agent continue one prompt as a stream of outputs. See ``LLM.stream``."""
-        return self._llm.stream(prompt, params, hints=self._hints(agent, hints))
+        return self._caller.stream(prompt, params, hints=self._hints(agent, hints))
 
     def stream_chat(
         self,
         agent: str,
-        messages: Sequence[Message],
+        messages: Conversation,
         params: SamplingParams = SamplingParams(),
         *,
         hints: Hints | None = None,
     ) -> Stream:
         """Let an agent answer one conversation as a stream. See ``LLM.stream_chat``."""
-        return self._llm.stream_chat(messages, params, hints=self._hints(agent, hints))
+        return self._caller.stream_chat(messages, params, hints=self._hints(agent, hints))
 
     def advance(self, completed: Iterable[str] = (), running: Iterable[str] = ()) -> list[str]:
         """Report progress without calls: agents that ran elsewhere, or will not run.
@@ -203,7 +173,7 @@ class WorkflowRun:
         """
         done, begun = _check_agents(completed, "completed"), _check_agents(running, "running")
         self._check_open()
-        engine = self._llm.engine
+        engine = self._caller.engine
         unknown = engine.advance_run(TENANT, self.workflow_id, done, begun)
         if unknown is None:  # the run had reached the end of its graph
             self._begin()
@@ -217,7 +187,7 @@ class WorkflowRun:
                 return
             self._is_over = True
         with contextlib.suppress(EngineClosedError):
-            self._llm.engine.end_run(TENANT, self.workflow_id)
+            self._caller.engine.end_run(TENANT, self.workflow_id)
 
     def __enter__(self) -> WorkflowRun:
         return self
@@ -231,11 +201,12 @@ class WorkflowRun:
         self.end()
 
     def _begin(self) -> None:
-        self._llm.engine.begin_run(TENANT, self.workflow_id, self._graph)
+        self._caller.engine.begin_run(TENANT, self.workflow_id, self._graph)
 
     def _hints(self, agent: str, hints: Hints | None) -> Hints:
         _check_id(agent, "agent")
         self._check_open()
+        check_hints(hints)
         hints = Hints() if hints is None else hints
         return replace(hints, workflow_id=self.workflow_id, agent_id=agent, graph=self._graph)
 
@@ -245,7 +216,7 @@ class WorkflowRun:
                 raise InvalidRequestError("this run is over: begin another with llm.run")
 
 
-def _check_id(name: Any, param: str) -> None:
+def _check_id(name: object, param: str) -> None:
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_LEN:
         raise InvalidRequestError(
             f"{param} must be a string of 1 to {MAX_ID_LEN} characters, got {name!r:.80}", param

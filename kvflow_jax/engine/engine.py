@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from kvflow_jax.cache.policy_loader import find_policy
 from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.transfer import Direction
@@ -31,7 +29,7 @@ from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.request_factory import RequestFactory
-from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.runtime.interfaces import (
     Clock,
     MultiStepRunner,
@@ -39,7 +37,7 @@ from kvflow_jax.runtime.interfaces import (
     Runner,
     Transfers,
 )
-from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.workflow.hints import HintStatus
 
 log = logging.getLogger(__name__)
 
@@ -143,49 +141,34 @@ class Engine:
         may_continue = self.transfer_manager.has_in_flight or self.controller.num_throttled > 0
         return may_continue and self._in_flight is None
 
-    def check_prompt(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
-        """Raise InvalidRequestError for a prompt that can never run. Any thread may call this."""
-        self._request_factory.check(prompt_ids, params)
+    def check(self, spec: RequestSpec) -> None:
+        """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
+        self._request_factory.check(spec)
 
     def add(
         self,
-        prompt_ids: np.ndarray,  # i32[num_prompt]
-        params: SamplingParams,
+        spec: RequestSpec,
         on_output: Callable[[Output], None],
         *,
-        salt: str = "",
-        priority: int = 0,
-        fairness_key: str = "",
         arrival_s: float | None = None,
         request_id: int | None = None,
-        hints: Hints | None = None,
     ) -> int:
-        """Queue a request that ``check_prompt`` has accepted; return its id.
+        """Queue a request that ``check`` has accepted; return its id.
 
         Args:
             on_output: called from ``step`` with each output, in order; the last output has a
                 finish reason.
-            salt: requests share cached prefixes only if their salts are equal.
-            priority: higher priorities run first.
-            fairness_key: among requests of equal priority, keys share the engine fairly (see
-                ``Scheduler.add``); requests of one key run in order of arrival.
             arrival_s: when the request arrived, seconds of the engine's clock; None: now.
             request_id: a unique id; None: the engine picks one.
-            hints: workflow hints. Hints that cannot be used never fail the request.
         """
         now = self.clock.now()
         if request_id is None:
             request_id, self._next_id = self._next_id, self._next_id + 1
         request = self._request_factory.create(
-            request_id,
-            prompt_ids,
-            params,
+            spec,
             on_output,
-            salt=salt,
-            priority=priority,
-            fairness_key=fairness_key,
+            request_id=request_id,
             arrival_s=now if arrival_s is None else arrival_s,
-            hints=hints,
         )
         try:
             request.hint_status = self.controller.on_request_added(request, now)

@@ -7,12 +7,10 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.errors import (
@@ -23,8 +21,8 @@ from kvflow_jax.errors import (
     StepFailedError,
 )
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output
-from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.requests.request_spec import RequestSpec
+from kvflow_jax.workflow.hints import HintStatus
 from kvflow_jax.workflow.step_graph import Graph
 
 log = logging.getLogger(__name__)
@@ -86,34 +84,23 @@ class EngineThread:
         """Snapshot published at the end of the last step."""
         return self._engine.stats
 
-    def check(self, prompt_ids: Sequence[int] | np.ndarray, params: SamplingParams) -> None:
-        """Raise InvalidRequestError for a prompt that can never run."""
-        self._engine.check_prompt(as_token_ids(prompt_ids), params)
+    def check(self, spec: RequestSpec) -> None:
+        """Raise InvalidRequestError for a request that can never run."""
+        self._engine.check(spec)
 
-    def submit(
-        self,
-        prompt_ids: Sequence[int] | np.ndarray,
-        params: SamplingParams,
-        on_output: Callable[[Output], None],
-        *,
-        salt: str = "",
-        priority: int = 0,
-        fairness_key: str = "",
-        hints: Hints | None = None,
-    ) -> int:
+    def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id; see ``Engine.add``.
 
         ``on_output`` is called on the engine's thread, in order; the last output has a finish
         reason. It must not block.
 
         Raises:
-            InvalidRequestError: the prompt is empty, too long, or has unknown token ids.
+            InvalidRequestError: the request can never run; see ``check``.
             QueueFullError: ``max_pending`` requests run or wait.
             EngineClosedError: the engine drains or has stopped.
         """
         arrival_s = self._engine.clock.now()
-        prompt = as_token_ids(prompt_ids)
-        self._engine.check_prompt(prompt, params)
+        self._engine.check(spec)
         max_pending = self.max_pending
         with self._lock:
             if not self._is_open or not self.is_alive:
@@ -127,20 +114,8 @@ class EngineThread:
             request_id = next(self._ids)
             # Post under the lock: a request posted while the engine is open always gets a last
             # output.
-            self._post(
-                partial(
-                    self._add,
-                    prompt,
-                    params,
-                    partial(self._deliver, on_output),
-                    salt=salt,
-                    priority=priority,
-                    fairness_key=fairness_key,
-                    arrival_s=arrival_s,
-                    request_id=request_id,
-                    hints=hints,
-                )
-            )
+            deliver = partial(self._deliver, on_output)
+            self._post(partial(self._add, spec, deliver, arrival_s, request_id))
         return request_id
 
     def abort(self, request_id: int) -> None:
@@ -285,17 +260,15 @@ class EngineThread:
 
     def _add(
         self,
-        prompt: np.ndarray,
-        params: SamplingParams,
+        spec: RequestSpec,
         on_output: Callable[[Output], None],
-        *,
+        arrival_s: float,
         request_id: int,
-        **rest: Any,
     ) -> None:
         try:
-            self._engine.add(prompt, params, on_output, request_id=request_id, **rest)
+            self._engine.add(spec, on_output, arrival_s=arrival_s, request_id=request_id)
         except Exception as error:
-            # A mistake of one caller, such as an argument of a wrong type, fails its request only.
+            # What one request runs into fails that request only.
             log.exception("request %d could not be queued", request_id)
             failure = InvalidRequestError(f"the request could not be queued: {error}")
             on_output(Output(request_id, "", (), FinishReason.ERROR, error=failure))
@@ -305,20 +278,3 @@ class EngineThread:
             with self._lock:
                 self._num_pending -= 1
         on_output(output)
-
-
-def as_token_ids(prompt_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return token ids as i32[num_tokens].
-
-    Raises:
-        InvalidRequestError: the ids are not a flat sequence of integers from 0 to 2**31 - 1.
-    """
-    try:
-        ids = np.asarray(prompt_ids)
-    except ValueError:
-        ids = np.empty((0, 0))
-    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-        raise InvalidRequestError("a prompt is a flat list of integer token ids", param="prompt")
-    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
-        raise InvalidRequestError("token ids must be between 0 and 2147483647", param="prompt")
-    return ids.astype(np.int32)

@@ -11,9 +11,9 @@ from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease
 from kvflow_jax.models.tokenizer import Detokenizer
 from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats, TokenLogprobs
-from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.stop_strings import StopStrings
-from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.workflow.hints import HintStatus
 
 NO_SEQ_SLOT = -1
 
@@ -51,27 +51,26 @@ class Request:
 
     def __init__(
         self,
-        request_id: int,
-        prompt_ids: np.ndarray,  # i32[num_prompt]
-        params: SamplingParams,
+        spec: RequestSpec,
         on_output: Callable[[Output], None],
         *,
-        root: RootKey,
-        priority: int,
+        request_id: int,
         arrival_s: float,
+        root: RootKey,
         max_len: int,  # maximum number of tokens, prompt and output
         stop_ids: frozenset[int],
         seed: tuple[int, int],  # two u32
         detokenizer: Detokenizer | None,
         stop_strings: StopStrings | None = None,
-        fairness_key: str = "",
-        hints: Hints | None = None,
     ) -> None:
-        self.hints = hints
-        self.tenant = fairness_key if hints is None or hints.tenant is None else hints.tenant
+        self.params = spec.params
+        self.priority = spec.priority
+        self.fairness_key = spec.fairness_key
+        self.tenant = spec.tenant
+        self.hints = spec.hints
         self.hint_status: HintStatus | None = None
+
         self.id = request_id
-        self.params = params
         self.on_output = on_output
         self.root = root
         self.max_len = max_len
@@ -79,17 +78,15 @@ class Request:
         self.seed = seed
         self.detokenizer = detokenizer
         self.stop_strings = stop_strings
-        self.fairness_key = fairness_key
-        self.priority = priority
         self.virtual_start = 0
 
-        self.num_prompt = len(prompt_ids)
+        self.num_prompt = len(spec.prompt_ids)
         self.num_known = self.num_prompt
         self.num_in_flight = 0
         self.num_prompt_computed = 0
         self.num_computed = 0
         self.tokens = np.empty(self.num_prompt + 16, np.int32)
-        self.tokens[: self.num_prompt] = prompt_ids
+        self.tokens[: self.num_prompt] = spec.prompt_ids
         self.prompt_logprobs: list[TokenLogprobs] = []
 
         self.block_hashes: list[int] = []

@@ -1,4 +1,4 @@
-"""Validation of prompts and parameters, and creation of requests."""
+"""Checks of requests against a model and its sizes, and creation of requests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.request import Request
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.requests.stop_strings import StopStrings
-from kvflow_jax.workflow.hints import Hints
 
 
 class RequestFactory:
@@ -46,13 +46,9 @@ class RequestFactory:
         self._model_name = model_name
         self._rng = np.random.default_rng(seed)
 
-    def check(self, prompt_ids: np.ndarray, params: SamplingParams) -> None:
-        """Raise InvalidRequestError for a request that can never run. Any thread may call this.
-
-        Args:
-            prompt_ids: i32[num_prompt].
-        """
-        limit = self._max_model_len
+    def check(self, spec: RequestSpec) -> None:
+        """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
+        prompt_ids, params, limit = spec.prompt_ids, spec.params, self._max_model_len
         if len(prompt_ids) == 0:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
         if len(prompt_ids) >= limit:
@@ -82,22 +78,18 @@ class RequestFactory:
 
     def create(
         self,
-        request_id: int,
-        prompt_ids: np.ndarray,  # i32[num_prompt], passed by ``check``
-        params: SamplingParams,
+        spec: RequestSpec,
         on_output: Callable[[Output], None],
         *,
-        salt: str,
-        priority: int,
-        fairness_key: str,
+        request_id: int,
         arrival_s: float,
-        hints: Hints | None = None,
     ) -> Request:
-        """Create a request; see ``Engine.add`` for the parameters."""
+        """Create a request that ``check`` has accepted; see ``Engine.add`` for the parameters."""
+        params = spec.params
         eos = frozenset() if params.ignore_eos else self._eos_token_ids
         max_len = self._max_model_len
         if params.max_tokens is not None:
-            max_len = min(max_len, len(prompt_ids) + params.max_tokens)
+            max_len = min(max_len, len(spec.prompt_ids) + params.max_tokens)
         detokenizer = stop_strings = None
         if self._tokenizer is not None:
             detokenizer = self._tokenizer.detokenizer(
@@ -106,20 +98,16 @@ class RequestFactory:
         if params.stop:
             stop_strings = StopStrings(params.stop, include_stop=params.include_stop)
         return Request(
-            request_id,
-            prompt_ids,
-            params,
+            spec,
             on_output,
-            root=RootKey(self._model_name, salt),
-            priority=priority,
-            fairness_key=fairness_key,
+            request_id=request_id,
             arrival_s=arrival_s,
+            root=RootKey(self._model_name, spec.salt),
             max_len=max_len,
             stop_ids=eos.union(params.stop_token_ids),
             seed=self._seed(params),
             detokenizer=detokenizer,
             stop_strings=stop_strings,
-            hints=hints,
         )
 
     def _seed(self, params: SamplingParams) -> tuple[int, int]:

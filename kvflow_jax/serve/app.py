@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax import __version__
+from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat, completions, workflows
 from kvflow_jax.serve.auth import cache_salt, fairness_key_of
@@ -100,9 +101,8 @@ async def create_chat_completion(
         texts, lambda t: chat.encode_chat(t, messages, kwargs, hint_parser)
     )
     response_format = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
-    return await _respond(
-        request, service, tenant, body, params, [prompt_ids], response_format, [hints], hint_parser
-    )
+    specs = _request_specs(request, tenant, body, params, [prompt_ids], [hints], hint_parser)
+    return await _respond(request, service, body, specs, response_format)
 
 
 @routes.post("/v1/completions")
@@ -125,9 +125,8 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
-    return await _respond(
-        request, service, tenant, body, params, encoded, response_format, hints, hint_parser
-    )
+    specs = _request_specs(request, tenant, body, params, encoded, hints, hint_parser)
+    return await _respond(request, service, body, specs, response_format)
 
 
 @routes.post("/flush_cache")
@@ -146,28 +145,45 @@ async def flush_cache(service: ServiceDep, tenant: TenantDep) -> Response:
 async def _respond(
     request: Request,
     service: Service,
-    tenant: str,
     body: GenerationRequest,
-    params: Sequence[SamplingParams],
-    prompts: list[list[int]],
+    specs: Sequence[RequestSpec],
     response_format: Format,
-    hints: Sequence[Hints | None],
-    hint_parser: HintParser | None,
 ) -> Response:
-    priority = body.priority
-    if hint_parser is not None and priority is None:
-        priority = hint_parser.priority
-    # Agents belong to the tenant (API key), not to the fairness key: the users and hosts of one
-    # application share its agents.
-    tenant_hints = [None if hint is None else replace(hint, tenant=tenant) for hint in hints]
-    generation = service.generate(
-        prompts,
-        params,
-        salt=cache_salt(tenant, body.cache_salt),
-        priority=priority or 0,
-        fairness_key=fairness_key_of(request, tenant, body.user),
-        hints=tenant_hints,
-    )
+    generation = service.generate(specs, body.num_choices)
     if body.stream:
         return EventStream(generation, response_format, include_usage=body.include_usage)
     return await full_response(generation, response_format, request.receive)
+
+
+def _request_specs(
+    request: Request,
+    tenant: str,
+    body: GenerationRequest,
+    params: Sequence[SamplingParams],
+    prompts: Sequence[Sequence[int]],
+    hints: Sequence[Hints | None],
+    hint_parser: HintParser | None,
+) -> list[RequestSpec]:
+    """Return what to submit: each prompt with its hints, once for each of ``params``."""
+    priority = body.priority
+    if hint_parser is not None and priority is None:
+        priority = hint_parser.priority
+    specs = []
+    for prompt, prompt_hints in zip(prompts, hints, strict=True):
+        prompt_ids = as_token_ids(prompt)
+        if prompt_hints is not None:
+            # Agents belong to the tenant (API key), not to the fairness key: the users and hosts
+            # of one application share its agents.
+            prompt_hints = replace(prompt_hints, tenant=tenant)
+        specs += [
+            RequestSpec(
+                prompt_ids,
+                choice_params,
+                salt=cache_salt(tenant, body.cache_salt),
+                priority=priority or 0,
+                fairness_key=fairness_key_of(request, tenant, body.user),
+                hints=prompt_hints,
+            )
+            for choice_params in params
+        ]
+    return specs

@@ -49,7 +49,7 @@ class CompletionFormat:
             "created": int(time.time()),
             "model": model_name,
         }
-        self._n = body.n or 1
+        self._n = body.num_choices
         self._num_logprobs = body.logprobs
         self._num_prompt_logprobs = body.prompt_logprobs
         self._skips_special = body.skip_special_tokens is not False

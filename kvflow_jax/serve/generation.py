@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +12,10 @@ from functools import partial
 from starlette.types import Receive
 
 from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
-from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.protocols import Engine
-from kvflow_jax.workflow.hints import Hints, HintStatus
+from kvflow_jax.workflow.hints import HintStatus
 
 
 class Mailbox:
@@ -125,28 +125,11 @@ class Generation:
         self._is_closed = False
         self.num_choices = 0
 
-    def submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        salt: str,
-        priority: int,
-        fairness_key: str,
-        hints: Hints | None = None,
-    ) -> None:
+    def submit(self, spec: RequestSpec) -> None:
         """Submit one more choice; raise the errors of ``Engine.submit``."""
         index = self.num_choices
         self.num_choices += 1
-        self._running[index] = self._engine.submit(
-            prompt_ids,
-            params,
-            partial(self._mailbox.post, self, index),
-            salt=salt,
-            priority=priority,
-            fairness_key=fairness_key,
-            hints=hints,
-        )
+        self._running[index] = self._engine.submit(spec, partial(self._mailbox.post, self, index))
 
     def receive(self, index: int, output: Output) -> None:
         """Accept one output from the mailbox."""

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kvflow_jax.requests.outputs import EngineStats, Output
-from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.workflow.step_graph import Graph
 
 
@@ -33,17 +32,7 @@ class Engine(Protocol):
     def stats(self) -> EngineStats:
         """Snapshot published at the end of the last step."""
 
-    def submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        on_output: Callable[[Output], None],
-        *,
-        salt: str = "",
-        priority: int = 0,
-        fairness_key: str = "",
-        hints: Hints | None = None,
-    ) -> int:
+    def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id immediately.
 
         Calls ``on_output`` on the engine thread, in order; it must not block. The last output has

@@ -94,6 +94,11 @@ class GenerationRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    def num_choices(self) -> int:
+        """Number of answers to each prompt."""
+        return self.n or 1
+
+    @property
     def token_limit(self) -> int | None:
         return self.max_tokens or self.default_max_tokens
 
@@ -135,7 +140,7 @@ class GenerationRequest(BaseModel):
             prompt_logprobs=self.num_prompt_logprobs,
         )
         # With the same seed, all choices would be equal.
-        return [replace(first, seed=_next_seed(self.seed, i)) for i in range(self.n or 1)]
+        return [replace(first, seed=_next_seed(self.seed, i)) for i in range(self.num_choices)]
 
     def _check_supported(self) -> None:
         extra = self.model_extra or {}

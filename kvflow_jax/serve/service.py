@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.outputs import EngineStats
-from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.auth import KeyRing
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
@@ -20,7 +20,7 @@ from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.serve.protocols import Engine, Tokenizer
 from kvflow_jax.workflow.graph_store import GraphStore
-from kvflow_jax.workflow.hints import HintParser, Hints
+from kvflow_jax.workflow.hints import HintParser
 
 NUM_TOKENIZER_THREADS = 2
 # Each call waits for the end of an engine step, which then answers all waiting calls at once.
@@ -179,17 +179,8 @@ class Service:
                 param="n",
             )
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: Sequence[SamplingParams],
-        *,
-        salt: str,
-        priority: int,
-        fairness_key: str,
-        hints: Sequence[Hints | None],
-    ) -> Generation:
-        """Submit all prompts or none, each with its hints, once for each of ``params``.
+    def generate(self, specs: Sequence[RequestSpec], num_per_prompt: int) -> Generation:
+        """Submit all requests of one HTTP request, or none: ``num_per_prompt`` for each prompt.
 
         The caller must close the generation, usually through ``abort_on_disconnect``.
 
@@ -202,20 +193,12 @@ class Service:
             mailbox,
             self.metrics.observe,
             self._open_generations.discard,
-            num_per_prompt=len(params),
+            num_per_prompt,
         )
         self._open_generations.add(generation)
         try:
-            for prompt_ids, prompt_hints in zip(prompts, hints, strict=True):
-                for choice_params in params:
-                    generation.submit(
-                        prompt_ids,
-                        choice_params,
-                        salt=salt,
-                        priority=priority,
-                        fairness_key=fairness_key,
-                        hints=prompt_hints,
-                    )
+            for spec in specs:
+                generation.submit(spec)
         except BaseException:
             generation.close()
             raise

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheConfig, CacheSettings
 from kvflow_jax.engine.engine import Engine
@@ -14,13 +12,12 @@ from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S
 from kvflow_jax.engine.sizes import GIB, PREFILL_TILE, EngineSizes
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.outputs import EngineStats, Output
-from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.sim.clock import VirtualClock
 from kvflow_jax.sim.profile import ModelShape, Profile
 from kvflow_jax.sim.runner import SimRunner
 from kvflow_jax.sim.transfers import SimTransfers
-from kvflow_jax.workflow.hints import Hints
 
 _DTYPES = {2: "bfloat16", 4: "float32"}
 
@@ -98,32 +95,15 @@ class Simulation:
         """Counters of the engine as of its last step."""
         return self.engine.stats
 
-    def submit(
-        self,
-        prompt_ids: np.ndarray,
-        params: SamplingParams,
-        on_output: Callable[[Output], None],
-        *,
-        fairness_key: str = "",
-        hints: Hints | None = None,
-    ) -> None:
+    def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> None:
         """Queue a request, which the engine admits before its next step.
 
         Raises:
             InvalidRequestError: the request can never be served.
         """
         engine, arrival_s = self.engine, self.clock.now()
-        engine.check_prompt(prompt_ids, params)
-        self._inbox.append(
-            lambda: engine.add(
-                prompt_ids,
-                params,
-                on_output,
-                fairness_key=fairness_key,
-                hints=hints,
-                arrival_s=arrival_s,
-            )
-        )
+        engine.check(spec)
+        self._inbox.append(lambda: engine.add(spec, on_output, arrival_s=arrival_s))
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
         """Run ``callback`` after ``seconds`` of virtual time."""

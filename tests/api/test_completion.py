@@ -8,6 +8,7 @@ from kvflow_jax.api.completion import Collector, Completion, Stream
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError, StepFailedError
 from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats, TokenLogprobs
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints, HintStatus
 from tests.support.token_runner import cold_tokens, make_engine
@@ -23,8 +24,9 @@ def engine():
     thread.close()
 
 
-def params(max_tokens=6):
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+def spec(prompt=PROMPT, *, max_tokens=6, hints=None):
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    return RequestSpec(prompt, params, hints=hints)
 
 
 def test_a_completion_joins_the_outputs_of_its_request():
@@ -54,7 +56,7 @@ def test_a_collector_reports_only_the_last_output():
 
 
 def test_a_stream_yields_every_token_and_then_the_statistics(engine):
-    outputs = list(Stream(engine, PROMPT, params()))
+    outputs = list(Stream(engine, spec()))
     tokens = [token for output in outputs for token in output.token_ids]
     assert tokens == cold_tokens(PROMPT, len(PROMPT) + 6, ignore_eos=True)
     assert outputs[-1].finish_reason is FinishReason.LENGTH
@@ -63,13 +65,13 @@ def test_a_stream_yields_every_token_and_then_the_statistics(engine):
 
 
 def test_a_stream_passes_its_hints_on(engine):
-    *_, last = Stream(engine, PROMPT, params(), Hints(agent_id="planner"))
+    *_, last = Stream(engine, spec(hints=Hints(agent_id="planner")))
     assert last.stats.hint_status is HintStatus.APPLIED
 
 
 @pytest.mark.parametrize("end", ["close", "collect"])
 def test_a_stream_that_is_left_aborts_its_request(engine, end):
-    stream = Stream(engine, PROMPT, params(max_tokens=50))
+    stream = Stream(engine, spec(max_tokens=50))
     next(stream)
     if end == "close":
         stream.close()
@@ -82,17 +84,17 @@ def test_a_stream_that_is_left_aborts_its_request(engine, end):
 
 def test_an_invalid_prompt_raises_at_once(engine):
     with pytest.raises(InvalidRequestError):
-        Stream(engine, [], params())
+        Stream(engine, spec([]))
 
 
 class FailingEngine:
-    def submit(self, prompt, params, on_output, *, hints):
+    def submit(self, spec, on_output):
         on_output(Output(7, "", (), FinishReason.ERROR, STATS, StepFailedError("no room")))
         return 7
 
 
 def test_a_failed_request_raises_its_error_and_ends_the_stream():
-    stream = Stream(FailingEngine(), PROMPT, params())
+    stream = Stream(FailingEngine(), spec())
     with pytest.raises(StepFailedError, match="no room"):
         next(stream)
     assert list(stream) == []
@@ -104,7 +106,7 @@ class InterruptedQueue:
 
 
 def test_ctrl_c_aborts_the_request(engine):
-    stream = Stream(engine, PROMPT, params(max_tokens=50))
+    stream = Stream(engine, spec(max_tokens=50))
     stream._outputs = InterruptedQueue()
     with pytest.raises(KeyboardInterrupt):
         next(stream)

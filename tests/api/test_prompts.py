@@ -3,12 +3,23 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.api.prompts import Call, PromptEncoder, is_single_prompt
+from kvflow_jax.api.prompts import (
+    PromptEncoder,
+    is_single_prompt,
+    list_conversations,
+    list_prompts,
+)
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints
 
 SYSTEM = {"role": "system", "content": "You plan."}
 USER = {"role": "user", "content": "Plan this."}
+PARAMS = SamplingParams()
+
+
+def text_of(token_ids):
+    return "".join(map(chr, token_ids))
 
 
 class CharTokenizer:
@@ -27,46 +38,49 @@ def encoder():
 
 
 def test_a_text_is_encoded_and_token_ids_stay(encoder):
-    hints = Hints(agent_id="planner")
-    assert encoder.text("ab", hints) == Call([97, 98], hints)
-    assert encoder.text([1, 2], None) == Call([1, 2], None)
-    assert PromptEncoder(None).text([1, 2], None).prompt == [1, 2]
+    hints, params = Hints(agent_id="planner"), SamplingParams(seed=1)
+    spec = encoder.text("ab", params, hints)
+    assert spec.prompt_ids.tolist() == [97, 98]
+    assert (spec.params, spec.hints) == (params, hints)
+    for one in (encoder, PromptEncoder(None)):
+        assert one.text([1, 2], params, None).prompt_ids.tolist() == [1, 2]
 
 
 def test_a_conversation_is_written_with_the_chat_template(encoder):
-    call = encoder.chat([SYSTEM, USER], None)
-    assert "".join(map(chr, call.prompt)) == "<system>You plan.;<user>Plan this.;"
-    assert call.hints is None
+    spec = encoder.chat([SYSTEM, USER], PARAMS, None)
+    assert text_of(spec.prompt_ids) == "<system>You plan.;<user>Plan this.;"
+    assert spec.hints is None
 
 
 def test_the_fixed_prefix_of_an_agent_is_its_system_message(encoder):
-    call = encoder.chat([SYSTEM, USER], Hints(agent_id="planner"))
-    assert "".join(map(chr, call.prompt[: call.hints.num_fixed])).startswith("<system>You plan.")
-    assert call.hints.num_fixed < len(call.prompt)
+    spec = encoder.chat([SYSTEM, USER], PARAMS, Hints(agent_id="planner"))
+    fixed = spec.prompt_ids[: spec.hints.num_fixed]
+    assert text_of(fixed).startswith("<system>You plan.")
+    assert len(fixed) < len(spec.prompt_ids)
 
 
 @pytest.mark.parametrize("hints", [Hints(agent_id="planner", num_fixed=3), Hints(session_id="s")])
 def test_a_fixed_prefix_that_is_given_or_of_no_agent_is_not_derived(encoder, hints):
-    assert encoder.chat([SYSTEM, USER], hints).hints == hints
+    assert encoder.chat([SYSTEM, USER], PARAMS, hints).hints == hints
 
 
 def test_without_a_tokenizer_text_is_refused():
     encoder = PromptEncoder(None)
-    for encode in (lambda: encoder.text("ab", None), lambda: encoder.chat([USER], None)):
+    for encode, prompt in ((encoder.text, "ab"), (encoder.chat, [USER])):
         with pytest.raises(InvalidRequestError, match="no tokenizer: pass token ids"):
-            encode()
+            encode(prompt, PARAMS, None)
 
 
 def test_an_empty_conversation_is_refused(encoder):
     with pytest.raises(InvalidRequestError, match="at least one message") as error:
-        encoder.chat([], None)
+        encoder.chat([], PARAMS, None)
     assert error.value.param == "messages"
 
 
 def test_hints_of_another_type_are_refused(encoder):
-    for encode in (encoder.text, encoder.chat):
+    for encode, prompt in ((encoder.text, [1]), (encoder.chat, [USER])):
         with pytest.raises(InvalidRequestError, match="hints must be"):
-            encode([1], {"agent_id": "planner"})
+            encode(prompt, PARAMS, {"agent_id": "planner"})
 
 
 @pytest.mark.parametrize("prompt", ["text", "", [1, 2], (1, 2), np.arange(3), [np.int32(1)]])
@@ -77,3 +91,23 @@ def test_single_prompts(prompt):
 @pytest.mark.parametrize("prompts", [[], ["a"], [[1, 2]], [np.arange(3)], 5, None])
 def test_lists_of_prompts_and_other_values_are_no_single_prompt(prompts):
     assert not is_single_prompt(prompts)
+
+
+def test_one_prompt_and_a_list_of_prompts_become_lists():
+    assert list_prompts("text") == (["text"], True)
+    assert list_prompts([1, 2]) == ([[1, 2]], True)
+    assert list_prompts(["text", [1, 2]]) == (["text", [1, 2]], False)
+    assert list_prompts([]) == ([], False)
+    with pytest.raises(InvalidRequestError, match="prompts must be text") as error:
+        list_prompts(5)
+    assert error.value.param == "prompts"
+
+
+def test_one_conversation_and_a_list_of_them_become_lists():
+    assert list_conversations([SYSTEM, USER]) == ([[SYSTEM, USER]], True)
+    assert list_conversations([[USER], [SYSTEM]]) == ([[USER], [SYSTEM]], False)
+    assert list_conversations([]) == ([[]], True)
+    for messages in ("hello", USER, 5):
+        with pytest.raises(InvalidRequestError, match="messages must be a list") as error:
+            list_conversations(messages)
+        assert error.value.param == "messages"

@@ -2,11 +2,14 @@
 
 import pytest
 
+from kvflow_jax.api.caller import Caller
 from kvflow_jax.api.workflow_run import TENANT, WorkflowRun
+from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.workflow.hints import Hints, HintStatus
 from kvflow_jax.workflow.workflow import Workflow
+from tests.support.token_runner import make_engine
 
 PARAMS = SamplingParams(max_tokens=3)
 MESSAGES = [{"role": "user", "content": "Plan this."}]
@@ -31,7 +34,7 @@ class RecordingEngine:
             raise EngineClosedError("closed")
 
 
-class RecordingLLM:
+class RecordingCaller:
     """Returns each call as its answer."""
 
     def __init__(self):
@@ -51,32 +54,32 @@ class RecordingLLM:
 
 
 @pytest.fixture
-def llm():
-    return RecordingLLM()
+def caller():
+    return RecordingCaller()
 
 
 def plan_and_code():
     return Workflow().edge("planner", "coder")
 
 
-def test_a_run_begins_with_its_graph_and_ends_with_its_block(llm):
-    with WorkflowRun(llm, plan_and_code(), "named") as run:
+def test_a_run_begins_with_its_graph_and_ends_with_its_block(caller):
+    with WorkflowRun(caller, plan_and_code(), "named") as run:
         assert run.workflow_id == "named"
-        ((event, tenant, workflow_id, graph),) = llm.engine.log
+        ((event, tenant, workflow_id, graph),) = caller.engine.log
         assert (event, tenant, workflow_id) == ("begin", TENANT, "named")
         assert set(graph.names) == {"planner", "coder"}
     run.end()  # again
-    assert llm.engine.log[1:] == [("end", TENANT, "named")]
+    assert caller.engine.log[1:] == [("end", TENANT, "named")]
 
 
-def test_runs_without_a_name_have_different_ones(llm):
-    first, second = WorkflowRun(llm), WorkflowRun(llm)
+def test_runs_without_a_name_have_different_ones(caller):
+    first, second = WorkflowRun(caller), WorkflowRun(caller)
     assert first.workflow_id != second.workflow_id
-    assert llm.engine.log[0][-1] is None  # no graph
+    assert caller.engine.log[0][-1] is None  # no graph
 
 
-def test_every_call_has_the_hints_of_its_run_and_agent(llm):
-    run = WorkflowRun(llm, plan_and_code(), "named")
+def test_every_call_has_the_hints_of_its_run_and_agent(caller):
+    run = WorkflowRun(caller, plan_and_code(), "named")
     calls = [
         run.chat("coder", MESSAGES, PARAMS, progress=False),
         run.generate("coder", "hello", PARAMS, progress=False),
@@ -94,37 +97,39 @@ def test_every_call_has_the_hints_of_its_run_and_agent(llm):
         assert set(hints.graph.names) == {"planner", "coder"}
 
 
-def test_further_hints_are_kept_except_for_the_runs_own(llm):
-    run = WorkflowRun(llm, workflow_id="named")
+def test_further_hints_are_kept_except_for_the_runs_own(caller):
+    run = WorkflowRun(caller, workflow_id="named")
     given = Hints(session_id="s", num_fixed=7, workflow_id="other", agent_id="other")
     *_, hints = run.stream("coder", "hello", PARAMS, hints=given)
     assert (hints.session_id, hints.num_fixed) == ("s", 7)
     assert (hints.workflow_id, hints.agent_id) == ("named", "coder")
 
 
-def test_progress_without_calls_is_reported(llm):
-    run = WorkflowRun(llm, plan_and_code(), "named")
+def test_progress_without_calls_is_reported(caller):
+    run = WorkflowRun(caller, plan_and_code(), "named")
     unknown = run.advance(completed=["planner", "stranger"], running=iter(["coder"]))
     assert unknown == ["stranger"]
-    assert llm.engine.log[1:] == [("advance", TENANT, "named", ["planner", "stranger"], ["coder"])]
+    assert caller.engine.log[1:] == [
+        ("advance", TENANT, "named", ["planner", "stranger"], ["coder"])
+    ]
 
 
-def test_a_run_that_has_reached_its_end_begins_anew(llm):
-    run = WorkflowRun(llm, plan_and_code(), "named")
-    llm.engine.advanced = [[], None]
+def test_a_run_that_has_reached_its_end_begins_anew(caller):
+    run = WorkflowRun(caller, plan_and_code(), "named")
+    caller.engine.advanced = [[], None]
     assert run.advance(completed=["planner"]) == []
-    assert [event[0] for event in llm.engine.log] == ["begin", "advance", "begin", "advance"]
+    assert [event[0] for event in caller.engine.log] == ["begin", "advance", "begin", "advance"]
 
 
-def test_a_run_can_end_after_its_engine(llm):
-    run = WorkflowRun(llm)
-    llm.engine.is_closed = True
+def test_a_run_can_end_after_its_engine(caller):
+    run = WorkflowRun(caller)
+    caller.engine.is_closed = True
     run.end()
-    assert llm.engine.log[-1][0] == "end"
+    assert caller.engine.log[-1][0] == "end"
 
 
-def test_a_run_that_is_over_takes_no_calls(llm):
-    run = WorkflowRun(llm, plan_and_code())
+def test_a_run_that_is_over_takes_no_calls(caller):
+    run = WorkflowRun(caller, plan_and_code())
     run.end()
     calls = [lambda: run.advance(["planner"])]
     calls += [
@@ -137,20 +142,20 @@ def test_a_run_that_is_over_takes_no_calls(llm):
 
 
 @pytest.mark.parametrize("workflow", ["planner -> coder", {"nodes": ["planner"]}, 5])
-def test_only_a_workflow_can_be_run(llm, workflow):
+def test_only_a_workflow_can_be_run(caller, workflow):
     with pytest.raises(InvalidRequestError, match="must be a Workflow"):
-        WorkflowRun(llm, workflow)
-    assert llm.engine.log == []
+        WorkflowRun(caller, workflow)
+    assert caller.engine.log == []
 
 
-def test_a_workflow_without_nodes_is_refused(llm):
+def test_a_workflow_without_nodes_is_refused(caller):
     with pytest.raises(InvalidRequestError, match="at least one node"):
-        WorkflowRun(llm, Workflow())
+        WorkflowRun(caller, Workflow())
 
 
 @pytest.mark.parametrize("name", ["", "x" * 257, 5, None, ["planner"]])
-def test_names_are_strings_of_limited_length(llm, name):
-    run = WorkflowRun(llm)
+def test_names_are_strings_of_limited_length(caller, name):
+    run = WorkflowRun(caller)
     with pytest.raises(InvalidRequestError, match="agent must be") as error:
         run.generate(name, "hello", PARAMS)
     assert error.value.param == "agent"
@@ -158,9 +163,31 @@ def test_names_are_strings_of_limited_length(llm, name):
         run.advance(running=[name])
     if name is not None:
         with pytest.raises(InvalidRequestError, match="workflow_id must be"):
-            WorkflowRun(llm, workflow_id=name)
+            WorkflowRun(caller, workflow_id=name)
 
 
-def test_one_agent_is_no_list_of_agents(llm):
+def test_one_agent_is_no_list_of_agents(caller):
     with pytest.raises(InvalidRequestError, match="completed must be a list"):
-        WorkflowRun(llm).advance("planner")
+        WorkflowRun(caller).advance("planner")
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompts": 5}, "prompts"),
+        ({"prompts": [0.5]}, "prompt"),
+        ({"params": "greedy"}, "params"),
+        ({"hints": {"session_id": "s"}}, "hints"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named_and_the_run_goes_on(change, param):
+    thread = EngineThread(make_engine())
+    with WorkflowRun(Caller(thread, None), plan_and_code()) as run:
+        call = {"prompts": [1, 2, 3], "params": PARAMS, **change}
+        with pytest.raises(InvalidRequestError) as raised:
+            run.generate("planner", **call)
+        assert raised.value.param == param
+        completion = run.generate("planner", [1, 2, 3], PARAMS)
+        assert completion.hint_status is HintStatus.APPLIED
+    thread.check_integrity()
+    thread.close()

@@ -1,10 +1,10 @@
 """The engine's loop over a runner whose tokens depend on every block that it reads."""
 
-import numpy as np
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError, StepFailedError
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints, HintStatus
 from tests.support.token_runner import (
@@ -167,7 +167,7 @@ def test_a_callback_that_raises_aborts_its_own_request_only():
         raise RuntimeError("bug in the callback")
 
     params = SamplingParams(temperature=0.0, max_tokens=5)
-    engine.add(np.array(prompt_without_eos(9, 1), np.int32), params, broken)
+    engine.add(RequestSpec(prompt_without_eos(9, 1), params), broken)
     run(engine)
     assert other.tokens == other.cold
     assert engine.cache.num_leased == 0

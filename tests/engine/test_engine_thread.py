@@ -9,7 +9,7 @@ import pytest
 
 from kvflow_jax.engine import engine_thread
 from kvflow_jax.engine.cache_config import CacheSettings
-from kvflow_jax.engine.engine_thread import EngineThread, as_token_ids
+from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import (
     EngineClosedError,
     InvalidRequestError,
@@ -17,11 +17,13 @@ from kvflow_jax.errors import (
     StepFailedError,
 )
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import HintStatus
 from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import make_engine
 
+PROMPT = range(8, 20)
 PARAMS = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
 TIMEOUT_S = 30
 
@@ -45,7 +47,7 @@ class PausedEngine:
     def submit(self, **rest):
         """Submit a request; return the queue of its outputs."""
         outputs = queue.SimpleQueue()
-        self.thread.submit(np.arange(8, 20), PARAMS, outputs.put, **rest)
+        self.thread.submit(RequestSpec(PROMPT, PARAMS, **rest), outputs.put)
         return outputs
 
 
@@ -104,10 +106,34 @@ def test_requests_in_the_inbox_get_an_error_when_the_thread_dies():
         paused.submit()
 
 
-def test_an_argument_of_a_wrong_type_fails_its_own_request_only():
+@pytest.mark.parametrize("field", ["salt", "priority", "fairness_key", "hints"])
+def test_a_field_of_a_wrong_type_is_refused_by_name_and_the_engine_serves_on(field):
+    with running_thread() as thread:
+        outputs = queue.SimpleQueue()
+        with pytest.raises(InvalidRequestError, match=f"{field} must be") as raised:
+            thread.submit(RequestSpec(PROMPT, PARAMS, **{field: 0.5}), outputs.put)
+        assert raised.value.param == field
+        thread.submit(RequestSpec(PROMPT, PARAMS), outputs.put)
+        assert last(outputs).finish_reason is FinishReason.LENGTH
+
+
+def test_a_request_that_can_never_run_is_refused_at_once():
+    with running_thread() as thread, pytest.raises(InvalidRequestError, match="at least one token"):
+        thread.submit(RequestSpec([]), print)
+
+
+def test_a_request_that_cannot_be_queued_fails_alone():
     paused = PausedEngine()
+    add = paused.engine.add
+
+    def failing_add(spec, *args, **kwargs):
+        if spec.salt:
+            raise RuntimeError("injected")
+        return add(spec, *args, **kwargs)
+
+    paused.engine.add = failing_add
     paused.resume.set()
-    first, bad, good = paused.submit(), paused.submit(priority="high"), paused.submit()
+    first, bad, good = paused.submit(), paused.submit(salt="bad"), paused.submit()
     assert isinstance(last(bad).error, InvalidRequestError)
     assert last(first).finish_reason is last(good).finish_reason is FinishReason.LENGTH
     paused.thread.check_integrity()
@@ -128,7 +154,7 @@ def test_more_requests_than_the_bound_are_refused():
 def test_an_aborted_request_ends_and_settle_waits_for_it():
     paused = PausedEngine()
     outputs: list = []
-    request_id = paused.thread.submit(np.arange(8, 20), PARAMS, outputs.append)
+    request_id = paused.thread.submit(RequestSpec(PROMPT, PARAMS), outputs.append)
     paused.thread.abort(request_id)
     paused.thread.abort(request_id + 1)  # an unknown id
     paused.resume.set()
@@ -180,9 +206,9 @@ def test_an_engine_that_fails_ends_its_requests_and_continues_to_serve():
 
         thread._engine.step = failing_step
         failed, served = queue.SimpleQueue(), queue.SimpleQueue()
-        thread.submit(np.arange(8, 20), PARAMS, failed.put)
+        thread.submit(RequestSpec(PROMPT, PARAMS), failed.put)
         assert "injected" in str(last(failed).error)
-        thread.submit(np.arange(8, 20), PARAMS, served.put)
+        thread.submit(RequestSpec(PROMPT, PARAMS), served.put)
         assert last(served).finish_reason is FinishReason.LENGTH
 
 
@@ -201,7 +227,7 @@ def test_a_policy_that_fails_ends_requests_and_the_engine_continues_to_serve(res
         first = paused.submit()
         assert paused.in_step.wait(TIMEOUT_S)
         second = queue.SimpleQueue()
-        paused.thread.submit(np.arange(30, 42), PARAMS, second.put)
+        paused.thread.submit(RequestSpec(range(30, 42), PARAMS), second.put)
         paused.resume.set()
         assert last(first).finish_reason is FinishReason.LENGTH
         error = last(second).error
@@ -238,19 +264,3 @@ def test_commands_raise_once_the_engine_is_closed(monkeypatch):
         thread.flush_cache()
     thread.settle()
     thread.close()  # a second time
-
-
-@pytest.mark.parametrize(
-    "prompt", [[[1, 2]], [1.5], ["a"], [[1], [2, 3]], [-1], [2**31], "text", [True]]
-)
-def test_prompts_that_are_no_flat_list_of_token_ids_are_refused(prompt):
-    with pytest.raises(InvalidRequestError) as raised:
-        as_token_ids(prompt)
-    assert raised.value.param == "prompt"
-
-
-def test_token_ids_may_be_of_any_integer_type():
-    for prompt in ([1, 2**31 - 1], np.array([1, 2**31 - 1], np.uint64), (1, 2**31 - 1)):
-        ids = as_token_ids(prompt)
-        assert (ids.dtype, ids.tolist()) == (np.int32, [1, 2**31 - 1])
-    assert as_token_ids([]).shape == (0,)

@@ -1,10 +1,10 @@
-"""Validation of prompts, and what a request takes from its parameters and its engine."""
+"""Checks against the model, and what a request takes from its parameters and its engine."""
 
-import numpy as np
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.request_factory import RequestFactory
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 
 VOCAB, MAX_LEN, EOS = 50, 16, 7
@@ -27,16 +27,8 @@ def make_factory(*, seed=0, tokenizer=None) -> RequestFactory:
 
 
 def create(factory, num_prompt=4, **params):
-    return factory.create(
-        0,
-        np.arange(num_prompt, dtype=np.int32),
-        SamplingParams(**params),
-        lambda output: None,
-        salt="salt",
-        priority=0,
-        fairness_key="key",
-        arrival_s=0.0,
-    )
+    spec = RequestSpec(range(num_prompt), SamplingParams(**params), salt="salt")
+    return factory.create(spec, lambda output: None, request_id=0, arrival_s=0.0)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +37,6 @@ def create(factory, num_prompt=4, **params):
         ([], {}, "prompt", "at least one token"),
         ([1] * MAX_LEN, {}, "prompt", "16 tokens and the prompt has 16.*no room"),
         ([1, VOCAB], {}, "prompt", "between 0 and 49"),
-        ([-1], {}, "prompt", "between 0 and 49"),
         ([1], {"stop_token_ids": [3, VOCAB]}, "stop_token_ids", "between 0 and 49"),
         ([1], {"logit_bias": {VOCAB: 1.0}}, "logit_bias", "between 0 and 49"),
         ([1], {"stop": "END"}, "stop", "tokenizer"),
@@ -53,20 +44,20 @@ def create(factory, num_prompt=4, **params):
 )
 def test_a_request_that_can_never_run_is_refused(prompt, params, param, message):
     with pytest.raises(InvalidRequestError, match=message) as raised:
-        make_factory().check(np.array(prompt, np.int32), SamplingParams(**params))
+        make_factory().check(RequestSpec(prompt, SamplingParams(**params)))
     assert raised.value.param == param
 
 
 def test_the_error_of_a_long_prompt_has_the_code_that_clients_look_for():
     with pytest.raises(InvalidRequestError) as raised:
-        make_factory().check(np.ones(MAX_LEN, np.int32), SamplingParams())
+        make_factory().check(RequestSpec([1] * MAX_LEN))
     assert raised.value.code == "context_length_exceeded"
 
 
 def test_a_prompt_may_leave_room_for_one_token():
     factory = make_factory(tokenizer=FakeTokenizer())
     params = SamplingParams(stop="END", stop_token_ids=[VOCAB - 1], logit_bias={VOCAB - 1: 1.0})
-    factory.check(np.ones(MAX_LEN - 1, np.int32), params)
+    factory.check(RequestSpec([1] * (MAX_LEN - 1), params))
     assert create(factory, MAX_LEN - 1).max_len == MAX_LEN
 
 

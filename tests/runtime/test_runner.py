@@ -9,6 +9,7 @@ import pytest
 from experiments.measure import counted_compiles
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
@@ -20,7 +21,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 class Collected:
     def __init__(self, engine, prompt, params, **kw):
         self.prompt, self.params, self.outputs = list(prompt), params, []
-        self.id = engine.add(np.array(prompt, np.int32), params, self.outputs.append, **kw)
+        self.id = engine.add(RequestSpec(prompt, params, **kw), self.outputs.append)
 
     @property
     def tokens(self):

@@ -12,6 +12,7 @@ from typing import Any
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.server import Server, bind
@@ -24,18 +25,25 @@ TIMEOUT_S = 20.0  # reached only by a test that fails
 @dataclass
 class FakeRequest:
     request_id: int
-    prompt_ids: list[int]
-    params: SamplingParams
+    spec: RequestSpec
     on_output: Callable[[Output], None]
-    salt: str
-    priority: int
-    fairness_key: str = ""
-    hints: Hints | None = None
     num_output_tokens: int = 0
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.spec.prompt_ids.tolist()
 
     @property
     def prompt(self) -> str:
         return "".join(map(chr, self.prompt_ids))
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.spec.params
+
+    @property
+    def hints(self) -> Hints | None:
+        return self.spec.hints
 
 
 class FakeEngine:
@@ -76,33 +84,22 @@ class FakeEngine:
 
     # Called by the server.
 
-    def submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        on_output: Callable[[Output], None],
-        *,
-        salt: str = "",
-        priority: int = 0,
-        fairness_key: str = "",
-        hints: Hints | None = None,
-    ) -> int:
+    def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         if self.is_closed:
             raise EngineClosedError("the engine is draining")
         if self.submit_error is not None:
             raise self.submit_error
-        if not prompt_ids:
+        num_prompt = len(spec.prompt_ids)
+        if not num_prompt:
             raise InvalidRequestError("the prompt is empty", param="prompt")
-        if len(prompt_ids) >= self.max_model_len:
+        if num_prompt >= self.max_model_len:
             raise InvalidRequestError("prompt too long", "prompt", "context_length_exceeded")
-        if not all(0 <= token < self.vocab_size for token in prompt_ids):
+        if spec.prompt_ids.max() >= self.vocab_size:
             raise InvalidRequestError("token id out of vocabulary", param="prompt")
         with self._changed:
             request_id = self.num_submitted
             self.num_submitted += 1
-            request = FakeRequest(
-                request_id, list(prompt_ids), params, on_output, salt, priority, fairness_key, hints
-            )
+            request = FakeRequest(request_id, spec, on_output)
             self.requests[request_id] = self.running[request_id] = request
             self._changed.notify_all()
         reply = self.reply(request) if callable(self.reply) else self.reply

@@ -65,9 +65,9 @@ def test_every_hint_reaches_the_engine(http: httpx.Client, engine: FakeEngine) -
         num_fixed=4,
         tenant="",
     )
-    assert engine.last.priority == 3
+    assert engine.last.spec.priority == 3
     chat_with_hints(http, hints, priority=-1)
-    assert engine.last.priority == -1
+    assert engine.last.spec.priority == -1
     assert engine.last.hints.graph is seen.graph  # one object for all requests of a run
 
 

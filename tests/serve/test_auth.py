@@ -35,7 +35,7 @@ def test_every_route_but_health_and_metrics_requires_a_key() -> None:
                 client.chat.completions.create(
                     model="tiny", messages=HELLO, extra_body={"cache_salt": "s"}
                 )
-            salts.append(live.engine.last.salt)
+            salts.append(live.engine.last.spec.salt)
         assert salts[0] == salts[2] != salts[1]
         assert "red" not in salts[0]
         with (

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from kvflow_jax.requests.outputs import FinishReason, Output
-from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.generation import Generation, Mailbox
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer
 from tests.serve.serve_requests import HELLO, raw_completion_request
@@ -67,7 +67,7 @@ def test_outputs_of_one_wake_up_are_merged() -> None:
         generation = Generation(
             engine, Mailbox(asyncio.get_running_loop()), lambda output: None, lambda _: None
         )
-        generation.submit([1], SamplingParams(), salt="", priority=0, fairness_key="")
+        generation.submit(RequestSpec([1]))
         for text in "abc":
             engine.emit(engine.last, text)
         engine.finish(engine.last, text="d")

@@ -1,6 +1,5 @@
 """Workloads in virtual time: every arm finishes, and what is known of the future saves time."""
 
-import numpy as np
 import pytest
 
 from experiments.compare.arms import ARMS, PAPER_ARMS, figures
@@ -9,6 +8,7 @@ from experiments.compare.run_cell import Setting, run_cell
 from experiments.workloads.agents import branching
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import concurrent, cycle, stages
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.sim.machines import A10G, H100_PCIE, LLAMA_3_1_8B, QWEN2_5_32B, pool_tokens
 from kvflow_jax.sim.profile import Profile
@@ -105,19 +105,19 @@ def test_callbacks_submit_and_schedule_in_virtual_time():
         max_prefill_tokens=256,
         max_model_len=512,
     )
-    prompt, params = np.arange(200, dtype=np.int32), SamplingParams(max_tokens=4, temperature=0.0)
+    spec = RequestSpec(range(200), SamplingParams(max_tokens=4, temperature=0.0))
     finished = []
 
     def on_first(output):
         if output.finish_reason is not None:
             finished.append(output.stats)
-            simulation.call_later(2.0, lambda: simulation.submit(prompt, params, on_second))
+            simulation.call_later(2.0, lambda: simulation.submit(spec, on_second))
 
     def on_second(output):
         if output.finish_reason is not None:
             finished.append(output.stats)
 
-    simulation.submit(prompt, params, on_first)
+    simulation.submit(spec, on_first)
     simulation.run()
     first, second = finished
     assert second.arrival_s == pytest.approx(first.finished_s + 2.0)

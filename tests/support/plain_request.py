@@ -1,33 +1,32 @@
 """A request without an engine."""
 
-import numpy as np
+from dataclasses import fields
 
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.requests.request import Request
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
+
+_SPEC_FIELDS = {field.name for field in fields(RequestSpec)}
 
 
 def make_request(
-    prompt, request_id=0, *, salt="", priority=0, detokenizer=None, stop_strings=None, **rest
+    prompt, request_id=0, *, detokenizer=None, stop_strings=None, stop_ids=(), **rest
 ) -> Request:
-    """Return a request; ``rest`` are fields of Request (stop_ids, hints, ...) or SamplingParams."""
-    prompt = np.asarray(list(prompt), np.int32)
-    fields = {name: rest.pop(name) for name in ("hints", "fairness_key") if name in rest}
-    stop_ids = frozenset(rest.pop("stop_ids", ()))
-    params = SamplingParams(**{"max_tokens": 16, **rest})
-    assert params.max_tokens is not None
+    """Return a request; ``rest`` are fields of RequestSpec (hints, ...) or SamplingParams."""
+    of_spec = {name: value for name, value in rest.items() if name in _SPEC_FIELDS}
+    params = {name: value for name, value in rest.items() if name not in _SPEC_FIELDS}
+    spec = RequestSpec(list(prompt), SamplingParams(**{"max_tokens": 16, **params}), **of_spec)
+    assert spec.params.max_tokens is not None
     return Request(
-        request_id,
-        prompt,
-        params,
+        spec,
         lambda output: None,
-        root=RootKey("model", salt),
-        priority=priority,
+        request_id=request_id,
         arrival_s=0.0,
-        max_len=len(prompt) + params.max_tokens,
-        stop_ids=stop_ids | frozenset(params.stop_token_ids),
+        root=RootKey("model", spec.salt),
+        max_len=len(spec.prompt_ids) + spec.params.max_tokens,
+        stop_ids=frozenset(stop_ids) | frozenset(spec.params.stop_token_ids),
         seed=(0, 0),
         detokenizer=detokenizer,
         stop_strings=stop_strings,
-        **fields,
     )

@@ -18,6 +18,7 @@ from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.requests.outputs import Output
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import Batch, BatchShapes
 from kvflow_jax.runtime.interfaces import WallClock
@@ -186,9 +187,9 @@ class Client:
         self.ignore_eos = ignore_eos
         self.outputs: list[Output] = []
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=ignore_eos)
-        ids = np.array(self.prompt, np.int32)
-        engine.check_prompt(ids, params)
-        self.id = engine.add(ids, params, self.outputs.append, **kw)
+        spec = RequestSpec(self.prompt, params, **kw)
+        engine.check(spec)
+        self.id = engine.add(spec, self.outputs.append)
 
     @property
     def tokens(self) -> list[int]:

@@ -15,6 +15,7 @@ from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S, EngineThread
 from kvflow_jax.errors import StepFailedError
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.sim.clock import VirtualClock
 from kvflow_jax.workflow.hints import Hints, Reuse
@@ -242,7 +243,7 @@ def test_a_queued_run_is_resumed_without_any_other_event():
     prompt = np.array([11] * PROMPT + [5])
     params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
     before_s = clock.now()
-    thread.submit(prompt, params, outputs.put, hints=hints)
+    thread.submit(RequestSpec(prompt, params, hints=hints), outputs.put)
     assert clock.is_waiting_for_time.wait(TIMEOUT_S)  # no other event will come
     assert thread.stats.num_runs_held_back == 1
     assert outputs.empty()

@@ -30,7 +30,7 @@ def test_an_idle_engine_serves_requests():
     engine = cache_bench.idle_engine(64, max_num_seqs=4)
     outputs = []
     params = cache_bench.SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
-    engine.add(cache_bench.np.arange(20, dtype="int32"), params, outputs.append)
+    engine.add(cache_bench.RequestSpec(range(20), params), outputs.append)
     while not engine.is_idle:
         engine.step()
     assert [token for output in outputs for token in output.token_ids] == [3, 3, 3]

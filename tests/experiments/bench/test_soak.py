@@ -17,7 +17,7 @@ class FakeEngine:
     def __init__(self):
         self.listeners = []
 
-    def submit(self, prompt, params, on_output):
+    def submit(self, spec, on_output):
         self.listeners.append(on_output)
         on_output(SimpleNamespace(token_ids=[3], finish_reason=None))
         on_output(SimpleNamespace(token_ids=[4], finish_reason=FinishReason.LENGTH))

@@ -21,8 +21,8 @@ class FakeServer:
         self.requests = []
         self.timers = []
 
-    def submit(self, prompt_ids, params, on_output, *, fairness_key, hints):
-        self.requests.append((prompt_ids.tolist(), on_output, fairness_key, hints))
+    def submit(self, spec, on_output):
+        self.requests.append((spec, on_output))
 
     def call_later(self, seconds, call):
         self.timers.append((seconds, call))
@@ -33,7 +33,7 @@ class FakeServer:
             **{"num_prompt_tokens": 4, "num_cached_tokens": 1, "num_computed_tokens": 3},
             num_cached_host_tokens=0,
         )
-        _, on_output, *_ = self.requests.pop(0)
+        _, on_output = self.requests.pop(0)
         on_output(
             SimpleNamespace(
                 token_ids=list(tokens), finish_reason="length", stats=stats, error=error
@@ -53,10 +53,10 @@ def test_a_call_starts_once_its_inputs_end_and_reads_their_outputs():
     driver.start()
     assert len(server.requests) == 1
     server.finish()
-    ((prompt, _, tenant, hints),) = server.requests
-    assert prompt == [0, 1, 2, 3, 7, 8]
-    assert tenant == "tenant"
-    assert hints.agent_id == "b"
+    ((spec, _),) = server.requests
+    assert spec.prompt_ids.tolist() == [0, 1, 2, 3, 7, 8]
+    assert spec.fairness_key == "tenant"
+    assert spec.hints.agent_id == "b"
     server.finish()
     records = driver.finish(0)
     assert [record.agent for record in records] == ["a", "b"]
@@ -79,7 +79,7 @@ def test_hints_are_left_out_on_request_and_for_calls_without_an_agent():
     for agent, hinted in (("a", False), ("", True)):
         server = FakeServer()
         Driver(workload(Call(agent, (TOKENS,), 4, 2)), server, hinted=hinted).start()
-        assert server.requests[0][3] is None
+        assert server.requests[0][0].hints is None
 
 
 def test_a_failed_call_ends_the_run_with_its_error():

@@ -1,0 +1,92 @@
+"""What a caller asks for: one prompt, how to continue it, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+
+import numpy as np
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.workflow.hints import Hints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestSpec:
+    """One prompt to continue. Immutable; its types are checked once, where it is made.
+
+    HTTP routes, Python API and simulation each make one, and every function from there to the
+    ``Request`` passes it on. What belongs to a submission is beside it: callback, id, arrival.
+
+    Args:
+        prompt: token ids, a flat sequence of integers.
+        params: sampling parameters and stop conditions.
+        salt: requests share cached prefixes only if their salts are equal.
+        priority: higher priorities run first.
+        fairness_key: among requests of equal priority, keys share the engine fairly (see
+            ``Scheduler.add``); requests of one key run in order of arrival.
+        hints: workflow hints. Hints that cannot be used never fail the request.
+
+    Attributes:
+        prompt_ids: the prompt, i32[num_prompt], read-only.
+
+    Raises:
+        InvalidRequestError: a field has the wrong type; the error names the field.
+    """
+
+    prompt: InitVar[Sequence[int] | np.ndarray]
+    params: SamplingParams = SamplingParams()
+    salt: str = ""
+    priority: int = 0
+    fairness_key: str = ""
+    hints: Hints | None = None
+    prompt_ids: np.ndarray = field(init=False)
+
+    def __post_init__(self, prompt: Sequence[int] | np.ndarray) -> None:
+        object.__setattr__(self, "prompt_ids", as_token_ids(prompt))
+        if not isinstance(self.params, SamplingParams):
+            raise InvalidRequestError(
+                f"params must be SamplingParams, got {self.params!r:.80}", "params"
+            )
+        for name, value in (("salt", self.salt), ("fairness_key", self.fairness_key)):
+            if not isinstance(value, str):
+                raise InvalidRequestError(f"{name} must be a string, got {value!r:.80}", name)
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise InvalidRequestError(
+                f"priority must be an integer, got {self.priority!r:.80}", "priority"
+            )
+        check_hints(self.hints)
+
+    @property
+    def tenant(self) -> str:
+        """The tenant whose agents, runs and sessions the hints name."""
+        of_hints = None if self.hints is None else self.hints.tenant
+        return self.fairness_key if of_hints is None else of_hints
+
+
+def check_hints(hints: object) -> None:
+    """Raise InvalidRequestError unless ``hints`` are Hints or None."""
+    if hints is not None and not isinstance(hints, Hints):
+        raise InvalidRequestError(f"hints must be Hints, got {hints!r:.80}", "hints")
+
+
+def as_token_ids(prompt: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return token ids as a read-only array of their own, i32[num_tokens].
+
+    Raises:
+        InvalidRequestError: the ids are not a flat sequence of integers from 0 to 2**31 - 1.
+    """
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise InvalidRequestError("a prompt is a flat list of integer token ids", param="prompt")
+    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
+        raise InvalidRequestError("token ids must be between 0 and 2147483647", param="prompt")
+    if ids.dtype == np.int32 and ids.flags.owndata and not ids.flags.writeable:
+        return ids
+    ids = ids.astype(np.int32)
+    ids.flags.writeable = False
+    return ids
