@@ -1,18 +1,21 @@
 """Generate the pages of the documentation that the code writes.
 
-python -m docs.generate            # write docs/flags.md
-python -m docs.generate --check    # fail if it is out of date
+python -m docs.generate            # write docs/flags.md and docs/sampling.md
+python -m docs.generate --check    # fail if one is out of date
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
+from kvflow_jax.requests.param import Integer, Number
+from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
 from kvflow_jax.serve.command_line import make_parser
 
-PAGE = Path(__file__).with_name("flags.md")
+HERE = Path(__file__).parent
 
 
 def flags_page() -> str:
@@ -41,18 +44,61 @@ def flags_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def sampling_page() -> str:
+    """Return the page of the sampling parameters, as Markdown."""
+    about = inspect.getdoc(SamplingParams) or ""
+    lines = [
+        "# Sampling parameters",
+        "",
+        *about.split("\n\nArgs:")[0].replace("``", "`").splitlines(),
+        "",
+        "They are the fields of `SamplingParams` in Python, and of the bodies of",
+        "`POST /v1/chat/completions` and `POST /v1/completions`, where null is the default.",
+        "Any other value is an error that names the field. The code generates this page.",
+        "",
+        "| parameter | | accepts | default |",
+        "|---|---|---|---|",
+    ]
+    defaults = SamplingParams()
+    for name, param in PARAMS.items():
+        names = f"`{name}`"
+        if param.http_name:
+            names += f", in bodies `{param.http_name}`"
+        accepts = param.accepts
+        if isinstance(param, Integer | Number) and param.http_off is not None:
+            accepts += f"; in bodies also {param.http_off}, the default"
+        lines.append(
+            f"| {names} | {param.doc} | {accepts} | {_in_words(getattr(defaults, name))} |"
+        )
+    lines += [
+        "",
+        "In the bodies, `n` asks for several answers. A chat takes `max_completion_tokens` for",
+        "`max_tokens`, and `logprobs: true` with `top_logprobs` for `logprobs`. A text completion",
+        "has up to 16 new tokens by default, and `echo` with `max_tokens: 0` has none.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, int | float) else "none"
+
+
 def main() -> int:
-    """Write the page, or compare it; return the exit code."""
+    """Write the pages, or compare them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
-    page = flags_page()
-    if not check:
-        PAGE.write_text(page)
-    elif PAGE.read_text() != page:
-        print("docs/flags.md is out of date; run: python -m docs.generate")
-        return 1
-    return 0
+    exit_code = 0
+    for name, page in {"flags.md": flags_page(), "sampling.md": sampling_page()}.items():
+        path = HERE / name
+        if not check:
+            path.write_text(page)
+        elif not path.exists() or path.read_text() != page:
+            print(f"docs/{name} is out of date; run: python -m docs.generate")
+            exit_code = 1
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ class _NullRunner:
     def result(self) -> np.ndarray:
         return self._sampled
 
-    def logprobs(self) -> Logprobs | None:
+    def logprobs(self) -> Logprobs[np.ndarray] | None:
         return None
 
     def load_sequence_state(self, request: Any) -> None: ...

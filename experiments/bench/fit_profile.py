@@ -193,7 +193,7 @@ def _non_negative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         used &= costs > 0
 
 
-def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch:
+def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch[np.ndarray]:
     shape = next(s for s in shapes.shapes if s.fits(0, [num_tokens]))
     batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_seq_slots)
     batch.page_table[:] = 1 + np.arange(shapes.pages_per_seq)
@@ -204,7 +204,7 @@ def _prefill(shapes: BatchShapes, num_tokens: int, context: int) -> Batch:
     return batch
 
 
-def _decode(shapes: BatchShapes, num_rows: int, context: int) -> Batch:
+def _decode(shapes: BatchShapes, num_rows: int, context: int) -> Batch[np.ndarray]:
     shape = next(s for s in shapes.shapes if s.fits(num_rows, []))
     batch = Batch.empty(shape, shapes.pages_per_seq, shapes.num_seq_slots)
     own = np.arange(num_rows)[:, None] * shapes.pages_per_seq

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kvflow_jax.api.completion import Collector, Completion, Stream
 from kvflow_jax.api.prompts import (
@@ -113,7 +113,7 @@ def _broadcast(params: Params, num_prompts: int) -> list[SamplingParams]:
     """Return one SamplingParams for each prompt."""
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
-    if isinstance(params, str) or not isinstance(params, Sequence):
+    if not isinstance(params, Sequence):
         raise InvalidRequestError(
             f"params must be SamplingParams, or a list of one for each prompt, got {params!r:.80}",
             "params",
@@ -125,7 +125,7 @@ def _broadcast(params: Params, num_prompts: int) -> list[SamplingParams]:
     return list(params)
 
 
-def _progress_bar(total: int) -> tqdm[None]:
+def _progress_bar(total: int) -> tqdm[NoReturn]:
     from tqdm.auto import tqdm
 
     return tqdm(total=total, desc="Generating", unit="prompt")

@@ -79,7 +79,7 @@ class LeaderStep:
         self._leader.block_until_ready(self._step.tokens)
         return self._step.result()
 
-    def logprobs(self) -> Logprobs | None:
+    def logprobs(self) -> Logprobs[np.ndarray] | None:
         return self._step.logprobs()
 
 
@@ -89,7 +89,7 @@ class LeaderScores:
     def __init__(self, scores: JaxScores, leader: Leader) -> None:
         self._scores, self._leader = scores, leader
 
-    def result(self) -> Logprobs:
+    def result(self) -> Logprobs[np.ndarray]:
         self._leader.block_until_ready(self._scores.logprobs.chosen)
         return self._scores.result()
 
@@ -104,7 +104,7 @@ class LeaderRunner:
     def __init__(self, runner: ModelRunner, leader: Leader, remote_arrays: RemoteArrays) -> None:
         self._runner, self._leader, self._remote_arrays = runner, leader, remote_arrays
 
-    def submit(self, batch: Batch) -> LeaderStep:
+    def submit(self, batch: Batch[np.ndarray]) -> LeaderStep:
         shape_index = self._runner.shapes.shapes.index(batch.shape)
         self._remote_arrays.send(Submit(shape_index, batch.tokens, batch.ints, batch.floats))
         with self._leader.lockstep():

@@ -108,7 +108,7 @@ def _score_prompts(
             position += SCORE_CHUNK_LEN
 
 
-def _append_scores(request: Request, position: int, scores: Logprobs) -> None:
+def _append_scores(request: Request, position: int, scores: Logprobs[np.ndarray]) -> None:
     """Append scores of the prompt tokens from ``position`` on.
 
     Skip those the request has: after a preemption it scores its first tokens again.
@@ -121,7 +121,7 @@ def _append_scores(request: Request, position: int, scores: Logprobs) -> None:
 
 
 def _logprobs_of(
-    logprobs: Logprobs | None, row: int, token: int, num_top: int | None
+    logprobs: Logprobs[np.ndarray] | None, row: int, token: int, num_top: int | None
 ) -> tuple[TokenLogprobs, ...]:
     """Return the logprobs of one token, or nothing if the request wants none."""
     if logprobs is None or num_top is None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Generic
 
 import jax
 import numpy as np
 
+from kvflow_jax.requests.param import Integer, Number
 from kvflow_jax.requests.request import Chunk
-from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.runtime.sampler import SamplingRows
+from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
+from kvflow_jax.runtime.sampler import Array, SamplingRows
+
+# The sampling parameters that the sampler reads, in the order of their columns.
+INT_PARAMS = tuple(
+    name for name, param in PARAMS.items() if isinstance(param, Integer) and param.is_column
+)
+FLOAT_PARAMS = tuple(
+    name for name, param in PARAMS.items() if isinstance(param, Number) and param.is_column
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,71 +55,58 @@ class _Int:
     LEN = 1  # number of query tokens; 0: padding
     SOURCE = 2  # decode rows: seq_slot whose last sample is the token; -1: it is in ``tokens``
     SEQ_SLOT = 3  # where the sample is kept; out of range: the sample is dropped
-    TOP_K = 4
-    SEED = 5  # two columns, the bits of u32[2]
-    NEEDS_SAMPLER_STATE = 7
-    BANS_STOPS = 8
-    WANTS_LOGPROBS = 9
-    PAGES = 10
+    BANS_STOPS = 4
+    NEEDS_SAMPLER_STATE = 5  # from here on a request's constants
+    WANTS_LOGPROBS = 6
+    SEED = 7  # two columns, the bits of u32[2]
+    PARAMS = 9  # INT_PARAMS
+    PAGES = PARAMS + len(INT_PARAMS)
 
 
-class _Float:
-    """Columns of ``Batch.floats``."""
-
-    TEMPERATURE = 0
-    TOP_P = 1
-    MIN_P = 2
-    REPETITION = 3
-    FREQUENCY = 4
-    PRESENCE = 5
-    COUNT = 6
+_CONSTANTS = slice(_Int.NEEDS_SAMPLER_STATE, _Int.PAGES)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["tokens", "ints", "floats"],
-    meta_fields=["shape"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[Array]):
     """One step's input. Rows with ``query_len`` 0 are padding.
 
     Its arrays are numpy on the host and traced within the step; the properties work on both. Fields
     are packed into three arrays, because dispatch costs more for each array than for its content.
     """
 
-    shape: BatchShape
-    tokens: Any  # i32[num_tokens], in row order
-    ints: Any  # i32[num_rows, _Int.PAGES + pages_per_seq]
-    floats: Any  # f32[num_rows, _Float.COUNT]
+    shape: BatchShape = field(metadata={"static": True})
+    tokens: Array  # i32[num_tokens], in row order
+    ints: Array  # i32[num_rows, _Int.PAGES + pages_per_seq]
+    floats: Array  # f32[num_rows, len(FLOAT_PARAMS)]
 
-    @classmethod
-    def empty(cls, shape: BatchShape, pages_per_seq: int, num_seq_slots: int) -> Batch:
+    @staticmethod
+    def empty(shape: BatchShape, pages_per_seq: int, num_seq_slots: int) -> Batch[np.ndarray]:
         """Return a batch of padding: warm-up runs it, ``BatchShapes.build`` fills it."""
         ints = np.zeros((shape.num_rows, _Int.PAGES + pages_per_seq), np.int32)
         ints[:, _Int.SOURCE] = -1
         ints[:, _Int.SEQ_SLOT] = num_seq_slots
-        floats = np.zeros((shape.num_rows, _Float.COUNT), np.float32)
-        floats[:, [_Float.TOP_P, _Float.REPETITION]] = 1.0
-        return cls(shape, np.zeros(shape.num_tokens, np.int32), ints, floats)
+        floats = np.empty((shape.num_rows, len(FLOAT_PARAMS)), np.float32)
+        ints[:, _CONSTANTS], floats[:] = _PADDING
+        return Batch(shape, np.zeros(shape.num_tokens, np.int32), ints, floats)
 
     @property
-    def page_table(self) -> Any:
+    def page_table(self) -> Array:
         """Pages of each row's sequence, i32[num_rows, pages_per_seq], padded with the null page."""
         return self.ints[:, _Int.PAGES :]
 
     @property
-    def query_start(self) -> Any:
+    def query_start(self) -> Array:
         """Position of each row's first query token, i32[num_rows]."""
         return self.ints[:, _Int.START]
 
     @property
-    def query_len(self) -> Any:
+    def query_len(self) -> Array:
         """Number of query tokens of each row, i32[num_rows]; 0: padding."""
         return self.ints[:, _Int.LEN]
 
     @property
-    def token_source(self) -> Any:
+    def token_source(self) -> Array:
         """seq_slot whose last sample is the row's token, i32[num_decode]; -1: see ``tokens``."""
         return self.ints[: self.shape.num_decode, _Int.SOURCE]
 
@@ -121,19 +116,15 @@ class Batch:
         return bool(self.ints[:, _Int.WANTS_LOGPROBS].any())
 
     @property
-    def sampling(self) -> SamplingRows:
+    def sampling(self) -> SamplingRows[Array]:
         """Sampling settings of all rows; samples count only where a sampling chunk ends."""
         ints, floats = self.ints, self.floats
         seed = ints[:, _Int.SEED : _Int.SEED + 2]
+        columns = {name: ints[:, _Int.PARAMS + i] for i, name in enumerate(INT_PARAMS)}
+        columns |= {name: floats[:, i] for i, name in enumerate(FLOAT_PARAMS)}
         return SamplingRows(
+            **columns,
             seq_slot=ints[:, _Int.SEQ_SLOT],
-            temperature=floats[:, _Float.TEMPERATURE],
-            top_k=ints[:, _Int.TOP_K],
-            top_p=floats[:, _Float.TOP_P],
-            min_p=floats[:, _Float.MIN_P],
-            repetition=floats[:, _Float.REPETITION],
-            frequency=floats[:, _Float.FREQUENCY],
-            presence=floats[:, _Float.PRESENCE],
             seed=seed.astype(np.uint32),  # keeps the bits
             needs_sampler_state=ints[:, _Int.NEEDS_SAMPLER_STATE] != 0,
             bans_stops=ints[:, _Int.BANS_STOPS] != 0,
@@ -220,7 +211,7 @@ class BatchShapes:
                 longest = max(longest, (shape.num_tiles - taken) * shape.tile)
         return wanted if wanted <= longest else longest // self.page_size * self.page_size
 
-    def build(self, chunks: Sequence[Chunk]) -> tuple[Batch, np.ndarray, np.ndarray]:
+    def build(self, chunks: Sequence[Chunk]) -> tuple[Batch[np.ndarray], np.ndarray, np.ndarray]:
         """Lay ``chunks`` out in the smallest shape that fits them.
 
         Returns:
@@ -248,7 +239,7 @@ class BatchShapes:
                 _fill_sampling(batch, row, chunk)
         return batch, sample_rows, starts
 
-    def _fill_decode(self, batch: Batch, row: int, chunk: Chunk) -> None:
+    def _fill_decode(self, batch: Batch[np.ndarray], row: int, chunk: Chunk) -> None:
         batch.page_table[row, : len(chunk.pages)] = chunk.pages
         batch.query_start[row] = chunk.start
         batch.query_len[row] = 1
@@ -258,7 +249,7 @@ class BatchShapes:
             # The host has not seen the token yet: a step in flight samples it.
             batch.token_source[row] = chunk.request.seq_slot
 
-    def _fill_tiles(self, batch: Batch, first_row: int, chunk: Chunk) -> int:
+    def _fill_tiles(self, batch: Batch[np.ndarray], first_row: int, chunk: Chunk) -> int:
         """Lay a chunk out in tiles from ``first_row``; return the row after its last."""
         shape = batch.shape
         end = chunk.start + chunk.length
@@ -272,29 +263,28 @@ class BatchShapes:
         return rows.stop
 
 
-def _fill_sampling(batch: Batch, row: int, chunk: Chunk) -> None:
+def _fill_sampling(batch: Batch[np.ndarray], row: int, chunk: Chunk) -> None:
     request = chunk.request
     if request.sampling_row is None:
         request.sampling_row = _sampling_row(request.params, request.seed)
     ints = batch.ints[row]
-    ints[_Int.TOP_K : _Int.PAGES], batch.floats[row] = request.sampling_row
+    ints[_CONSTANTS], batch.floats[row] = request.sampling_row
     ints[_Int.SEQ_SLOT] = request.seq_slot
     num_output = chunk.start + chunk.length - request.num_prompt  # without the new sample
     ints[_Int.BANS_STOPS] = num_output < request.params.min_tokens
 
 
 def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a request's constants: columns TOP_K to PAGES of ``ints``, and its ``floats``."""
+    """Return a request's constants: columns ``_CONSTANTS`` of ``ints``, and its ``floats``."""
     ints = np.zeros(_Int.PAGES, np.int32)
-    floats = np.empty(_Float.COUNT, np.float32)
-    ints[_Int.TOP_K] = params.top_k
-    ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
     ints[_Int.NEEDS_SAMPLER_STATE] = params.needs_sampler_state
     ints[_Int.WANTS_LOGPROBS] = params.logprobs is not None
-    floats[_Float.TEMPERATURE] = 0.0 if params.is_greedy else params.temperature
-    floats[_Float.TOP_P] = params.top_p
-    floats[_Float.MIN_P] = params.min_p
-    floats[_Float.REPETITION] = params.repetition_penalty
-    floats[_Float.FREQUENCY] = params.frequency_penalty
-    floats[_Float.PRESENCE] = params.presence_penalty
-    return ints[_Int.TOP_K :], floats
+    ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
+    ints[_Int.PARAMS : _Int.PAGES] = [getattr(params, name) for name in INT_PARAMS]
+    floats = np.array([getattr(params, name) for name in FLOAT_PARAMS], np.float32)
+    if params.is_greedy:
+        floats[FLOAT_PARAMS.index("temperature")] = 0.0
+    return ints[_CONSTANTS], floats
+
+
+_PADDING = _sampling_row(SamplingParams(temperature=0.0), (0, 0))

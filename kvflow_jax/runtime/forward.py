@@ -67,11 +67,11 @@ class DeviceState:
 class StepFns:
     """The functions of a model's step, to be jitted, on one device or several."""
 
-    run_step: Callable[..., tuple[DeviceState, jax.Array, Logprobs]]
+    run_step: Callable[..., tuple[DeviceState, jax.Array, Logprobs[jax.Array]]]
     embed: Callable[..., tuple[jax.Array, Angles, AttentionMetadata]]
     run_layers: Callable[..., tuple[jax.Array, KVPool]]
-    sample_tokens: Callable[..., tuple[SamplerState, jax.Array, Logprobs]]
-    score_hidden: Callable[..., Logprobs]
+    sample_tokens: Callable[..., tuple[SamplerState, jax.Array, Logprobs[jax.Array]]]
+    score_hidden: Callable[..., Logprobs[jax.Array]]
 
     @classmethod
     def of(cls, model: Model) -> StepFns:
@@ -86,8 +86,8 @@ class StepFns:
 
 
 def run_step(
-    model: Model, params: Params, state: DeviceState, batch: Batch
-) -> tuple[DeviceState, jax.Array, Logprobs]:
+    model: Model, params: Params, state: DeviceState, batch: Batch[jax.Array]
+) -> tuple[DeviceState, jax.Array, Logprobs[jax.Array]]:
     """Run one batch: write the KV of its tokens and sample a token for each row.
 
     Returns:
@@ -104,7 +104,11 @@ def run_step(
 
 
 def embed(
-    model: Model, spec: PoolSpec, embed_and_head: Leaves, last_tokens: jax.Array, batch: Batch
+    model: Model,
+    spec: PoolSpec,
+    embed_and_head: Leaves,
+    last_tokens: jax.Array,
+    batch: Batch[jax.Array],
 ) -> tuple[jax.Array, Angles, AttentionMetadata]:
     """Embed the batch's tokens and compute their positions.
 
@@ -140,8 +144,8 @@ def sample_tokens(
     embed_and_head: Leaves,
     state: SamplerState,
     hidden: jax.Array,  # [num_tokens, hidden_size]
-    batch: Batch,
-) -> tuple[SamplerState, jax.Array, Logprobs]:
+    batch: Batch[jax.Array],
+) -> tuple[SamplerState, jax.Array, Logprobs[jax.Array]]:
     """Sample the token after each row's last query token, i32[num_rows]; see ``sample``."""
     shape = batch.shape
     starts = np.concatenate([np.arange(shape.num_decode), _tile_starts(shape)]).astype(np.int32)
@@ -165,7 +169,7 @@ def score_hidden(
     hidden: jax.Array,  # [num_states, hidden_size]
     start: jax.Array,  # i32[]
     targets: jax.Array,  # i32[SCORE_CHUNK_LEN]
-) -> Logprobs:
+) -> Logprobs[jax.Array]:
     """Return the logprobs of ``targets[i]`` given the hidden state ``start + i``."""
     states = jax.lax.dynamic_slice_in_dim(hidden, start, len(targets))
     return score(model.compute_logits(embed_and_head, states), targets)

@@ -37,21 +37,21 @@ class StepHandle(Protocol):
     def result(self) -> np.ndarray:
         """Wait for the step; return the sampled token of each row, i32[num_rows]."""
 
-    def logprobs(self) -> Logprobs | None:
+    def logprobs(self) -> Logprobs[np.ndarray] | None:
         """Return the logprobs of each row's sample, numpy; None if no row wanted any."""
 
 
 class ScoreHandle(Protocol):
     """Dispatched scores of prompt tokens."""
 
-    def result(self) -> Logprobs:
+    def result(self) -> Logprobs[np.ndarray]:
         """Wait for the scores; return them, numpy, one for each target."""
 
 
 class Runner(Protocol):
     """Runs steps on a device, in the order of their submission."""
 
-    def submit(self, batch: Batch) -> StepHandle:
+    def submit(self, batch: Batch[np.ndarray]) -> StepHandle:
         """Dispatch a step and return at once."""
 
     def load_sequence_state(self, request: Request) -> None:
@@ -95,10 +95,10 @@ class MultiStepRunner(Protocol):
     Only the simulator implements it.
     """
 
-    def num_repeats(self, batch: Batch, max_repeats: int) -> int:
+    def num_repeats(self, batch: Batch[np.ndarray], max_repeats: int) -> int:
         """Return how often the batch may run, 1 to ``max_repeats``, before another event is due."""
 
-    def submit_repeated(self, batch: Batch, num_repeats: int) -> StepHandle:
+    def submit_repeated(self, batch: Batch[np.ndarray], num_repeats: int) -> StepHandle:
         """Dispatch the steps and return at once; the result is i32[num_repeats, num_rows]."""
 
 

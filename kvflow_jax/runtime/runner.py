@@ -29,7 +29,7 @@ LayerGroup = tuple[np.int32, list[Leaves]]  # index of its first layer, matrices
 class JaxStep:
     """A dispatched step, whose samples are being copied to the host."""
 
-    def __init__(self, tokens: jax.Array, logprobs: Logprobs | None) -> None:
+    def __init__(self, tokens: jax.Array, logprobs: Logprobs[jax.Array] | None) -> None:
         self.tokens = tokens  # i32[num_rows]
         self._logprobs = logprobs
         tokens.copy_to_host_async()
@@ -39,7 +39,7 @@ class JaxStep:
     def result(self) -> np.ndarray:
         return np.asarray(self.tokens)
 
-    def logprobs(self) -> Logprobs | None:
+    def logprobs(self) -> Logprobs[np.ndarray] | None:
         # Most steps have no logprobs, and jax.tree.map costs 0.1 ms even without leaves.
         return None if self._logprobs is None else jax.tree.map(np.asarray, self._logprobs)
 
@@ -47,11 +47,11 @@ class JaxStep:
 class JaxScores:
     """Dispatched scores of prompt tokens, which are being copied to the host."""
 
-    def __init__(self, logprobs: Logprobs, num_tokens: int) -> None:
+    def __init__(self, logprobs: Logprobs[jax.Array], num_tokens: int) -> None:
         self.logprobs, self._num_tokens = logprobs, num_tokens
         _start_copy(logprobs)
 
-    def result(self) -> Logprobs:
+    def result(self) -> Logprobs[np.ndarray]:
         return jax.tree.map(lambda array: np.asarray(array)[: self._num_tokens], self.logprobs)
 
 
@@ -132,17 +132,17 @@ class ModelRunner:
     def is_intact(self) -> bool:
         return not self._state.pool.data.is_deleted()
 
-    def submit(self, batch: Batch) -> JaxStep:
+    def submit(self, batch: Batch[np.ndarray]) -> JaxStep:
         return self._submit(batch, self._groups)
 
     def load_sequence_state(self, request: Request) -> None:
         self.set_sequence_state(self.sequence_state(request))
 
-    def sequence_state(self, request: Request) -> SequenceState:
+    def sequence_state(self, request: Request) -> SequenceState[np.ndarray]:
         """Return a request's state as arrays of fixed sizes, for ``set_sequence_state``."""
         return _sequence_state(request, self.shapes, self._model.config.vocab_size)
 
-    def set_sequence_state(self, sequence_state: SequenceState) -> None:
+    def set_sequence_state(self, sequence_state: SequenceState[np.ndarray]) -> None:
         """Load a request's state into its seq_slot."""
         sampler = self._state.sampler
         penalties = self._load_sequence_state(sampler.penalties, sequence_state)
@@ -206,7 +206,7 @@ class ModelRunner:
         lowered = self._run_layers.lower(matrices, self._vectors, first, **rest)
         return lowered.compile().memory_analysis()
 
-    def _submit(self, batch: Batch, groups: Sequence[LayerGroup]) -> JaxStep:
+    def _submit(self, batch: Batch[np.ndarray], groups: Sequence[LayerGroup]) -> JaxStep:
         wants_logprobs = batch.wants_logprobs
         if not self._groups:
             self._state, tokens, logprobs = self._step(self._params, self._state, batch)
@@ -229,7 +229,7 @@ class ModelRunner:
         self._state = DeviceState(pool, sampler)
         return JaxStep(tokens, logprobs if wants_logprobs else None)
 
-    def _padding(self, shape: BatchShape) -> Batch:
+    def _padding(self, shape: BatchShape) -> Batch[np.ndarray]:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_seq_slots)
 
     def _fresh_state(self) -> DeviceState:
@@ -241,7 +241,7 @@ class ModelRunner:
         return DeviceState(KVPool(zeros().data, self._shard_spec), sampler())
 
 
-def _start_copy(logprobs: Logprobs) -> None:
+def _start_copy(logprobs: Logprobs[jax.Array]) -> None:
     for array in jax.tree.leaves(logprobs):
         array.copy_to_host_async()
 
@@ -258,7 +258,9 @@ def layer_groups(
     ]
 
 
-def _sequence_state(request: Request, shapes: BatchShapes, vocab_size: int) -> SequenceState:
+def _sequence_state(
+    request: Request, shapes: BatchShapes, vocab_size: int
+) -> SequenceState[np.ndarray]:
     sequence_state = _empty_sequence_state(shapes, vocab_size)
     bias = request.params.logit_bias
     sequence_state.tokens[: request.num_known] = request.known_tokens
@@ -273,7 +275,7 @@ def _sequence_state(request: Request, shapes: BatchShapes, vocab_size: int) -> S
     )
 
 
-def _empty_sequence_state(shapes: BatchShapes, vocab_size: int) -> SequenceState:
+def _empty_sequence_state(shapes: BatchShapes, vocab_size: int) -> SequenceState[np.ndarray]:
     return SequenceState(
         seq_slot=np.int32(0),
         tokens=np.zeros(shapes.pages_per_seq * shapes.page_size, np.int32),

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvflow_jax.requests.sampling_params import MAX_LOGPROBS
+
+# The arrays of one record: numpy on the host, JAX's within the step and in its results.
+Array = TypeVar("Array", np.ndarray, jax.Array)
+
 MIN_TOP_P = 1e-9
-MAX_LOGPROBS = 20  # alternatives reported beside a token
 SCORE_CHUNK_LEN = 64  # prompt tokens whose logits are computed at once
 _BLOCK = 256  # vocabulary entries summed together by the two-level inverse CDF
 
@@ -20,61 +24,27 @@ _BLOCK = 256  # vocabulary entries summed together by the two-level inverse CDF
 _COUNT, _IN_PROMPT, _IS_STOP = (1 << 28) - 1, 1 << 28, 1 << 29
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "seq_slot",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition",
-        "frequency",
-        "presence",
-        "seed",
-        "needs_sampler_state",
-        "bans_stops",
-        "wants_logprobs",
-    ],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SamplingRows:
-    """Sampling settings of each row. Numpy on the host, traced within the step."""
+class SamplingRows(Generic[Array]):
+    """Sampling settings of each row. The first fields are the columns that ``PARAMS`` defines."""
 
-    seq_slot: Any  # i32[n], where state and sample are kept; out of range: nowhere
-    temperature: Any  # f32[n], 0: greedy
-    top_k: Any  # i32[n], 0: all tokens
-    top_p: Any  # f32[n]
-    min_p: Any  # f32[n], relative to the likeliest token's probability
-    repetition: Any  # f32[n], repetition penalty, 1: none
-    frequency: Any  # f32[n], frequency penalty
-    presence: Any  # f32[n], presence penalty
-    seed: Any  # u32[n, 2]
-    needs_sampler_state: Any  # bool[n], whether penalties, bias or bans are on
-    bans_stops: Any  # bool[n], whether stop tokens are banned (min_tokens)
-    wants_logprobs: Any  # bool[n]
+    temperature: Array  # f32[n], 0: greedy
+    top_k: Array  # i32[n], 0: all tokens
+    top_p: Array  # f32[n]
+    min_p: Array  # f32[n], relative to the likeliest token's probability
+    repetition_penalty: Array  # f32[n], 1: none
+    frequency_penalty: Array  # f32[n]
+    presence_penalty: Array  # f32[n]
 
-    @classmethod
-    def empty(cls, num_rows: int, num_seq_slots: int) -> SamplingRows:
-        """Return padding rows: greedy, and their samples are kept nowhere."""
-        return cls(
-            seq_slot=np.full(num_rows, num_seq_slots, np.int32),
-            temperature=np.zeros(num_rows, np.float32),
-            top_k=np.zeros(num_rows, np.int32),
-            top_p=np.ones(num_rows, np.float32),
-            min_p=np.zeros(num_rows, np.float32),
-            repetition=np.ones(num_rows, np.float32),
-            frequency=np.zeros(num_rows, np.float32),
-            presence=np.zeros(num_rows, np.float32),
-            seed=np.zeros((num_rows, 2), np.uint32),
-            needs_sampler_state=np.zeros(num_rows, np.bool_),
-            bans_stops=np.zeros(num_rows, np.bool_),
-            wants_logprobs=np.zeros(num_rows, np.bool_),
-        )
+    seq_slot: Array  # i32[n], where state and sample are kept; out of range: nowhere
+    seed: Array  # u32[n, 2]
+    needs_sampler_state: Array  # bool[n], whether penalties, bias or bans are on
+    bans_stops: Array  # bool[n], whether stop tokens are banned (min_tokens)
+    wants_logprobs: Array  # bool[n]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["counts", "bias"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PenaltyState:
     """Token counts and logit bias of each running request, which penalties and bans read.
@@ -91,7 +61,7 @@ class PenaltyState:
         shape = (num_seq_slots, vocab_size)
         return cls(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
-    def load_sequence_state(self, sequence_state: SequenceState) -> PenaltyState:
+    def load_sequence_state(self, sequence_state: SequenceState[jax.Array]) -> PenaltyState:
         """Return the state with one seq_slot's rows replaced."""
         vocab = self.counts.shape[1]
         index = jnp.arange(len(sequence_state.tokens))
@@ -118,44 +88,36 @@ class PenaltyState:
         return PenaltyState(self.counts.at[seq_slot, token].add(1, mode="drop"), self.bias)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["seq_slot", "tokens", "num_prompt", "num_tokens", "stop_ids", "bias_ids", "bias"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SequenceState:
+class SequenceState(Generic[Array]):
     """Tokens, stop tokens and bias of one request. Ids at or past vocab_size are padding."""
 
-    seq_slot: Any  # i32[]
-    tokens: Any  # i32[max_len], prompt and output; past num_tokens any valid token
-    num_prompt: Any  # i32[]
-    num_tokens: Any  # i32[]
-    stop_ids: Any  # i32[max_stops]
-    bias_ids: Any  # i32[max_bias]
-    bias: Any  # f32[max_bias]
+    seq_slot: np.int32 | Array  # i32[]
+    tokens: Array  # i32[max_len], prompt and output; past num_tokens any valid token
+    num_prompt: np.int32 | Array  # i32[]
+    num_tokens: np.int32 | Array  # i32[]
+    stop_ids: Array  # i32[max_stops]
+    bias_ids: Array  # i32[max_bias]
+    bias: Array  # f32[max_bias]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["chosen", "top_ids", "top"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Logprobs:
+class Logprobs(Generic[Array]):
     """Natural logarithms of the model's probabilities, before bias, penalties and temperature."""
 
-    chosen: Any  # f32[n], of the sampled or given token
-    top_ids: Any  # i32[n, MAX_LOGPROBS], likeliest first
-    top: Any  # f32[n, MAX_LOGPROBS]
+    chosen: Array  # f32[n], of the sampled or given token
+    top_ids: Array  # i32[n, MAX_LOGPROBS], likeliest first
+    top: Array  # f32[n, MAX_LOGPROBS]
 
 
 def sample(
     logits: jax.Array,  # f32[n, vocab_size]
-    rows: SamplingRows,
+    rows: SamplingRows[jax.Array],
     penalties: PenaltyState,
     position: jax.Array,  # i32[n], position of the new token
-) -> tuple[jax.Array, Logprobs]:
+) -> tuple[jax.Array, Logprobs[jax.Array]]:
     """Sample a token for each row, i32[n], and return its logprobs (zeros if no row wants any).
 
     A sample depends only on the row's logits, settings, seed and position, never on other rows.
@@ -183,7 +145,7 @@ def sample(
 def score(
     logits: jax.Array,  # f32[n, vocab_size]
     tokens: jax.Array,  # i32[n]
-) -> Logprobs:
+) -> Logprobs[jax.Array]:
     """Return the logprobs of given tokens, and of the likeliest tokens beside them."""
     norm = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
@@ -191,7 +153,7 @@ def score(
     return Logprobs(chosen - norm, top_ids.astype(jnp.int32), top - norm[:, None])
 
 
-def _adjust(logits: jax.Array, rows: SamplingRows, penalties: PenaltyState) -> jax.Array:
+def _adjust(logits: jax.Array, rows: SamplingRows[jax.Array], penalties: PenaltyState) -> jax.Array:
     """Apply bias, bans and penalties to rows that use them, as vLLM and transformers define them.
 
     Repetition penalty: arXiv 1909.05858.
@@ -201,16 +163,17 @@ def _adjust(logits: jax.Array, rows: SamplingRows, penalties: PenaltyState) -> j
     changed = logits + penalties.bias.at[rows.seq_slot].get(mode="clip")
     is_banned = rows.bans_stops[:, None] & (counts & _IS_STOP != 0)
     changed = jnp.where(is_banned, -jnp.inf, changed)
-    repetition = rows.repetition[:, None]
+    repetition = rows.repetition_penalty[:, None]
     repeated = jnp.where(changed > 0, changed / repetition, changed * repetition)
     is_in_sequence = counts & (_COUNT | _IN_PROMPT) != 0
     # A penalty of 1 changes no bit, and infinite logits stay infinite.
     changed = jnp.where(is_in_sequence & (repetition != 1), repeated, changed)
-    changed -= rows.frequency[:, None] * count + rows.presence[:, None] * (count > 0)
+    frequency, presence = rows.frequency_penalty[:, None], rows.presence_penalty[:, None]
+    changed -= frequency * count + presence * (count > 0)
     return jnp.where(rows.needs_sampler_state[:, None], changed, logits)
 
 
-def _draw(logits: jax.Array, rows: SamplingRows, position: jax.Array) -> jax.Array:
+def _draw(logits: jax.Array, rows: SamplingRows[jax.Array], position: jax.Array) -> jax.Array:
     # Subtract the maximum first: divided by a small temperature it would overflow.
     scaled = logits - logits.max(axis=-1, keepdims=True)
     scaled /= jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]

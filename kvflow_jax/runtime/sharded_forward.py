@@ -38,8 +38,8 @@ def sharded_step_fns(mesh: Mesh, model: Model) -> StepFns:
 
 
 def run_step(
-    mesh: Mesh, model: Model, params: Params, state: DeviceState, batch: Batch
-) -> tuple[DeviceState, jax.Array, Logprobs]:
+    mesh: Mesh, model: Model, params: Params, state: DeviceState, batch: Batch[jax.Array]
+) -> tuple[DeviceState, jax.Array, Logprobs[jax.Array]]:
     """See ``forward.run_step``."""
     state_specs = replace(jax.tree.map(lambda _: REPLICATED, state), pool=_pool_specs(state.pool))
     weight_specs = {name: weight_spec(name, leaf.ndim) for name, leaf in params.items()}
@@ -49,7 +49,7 @@ def run_step(
         (weight_specs, state_specs, REPLICATED),
         (state_specs, REPLICATED, REPLICATED),
     )
-    out: tuple[DeviceState, jax.Array, Logprobs] = run(params, state, batch)
+    out: tuple[DeviceState, jax.Array, Logprobs[jax.Array]] = run(params, state, batch)
     return out
 
 
@@ -59,7 +59,7 @@ def embed(
     spec: PoolSpec,
     embed_and_head: Leaves,
     last_tokens: jax.Array,
-    batch: Batch,
+    batch: Batch[jax.Array],
 ) -> tuple[jax.Array, Angles, AttentionMetadata]:
     """See ``forward.embed``."""
     in_specs = (_leaf_specs(model.embed_and_head_names, embed_and_head), REPLICATED, REPLICATED)
@@ -97,8 +97,8 @@ def sample_tokens(
     embed_and_head: Leaves,
     state: SamplerState,
     hidden: jax.Array,
-    batch: Batch,
-) -> tuple[SamplerState, jax.Array, Logprobs]:
+    batch: Batch[jax.Array],
+) -> tuple[SamplerState, jax.Array, Logprobs[jax.Array]]:
     """See ``forward.sample_tokens``."""
     in_specs = (
         _leaf_specs(model.embed_and_head_names, embed_and_head),
@@ -107,7 +107,9 @@ def sample_tokens(
         REPLICATED,
     )
     run = _shard_map(mesh, partial(forward.sample_tokens, model), in_specs, REPLICATED)
-    out: tuple[SamplerState, jax.Array, Logprobs] = run(embed_and_head, state, hidden, batch)
+    out: tuple[SamplerState, jax.Array, Logprobs[jax.Array]] = run(
+        embed_and_head, state, hidden, batch
+    )
     return out
 
 
@@ -118,7 +120,7 @@ def score_hidden(
     hidden: jax.Array,
     start: jax.Array,
     targets: jax.Array,
-) -> Logprobs:
+) -> Logprobs[jax.Array]:
     """See ``forward.score_hidden``."""
     in_specs = (
         _leaf_specs(model.embed_and_head_names, embed_and_head),
@@ -127,7 +129,7 @@ def score_hidden(
         REPLICATED,
     )
     run = _shard_map(mesh, partial(forward.score_hidden, model), in_specs, REPLICATED)
-    scores: Logprobs = run(embed_and_head, hidden, start, targets)
+    scores: Logprobs[jax.Array] = run(embed_and_head, hidden, start, targets)
     return scores
 
 

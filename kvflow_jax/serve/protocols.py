@@ -19,18 +19,22 @@ class Engine(Protocol):
     @property
     def max_pending(self) -> int:
         """Maximum number of running and queued requests together."""
+        ...
 
     @property
     def is_alive(self) -> bool:
         """False once the engine thread has died."""
+        ...
 
     @property
     def stalled_by(self) -> str:
         """Why the engine is stalled, such as a silent process of its group; "" if it is not."""
+        ...
 
     @property
     def stats(self) -> EngineStats:
         """Snapshot published at the end of the last step."""
+        ...
 
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id immediately.
@@ -41,29 +45,35 @@ class Engine(Protocol):
         Raises:
             InvalidRequestError, QueueFullError, EngineClosedError.
         """
+        ...
 
     def abort(self, request_id: int) -> None:
         """Stop a request; ignore unknown ids and those of finished requests."""
 
     def flush_cache(self) -> bool:
         """Drop all cached blocks; return False and drop none while there are requests."""
+        ...
 
     def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
         """Register a step graph under a name for the tenant's runs."""
 
     def unregister_graph(self, tenant: str, graph_id: str) -> bool:
         """Remove a step graph; return False if there is none of this name."""
+        ...
 
     def advance_run(
         self, tenant: str, workflow_id: str, completed: list[str], running: list[str]
     ) -> list[str] | None:
         """Record a run's progress; return agents missing from its graph, None for no such run."""
+        ...
 
     def end_run(self, tenant: str, workflow_id: str) -> bool:
         """End a run; return False if there is none of this name."""
+        ...
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and finish the others; return False if some had to be aborted."""
+        ...
 
     def close(self) -> None: ...
 
@@ -74,6 +84,7 @@ class Tokenizer(Protocol):
     @property
     def max_token_bytes(self) -> int:
         """Length of the longest token in UTF-8 bytes."""
+        ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -81,9 +92,11 @@ class Tokenizer(Protocol):
 
     def is_special(self, token_id: int) -> bool:
         """True if ``decode`` omits this token when it skips special tokens."""
+        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of a token, which may be part of a character."""
+        ...
 
     def apply_chat_template(
         self,
@@ -97,3 +110,4 @@ class Tokenizer(Protocol):
         Raises:
             InvalidRequestError: the template rejects the messages.
         """
+        ...

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
+from kvflow_jax.requests.sampling_params import MAX_LOGPROBS, SamplingParams
+from kvflow_jax.serve.sampling_fields import sampling_values, with_sampling_fields
 
 MAX_N = 128  # OpenAI's limit
-
-T = TypeVar("T")
 
 # Unsupported fields that change the answer, each with its values that change nothing. Any other
 # value is rejected, because ignoring it would silently give a different answer.
@@ -55,7 +54,11 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """The fields shared by chat and text completions."""
+    """The fields shared by chat and text completions.
+
+    Declares only those sampling parameters that a route reads itself, or whose field differs
+    between the routes; ``with_sampling_fields`` adds the others from their definitions.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -66,23 +69,8 @@ class GenerationRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    n: int | None = Field(None, ge=1, le=MAX_N)
-    seed: int | None = None
-    stop: Any = None  # checked by SamplingParams
-    include_stop_str_in_output: bool | None = None
-    min_tokens: int | None = None
-    skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
+    n: int | None = Field(None, ge=1, le=MAX_N)
     priority: int | None = None
     user: str | None = Field(None, max_length=1024)
     cache_salt: str | None = Field(None, max_length=1024)
@@ -118,29 +106,14 @@ class GenerationRequest(BaseModel):
             InvalidRequestError: a value is out of range, or a field is not supported.
         """
         self._check_supported()
-        first = SamplingParams(
-            max_tokens=self.token_limit,
-            temperature=_default_to(self.temperature, 1.0),
-            top_p=_default_to(self.top_p, 1.0),
-            # vLLM's -1 means all tokens.
-            top_k=0 if self.top_k in (None, -1) else self.top_k,
-            min_p=_default_to(self.min_p, 0.0),
-            repetition_penalty=_default_to(self.repetition_penalty, 1.0),
-            frequency_penalty=_default_to(self.frequency_penalty, 0.0),
-            presence_penalty=_default_to(self.presence_penalty, 0.0),
-            logit_bias=_read_bias(self.logit_bias or {}),
-            seed=self.seed,
-            stop=_default_to(self.stop, ()),
-            include_stop=bool(self.include_stop_str_in_output),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            min_tokens=_default_to(self.min_tokens, 0),
-            ignore_eos=bool(self.ignore_eos),
-            skip_special_tokens=_default_to(self.skip_special_tokens, True),
-            logprobs=self.num_logprobs,
-            prompt_logprobs=self.num_prompt_logprobs,
-        )
+        values: dict[str, Any] = sampling_values(self) | {
+            "max_tokens": self.token_limit,
+            "logprobs": self.num_logprobs,
+            "prompt_logprobs": self.num_prompt_logprobs,
+        }
+        first = SamplingParams(**values)
         # With the same seed, all choices would be equal.
-        return [replace(first, seed=_next_seed(self.seed, i)) for i in range(self.num_choices)]
+        return [replace(first, seed=_next_seed(first.seed, i)) for i in range(self.num_choices)]
 
     def _check_supported(self) -> None:
         extra = self.model_extra or {}
@@ -154,6 +127,7 @@ class GenerationRequest(BaseModel):
                 )
 
 
+@with_sampling_fields
 class ChatRequest(GenerationRequest):
     """Body of ``POST /v1/chat/completions``; ``messages`` is read by ``chat.read_messages``."""
 
@@ -181,6 +155,7 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
+@with_sampling_fields
 class CompletionRequest(GenerationRequest):
     """Body of ``POST /v1/completions``; ``prompt`` is read by ``completions.read_prompts``."""
 
@@ -189,6 +164,7 @@ class CompletionRequest(GenerationRequest):
 
     max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = None
+    skip_special_tokens: bool | None = None
     echo: bool | None = None
     prompt: Any
 
@@ -218,24 +194,6 @@ class CompletionRequest(GenerationRequest):
         return max((num for num in requested if num is not None), default=None)
 
 
-def _read_bias(bias: dict[str, float]) -> dict[int, float]:
-    """Return ``logit_bias`` by token id; JSON's keys are strings."""
-    # Checked first, to spend no work on an oversized dict.
-    if len(bias) > MAX_LOGIT_BIAS:
-        raise InvalidRequestError(
-            f"logit_bias must have at most {MAX_LOGIT_BIAS} entries, got {len(bias)}",
-            param="logit_bias",
-        )
-    read = {}
-    for key, value in bias.items():
-        if not (key.isascii() and key.isdigit() and len(key) < 11):
-            raise InvalidRequestError(
-                f"keys of logit_bias must be token ids, got {key!r}", param="logit_bias"
-            )
-        read[int(key)] = float(value)
-    return read
-
-
 def _check_num_logprobs(name: str, value: int) -> None:
     if not 0 <= value <= MAX_LOGPROBS:
         raise InvalidRequestError(
@@ -246,10 +204,6 @@ def _check_num_logprobs(name: str, value: int) -> None:
 def _next_seed(seed: int | None, i: int) -> int | None:
     # Wraps around within 64 signed bits.
     return None if seed is None else (seed + i + 2**63) % 2**64 - 2**63
-
-
-def _default_to(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def _is_same(value: Any, accepted: Any) -> bool:

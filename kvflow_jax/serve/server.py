@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM within the context.
 
         Uvicorn's own method raises the signal again after draining; here a drained server exits

@@ -24,6 +24,7 @@ class Format(Protocol):
 
     def first_chunk(self, index: int) -> dict[str, Any] | None:
         """Return the chunk that opens a choice, before any text; None if there is none."""
+        ...
 
     def chunk(self, delta: ChoiceDelta) -> dict[str, Any]: ...
 
@@ -31,6 +32,7 @@ class Format(Protocol):
 
     def full(self, choices: list[ChoiceDelta], usage: dict[str, Any]) -> dict[str, Any]:
         """Return the response of a request that does not stream."""
+        ...
 
 
 async def full_response(

@@ -124,7 +124,7 @@ class Profile:
             memory_bytes=num_devices * self.memory_bytes,
         )
 
-    def step_s(self, shape: ModelShape, batch: Batch) -> float:
+    def step_s(self, shape: ModelShape, batch: Batch[np.ndarray]) -> float:
         """Return the seconds of a step on the device: the slower of compute and memory."""
         work = work_of(batch)
         return max(self.compute_s(shape, work), self.memory_s(shape, work)) + self.launch_s
@@ -183,7 +183,7 @@ class Work:
     num_read_tokens: int
 
 
-def work_of(batch: Batch) -> Work:
+def work_of(batch: Batch[np.ndarray]) -> Work:
     """Return the work of a batch."""
     start, length = batch.query_start.astype(np.int64), batch.query_len.astype(np.int64)
     return Work(

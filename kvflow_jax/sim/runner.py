@@ -42,7 +42,7 @@ class SimScores:
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
 
-    def result(self) -> Logprobs:
+    def result(self) -> Logprobs[np.ndarray]:
         num = self._num_tokens
         zeros, ids = np.zeros((num, 1), np.float32), np.zeros((num, 1), np.int32)
         return Logprobs(chosen=zeros[:, 0], top_ids=ids, top=zeros)
@@ -70,12 +70,12 @@ class SimRunner:
         self._block_bytes = block_bytes
         self._free_s = 0.0  # when the device will have finished all submitted work
 
-    def submit(self, batch: Batch) -> SimStep:
+    def submit(self, batch: Batch[np.ndarray]) -> SimStep:
         self._clock.advance(self._profile.host_s)
         end_s = self._occupy(self._profile.step_s(self._shape, batch))
         return SimStep(self._clock, end_s, self._tokens(batch, 0))
 
-    def num_repeats(self, batch: Batch, max_repeats: int) -> int:
+    def num_repeats(self, batch: Batch[np.ndarray], max_repeats: int) -> int:
         """Return how often the batch can run before the clock's next event."""
         event_s = self._clock.next_event_s
         if event_s is None:
@@ -83,7 +83,7 @@ class SimRunner:
         left_s = event_s - max(self._free_s, self._clock.now() + self._profile.host_s)
         return min(max_repeats, max(1, int(left_s / self._repeat_s(batch, 1))))
 
-    def submit_repeated(self, batch: Batch, num_repeats: int) -> SimStep:
+    def submit_repeated(self, batch: Batch[np.ndarray], num_repeats: int) -> SimStep:
         self._clock.advance(self._profile.host_s)
         end_s = self._occupy(num_repeats * self._repeat_s(batch, num_repeats))
         steps = [self._tokens(batch, i) for i in range(num_repeats)]
@@ -107,14 +107,14 @@ class SimRunner:
     def reset(self) -> None:
         """Do nothing: there is no pool."""
 
-    def _tokens(self, batch: Batch, num_before: int) -> np.ndarray:
+    def _tokens(self, batch: Batch[np.ndarray], num_before: int) -> np.ndarray:
         """Return the samples of a batch after ``num_before`` repeats, i32[num_rows]."""
         seq_slot = batch.sampling.seq_slot.astype(np.int64)
         position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
         tokens = (seq_slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
         return tokens.astype(np.int32)
 
-    def _repeat_s(self, batch: Batch, num_repeats: int) -> float:
+    def _repeat_s(self, batch: Batch[np.ndarray], num_repeats: int) -> float:
         """Return the mean seconds of a repeated step: those of the step in the middle.
 
         The host plans each step while the previous one runs, and delays the device if it is slower.

@@ -1,12 +1,13 @@
 """Sampling parameters: bounds, and errors that name the field."""
 
+import dataclasses
+import inspect
 import math
 
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.requests.sampling_params import MAX_LOGPROBS, SamplingParams
-from kvflow_jax.runtime import sampler
+from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -104,5 +105,18 @@ def test_changed_logits_need_sampler_state(change):
     assert not SamplingParams(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1).needs_sampler_state
 
 
-def test_a_step_reports_as_many_logprobs_as_a_request_may_want():
-    assert MAX_LOGPROBS == sampler.MAX_LOGPROBS
+def test_help_tells_of_each_parameter_what_it_does_and_accepts():
+    text = " ".join(inspect.getdoc(SamplingParams).split())
+    for name, param in PARAMS.items():
+        assert f" {name}: {param.doc}; {param.accepts}. " in text
+
+
+def test_no_two_parameters_share_a_field_of_http_bodies():
+    names = [param.http_name or name for name, param in PARAMS.items()]
+    assert len(set(names)) == len(names) == len(dataclasses.fields(SamplingParams))
+
+
+def test_a_parameter_is_off_where_none_is_its_default_only():
+    assert SamplingParams(max_tokens=None).max_tokens is None
+    with pytest.raises(InvalidRequestError, match="must be a number, got None"):
+        SamplingParams(temperature=None)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvflow_jax.requests.request import Chunk
-from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.runtime.batch import FLOAT_PARAMS, INT_PARAMS, Batch, BatchShape, BatchShapes
 from tests.support.plain_request import make_request
 
 
@@ -114,10 +115,9 @@ def test_sampling_parameters_reach_the_row_of_the_sample():
     chunk.request.seed = (5, 2**32 - 1)
     batch, (row,), _ = SMALL.build([chunk])
     sampling = batch.sampling
-    floats = ("temperature", "top_p", "min_p", "repetition", "frequency", "presence")
-    values = [getattr(sampling, name)[row] for name in floats]
-    np.testing.assert_allclose(values, [0.5, 0.9, 0.1, 1.2, 0.3, 0.4], rtol=1e-6)
-    assert sampling.top_k[row] == 7
+    for name in (*INT_PARAMS, *FLOAT_PARAMS):
+        value = getattr(chunk.request.params, name)
+        np.testing.assert_allclose(getattr(sampling, name)[row], value, rtol=1e-6)
     assert tuple(sampling.seed[row]) == chunk.request.seed
     assert sampling.needs_sampler_state[row]
     assert sampling.bans_stops[row]
@@ -139,6 +139,19 @@ def test_a_batch_of_padding_changes_nothing():
     assert (batch.token_source == -1).all()
     assert (batch.sampling.seq_slot == 3).all()
     assert not batch.wants_logprobs
+
+
+def test_padding_is_greedy_and_changes_no_logits():
+    sampling = Batch.empty(BatchShape(1, 2, 8), 6, 3).sampling
+    off = SamplingParams(temperature=0.0)
+    for name in (*INT_PARAMS, *FLOAT_PARAMS):
+        assert set(getattr(sampling, name)) == {getattr(off, name)}
+    assert not sampling.needs_sampler_state.any()
+
+
+def test_a_temperature_too_small_for_float32_is_greedy():
+    batch, (row,), _ = SMALL.build([chunk_of([1, 2, 3], 0, 3, temperature=9e-6)])
+    assert batch.sampling.temperature[row] == 0.0
 
 
 def test_deterministic_steps_hold_one_prompt_or_decode_rows():

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kvflow_jax.runtime.batch import Batch, BatchShape
 from kvflow_jax.runtime.sampler import (
     MAX_LOGPROBS,
     PenaltyState,
-    SamplingRows,
     SequenceState,
     sample,
     score,
@@ -20,8 +20,8 @@ _sample = jax.jit(sample)
 
 
 def rows_of(num_rows, **settings):
-    """All rows with the same settings, or each with its own."""
-    rows = SamplingRows.empty(num_rows, num_seq_slots=1)
+    """Rows with the same settings, or each with its own; settings that are not given are off."""
+    rows = Batch.empty(BatchShape(0, num_rows, 1), 1, num_seq_slots=1).sampling
     for name, value in settings.items():
         getattr(rows, name)[:] = value
     return rows
@@ -156,28 +156,41 @@ class Sequence:
         stale = PenaltyState(jnp.full((4, VOCAB), 12345), jnp.full((4, VOCAB), 9.0))
         self.device = stale.load_sequence_state(state)
 
-    def adjusted(self, logits, *, repetition=1.0, frequency=0.0, presence=0.0, ban=False):
+    def adjusted(
+        self,
+        logits,
+        *,
+        repetition_penalty=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        ban=False,
+    ):
         out = np.asarray(logits, np.float64).copy()
         for token, value in self.bias.items():
             out[token] += value
         if ban:
             out[self.stops] = -np.inf
         for token in {*self.prompt, *self.output}:
-            out[token] = out[token] / repetition if out[token] > 0 else out[token] * repetition
+            out[token] *= 1 / repetition_penalty if out[token] > 0 else repetition_penalty
         for token in set(self.output):
-            out[token] -= frequency * self.output.count(token) + presence
+            out[token] -= frequency_penalty * self.output.count(token) + presence_penalty
         return out
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        {"repetition": 1.5},
-        {"repetition": 0.5},
-        {"frequency": 0.7},
-        {"frequency": -2.0},
-        {"presence": 1.5},
-        {"repetition": 1.2, "frequency": 0.3, "presence": -0.4, "ban": True},
+        {"repetition_penalty": 1.5},
+        {"repetition_penalty": 0.5},
+        {"frequency_penalty": 0.7},
+        {"frequency_penalty": -2.0},
+        {"presence_penalty": 1.5},
+        {
+            "repetition_penalty": 1.2,
+            "frequency_penalty": 0.3,
+            "presence_penalty": -0.4,
+            "ban": True,
+        },
         {"ban": True},
         {},
     ],
@@ -219,7 +232,7 @@ def test_draws_follow_the_penalised_distribution(draw):
     sequence = Sequence([1, 2, 3], [4, 4, 5], bias={6: 3.0})
     logits = np.random.default_rng(1).normal(size=VOCAB)
     logits[10:] -= 20
-    how = {"repetition": 1.3, "frequency": 0.5, "presence": 0.2}
+    how = {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.2}
     expected = kept(sequence.adjusted(logits, **how)) * num_draws
     drawn = draw(
         np.tile(logits, (num_draws, 1)),
