@@ -107,12 +107,7 @@ def speedup_grids(
                 continue
             _draw_grid(axis, grid, cmap, norm)
             axis.set_title(f"{prefix}\n{about}", loc="left")
-            means = {f: reported_means.get((prefix.split()[0], f)) for f in grid.fixed}
-            for row, fixed in enumerate(grid.fixed):
-                text = f"mean {np.nanmean(grid.ours[row]):.2f}"
-                if (mean := means[fixed]) is not None:
-                    text += f"\n(paper {mean:.2f})"
-                axis.text(len(grid.others) - 0.4, row, text, va="center", fontsize=8)
+            _write_means(axis, grid, prefix.split()[0], reported_means)
         line[0].set_ylabel("fixed tokens")
         if all(grid is not None for grid in grids):
             line[1].tick_params(labelleft=False)
@@ -169,6 +164,15 @@ def _draw_grid(axis: Any, grid: _Grid, cmap: Any, norm: LogNorm) -> None:
     axis.set_yticks(range(len(grid.fixed)), grid.fixed)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
+
+
+def _write_means(axis: Any, grid: _Grid, version: str, reported_means: Mapping[Any, float]) -> None:
+    """Write each row's mean speedup beside it, and the paper's if it reports one."""
+    for row, fixed in enumerate(grid.fixed):
+        text = f"mean {np.nanmean(grid.ours[row]):.2f}"
+        if (mean := reported_means.get((version, fixed))) is not None:
+            text += f"\n(paper {mean:.2f})"
+        axis.text(len(grid.others) - 0.4, row, text, va="center", fontsize=8)
 
 
 def arms(workloads: Mapping[str, Mapping[str, Any]], folder: Path) -> str:

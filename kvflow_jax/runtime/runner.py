@@ -52,7 +52,10 @@ class JaxScores:
         _start_copy(logprobs)
 
     def result(self) -> Logprobs[np.ndarray]:
-        return jax.tree.map(lambda array: np.asarray(array)[: self._num_tokens], self.logprobs)
+        scores: Logprobs[np.ndarray] = jax.tree.map(
+            lambda array: np.asarray(array)[: self._num_tokens], self.logprobs
+        )
+        return scores
 
 
 class ModelRunner:
@@ -119,7 +122,8 @@ class ModelRunner:
         self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_sharding)
 
     def read_blocks(self, pages: np.ndarray) -> jax.Array:
-        return self._read(self._state.pool, pages)
+        blocks: jax.Array = self._read(self._state.pool, pages)
+        return blocks
 
     def write_blocks(self, blocks: jax.Array, indices: np.ndarray, pages: np.ndarray) -> None:
         # A block whose page is out of range is not written.

@@ -26,7 +26,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Return the flags, as argparse does."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace or argparse.Namespace())
         if unknown:
             self.error(self._unknown_argument(unknown[0]))
         return parsed

@@ -111,7 +111,7 @@ class SimRunner:
         """Return the samples of a batch after ``num_before`` repeats, i32[num_rows]."""
         seq_slot = batch.sampling.seq_slot.astype(np.int64)
         position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
-        tokens = (seq_slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
+        tokens: np.ndarray = (seq_slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
         return tokens.astype(np.int32)
 
     def _repeat_s(self, batch: Batch[np.ndarray], num_repeats: int) -> float:

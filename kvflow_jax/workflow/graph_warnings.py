@@ -22,28 +22,9 @@ def warnings_of(data: Mapping[str, Any], workflow: Workflow, graph: Graph) -> li
         graph: the frozen ``workflow``.
     """
     found = [f"unknown field {json.dumps(str(key))}" for key in data if key not in _KNOWN_FIELDS]
-    named = {node if isinstance(node, str) else node.get("id") for node in data.get("nodes") or ()}
-    if named:
-        found += [
-            f"{json.dumps(node)} is not among nodes, and was added to them"
-            for node in workflow.nodes
-            if node not in named
-        ]
-    pairs = Counter((edge["source"], edge["target"]) for edge in data.get("edges") or ())
-    found += [
-        f"the edge {json.dumps(list(pair))} occurs {count} times: the last one counts"
-        for pair, count in pairs.items()
-        if count > 1
-    ]
-    total: dict[str, float] = {}
-    for edge in workflow.edges:
-        if edge.conditional:
-            total[edge.source] = total.get(edge.source, 0.0) + (edge.probability or 0.0)
-    found += [
-        f"the probabilities of the choices of {json.dumps(source)} sum to {probability:g}"
-        for source, probability in total.items()
-        if probability > 1.0 + 1e-6
-    ]
+    found += _undeclared_nodes(data, workflow)
+    found += _repeated_edges(data)
+    found += _improbable_choices(workflow)
     if not workflow.has_entry:
         found.append(
             f"every node has inputs, and no entry is declared: runs begin at "
@@ -55,3 +36,40 @@ def warnings_of(data: Mapping[str, Any], workflow: Workflow, graph: Graph) -> li
         if steps == NEVER
     ]
     return found[:MAX_WARNINGS]
+
+
+def _undeclared_nodes(data: Mapping[str, Any], workflow: Workflow) -> list[str]:
+    """Return a warning for each node that is used and not declared, if others are declared."""
+    declared = {
+        node if isinstance(node, str) else node.get("id") for node in data.get("nodes") or ()
+    }
+    if not declared:
+        return []
+    return [
+        f"{json.dumps(node)} is not among nodes, and was added to them"
+        for node in workflow.nodes
+        if node not in declared
+    ]
+
+
+def _repeated_edges(data: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each edge that occurs several times."""
+    pairs = Counter((edge["source"], edge["target"]) for edge in data.get("edges") or ())
+    return [
+        f"the edge {json.dumps(list(pair))} occurs {count} times: the last one counts"
+        for pair, count in pairs.items()
+        if count > 1
+    ]
+
+
+def _improbable_choices(workflow: Workflow) -> list[str]:
+    """Return a warning for each node whose choices have probabilities of more than 1 in all."""
+    total: dict[str, float] = {}
+    for edge in workflow.edges:
+        if edge.conditional:
+            total[edge.source] = total.get(edge.source, 0.0) + (edge.probability or 0.0)
+    return [
+        f"the probabilities of the choices of {json.dumps(source)} sum to {probability:g}"
+        for source, probability in total.items()
+        if probability > 1.0 + 1e-6
+    ]
