@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvflow_jax.cache.next_read import SUFFIX, NextRead
 from kvflow_jax.errors import CapacityError, IntegrityError
 
 NO_BLOCK = -1
 NO_PAGE = -1
 NO_EXTENT = -1
-# Steps-to-execution of a block that no known reader will read again.
-SUFFIX = np.inf
 
 
 # Plain ints, not enums: every step compares them with arrays.
@@ -45,7 +44,7 @@ class ScalarViews:
     scalar.
     """
 
-    __slots__ = ("device_state", "head", "host_state", "leases", "num_children", "parent", "steps")
+    __slots__ = ("device_state", "head", "host_state", "leases", "num_children", "parent")
 
     def __init__(self, table: BlockTable) -> None:
         self.device_state = memoryview(table.device_state)
@@ -54,7 +53,6 @@ class ScalarViews:
         self.parent = memoryview(table.parent)
         self.num_children = memoryview(table.num_children)
         self.head = memoryview(table.head)
-        self.steps = memoryview(table.steps)
 
 
 class BlockTable:
@@ -71,8 +69,8 @@ class BlockTable:
         parent: i32[num_blocks], preceding block of its indexed sequence, else NO_BLOCK.
         num_children: i32[num_blocks], indexed blocks with this parent that have a page.
         head: i32[num_blocks], first block of its node in the index; NO_BLOCK if not indexed.
-        steps: f64[num_blocks], valid at the head of a node: the minimum steps-to-execution of the
-            readers of the node; SUFFIX if it has none.
+        next_read: f64[num_blocks, 4], valid at the head of a node: the least NextRead of its
+            readers, one field a column; SUFFIX if it has none.
         last_use: f64[num_blocks], seconds of the engine's clock.
         depth: i32[num_blocks], number of blocks before an indexed block in its sequence.
         generation: u32[num_blocks], how often the id was freed.
@@ -88,7 +86,7 @@ class BlockTable:
         self.parent = np.full(num_blocks, NO_BLOCK, np.int32)
         self.num_children = np.zeros(num_blocks, np.int32)
         self.head = np.full(num_blocks, NO_BLOCK, np.int32)
-        self.steps = np.full(num_blocks, SUFFIX, np.float64)
+        self.next_read = np.tile(np.array(SUFFIX, np.float64), (num_blocks, 1))
         self.last_use = np.zeros(num_blocks, np.float64)
         self.depth = np.zeros(num_blocks, np.int32)
         self.generation = np.zeros(num_blocks, np.uint32)
@@ -105,6 +103,10 @@ class BlockTable:
     @property
     def num_pages(self) -> int:
         return self._num_pages
+
+    def set_next_read(self, head: int, next_read: NextRead) -> None:
+        """Set the facts of next read of the node that begins with block ``head``."""
+        self.next_read[head] = next_read
 
     def allocate(self, count: int, now: float) -> np.ndarray:
         """Allocate ``count`` blocks, each with a page of the pool.

@@ -15,7 +15,7 @@ import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, NO_PAGE, BlockTable, HostState
 from kvflow_jax.cache.lazy_queue import LazyQueue
-from kvflow_jax.cache.policy import EvictionOrder
+from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
 
@@ -191,7 +191,7 @@ class HostTier:
     def _key(self, extent: Extent) -> list[float]:
         # The first block stands for the extent: if its node was split since, that is the part
         # which more agents share.
-        key = self._order(self._table, extent.blocks[:1])[0].tolist()
+        key = self._order(BlockFacts(self._table, extent.blocks[:1]))[0].tolist()
         if self._table.page[extent.blocks[-1]] == NO_PAGE:
             return [1.0, *key]
         # Copies of blocks on the device are evicted before sole copies. Among them the order is

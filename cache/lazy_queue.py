@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 _Key = tuple[float, ...]
@@ -37,7 +37,7 @@ class LazyQueue:
         """Return the number of entries, stale ones included."""
         return self._num_entries
 
-    def push(self, items: Iterable[int], keys: Iterable[list[float]]) -> None:
+    def push(self, items: Iterable[int], keys: Iterable[Sequence[float]]) -> None:
         """Add eligible items, or change their keys; one key for each item."""
         for item, key in zip(items, keys, strict=True):
             number = self._newest[item] = next(self._numbers)

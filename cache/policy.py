@@ -1,12 +1,11 @@
-"""Eviction policies: pure functions from block state to keys. The lowest key is evicted first.
+"""Eviction policies: pure functions from facts of blocks to keys. The lowest key is evicted first.
 
 Every policy orders *leaves* only: a block is evicted after all blocks that continue it, so the tail
 of a node can be evicted without the rest. Leased and loading blocks are never passed to a policy.
 The same order applies to the host tier when its budget is exhausted.
 
-A key may depend only on the columns ``steps``, ``last_use``, ``depth``, ``head`` and ``parent`` of
-the table: blocks are queued again when their steps or last use change. A key that depends on
-leases, children or host state goes stale in ``LazyQueue``.
+A key may depend on nothing but ``BlockFacts``: blocks are queued again when one of these facts
+changes. A key that depends on anything else goes stale in ``LazyQueue``.
 """
 
 from __future__ import annotations
@@ -15,28 +14,84 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import SUFFIX, BlockTable
-from kvflow_jax.cache.reuse_tracker import LIKELIHOOD_SPREAD, NEVER_STEPS, OTHER_BRANCH
-
-# (table, blocks i32[n]) -> f64[n, any]; keys compare lexicographically
-EvictionOrder = Callable[[BlockTable, np.ndarray], np.ndarray]
+from kvflow_jax.cache.blocks import BlockTable
+from kvflow_jax.cache.next_read import ReadKind
 
 
-def lru(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+class BlockFacts:
+    """Facts of n blocks that a policy may use. Every array has one row for each block.
+
+    The arrays are copies, gathered from the block table when they are read.
+    """
+
+    __slots__ = ("_table", "blocks")
+
+    def __init__(self, table: BlockTable, blocks: np.ndarray) -> None:
+        self._table = table
+        self.blocks = blocks  # i32[n], ids
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def next_read(self) -> np.ndarray:
+        """f64[n, 4]: ``kind, distance, skips_prefetch, miss_chance``, see ``NextRead``.
+
+        Rows compare in this order: the block that is read soonest has the least.
+        """
+        return self._table.next_read[self._table.head[self.blocks]]
+
+    @property
+    def kind(self) -> np.ndarray:
+        """f64[n]: what is known about the next read, a ReadKind."""
+        return self.next_read[:, 0]
+
+    @property
+    def distance(self) -> np.ndarray:
+        """f64[n]: steps-to-execution until the next read; 0 if it is in no known order."""
+        return self.next_read[:, 1]
+
+    @property
+    def chance(self) -> np.ndarray:
+        """f64[n]: probability that the read at this distance happens."""
+        return 1.0 - self.next_read[:, 3]
+
+    @property
+    def last_use(self) -> np.ndarray:
+        """f64[n]: when a lease on the block last started or ended, engine clock in seconds."""
+        return self._table.last_use[self.blocks]
+
+    @property
+    def depth(self) -> np.ndarray:
+        """i32[n]: number of blocks before it in its sequence."""
+        return self._table.depth[self.blocks]
+
+    @property
+    def generation(self) -> np.ndarray:
+        """u32[n]: how often the id was freed before its present use."""
+        return self._table.generation[self.blocks]
+
+
+# Returns f64[n, any]; keys compare lexicographically.
+EvictionOrder = Callable[[BlockFacts], np.ndarray]
+
+
+def lru(facts: BlockFacts) -> np.ndarray:
     """Order by last use (LRU). A block is used when a lease on it starts or ends."""
-    return table.last_use[blocks][:, None]
+    return facts.last_use[:, None]
 
 
-def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+def kvflow(facts: BlockFacts) -> np.ndarray:
     """Order by steps-to-execution, as KVFlow (arXiv 2507.07400, section 3.2).
 
     Suffixes without a reader are evicted first, then blocks with the largest steps-to-execution; a
     block that several agents share counts as the soonest of them. Ties are broken by LRU. Agents
     of unknown order are evicted before those of known order, and after those that will never run.
     """
-    keys = np.empty((len(blocks), 2))
-    np.negative(table.steps[table.head[blocks]], out=keys[:, 0])
-    keys[:, 1] = table.last_use[blocks]
+    next_read = facts.next_read
+    keys = np.empty((len(facts), 1 + next_read.shape[1]))
+    np.negative(next_read, out=keys[:, :-1])
+    keys[:, -1] = facts.last_use
     return keys
 
 
@@ -44,41 +99,42 @@ def kvflow(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
 # grows with the length of the prompt. Value of a model of 8 billion parameters with 16 tokens a
 # block; other models are similar.
 DEPTH_COST = 5e-4
+# Steps at which ``kvflow_cost`` counts a reader of unknown order, and steps that it adds for a
+# throttled one: more than a known distance, so that the order of kinds is that of ``kvflow``.
+UNKNOWN_DISTANCE, THROTTLED_DISTANCE = 2.0**20, 2.0**21
 
 
-def kvflow_cost(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+def kvflow_cost(facts: BlockFacts) -> np.ndarray:
     """Order by expected loss: recompute cost times probability of a read, per step until it.
 
-        chance * (1 + DEPTH_COST * depth) / max(steps, 1/2)
+        chance * (1 + DEPTH_COST * depth) / max(distance, 1/2)
 
     Suffixes are evicted first, then blocks of agents that will never run, as by ``kvflow``.
     """
-    return expected_loss(table, blocks, by_chance=True, by_cost=True)
+    return expected_loss(facts, by_chance=True, by_cost=True)
 
 
-def expected_loss(
-    table: BlockTable, blocks: np.ndarray, *, by_chance: bool, by_cost: bool
-) -> np.ndarray:
+def expected_loss(facts: BlockFacts, *, by_chance: bool, by_cost: bool) -> np.ndarray:
     """Return the keys of ``kvflow_cost``, f64[n, 2].
 
     Args:
         by_chance: False: count every read as certain.
         by_cost: False: count every block as equally expensive to recompute.
     """
-    steps = table.steps[table.head[blocks]]
-    is_known = steps < NEVER_STEPS
-    whole_steps = np.floor(np.where(is_known, steps, 0.0))
-    loss = 1.0 / np.maximum(whole_steps, 0.5)
+    next_read = facts.next_read
+    kind, distance = next_read[:, 0], next_read[:, 1]
+    distance = np.where(kind == ReadKind.UNKNOWN, UNKNOWN_DISTANCE, distance)
+    distance += THROTTLED_DISTANCE * (kind == ReadKind.THROTTLED)
+    loss = 1.0 / np.maximum(distance, 0.5)
     if by_chance:
-        # The fraction of the steps encodes the likelihood; see ``reuse_tracker``.
-        fraction = np.where(is_known, steps, 0.0) - whole_steps
-        fraction -= OTHER_BRANCH * (fraction >= OTHER_BRANCH)
-        loss *= 1.0 - fraction / LIKELIHOOD_SPREAD
+        loss *= 1.0 - next_read[:, 3]
     if by_cost:
-        loss *= 1.0 + DEPTH_COST * table.depth[blocks]
-    keys = np.empty((len(blocks), 2))
-    keys[:, 0] = np.where(is_known, loss, np.where(steps == SUFFIX, -2.0, -1.0))
-    keys[:, 1] = table.last_use[blocks]
+        loss *= 1.0 + DEPTH_COST * facts.depth
+    keys = np.empty((len(facts), 2))
+    keys[:, 0] = np.where(
+        kind < ReadKind.NEVER, loss, np.where(kind == ReadKind.SUFFIX, -2.0, -1.0)
+    )
+    keys[:, 1] = facts.last_use
     return keys
 
 

@@ -7,9 +7,9 @@ from importlib import import_module
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import SUFFIX, BlockTable
-from kvflow_jax.cache.policy import POLICIES, EvictionOrder
-from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
+from kvflow_jax.cache.blocks import BlockTable
+from kvflow_jax.cache.next_read import NEVER, RUNNING, SUFFIX, UNKNOWN, scheduled
+from kvflow_jax.cache.policy import POLICIES, BlockFacts, EvictionOrder
 from kvflow_jax.errors import PolicyError
 
 
@@ -47,14 +47,14 @@ def check_policy(policy: str | EvictionOrder) -> None:
         return
     table = _small_table()
     blocks = np.arange(len(table.page), dtype=np.int32)
-    keys = order(table, blocks)
+    keys = order(BlockFacts(table, blocks))
     few = np.array([3, 1], np.int32)
-    if not np.array_equal(order(table, few), keys[few]):
+    if not np.array_equal(order(BlockFacts(table, few)), keys[few]):
         raise PolicyError(
             f"the eviction policy {order.name} gives a block another key beside other blocks: a "
             "key may depend only on the facts of its own block"
         )
-    order(table, blocks[:0])
+    order(BlockFacts(table, blocks[:0]))
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,23 @@ class CheckedOrder:
     name: str
     order: EvictionOrder
 
-    def __call__(self, table: BlockTable, blocks: np.ndarray) -> np.ndarray:
-        """Return the keys of ``blocks`` (i32[n]), f64[n, any].
+    def __call__(self, facts: BlockFacts) -> np.ndarray:
+        """Return the keys of n blocks, f64[n, any].
 
         Raises:
             PolicyError: the policy has raised, or its keys have another shape, are no numbers, or
                 include NaN.
         """
         try:
-            keys = np.asarray(self.order(table, blocks))
+            keys = np.asarray(self.order(facts))
         except Exception as error:
             raise PolicyError(
                 f"the eviction policy {self.name} failed: {type(error).__name__}: {error}"
             ) from error
-        is_fine = keys.ndim == 2 and len(keys) == len(blocks) and keys.dtype.kind in "biuf"
+        is_fine = keys.ndim == 2 and len(keys) == len(facts) and keys.dtype.kind in "biuf"
         if not is_fine or not keys.shape[1] or np.isnan(keys).any():
             raise PolicyError(
-                f"the eviction policy {self.name} must return numbers of shape [{len(blocks)}, "
+                f"the eviction policy {self.name} must return numbers of shape [{len(facts)}, "
                 "any], a row of keys for each block and no NaN; it returned "
                 f"{keys.dtype}{list(keys.shape)}"
             )
@@ -108,12 +108,13 @@ def _import(name: str) -> EvictionOrder:
 
 
 def _small_table() -> BlockTable:
-    """Return a table of five nodes of one block, of every kind of reuse."""
-    steps = [0.0, 1.5, UNKNOWN_STEPS, NEVER_STEPS, SUFFIX]
-    table = BlockTable(len(steps), len(steps))
-    blocks = table.allocate(len(steps), now=0.0)
+    """Return a table of six nodes of one block, with every kind of next read."""
+    throttled = scheduled(2.0).throttled()
+    reads = [RUNNING, scheduled(1.0, chance=0.5), UNKNOWN, throttled, NEVER, SUFFIX]
+    table = BlockTable(len(reads), len(reads))
+    blocks = table.allocate(len(reads), now=0.0)
     table.head[blocks] = blocks
-    table.steps[blocks] = steps
-    table.last_use[blocks] = [5.0, 4.0, 3.0, 2.0, 1.0]
-    table.depth[blocks] = [0, 7, 2, 9, 2]
+    table.next_read[blocks] = reads
+    table.last_use[blocks] = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    table.depth[blocks] = [0, 7, 2, 5, 9, 2]
     return table

@@ -6,46 +6,24 @@
                     offload (device to host)
 
 The blocks on the device, and the blocks on the host, each form a prefix of every path through the
-index: blocks are evicted leaf first and loaded root first. This file only decides and counts.
-Planned transfers are put into ``loads`` and ``offloads`` for the engine, which reports their
-completion.
+index: blocks are evicted leaf first and loaded root first. This file only decides and counts. Its
+users drain the planned transfers, carry them out, and report their completion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import (
-    NO_BLOCK,
-    NO_PAGE,
-    BlockTable,
-    DeviceState,
-    HostState,
-)
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState, HostState
+from kvflow_jax.cache.eviction_queue import EvictionQueue
 from kvflow_jax.cache.host_tier import Extent, HostTier
-from kvflow_jax.cache.lazy_queue import LazyQueue
-from kvflow_jax.cache.policy import EvictionOrder
+from kvflow_jax.cache.loads import Load, Loads
+from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
 from kvflow_jax.errors import IntegrityError
-
-
-@dataclass(slots=True, eq=False)
-class Load:
-    """A planned or running copy from the host to the device.
-
-    Attributes:
-        blocks: i32[n], of the extent; those still LOADING from it are wanted.
-        is_prefetch: whether no request had asked for the blocks when it was planned.
-        num_wanted: how many of ``blocks`` are still wanted.
-    """
-
-    extent: Extent
-    blocks: np.ndarray
-    is_prefetch: bool
-    num_wanted: int
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +32,18 @@ class Offload:
 
     extent: Extent
     pages: np.ndarray  # i32[n], of the blocks when the offload was planned
+
+
+class PageWrites(NamedTuple):
+    """Loaded blocks of an extent that are still wanted, and where to write them.
+
+    Attributes:
+        indices: i32[m], indices within the extent.
+        pages: i32[m], the page of each.
+    """
+
+    indices: np.ndarray
+    pages: np.ndarray
 
 
 class Residency:
@@ -65,6 +55,10 @@ class Residency:
         should_offload: (table, block) -> whether to copy a block to the host when it is evicted
             without a host copy.
         forget: removes blocks from the index; called with each block after those that continue it.
+
+    Attributes:
+        num_evicted, num_offloaded: counters of blocks.
+        offload_budget: number of blocks whose offload may begin now, set by the transfer manager.
     """
 
     def __init__(
@@ -76,50 +70,45 @@ class Residency:
         forget: Callable[[list[int]], None],
     ) -> None:
         self.host = host
-        # Planned transfers, taken by the engine.
-        self.loads: list[Load] = []
-        self.offloads: list[Offload] = []
-        self.num_idle = 0  # unleased indexed blocks that have a page
+        self.loads = Loads()
         self.num_evicted = 0
         self.num_offloaded = 0
-        self.num_loaded = 0
-        # Numbers of blocks: prefetches planned, and what became of them.
-        self.num_prefetched = 0
-        self.num_useful = 0  # leased after the load had completed
-        self.num_late = 0  # leased while loading
-        self.num_wasted = 0  # evicted or cancelled before any lease
-        # Number of blocks whose offload may begin now, set by TransferManager.
         self.offload_budget = 1 << 30
-        self.host_only_nodes: set[int] = set()  # nodes of which a block became host-only
         self._table = table
-        self._scalars = table.scalars
         self._order = order
         self._should_offload = should_offload
         self._forget = forget
-        self._device_queue = LazyQueue(self._is_evictable)
-        self._loading: dict[int, Load] = {}  # block -> its load
-        self._unread: set[int] = set()  # prefetched blocks not leased since
+        self._queue = EvictionQueue(table, order)
+        self._offloads: list[Offload] = []  # planned, not yet drained
+        self._host_only_nodes: set[int] = set()  # of which a block became host-only, not drained
 
     @property
     def num_available(self) -> int:
         """Pages that can be allocated now: free pages and those of idle blocks and prefetches."""
-        return self._table.num_free_pages + self.num_idle
+        return self._table.num_free_pages + self._queue.num_idle
 
-    def is_loading(self, blocks: np.ndarray) -> bool:
-        """Return whether any of ``blocks`` (i32[n]) is still being loaded."""
-        return bool((self._table.device_state[blocks] == DeviceState.LOADING).any())
+    @property
+    def planned_offloads(self) -> Sequence[Offload]:
+        """Offloads that have not been drained."""
+        return self._offloads
+
+    def drain_offloads(self) -> list[Offload]:
+        """Return the offloads planned since the last call."""
+        offloads, self._offloads = self._offloads, []
+        return offloads
+
+    def drain_host_only_nodes(self) -> set[int]:
+        """Return the nodes of which a block became host-only since the last call."""
+        nodes, self._host_only_nodes = self._host_only_nodes, set()
+        return nodes
 
     def num_on_device(self, path: np.ndarray) -> int:
         """Return how many leading blocks of a path i32[n] have a page; the rest is host-only."""
         return int(np.count_nonzero(self._table.page[path] != NO_PAGE))
 
-    def usable(self, path: np.ndarray) -> np.ndarray:
-        """Return the part of a path i32[n] that is on the device or can be loaded.
-
-        A host-only block whose copy is still being written can not be loaded.
-        """
-        num = self.num_on_device(path)
-        return path[: num + self.num_loadable(path[num:])]
+    def num_on_host(self, path: np.ndarray) -> int:
+        """Return how many leading blocks of a path i32[n] have a host copy, valid or not."""
+        return int(np.count_nonzero(self._table.host_state[path] != HostState.NONE))
 
     def num_loadable(self, path: np.ndarray) -> int:
         """Return how many leading blocks of a path i32[n] have a valid host copy.
@@ -132,46 +121,27 @@ class Residency:
     def acquire(self, blocks: np.ndarray, now: float) -> None:
         """Lease indexed blocks i32[n], all of which have a page."""
         table = self._table
-        self.num_idle -= int((table.leases[blocks] == 0).sum())
+        self._queue.num_idle -= int((table.leases[blocks] == 0).sum())
         table.leases[blocks] += 1
         table.last_use[blocks] = now
-        if self._unread:
-            for block in self._unread.intersection(blocks.tolist()):
-                self._unread.remove(block)
-                is_late = bool(table.device_state[block] == DeviceState.LOADING)
-                self.num_late += is_late
-                self.num_useful += not is_late
+        self.loads.on_lease(blocks)
 
     def release(self, blocks: np.ndarray) -> None:
         """Make indexed blocks i32[n], whose last lease has ended, evictable."""
-        self.num_idle += len(blocks)
-        self.enqueue(blocks)
-
-    def enqueue(self, blocks: np.ndarray) -> None:
-        """Queue for eviction those of ``blocks`` (i32[n]) that are evictable."""
-        table = self._table
-        is_evictable = (table.num_children[blocks] == 0) & (table.leases[blocks] == 0)
-        is_evictable &= table.device_state[blocks] == DeviceState.VALID
-        leaves = blocks[is_evictable]
-        if len(leaves):
-            self._device_queue.push(leaves.tolist(), self._order(table, leaves).tolist())
+        self._queue.num_idle += len(blocks)
+        self._queue.enqueue(blocks)
 
     def reorder(self, path: np.ndarray) -> None:
         """Update the queues after the key of a node's blocks i32[n] has changed."""
         on_device, on_host = self.num_on_device(path), self.num_on_host(path)
         if on_device:
-            self.enqueue(path[on_device - 1 : on_device])
+            self._queue.enqueue(path[on_device - 1 : on_device])
         if on_host:
             self.host.enqueue(self.host.extents[int(self._table.extent[path[on_host - 1]])])
 
-    def num_on_host(self, path: np.ndarray) -> int:
-        """Return how many leading blocks of a path i32[n] have a host copy, valid or not."""
-        return int(np.count_nonzero(self._table.host_state[path] != HostState.NONE))
-
     def next_victim(self) -> int | None:
         """Return the block that would be evicted next; None if none is evictable."""
-        top = self._device_queue.peek()
-        return None if top is None else top[1]
+        return self._queue.peek()
 
     def evict(self, count: int) -> None:
         """Free ``count`` pages, lowest key of the policy first, leaves first.
@@ -212,55 +182,40 @@ class Residency:
         parent = int(table.parent[blocks[0]])
         if parent != NO_BLOCK:
             table.num_children[parent] += 1
-        self.num_idle += len(blocks)
+        self._queue.num_idle += len(blocks)
         for run, extent in zip(runs, extents, strict=True):
-            load = Load(extent, run, is_prefetch, len(run))
-            self._loading.update(dict.fromkeys(run.tolist(), load))
-            self.loads.append(load)
-        if is_prefetch:
-            self.num_prefetched += len(blocks)
-            self._unread.update(blocks.tolist())
+            self.loads.plan(extent, run, is_prefetch=is_prefetch)
 
-    def complete(self, load: Load) -> tuple[np.ndarray, np.ndarray]:
+    def complete_load(self, load: Load) -> PageWrites:
         """Complete a load whose copies are on the device, in a buffer beside the pool.
 
-        Returns:
-            i32[m] indices within the extent that are still wanted, and i32[m] the pages to write
-            them to. The blocks are valid from the next step on.
+        Its blocks are valid from the next step on.
         """
-        wanted = np.array([b for b in load.blocks.tolist() if self._loading.get(b) is load], int)
+        ids = self.loads.wanted(load)
+        wanted = np.array(ids, int)
         indices = np.flatnonzero(np.isin(load.extent.blocks, wanted))
-        self._end_loading(load, wanted.tolist())
+        self._end_load(load, ids)
         self._table.device_state[wanted] = DeviceState.VALID
-        self.num_loaded += len(wanted)
-        self.enqueue(wanted)
-        return indices.astype(np.int32), self._table.page[load.extent.blocks[indices]]
-
-    def pending_prefetches(self) -> list[Load]:
-        """Return the prefetches that are planned or running."""
-        return [load for load in dict.fromkeys(self._loading.values()) if load.is_prefetch]
-
-    def is_wanted(self, load: Load) -> bool:
-        """Return whether a block of the load is still to be loaded by it."""
-        return load.num_wanted > 0
+        self.loads.counters.num_loaded += len(ids)
+        self._queue.enqueue(wanted)
+        return PageWrites(indices.astype(np.int32), self._table.page[load.extent.blocks[indices]])
 
     def cancel(self, load: Load) -> int:
         """Cancel the unleased tail of a load, and return the number of pages that this freed."""
         table = self._table
         cancelled = []
-        for block in reversed(load.blocks.tolist()):
-            if self._loading.get(block) is not load:
-                continue
+        for block in reversed(self.loads.wanted(load)):
             if table.leases[block] or table.num_children[block]:
                 break
             cancelled.append(block)
-            parent = self._unlink(block)
+            self.loads.on_drop(block)
+            parent = self._queue.unlink(block)
             if parent is not None:
-                self.enqueue(np.array([parent], np.int32))
-        self._end_loading(load, cancelled)
-        self.num_idle -= len(cancelled)
+                self._queue.enqueue(np.array([parent], np.int32))
+        self._end_load(load, cancelled)
+        self._queue.num_idle -= len(cancelled)
         blocks = np.array(cancelled, np.int32)
-        self.host_only_nodes.update(table.head[blocks].tolist())
+        self._host_only_nodes.update(table.head[blocks].tolist())
         table.drop_pages(blocks)
         return len(cancelled)
 
@@ -295,7 +250,7 @@ class Residency:
         self.offload_budget -= num
         for run in host.split_into_extents(missing[:num]) if num else ():
             extent = host.add(run)
-            self.offloads.append(Offload(extent, table.page[run].copy()))
+            self._offloads.append(Offload(extent, table.page[run].copy()))
         if parent is not None:
             host.unpin(parent)
         self.num_offloaded += num
@@ -306,7 +261,7 @@ class Residency:
         if self.host.extents.get(extent.number) is extent:
             self.host.complete(extent, data)
             host_only = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
-            self.host_only_nodes.update(self._table.head[host_only].tolist())
+            self._host_only_nodes.update(self._table.head[host_only].tolist())
 
     def drop_lost_extent(self, extent: Extent) -> None:
         """Drop an extent whose copies could not be written or read, and all that continue it.
@@ -329,9 +284,9 @@ class Residency:
     def flush(self) -> None:
         """Drop every unleased block from both tiers."""
         should_offload, self._should_offload = self._should_offload, lambda _table, _block: False
-        while self._loading and self._cancel_newest():
+        while self.loads and self._cancel_newest():
             pass
-        self._evict_leaves(self.num_idle)
+        self._evict_leaves(self._queue.num_idle)
         self._should_offload = should_offload
         for extent in sorted(self.host.extents.values(), key=lambda extent: -extent.number):
             if not (extent.num_children or extent.num_pins):
@@ -348,118 +303,58 @@ class Residency:
             raise IntegrityError("a block is on the device, and the block before it is not")
         if ((table.host_state[children] != 0) & (table.host_state[parents] == 0)).any():
             raise IntegrityError("a block is on the host, and the block before it is not")
-        idle = indexed[(table.leases[indexed] == 0) & (table.page[indexed] != NO_PAGE)]
-        if len(idle) != self.num_idle:
-            raise IntegrityError(f"{len(idle)} blocks are idle, {self.num_idle} are counted")
-        evictable = idle[(table.num_children[idle] == 0)]
-        evictable = evictable[table.device_state[evictable] == DeviceState.VALID]
-        if self._device_queue.items() != set(evictable.tolist()):
-            raise IntegrityError("the queued leaves are not the evictable ones")
-        if set(np.flatnonzero(table.device_state == DeviceState.LOADING)) != set(self._loading):
+        self._queue.check_integrity()
+        load_of = self.loads.load_of
+        if set(np.flatnonzero(table.device_state == DeviceState.LOADING)) != set(load_of):
             raise IntegrityError("the blocks in state LOADING are not those of the loads")
-        for block, load in self._loading.items():
+        for block, load in load_of.items():
             if table.extent[block] != load.extent.number or not load.extent.num_pins:
                 raise IntegrityError(f"block {block} is loading from an extent that is not pinned")
         self.host.check_integrity()
-
-    def _is_evictable(self, block: int) -> bool:
-        table = self._scalars
-        return (
-            not table.leases[block]
-            and not table.num_children[block]
-            and table.device_state[block] == DeviceState.VALID
-            and table.head[block] != NO_BLOCK
-        )
-
-    def _unlink(self, block: int) -> int | None:
-        """Mark a block as off the device, and return its parent if that is evictable now."""
-        table = self._scalars
-        # The caller drops the pages of several blocks together; until then the state keeps the
-        # block from being a victim again.
-        table.device_state[block] = DeviceState.NONE
-        if self._unread and block in self._unread:
-            self._unread.remove(block)
-            self.num_wasted += 1
-        parent = table.parent[block]
-        if parent == NO_BLOCK:
-            return None
-        table.num_children[parent] -= 1
-        return parent if self._is_evictable(parent) else None
-
-    def _evictable_run(self, leaf: int, max_blocks: int) -> list[int]:
-        """Return a leaf and the blocks before it in its node that become leaves one after another.
-
-        The run is in order of eviction and has at most ``max_blocks`` blocks.
-        """
-        table, block, run = self._scalars, leaf, [leaf]
-        head = table.head[leaf]
-        while len(run) < max_blocks:
-            block = table.parent[block]
-            if (
-                block == NO_BLOCK
-                or table.head[block] != head
-                or table.num_children[block] != 1
-                or table.leases[block]
-                or table.device_state[block] != DeviceState.VALID
-            ):
-                break
-            run.append(block)
-        return run
 
     def _evict_leaves(self, max_blocks: int, may_evict: Callable[[int], bool] | None = None) -> int:
         """Free up to ``max_blocks`` pages of leaves, and return how many.
 
         Stops at the first victim that ``may_evict`` rejects.
         """
-        table, scalars, has_host = self._table, self._scalars, self.host.max_blocks > 0
+        table, host_state, has_host = (
+            self._table,
+            self._table.scalars.host_state,
+            self.host.max_blocks,
+        )
         victims: list[int] = []
-        while len(victims) < max_blocks and (leaf := self.next_victim()) is not None:
+        while len(victims) < max_blocks and (leaf := self._queue.peek()) is not None:
             if may_evict is not None and not may_evict(leaf):
                 break
-            self._device_queue.pop()
-            # The blocks before the leaf are likely to follow. Their keys are computed in one call,
-            # and the queue is bypassed while they are lower than its top.
-            run = self._evictable_run(leaf, max_blocks - len(victims))
-            keys = self._order(table, np.array(run, np.int32)).tolist() if len(run) > 1 else []
-            top = self._device_queue.peek() if keys else None
-            next_leaf: int | None = leaf
-            for i, block in enumerate(run):
-                if i and top is not None and keys[i] > top[0]:
-                    break
-                if (
-                    has_host
-                    and not scalars.host_state[block]
-                    and self._should_offload(table, block)
-                ):
+            next_leaf = None
+            for block in self._queue.pop_run(max_blocks - len(victims)):
+                if has_host and not host_state[block] and self._should_offload(table, block):
                     self.offload(block, is_evicting=True)
                 victims.append(block)
-                next_leaf = self._unlink(block)
+                self.loads.on_drop(block)
+                next_leaf = self._queue.unlink(block)
             if next_leaf is not None:
-                self.enqueue(np.array([next_leaf], np.int32))
+                self._queue.enqueue(np.array([next_leaf], np.int32))
         if not victims:
             return 0
         evicted = np.array(victims, np.int32)
-        self.num_idle -= len(evicted)
+        self._queue.num_idle -= len(evicted)
         self.num_evicted += len(evicted)
         table.drop_pages(evicted)
         # Checked last: to make room for the last victim, the host may have dropped the first.
         is_on_host = table.host_state[evicted] != HostState.NONE
-        self.host_only_nodes.update(table.head[evicted[is_on_host]].tolist())
+        self._host_only_nodes.update(table.head[evicted[is_on_host]].tolist())
         if not is_on_host.all():
             self._forget(evicted[~is_on_host].tolist())
         return len(evicted)
 
     def _cancel_newest(self) -> bool:
         """Cancel the unleased tail of the newest load that has one; False if none has."""
-        loads = dict.fromkeys(self._loading.values())
-        return any(self.cancel(load) for load in reversed(loads))
+        return any(self.cancel(load) for load in reversed(self.loads.running()))
 
-    def _end_loading(self, load: Load, blocks: Sequence[int]) -> None:
-        """Remove blocks from a load, completed or cancelled."""
-        for block in blocks:
-            del self._loading[block]
-        load.num_wanted -= len(blocks)
-        if blocks and not load.num_wanted:
+    def _end_load(self, load: Load, blocks: Sequence[int]) -> None:
+        """Remove blocks from a load, completed or cancelled, and unpin its extent at its end."""
+        if self.loads.end(load, blocks):
             self.host.unpin(load.extent)
 
     def _make_host_room(self, blocks: np.ndarray, is_evicting: bool) -> int:
@@ -467,7 +362,8 @@ class Residency:
         host = self.host
         if not len(blocks) or not host.max_blocks:
             return 0
-        keys = [[float(is_evicting), *key] for key in self._order(self._table, blocks).tolist()]
+        order = self._order(BlockFacts(self._table, blocks)).tolist()
+        keys = [[float(is_evicting), *key] for key in order]
         while (free := max(host.max_blocks - host.num_blocks, 0)) < len(blocks):
             victim = host.victim()
             if victim is None or not victim[0] < keys[free]:

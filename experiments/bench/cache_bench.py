@@ -18,11 +18,14 @@ import numpy as np
 
 from experiments.measure import arguments, report, seconds
 from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.loads import Load
+from kvflow_jax.cache.next_read import scheduled
 from kvflow_jax.cache.policy import kvflow
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.residency import Load
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, measure_bandwidth
+from kvflow_jax.control.readers import AgentReader
+from kvflow_jax.control.run_tracker import RunKey
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes
@@ -90,7 +93,7 @@ def fill(cache: PrefixCache, tokens: np.ndarray, now: float) -> None:
     """Cache ``tokens`` as a finished request would."""
     lease = cache.lease(ROOT, cache.match(ROOT, tokens), now)
     assert cache.grow(lease, len(tokens) // PAGE - len(lease), now)
-    cache.publish(lease, tokens, now)
+    cache.publish(lease, tokens)
     cache.release(lease, now)
 
 
@@ -105,18 +108,18 @@ def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]
         own[1] = 1
         prompts.append(np.concatenate([shared, own]))
         fill(cache, prompts[-1], float(i))
-        cache.set_reader(i, ROOT, prompts[-1], float(rng.integers(1, 10)))
+        cache.set_reader(i, ROOT, prompts[-1], scheduled(float(rng.integers(1, 10))))
     times, now = [], float(num_leaves)
     for _ in range(num_calls):
         for agent in rng.integers(0, num_leaves, 200).tolist():
-            cache.set_steps(agent, float(rng.integers(1, 10)))
+            cache.set_next_read(agent, scheduled(float(rng.integers(1, 10))))
         start = time.perf_counter()
-        cache.residency.evict(64)
+        cache.evict(64)
         times.append(time.perf_counter() - start)
         now += 1
         for i in rng.integers(0, num_leaves, 64).tolist():  # refill the pool
             fill(cache, prompts[i], now)
-            cache.set_reader(i, ROOT, prompts[i], float(rng.integers(1, 10)))
+            cache.set_reader(i, ROOT, prompts[i], scheduled(float(rng.integers(1, 10))))
         gc.collect(0)
     cache.check_integrity()
     return {
@@ -142,11 +145,10 @@ def million_blocks(num_blocks: int = 1_000_000, blocks_each: int = 64) -> dict[s
     inserts, matches = [], []
     for i in range(30):
         prompt = rng.integers(0, 50_000, 8192, np.int32)
-        cache.residency.evict(max(0, 512 - cache.table.num_free_pages))
         lease = cache.lease(ROOT, cache.match(ROOT, prompt), float(i))
         cache.grow(lease, 512, float(i))
         start = time.perf_counter()
-        cache.publish(lease, prompt, float(i))
+        cache.publish(lease, prompt)
         inserts.append(time.perf_counter() - start)
         start = time.perf_counter()
         found = cache.match(ROOT, prompt)
@@ -238,26 +240,26 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
             for agent in range(num_agents):
                 prompt = np.full(2 * PAGE, tenant * num_agents + agent, np.int32)
                 fill(cache, prompt, 0.0)
-                reader = ("agent", str(tenant), f"agent{agent}")
-                cache.set_reader(reader, ROOT, prompt, 5.0)
+                reader = AgentReader(str(tenant), f"agent{agent}")
+                cache.set_reader(reader, ROOT, prompt, scheduled(5.0))
         tracker, runs = controller.run_tracker, []
         for i in range(num_runs):
-            run = tracker.get_or_begin((str(i % num_tenants), f"run{i}"), graph, 0.0)
+            run = tracker.get_or_begin(RunKey(str(i % num_tenants), f"run{i}"), graph, 0.0)
             for agent in range(int(rng.integers(0, num_agents))):
-                tracker.start(run, f"agent{agent}")
-                tracker.finish(run, f"agent{agent}", is_done=True, overrides={})
+                tracker.start_call(run, f"agent{agent}")
+                tracker.finish_call(run, f"agent{agent}", is_done=True, overrides={})
             assert run.state is not None
             runs.append((run, run.state.ready[0]))
-        controller._publish_steps()
+        controller._publish_changes()
         times = []
         for i in rng.integers(0, num_runs, 300).tolist():
             run, agent = runs[i]
-            tracker.start(run, f"agent{agent}")
-            controller._publish_steps()
+            tracker.start_call(run, f"agent{agent}")
+            controller._publish_changes()
             start = time.perf_counter()
-            tracker.finish(run, f"agent{agent}", is_done=True, overrides={})
-            controller._publish_steps()
-            cache.residency.next_victim()
+            tracker.finish_call(run, f"agent{agent}", is_done=True, overrides={})
+            controller._publish_changes()
+            cache.next_victim()
             times.append(time.perf_counter() - start)
             runs[i] = (run, (agent + 1) % num_agents)
         cache.check_integrity()
@@ -275,7 +277,8 @@ def controller_step(
         for agent in range(10):
             prompt = np.full(2 * PAGE, i * 10 + agent, np.int32)
             fill(engine.cache, prompt, 0.0)
-            engine.cache.set_reader(("agent", str(i), f"agent{agent}"), ROOT, prompt, 5.0)
+            reader = AgentReader(str(i), f"agent{agent}")
+            engine.cache.set_reader(reader, ROOT, prompt, scheduled(5.0))
         engine.controller.begin_run(str(i), "run", graph, None, 0.0)
     params = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
     for i in range(num_running):

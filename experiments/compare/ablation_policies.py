@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import BlockTable
-from kvflow_jax.cache.policy import expected_loss
+from kvflow_jax.cache.policy import BlockFacts, expected_loss
 
 
-def kvflow_chance(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+def kvflow_chance(facts: BlockFacts) -> np.ndarray:
     """Order as ``kvflow_cost`` with equal costs for all blocks; ablates the cost term."""
-    return expected_loss(table, blocks, by_chance=True, by_cost=False)
+    return expected_loss(facts, by_chance=True, by_cost=False)
 
 
-def kvflow_depth(table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+def kvflow_depth(facts: BlockFacts) -> np.ndarray:
     """Order as ``kvflow_cost`` as if every branch were taken; ablates the probability."""
-    return expected_loss(table, blocks, by_chance=False, by_cost=True)
+    return expected_loss(facts, by_chance=False, by_cost=True)

@@ -5,10 +5,9 @@
     python -m experiments.compare --workload coding --policy my_package.my_module:my_order
     python -m experiments.compare --workload dag-4 --runs 1000 --rate 1 --machine 'tpu-v5e x4'
 
-A policy is a pure function, see ``kvflow_jax.cache.policy``: it takes a block table
-(``kvflow_jax.cache.blocks``) and block ids, and returns sort keys; the block of the lowest key is
-evicted first. All else is as in the arm ``kvflow-guard``: KVFlow's host tier, prefetch and
-safeguards.
+A policy is a pure function, see ``kvflow_jax.cache.policy``: it takes facts of blocks and returns
+sort keys; the block of the lowest key is evicted first. All else is as in the arm ``kvflow-guard``:
+KVFlow's host tier, prefetch and safeguards.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import numpy as np
 
 from experiments.compare.driver import CallRecord, Submitted
 from experiments.workloads.base import Run, Workload
-from kvflow_jax.cache.blocks import BlockTable
-from kvflow_jax.cache.policy import lru
+from kvflow_jax.cache.policy import BlockFacts, lru
+from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.engine.trace import NoTrace
 from kvflow_jax.requests.request import Request
 
@@ -55,34 +55,34 @@ class Oracle(NoTrace):
                 self._readers.setdefault(node, []).append(self._rank[run, number])
         self._is_done = np.zeros(len(self.order), bool)
         self._submitted: Callable[[int], Submitted]
-        self._table: BlockTable | None = None
+        self._cache: PrefixCache | None = None
         self._next_read = np.empty(0)
         self._generation = np.empty(0, np.uint32)
 
-    def listen(self, submitted: Callable[[int], Submitted], table: BlockTable) -> None:
-        """Attach to an engine with this table; ``submitted`` maps a request id to its call."""
-        self._submitted, self._table = submitted, table
-        self._next_read = np.full(len(table.page), _NEVER)
-        self._generation = np.full(len(table.page), -1, np.int64)
+    def listen(self, submitted: Callable[[int], Submitted], cache: PrefixCache) -> None:
+        """Attach to an engine with this cache; ``submitted`` maps a request id to its call."""
+        self._submitted, self._cache = submitted, cache
+        self._next_read = np.full(cache.num_block_ids, _NEVER)
+        self._generation = np.full(cache.num_block_ids, -1, np.int64)
 
-    def eviction_order(self, table: BlockTable, blocks: np.ndarray) -> np.ndarray:
+    def eviction_order(self, facts: BlockFacts) -> np.ndarray:
         """Evict blocks read last, or never, first: an eviction policy, with keys f64[n, 2].
 
-        Orders a table that the oracle is not attached to by last use.
+        Orders by last use until the oracle is attached to an engine.
         """
-        if table is not self._table:
-            return lru(table, blocks)
-        keys = np.empty((len(blocks), 2))
-        is_known = self._generation[blocks] == table.generation[blocks]
+        if self._cache is None:
+            return lru(facts)
+        keys = np.empty((len(facts), 2))
+        is_known = self._generation[facts.blocks] == facts.generation
         # An unknown block belongs to a preempted call, which will read it soonest.
-        keys[:, 0] = np.where(is_known, -self._next_read[blocks], 0.0)
-        keys[:, 1] = table.last_use[blocks]
+        keys[:, 0] = np.where(is_known, -self._next_read[facts.blocks], 0.0)
+        keys[:, 1] = facts.last_use
         return keys
 
     def on_finish(self, request: Request, now: float) -> None:
         run, number = self._submitted(request.id)
         self._is_done[self._rank[run, number]] = True
-        if request.lease is None or self._table is None:
+        if request.lease is None or self._cache is None:
             return
         ends, nodes = self._paths[run, number]
         blocks = request.lease.blocks
@@ -90,7 +90,7 @@ class Oracle(NoTrace):
         indices = np.minimum(np.searchsorted(ends, last_tokens), len(nodes) - 1)
         reads = np.array([self._next_reader(node) for node in nodes])
         self._next_read[blocks] = reads[indices]
-        self._generation[blocks] = self._table.generation[blocks]
+        self._generation[blocks] = self._cache.generations(blocks)
 
     def _next_reader(self, node: int) -> float:
         readers = self._readers.get(node, [])

@@ -121,7 +121,7 @@ def _run_once(
     )
     driver = Driver(workload, simulation)
     if oracle is not None:
-        oracle.listen(driver.submitted.__getitem__, simulation.engine.cache.table)
+        oracle.listen(driver.submitted.__getitem__, simulation.engine.cache)
         tracer = oracle
     if tracer is not None:
         simulation.engine.tracer = tracer

@@ -64,7 +64,7 @@ class _Residency(EngineTrace):
         shares = []
         for prefix in self._prefixes.values():
             blocks = cache.match(root, prefix)
-            shares.append(cache.residency.num_on_device(blocks) * cache.page_size / len(prefix))
+            shares.append(cache.state_of(blocks).num_on_device * cache.page_size / len(prefix))
         self.times.append(finished_s)
         self.shares.append(shares)
 

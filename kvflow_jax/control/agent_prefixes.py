@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvflow_jax.control.run_tracker import AgentKey
+from kvflow_jax.control.readers import AgentReader
 from kvflow_jax.requests.block_hashes import common_prefix_len
 from kvflow_jax.requests.request import Request
 
@@ -29,14 +29,16 @@ class AgentPrefixes:
         release: called with each agent that is forgotten.
     """
 
-    def __init__(self, release: Callable[[AgentKey], object]) -> None:
+    def __init__(self, release: Callable[[AgentReader], object]) -> None:
         self._release = release
-        self._agents: OrderedDict[AgentKey, _Agent] = OrderedDict()  # least recently called first
+        self._agents: OrderedDict[AgentReader, _Agent] = (
+            OrderedDict()
+        )  # least recently called first
 
-    def __iter__(self) -> Iterator[AgentKey]:
+    def __iter__(self) -> Iterator[AgentReader]:
         return iter(self._agents)
 
-    def note_call(self, agent: AgentKey, request: Request, page_size: int, now: float) -> int:
+    def note_call(self, agent: AgentReader, request: Request, page_size: int, now: float) -> int:
         """Record a call of an agent and return the length of its fixed prefix in tokens.
 
         A declared length is returned as it is. A learned one is a multiple of ``page_size``, and 0

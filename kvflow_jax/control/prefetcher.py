@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-
-from kvflow_jax.cache.blocks import NO_PAGE
 from kvflow_jax.cache.lazy_queue import LazyQueue
+from kvflow_jax.cache.next_read import NextRead
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.reuse_tracker import OTHER_BRANCH, UNKNOWN_STEPS
+from kvflow_jax.cache.tiers import BlockRef
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.transfer_manager import TransferManager
 
@@ -38,17 +36,17 @@ class Prefetcher:
 
     def reset(self, cache: PrefixCache) -> None:
         """Start over with an empty cache."""
-        self._cache = cache
-        # (block, generation). Entries beyond the size of the pool are stale, the oldest first.
-        self._to_offload: deque[tuple[int, int]] = deque(maxlen=cache.table.num_pages)
-        self._candidates = LazyQueue(self._is_candidate)  # nodes by steps-to-execution
+        self._tiers, self._page_size = cache.tiers, cache.page_size
+        # Entries beyond the size of the pool are stale, the oldest first.
+        self._to_offload: deque[BlockRef] = deque(maxlen=cache.num_pages)
+        self._candidates = LazyQueue(self._is_candidate)  # nodes by their next read
 
-    def offload_later(self, block: int) -> None:
-        """Offload the path that ends with ``block`` once the link is idle."""
-        if self._cache.residency.host.max_blocks:
-            self._to_offload.append((block, int(self._cache.table.generation[block])))
+    def offload_later(self, end: BlockRef) -> None:
+        """Offload the path that ends with a block once the link is idle."""
+        if self._tiers.max_host_blocks:
+            self._to_offload.append(end)
 
-    def note_call(self, call_s: float) -> None:
+    def note_call_time(self, call_s: float) -> None:
         """Record the duration of an agent's call in seconds, without its time in the queue."""
         previous_s = call_s if self._call_s is None else self._call_s
         self._call_s = previous_s + _EWMA_WEIGHT * (call_s - previous_s)
@@ -59,96 +57,64 @@ class Prefetcher:
         Call it before this step publishes blocks to the index: the blocks of the index have then
         been written by steps that are dispatched already.
         """
-        residency, table = self._cache.residency, self._cache.table
+        tiers = self._tiers
         while (
             self._to_offload
-            and residency.offload_budget > 0
-            and not transfer_manager.is_saturated(Direction.OFFLOAD, residency.offloads)
+            and tiers.has_offload_budget
+            and not transfer_manager.is_saturated(Direction.OFFLOAD, tiers.planned_offloads)
         ):
-            block, generation = self._to_offload[0]
-            is_on_device = table.generation[block] == generation and table.page[block] != NO_PAGE
-            if not is_on_device or not residency.offload(
-                block, max_blocks=residency.host.max_extent_blocks
-            ):
+            if not tiers.offload(self._to_offload[0]):
                 self._to_offload.popleft()
 
     def plan_prefetch(self, transfer_manager: TransferManager, num_reserved: int) -> None:
-        """Plan loads in order of steps-to-execution, evicting only what is needed later.
+        """Plan loads in order of the next read, evicting only what is read later.
 
         Args:
             num_reserved: pages to leave free for running requests.
         """
-        cache = self._cache
-        residency, table = cache.residency, cache.table
-        changed = [head for head in cache.take_changed_nodes() if self._is_candidate(head)]
+        tiers = self._tiers
+        changed = [head for head in tiers.drain_changed_nodes() if self._is_candidate(head)]
         if not self._prefetches:
             return
-        self._candidates.push(changed, table.steps[changed][:, None].tolist())
-        for load in residency.pending_prefetches():
-            # The run took another branch.
-            if cache.steps_of(int(load.blocks[-1])) >= UNKNOWN_STEPS:
-                residency.cancel(load)
+        self._candidates.push(changed, map(tiers.next_read_of_node, changed))
+        # The run took another branch.
+        tiers.cancel_prefetches(lambda read: not read.is_scheduled)
         while (
             transfer_manager.is_usable(Direction.LOAD)
-            and not transfer_manager.is_saturated(Direction.LOAD, residency.loads)
+            and not transfer_manager.is_saturated(Direction.LOAD, tiers.planned_loads)
             and (top := self._candidates.peek()) is not None
         ):
-            (steps,), head = top
-            if steps != table.steps[head]:
-                self._candidates.pop()  # stale: it was offered again with its new steps
+            key, head = top
+            read = tiers.next_read_of_node(head)
+            if tuple(key) != read:
+                self._candidates.pop()  # stale: it was offered again with its new key
                 continue
-            loadable = cache.loadable_blocks(head)
-            blocks = loadable[table.extent[loadable] == table.extent[loadable[0]]]
+            blocks = tiers.next_extent(head)
             load_s = transfer_manager.estimate_s(Direction.LOAD, len(blocks))
-            if not self._meets_deadline(steps, load_s):
+            if not self._meets_deadline(read, load_s):
                 break
-            if not self._is_worthwhile(steps, len(blocks)):
+            if not self._is_worthwhile(read, len(blocks)):
                 break
-            if not self._load(blocks, num_reserved, steps):
+            if not tiers.prefetch(blocks, read, num_reserved=num_reserved):
                 break
 
     def _is_candidate(self, head: int) -> bool:
         """Return whether a node will be read soon and has blocks that can be loaded."""
-        end = self._cache.last_block_of(head)
-        if end is None or self._cache.table.page[end] != NO_PAGE:
+        if not self._tiers.next_read_of_node(head).is_prefetched:
             return False
-        steps = float(self._cache.table.steps[head])
-        return (
-            steps < UNKNOWN_STEPS
-            and steps % 1 < OTHER_BRANCH
-            and len(self._cache.loadable_blocks(head)) > 0
-        )
+        return len(self._tiers.loadable_blocks(head)) > 0
 
-    def _meets_deadline(self, steps: float, load_s: float) -> bool:
+    def _meets_deadline(self, read: NextRead, load_s: float) -> bool:
         """Return whether a load completes before the block's deadline.
 
         Always True for the next step, which waits for a shorter time if the load starts now.
         """
-        if steps < 2.0:
+        if read.distance < 2.0:
             return True
-        return self._call_s is not None and load_s <= int(steps) * self._call_s
+        return self._call_s is not None and load_s <= read.distance * self._call_s
 
-    def _is_worthwhile(self, steps: float, num_blocks: int) -> bool:
+    def _is_worthwhile(self, read: NextRead, num_blocks: int) -> bool:
         """Return whether the cost model prefers a load to recomputing the blocks."""
-        spare_s = int(steps) * (self._call_s or 0.0)
-        num_tokens = num_blocks * self._cache.page_size
+        spare_s = read.distance * (self._call_s or 0.0)
+        num_tokens = num_blocks * self._page_size
         return self._should_load is None or self._should_load(num_blocks, num_tokens, spare_s)
-
-    def _load(self, blocks: np.ndarray, num_reserved: int, steps: float) -> bool:
-        """Plan the load of ``blocks``, i32[n] of one extent; return whether all of them fit.
-
-        Only blocks with more than ``steps`` steps-to-execution are evicted for them.
-        """
-        cache, residency = self._cache, self._cache.residency
-        extent = residency.host.extents[int(cache.table.extent[blocks[0]])]
-        num_pages = len(blocks) + num_reserved
-        # Pinned, as blocks that are evicted may take the room of the extent on the host.
-        residency.host.pin(extent)
-        num_short = num_pages - cache.table.num_free_pages
-        residency.evict_while(num_short, lambda victim: cache.steps_of(victim) > steps)
-        # If not all blocks fit, the first ones are loaded: a prefix is of use from its start.
-        num_free = cache.table.num_free_pages - num_reserved
-        if num_free > 0:
-            residency.load(blocks[:num_free], is_prefetch=True)
-        residency.host.unpin(extent)
-        return num_free >= len(blocks)

@@ -1,31 +1,33 @@
-"""The progress of all workflow runs, and the steps-to-execution of agents that follow from it."""
+"""The progress of all workflow runs, and the next reads of prefixes that follow from it."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from kvflow_jax.cache.reuse_tracker import (
-    LIKELIHOOD_SPREAD,
-    NEVER_STEPS,
-    OTHER_BRANCH,
-    THROTTLED_STEPS,
-    UNKNOWN_STEPS,
-    MinMultiset,
-)
+from kvflow_jax.cache import next_read
+from kvflow_jax.cache.min_multiset import MinMultiset
+from kvflow_jax.cache.next_read import NextRead
 from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
+from kvflow_jax.control.readers import AgentReader, HistoryReader, Reader
+from kvflow_jax.errors import IntegrityError
 from kvflow_jax.workflow.step_graph import NEVER, Graph, RunState
 
-AgentKey = tuple[str, str]  # tenant, agent
-RunKey = tuple[str, str]  # tenant, workflow_id
+
+class RunKey(NamedTuple):
+    """Names a run."""
+
+    tenant: str
+    workflow_id: str
+
 
 MAX_RUNS = 100_000
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned
 # A run is quiet once it has idled for this factor of a long idle time, and for MIN_QUIET_S.
 QUIET_FACTOR, MIN_QUIET_S = 8.0, 10.0
-# Number of branches of a run, the most likely ones, whose prefixes are prefetched. The others count
-# OTHER_BRANCH more.
+# Number of branches of a run, the most likely ones, whose prefixes are prefetched.
 MAX_BRANCHES = 4
 
 
@@ -35,46 +37,40 @@ class Run:
 
     Attributes:
         state: progress in its graph; None without one.
-        overrides: agent -> steps as its caller gave them; they precede those of the graph.
+        overrides: agent -> next read as its caller gave it; it precedes that of the graph.
         calls: number of calls in progress of each agent.
         throttled: number of those that admission control makes wait.
-        agent_steps: agent -> steps-to-execution in this run.
-        readers: agent -> readers of its conversations, which have the steps of the agent.
-        is_throttled: whether admission control throttles the run; its steps count THROTTLED_STEPS
-            more.
+        agent_reads: agent -> its next read of its prefix in this run.
+        readers: agent -> readers of its conversations, which are read when the agent runs.
+        is_throttled: whether admission control throttles the run.
         is_quiet: whether it idles for much longer than runs do; counts as if it were throttled.
     """
 
     key: RunKey
     state: RunState | None
     last_seen_s: float
-    overrides: dict[str, float] = field(default_factory=dict)
+    overrides: dict[str, NextRead] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     throttled: Counter[str] = field(default_factory=Counter)
-    agent_steps: dict[str, float] = field(default_factory=dict)
-    readers: dict[str, dict[Hashable, None]] = field(default_factory=dict)
+    agent_reads: dict[str, NextRead] = field(default_factory=dict)
+    readers: dict[str, dict[HistoryReader, None]] = field(default_factory=dict)
     is_throttled: bool = False
     is_quiet: bool = False
 
 
 class RunTracker:
-    """All runs, and for each agent the minimum of its steps-to-execution over the runs.
+    """All runs, and for each agent the soonest read of its prefix over the runs.
 
     Args:
-        demotes_quiet_runs: whether the steps of quiet runs count more. An abandoned run is not
-            reported as such, and its prefixes must not displace those of live runs.
-
-    Attributes:
-        changes: readers whose steps have changed -> their steps, for the caller to publish and
-            clear; only readers of runs that have moved.
-        ended: runs that are over, for the caller to take and clear.
+        demotes_quiet_runs: whether quiet runs count as throttled. An abandoned run is not reported
+            as such, and its prefixes must not displace those of live runs.
     """
 
     def __init__(self, *, demotes_quiet_runs: bool = False) -> None:
-        self.changes: dict[Hashable, float] = {}
-        self.ended: list[RunKey] = []
+        self._changes: dict[Reader, NextRead] = {}  # not drained yet
+        self._ended: list[RunKey] = []  # not drained yet
         self._runs: OrderedDict[RunKey, Run] = OrderedDict()  # least recently seen first
-        self._steps: dict[AgentKey, MinMultiset] = {}
+        self._reads: dict[AgentReader, MinMultiset[NextRead]] = {}
         self._demotes_quiet_runs = demotes_quiet_runs
         # Start of the idle time of each run without calls, the longest idle first.
         self._idle_since_s: OrderedDict[RunKey, float] = OrderedDict()
@@ -125,12 +121,28 @@ class RunTracker:
         """Return the run of this key, None if there is none."""
         return self._runs.get(key)
 
-    def steps(self, agent: AgentKey) -> float:
-        """Return the least steps-to-execution of an agent over all runs, else UNKNOWN_STEPS."""
-        minima = self._steps.get(agent)
-        return minima.minimum if minima else UNKNOWN_STEPS
+    def next_read_of(self, agent: AgentReader) -> NextRead:
+        """Return the soonest read of an agent's prefix over all runs; UNKNOWN without one."""
+        minima = self._reads.get(agent)
+        soonest = minima.minimum if minima is not None else None
+        return next_read.UNKNOWN if soonest is None else soonest
 
-    def start(self, run: Run, agent: str) -> None:
+    def drain_changes(self) -> dict[Reader, NextRead]:
+        """Return the readers whose next read has changed since the last call, with it."""
+        changes, self._changes = self._changes, {}
+        return changes
+
+    def drain_ended(self) -> list[RunKey]:
+        """Return the runs that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def check_drained(self) -> None:
+        """Raise IntegrityError if changes or ended runs were not drained."""
+        if self._changes or self._ended:
+            raise IntegrityError("changes of runs were not drained")
+
+    def start_call(self, run: Run, agent: str) -> None:
         """Record the start of an agent's call."""
         self._idle_since_s.pop(run.key, None)
         run.calls[agent] += 1
@@ -139,14 +151,14 @@ class RunTracker:
             run.state.start(agent)
         self._update(run)
 
-    def finish(
-        self, run: Run, agent: str, *, is_done: bool, overrides: Mapping[str, float]
+    def finish_call(
+        self, run: Run, agent: str, *, is_done: bool, overrides: Mapping[str, NextRead]
     ) -> None:
         """Record the end of an agent's call.
 
         Args:
             is_done: whether it was answered; else it was aborted, and may be repeated.
-            overrides: agent -> steps-to-execution, given by the caller; they replace earlier ones.
+            overrides: agent -> next read, given by the caller; they replace earlier ones.
         """
         run.calls[agent] -= 1
         if run.calls[agent] <= 0:
@@ -174,12 +186,12 @@ class RunTracker:
             self.end(run.key)
         return unknown
 
-    def attach_reader(self, run: Run, agent: str, reader: Hashable) -> float:
-        """Give a conversation's reader the steps of an agent of a run; return them."""
+    def attach_reader(self, run: Run, agent: str, reader: HistoryReader) -> NextRead:
+        """Let a conversation be read when an agent of a run runs; return its next read."""
         run.readers.setdefault(agent, {})[reader] = None
-        return _reader_steps(run, agent)
+        return _history_read(run, agent)
 
-    def detach_reader(self, run: Run, agent: str, reader: Hashable) -> None:
+    def detach_reader(self, run: Run, agent: str, reader: HistoryReader) -> None:
         """Undo ``attach_reader``; does nothing for an unknown reader."""
         readers = run.readers.get(agent, {})
         readers.pop(reader, None)
@@ -196,7 +208,7 @@ class RunTracker:
         run.throttled.clear()
         self._idle_since_s.pop(key, None)
         self._update(run)
-        self.ended.append(key)
+        self._ended.append(key)
         return True
 
     def set_throttled(self, key: RunKey, *, is_throttled: bool) -> None:
@@ -239,65 +251,69 @@ class RunTracker:
             self._update(run)
 
     def _update(self, run: Run) -> None:
-        tenant = run.key[0]
-        new = _agent_steps(run)
-        old, run.agent_steps = run.agent_steps, new
+        new = _agent_reads(run)
+        old, run.agent_reads = run.agent_reads, new
         # A dict, not a set, whose order would differ from process to process.
         for agent in {**old, **new}:
             before, after = old.get(agent), new.get(agent)
             if before == after:
                 continue
-            key = (tenant, agent)
-            minima = self._steps.get(key)
+            reader = AgentReader(run.key.tenant, agent)
+            minima = self._reads.get(reader)
             if minima is None:
-                minima = self._steps[key] = MinMultiset()
+                minima = self._reads[reader] = MinMultiset()
             if after is not None:
                 minima.add(after)
             if before is not None:
                 minima.remove(before)
             if not minima:
-                del self._steps[key]
-            self.changes["agent", *key] = self.steps(key)
+                del self._reads[reader]
+            self._changes[reader] = self.next_read_of(reader)
         for agent, readers in run.readers.items():
-            self.changes.update(dict.fromkeys(readers, _reader_steps(run, agent)))
+            self._changes.update(dict.fromkeys(readers, _history_read(run, agent)))
 
 
-def _reader_steps(run: Run, agent: str) -> float:
-    """Return the steps of a conversation of an agent.
+def _history_read(run: Run, agent: str) -> NextRead:
+    """Return the next read of a conversation of an agent.
 
-    While the agent runs another conversation, this one is read by its next call at the earliest:
-    it counts more than 1, and is not prefetched.
+    While the agent runs another conversation, this one is read by its next call at the earliest.
     """
     if agent in run.calls and not run.throttled[agent]:
-        return 1.0 + OTHER_BRANCH + THROTTLED_STEPS * run.is_throttled
-    return run.agent_steps.get(agent, UNKNOWN_STEPS)
+        next_call = next_read.scheduled(1.0, skips_prefetch=True)
+        return next_call.throttled() if run.is_throttled else next_call
+    return run.agent_reads.get(agent, next_read.UNKNOWN)
 
 
-def _agent_steps(run: Run) -> dict[str, float]:
-    steps_of: dict[str, float] = {}
-    if run.state is not None:
-        graph, probabilities = run.state.graph, run.state.probabilities()
-        branches = sorted(
-            (node for node, probability in probabilities.items() if probability < 1.0),
-            key=probabilities.__getitem__,
-            reverse=True,
-        )
-        others = set(branches[MAX_BRANCHES:])
-        for node, num_steps in enumerate(run.state.steps()):
-            steps = NEVER_STEPS if num_steps == NEVER else float(num_steps)
-            if node in probabilities:
-                steps += LIKELIHOOD_SPREAD * (1.0 - probabilities[node])
-                steps += OTHER_BRANCH * (node in others)
-            agent = graph.agents[node]
-            steps_of[agent] = min(steps_of.get(agent, steps), steps)
-    steps_of.update(run.overrides)
+def _agent_reads(run: Run) -> dict[str, NextRead]:
+    """Return the next read of each agent's prefix in a run."""
+    next_read_of = _graph_reads(run.state) if run.state is not None else {}
+    next_read_of.update(run.overrides)
     if run.is_throttled or run.is_quiet:
-        steps_of = {
-            agent: min(steps + THROTTLED_STEPS, NEVER_STEPS) for agent, steps in steps_of.items()
-        }
+        next_read_of = {agent: read.throttled() for agent, read in next_read_of.items()}
     for agent, num_calls in run.calls.items():
         if num_calls > run.throttled[agent]:
-            steps_of[agent] = 0.0
-        elif agent not in steps_of:  # it is in no graph
-            steps_of[agent] = THROTTLED_STEPS
-    return steps_of
+            next_read_of[agent] = next_read.RUNNING
+        elif agent not in next_read_of:  # it is in no graph
+            next_read_of[agent] = next_read.RUNNING.throttled()
+    return next_read_of
+
+
+def _graph_reads(state: RunState) -> dict[str, NextRead]:
+    """Return the next read of each agent's prefix by the progress of a run in its graph."""
+    next_read_of: dict[str, NextRead] = {}
+    chances = state.probabilities()
+    branches = sorted(
+        (node for node, chance in chances.items() if chance < 1.0),
+        key=chances.__getitem__,
+        reverse=True,
+    )
+    unlikely = set(branches[MAX_BRANCHES:])
+    for node, steps in enumerate(state.steps()):
+        if steps == NEVER:
+            read = next_read.NEVER
+        else:
+            chance = chances.get(node, 1.0)
+            read = next_read.scheduled(steps, chance=chance, skips_prefetch=node in unlikely)
+        agent = state.graph.agents[node]
+        next_read_of[agent] = min(next_read_of.get(agent, read), read)
+    return next_read_of

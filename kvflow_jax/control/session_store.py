@@ -5,11 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 
-from kvflow_jax.cache.reuse_tracker import UNKNOWN_STEPS
+from kvflow_jax.cache.next_read import UNKNOWN, NextRead
+from kvflow_jax.control.readers import HistoryReader, KeptReader, SessionReader
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.workflow.hints import Hints
 
@@ -31,26 +32,27 @@ class SessionStore:
     A history is named by the reader of the prefix cache that will read it again.
 
     Args:
-        run_tracker: gives a history the steps of the agent that continues it.
+        run_tracker: knows when the agent that continues a history runs.
         release: called with each history that is no longer kept, and with its run.
     """
 
     def __init__(
-        self, run_tracker: RunTracker, release: Callable[[Hashable, Run | None], object]
+        self, run_tracker: RunTracker, release: Callable[[HistoryReader, Run | None], object]
     ) -> None:
         self._run_tracker, self._release = run_tracker, release
-        self._histories: OrderedDict[Hashable, _History] = (
-            OrderedDict()
-        )  # least recently kept first
+        # The least recently kept first.
+        self._histories: OrderedDict[HistoryReader, _History] = OrderedDict()
         # A heap of (expiry time, tie-breaker, reader), some of them stale.
-        self._expiries: list[tuple[float, int, Hashable]] = []
+        self._expiries: list[tuple[float, int, HistoryReader]] = []
         self._numbers = count()
 
     def __len__(self) -> int:
         return len(self._histories)
 
-    def keep(self, reader: Hashable, run: Run | None, agent: str | None, expires_s: float) -> float:
-        """Keep a history until ``expires_s``, or extend it; return its steps-to-execution."""
+    def keep(
+        self, reader: HistoryReader, run: Run | None, agent: str | None, expires_s: float
+    ) -> NextRead:
+        """Keep a history until ``expires_s``, or extend it; return its next read."""
         self._pop(reader)
         self._histories[reader] = _History(expires_s, run, agent)
         heapq.heappush(self._expiries, (expires_s, next(self._numbers), reader))
@@ -63,10 +65,10 @@ class SessionStore:
         while len(self._histories) > MAX_HISTORIES:
             self.forget(next(iter(self._histories)))
         if run is None or agent is None:
-            return UNKNOWN_STEPS
+            return UNKNOWN
         return self._run_tracker.attach_reader(run, agent, reader)
 
-    def pin(self, reader: Hashable) -> None:
+    def pin(self, reader: HistoryReader) -> None:
         """Suspend the expiry of a history that a call continues; ``keep`` at its end resumes it.
 
         The call may wait in the queue for longer than the time to live.
@@ -75,7 +77,7 @@ class SessionStore:
         if history is not None:
             self._histories[reader] = replace(history, expires_s=math.inf)
 
-    def forget(self, reader: Hashable) -> None:
+    def forget(self, reader: HistoryReader) -> None:
         """Release a history; does nothing for an unknown one."""
         history = self._pop(reader)
         if history is not None:
@@ -95,15 +97,15 @@ class SessionStore:
             if history is not None and history.expires_s == expires_s:
                 self.forget(reader)
 
-    def _pop(self, reader: Hashable) -> _History | None:
+    def _pop(self, reader: HistoryReader) -> _History | None:
         history = self._histories.pop(reader, None)
         if history is not None and history.run is not None and history.agent is not None:
             self._run_tracker.detach_reader(history.run, history.agent, reader)
         return history
 
 
-def history_reader(tenant: str, hints: Hints) -> Hashable:
+def history_reader(tenant: str, hints: Hints) -> HistoryReader:
     """Return the reader of a call's history: its session, else its agent in this run."""
     if hints.session_id is not None:
-        return "session", tenant, hints.session_id
-    return "kept", tenant, hints.workflow_id, hints.agent_id
+        return SessionReader(tenant, hints.session_id)
+    return KeptReader(tenant, hints.workflow_id, hints.agent_id)

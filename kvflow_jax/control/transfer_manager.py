@@ -1,8 +1,8 @@
 """Executes the loads and offloads that the cache has planned, and publishes the completed ones.
 
-    cache.residency ──loads, offloads──▶ TransferManager ──▶ Runner (reads and writes the pool)
-          ▲                                  │
-          └──completed, lost extents─────────┴──▶ Transfers (copies over the link)
+    cache.tiers ──loads, offloads──▶ TransferManager ──▶ Runner (reads and writes the pool)
+         ▲                                 │
+         └──completed, lost extents────────┴──▶ Transfers (copies over the link)
 
 Runs on the engine thread. If a transfer fails or times out, its blocks lose their host copies and
 are recomputed. A direction with a transfer that timed out is not used until it completes one.
@@ -13,12 +13,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import DeviceState
+from kvflow_jax.cache.loads import Load
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.residency import Load, Offload
+from kvflow_jax.cache.residency import Offload
 from kvflow_jax.cache.transfer import Direction, Transfer
 from kvflow_jax.runtime.interfaces import Clock, Runner, Transfers
 
@@ -56,6 +57,20 @@ class LinkStats:
     num_failed: int = 0
 
 
+class Finished(NamedTuple):
+    """What has become of the transfers in flight since the last call.
+
+    Attributes:
+        transfers: those that are done or have failed.
+        failed_blocks: i32[n], blocks whose loads have failed or depend on a failed load; None if
+            all succeeded. The caller must release the leases of these blocks and then call
+            ``drop_failed``, before it uses the cache in another way.
+    """
+
+    transfers: list[Transfer]
+    failed_blocks: np.ndarray | None
+
+
 class TransferManager:
     """Transfers the blocks of one cache between device and host.
 
@@ -64,7 +79,6 @@ class TransferManager:
 
     Attributes:
         links: statistics of each direction; their bandwidths start as measured by ``transfers``.
-        finished: transfers that have finished since the list was last cleared, for a trace.
     """
 
     def __init__(
@@ -79,8 +93,7 @@ class TransferManager:
         self.links = {
             direction: LinkStats(transfers.bytes_per_s[direction]) for direction in Direction
         }
-        self.finished: list[Transfer] = []
-        self._cache = cache
+        self._tiers, self._num_pages = cache.tiers, cache.num_pages
         self._runner = runner
         self._transfers = transfers
         self._clock = clock
@@ -102,8 +115,7 @@ class TransferManager:
     @property
     def has_plans(self) -> bool:
         """Whether ``dispatch`` has something to do."""
-        residency = self._cache.residency
-        return bool(residency.loads or residency.offloads)
+        return bool(self._tiers.planned_loads or self._tiers.planned_offloads)
 
     def is_usable(self, direction: Direction) -> bool:
         """Return whether transfers may be planned: no timeout, and host memory not refused."""
@@ -113,12 +125,10 @@ class TransferManager:
 
     def set_offload_budget(self) -> None:
         """Set how many blocks the cache may offload in this step."""
-        residency = self._cache.residency
-        max_blocks = max(2 * MIN_EXTENTS * residency.host.max_extent_blocks, self._max_staged)
+        max_blocks = max(2 * MIN_EXTENTS * self._tiers.max_extent_blocks, self._max_staged)
         num_queued = self._bytes_queued[Direction.OFFLOAD] // self._block_bytes
-        residency.offload_budget = (
-            max_blocks - num_queued if self.is_usable(Direction.OFFLOAD) else 0
-        )
+        is_usable = self.is_usable(Direction.OFFLOAD)
+        self._tiers.set_offload_budget(max_blocks - num_queued if is_usable else 0)
 
     def is_saturated(self, direction: Direction, planned: Sequence[Load | Offload]) -> bool:
         """Return whether a direction has work until the engine's next iteration.
@@ -139,7 +149,7 @@ class TransferManager:
     @property
     def _max_staged(self) -> int:
         """Blocks that may be in flight in a direction, beyond ``MIN_EXTENTS`` extents."""
-        return int(self._cache.table.num_pages * MAX_STAGED_SHARE)
+        return int(self._num_pages * MAX_STAGED_SHARE)
 
     def _note_iteration(self) -> None:
         now = self._clock.now()
@@ -154,25 +164,21 @@ class TransferManager:
 
     def reset(self, cache: PrefixCache) -> None:
         """Start over with another cache; the results of transfers in flight are dropped."""
-        self._cache = cache
+        self._tiers, self._num_pages = cache.tiers, cache.num_pages
         self._in_flight.clear()
         self._bytes_queued = dict.fromkeys(Direction, 0)
         self._failed, self._void = [], []
 
-    def publish_finished(self) -> np.ndarray | None:
-        """Publish the transfers that have finished, and time out those past their deadlines.
-
-        Returns:
-            None if all succeeded; else i32[n], the blocks whose loads have failed or depend on a
-            failed load. The caller must release the leases of these blocks and then call
-            ``drop_failed``, before it uses the cache in another way.
-        """
+    def publish_finished(self) -> Finished:
+        """Publish the transfers that have finished, and time out those past their deadlines."""
         self._note_iteration()
+        finished: list[Transfer] = []
         failed: list[Load] = []
         for transfer in self._transfers.poll():
             self._stuck.discard(transfer.direction)
             if self._in_flight.pop(transfer, None) is None:
                 continue  # it belongs to an earlier cache, or has timed out
+            finished.append(transfer)
             self._note(transfer)
             if isinstance(transfer.job, Offload):
                 self._complete_offload(transfer, transfer.job)
@@ -182,57 +188,47 @@ class TransferManager:
                 self._void.append(transfer.job)
             else:
                 self._complete_load(transfer, transfer.job)
-        now = self._clock.now()
+        failed += self._time_out()
+        self._failed = failed
+        return Finished(finished, self._tiers.loading_blocks() if failed else None)
+
+    def drop_failed(self) -> None:
+        """Drop the host copies that could not be read. No lease may hold their blocks."""
+        in_flight = dict.fromkeys(
+            transfer.job for transfer in self._in_flight if isinstance(transfer.job, Load)
+        )
+        self._tiers.fail_loads(self._failed, [*in_flight, *self._void])
+        self._failed, self._void = [], []
+
+    def dispatch(self) -> None:
+        """Start the planned transfers. Call it before the step that may reuse their pages."""
+        plans = self._tiers.drain_plans()
+        for offload in plans.offloads:
+            staged = self._runner.read_blocks(offload.pages)
+            self._submit(Direction.OFFLOAD, offload, staged, len(offload.pages))
+        was_idle = not self._bytes_queued[Direction.LOAD]
+        submitted = [
+            self._submit(Direction.LOAD, load, load.extent.data, len(load.extent.blocks))
+            for load in plans.loads
+        ]
+        if submitted and was_idle:
+            # On a GPU, a copy into a fresh buffer waits for the steps dispatched before it: enqueue
+            # it before the next step. The copies behind it are enqueued while it is in flight.
+            self._transfers.wait_issued(submitted[0], ISSUE_TIMEOUT_S)
+
+    def _time_out(self) -> list[Load]:
+        """Drop the transfers that are past their deadlines; return the loads among them."""
+        now, loads = self._clock.now(), []
         for transfer, deadline_s in list(self._in_flight.items()):
             if now > deadline_s:
                 log.warning("a transfer from %s has timed out", transfer.direction.value)
                 self._stuck.add(transfer.direction)
                 self._drop(transfer)
                 if isinstance(transfer.job, Load):
-                    failed.append(transfer.job)
+                    loads.append(transfer.job)
                 else:
-                    self._cache.residency.drop_lost_extent(transfer.job.extent)
-        self._failed = failed
-        if not failed:
-            return None
-        # Loads are of paths: a block that continues a failed one is of no use either.
-        loading = self._cache.table.device_state == DeviceState.LOADING
-        return np.flatnonzero(loading).astype(np.int32)
-
-    def drop_failed(self) -> None:
-        """Drop the host copies that could not be read. No lease may hold their blocks."""
-        residency = self._cache.residency
-        loads = dict.fromkeys(
-            transfer.job for transfer in self._in_flight if isinstance(transfer.job, Load)
-        )
-        pending = [*loads, *self._void, *self._failed]
-        # A block can be cancelled only after those that continue it: repeat until none is left.
-        while sum(residency.cancel(load) for load in reversed(pending)):
-            pass
-        for load in self._failed:
-            residency.drop_lost_extent(load.extent)
-        self._failed, self._void = [], []
-
-    def dispatch(self) -> None:
-        """Start the planned transfers. Call it before the step that may reuse their pages."""
-        residency = self._cache.residency
-        offloads, residency.offloads = residency.offloads, []
-        for offload in offloads:
-            staged = self._runner.read_blocks(offload.pages)
-            self._submit(Direction.OFFLOAD, offload, staged, len(offload.pages))
-        loads, residency.loads = residency.loads, []
-        was_idle = not self._bytes_queued[Direction.LOAD]
-        first = None
-        for load in loads:
-            if residency.is_wanted(load):
-                transfer = self._submit(
-                    Direction.LOAD, load, load.extent.data, len(load.extent.blocks)
-                )
-                first = first or transfer
-        if first is not None and was_idle:
-            # On a GPU, a copy into a fresh buffer waits for the steps dispatched before it: enqueue
-            # it before the next step. The copies behind it are enqueued while it is in flight.
-            self._transfers.wait_issued(first, ISSUE_TIMEOUT_S)
+                    self._tiers.fail_offload(transfer.job)
+        return loads
 
     def _submit(
         self, direction: Direction, job: Load | Offload, data: object, num_blocks: int
@@ -247,7 +243,6 @@ class TransferManager:
 
     def _note(self, transfer: Transfer) -> None:
         self._bytes_queued[transfer.direction] -= transfer.nbytes
-        self.finished.append(transfer)
         link = self.links[transfer.direction]
         if transfer.error is not None:
             link.num_failed += 1
@@ -265,14 +260,13 @@ class TransferManager:
         self.links[transfer.direction].num_failed += 1
 
     def _complete_load(self, transfer: Transfer, load: Load) -> None:
-        indices, pages = self._cache.residency.complete(load)
+        indices, pages = self._tiers.complete_load(load)
         if len(indices):
             self._runner.write_blocks(transfer.data, indices, pages)
 
     def _complete_offload(self, transfer: Transfer, offload: Offload) -> None:
-        residency = self._cache.residency
         if transfer.error is None:
-            residency.complete_offload(offload.extent, transfer.data)
+            self._tiers.complete_offload(offload, transfer.data)
             return
-        residency.drop_lost_extent(offload.extent)
+        self._tiers.fail_offload(offload)
         self._refused_until_s = self._clock.now() + REFUSED_S

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+
+import numpy as np
 
 from kvflow_jax.cache.policy_loader import find_policy
 from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
@@ -19,7 +21,7 @@ from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
 from kvflow_jax.control.transfer_manager import TransferManager
-from kvflow_jax.engine.scheduler import Scheduler, StepPlan
+from kvflow_jax.engine.scheduler import Preempted, Scheduler, StepPlan
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.stats import counters, snapshot
 from kvflow_jax.engine.step_in_flight import StepInFlight
@@ -30,13 +32,8 @@ from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, Token
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.request_spec import RequestSpec
-from kvflow_jax.runtime.interfaces import (
-    Clock,
-    MultiStepRunner,
-    NoTransfers,
-    Runner,
-    Transfers,
-)
+from kvflow_jax.runtime.batch import Batch
+from kvflow_jax.runtime.interfaces import Clock, NoTransfers, Runner, StepHandle, Transfers
 from kvflow_jax.workflow.hints import HintStatus
 
 log = logging.getLogger(__name__)
@@ -79,10 +76,9 @@ class Engine:
         self.cache = self._new_cache()
         self.cost_model = CostModel()
         self.scheduler = self._new_scheduler()
-        self.stats = EngineStats(num_blocks=self.cache.table.num_pages)
+        self.stats = EngineStats(num_blocks=self.cache.num_pages)
         self.tracer = tracer or NoTrace()
         self.runner = runner
-        self._repeater = runner if isinstance(runner, MultiStepRunner) else None
         self.transfers = transfers or NoTransfers()
         self.transfer_manager = TransferManager(
             self.cache,
@@ -200,29 +196,18 @@ class Engine:
         A step that fails ends its requests with an error; the engine continues to serve.
         """
         was_busy = self._in_flight is not None
-        if self._in_flight is not None and self._in_flight.plan.prefill_lengths:
-            # Do not run ahead of a prefill step: a new request would wait for two long steps, to
-            # hide a host time that is negligible beside one.
-            self._retire()
-        self._apply_transfers()
+        self._retire_prefill()
+        self._publish_transfers()
         previous = self._in_flight
-        now = self.clock.now()
-        self.controller.expire(now)
-        self.controller.prefetcher.plan_offloads(self.transfer_manager)
-        plan = self.scheduler.schedule(now)
-        for request, num_tokens in self.scheduler.preempted:
-            self.controller.on_preempted(request, num_tokens)
-        self.scheduler.preempted.clear()
-        self.controller.prefetcher.plan_prefetch(self.transfer_manager, len(self.scheduler.running))
-        if plan is not None and self._repeater is not None:
-            self._repeat(plan, previous, self._repeater)
+        plan = self._plan_step(previous)
         dispatched = self._dispatch(plan)
         self._record_stall(dispatched is not None or previous is not None)
         if previous is not None and not self._retire():
             dispatched = None  # its inputs came from the failed step
         self._in_flight = dispatched
+        self._check_drained()
         self._publish_stats()
-        return plan is not None or was_busy
+        return bool(plan.chunks) or was_busy
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the scheduler, the cache and the controller agree."""
@@ -249,21 +234,47 @@ class Engine:
             request.lease = None
             self._finish(request, FinishReason.ERROR, now, error)
 
-    def _apply_transfers(self) -> None:
+    # The phases of a step.
+
+    def _retire_prefill(self) -> None:
+        """Wait for the step in flight if it computes prompts: the loop does not run ahead of it.
+
+        Else a new request would wait for two long steps, to hide a host time that is negligible
+        beside one.
+        """
+        if self._in_flight is not None and self._in_flight.plan.prefill_lengths:
+            self._retire()
+
+    def _publish_transfers(self) -> None:
         """Publish finished transfers; requeue the requests whose loads have failed."""
         try:
-            failed = self.transfer_manager.publish_finished()
+            finished = self.transfer_manager.publish_finished()
         except Exception as error:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return
         self.scheduler.uses_host_tier = self.transfer_manager.is_usable(Direction.LOAD)
         self.transfer_manager.set_offload_budget()
-        self.tracer.on_transfers(self.transfer_manager.finished)
-        self.transfer_manager.finished.clear()
-        if failed is not None:
-            self.scheduler.requeue_failed_loads(failed, self.clock.now())
+        self.tracer.on_transfers(finished.transfers)
+        if finished.failed_blocks is not None:
+            now = self.clock.now()
+            requeued = self.scheduler.requeue_failed_loads(finished.failed_blocks, now)
             self.transfer_manager.drop_failed()
+            self._protect(requeued)
+
+    def _plan_step(self, previous: StepInFlight | None) -> StepPlan:
+        """Plan transfers and the next step.
+
+        Args:
+            previous: the step in flight, which the next one follows.
+        """
+        now = self.clock.now()
+        self.controller.expire(now)
+        self.controller.prefetcher.plan_offloads(self.transfer_manager)
+        plan = self.scheduler.schedule(now)
+        self._protect(plan.preempted)
+        self.controller.prefetcher.plan_prefetch(self.transfer_manager, len(self.scheduler.running))
+        return plan
 
     def _record_stall(self, is_busy: bool) -> None:
         """Add up the time in which requests wait for loads and no step runs."""
@@ -274,34 +285,19 @@ class Engine:
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
-    def _repeat(
-        self, plan: StepPlan, previous: StepInFlight | None, runner: MultiStepRunner
-    ) -> None:
-        """Run a decode step several times in one dispatch if the next plans would be the same."""
-        if self.transfer_manager.has_plans:
-            # Transfers are published between two steps: those that start now would wait longer.
-            return
-        if previous is not None and previous.ends_a_request:
-            # The caller of that request may send its next one.
-            return
-        max_repeats = self.scheduler.max_repeats(plan)
-        if max_repeats > 1:
-            batch, _, _ = self.sizes.shapes.build(plan.chunks)
-            self.scheduler.repeat(plan, runner.num_repeats(batch, max_repeats), self.clock.now())
-
-    def _dispatch(self, plan: StepPlan | None) -> StepInFlight | None:
-        """Dispatch the planned transfers, then the step."""
+    def _dispatch(self, plan: StepPlan) -> StepInFlight | None:
+        """Dispatch the planned transfers, then the step; None if there is none, or it failed."""
         try:
             self.transfer_manager.dispatch()
         except Exception as error:
             log.exception("transfers could not be dispatched")
             self.fail_all(StepFailedError(f"transfers could not be dispatched: {error}"))
             return None
-        if plan is None:
+        if not plan.chunks:
             return None
         try:
             step = StepInFlight.dispatch(
-                plan, self.runner, self._repeater, self.sizes.shapes, self.clock.now()
+                plan, self.runner, self._submit, self.sizes.shapes, self.clock.now()
             )
         except Exception as error:
             log.exception("a step could not be dispatched")
@@ -313,8 +309,11 @@ class Engine:
             for request in self.scheduler.unpublish(plan):
                 self._finish(request, FinishReason.ERROR, now, failure)
             return None
-        self._num_steps += plan.num_repeats
+        self._num_steps += plan.num_steps
         return step
+
+    def _submit(self, plan: StepPlan, batch: Batch[np.ndarray]) -> StepHandle:
+        return self.runner.submit(batch)
 
     def _retire(self) -> bool:
         """Wait for the step in flight and deliver its tokens; return False if it failed."""
@@ -405,6 +404,16 @@ class Engine:
             # An eviction policy may fail for the released blocks; the request has ended all the
             # same, and no later call would deliver its last output.
             self._deliver(request, last)
+
+    def _protect(self, preempted: Iterable[Preempted]) -> None:
+        """Protect the computed tokens of requests that are back in the queue."""
+        for request, num_computed in preempted:
+            self.controller.on_preempted(request, num_computed)
+
+    def _check_drained(self) -> None:
+        """Raise IntegrityError if a result of this step was not passed on."""
+        self.cache.tiers.check_drained()
+        self.controller.run_tracker.check_drained()
 
     def _deliver(self, request: Request, output: Output) -> None:
         """Call the request's callback; abort the request, and no other, if it raises."""

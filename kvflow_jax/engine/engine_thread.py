@@ -133,11 +133,11 @@ class EngineThread:
 
     def register_graph(self, tenant: str, graph_id: str, graph: Graph) -> None:
         """Register a step graph for the tenant's runs, replacing one of the same id."""
-        self._call(partial(self._engine.controller.register, tenant, graph_id, graph))
+        self._call(partial(self._engine.controller.graphs.register, tenant, graph_id, graph))
 
     def unregister_graph(self, tenant: str, graph_id: str) -> bool:
         """Remove a registered step graph; return False if there is none of this id."""
-        return self._call(partial(self._engine.controller.unregister, tenant, graph_id))
+        return self._call(partial(self._engine.controller.graphs.unregister, tenant, graph_id))
 
     def begin_run(
         self, tenant: str, workflow_id: str, graph: Graph | None, graph_id: str | None = None
@@ -159,7 +159,7 @@ class EngineThread:
         """
         controller, now = self._engine.controller, self._engine.clock.now
         return self._call(
-            lambda: controller.advance(tenant, workflow_id, completed, running, now())
+            lambda: controller.advance_run(tenant, workflow_id, completed, running, now())
         )
 
     def end_run(self, tenant: str, workflow_id: str) -> bool:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
-from kvflow_jax.cache.blocks import NO_BLOCK, DeviceState
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
 from kvflow_jax.errors import IntegrityError
@@ -30,6 +30,14 @@ from kvflow_jax.requests.request import NO_SEQ_SLOT, Chunk, Request
 from kvflow_jax.runtime.batch import BatchShapes
 
 _BY_ORDER = attrgetter("order")
+_BlockKey = tuple[RootKey, int | None, bytes]  # root, the block before it, its tokens
+
+
+class Preempted(NamedTuple):
+    """A request that is back in the queue, and how many of its tokens were computed."""
+
+    request: Request
+    num_computed: int
 
 
 @dataclass(slots=True)
@@ -38,16 +46,21 @@ class StepPlan:
 
     Attributes:
         admitted: requests that start, or restart after a preemption, with this step.
+        preempted: requests that are preempted to make room.
         published: (lease, its number of indexed blocks before), in order of publishing.
         prefill_lengths: tokens of each chunk that takes tiles rather than a decode row.
-        num_repeats: how often the step runs; each repetition decodes the next token.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[Request] = field(default_factory=list)
+    preempted: list[Preempted] = field(default_factory=list)
     published: list[tuple[Lease, int]] = field(default_factory=list)
     prefill_lengths: list[int] = field(default_factory=list)
-    num_repeats: int = 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the plan takes on the device."""
+        return 1
 
 
 class Scheduler:
@@ -56,8 +69,6 @@ class Scheduler:
     Attributes:
         waiting, running: requests, sorted by ``Request.order``.
         num_host_tokens: the part of ``num_cached_tokens`` that was on the host at admission.
-        preempted: requests preempted since the list was last cleared, each with its number of
-            computed tokens.
         uses_host_tier: False: recompute host-only blocks.
         should_load: called with (blocks to load, tokens to compute instead); returns whether to
             load.
@@ -71,7 +82,6 @@ class Scheduler:
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_host_tokens = 0
-        self.preempted: list[tuple[Request, int]] = []
         self.uses_host_tier = True
         self.should_load: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
         self.can_admit: Callable[[Request], bool] = lambda request: True
@@ -113,8 +123,8 @@ class Scheduler:
         elif request in self.waiting:
             self.waiting.remove(request)
 
-    def schedule(self, now: float) -> StepPlan | None:
-        """Plan a step; return None if no request can run.
+    def schedule(self, now: float) -> StepPlan:
+        """Plan a step; it has no chunks if no request can run.
 
         Running requests come first, each with one token or the next chunk of its prompt. Then
         waiting requests are admitted while rows, seq slots and blocks last.
@@ -122,15 +132,15 @@ class Scheduler:
         for request in self.running:
             if request.is_loading:
                 assert request.lease is not None
-                request.is_loading = self._cache.residency.is_loading(request.lease.blocks)
+                request.is_loading = self._cache.num_loading(request.lease) > 0
         if self._shapes.deterministic:
             return self._schedule_deterministic(now)
         plan = StepPlan()
         self._plan_chunks(plan, self.running, now)
         self._admit(plan, now)
-        return plan if plan.chunks else None
+        return plan
 
-    def _schedule_deterministic(self, now: float) -> StepPlan | None:
+    def _schedule_deterministic(self, now: float) -> StepPlan:
         """Plan a step with either one chunk of a prompt or decode rows, alternating.
 
         A sequence is then always split in the same way: its prompt into tiles from its start, with
@@ -152,47 +162,7 @@ class Scheduler:
             self._admit(plan, now)
         if not plan.chunks:
             self._plan_chunks(plan, [r for r in decoding if r.lease is not None], now)
-        return plan if plan.chunks else None
-
-    def max_repeats(self, plan: StepPlan) -> int:
-        """Return how often a plan can be repeated before the next plan would differ.
-
-        1 unless all its chunks decode.
-        """
-        if plan.prefill_lengths or plan.admitted or self._shapes.deterministic:
-            return 1
-        if any(request.num_in_flight for request in self.waiting):
-            return 1  # a preempted request can be admitted once its token in flight is sampled
-        requests = (chunk.request for chunk in plan.chunks)
-        return 1 + min(request.max_len - request.num_tokens for request in requests)
-
-    def repeat(self, plan: StepPlan, num_repeats: int, now: float) -> None:
-        """Set how often a planned decode step runs; fewer if blocks would need a preemption."""
-        page, num_available = self._cache.page_size, self._cache.num_available
-        leases = [(chunk.request.lease, chunk.start) for chunk in plan.chunks]
-
-        def num_missing(num_tokens: int) -> list[int]:
-            """Return the blocks that each chunk lacks to decode ``num_tokens`` tokens."""
-            return [
-                max(0, -(-(start + num_tokens) // page) - len(lease or ()))
-                for lease, start in leases
-            ]
-
-        while num_repeats > 1 and sum(num_missing(num_repeats)) > num_available:
-            num_repeats //= 2
-        if num_repeats == 1:
-            return
-        plan.num_repeats = num_repeats
-        missing = num_missing(num_repeats)
-        for i, (chunk, num_blocks) in enumerate(zip(plan.chunks, missing, strict=True)):
-            request, lease = chunk.request, chunk.request.lease
-            assert lease is not None
-            if num_blocks and not self._cache.grow(lease, num_blocks, now):
-                raise IntegrityError("blocks counted as available could not be leased")
-            request.num_computed += num_repeats - 1
-            request.num_in_flight += num_repeats - 1
-            num_pages = -(-request.num_computed // page)
-            plan.chunks[i] = replace(chunk, pages=self._cache.table.page[lease.blocks[:num_pages]])
+        return plan
 
     def publish(self, request: Request, now: float) -> None:
         """Index the full blocks of a running request whose tokens have reached the host.
@@ -203,7 +173,7 @@ class Scheduler:
             tokens = self._shareable_tokens(request)
             num_written = len(tokens) // self._cache.page_size
             self._cache.deduplicate(request.lease, tokens, now, num_written=num_written)
-            self._cache.publish(request.lease, tokens, now)
+            self._cache.publish(request.lease, tokens)
 
     def unpublish(self, plan: StepPlan) -> list[Request]:
         """Unpublish the blocks that a plan published, for a step that was never dispatched.
@@ -224,11 +194,13 @@ class Scheduler:
             or (request.lease is not None and np.isin(request.lease.blocks, blocks).any())
         ]
 
-    def requeue_failed_loads(self, blocks: np.ndarray, now: float) -> None:
+    def requeue_failed_loads(self, blocks: np.ndarray, now: float) -> list[Preempted]:
         """Move requests that wait for a load of ``blocks`` (i32[n]) back to ``waiting``."""
-        for request in list(self.running):
-            if request.lease is not None and np.isin(request.lease.blocks, blocks).any():
-                self._requeue(request, now)
+        return [
+            self._requeue(request, now)
+            for request in list(self.running)
+            if request.lease is not None and np.isin(request.lease.blocks, blocks).any()
+        ]
 
     @property
     def num_loading(self) -> int:
@@ -272,7 +244,7 @@ class Scheduler:
         if request.num_computed + 1 < request.num_known and self._may_hit(request):
             self._deduplicate(request, now)
         length, is_decode = self._next_length(plan, request)
-        if length == 0 or not self._grow(request, request.num_computed + length, now):
+        if length == 0 or not self._grow(plan, request, request.num_computed + length, now):
             return False
         start = request.num_computed
         request.num_computed += length
@@ -283,11 +255,11 @@ class Scheduler:
         assert lease is not None
         before = lease.num_indexed
         if self._has_unindexed_block(request):
-            self._cache.publish(lease, self._shareable_tokens(request), now)
+            self._cache.publish(lease, self._shareable_tokens(request))
             if lease.num_indexed > before:
                 plan.published.append((lease, before))
         num_pages = -(-request.num_computed // self._cache.page_size)
-        pages = self._cache.table.page[lease.blocks[:num_pages]]
+        pages = self._cache.pages(lease, num_pages)
         plan.chunks.append(Chunk(request, start, length, pages, samples, is_decode))
         if not is_decode:
             plan.prefill_lengths.append(length)
@@ -322,7 +294,7 @@ class Scheduler:
         assert request.lease is not None
         return self._num_shareable(request) // self._cache.page_size > request.lease.num_indexed
 
-    def _grow(self, request: Request, num_tokens: int, now: float) -> bool:
+    def _grow(self, plan: StepPlan, request: Request, num_tokens: int, now: float) -> bool:
         """Lease blocks for ``num_tokens`` tokens, preempting the last requests in order for room.
 
         Returns:
@@ -334,22 +306,23 @@ class Scheduler:
         while num_missing > 0 and not self._cache.grow(lease, num_missing, now):
             # Requests are planned in order, so the victim is not yet in the plan.
             victim = self.running[-1]
-            self._preempt(victim, now)
+            plan.preempted.append(self._preempt(victim, now))
             if victim is request:
                 return False
         return True
 
-    def _preempt(self, request: Request, now: float) -> None:
+    def _preempt(self, request: Request, now: float) -> Preempted:
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self._requeue(request, now)
+        return self._requeue(request, now)
 
-    def _requeue(self, request: Request, now: float) -> None:
+    def _requeue(self, request: Request, now: float) -> Preempted:
         self.running.remove(request)
         self._release(request, now)
-        self.preempted.append((request, request.num_computed))
+        preempted = Preempted(request, request.num_computed)
         request.num_computed = 0
         insort(self.waiting, request, key=_BY_ORDER)
+        return preempted
 
     def _release(self, request: Request, now: float) -> None:
         assert request.lease is not None
@@ -394,13 +367,13 @@ class Scheduler:
     def _lease_prefix(self, request: Request, matched: np.ndarray, now: float) -> Lease:
         """Lease a request's cached prefix, blocks i32[n]; load the host-only ones."""
         cache = self._cache
-        valid = cache.table.device_state[matched] == DeviceState.VALID
         lease = request.lease = cache.lease(request.root, matched, now)
+        num_loading = cache.num_loading(lease)
         request.num_computed = len(matched) * cache.page_size
-        request.is_loading = not valid.all()
+        request.is_loading = num_loading > 0
         if request.num_cached is None:
             request.num_cached = request.num_computed
-            request.num_cached_host = int((~valid).sum()) * cache.page_size
+            request.num_cached_host = num_loading * cache.page_size
             self.num_prompt_tokens += request.num_prompt
             self.num_cached_tokens += request.num_cached
             self.num_host_tokens += request.num_cached_host
@@ -409,14 +382,12 @@ class Scheduler:
     def _match(self, request: Request) -> np.ndarray:
         """Return the blocks i32[n] of the cached prefix that a waiting request should use."""
         matched = self._match_index(request)
-        residency = self._cache.residency
-        num_on_device = residency.num_on_device(matched)
-        matched = residency.usable(matched) if self.uses_host_tier else matched[:num_on_device]
-        is_valid = self._cache.table.device_state[matched] == DeviceState.VALID
-        num_valid = len(matched) if is_valid.all() else int(is_valid.argmin())
-        num_tokens = (len(matched) - num_valid) * self._cache.page_size
-        if num_tokens and not self.should_load(max(0, len(matched) - num_on_device), num_tokens):
-            matched = matched[:num_valid]
+        state = self._cache.state_of(matched)
+        num_used = state.num_usable if self.uses_host_tier else state.num_on_device
+        num_tokens = (num_used - state.num_valid) * self._cache.page_size
+        if num_tokens and not self.should_load(num_used - state.num_on_device, num_tokens):
+            num_used = state.num_valid
+        matched = matched[:num_used]
         if not self._shapes.deterministic:
             return matched
         pages_per_tile = self._shapes.tile // self._cache.page_size
@@ -432,14 +403,10 @@ class Scheduler:
 
     def _has_room(self, request: Request, matched: np.ndarray) -> bool:
         """True if the whole sequence fits beside one more block for each running request."""
-        cache = self._cache
-        on_device = matched[: cache.residency.num_on_device(matched)]
-        num_new = -(-request.num_tokens // cache.page_size) - len(on_device)
-        # Matched blocks without a lease count as available, and no longer will.
-        num_unleased = int((cache.table.leases[on_device] == 0).sum())
-        return num_new + num_unleased + len(self.running) <= cache.num_available
+        num_blocks = -(-request.num_tokens // self._cache.page_size)
+        return self._cache.has_room(matched, num_blocks, num_reserved=len(self.running))
 
-    def _next_block(self, request: Request) -> tuple[RootKey, int, bytes] | None:
+    def _next_block(self, request: Request) -> _BlockKey | None:
         """Return the key of the block that a running request computes next.
 
         None if the block's tokens are not all known.
@@ -450,10 +417,10 @@ class Scheduler:
             request, request.lease.blocks[: request.num_computed // self._cache.page_size]
         )
 
-    def _block_key(self, request: Request, before: np.ndarray) -> tuple[RootKey, int, bytes] | None:
+    def _block_key(self, request: Request, before: np.ndarray) -> _BlockKey | None:
         """Return (root, parent block, tokens) of the block behind ``before``, i32[n], if full."""
         page = self._cache.page_size
         tokens = request.known_tokens[len(before) * page : (len(before) + 1) * page]
         if len(tokens) < page:
             return None
-        return request.root, int(before[-1]) if len(before) else NO_BLOCK, tokens.tobytes()
+        return request.root, int(before[-1]) if len(before) else None, tokens.tobytes()

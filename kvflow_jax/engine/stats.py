@@ -17,16 +17,16 @@ def counters(cache: PrefixCache, scheduler: Scheduler, before: EngineStats) -> E
     Args:
         before: counters of the caches and schedulers that these have replaced; they are added.
     """
-    residency = cache.residency
+    tiers = cache.tiers.counters
     return EngineStats(
         num_preemptions=before.num_preemptions + scheduler.num_preemptions,
-        num_evicted_blocks=before.num_evicted_blocks + residency.num_evicted,
-        num_backed_up_blocks=before.num_backed_up_blocks + residency.num_offloaded,
-        num_loaded_blocks=before.num_loaded_blocks + residency.num_loaded,
-        num_prefetched_blocks=before.num_prefetched_blocks + residency.num_prefetched,
-        num_useful_blocks=before.num_useful_blocks + residency.num_useful,
-        num_late_blocks=before.num_late_blocks + residency.num_late,
-        num_wasted_blocks=before.num_wasted_blocks + residency.num_wasted,
+        num_evicted_blocks=before.num_evicted_blocks + tiers.num_evicted,
+        num_backed_up_blocks=before.num_backed_up_blocks + tiers.num_offloaded,
+        num_loaded_blocks=before.num_loaded_blocks + tiers.num_loaded,
+        num_prefetched_blocks=before.num_prefetched_blocks + tiers.num_prefetched,
+        num_useful_blocks=before.num_useful_blocks + tiers.num_useful,
+        num_late_blocks=before.num_late_blocks + tiers.num_late,
+        num_wasted_blocks=before.num_wasted_blocks + tiers.num_wasted,
         prompt_tokens=before.prompt_tokens + scheduler.num_prompt_tokens,
         cached_prompt_tokens=before.cached_prompt_tokens + scheduler.num_cached_tokens,
         host_prompt_tokens=before.host_prompt_tokens + scheduler.num_host_tokens,
@@ -43,11 +43,11 @@ def snapshot(
         counters(cache, scheduler, before),
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
-        num_blocks=cache.table.num_pages,
+        num_blocks=cache.num_pages,
         num_blocks_leased=cache.num_leased,
         num_blocks_cached=cache.num_indexed,
-        num_blocks_host=cache.residency.host.num_blocks,
-        max_blocks_host=cache.residency.host.max_blocks,
+        num_blocks_host=cache.tiers.num_host_blocks,
+        max_blocks_host=cache.tiers.max_host_blocks,
         load_bytes=load.num_bytes,
         load_s=load.busy_s,
         save_bytes=offload.num_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from kvflow_jax.engine.scheduler import StepPlan
 from kvflow_jax.requests.outputs import TokenLogprobs
 from kvflow_jax.requests.request import Request
-from kvflow_jax.runtime.batch import BatchShapes
-from kvflow_jax.runtime.interfaces import MultiStepRunner, Runner, ScoreHandle, StepHandle
+from kvflow_jax.runtime.batch import Batch, BatchShapes
+from kvflow_jax.runtime.interfaces import Runner, ScoreHandle, StepHandle
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
 
 # A request, its sampled tokens in order, and the logprobs of the first.
@@ -34,27 +34,23 @@ class StepInFlight:
         cls,
         plan: StepPlan,
         runner: Runner,
-        repeater: MultiStepRunner | None,
+        submit: Callable[[StepPlan, Batch[np.ndarray]], StepHandle],
         shapes: BatchShapes,
         now: float,
     ) -> StepInFlight:
         """Submit a step to the device without waiting for it.
 
         Args:
-            repeater: the runner, if it can run a step several times in one dispatch.
+            submit: submits the batch of the plan to the runner.
 
         Raises:
-            Exception: any error of the runner's ``submit``.
+            Exception: any error of ``submit``.
         """
         batch, sample_rows, starts = shapes.build(plan.chunks)
         for request in plan.admitted:
             if request.params.needs_sampler_state:
                 runner.load_sequence_state(request)
-        handle: StepHandle
-        if plan.num_repeats > 1 and repeater is not None:
-            handle = repeater.submit_repeated(batch, plan.num_repeats)
-        else:
-            handle = runner.submit(batch)
+        handle = submit(plan, batch)
         return cls(plan, now, handle, sample_rows, list(_score_prompts(runner, plan, starts)))
 
     def results(self) -> list[Sampled]:

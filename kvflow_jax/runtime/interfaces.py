@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,7 +35,10 @@ class StepHandle(Protocol):
     """A dispatched step."""
 
     def result(self) -> np.ndarray:
-        """Wait for the step; return the sampled token of each row, i32[num_rows]."""
+        """Wait for the step; return the sampled token of each row, i32[num_rows].
+
+        If each row has sampled several tokens in sequence, i32[num_tokens, num_rows].
+        """
 
     def logprobs(self) -> Logprobs[np.ndarray] | None:
         """Return the logprobs of each row's sample, numpy; None if no row wanted any."""
@@ -86,20 +89,6 @@ class Runner(Protocol):
 
     def reset(self) -> None:
         """Start over with an empty pool."""
-
-
-@runtime_checkable
-class MultiStepRunner(Protocol):
-    """A runner that can run several decode steps as one: each row continues from its sample.
-
-    Only the simulator implements it.
-    """
-
-    def num_repeats(self, batch: Batch[np.ndarray], max_repeats: int) -> int:
-        """Return how often the batch may run, 1 to ``max_repeats``, before another event is due."""
-
-    def submit_repeated(self, batch: Batch[np.ndarray], num_repeats: int) -> StepHandle:
-        """Dispatch the steps and return at once; the result is i32[num_repeats, num_rows]."""
 
 
 class Transfers(Protocol):

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from kvflow_jax.requests.request import Request
 from kvflow_jax.runtime.batch import Batch
+from kvflow_jax.runtime.interfaces import Runner, StepHandle
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
 from kvflow_jax.sim.clock import VirtualClock
 from kvflow_jax.sim.profile import ModelShape, Profile
+
+
+class FastForwardRunner(Runner, Protocol):
+    """A runner that can run several decode steps as one: each row continues from its sample."""
+
+    def num_repeats(self, batch: Batch[np.ndarray], max_repeats: int) -> int:
+        """Return how often the batch may run, 1 to ``max_repeats``, before another event is due."""
+
+    def submit_repeated(self, batch: Batch[np.ndarray], num_repeats: int) -> StepHandle:
+        """Dispatch the steps and return at once; the result is i32[num_repeats, num_rows]."""
 
 
 @dataclass(frozen=True, slots=True)

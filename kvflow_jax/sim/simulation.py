@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheConfig, CacheSettings
-from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S
 from kvflow_jax.engine.sizes import GIB, PREFILL_TILE, EngineSizes
 from kvflow_jax.errors import IntegrityError
@@ -15,6 +14,7 @@ from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.sim.clock import VirtualClock
+from kvflow_jax.sim.fast_forward import FastForwardEngine
 from kvflow_jax.sim.profile import ModelShape, Profile
 from kvflow_jax.sim.runner import SimRunner
 from kvflow_jax.sim.transfers import SimTransfers
@@ -77,7 +77,7 @@ class Simulation:
         )
         self.clock = VirtualClock()
         self.runner = SimRunner(self.clock, profile, shape, pool.page_bytes)
-        self.engine = Engine(
+        self.engine = FastForwardEngine(
             sizes,
             self.runner,
             self.clock,

@@ -81,9 +81,9 @@ def test_a_block_in_use_cannot_be_freed(column, value):
 def test_scalar_views_share_the_memory_of_the_arrays():
     table = BlockTable(2, 2)
     table.scalars.leases[1] += 2
-    table.steps[0] = 7.0
+    table.parent[0] = 7
     assert table.leases[1] == 2
-    assert table.scalars.steps[0] == 7.0
+    assert table.scalars.parent[0] == 7
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,12 @@ def cache():
 
 
 def check(cache):
-    check_cache(cache.index, cache.table, cache._nodes, [lease.blocks for lease in cache._leases])
+    check_cache(
+        cache._nodes.index,
+        cache._table,
+        cache._nodes.records,
+        [lease.blocks for lease in cache._leases],
+    )
 
 
 def path(cache, tokens):
@@ -35,7 +40,7 @@ def test_a_sound_cache_passes(cache):
 def test_the_children_of_a_node_are_the_branches_below_it(cache):
     shared = path(cache, SHARED)
     branches = [int(path(cache, SHARED + prompt(agent, 4))[2]) for agent in (1, 2)]
-    children = child_nodes(cache.index, cache.table)
+    children = child_nodes(cache._nodes.index, cache._table)
     assert sorted(children.pop(int(shared[0]))) == sorted(branches)
     assert children == {branch: [] for branch in branches}
 
@@ -50,7 +55,7 @@ def test_the_children_of_a_node_are_the_branches_below_it(cache):
     ],
 )
 def test_a_wrong_column_of_the_table_is_found(cache, column, value, message):
-    getattr(cache.table, column)[path(cache, SHARED)[1]] = value
+    getattr(cache._table, column)[path(cache, SHARED)[1]] = value
     with pytest.raises(IntegrityError, match=message):
         check(cache)
 
@@ -64,32 +69,32 @@ def test_a_wrong_column_of_the_table_is_found(cache, column, value, message):
     ],
 )
 def test_a_wrong_node_record_is_found(cache, field, value, message):
-    setattr(cache._nodes[int(path(cache, SHARED)[0])], field, value)
+    setattr(cache._nodes.records[int(path(cache, SHARED)[0])], field, value)
     with pytest.raises(IntegrityError, match=message):
         check(cache)
 
 
 def test_a_record_of_a_node_that_left_the_index_is_found(cache):
-    cache._nodes[8] = cache._nodes[int(path(cache, SHARED)[0])]
+    cache._nodes.records[8] = cache._nodes.records[int(path(cache, SHARED)[0])]
     with pytest.raises(IntegrityError, match="records of nodes that have left the index"):
         check(cache)
 
 
 def test_a_leaked_block_is_found(cache):
-    cache.table.allocate(1, now=0.0)
+    cache._table.allocate(1, now=0.0)
     with pytest.raises(IntegrityError, match="neither leased nor indexed nor free"):
         check(cache)
 
 
 def test_a_block_that_only_the_table_counts_as_indexed_is_found(cache):
-    cache.table.head[cache.table.allocate(1, now=0.0)] = 0
+    cache._table.head[cache._table.allocate(1, now=0.0)] = 0
     with pytest.raises(IntegrityError, match="not those of the index"):
         check(cache)
 
 
 def test_a_leased_block_without_a_page_is_found(cache):
     blocks = path(cache, SHARED + prompt(1, 4))[-1:]
-    cache.table.extent[blocks], cache.table.host_state[blocks] = 0, 2
-    cache.table.drop_pages(blocks)
+    cache._table.extent[blocks], cache._table.host_state[blocks] = 0, 2
+    cache._table.drop_pages(blocks)
     with pytest.raises(IntegrityError, match="a leased block has no page"):
         check(cache)

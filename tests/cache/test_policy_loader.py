@@ -4,47 +4,47 @@ import numpy as np
 import pytest
 
 from kvflow_jax.cache.blocks import BlockTable
-from kvflow_jax.cache.policy import POLICIES, kvflow, lru
+from kvflow_jax.cache.policy import POLICIES, BlockFacts, kvflow, lru
 from kvflow_jax.cache.policy_loader import CheckedOrder, check_policy, find_policy
 from kvflow_jax.errors import ConfigError, PolicyError
 
 HERE = "tests.cache.test_policy_loader"
 
 
-def first_used(table, blocks):
-    return lru(table, blocks)
+def first_used(facts):
+    return lru(facts)
 
 
-def one_axis(table, blocks):
-    return table.last_use[blocks]
+def one_axis(facts):
+    return facts.last_use
 
 
-def no_columns(table, blocks):
-    return np.empty((len(blocks), 0))
+def no_columns(facts):
+    return np.empty((len(facts), 0))
 
 
-def a_row_short(table, blocks):
-    return lru(table, blocks)[1:]
+def a_row_short(facts):
+    return lru(facts)[1:]
 
 
-def not_a_number(table, blocks):
-    return np.full((len(blocks), 1), np.nan)
+def not_a_number(facts):
+    return np.full((len(facts), 1), np.nan)
 
 
-def text(table, blocks):
-    return np.full((len(blocks), 1), "soon")
+def text(facts):
+    return np.full((len(facts), 1), "soon")
 
 
-def ragged(table, blocks):
-    return [[1.0] * i for i in range(len(blocks))]
+def ragged(facts):
+    return [[1.0] * i for i in range(len(facts))]
 
 
-def raises(table, blocks):
-    return table.no_such_column[blocks]
+def raises(facts):
+    return facts.no_such_fact
 
 
-def by_rank(table, blocks):
-    return np.argsort(table.last_use[blocks])[:, None]
+def by_rank(facts):
+    return np.argsort(facts.last_use)[:, None]
 
 
 class Fails:
@@ -52,10 +52,10 @@ class Fails:
 
     is_failing = False
 
-    def __call__(self, table, blocks):
+    def __call__(self, facts):
         if self.is_failing:
             raise ZeroDivisionError("no blocks")
-        return lru(table, blocks)
+        return lru(facts)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -72,9 +72,9 @@ def test_a_policy_from_outside_is_found_by_name_or_given_as_a_function(policy):
     assert isinstance(order, CheckedOrder)
     assert order.name == f"{HERE}:first_used"
     table = BlockTable(3, 3)
-    blocks = table.allocate(3, now=2.0)
-    assert np.array_equal(order(table, blocks), lru(table, blocks))
-    assert not np.array_equal(order(table, blocks), kvflow(table, blocks))
+    facts = BlockFacts(table, table.allocate(3, now=2.0))
+    assert np.array_equal(order(facts), lru(facts))
+    assert not np.array_equal(order(facts), kvflow(facts))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_a_name_that_is_no_function_is_an_error(name):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("one_axis", r"must return numbers of shape \[5, any\].*returned float64\[5\]"),
-        ("no_columns", r"returned float64\[5, 0\]"),
-        ("a_row_short", r"returned float64\[4, 1\]"),
+        ("one_axis", r"must return numbers of shape \[6, any\].*returned float64\[6\]"),
+        ("no_columns", r"returned float64\[6, 0\]"),
+        ("a_row_short", r"returned float64\[5, 1\]"),
         ("not_a_number", "no NaN"),
-        ("text", r"returned <U4\[5, 1\]"),
+        ("text", r"returned <U4\[6, 1\]"),
         ("ragged", "failed: ValueError"),
-        ("raises", "failed: AttributeError: .*no_such_column"),
+        ("raises", "failed: AttributeError: .*no_such_fact"),
         ("by_rank", "gives a block another key beside other blocks"),
     ],
 )
@@ -110,4 +110,4 @@ def test_a_policy_that_fails_later_is_an_error_that_names_it():
     order, table = find_policy(policy), BlockTable(3, 3)
     policy.is_failing = True
     with pytest.raises(PolicyError, match=r"policy_loader.*Fails.* failed: ZeroDivisionError: no"):
-        order(table, table.allocate(1, now=0.0))
+        order(BlockFacts(table, table.allocate(1, now=0.0)))

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.next_read import SUFFIX, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache, every_block
 from kvflow_jax.errors import IntegrityError
 
 PAGE = 2
 ROOT = RootKey("model")
+SOON = scheduled(2.0)
 
 
 def serve(cache, tokens, now, root=ROOT):
@@ -21,7 +23,7 @@ def serve(cache, tokens, now, root=ROOT):
     if not cache.grow(lease, -(-len(tokens) // PAGE) - len(lease), now):
         cache.release(lease, now)
         return None
-    cache.publish(lease, tokens, now)
+    cache.publish(lease, tokens)
     return lease
 
 
@@ -70,8 +72,8 @@ def test_requests_that_computed_the_same_tokens_share_one_copy_after_deduplicati
     first, second = cache.lease(ROOT, empty, 0.0), cache.lease(ROOT, empty, 0.0)
     assert cache.grow(first, 2, 0.0)
     assert cache.grow(second, 2, 0.0)
-    cache.publish(first, tokens, 1.0)
-    cache.publish(second, tokens, 1.0)
+    cache.publish(first, tokens)
+    cache.publish(second, tokens)
     assert second.num_indexed == 0  # its blocks are private duplicates
     assert cache.num_leased == 4
     cache.deduplicate(second, tokens, 1.0, num_written=2)
@@ -115,7 +117,7 @@ def test_the_eviction_queue_stays_small_under_churn():
     cache = PrefixCache(num_pages=16, page_size=PAGE)
     for now in range(2000):
         cache.release(serve(cache, [now % 5, 0, now % 3, 0], float(now)), float(now))
-    assert len(cache.residency._device_queue) < 200  # entries, stale ones too
+    assert len(cache._residency._queue._queue) < 200  # entries, stale ones too
     cache.check_integrity()
 
 
@@ -135,28 +137,28 @@ def test_a_reader_is_attached_to_the_indexed_part_of_its_prefix():
     cache = PrefixCache(num_pages=8, page_size=PAGE)
     cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=0.0)
     prefix = np.array([1, 1, 2, 2, 4, 4], np.int32)
-    assert cache.set_reader("agent", ROOT, prefix, steps=2.0) == 2
+    end = cache.set_reader("agent", ROOT, prefix, SOON)
     path = cache.match(ROOT, np.array([1, 1, 2, 2, 3, 3], np.int32)).tolist()
-    assert [cache.steps_of(block) for block in path] == [2.0, 2.0, np.inf]
-    assert cache.last_block_of(cache.reuse_tracker.node_of("agent")) == path[1]
+    assert end is not None
+    assert end.block == path[1]
+    assert [cache.next_read_of(block) for block in path] == [SOON, SOON, SUFFIX]
     cache.check_integrity()
-    assert cache.set_reader("agent", ROOT, prefix[4:], steps=2.0) == 0
-    assert cache.reuse_tracker.node_of("agent") is None
+    assert cache.set_reader("agent", ROOT, prefix[4:], SOON) is None
+    assert cache._readers.node_of("agent") is None
 
 
 def test_changed_nodes_are_returned_once():
     cache = PrefixCache(num_pages=8, page_size=PAGE)
     cache.release(serve(cache, [1, 1, 2, 2], now=0.0), now=0.0)
-    cache.set_reader("agent", ROOT, np.array([1, 1, 2, 2], np.int32), steps=2.0)
-    (head,) = cache.take_changed_nodes()
-    assert cache.take_changed_nodes() == set()
-    cache.set_steps("agent", 1.0)
-    assert cache.take_changed_nodes() == {head}
-    cache.set_steps("agent", 3.0)
+    cache.set_reader("agent", ROOT, np.array([1, 1, 2, 2], np.int32), SOON)
+    (head,) = cache.tiers.drain_changed_nodes()
+    assert cache.tiers.drain_changed_nodes() == set()
+    cache.set_next_read("agent", scheduled(1.0))
+    assert cache.tiers.drain_changed_nodes() == {head}
+    cache.set_next_read("agent", scheduled(3.0))
     cache.flush()
-    assert cache.take_changed_nodes() == set()  # the node has left the index
-    assert cache.last_block_of(head) is None
-    assert cache.loadable_blocks(head).tolist() == []
+    assert cache.tiers.drain_changed_nodes() == set()  # the node has left the index
+    assert cache.tiers.loadable_blocks(head).tolist() == []
 
 
 def test_host_only_blocks_are_loadable_once_their_copies_are_written():
@@ -168,23 +170,23 @@ def test_host_only_blocks_are_loadable_once_their_copies_are_written():
         should_offload=every_block,
     )
     cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=0.0)
-    (path,) = [node.blocks for _, _, node in cache.index.nodes()]
+    (path,) = [node.blocks for _, _, node in cache._nodes.index.nodes()]
     head = int(path[0])
-    cache.residency.evict(2)
-    assert cache.loadable_blocks(head).tolist() == []
-    for offload in cache.residency.offloads:
-        cache.residency.complete_offload(offload.extent, data="copies")
-    assert cache.loadable_blocks(head).tolist() == path[1:].tolist()
-    assert cache.take_changed_nodes() == {head}
+    cache.evict(2)
+    assert cache.tiers.loadable_blocks(head).tolist() == []
+    for offload in cache.tiers.drain_plans().offloads:
+        cache.tiers.complete_offload(offload, data="copies")
+    assert cache.tiers.loadable_blocks(head).tolist() == path[1:].tolist()
+    assert cache.tiers.drain_changed_nodes() == {head}
     cache.check_integrity()
 
 
 def test_flushing_removes_the_readers_of_flushed_prefixes():
     cache = PrefixCache(num_pages=4, page_size=PAGE)
     cache.release(serve(cache, [1, 1], now=0.0), now=0.0)
-    cache.set_reader("agent", ROOT, np.array([1, 1], np.int32), steps=2.0)
+    cache.set_reader("agent", ROOT, np.array([1, 1], np.int32), SOON)
     assert cache.flush() == 1
-    assert cache.reuse_tracker.node_of("agent") is None
+    assert cache._readers.node_of("agent") is None
     cache.check_integrity()
 
 
@@ -215,14 +217,14 @@ class Interleavings(RuleBasedStateMachine):
             return
         self.cache.deduplicate(lease, tokens[: len(lease) * PAGE], self.now, num_written=0)
         before = lease.num_indexed
-        self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
+        self.cache.publish(lease, tokens[: len(lease) * PAGE])
         if fails and lease.num_indexed > before:
-            if self.cache.table.num_children[lease.blocks[lease.num_indexed - 1]]:
+            if self.cache._table.num_children[lease.blocks[lease.num_indexed - 1]]:
                 return
-            shared = self.cache.table.leases[lease.blocks[before : lease.num_indexed]] > 1
+            shared = self.cache._table.leases[lease.blocks[before : lease.num_indexed]] > 1
             if not shared.any():
                 self.cache.unpublish(lease, before)
-                self.cache.publish(lease, tokens[: len(lease) * PAGE], self.now)
+                self.cache.publish(lease, tokens[: len(lease) * PAGE])
 
     @rule(request=consumes(live))
     def finish(self, request):
@@ -232,12 +234,12 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def flush(self):
         self.cache.flush()
-        assert self.cache.num_available == self.cache.table.num_free_pages
+        assert self.cache.num_available == self.cache._table.num_free_pages
 
     @rule(count=st.integers(1, 4))
     def evict(self, count):
-        idle = self.cache.num_available - self.cache.table.num_free_pages
-        self.cache.residency.evict(min(count, idle))
+        idle = self.cache.num_available - self.cache._table.num_free_pages
+        self.cache._residency.evict(min(count, idle))
 
     @invariant()
     def integrity_holds(self):

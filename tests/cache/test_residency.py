@@ -6,11 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from kvflow_jax.cache.next_read import NEVER, UNKNOWN, scheduled
 from kvflow_jax.cache.policy import kvflow, lru
 from kvflow_jax.cache.prefix_cache import every_block, has_reader
-from kvflow_jax.cache.reuse_tracker import NEVER_STEPS, UNKNOWN_STEPS
 from kvflow_jax.errors import IntegrityError
-from tests.cache.tiered_cache import PAGE, ROOT, TieredCache, prompt
+from tests.cache.tiered_cache import PAGE, ROOT, TieredCache, prompt, read_in
 
 
 def test_an_evicted_prefix_is_offloaded_and_loaded_on_the_next_request():
@@ -20,9 +20,9 @@ def test_an_evicted_prefix_is_offloaded_and_loaded_on_the_next_request():
     tiers.settle()
     assert tiers.num_resident(prompt(1)) == (0, 4)
     lease = tiers.lease(prompt(1))
-    assert tiers.residency.is_loading(lease.blocks)
+    assert tiers.cache.num_loading(lease)
     tiers.settle()
-    assert not tiers.residency.is_loading(lease.blocks)
+    assert not tiers.cache.num_loading(lease)
     tiers.check(lease, prompt(1))
     assert tiers.num_resident(prompt(1)) == (4, 4)
     tiers.cache.check_integrity()
@@ -37,10 +37,9 @@ def test_a_copy_is_not_loaded_before_the_copy_that_it_continues_is_written():
     tiers.dispatch()
     assert len(tiers.offloads) == 3
     tiers.residency.complete_offload(*tiers.offloads.pop())  # the last of the three
-    matched = tiers.path(prompt(1, 6))
-    assert len(tiers.residency.usable(matched)) == 1  # the block that is on the device
+    assert tiers.num_usable(prompt(1, 6)) == 1  # the block that is on the device
     tiers.settle()
-    assert len(tiers.residency.usable(matched)) == 3
+    assert tiers.num_usable(prompt(1, 6)) == 3
 
 
 def test_a_suffix_is_evicted_before_a_prefix_and_a_far_agent_before_a_near_one():
@@ -52,7 +51,7 @@ def test_a_suffix_is_evicted_before_a_prefix_and_a_far_agent_before_a_near_one()
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2, 3)] == [4, 4, 0]
     tiers.residency.evict(1)
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [4, 3]  # the tail alone
-    tiers.cache.set_steps("far", 0)
+    tiers.cache.set_next_read("far", scheduled(0.0))
     tiers.residency.evict(2)
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [2, 3]
     tiers.cache.check_integrity()
@@ -60,9 +59,9 @@ def test_a_suffix_is_evicted_before_a_prefix_and_a_far_agent_before_a_near_one()
 
 def test_readers_of_unknown_order_are_evicted_by_lru_after_dead_and_before_known_ones():
     tiers = TieredCache(num_pages=16, num_host=0)
-    tiers.serve(prompt(1), reader="dead", steps=NEVER_STEPS)
-    tiers.serve(prompt(2), reader="old", steps=UNKNOWN_STEPS)
-    tiers.serve(prompt(3), reader="new", steps=UNKNOWN_STEPS)
+    tiers.serve(prompt(1), reader="dead", steps=NEVER)
+    tiers.serve(prompt(2), reader="old", steps=UNKNOWN)
+    tiers.serve(prompt(3), reader="new", steps=UNKNOWN)
     tiers.serve(prompt(4), reader="known", steps=9)
     evicted = []
     for _ in range(4):
@@ -89,7 +88,7 @@ def test_an_early_offload_makes_eviction_free():
     assert tiers.residency.offload(int(end)) == 0  # nothing is copied twice
     tiers.settle()
     tiers.residency.evict(4)
-    assert not tiers.residency.offloads
+    assert not tiers.cache.tiers.planned_offloads
     assert tiers.num_resident(prompt(1)) == (0, 4)
 
 
@@ -112,7 +111,7 @@ def test_a_request_that_needs_room_cancels_a_prefetch():
     tiers.settle()
     tiers.residency.evict(4)
     tiers.dispatch()
-    loadable = tiers.cache.loadable_blocks(tiers.cache.reuse_tracker.node_of("a"))
+    loadable = tiers.loadable("a")
     tiers.residency.load(loadable, is_prefetch=True)
     tiers.dispatch()
     late = tiers.loads[0]
@@ -122,7 +121,7 @@ def test_a_request_that_needs_room_cancels_a_prefetch():
     tiers.complete_load(late)  # cancelled: no page is written
     tiers.check(lease, prompt(3))
     tiers.cache.check_integrity()
-    assert tiers.residency.num_wasted == 4
+    assert tiers.cache.tiers.counters.num_wasted == 4
 
 
 def test_a_recomputed_block_gives_its_page_to_the_host_only_original():
@@ -151,17 +150,16 @@ def test_a_prefetch_counts_as_useful_late_or_wasted():
     tiers.residency.evict(12)
     tiers.settle()
     for agent in (1, 2, 3):
-        head = tiers.cache.reuse_tracker.node_of(agent)
-        tiers.residency.load(tiers.cache.loadable_blocks(head), is_prefetch=True)
-    assert len(tiers.residency.pending_prefetches()) == 3
+        tiers.residency.load(tiers.loadable(agent), is_prefetch=True)
+    assert len(tiers.residency.loads.running()) == 3
     tiers.dispatch()
     tiers.lease(prompt(2))  # still loading
     tiers.settle()
     tiers.lease(prompt(1))
     tiers.residency.evict(4)
-    residency = tiers.residency
-    assert residency.num_prefetched == 12
-    assert (residency.num_useful, residency.num_late, residency.num_wasted) == (4, 4, 4)
+    counters = tiers.cache.tiers.counters
+    assert counters.num_prefetched == 12
+    assert (counters.num_useful, counters.num_late, counters.num_wasted) == (4, 4, 4)
     tiers.cache.check_integrity()
 
 
@@ -174,11 +172,11 @@ def test_a_cancelled_load_keeps_its_leased_blocks():
     lease = tiers.lease(prompt(1, 4))
     (load,) = tiers.loads
     assert tiers.residency.cancel(load) == 2
-    assert tiers.residency.is_wanted(load)
+    assert load.num_wanted == 2
     tiers.settle()
     assert tiers.num_resident(prompt(1)) == (2, 4)
     tiers.check(lease, prompt(1, 4))
-    assert not tiers.residency.is_wanted(load)
+    assert not load.num_wanted
     tiers.cache.check_integrity()
 
 
@@ -197,7 +195,7 @@ def test_eviction_for_a_prefetch_stops_at_a_block_that_is_needed_sooner():
     tiers = TieredCache(num_pages=8)
     tiers.serve(prompt(1), reader="near", steps=1)
     tiers.serve(prompt(2), reader="far", steps=5)
-    tiers.residency.evict_while(8, lambda block: tiers.cache.steps_of(block) > 3)
+    tiers.residency.evict_while(8, lambda block: tiers.cache.next_read_of(block) > scheduled(3.0))
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [4, 0]
 
 
@@ -230,9 +228,12 @@ def test_a_flush_keeps_leased_blocks_only():
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
-        (lambda residency: setattr(residency, "num_idle", 0), "4 blocks are idle, 0 are counted"),
-        (lambda residency: residency._device_queue.pop(), "queued leaves"),
-        (lambda residency: residency._loading.update({0: None}), "LOADING"),
+        (
+            lambda residency: setattr(residency._queue, "num_idle", 0),
+            "4 blocks are idle, 0 are counted",
+        ),
+        (lambda residency: residency._queue._queue.pop(), "queued leaves"),
+        (lambda residency: residency.loads._load_of.update({0: None}), "LOADING"),
     ],
 )
 def test_the_integrity_check_finds_wrong_counts(corrupt, message):
@@ -262,11 +263,11 @@ class Interleavings(RuleBasedStateMachine):
     @rule(request=live, pages=st.integers(1, 3))
     def compute(self, request, pages):
         tiers, lease = self.tiers, request["lease"]
-        if lease is None or tiers.residency.is_loading(lease.blocks):
+        if lease is None or tiers.cache.num_loading(lease):
             return
         tokens = np.array(request["tokens"], np.int32)
         tiers.cache.deduplicate(lease, tokens, tiers.now, num_written=len(lease))
-        if not tiers.residency.is_loading(lease.blocks):
+        if not tiers.cache.num_loading(lease):
             tiers.compute(lease, request["tokens"][: (len(lease) + pages) * PAGE])
         tiers.check(lease, request["tokens"])
 
@@ -280,14 +281,14 @@ class Interleavings(RuleBasedStateMachine):
     @rule(
         reader=st.integers(0, 4),
         tokens=st.lists(st.integers(0, 1), min_size=2, max_size=12),
-        steps=st.sampled_from([0.0, 1.0, 2.0, UNKNOWN_STEPS, NEVER_STEPS]),
+        steps=st.sampled_from([0.0, 1.0, 2.0, UNKNOWN, NEVER]),
     )
     def set_reader(self, reader, tokens, steps):
-        self.tiers.cache.set_reader(reader, ROOT, np.array(tokens, np.int32), steps)
+        self.tiers.cache.set_reader(reader, ROOT, np.array(tokens, np.int32), read_in(steps))
 
-    @rule(reader=st.integers(0, 4), steps=st.sampled_from([0.0, 1.0, 3.0, NEVER_STEPS]))
-    def set_steps(self, reader, steps):
-        self.tiers.cache.set_steps(reader, steps)
+    @rule(reader=st.integers(0, 4), steps=st.sampled_from([0.0, 1.0, 3.0, NEVER]))
+    def set_next_read(self, reader, steps):
+        self.tiers.cache.set_next_read(reader, read_in(steps))
 
     @rule(reader=st.integers(0, 4))
     def remove_reader(self, reader):
@@ -295,19 +296,18 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(reader=st.integers(0, 4), max_blocks=st.integers(1, 6))
     def offload(self, reader, max_blocks):
-        head = self.tiers.cache.reuse_tracker.node_of(reader)
+        head = self.tiers.cache._readers.node_of(reader)
         if head is not None:
-            end = self.tiers.cache.last_block_of(head)
-            if self.tiers.cache.table.page[end] >= 0:
+            end = self.tiers.cache._nodes.last_block_of(head)
+            if self.tiers.cache._table.page[end] >= 0:
                 self.tiers.residency.offload(end, max_blocks=max_blocks)
                 self.tiers.dispatch()
 
     @rule(reader=st.integers(0, 4), max_blocks=st.integers(1, 6))
     def prefetch(self, reader, max_blocks):
-        head = self.tiers.cache.reuse_tracker.node_of(reader)
-        if head is not None:
-            loadable = self.tiers.cache.loadable_blocks(head)[:max_blocks]
-            if 0 < len(loadable) <= self.tiers.cache.table.num_free_pages:
+        if self.tiers.cache._readers.node_of(reader) is not None:
+            loadable = self.tiers.loadable(reader)[:max_blocks]
+            if 0 < len(loadable) <= self.tiers.cache._table.num_free_pages:
                 self.tiers.residency.load(loadable, is_prefetch=True)
                 self.tiers.dispatch()
 
@@ -330,14 +330,14 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 9))
     def fail_offload(self, which):
-        if self.tiers.offloads and not self.tiers.residency._loading:
+        if self.tiers.offloads and not self.tiers.residency.loads:
             extent, _ = self.tiers.offloads.pop(which % len(self.tiers.offloads))
             self.tiers.residency.drop_lost_extent(extent)
 
     @rule(count=st.integers(1, 4))
     def evict(self, count):
         cache = self.tiers.cache
-        cache.residency.evict(min(count, cache.num_available - cache.table.num_free_pages))
+        cache._residency.evict(min(count, cache.num_available - cache._table.num_free_pages))
         self.tiers.dispatch()
 
     @rule()

@@ -1,20 +1,12 @@
-"""Steps-to-execution of nodes: the minimum over the readers at a node and below it."""
+"""The next read of nodes: the soonest over the readers at a node and below it."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvflow_jax.cache.blocks import NO_BLOCK, SUFFIX, BlockTable
-from kvflow_jax.cache.reuse_tracker import (
-    LIKELIHOOD_SPREAD,
-    NEVER_STEPS,
-    OTHER_BRANCH,
-    THROTTLED_STEPS,
-    UNKNOWN_STEPS,
-    MinMultiset,
-    ReuseTracker,
-)
+from kvflow_jax.cache.blocks import NO_BLOCK, BlockTable
+from kvflow_jax.cache.next_read import SUFFIX, scheduled
+from kvflow_jax.cache.reuse_tracker import ReuseTracker
 from kvflow_jax.errors import IntegrityError
 from tests.cache.tiered_cache import TieredCache, prompt
 
@@ -26,161 +18,134 @@ def tracker():
     table = BlockTable(4, 4)
     table.head[:] = range(4)
     table.parent[:] = [NO_BLOCK, 0, 0, 2]
-    return ReuseTracker(table), table.steps
+    return ReuseTracker(table)
+
+
+def distances(readers, num=4):
+    """The distance of the next read of each node; None if it is a suffix."""
+    reads = [readers.next_read_of(head) for head in range(num)]
+    return [None if read == SUFFIX else read.distance for read in reads]
 
 
 def test_a_shared_node_counts_as_its_soonest_reader():
-    readers, steps = tracker()
-    readers.set("a", 1, 5.0)
-    readers.set("b", 3, 2.0)
-    assert steps.tolist() == [2.0, 5.0, 2.0, 2.0]
+    readers = tracker()
+    readers.attach("a", 1, scheduled(5.0))
+    readers.attach("b", 3, scheduled(2.0))
+    assert distances(readers) == [2.0, 5.0, 2.0, 2.0]
     assert len(readers) == 2
-    readers.set_steps("b", 9.0)
-    assert steps.tolist() == [5.0, 5.0, 9.0, 9.0]
+    readers.set_next_read("b", scheduled(9.0))
+    assert distances(readers) == [5.0, 5.0, 9.0, 9.0]
     readers.check_integrity(CHILDREN)
 
 
 def test_only_nodes_whose_minimum_changes_are_reported():
-    readers, _ = tracker()
-    readers.set("a", 1, 2.0)
-    readers.set("b", 3, 5.0)
-    assert readers.changed == {0, 1, 2, 3}
-    readers.changed.clear()
-    readers.set_steps("b", 7.0)
-    assert readers.changed == {2, 3}
-    readers.changed.clear()
-    readers.set_steps("b", 7.0)
-    assert readers.changed == set()
+    readers = tracker()
+    readers.attach("a", 1, scheduled(2.0))
+    readers.attach("b", 3, scheduled(5.0))
+    assert readers.drain_changed() == {0, 1, 2, 3}
+    readers.set_next_read("b", scheduled(7.0))
+    assert readers.drain_changed() == {2, 3}
+    readers.set_next_read("b", scheduled(7.0))
+    assert readers.drain_changed() == set()
 
 
 def test_a_removed_reader_leaves_a_suffix():
-    readers, steps = tracker()
-    readers.set("a", 3, 2.0)
+    readers = tracker()
+    readers.attach("a", 3, scheduled(2.0))
     assert readers.has_reader_at(3)
-    readers.remove("a")
+    readers.detach("a")
     assert not readers.has_reader_at(3)
-    assert readers.node_of("a") is None
-    assert (steps == SUFFIX).all()
+    assert distances(readers) == [None] * 4
     readers.check_integrity(CHILDREN)
 
 
 def test_an_unknown_reader_has_no_effect():
-    readers, steps = tracker()
-    readers.set_steps("a", 1.0)
-    readers.remove("a")
-    assert (steps == SUFFIX).all()
-    assert readers.changed == set()
+    readers = tracker()
+    readers.set_next_read("a", scheduled(1.0))
+    readers.detach("a")
+    assert distances(readers) == [None] * 4
+    assert readers.drain_changed() == set()
 
 
 def test_a_reader_moves_with_its_prefix():
-    readers, steps = tracker()
-    readers.set("a", 1, 2.0)
-    readers.set("a", 3, 2.0)
-    assert readers.node_of("a") == 3
-    assert steps.tolist() == [2.0, SUFFIX, 2.0, 2.0]
+    readers = tracker()
+    readers.attach("a", 1, scheduled(2.0))
+    readers.attach("a", 3, scheduled(2.0))
+    assert readers.has_reader_at(3)
+    assert distances(readers) == [2.0, None, 2.0, 2.0]
     readers.check_integrity(CHILDREN)
 
 
 def test_readers_of_an_evicted_node_are_attached_to_its_parent():
-    readers, steps = tracker()
-    for reader, value in (("a", 4.0), ("b", 4.0), ("c", 6.0)):
-        readers.set(reader, 3, value)
+    readers = tracker()
+    for reader, steps in (("a", 4.0), ("b", 4.0), ("c", 6.0)):
+        readers.attach(reader, 3, scheduled(steps))
     readers.drop(3, before=2)
-    assert {readers.node_of(reader) for reader in "abc"} == {2}
-    assert steps.tolist() == [4.0, SUFFIX, 4.0, SUFFIX]
+    assert readers.has_reader_at(2)
+    assert distances(readers) == [4.0, None, 4.0, None]
     readers.check_integrity({0: [1, 2], 1: [], 2: []})
-    readers.remove("a")
-    readers.remove("b")
-    assert steps[0] == 6.0
+    readers.detach("a")
+    readers.detach("b")
+    assert distances(readers)[0] == 6.0
 
 
 def test_readers_of_an_evicted_top_node_are_removed():
-    readers, steps = tracker()
-    readers.set("a", 0, 4.0)
+    readers = tracker()
+    readers.attach("a", 0, scheduled(4.0))
     readers.drop(0, before=NO_BLOCK)
     assert len(readers) == 0
-    assert (steps == SUFFIX).all()
+    assert distances(readers) == [None] * 4
 
 
 def test_a_split_moves_the_readers_to_the_lower_half():
     table = BlockTable(2, 2)
     table.head[:], table.parent[:] = [0, 0], [NO_BLOCK, 0]
     readers = ReuseTracker(table)
-    readers.set("a", 0, 3.0)
-    readers.set("b", 0, 5.0)
+    readers.attach("a", 0, scheduled(3.0))
+    readers.attach("b", 0, scheduled(5.0))
     table.head[1] = 1
     readers.split(0, 1)
-    assert {readers.node_of("a"), readers.node_of("b")} == {1}
-    assert table.steps.tolist() == [3.0, 3.0]
+    assert readers.has_reader_at(1)
+    assert not readers.has_reader_at(0)
+    assert distances(readers, 2) == [3.0, 3.0]
     readers.check_integrity({0: [1], 1: []})
 
 
-def test_the_integrity_check_finds_wrong_steps():
-    readers, steps = tracker()
-    readers.set("a", 3, 2.0)
-    steps[2] = 1.0
-    with pytest.raises(IntegrityError, match="node 2 has wrong steps"):
+def test_the_integrity_check_finds_wrong_next_reads():
+    readers = tracker()
+    readers.attach("a", 3, scheduled(2.0))
+    table = readers._table
+    table.next_read[2, 1] = 1.0
+    with pytest.raises(IntegrityError, match="columns of the next read"):
         readers.check_integrity(CHILDREN)
-    steps[2] = 2.0
+    table.next_read[2, 1] = 2.0
     with pytest.raises(IntegrityError, match="do not list them"):
         readers.check_integrity({0: [1, 2], 1: [], 2: []})
     readers.drop(3, before=2)
-    steps[3] = 1.0
-    with pytest.raises(IntegrityError, match="not the head of a node"):
+    table.next_read[3] = scheduled(1.0)
+    with pytest.raises(IntegrityError, match="columns of the next read"):
         readers.check_integrity({0: [1, 2], 1: [], 2: []})
-
-
-def test_fractions_of_a_step_never_reorder_whole_steps():
-    assert 1.0 + LIKELIHOOD_SPREAD + OTHER_BRANCH < 2.0
-    assert UNKNOWN_STEPS < UNKNOWN_STEPS + THROTTLED_STEPS < NEVER_STEPS < SUFFIX
+    table.next_read[3] = SUFFIX
+    readers._next_read[0] = scheduled(1.0)
+    with pytest.raises(IntegrityError, match="not the least of its readers"):
+        readers.check_integrity({0: [1, 2], 1: [], 2: []})
 
 
 @settings(deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([None, 0.0, 1.0, 2.5])),
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([None, 0.0, 1.0, 2.0])),
         max_size=30,
     )
 )
-def test_steps_are_the_minimum_after_any_changes(changes):
-    readers, _ = tracker()
+def test_next_reads_are_the_soonest_after_any_changes(changes):
+    readers = tracker()
     for reader, head, steps in changes:
         if steps is None:
-            readers.remove(reader)
+            readers.detach(reader)
         else:
-            readers.set(reader, head, steps)
+            readers.attach(reader, head, scheduled(steps))
         readers.check_integrity(CHILDREN)
-
-
-def test_an_empty_multiset_has_an_infinite_minimum():
-    assert MinMultiset().minimum == SUFFIX
-    with pytest.raises(KeyError):
-        MinMultiset().remove(1.0)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=200))
-def test_a_multiset_tracks_its_minimum(operations):
-    multiset, values = MinMultiset(), []
-    for is_add, value in operations:
-        if is_add:
-            multiset.add(float(value))
-            values.append(value)
-        elif value in values:
-            multiset.remove(float(value))
-            values.remove(value)
-        assert multiset.minimum == min(values, default=SUFFIX)
-        assert len(multiset) == len(set(values))
-
-
-def test_a_multiset_forgets_values_that_come_and_go():
-    multiset = MinMultiset()
-    multiset.add(-1.0)
-    for value in range(1000):
-        multiset.add(float(value))
-        multiset.remove(float(value))
-    assert len(multiset._heap) < 20
-    assert multiset.minimum == -1.0
 
 
 def test_what_agents_share_counts_as_the_soonest_of_them():
@@ -189,14 +154,13 @@ def test_what_agents_share_counts_as_the_soonest_of_them():
     tiers.serve(shared + prompt(1, 4), reader="a", steps=7)
     tiers.serve(shared + prompt(2, 4), reader="b", steps=2)
     tiers.serve(prompt(3), reader="c", steps=5)
-    table = tiers.cache.table
-    path = tiers.path(shared + prompt(1, 4))
-    assert [tiers.cache.steps_of(block) for block in path.tolist()] == [2, 2, 7, 7]
-    tiers.cache.set_steps("b", 9)
-    assert [tiers.cache.steps_of(block) for block in path.tolist()] == [7, 7, 7, 7]
+    path = tiers.path(shared + prompt(1, 4)).tolist()
+    assert [tiers.cache.next_read_of(block).distance for block in path] == [2, 2, 7, 7]
+    tiers.cache.set_next_read("b", scheduled(9.0))
+    assert [tiers.cache.next_read_of(block).distance for block in path] == [7, 7, 7, 7]
     tiers.cache.remove_reader("a")
     tiers.cache.remove_reader("b")
-    assert np.isinf(table.steps[table.head[path]]).all()
+    assert {tiers.cache.next_read_of(block) for block in path} == {SUFFIX}
     tiers.cache.check_integrity()
 
 
@@ -204,10 +168,11 @@ def test_the_dynamic_suffix_of_a_prompt_has_no_reader():
     tiers = TieredCache(num_pages=8)
     first, second = prompt(1, 6) + prompt(5, 4), prompt(1, 6) + prompt(6, 4)
     tiers.serve(first, reader="a", steps=1, num_fixed=6)
-    path = tiers.path(first)
-    assert [tiers.cache.steps_of(block) for block in path.tolist()] == [1, 1, 1, SUFFIX, SUFFIX]
+    path = tiers.path(first).tolist()
+    soon = scheduled(1.0)
+    assert [tiers.cache.next_read_of(block) for block in path] == [soon] * 3 + [SUFFIX] * 2
     tiers.serve(second, reader="a", steps=1, num_fixed=6)
     assert tiers.num_resident(first)[1] == 5
-    tiers.residency.evict(4)
+    tiers.cache.evict(4)
     assert tiers.num_resident(first) == (3, 3)
     assert tiers.residency.num_offloaded == 0  # suffixes are dropped

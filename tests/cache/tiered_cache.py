@@ -6,9 +6,9 @@ import numpy as np
 
 from kvflow_jax.cache.blocks import DeviceState
 from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.next_read import UNKNOWN, NextRead, scheduled
 from kvflow_jax.cache.policy import kvflow
 from kvflow_jax.cache.prefix_cache import PrefixCache, has_reader
-from kvflow_jax.cache.reuse_tracker import UNKNOWN_STEPS
 
 PAGE = 2
 ROOT = RootKey("model")
@@ -16,6 +16,11 @@ ROOT = RootKey("model")
 
 def ids(*tokens):
     return np.array(tokens, np.int32)
+
+
+def read_in(steps):
+    """The read by an agent that runs in that many steps; a NextRead is returned as it is."""
+    return steps if isinstance(steps, NextRead) else scheduled(float(steps))
 
 
 def prompt(agent, length=8):
@@ -43,19 +48,26 @@ class TieredCache:
 
     @property
     def residency(self):
-        return self.cache.residency
+        return self.cache._residency
+
+    def loadable(self, reader):
+        """The blocks of a reader's prefix that can be loaded, i32[n]."""
+        return self.cache.tiers.loadable_blocks(self.cache._readers.node_of(reader))
+
+    def num_usable(self, tokens):
+        """Number of blocks of ``tokens`` that are on the device or can be loaded."""
+        return self.cache.state_of(self.path(tokens)).num_usable
 
     def dispatch(self):
         """Start the planned transfers, as the engine does before a step."""
-        residency = self.residency
-        for offload in residency.offloads:
+        plans = self.cache.tiers.drain_plans()
+        for offload in plans.offloads:
             contents = [self.contents[page] for page in offload.pages.tolist()]
             self.offloads.append((offload.extent, contents))
-        self.loads += residency.loads
-        residency.offloads, residency.loads = [], []
+        self.loads += plans.loads
 
     def complete_load(self, load):
-        indices, pages = self.residency.complete(load)
+        indices, pages = self.residency.complete_load(load)
         for index, page in zip(indices.tolist(), pages.tolist(), strict=True):
             self.contents[page] = load.extent.data[index]
 
@@ -72,10 +84,9 @@ class TieredCache:
     def lease(self, tokens):
         """Lease the cached prefix of ``tokens``; None if there is no room for it."""
         tokens = np.asarray(tokens, np.int32)
-        matched = self.residency.usable(self.cache.match(ROOT, tokens))
-        on_device = self.residency.num_on_device(matched)
-        idle = int((self.cache.table.leases[matched[:on_device]] == 0).sum())
-        if len(matched) - on_device + idle > self.cache.num_available:
+        matched = self.cache.match(ROOT, tokens)
+        matched = matched[: self.cache.state_of(matched).num_usable]
+        if not self.cache.has_room(matched, len(matched), num_reserved=0):
             return None
         self.now += 1
         lease = self.cache.lease(ROOT, matched, self.now)
@@ -91,12 +102,12 @@ class TieredCache:
         # Pages are read by offloads before the step overwrites them.
         self.dispatch()
         start = len(lease) - num
-        for i, page in enumerate(self.cache.table.page[lease.blocks[start:]].tolist(), start):
+        for i, page in enumerate(self.cache._table.page[lease.blocks[start:]].tolist(), start):
             self.contents[page] = tuple(tokens[: (i + 1) * PAGE].tolist())
-        self.cache.publish(lease, tokens, self.now)
+        self.cache.publish(lease, tokens)
         return True
 
-    def serve(self, tokens, reader=None, steps=UNKNOWN_STEPS, num_fixed=None):
+    def serve(self, tokens, reader=None, steps=UNKNOWN, num_fixed=None):
         """Compute ``tokens`` and end the request, whose first ``num_fixed`` have a reader."""
         lease = self.lease(tokens)
         self.settle()
@@ -104,7 +115,7 @@ class TieredCache:
         self.check(lease, tokens)
         if reader is not None:
             prefix = np.asarray(tokens[: num_fixed or len(tokens)], np.int32)
-            self.cache.set_reader(reader, ROOT, prefix, steps)
+            self.cache.set_reader(reader, ROOT, prefix, read_in(steps))
         self.now += 1
         self.cache.release(lease, self.now)
         self.cache.check_integrity()
@@ -113,8 +124,8 @@ class TieredCache:
     def check(self, lease, tokens):
         """Assert that the content of a lease's pages is its own sequence."""
         for i, block in enumerate(lease.blocks.tolist()):
-            if self.cache.table.device_state[block] == DeviceState.VALID:
-                page = int(self.cache.table.page[block])
+            if self.cache._table.device_state[block] == DeviceState.VALID:
+                page = int(self.cache._table.page[block])
                 assert self.contents[page] == tuple(int(t) for t in tokens[: (i + 1) * PAGE])
 
     def path(self, tokens):

@@ -1,8 +1,10 @@
 """Workflows through the engine: which prefixes are kept, prefetched and released."""
 
-import numpy as np
 import pytest
 
+from kvflow_jax.cache.next_read import scheduled
+from kvflow_jax.control.readers import AgentReader
+from kvflow_jax.control.run_tracker import RunKey
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
@@ -73,9 +75,9 @@ def test_chats_without_hints_are_loaded_from_the_host(settings):
 def test_a_discarded_call_is_not_kept():
     engine = make_engine(cache=KVFLOW)
     call(engine, "agent0", 0, None, reuse=Reuse.DISCARD)
-    assert len(engine.cache.reuse_tracker) == 0
+    assert len(engine.cache._readers) == 0
     call(engine, "agent0", 0, None, reuse=Reuse.KEEP)
-    assert len(engine.cache.reuse_tracker) == 2  # its fixed prefix, and the whole sequence
+    assert len(engine.cache._readers) == 2  # its fixed prefix, and the whole sequence
 
 
 def test_a_ready_request_runs_while_another_waits_for_its_load():
@@ -83,7 +85,7 @@ def test_a_ready_request_runs_while_another_waits_for_its_load():
     call(engine, "agent0", 0, None)
     engine.controller.prefetcher.plan_offloads(engine.transfer_manager)
     run(engine)
-    engine.cache.residency.evict(engine.cache.residency.num_idle)
+    engine.cache.evict(engine.cache.num_idle)
     run(engine)
     engine.transfers.is_paused = True
     waits = Client(engine, prompt_of("agent0", 1), max_tokens=3)
@@ -109,8 +111,7 @@ def test_abandoned_runs_expire():
     clock.time_s += 10_000
     engine.step()
     assert engine.stats.num_runs == 0
-    assert len(engine.cache.reuse_tracker) == 0
-    assert np.isinf(engine.cache.table.steps).all()
+    assert len(engine.cache._readers) == 0
 
 
 def test_hints_that_raise_cost_no_answer(caplog):
@@ -130,28 +131,30 @@ def controller():
 
 
 def test_a_registered_graph_serves_the_runs_of_its_tenant(controller):
-    controller.register("t", "review", chain("plan", "code").freeze())
+    controller.graphs.register("t", "review", chain("plan", "code").freeze())
     assert controller.begin_run("t", "w", None, "review", 0.0) is HintStatus.APPLIED
     assert controller.begin_run("other", "w", None, "review", 0.0) is HintStatus.UNKNOWN_GRAPH
-    assert controller.run_tracker.steps(("t", "code")) == 1
-    assert controller.unregister("t", "review")
-    assert not controller.unregister("t", "review")
-    assert controller.run_tracker.steps(("t", "code")) == 1  # the run goes on
+    assert controller.run_tracker.next_read_of(AgentReader("t", "code")) == scheduled(1.0)
+    assert controller.graphs.unregister("t", "review")
+    assert not controller.graphs.unregister("t", "review")
+    assert controller.run_tracker.next_read_of(AgentReader("t", "code")) == scheduled(
+        1.0
+    )  # the run goes on
 
 
 def test_progress_that_a_caller_reports_moves_the_run(controller):
     controller.begin_run("", "w", chain("plan", "code", "test").freeze(), None, 0.0)
-    assert controller.advance("", "w", ["plan"], ["code", "stranger"], 1.0) == ["stranger"]
-    assert controller.run_tracker.steps(("", "test")) == 1
-    assert controller.advance("", "unknown", [], [], 1.0) is None
+    assert controller.advance_run("", "w", ["plan"], ["code", "stranger"], 1.0) == ["stranger"]
+    assert controller.run_tracker.next_read_of(AgentReader("", "test")) == scheduled(1.0)
+    assert controller.advance_run("", "unknown", [], [], 1.0) is None
 
 
 def test_the_end_of_a_run_releases_its_histories():
     engine = make_engine(cache=KVFLOW)
     call(engine, "agent0", 0, None, reuse=Reuse.KEEP)
-    assert len(engine.cache.reuse_tracker) == 2
+    assert len(engine.cache._readers) == 2
     assert engine.controller.end_run("", "run")
-    assert len(engine.cache.reuse_tracker) == 1  # its fixed prefix
+    assert len(engine.cache._readers) == 1  # its fixed prefix
     assert not engine.controller.end_run("", "run")
 
 
@@ -160,4 +163,4 @@ def test_the_last_call_of_a_run_ends_it():
     call(engine, "agent0", 0, cycle())
     assert engine.stats.num_runs == 1
     call(engine, "agent1", 0, cycle(), session_final=True)
-    assert engine.controller.run_tracker.find(("", "run")) is None
+    assert engine.controller.run_tracker.find(RunKey("", "run")) is None

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kvflow_jax.cache.next_read import scheduled
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.cost_model import CostModel
 from tests.support.agent_cycle import KVFLOW
@@ -38,13 +39,13 @@ def stats_of_host_only_prompt(should_load):
     first = Client(engine, prompt, max_tokens=2)
     run(engine)
     cache = engine.cache
-    cache.set_reader("reader", cache_root(engine), np.array(prompt, np.int32), 5.0)
+    cache.set_reader("reader", cache_root(engine), np.array(prompt, np.int32), scheduled(5.0))
     blocks = cache.match(cache_root(engine), np.array(prompt, np.int32))
-    cache.residency.offload(int(blocks[-1]))
+    cache._residency.offload(int(blocks[-1]))
     engine.transfer_manager.dispatch()
     engine.transfers.complete(10)
     run(engine)
-    cache.residency.evict(cache.residency.num_idle)
+    cache.evict(cache.num_idle)
     again = Client(engine, prompt, max_tokens=2)
     run(engine)
     assert first.tokens == again.tokens == again.cold
@@ -52,7 +53,7 @@ def stats_of_host_only_prompt(should_load):
 
 
 def cache_root(engine):
-    return next(root for root, _, _ in engine.cache.index.nodes())
+    return next(root for root, _, _ in engine.cache._nodes.index.nodes())
 
 
 def test_a_prompt_that_takes_longer_to_load_is_computed():

@@ -2,14 +2,20 @@
 
 import pytest
 
-from kvflow_jax.cache.reuse_tracker import UNKNOWN_STEPS
+from kvflow_jax.cache.next_read import UNKNOWN, scheduled
 from kvflow_jax.control import session_store
-from kvflow_jax.control.run_tracker import RunTracker
+from kvflow_jax.control.readers import AgentReader, SessionReader
+from kvflow_jax.control.run_tracker import RunKey, RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader
 from kvflow_jax.workflow.hints import Hints
 from tests.support.agent_cycle import KVFLOW, ManualClock
 from tests.support.step_graphs import chain
 from tests.support.token_runner import Client, make_engine, run
+
+
+def readers(engine):
+    """The readers attached to prefixes of an engine's cache."""
+    return set(engine.cache._readers._records)
 
 
 @pytest.fixture
@@ -63,14 +69,14 @@ def test_the_number_of_histories_is_bounded(store, released, monkeypatch):
 
 
 def test_a_history_has_the_steps_of_the_agent_that_continues_it(store, run_tracker):
-    run = run_tracker.get_or_begin(("", "w"), chain("plan", "code").freeze(), 0.0)
-    assert store.keep("chat", run, "code", 10.0) == 1.0
-    assert store.keep("chat", None, None, 10.0) == UNKNOWN_STEPS
+    run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
+    assert store.keep("chat", run, "code", 10.0) == scheduled(1.0)
+    assert store.keep("chat", None, None, 10.0) == UNKNOWN
     assert not run.readers  # detached again
 
 
 def test_the_end_of_a_run_releases_its_histories_only(store, released, run_tracker):
-    run = run_tracker.get_or_begin(("", "w"), chain("plan", "code").freeze(), 0.0)
+    run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
     store.keep("plan's", run, "plan", 10.0)
     store.keep("code's", run, "code", 10.0)
     store.keep("chat", None, None, 10.0)
@@ -101,7 +107,7 @@ def test_a_conversation_is_kept_until_its_session_ends():
     run(engine)
     assert second.stats.num_cached_tokens >= 28
     assert second.tokens == second.cold
-    assert engine.cache.reuse_tracker.node_of(("session", "", "s")) is None
+    assert SessionReader("", "s") not in readers(engine)
 
 
 def test_a_conversation_with_a_long_time_to_live_delays_no_other_expiry():
@@ -113,6 +119,6 @@ def test_a_conversation_with_a_long_time_to_live_delays_no_other_expiry():
         run(engine)
     clock.time_s += 10.0
     engine.step()
-    kept = [i for i in range(4) if engine.cache.reuse_tracker.node_of(("session", "", str(i)))]
+    kept = readers(engine) - {AgentReader("", "chat")}
     assert len(engine.controller._sessions) == 1
     assert len(kept) <= 1

@@ -26,7 +26,7 @@ def test_a_load_that_fails_costs_time_not_tokens(settings):
     graph = cycle()
     for agent in AGENTS:
         call(engine, agent, 0, graph)
-    engine.cache.residency.evict(engine.cache.residency.num_idle)
+    engine.cache.evict(engine.cache.num_idle)
     run(engine)
     engine.transfers.is_paused = True
     client = Client(engine, prompt_of("agent0", 1), max_tokens=3)
@@ -47,7 +47,7 @@ def test_a_load_that_times_out_is_recomputed_and_its_link_left_alone():
     engine = make_engine(num_pages=32, cache=HICACHE, clock=clock)
     call(engine, "agent0", 0, None)
     call(engine, "agent1", 0, None)
-    engine.cache.residency.evict(engine.cache.residency.num_idle)
+    engine.cache.evict(engine.cache.num_idle)
     run(engine)
     engine.transfers.is_paused = True
     first = Client(engine, prompt_of("agent0", 1), max_tokens=3)
@@ -84,10 +84,10 @@ def test_a_host_that_refuses_memory_is_not_asked_again_at_once():
     engine.transfers.complete(10, error=MemoryError("no pinned memory"))
     engine.step()
     engine.check_integrity()
-    assert engine.cache.residency.host.num_blocks == 0
+    assert engine.cache.tiers.num_host_blocks == 0
     engine.transfers.is_paused = False
     run_rounds(engine)
-    assert engine.cache.residency.host.num_blocks == 0
+    assert engine.cache.tiers.num_host_blocks == 0
 
 
 @pytest.mark.parametrize("offloads_early", [True, False])
@@ -152,7 +152,7 @@ def test_an_estimate_includes_the_transfers_in_flight():
 
 def test_transfers_in_flight_reduce_the_offload_budget():
     engine, transfer_manager = offloading_engine()
-    residency = engine.cache.residency
+    residency = engine.cache._residency
     transfer_manager.set_offload_budget()
     reduced = residency.offload_budget
     num_blocks = sum(len(transfer.job.pages) for transfer in engine.transfers.in_flight)
@@ -168,6 +168,5 @@ def test_a_transfer_of_an_earlier_cache_is_dropped():
     transfer_manager.reset(engine.cache)
     assert not transfer_manager.has_in_flight
     engine.transfers.complete(10)
-    assert transfer_manager.publish_finished() is None
-    assert not transfer_manager.finished
+    assert transfer_manager.publish_finished() == ([], None)
     assert transfer_manager.links[Direction.OFFLOAD].num_bytes == 0

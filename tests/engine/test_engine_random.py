@@ -117,13 +117,13 @@ class Serving(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 8))
     def evict(self, count):
-        residency = self.engine.cache.residency
-        residency.evict(min(count, residency.num_idle))
+        cache = self.engine.cache
+        cache.evict(min(count, cache.num_idle))
 
     @rule(completed=st.sampled_from([[], ["a"], ["b", "x"]]), ends=st.booleans())
     def advance(self, completed, ends):
         controller = self.engine.controller
-        controller.advance("", "run", completed, ["c"], self.engine.clock.now())
+        controller.advance_run("", "run", completed, ["c"], self.engine.clock.now())
         if ends:
             controller.end_run("", "run")
 

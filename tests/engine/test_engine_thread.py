@@ -216,10 +216,10 @@ def test_an_engine_that_fails_ends_its_requests_and_continues_to_serve():
 def test_a_policy_that_fails_ends_requests_and_the_engine_continues_to_serve(result):
     is_failing = True
 
-    def policy(table, blocks):
+    def policy(facts):
         if is_failing and result == "error":
             raise ZeroDivisionError("injected")
-        return np.full((len(blocks), 1), result if is_failing else 0.0)
+        return np.full((len(facts), 1), result if is_failing else 0.0)
 
     paused = PausedEngine(num_pages=16, cache=CacheSettings(eviction=policy))
     try:

@@ -36,10 +36,10 @@ class Handle:
 
 
 class PreparedRunner:
-    """Samples 100 plus the row; in repetition k, 100 * k more."""
+    """Samples 100 plus the row; of several tokens a row, 100 more for each."""
 
-    def __init__(self, error=None):
-        self.error = error
+    def __init__(self, error=None, num_tokens=None):
+        self.error, self.num_tokens = error, num_tokens
         self.loaded, self.scored = [], []
 
     def load_sequence_state(self, request):
@@ -47,11 +47,9 @@ class PreparedRunner:
 
     def submit(self, batch):
         rows = np.arange(batch.shape.num_rows)
+        if self.num_tokens is not None:
+            return Handle(np.stack([rows + 100 * (k + 1) for k in range(self.num_tokens)]))
         return Handle(self.error or rows + 100, logprobs_of_rows(len(rows)))
-
-    def submit_repeated(self, batch, num_repeats):
-        rows = np.arange(batch.shape.num_rows)
-        return Handle(np.stack([rows + 100 * (k + 1) for k in range(num_repeats)]))
 
     def score(self, start, targets):
         self.scored.append((start, targets.tolist()))
@@ -68,13 +66,16 @@ def chunk(request, start, length, *, seq_slot=0, samples=True, is_decode=False) 
     return Chunk(request, start, length, pages, samples, is_decode)
 
 
-def plan_of(*chunks, **rest) -> StepPlan:
+def plan_of(*chunks, admitted=()) -> StepPlan:
     lengths = [c.length for c in chunks if not c.is_decode]
-    return StepPlan(chunks=list(chunks), prefill_lengths=lengths, **rest)
+    return StepPlan(chunks=list(chunks), prefill_lengths=lengths, admitted=list(admitted))
 
 
-def dispatch(plan, runner, repeater=None) -> StepInFlight:
-    return StepInFlight.dispatch(plan, runner, repeater, SHAPES, now=1.0)
+def dispatch(plan, runner) -> StepInFlight:
+    def submit(_plan, batch):
+        return runner.submit(batch)
+
+    return StepInFlight.dispatch(plan, runner, submit, SHAPES, now=1.0)
 
 
 def test_only_chunks_that_sample_have_results():
@@ -97,13 +98,12 @@ def test_logprobs_are_cut_to_the_number_that_the_request_wants():
     assert scored.top == ((0, -row), (1, -row - 1))
 
 
-def test_a_repeated_step_returns_the_tokens_of_each_request_in_order():
+def test_a_step_of_several_tokens_a_row_returns_the_tokens_of_each_request_in_order():
     requests = [request_of(3), request_of(3)]
     chunks = [
         chunk(request, 3, 1, seq_slot=i, is_decode=True) for i, request in enumerate(requests)
     ]
-    runner = PreparedRunner()
-    results = dispatch(plan_of(*chunks, num_repeats=3), runner, runner).results()
+    results = dispatch(plan_of(*chunks), PreparedRunner(num_tokens=3)).results()
     for request, tokens, _ in results:
         first = tokens[0]
         assert request in requests

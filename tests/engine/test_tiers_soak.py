@@ -81,9 +81,9 @@ class Soak:
         self.clients = []
         self.counts = Counter()
         for target, name in (
-            (self.engine.cache.residency, "cancel"),
-            (self.engine.cache.residency, "complete"),
-            (self.engine.cache.residency, "drop_lost_extent"),
+            (self.engine.cache._residency, "cancel"),
+            (self.engine.cache._residency, "complete_load"),
+            (self.engine.cache._residency, "drop_lost_extent"),
             (self.engine.scheduler, "requeue_failed_loads"),
             (self.engine.scheduler, "_preempt"),
         ):

@@ -6,8 +6,7 @@ import pytest
 
 from kvflow_jax.cache.transfer import Direction, Transfer
 from kvflow_jax.errors import IntegrityError
-from kvflow_jax.runtime.interfaces import MultiStepRunner, NoTransfers, WallClock
-from tests.support.token_runner import RepeatingTokenRunner, TokenRunner
+from kvflow_jax.runtime.interfaces import NoTransfers, WallClock
 
 
 def test_the_wall_clock_does_not_run_backwards():
@@ -30,8 +29,3 @@ def test_without_a_host_tier_a_transfer_is_an_error():
     with pytest.raises(IntegrityError, match="no host tier"):
         transfers.submit(transfer)
     assert list(transfers.poll()) == []
-
-
-def test_a_runner_that_repeats_steps_is_recognized_by_its_methods():
-    assert isinstance(RepeatingTokenRunner.__new__(RepeatingTokenRunner), MultiStepRunner)
-    assert not isinstance(TokenRunner.__new__(TokenRunner), MultiStepRunner)

@@ -22,6 +22,7 @@ from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import Batch, BatchShapes
 from kvflow_jax.runtime.interfaces import WallClock
+from kvflow_jax.sim.fast_forward import FastForwardEngine
 
 VOCAB = 50
 EOS = 7
@@ -236,7 +237,7 @@ def make_engine(
         cache=cache,
     )
     runner = (RepeatingTokenRunner if repeats else TokenRunner)(sizes.pool, sizes.shapes)
-    return Engine(
+    return (FastForwardEngine if repeats else Engine)(
         sizes,
         runner,
         clock or WallClock(),

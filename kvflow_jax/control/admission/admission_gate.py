@@ -5,12 +5,13 @@ It reports requests and runs to ``AdmissionControl``, and throttled runs to ``Ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 
+from kvflow_jax.cache.next_read import ReadKind
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.reuse_tracker import NEVER_STEPS
 from kvflow_jax.control.admission.admission_control import AdmissionControl
+from kvflow_jax.control.readers import AgentReader, Reader
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.requests.block_hashes import block_hashes
 from kvflow_jax.requests.request import Request
@@ -58,11 +59,14 @@ class AdmissionGate:
 
     def on_call_added(self, run: Run, agent: str | None, priority: int, now: float) -> None:
         """Record a new call of a run, by ``agent`` if that is known; the run may be throttled."""
-        self._drop_ended()
+        self.drop_ended_runs()
         if self._control is None:
             return
-        agents = [agent for agent, steps in run.agent_steps.items() if steps < NEVER_STEPS]
-        readers = [("agent", run.key[0], agent) for agent in agents]
+        readers = [
+            AgentReader(run.key.tenant, agent)
+            for agent, read in run.agent_reads.items()
+            if read.kind < ReadKind.NEVER
+        ]
         self._control.on_call_added(run.key, readers, now, priority=priority)
         if agent is not None and self._control.is_throttled(run.key):
             self._run_tracker.throttle_call(run, agent)
@@ -72,7 +76,7 @@ class AdmissionGate:
         if self._control is not None:
             self._control.on_call_finished(run.key, now)
 
-    def on_prefill_done(self, request: Request, *readers: Hashable) -> None:
+    def on_prefill_done(self, request: Request, *readers: Reader) -> None:
         """Record which blocks of a prompt, read by ``readers``, were cached and which computed."""
         if self._control is None or request.scores_prompt:  # the latter is computed whole
             return
@@ -81,18 +85,18 @@ class AdmissionGate:
         hashes = block_hashes(request, request.num_prompt - 1, page_size)
         self._control.on_prefill_done(hashes, (request.num_cached or 0) // page_size, readers)
 
-    def set_working_set(self, reader: Hashable, request: Request, num_tokens: int) -> None:
+    def set_working_set(self, reader: Reader, request: Request, num_tokens: int) -> None:
         """Set the working set of a reader to the first ``num_tokens`` tokens of a request."""
         if self._control is not None:
             hashes = block_hashes(request, num_tokens, self._cache.page_size)
             self._control.set_working_set(reader, hashes)
 
-    def add_reader(self, run: Run, reader: Hashable) -> None:
+    def add_reader(self, run: Run, reader: Reader) -> None:
         """Record that a run uses one more reader."""
         if self._control is not None:
             self._control.add_readers(run.key, [reader])
 
-    def remove_reader(self, reader: Hashable, run: Run | None) -> None:
+    def remove_reader(self, reader: Reader, run: Run | None) -> None:
         """Forget a reader, which belonged to ``run`` or to no single run."""
         if self._control is not None:
             self._control.remove_working_set(reader)
@@ -101,21 +105,22 @@ class AdmissionGate:
 
     def update(self, now: float) -> None:
         """Throttle and resume runs."""
-        self._drop_ended()
+        self.drop_ended_runs()
         if self._control is not None:
             self._control.update(now)
+
+    def drop_ended_runs(self) -> None:
+        """Forget the runs that have ended."""
+        ended = self._run_tracker.drain_ended()
+        if self._control is not None:
+            for run in ended:
+                self._control.end_run(run)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError if the counts of admission control are wrong."""
         if self._control is not None:
             self._control.check_integrity()
 
-    def _drop_ended(self) -> None:
-        if self._control is not None:
-            for run in self._run_tracker.ended:
-                self._control.end_run(run)
-        self._run_tracker.ended.clear()
-
     def _num_blocks(self) -> int:
         """Return the capacity of both tiers in blocks."""
-        return self._cache.table.num_pages + self._cache.residency.host.max_blocks
+        return self._cache.num_pages + self._cache.tiers.max_host_blocks

@@ -16,8 +16,8 @@ ALL = dict(catalogue.WORKLOADS)
 SMALL = ("--workload", "branching", "--pool-tokens", 3000, "--host-tokens", 9000)
 
 
-def first_used(table, blocks):
-    return lru(table, blocks)
+def first_used(facts):
+    return lru(facts)
 
 
 def test_compare_writes_the_same_bytes_for_the_same_seed(run, tmp_path):
@@ -115,12 +115,12 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     assert written[0] == written[1]
 
 
-def one_axis(table, blocks):
-    return table.last_use[blocks]
+def one_axis(facts):
+    return facts.last_use
 
 
-def most_recently_used(table, blocks):
-    return -table.last_use[blocks][:, None]
+def most_recently_used(facts):
+    return -facts.last_use[:, None]
 
 
 def test_a_policy_that_returns_invalid_keys_is_refused(run):

@@ -9,6 +9,7 @@ from experiments.compare.run_cell import Setting, run_cell
 from experiments.workloads.agents import team
 from experiments.workloads.base import Sizes
 from experiments.workloads.paper import cycle
+from kvflow_jax.cache.policy import BlockFacts
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
 from kvflow_jax.sim.simulation import Simulation
@@ -36,8 +37,8 @@ def test_next_reads_are_those_of_the_tokens():
         max_model_len=512,
     )
     driver = Driver(workload, simulation)
-    table = simulation.engine.cache.table
-    oracle.listen(driver.submitted.__getitem__, table)
+    cache = simulation.engine.cache
+    oracle.listen(driver.submitted.__getitem__, cache)
     rank = {call: index for index, call in enumerate(oracle.order)}
     ended, checked = [], []
 
@@ -52,7 +53,7 @@ def test_next_reads_are_those_of_the_tokens():
             run, number = driver.submitted[request.id]
             ended.append(rank[run.tenant, run.workflow_id, number])
             blocks = request.lease.blocks
-            keys = oracle.eviction_order(table, blocks)[:, 0]
+            keys = oracle.eviction_order(BlockFacts(cache._table, blocks))[:, 0]
             checked.append((request.known_tokens.copy(), -keys, set(ended)))
 
     simulation.engine.tracer = Checked()

@@ -1,0 +1,120 @@
+"""Eviction from the device: which indexed blocks can be evicted, in the order of the policy.
+
+A block can be evicted if it is indexed, valid on the device, not leased, and no block on the device
+continues it. Evicting it may make the block before it evictable.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState
+from kvflow_jax.cache.lazy_queue import LazyQueue
+from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
+from kvflow_jax.errors import IntegrityError
+
+
+class EvictionQueue:
+    """The evictable blocks of the device.
+
+    Attributes:
+        num_idle: unleased indexed blocks that have a page, loading ones included.
+    """
+
+    def __init__(self, table: BlockTable, order: EvictionOrder) -> None:
+        self.num_idle = 0
+        self._table = table
+        self._scalars = table.scalars
+        self._order = order
+        self._queue = LazyQueue(self._is_evictable)
+
+    def enqueue(self, blocks: np.ndarray) -> None:
+        """Queue those of ``blocks`` (i32[n]) that are evictable, or update their keys."""
+        table = self._table
+        is_evictable = (table.num_children[blocks] == 0) & (table.leases[blocks] == 0)
+        is_evictable &= table.device_state[blocks] == DeviceState.VALID
+        leaves = blocks[is_evictable]
+        if len(leaves):
+            self._queue.push(leaves.tolist(), self._order(BlockFacts(table, leaves)).tolist())
+
+    def peek(self) -> int | None:
+        """Return the block that would be evicted next; None if none is evictable."""
+        top = self._queue.peek()
+        return None if top is None else top[1]
+
+    def pop_run(self, max_blocks: int) -> list[int]:
+        """Remove the next victim, and return it with the blocks that are evicted right after it.
+
+        Returns:
+            Up to ``max_blocks`` blocks of one node, in order of eviction.
+
+        Raises:
+            IntegrityError: no block is evictable.
+        """
+        leaf = self._queue.pop()
+        if leaf is None:
+            raise IntegrityError("no block is evictable")
+        # The blocks before the leaf are likely to follow. Their keys are computed in one call, and
+        # the queue is bypassed while they are lower than its top.
+        run = self._run(leaf, max_blocks)
+        if len(run) == 1:
+            return run
+        keys = self._order(BlockFacts(self._table, np.array(run, np.int32))).tolist()
+        top = self._queue.peek()
+        if top is None:
+            return run
+        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0]), len(run))
+        return run[:num_lower]
+
+    def unlink(self, block: int) -> int | None:
+        """Mark a block as off the device, and return its parent if that is evictable now."""
+        table = self._scalars
+        # The caller drops the pages of several blocks together; until then the state keeps the
+        # block from being a victim again.
+        table.device_state[block] = DeviceState.NONE
+        parent = table.parent[block]
+        if parent == NO_BLOCK:
+            return None
+        table.num_children[parent] -= 1
+        return parent if self._is_evictable(parent) else None
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the idle blocks are counted and the leaves are queued."""
+        table = self._table
+        indexed = np.flatnonzero(table.head != NO_BLOCK)
+        idle = indexed[(table.leases[indexed] == 0) & (table.page[indexed] != NO_PAGE)]
+        if len(idle) != self.num_idle:
+            raise IntegrityError(f"{len(idle)} blocks are idle, {self.num_idle} are counted")
+        evictable = idle[table.num_children[idle] == 0]
+        evictable = evictable[table.device_state[evictable] == DeviceState.VALID]
+        if self._queue.items() != set(evictable.tolist()):
+            raise IntegrityError("the queued leaves are not the evictable ones")
+
+    def _is_evictable(self, block: int) -> bool:
+        table = self._scalars
+        return (
+            not table.leases[block]
+            and not table.num_children[block]
+            and table.device_state[block] == DeviceState.VALID
+            and table.head[block] != NO_BLOCK
+        )
+
+    def _run(self, leaf: int, max_blocks: int) -> list[int]:
+        """Return a leaf and the blocks before it in its node that become leaves one after another.
+
+        The run is in order of eviction and has at most ``max_blocks`` blocks.
+        """
+        table, block, run = self._scalars, leaf, [leaf]
+        head = table.head[leaf]
+        while len(run) < max_blocks:
+            block = table.parent[block]
+            if (
+                block == NO_BLOCK
+                or table.head[block] != head
+                or table.num_children[block] != 1
+                or table.leases[block]
+                or table.device_state[block] != DeviceState.VALID
+            ):
+                break
+            run.append(block)
+        return run

@@ -1,0 +1,51 @@
+"""Names of the readers that the controller attaches to prefixes of the cache.
+
+Each has its kind as last field, as named tuples of different classes may else be equal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class AgentReader(NamedTuple):
+    """An agent, which will read its fixed prefix again in any run."""
+
+    tenant: str
+    agent: str
+    kind: Literal["agent"] = "agent"
+
+
+class SessionReader(NamedTuple):
+    """A conversation, which will read its history again."""
+
+    tenant: str
+    session_id: str
+    kind: Literal["session"] = "session"
+
+
+class KeptReader(NamedTuple):
+    """The sequence of an agent's last call in a run, kept because its caller asked for it."""
+
+    tenant: str
+    workflow_id: str | None
+    agent: str | None
+    kind: Literal["kept"] = "kept"
+
+
+class UnhintedReader(NamedTuple):
+    """The unknown next turn of a request without hints."""
+
+    request_id: int
+    kind: Literal["unhinted"] = "unhinted"
+
+
+class PreemptedReader(NamedTuple):
+    """A preempted request, which will read its computed tokens again."""
+
+    request_id: int
+    kind: Literal["preempted"] = "preempted"
+
+
+HistoryReader = SessionReader | KeptReader | UnhintedReader
+Reader = AgentReader | HistoryReader | PreemptedReader
