@@ -18,8 +18,9 @@ from experiments.measure import seconds
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Attend, AttentionMetadata
 from kvflow_jax.models.config import AttentionConfig, ModelConfig
-from kvflow_jax.models.kernels import KERNELS, gpu_mosaic
+from kvflow_jax.models.kernels import KERNELS
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
+from kvflow_jax.models.kernels.experimental import gpu_mosaic
 
 PAGE, TILE, NUM_LAYERS = 16, 128, 4
 # Largest error of outputs, which are about 1 for short contexts. By default, accelerators multiply

@@ -1,4 +1,7 @@
-"""Attention kernels, one file each, and the choice of the kernel for a model and a device."""
+"""Attention kernels, one file each, and the choice of the kernel for a model and a device.
+
+"reference" and "blocks" are XLA's, in ``models.attention``.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import logging
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Attend
-from kvflow_jax.models.kernels import gpu_mosaic, gpu_paged, tpu_ragged
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
+from kvflow_jax.models.kernels.experimental import gpu_mosaic, gpu_paged, tpu_ragged
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +29,8 @@ KERNELS = {
     "gpu-mosaic": gpu_mosaic.KERNEL,
     "gpu-paged": gpu_paged.KERNEL,
 }
-# Kernels that ``auto`` tries on a platform before "blocks". Only tested kernels belong here: the
-# TPU kernel runs in an interpreter in tests and is compiled for chips by ``make portability``; the
-# GPU kernels have not run on a device yet.
+# Kernels that ``auto`` tries on a platform before "blocks"; see ``experimental`` for what belongs
+# here.
 AUTO_CANDIDATES = {"tpu": ("tpu-ragged",)}
 
 

@@ -8,14 +8,9 @@ import pytest
 from kvflow_jax.api.load_config import Attention
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
-from kvflow_jax.models.kernels import (
-    AUTO,
-    KERNELS,
-    choose_attention,
-    gpu_mosaic,
-    gpu_paged,
-)
+from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
+from kvflow_jax.models.kernels.experimental import gpu_mosaic, gpu_paged
 from kvflow_jax.models.loading.presets import PRESETS
 
 

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as tpu_kernel
 
 from kvflow_jax.models import attention
-from kvflow_jax.models.kernels import tpu_ragged
+from kvflow_jax.models.kernels.experimental import tpu_ragged
 from tests.models.kernels.batches import (
     RAGGED,
     RaggedBatch,

@@ -1,7 +1,6 @@
 """Attention of decode rows and of tiles on Hopper GPUs; it reads the pages in place.
 
-The program, in Pallas on Mosaic GPU, is in ``gpu_mosaic_program``. The kernel must not become a
-default before a device run (``experiments.device_check``) has shown that it is correct and faster.
+The program, in Pallas on Mosaic GPU, is in ``gpu_mosaic_program``.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def attend(
 
 def _program() -> ModuleType:
     """Import the program lazily: importing Mosaic GPU takes half a second, on any device."""
-    from kvflow_jax.models.kernels import gpu_mosaic_program
+    from kvflow_jax.models.kernels.experimental import gpu_mosaic_program
 
     return gpu_mosaic_program
 

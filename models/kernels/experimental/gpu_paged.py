@@ -2,8 +2,7 @@
 
 FlashAttention-2's online softmax (arXiv 2307.08691, algorithm 1). Tiles use XLA's block-wise
 attention. JAX 0.11 and later deprecate Triton; ``gpu_mosaic`` is the successor on the chips that it
-supports. The kernel must not become a default before a device run (``experiments.device_check``)
-has shown that it is correct and faster.
+supports.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from kvflow_jax.models.attention import (
 )
 from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
-from kvflow_jax.models.kernels.gpu_splits import merge_splits, num_splits
+from kvflow_jax.models.kernels.experimental.gpu_splits import merge_splits, num_splits
 
 BLOCK_LEN = 64  # positions per iteration
 MIN_HEADS = 16  # rows of the smallest matrix product

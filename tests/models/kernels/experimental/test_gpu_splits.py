@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.models.kernels.gpu_splits import MAX_SPLITS, PROGRAMS, merge_splits, num_splits
+from kvflow_jax.models.kernels.experimental.gpu_splits import (
+    MAX_SPLITS,
+    PROGRAMS,
+    merge_splits,
+    num_splits,
+)
 
 
 def softmax_and_lse(scores, v):
