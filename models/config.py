@@ -48,10 +48,8 @@ class ModelConfig:
     """Sizes and constants of a decoder-only transformer. Lengths are in tokens.
 
     Attributes:
-        family: selects how the files are read: tensor names and norm offsets
-            (``loading.hf_tensors``, ``loading.gguf_tensors``), and branches of
-            ``loading.hf_config`` and ``loading.hf_rope``. ``dtypes`` excludes float16 for some
-            families. The forward pass does not read it.
+        family: name of a record of ``models.families``, which says how files are read and whether
+            float16 suffices. The forward pass does not read it.
         dtype: dtype of the saved weights according to the files; "" if they do not name it.
         qk_norm: whether each head's query and key are normalised before RoPE.
         out_norms: whether the outputs of attention and MLP are normalised before the residual
@@ -133,10 +131,3 @@ class ModelConfig:
             rope=self.rope.for_len(max_len),
             local_rope=None if local is None else local.for_len(max_len),
         )
-
-
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """Return the ids of a token id field of a Hugging Face json: null, one id, or a list."""
-    if value is None:
-        return ()
-    return tuple(map(int, value)) if isinstance(value, list | tuple) else (int(value),)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import jax
 
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.families import FAMILIES
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
-
-# Families whose activations exceed float16's largest value, 65504.
-TOO_LARGE_FOR_FLOAT16 = ("gemma3",)
 
 
 def choose_dtype(name: str, config: ModelConfig, device: jax.Device) -> str:
@@ -25,7 +23,7 @@ def choose_dtype(name: str, config: ModelConfig, device: jax.Device) -> str:
     if device.platform == "cpu":
         return "float32"
     if device.platform == "gpu" and (config.dtype == "float16" or not _has_bfloat16(device)):
-        return "float32" if config.family in TOO_LARGE_FOR_FLOAT16 else "float16"
+        return "float32" if FAMILIES[config.family].overflows_float16 else "float16"
     return "bfloat16"
 
 

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
-
 # Cosines and sines of every token, each f32[num_ropes, T, 1, rotary_dim / 2].
 Angles = tuple[jax.Array, jax.Array]
 
@@ -20,6 +18,7 @@ Angles = tuple[jax.Array, jax.Array]
 class RopeConfig:
     """Parameters of RoPE; each kind reads only the fields after ``kind`` that it needs.
 
+    ``linear`` divides all frequencies by ``factor``.
     ``llama3`` is the frequency scaling of Llama 3.1, ``yarn`` that of YaRN (arXiv 2309.00071),
     ``longrope`` that of LongRoPE (arXiv 2402.13753), which divides each frequency by its own
     factor.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
-from kvflow_jax.models.config import token_ids
+from kvflow_jax.models.families.hf_fields import HfFields
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder has at least one
 
@@ -60,14 +60,7 @@ class Tokenizer:
         all_eos_ids = [*eos_token_ids]
         for name in ("config.json", "generation_config.json"):
             if (folder / name).exists():
-                try:
-                    hf_config = json.loads((folder / name).read_text())
-                    all_eos_ids += token_ids(hf_config.get("eos_token_id"))
-                except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
-                    raise ModelLoadError(
-                        f"{folder / name} is not a JSON object with token ids in eos_token_id: "
-                        f"{error}"
-                    ) from error
+                all_eos_ids += _read_eos_ids(folder / name)
         return cls(hf, all_eos_ids)
 
     @property
@@ -184,6 +177,18 @@ class Detokenizer:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
+
+
+def _read_eos_ids(path: Path) -> tuple[int, ...]:
+    """Return the end tokens of a config.json or generation_config.json."""
+    try:
+        fields = HfFields(json.loads(path.read_text()))
+        token_ids = fields.token_ids("eos_token_id")
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
+        raise ModelLoadError(f"{path} is not a JSON object: {error}") from error
+    if not fields.usable("eos_token_id"):
+        raise ModelLoadError(f"{path} has no token ids: {', '.join(fields.problems.messages())}")
+    return token_ids
 
 
 @cache

@@ -33,15 +33,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.make_folder import FAMILIES, hf_weights, write_folder
+from experiments.make_folder import hf_weights, write_folder
 from experiments.measure import arguments, report
+from kvflow_jax.models.families.base import TINY_LLAMA
+from kvflow_jax.models.families.hf_fields import Json
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.cpu.ops import native_ops
 from kvflow_jax.models.loading import embedded, placement
+from kvflow_jax.models.loading.builder import default_ops
 from kvflow_jax.models.loading.checkpoint_reader import CHUNK_BYTES, checkpointer
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import default_ops, load_model
+from kvflow_jax.models.loading.load import load_model
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model, Params
@@ -49,7 +52,8 @@ from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.models.sharding import Shards
 from kvflow_jax.models.tokenizer import Tokenizer
 
-HF = FAMILIES["llama"] | {
+HF: Json = {
+    **TINY_LLAMA,
     "vocab_size": 32_000,
     "hidden_size": 2048,
     "intermediate_size": 5632,
@@ -81,7 +85,7 @@ class Plan:
         cases: entries of CASES.
     """
 
-    hf: dict[str, Any]
+    hf: Json
     model: str | None
     num_restores: int
     repeats: int
@@ -89,7 +93,7 @@ class Plan:
 
 
 FULL = Plan(HF, "smollm2-135m", num_restores=3, repeats=REPEATS, cases=CASES)
-QUICK = Plan(FAMILIES["llama"], None, num_restores=1, repeats=1, cases=CASES[-1:])
+QUICK = Plan(TINY_LLAMA, None, num_restores=1, repeats=1, cases=CASES[-1:])
 
 
 def main() -> int:

@@ -28,8 +28,8 @@ from experiments.measure import arguments, machine, report, seconds
 from kvflow_jax.api.load_config import Dtype, LoadConfig
 from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.models.dtypes import DTYPES
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels import AUTO, KERNELS
-from kvflow_jax.models.loading.load import PRESETS
 
 MIB = 1 << 20
 SIZES_MIB = (1, 32, 256)  # of copies over the host link

@@ -36,9 +36,9 @@ from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.models import sharding
 from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.loading.load import PRESETS
 from kvflow_jax.models.model import LAYERS, Model
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape

@@ -64,7 +64,7 @@ class CheckpointStore:
         key: str,
         convert: Callable[[], WeightSource],
         place: Callable[[WeightSource], Params],
-        save_extras: Callable[[Path], None] = lambda folder: None,
+        save_extras: Callable[[Path], object] = lambda folder: None,
         *,
         progress: bool = False,
     ) -> tuple[Params, Path | None]:
@@ -114,7 +114,7 @@ class CheckpointStore:
         path: Path,
         model: Model,
         source: WeightSource,
-        save_extras: Callable[[Path], None],
+        save_extras: Callable[[Path], object],
         progress: bool,
     ) -> None:
         folder = path.parent

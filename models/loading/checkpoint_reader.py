@@ -72,8 +72,8 @@ class CheckpointWeights:
             for future in futures:
                 future.result()
 
-    def finish(self) -> None:
-        """Do nothing: ``read`` raises problems at once."""
+    def raise_problems(self) -> None:
+        """Do nothing: ``read`` raises at once."""
 
     def _start_read(self, name: str, index: Index, out: np.ndarray) -> Any:
         """Start copying ``array[index]`` into ``out``; return a TensorStore future."""
@@ -118,7 +118,7 @@ def write_weights(path: Path, model: Model, source: WeightSource, *, progress: b
             }
             chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
             orbax.save(path / WEIGHTS / item, args=ocp.args.PyTreeSave(weights, save_args=chunked))
-    source.finish()
+    source.raise_problems()
 
 
 def write_manifest(path: Path, model: Model) -> None:

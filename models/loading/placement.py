@@ -51,7 +51,7 @@ def place(
     with tqdm(total=num_weights, unit=" weights", unit_scale=True, disable=not progress) as bar:
         placer = _Placer(model, source, discrete_memory, bar)
         params = {leaf.name: placer.place(leaf) for leaf in leaves}
-    source.finish()
+    source.raise_problems()
     return params
 
 

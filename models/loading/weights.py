@@ -45,12 +45,8 @@ class WeightSource(Protocol):
             ModelLoadError: the weight cannot be read.
         """
 
-    def finish(self) -> None:
-        """End reading.
-
-        Raises:
-            ModelLoadError: listing every problem found while reading.
-        """
+    def raise_problems(self) -> None:
+        """Raise a ``ModelLoadError`` that lists every problem found while reading, if any."""
 
 
 class Tensors(Protocol):
@@ -76,7 +72,7 @@ class NamedWeights:
     """A ``WeightSource`` that casts, transposes and fuses tensors block by block.
 
     Args:
-        norm_offset: added to the weights of norms, see ``NORM_OFFSETS``.
+        norm_offset: added to the weights of norms, see ``ModelFamily``.
 
     Raises:
         ModelLoadError: listing every missing, misshapen or unexpected tensor and unreadable file,
@@ -108,7 +104,7 @@ class NamedWeights:
             for key, target in self._tensors_of[name, layer_expert]:
                 self._fill(out[position], key, target, inner)
 
-    def finish(self) -> None:
+    def raise_problems(self) -> None:
         self._raise_if(self._problems)
 
     def _fill(self, out: np.ndarray, key: str, target: WeightSlice, index: Index) -> None:

@@ -7,15 +7,17 @@ from safetensors.numpy import load_file
 
 from experiments import make_folder
 from kvflow_jax.models.loading.hf_config import read_config
+from kvflow_jax.models.loading.hf_tensors import header_problems
+from kvflow_jax.models.model import Model
 
 
 @pytest.mark.parametrize("family", make_folder.FAMILIES)
 def test_every_family_has_a_config_that_is_served_and_its_tensors(family):
-    hf = make_folder.FAMILIES[family]
-    assert read_config(hf).num_layers == hf["num_hidden_layers"]
-    shapes = make_folder.tensor_shapes(hf)
+    hf = make_folder.FAMILIES[family].tiny
+    model = Model.build(read_config(hf))
     weights = make_folder.hf_weights(hf)
-    assert {name: tensor.shape for name, tensor in weights.items()} == shapes
+    headers = [(name, tensor.shape, tensor.dtype.name) for name, tensor in weights.items()]
+    assert header_problems(model, headers) == []
 
 
 def test_a_command_writes_a_folder_and_refuses_one_that_is_not_empty(command, tmp_path):
@@ -33,7 +35,7 @@ def test_a_command_writes_a_folder_and_refuses_one_that_is_not_empty(command, tm
 
 def test_a_seed_gives_the_same_weights():
     one, same, other = (
-        make_folder.hf_weights(make_folder.FAMILIES["llama"], seed)["model.embed_tokens.weight"]
+        make_folder.hf_weights(make_folder.TINY_LLAMA, seed)["model.embed_tokens.weight"]
         for seed in (1, 1, 2)
     )
     assert (one == same).all()

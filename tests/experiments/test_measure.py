@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import measure
-from kvflow_jax.models.loading.load import PRESETS
+from kvflow_jax.models.families import PRESETS
 from tests.support.tiny_engine import CONFIG
 
 

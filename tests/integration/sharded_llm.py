@@ -14,8 +14,9 @@ import pytest
 from kvflow_jax import LLM, SamplingParams
 from kvflow_jax.errors import ConfigError, ModelLoadError
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
-HF = tiny.CONFIGS["tied-gqa"] | {
+HF = CONFIGS["llama"] | {
     "vocab_size": 304,
     "num_attention_heads": 8,
     "num_key_value_heads": 8,

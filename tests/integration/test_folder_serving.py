@@ -19,12 +19,11 @@ from safetensors.numpy import load_file, save_file
 from experiments import make_folder
 from kvflow_jax.models.tokenizer import Tokenizer
 from tests.models import tiny
-from tests.models.make_reference import FILE, GREEDY_PROMPT, NUM_GREEDY, NUM_TOKENS, POSITIONS
+from tests.models.families.cases import EXPECTED
+from tests.models.families.expected import GREEDY_PROMPT, NUM_GREEDY, PROMPT, TOLERANCE
 
 pytestmark = pytest.mark.slow
 
-REFERENCE = np.load(FILE)  # of the same weights, by transformers
-TOLERANCE = 1e-3
 PAGE = 16
 PATIENCE_S = 300
 MESSAGES = [
@@ -81,11 +80,16 @@ def family(request):
 
 
 @pytest.fixture(scope="module")
-def client(family, cache_dir, tmp_path_factory):
+def folder(family, tmp_path_factory):
     folder = tmp_path_factory.mktemp("folders") / family
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["make_folder", family, str(folder), "--shards", "2"])
         assert make_folder.main() == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder, cache_dir):
     with served(folder, cache_dir) as client:
         yield client
 
@@ -121,28 +125,27 @@ def test_a_chat_whole_streamed_and_again(client):
     assert again.kvflow["hint_status"] == "applied"
 
 
-def test_probabilities_are_those_of_transformers(client, family):
+def test_probabilities_are_those_of_the_model(client, folder):
     """Of a prompt of five of Gemma's windows."""
-    tokens = tiny.prompt_tokens(NUM_TOKENS).tolist()
     answer = client.completions.create(
-        model="tiny", prompt=tokens, max_tokens=1, extra_body={"prompt_logprobs": 0}
+        model="tiny", prompt=PROMPT.tolist(), max_tokens=1, extra_body={"prompt_logprobs": 0}
     )
     scores = answer.choices[0].prompt_logprobs
-    for position, logits in zip(POSITIONS[:-1], REFERENCE[family], strict=False):
-        following = tokens[position + 1]
-        expected = logits[following] - np.logaddexp.reduce(logits)
+    logits = tiny.logits_of(folder, PROMPT)
+    expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    for position, following in enumerate(PROMPT[1:].tolist()):
         found = scores[position + 1][str(following)]["logprob"]
-        assert found == pytest.approx(expected, abs=TOLERANCE)
+        assert found == pytest.approx(expected[position, following], abs=TOLERANCE)
 
 
 def test_greedy_answers_are_those_of_transformers(client, family):
     tokenizer = Tokenizer(tiny.byte_level_tokenizer())
     stream = tokenizer.detokenizer()
-    expected = stream.push(REFERENCE[f"{family}_greedy"].tolist()) + stream.flush()
+    expected = stream.push(EXPECTED[family].greedy) + stream.flush()
     for _ in range(2):  # cold and cached
         answer = client.completions.create(
             model="tiny",
-            prompt=tiny.prompt_tokens(GREEDY_PROMPT).tolist(),
+            prompt=PROMPT[:GREEDY_PROMPT].tolist(),
             temperature=0,
             max_tokens=NUM_GREEDY,
             extra_body={"ignore_eos": True},
@@ -152,7 +155,9 @@ def test_greedy_answers_are_those_of_transformers(client, family):
 
 
 def test_all_problems_of_a_folder_are_reported_at_once(tmp_path, cache_dir):
-    folder = tiny.write_folder(tmp_path / "broken", make_folder.FAMILIES["gemma3"], tokenizer=False)
+    folder = tiny.write_folder(
+        tmp_path / "broken", make_folder.FAMILIES["gemma3"].tiny, tokenizer=False
+    )
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.norm.weight"]
     tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((96, 63), np.float32)

@@ -1,6 +1,7 @@
 """Compare logits with those of torch and transformers, and print the largest differences.
 
-    python -m tests.models.parity
+    python -m tests.models.parity            # every family, and the embedded model
+    python -m tests.models.parity olmo2      # the tiny models of a family
 
 Needs torch; fails if a difference exceeds TOLERANCE.
 """
@@ -13,37 +14,43 @@ import numpy as np
 
 from kvflow_jax.models.loading.load import load_model
 from tests.models import make_reference, tiny
+from tests.models.families import cases
+from tests.models.families.expected import PROMPT, TOLERANCE
 
-TOLERANCE = 1e-3  # float32 logits
+
+def tiny_difference(name: str, num_tokens: int, root: Path) -> float:
+    folder = tiny.write_folder(root / f"{name}-{num_tokens}", cases.CONFIGS[name])
+    loaded = load_model(str(folder), max_model_len=num_tokens, progress=False)
+    actual = tiny.Sequence(loaded.model, loaded.params, num_tokens).feed(PROMPT[:num_tokens])
+    expected = make_reference.logits_of(make_reference.tiny_model(name), PROMPT[:num_tokens])
+    return float(np.abs(actual - expected).max())
+
+
+def embedded_differences() -> dict[str, float]:
+    loaded = load_model("smollm2-135m", progress=False)
+    prompts = make_reference.prompt_ids()
+    differences = {}
+    for i, (ids, logits) in enumerate(
+        zip(prompts, make_reference.embedded_logits(prompts), strict=True)
+    ):
+        actual = tiny.Sequence(loaded.model, loaded.params, len(ids)).feed(ids)
+        differences[f"smollm2-135m, prompt {i}"] = float(np.abs(actual - logits).max())
+    return differences
 
 
 def main() -> None:
-    differences = {}
+    families = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        for name, hf in tiny.CONFIGS.items():
-            loaded = load_model(str(tiny.write_folder(Path(folder) / name, hf)), progress=False)
-            sequence = tiny.Sequence(loaded.model, loaded.params, make_reference.NUM_TOKENS)
-            actual = sequence.feed(tiny.prompt_tokens(make_reference.NUM_TOKENS))
-            expected = make_reference.logits_of(
-                make_reference.tiny_model(name), tiny.prompt_tokens(make_reference.NUM_TOKENS)
-            )
-            differences[name] = np.abs(actual - expected).max()
-        name, num = make_reference.LONGROPE, make_reference.ORIGINAL_LEN
-        loaded = load_model(str(Path(folder) / name), max_model_len=num, progress=False)
-        actual = tiny.Sequence(loaded.model, loaded.params, num).feed(tiny.prompt_tokens(num))
-        expected = make_reference.logits_of(
-            make_reference.tiny_model(name), tiny.prompt_tokens(num)
-        )
-        differences[f"{name}, short"] = np.abs(actual - expected).max()
-    loaded = load_model("smollm2-135m", progress=False)
-    prompts = make_reference.prompt_ids()
-    embedded_logits = make_reference.embedded_logits(prompts)
-    for i, (ids, logits) in enumerate(zip(prompts, embedded_logits, strict=True)):
-        actual = tiny.Sequence(loaded.model, loaded.params, len(ids)).feed(ids)
-        differences[f"smollm2-135m, prompt {i}"] = np.abs(actual - logits).max()
+        differences = {
+            f"{name}, {num_tokens} tokens": tiny_difference(name, num_tokens, Path(folder))
+            for name, num_tokens in cases.PROMPTS
+            if not families or cases.family_of(name).name in families
+        }
+    if not families:
+        differences |= embedded_differences()
     for name, difference in differences.items():
-        print(f"{name:24} max |difference| of logits {difference:.1e}")
-    if max(differences.values()) > TOLERANCE:
+        print(f"{name:36} max |difference| of logits {difference:.1e}")
+    if not max(differences.values()) <= TOLERANCE:
         sys.exit(f"a difference is larger than {TOLERANCE}")
 
 

@@ -1,8 +1,10 @@
 """Weight sources for tests, and functions that read all of a source."""
 
 import numpy as np
+import pytest
 
-from kvflow_jax.models.loading.hf_tensors import NORM_OFFSETS
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 
@@ -28,7 +30,7 @@ class HostWeights:
         out[...] = self.arrays[name][index]
         self.num_read[name] += out.size
 
-    def finish(self):
+    def raise_problems(self):
         pass
 
 
@@ -48,7 +50,7 @@ class CountedTensors:
 
 def folder_weights(model, folder):
     """Open the weights of a Hugging Face folder."""
-    offset = NORM_OFFSETS.get(model.config.family, 0.0)
+    offset = FAMILIES[model.config.family].norm_offset
     return NamedWeights(model, FolderTensors(folder), norm_offset=offset)
 
 
@@ -58,10 +60,17 @@ def read_all(model, source):
     for name, spec in model.stacked_specs.items():
         stacked[name] = np.empty(spec.shape, spec.dtype)
         source.read(name, tuple(slice(0, size) for size in spec.shape), stacked[name])
-    source.finish()
+    source.raise_problems()
     return stacked
 
 
 def read_folder(model, folder):
     """Return every stacked weight of a Hugging Face folder by name."""
     return read_all(model, folder_weights(model, folder))
+
+
+def read_problems(folder, model):
+    """Return the message with which a Hugging Face folder is rejected."""
+    with pytest.raises(ModelLoadError) as caught:
+        read_folder(model, folder)
+    return str(caught.value)

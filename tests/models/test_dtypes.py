@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import PRESETS, load_model
-from tests.models import tiny
+from kvflow_jax.models.loading.load import load_model
+from tests.models.families.cases import CONFIGS
 
 CPU = SimpleNamespace(platform="cpu")
 TPU = SimpleNamespace(platform="tpu")
@@ -46,11 +47,11 @@ def test_auto_chooses_by_device_checkpoint_and_family(device, saved, family, cho
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
 def test_the_saved_dtype_is_read_from_either_field(field):
-    assert read_config(tiny.CONFIGS["tied-gqa"] | {field: "float16"}).dtype == "float16"
+    assert read_config(CONFIGS["llama"] | {field: "float16"}).dtype == "float16"
 
 
 def test_the_saved_dtype_may_be_outside_the_text_config():
-    hf = {"text_config": tiny.CONFIGS["tied-gqa"], "architectures": ["LlamaForCausalLM"]}
+    hf = {"text_config": CONFIGS["llama"], "architectures": ["LlamaForCausalLM"]}
     assert read_config(hf | {"dtype": "bfloat16"}).dtype == "bfloat16"
 
 

@@ -11,8 +11,9 @@ from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
-CONFIG = read_config(tiny.CONFIGS["linear-rope-biased"])
+CONFIG = read_config(CONFIGS["llama-linear-rope-biased"])
 SCANNED, UNROLLED = (Model.build(CONFIG, ops=ops) for ops in (XLA, XLA_ON_CPU))
 DOWN_PROJ, NORM = "layers.mlp.down_proj.weight", "layers.mlp_norm.weight"
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import sharding
 from kvflow_jax.models.config import MoeConfig
-from kvflow_jax.models.loading.presets import PRESETS
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.sharding import AXIS, REPLICATED, Shards, weight_spec
 

@@ -1,6 +1,7 @@
-"""Tiny random models of every family, reproducible from a seed with numpy alone.
+"""Tiny random models, reproducible from a seed with numpy alone, and sequences that run them.
 
-``make_reference`` gives the same weights to torch, so that the tests need no torch.
+``families.cases`` has their configs. ``make_reference`` gives the same weights to torch, so that
+the tests need no torch.
 """
 
 import jax
@@ -11,13 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from experiments.make_folder import (
     CHAT_TEMPLATE,
-    FAMILIES,
     byte_level_tokenizer,
     hf_weights,
     write_folder,
 )
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import AttentionMetadata
+from kvflow_jax.models.loading.load import load_model
+from kvflow_jax.models.ops import XLA
 
 # Re-exported for the tests.
 __all__ = [
@@ -27,82 +29,7 @@ __all__ = [
     "write_folder",
 ]
 
-VOCAB_SIZE = FAMILIES["llama"]["vocab_size"]
-
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-_PHI3_LONG = FAMILIES["llama"] | {
-    "architectures": ["Phi3ForCausalLM"],
-    "model_type": "phi3",
-    "pad_token_id": 0,
-    "partial_rotary_factor": 0.75,
-    "original_max_position_embeddings": 32,
-    "max_position_embeddings": 128,
-    "rope_scaling": {
-        "type": "longrope",
-        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
-        "long_factor": [1.0, 1.5, 2.5, 4.0, 6.0, 9.0],
-    },
-}
-
-# name -> Hugging Face config: every family and its options
-CONFIGS = {
-    "tied-gqa": FAMILIES["llama"],
-    "untied-mha": FAMILIES["llama"] | {"tie_word_embeddings": False, "num_key_value_heads": 4},
-    "mqa-wide-head": FAMILIES["llama"] | {"num_key_value_heads": 1, "head_dim": 32},
-    "llama3-rope": FAMILIES["llama"] | {"rope_theta": 500_000.0, "rope_scaling": _LLAMA3},
-    "linear-rope-biased": FAMILIES["llama"]
-    | {
-        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
-        "attention_bias": True,
-        "mlp_bias": True,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
-        "hidden_size": 96,
-    },
-    "mistral-window": FAMILIES["mistral"],
-    "qwen2-biased": FAMILIES["qwen2"],
-    "qwen2-late-windows-yarn": FAMILIES["qwen2"]
-    | {
-        "num_key_value_heads": 2,
-        "use_sliding_window": True,
-        "tie_word_embeddings": False,
-        "rope_scaling": {
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
-    },
-    "qwen3": FAMILIES["qwen3"],
-    "qwen3-moe": FAMILIES["qwen3-moe"],
-    "qwen3-moe-unnormalised": FAMILIES["qwen3-moe"]
-    | {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "norm_topk_prob": False,
-        "attention_bias": True,
-        "use_sliding_window": True,
-        "sliding_window": 24,
-        "tie_word_embeddings": True,
-    },
-    "gemma3": FAMILIES["gemma3"],
-    "gemma3-linear-rope": FAMILIES["gemma3"]
-    | {
-        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
-        "num_key_value_heads": 1,
-        "query_pre_attn_scalar": 12,
-    },
-    "phi3": FAMILIES["phi3"],
-    "phi3-longrope": _PHI3_LONG,
-    # max_position_embeddings is the original length: the short factors.
-    "phi3-shortrope": _PHI3_LONG | {"original_max_position_embeddings": 128},
-}
+VOCAB_SIZE = 300
 
 
 def prompt_tokens(num_tokens: int, seed: int = 1) -> np.ndarray:
@@ -191,3 +118,10 @@ class Sequence:
         )
         self.len += num
         return np.asarray(logits)[:num]
+
+
+def logits_of(path, tokens=None, **load_args) -> np.ndarray:
+    """Return the logits of a folder or file, f32[len(tokens), vocab_size], on XLA's operations."""
+    tokens = prompt_tokens(48) if tokens is None else tokens
+    loaded = load_model(str(path), cache_dir=path.parent, ops=XLA, progress=False, **load_args)
+    return Sequence(loaded.model, loaded.params, len(tokens)).feed(tokens)

@@ -1,71 +1,56 @@
 """Writes tiny models as .gguf files, in the form of llama.cpp's convert_hf_to_gguf.py."""
 
-import re
 from pathlib import Path
 
 import gguf
 import numpy as np
 
+from kvflow_jax.models.families import BY_ARCHITECTURE
+from kvflow_jax.models.families.base import GgufForm
+from kvflow_jax.models.families.hf_fields import Json
+from kvflow_jax.models.loading.gguf_tensors import gguf_name, name_map
 from tests.models import tiny
-
-# model_type of a config.json -> general.architecture
-ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe",
-    "gemma3_text": "gemma3",
-    "phi3": "phi3",
-}
-# Hugging Face name within a layer, or outside the layers -> GGUF name
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate": "ffn_gate_inp",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
+from tests.models.families.cases import CONFIGS
 
 # A config whose matrices have whole blocks of every quantised type.
-WIDE = tiny.CONFIGS["untied-mha"] | {
+WIDE = CONFIGS["llama-untied-mha"] | {
     "hidden_size": 256,
     "intermediate_size": 256,
     "num_hidden_layers": 1,
 }
 
 
-def write(path: Path, hf: dict, *, tensors=None, fields=None, without=(), tokenizer=None) -> Path:
+def form_of(hf: Json) -> GgufForm:
+    """Return llama.cpp's form of the model of a config.json."""
+    return BY_ARCHITECTURE[hf["architectures"][0]].gguf
+
+
+def write(
+    path: Path,
+    hf: Json,
+    *,
+    form=None,
+    tensors=None,
+    fields=None,
+    without=(),
+    tokenizer=None,
+) -> Path:
     """Write the .gguf file of a tiny model; return ``path``.
 
     Args:
+        form: that of the model's family if None.
         tensors: name -> array, or (bytes, type); ``tensors_of(hf)`` if None.
         fields: override those of the model.
         without: names of fields to leave out.
         tokenizer: fields of the tokenizer; those of a byte-level one if None.
     """
-    arch = ARCHITECTURES[hf["model_type"]]
-    writer = gguf.GGUFWriter(None, arch)
-    all_fields = model_fields(hf) | (byte_level_fields() if tokenizer is None else tokenizer)
+    form = form_of(hf) if form is None else form
+    writer = gguf.GGUFWriter(None, form.architecture)
+    all_fields = model_fields(hf, form) | (byte_level_fields() if tokenizer is None else tokenizer)
     for name, value in (all_fields | (fields or {})).items():
         if name not in without:
             _add(writer, name, value)
-    for name, tensor in (tensors_of(hf) if tensors is None else tensors).items():
+    for name, tensor in (tensors_of(hf, form) if tensors is None else tensors).items():
         data, tensor_type = tensor if isinstance(tensor, tuple) else (tensor, None)
         writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=tensor_type)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +61,8 @@ def write(path: Path, hf: dict, *, tensors=None, fields=None, without=(), tokeni
     return path
 
 
-def model_fields(hf: dict) -> dict:
+def model_fields(hf: Json, form: GgufForm) -> dict:
     """Return the GGUF fields of a config.json."""
-    arch = ARCHITECTURES[hf["model_type"]]
     head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
     fields = {
         "context_length": hf["max_position_embeddings"],
@@ -90,10 +74,10 @@ def model_fields(hf: dict) -> dict:
         "attention.key_length": head_dim,
         "attention.layer_norm_rms_epsilon": hf["rms_norm_eps"],
         "rope.freq_base": hf["rope_theta"],
+        "rope.dimension_count": int(head_dim * hf.get("partial_rotary_factor", 1)),
     }
+    fields |= {name: hf[theirs] for name, theirs in form.fields.items() if theirs in hf}
     scaling = hf.get("rope_scaling", {})
-    if arch in ("llama", "phi3"):
-        fields["rope.dimension_count"] = int(head_dim * hf.get("partial_rotary_factor", 1))
     if scaling.get("rope_type") in ("linear", "yarn"):
         fields["rope.scaling.type"] = scaling["rope_type"]
         fields["rope.scaling.factor"] = scaling["factor"]
@@ -105,42 +89,34 @@ def model_fields(hf: dict) -> dict:
         extension = hf["max_position_embeddings"] / hf["original_max_position_embeddings"]
         factor = np.sqrt(1 + np.log(extension) / np.log(hf["original_max_position_embeddings"]))
         fields["rope.scaling.attn_factor"] = float(factor)
-    if arch in ("gemma3", "phi3") and "sliding_window" in hf:
+    if form.architecture in ("gemma3", "phi3"):
         fields["attention.sliding_window"] = hf["sliding_window"]
     if "sliding_window_pattern" in hf:
         fields["attention.sliding_window_pattern"] = hf["sliding_window_pattern"]
-    if arch == "qwen3moe":
-        fields["expert_count"] = hf["num_experts"]
-        fields["expert_used_count"] = hf["num_experts_per_tok"]
-        fields["expert_feed_forward_length"] = hf["moe_intermediate_size"]
-    return {f"{arch}.{name}": value for name, value in fields.items()}
+    return {f"{form.architecture}.{name}": value for name, value in fields.items()}
 
 
-def tensors_of(hf: dict, weights: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+def tensors_of(
+    hf: Json, form: GgufForm | None = None, weights: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Return a model's tensors by GGUF name, with their rows in GGUF's order."""
-    family = hf["model_type"]
-    is_llama, is_gemma = ARCHITECTURES[family] == "llama", family == "gemma3_text"
+    form = form_of(hf) if form is None else form
+    norm_offset = BY_ARCHITECTURE[hf["architectures"][0]].norm_offset
+    names = name_map(form.architecture, hf["num_hidden_layers"])
     heads = {"q_proj": hf["num_attention_heads"], "k_proj": hf["num_key_value_heads"]}
     tensors, experts = {}, {}
     for key, weight in (tiny.hf_weights(hf) if weights is None else weights).items():
-        stem, _, kind = key.rpartition(".")
-        if is_gemma and stem.endswith("norm"):
-            weight = weight + 1
-        if is_llama and (part := stem.rpartition(".")[2]) in heads:
+        stem = key.rpartition(".")[0]
+        if stem.endswith("norm"):
+            weight = weight + np.float32(norm_offset)
+        if form.interleaves_qk and (part := stem.rpartition(".")[2]) in heads:
             pairs = weight.reshape(heads[part], 2, -1, *weight.shape[1:])
             weight = pairs.swapaxes(1, 2).reshape(weight.shape)
-        in_layer = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", stem)
-        if in_layer is None:
-            tensors[f"{NAMES[stem]}.{kind}"] = weight
-            continue
-        layer, rest = in_layer.groups()
-        if expert := re.fullmatch(r"mlp\.experts\.\d+\.(gate|up|down)_proj", rest):
-            experts.setdefault(f"blk.{layer}.ffn_{expert[1]}_exps.weight", []).append(weight)
-            continue
-        name = NAMES[rest]
-        if is_gemma and rest == "post_attention_layernorm":
-            name = "post_attention_norm"
-        tensors[f"blk.{layer}.{name}.{kind}"] = weight
+        name, expert = gguf_name(names, key)
+        if expert is None:
+            tensors[name] = weight
+        else:
+            experts.setdefault(name, []).append(weight)
     tensors |= {name: np.stack(matrices) for name, matrices in experts.items()}
     scaling = hf.get("rope_scaling", {})
     if scaling.get("rope_type") == "llama3":

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.bench import fit_profile
 from experiments.bench.fit_profile import DECODES, PREFILLS, Sample, StepTimer, fit
-from kvflow_jax.models.loading.load import PRESETS
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M
 
 

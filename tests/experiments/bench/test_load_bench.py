@@ -8,7 +8,7 @@ import pytest
 
 from experiments.bench import load_bench
 from experiments.make_folder import write_folder
-from kvflow_jax.models.loading import load
+from kvflow_jax.models.loading import builder, load
 
 GIB = 1 << 30
 
@@ -74,7 +74,7 @@ def test_a_process_prints_its_figures(monkeypatch, capsys):
 
 def test_restored_weights_are_those_that_a_load_gives(monkeypatch, tmp_path):
     monkeypatch.setattr(load_bench, "native_ops", lambda *_: None)
-    monkeypatch.setattr(load, "native_ops", lambda *_: None)
+    monkeypatch.setattr(builder, "native_ops", lambda *_: None)
     # A sharded load over the one device of this process.
     of_devices = load.Shards.of_devices
     monkeypatch.setattr(load.Shards, "of_devices", lambda num_devices: of_devices(1))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.loading.presets import PRESETS
 
 
 @pytest.mark.parametrize(

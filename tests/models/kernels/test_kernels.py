@@ -8,10 +8,10 @@ import pytest
 from kvflow_jax.api.load_config import Attention
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.experimental import gpu_mosaic, gpu_paged
-from kvflow_jax.models.loading.presets import PRESETS
 
 
 def target(platform, shape="llama-3.1-8b", dtype="bfloat16", page_size=16, capability="9.0"):

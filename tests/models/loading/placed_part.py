@@ -10,7 +10,7 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA
 from kvflow_jax.models.sharding import Shards, group_columns_by_device
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.sources import HostWeights
 
 
@@ -18,7 +18,7 @@ def main():
     port, process_id = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id))
     shards = Shards.of_devices(2)
-    model = Model.build(read_config(tiny.CONFIGS["untied-mha"]), ops=XLA)
+    model = Model.build(read_config(CONFIGS["llama-untied-mha"]), ops=XLA)
     source = HostWeights.random(model)
     params = placement.place(model, source, shards)
     for name, weight in source.arrays.items():

@@ -19,17 +19,11 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA
 from kvflow_jax.models.sharding import Shards, group_columns_by_device
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.sources import CountedTensors, folder_weights, read_folder
 
-# Each has an even number of KV heads.
-FAMILIES = {
-    "llama": tiny.CONFIGS["untied-mha"],
-    "biased": tiny.CONFIGS["linear-rope-biased"] | {"num_key_value_heads": 2},
-    "gemma3": tiny.CONFIGS["gemma3"],
-    "phi3": tiny.CONFIGS["phi3"],
-    "qwen3-moe": tiny.CONFIGS["qwen3-moe"],
-}
-FAMILIES["biased"] |= {"num_attention_heads": 4, "head_dim": 24}
+# Those whose KV heads two devices can share.
+CASES = {name: hf for name, hf in CONFIGS.items() if read_config(hf).num_kv_heads % 2 == 0}
 
 
 def check(params, stacked, model, shards):
@@ -43,7 +37,7 @@ def check(params, stacked, model, shards):
 
 def main():
     root, shards = Path(sys.argv[1]), Shards.of_devices(2)
-    for name, hf in FAMILIES.items():
+    for name, hf in CASES.items():
         folder = tiny.write_folder(root / name, hf, shards=2)
         model = Model.build(read_config(hf), ops=XLA)
         # Raises if two devices cannot share the model.

@@ -14,10 +14,10 @@ from kvflow_jax.models.loading.checkpoint import LOCK_FILE, CheckpointStore, def
 from kvflow_jax.models.loading.checkpoint_reader import MANIFEST_FILE
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.sources import HostWeights, read_all
 
-CONFIG = read_config(tiny.CONFIGS["tied-gqa"])
+CONFIG = read_config(CONFIGS["llama"])
 
 
 class Source:
@@ -197,10 +197,10 @@ def test_a_conversion_that_fails_caches_nothing_and_raises(tmp_path):
     model = Model.build(CONFIG)
     source = Source(model)
 
-    def finish():
+    def raise_problems():
         raise ModelLoadError("too large for float16")
 
-    source.weights.finish = finish
+    source.weights.raise_problems = raise_problems
     with pytest.raises(ModelLoadError, match="too large"):
         load(CheckpointStore(tmp_path), model, source)
     assert not list((tmp_path / "models").iterdir())

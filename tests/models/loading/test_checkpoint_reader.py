@@ -16,10 +16,10 @@ from kvflow_jax.models.loading.checkpoint_reader import (
 )
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.sources import HostWeights, read_all
 
-MODEL = Model.build(read_config(tiny.CONFIGS["tied-gqa"]))
+MODEL = Model.build(read_config(CONFIGS["llama"]))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""A .gguf file loads as the same model as a Hugging Face folder with the same weights."""
+"""Files of llama.cpp's format: what is read, cached and rejected. ``test_families`` has logits."""
 
-import dataclasses
 import shutil
 
 import numpy as np
@@ -9,82 +8,19 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 from kvflow_jax.errors import ModelLoadError  # noqa: E402 (gguf may be missing)
+from kvflow_jax.models.families import FAMILIES  # noqa: E402
 from kvflow_jax.models.loading import embedded  # noqa: E402
 from kvflow_jax.models.loading.checkpoint import CheckpointStore  # noqa: E402
 from kvflow_jax.models.loading.gguf import GgufFile  # noqa: E402
-from kvflow_jax.models.loading.hf_config import read_config  # noqa: E402
 from kvflow_jax.models.loading.load import load_model  # noqa: E402
 from kvflow_jax.models.ops import XLA  # noqa: E402
 from tests.models import tiny, tiny_gguf  # noqa: E402
-from tests.support.tiers import slow_except  # noqa: E402
 
-# GGUF has no field for the windows of these: llama.cpp computes them without.
-WITHOUT_WINDOWS = ("mistral-window", "qwen2-late-windows-yarn", "qwen3-moe-unnormalised")
-TOKENS = tiny.prompt_tokens(48)
-
-
-def logits_of(path, **load_args) -> np.ndarray:
-    loaded = load_model(str(path), cache_dir=path.parent, ops=XLA, progress=False, **load_args)
-    return tiny.Sequence(loaded.model, loaded.params, len(TOKENS)).feed(TOKENS)
-
-
-@pytest.mark.parametrize(
-    "name",
-    slow_except(
-        [name for name in tiny.CONFIGS if name not in WITHOUT_WINDOWS], "tied-gqa", "gemma3"
-    ),
-)
-def test_every_family_has_the_logits_of_its_folder(name, tmp_path):
-    hf = tiny.CONFIGS[name]
-    # GGUF has no field for it.
-    if "query_pre_attn_scalar" in hf:
-        hf = hf | {"query_pre_attn_scalar": hf["head_dim"]}
-    path = tiny_gguf.write(tmp_path / "model.gguf", hf)
-    file, expected = GgufFile(path).config(), read_config(hf)
-    # The converter replaces llama3's scaling with factors.
-    if name != "llama3-rope":
-        # The fields of a file are float32.
-        np.testing.assert_allclose(file.rope.factors, expected.rope.factors, rtol=1e-6)
-        np.testing.assert_allclose(file.rope.short_factors, expected.rope.short_factors, rtol=1e-6)
-        attention_factor = pytest.approx(expected.rope.attention_factor, rel=1e-6)
-        assert file.rope.attention_factor == attention_factor
-        rope = dataclasses.replace(
-            expected.rope,
-            factors=file.rope.factors,
-            short_factors=file.rope.short_factors,
-            attention_factor=file.rope.attention_factor,
-        )
-        assert file == dataclasses.replace(expected, rope=rope)
-    folder = tiny.write_folder(tmp_path / "folder", hf)
-    np.testing.assert_allclose(logits_of(path), logits_of(folder), atol=1e-4)
-
-
-def test_mistral_is_stored_as_llama(tmp_path):
-    hf = tiny.CONFIGS["mistral-window"]
-    path = tiny_gguf.write(tmp_path / "model.gguf", hf)
-    folder = tiny.write_folder(tmp_path / "folder", hf | {"sliding_window": None})
-    np.testing.assert_allclose(logits_of(path), logits_of(folder), atol=1e-4)
-
-
-@pytest.mark.parametrize("max_model_len", [32, 33])
-def test_longrope_factors_depend_on_max_model_len(max_model_len, tmp_path):
-    hf = tiny.CONFIGS["phi3-longrope"]
-    path = tiny_gguf.write(tmp_path / "model.gguf", hf)
-    folder = tiny.write_folder(tmp_path / "folder", hf)
-    ours, theirs = (logits_of(each, max_model_len=max_model_len) for each in (path, folder))
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert (np.abs(ours - logits_of(path)).max() < 1e-4) == (max_model_len > 32)
-
-
-def test_yarn_has_the_config_of_its_folder(tmp_path):
-    hf = tiny.CONFIGS["qwen2-late-windows-yarn"] | {"use_sliding_window": False}
-    path = tiny_gguf.write(tmp_path / "model.gguf", hf)
-    assert GgufFile(path).config() == read_config(hf)
+HF = FAMILIES["llama"].tiny
 
 
 def test_a_folder_stands_for_its_only_file(tmp_path):
-    hf = tiny.CONFIGS["tied-gqa"]
-    path = tiny_gguf.write(tmp_path / "a" / "model.gguf", hf)
+    path = tiny_gguf.write(tmp_path / "a" / "model.gguf", HF)
     loaded = load_model(str(path.parent), cache_dir=tmp_path, progress=False)
     assert loaded.config.eos_token_ids == loaded.tokenizer.eos_token_ids == (257,)
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("the end")) == "the end"
@@ -93,14 +29,14 @@ def test_a_folder_stands_for_its_only_file(tmp_path):
         [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=True
     )
     assert prompt == expected["input_ids"]
-    tiny_gguf.write(path.with_name("other.gguf"), hf)
+    tiny_gguf.write(path.with_name("other.gguf"), HF)
     with pytest.raises(ModelLoadError, match=r"give one of its files: model.gguf, other.gguf"):
         load_model(str(path.parent))
 
 
 def test_ends_of_turns_and_messages_end_a_generation(tmp_path):
     fields = {"tokenizer.ggml.eot_token_id": 33, "tokenizer.ggml.eom_token_id": 34}
-    path = tiny_gguf.write(tmp_path / "m.gguf", tiny.CONFIGS["tied-gqa"], fields=fields)
+    path = tiny_gguf.write(tmp_path / "m.gguf", HF, fields=fields)
     assert GgufFile(path).config().eos_token_ids == (257, 33, 34)
 
 
@@ -116,7 +52,7 @@ def test_a_missing_file_is_reported(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.99])
 def test_a_truncated_file_is_reported(tmp_path, share):
-    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    path = tiny_gguf.write(tmp_path / "model.gguf", HF)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     assert "is truncated or not a GGUF file; download it again" in problems_of(path)
@@ -126,9 +62,6 @@ def test_a_file_of_another_format_is_reported(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK" * 500)
     assert "is truncated or not a GGUF file" in problems_of(path)
-
-
-HF = tiny.CONFIGS["tied-gqa"]
 
 
 @pytest.mark.parametrize(
@@ -175,11 +108,11 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
     tensors["blk.1.attn_sinks.weight"] = np.zeros(4, np.float32)
     message = problems_of(tiny_gguf.write(tmp_path / "model.gguf", HF, tensors=tensors))
     assert "missing tensor model.layers.1.mlp.up_proj.weight" in message
-    assert "unexpected tensor model.layers.1.attn_sinks.weight [4]" in message
+    assert "unexpected tensor blk.1.attn_sinks.weight [4]" in message
 
 
 def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):
-    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    path = tiny_gguf.write(tmp_path / "model.gguf", HF)
     first = load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
     monkeypatch.setattr(GgufFile, "tensors", None)
     second = load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
@@ -188,7 +121,7 @@ def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):
 
 
 def test_random_weights_read_only_the_shape_and_the_tokenizer_of_a_file(tmp_path, monkeypatch):
-    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["gemma3"])
+    path = tiny_gguf.write(tmp_path / "model.gguf", FAMILIES["gemma3"].tiny)
     loaded = load_model(str(path), cache_dir=tmp_path / "cache", progress=False)
     monkeypatch.setattr(GgufFile, "tensors", None)
     for name in (path, path.parent):
@@ -201,7 +134,7 @@ def test_random_weights_read_only_the_shape_and_the_tokenizer_of_a_file(tmp_path
 
 
 def test_weights_are_not_cached_on_a_full_disk(tmp_path, monkeypatch, caplog):
-    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    path = tiny_gguf.write(tmp_path / "model.gguf", HF)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     load_model(str(path), cache_dir=tmp_path, ops=XLA, progress=False)
@@ -210,7 +143,7 @@ def test_weights_are_not_cached_on_a_full_disk(tmp_path, monkeypatch, caplog):
 
 
 def test_a_model_loads_without_a_writable_cache_folder(tmp_path, caplog):
-    path = tiny_gguf.write(tmp_path / "model.gguf", tiny.CONFIGS["tied-gqa"])
+    path = tiny_gguf.write(tmp_path / "model.gguf", HF)
     (tmp_path / "file").write_text("not a folder")
     load_model(str(path), cache_dir=tmp_path / "file", ops=XLA, progress=False)
     assert "converted weights are not cached" in caplog.text

@@ -8,20 +8,26 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
+from kvflow_jax.errors import ModelLoadError  # noqa: E402 (needs gguf)
+from kvflow_jax.models.families import FAMILIES  # noqa: E402
 from kvflow_jax.models.loading.gguf import TENSOR_TYPES, GgufFile  # noqa: E402 (needs gguf)
-from kvflow_jax.models.loading.gguf_tensors import GgufTensors  # noqa: E402
+from kvflow_jax.models.loading.gguf_tensors import (  # noqa: E402
+    GgufTensors,
+    gguf_name,
+    name_map,
+)
 from kvflow_jax.models.loading.hf_config import read_config  # noqa: E402
 from kvflow_jax.models.loading.weights import NamedWeights  # noqa: E402
 from kvflow_jax.models.model import Model  # noqa: E402
-from tests.models import tiny, tiny_gguf  # noqa: E402
+from tests.models import tiny_gguf  # noqa: E402
 from tests.models.sources import read_all  # noqa: E402
 
-LLAMA = read_config(tiny.CONFIGS["tied-gqa"])
+LLAMA = Model.build(read_config(FAMILIES["llama"].tiny))
 
 
 def weights_of(file):
     model = Model.build(file.config())
-    return read_all(model, NamedWeights(model, file.tensors(model.config)))
+    return read_all(model, NamedWeights(model, file.tensors(model)))
 
 
 def quantised(array: np.ndarray, tensor_type) -> np.ndarray:
@@ -62,7 +68,7 @@ def test_every_supported_type_is_dequantised_as_gguf_does(name, tmp_path):
 
 
 def test_experts_are_dequantised_one_by_one(tmp_path):
-    hf = tiny.CONFIGS["qwen3-moe"] | {"hidden_size": 64, "moe_intermediate_size": 32}
+    hf = {**FAMILIES["qwen3-moe"].tiny, "hidden_size": 64, "moe_intermediate_size": 32}
     tensors = tiny_gguf.tensors_of(hf)
     tensor_type = gguf.GGMLQuantizationType.Q8_0
     for name, tensor in tensors.items():
@@ -74,20 +80,24 @@ def test_experts_are_dequantised_one_by_one(tmp_path):
     np.testing.assert_array_equal(down.swapaxes(1, 2), expected)
 
 
-def in_memory(name: str, data: np.ndarray):
-    """Return a float32 tensor as gguf's reader does: its shape begins with the innermost axis."""
+def in_memory(**tensors: np.ndarray):
+    """Return float32 tensors as gguf's reader does: their shapes begin with the innermost axis."""
     kind = gguf.GGMLQuantizationType.F32
-    return SimpleNamespace(
-        name=name, data=data.astype(np.float32), shape=np.array(data.shape[::-1]), tensor_type=kind
-    )
+    views = {
+        name: SimpleNamespace(
+            data=data.astype(np.float32), shape=np.array(data.shape[::-1]), tensor_type=kind
+        )
+        for name, data in tensors.items()
+    }
+    return GgufTensors(Path("m"), views, FAMILIES["llama"].gguf, LLAMA)
 
 
 def test_rows_of_llamas_query_are_brought_into_hugging_faces_order():
     """GGUF interleaves the rows of a RoPE pair; Hugging Face keeps them half a head apart."""
-    config, width = LLAMA, LLAMA.hidden_size
+    config, width = LLAMA.config, LLAMA.config.hidden_size
     num_rows, half = config.num_heads * config.head_dim, config.head_dim // 2
     stored = np.arange(num_rows)[:, None] * np.ones((1, width))
-    tensors = GgufTensors(Path("m"), [in_memory("blk.1.attn_q.weight", stored)], "llama", config)
+    tensors = in_memory(**{"blk.1.attn_q.weight": stored})
     ((key, shape, dtype),) = tensors.headers
     assert key == "model.layers.1.self_attn.q_proj.weight"
     assert (shape, dtype) == ((num_rows, width), "float32")
@@ -97,13 +107,29 @@ def test_rows_of_llamas_query_are_brought_into_hugging_faces_order():
 
 
 def test_rope_factors_are_no_weights():
-    factors = in_memory("rope_freqs.weight", np.ones(8))
-    norm = in_memory("output_norm.bias", np.ones(8))
-    headers = GgufTensors(Path("m"), [factors, norm], "llama", LLAMA).headers
-    assert headers == [("model.norm.bias", (8,), "float32")]
+    tensors = {"rope_freqs.weight": np.ones(8), "output_norm.weight": np.ones(64)}
+    assert in_memory(**tensors).headers == [("model.norm.weight", (64,), "float32")]
 
 
-def test_an_unknown_tensor_keeps_its_name():
-    tensors = [in_memory("blk.0.attn_sinks.weight", np.ones(4))]
-    headers = GgufTensors(Path("m"), tensors, "qwen3", LLAMA).headers
-    assert headers == [("model.layers.0.attn_sinks.weight", (4,), "float32")]
+def test_a_tensor_that_the_model_does_not_need_keeps_its_name():
+    tensors = {"blk.0.attn_sinks.weight": np.ones(4), "output_norm.bias": np.ones(8)}
+    headers = in_memory(**tensors).headers
+    assert headers == [(name, data.shape, "float32") for name, data in tensors.items()]
+
+
+def test_an_architecture_that_the_package_does_not_know_is_named():
+    with pytest.raises(ModelLoadError, match=r"does not know architecture 'new'; upgrade it"):
+        name_map("new", 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("lm_head.weight", ("output.weight", None)),
+        ("model.layers.1.self_attn.k_norm.weight", ("blk.1.attn_k_norm.weight", None)),
+        ("model.layers.1.mlp.experts.7.up_proj.weight", ("blk.1.ffn_up_exps.weight", 7)),
+        ("model.layers.0.unknown.weight", ("", None)),
+    ],
+)
+def test_tensors_have_llama_cpps_names(key, expected):
+    assert gguf_name(name_map("qwen3moe", 2), key) == expected

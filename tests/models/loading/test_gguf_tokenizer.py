@@ -84,7 +84,7 @@ PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 WORDS = ["▁", "t", "h", "e", "th", "▁the", "▁th", "he", "c", "a", "at", "cat", "ca"]
 
 
-def sentencepiece(words=WORDS, arch="llama", **more):
+def sentencepiece(words=WORDS, merges_in_token_order=False, **more):
     tokens = [*PIECES, *words]
     scores = [0.0] * len(PIECES) + [-float(i) for i in range(len(words))]
     types = [2, 3, 3] + [6] * 256 + [1] * len(words)
@@ -98,7 +98,7 @@ def sentencepiece(words=WORDS, arch="llama", **more):
         "unknown_token_id": 0,
     }
     named = {f"tokenizer.ggml.{name}": value for name, value in (fields | more).items()}
-    return Tokenizer(build_tokenizer({"general.architecture": arch} | named, "f"))
+    return Tokenizer(build_tokenizer(named, "f", merges_in_token_order=merges_in_token_order))
 
 
 def pieces(tokenizer, text):
@@ -126,7 +126,7 @@ def test_gemma_merges_in_the_order_of_its_tokens():
     words = ["▁", "  ", "t", "h", "e", "he", "th"]
     tokenizer = sentencepiece(
         words,
-        arch="gemma3",
+        merges_in_token_order=True,
         scores=[0.0] * (len(PIECES) + len(words)),
         token_type=[2, 3, 3] + [6] * 256 + [1, 4] + [1] * 5,
     )

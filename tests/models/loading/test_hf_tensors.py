@@ -10,28 +10,13 @@ from kvflow_jax.models.loading.hf_tensors import (
     weight_slices,
 )
 from kvflow_jax.models.model import Model
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
-MODEL = Model.build(read_config(tiny.CONFIGS["tied-gqa"]))
+MODEL = Model.build(read_config(CONFIGS["llama"]))
 
 
 def headers_of(model, dtype="BF16"):
     return [(key, target.shape, dtype) for key, target in weight_slices(model).items()]
-
-
-@pytest.mark.parametrize("name", tiny.CONFIGS)
-def test_slices_fill_every_column_of_every_weight_once(name):
-    model = Model.build(read_config(tiny.CONFIGS[name]))
-    columns = {}
-    for target in weight_slices(model).values():
-        columns.setdefault((target.name, target.index), []).append(target.columns)
-    for weight, spec in model.stacked_specs.items():
-        indices = [index for filled, index in columns if filled == weight]
-        assert indices
-        for index in indices:
-            ends = sorted((run.start, run.stop) for run in columns[weight, index])
-            starts, stops = zip(*ends, strict=True)
-            assert (*starts, spec.shape[-1]) == (0, *stops)
 
 
 def test_query_key_and_value_are_fused_side_by_side():
@@ -71,7 +56,7 @@ def test_a_duplicate_tensor_is_reported():
 def test_an_output_projection_is_unexpected_only_without_tied_embeddings():
     head = ("lm_head.weight", (300, 64), "F32")
     assert header_problems(MODEL, [*headers_of(MODEL), head]) == []
-    untied = Model.build(read_config(tiny.CONFIGS["untied-mha"]))
+    untied = Model.build(read_config(CONFIGS["llama-untied-mha"]))
     assert "lm_head.weight" in weight_slices(untied)
     assert "lm_head.weight" not in weight_slices(MODEL)
 
@@ -83,7 +68,7 @@ def test_a_weight_is_named_by_the_tensors_that_fill_it():
         "model.layers.1.mlp.up_proj.weight",
     ]
     assert hf_names_of(config, "embed.weight", 0) == ["model.embed_tokens.weight"]
-    moe = read_config(tiny.CONFIGS["qwen3-moe"])
+    moe = read_config(CONFIGS["qwen3-moe"])
     expected = ["model.layers.0.mlp.experts.*.down_proj.weight"]
     assert hf_names_of(moe, "layers.mlp.down_proj.weight", 0) == expected
 

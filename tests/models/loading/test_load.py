@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
-from kvflow_jax.models.attention import attend_reference
-from kvflow_jax.models.loading import embedded, load
+from kvflow_jax.errors import ConfigError, ModelLoadError
+from kvflow_jax.models.loading import embedded
 from kvflow_jax.models.loading.load import load_model
 from kvflow_jax.models.ops import XLA
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -69,7 +69,7 @@ def test_all_missing_files_are_named(folder, lost):
 
 
 def test_a_missing_tokenizer_does_not_hide_problems_of_the_weights(tmp_path):
-    weights = tiny.hf_weights(tiny.CONFIGS["tied-gqa"])
+    weights = tiny.hf_weights(CONFIGS["llama"])
     del weights["model.norm.weight"]
     folder = tiny.write_folder(tmp_path / "model", weights=weights, tokenizer=False)
     with pytest.raises(ModelLoadError, match=r"(?s)no tokenizer\.json.*missing tensor model\.n"):
@@ -122,32 +122,6 @@ def test_random_weights_of_a_folder_need_only_its_config(folder):
         np.testing.assert_array_equal(weight, again.params[name])
 
 
-def test_random_weights_of_a_hub_name_download_none(folder, monkeypatch):
-    def download(name, allow_patterns):
-        assert not any("safetensors" in pattern for pattern in allow_patterns)
-        return str(folder)
-
-    (folder / "model.safetensors").unlink()
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load_model("owner/model", random_weights=True).tokenizer is not None
-
-
-def test_random_weights_need_a_config(folder):
-    (folder / "config.json").unlink()
-    with pytest.raises(ModelLoadError, match=r"missing file .*config\.json"):
-        load_model(str(folder), random_weights=True)
-
-
-def test_an_unknown_shape_is_answered_with_the_known():
-    with pytest.raises(ModelLoadError, match=r"give one of smollm2-135m, qwen3-0.6b, llama"):
-        load_model("gpt-5", random_weights=True)
-
-
-def test_an_unsupported_dtype_is_rejected(folder):
-    with pytest.raises(ModelLoadError, match="supported: auto, float32, bfloat16, float16"):
-        load_model(str(folder), dtype="int8")
-
-
 def test_a_jitted_step_does_not_depend_on_the_weights(folder):
     """They are arguments: a second call with other arrays compiles nothing."""
     loaded = load_model(str(folder), progress=False)
@@ -158,28 +132,6 @@ def test_a_jitted_step_does_not_depend_on_the_weights(folder):
         sequence.feed([1])
 
 
-def test_a_cpu_unrolls_layers_unless_ops_are_given(folder):
-    unrolled = load_model(str(folder), progress=False)
-    scanned = load_model(str(folder), ops=XLA, progress=False)
-    assert unrolled.model.unroll == (jax.default_backend() == "cpu")
-    assert "layers.mlp.down_proj.weight" in scanned.params
-
-
-def test_an_attention_kernel_is_chosen_by_name(folder):
-    loaded = load_model(str(folder), attention="reference", progress=False)
-    assert loaded.model.ops.attention is attend_reference
-    with pytest.raises(ConfigError, match="'tpu-ragged' cannot be used"):
-        load_model(str(folder), attention="tpu-ragged", progress=False)
-
-
 def test_tensor_parallel_must_be_at_least_1(folder):
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         load_model(str(folder), tensor_parallel=0)
-
-
-def test_weights_that_do_not_fit_are_rejected_before_they_are_read(folder, monkeypatch):
-    monkeypatch.setattr(load, "free_host_bytes", lambda: 50_000)
-    with pytest.raises(
-        CapacityError, match=r"free on the host \(.* GB short\); use a smaller dtype"
-    ):
-        load_model(str(folder), progress=False)

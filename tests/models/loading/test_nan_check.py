@@ -9,13 +9,14 @@ from kvflow_jax.models.loading import nan_check
 from kvflow_jax.models.loading.load import load_model
 from kvflow_jax.models.ops import XLA
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
 LAYER = "model.layers.1"
 
 
 def problems(tmp_path, name, changes, **load_args):
     """Return the problems found in a folder whose tensors have these last elements."""
-    hf = tiny.CONFIGS[name]
+    hf = CONFIGS[name]
     weights = tiny.hf_weights(hf)
     for tensor, value in changes.items():
         weights[tensor].flat[-1] = value
@@ -51,7 +52,7 @@ def test_a_single_bad_number_in_any_tensor_is_found(tmp_path, check, value, load
     }
     fused = " or ".join(f"{LAYER}.self_attn.{part}_proj.weight" for part in "qkv")
     expected = {*changes, fused} - {f"{LAYER}.self_attn.v_proj.weight"}
-    assert problems(tmp_path, "untied-mha", changes, **load_args) == sorted(expected)
+    assert problems(tmp_path, "llama-untied-mha", changes, **load_args) == sorted(expected)
 
 
 @pytest.mark.parametrize("load_args", [{}, {"ops": XLA}])
@@ -65,7 +66,7 @@ def test_experts_are_checked(tmp_path, check, load_args):
 def test_biases_are_checked(tmp_path):
     changes = {f"{LAYER}.mlp.gate_proj.bias": np.nan}
     fused = f"{LAYER}.mlp.gate_proj.bias or {LAYER}.mlp.up_proj.bias"
-    assert problems(tmp_path, "linear-rope-biased", changes) == [fused]
+    assert problems(tmp_path, "llama-linear-rope-biased", changes) == [fused]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])

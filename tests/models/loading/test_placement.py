@@ -17,10 +17,10 @@ from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from kvflow_jax.models.sharding import column_slices
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.sources import CountedTensors, HostWeights
 
-CONFIG = read_config(tiny.CONFIGS["untied-mha"])
+CONFIG = read_config(CONFIGS["llama-untied-mha"])
 ROOT = Path(__file__).parents[3]
 
 
@@ -84,7 +84,7 @@ def test_the_progress_bar_counts_weights(capfd):
 
 def test_each_device_has_its_heads_side_by_side():
     # 4 heads and 2 KV heads of 16 dimensions.
-    config = read_config(tiny.CONFIGS["tied-gqa"])
+    config = read_config(CONFIGS["llama"])
     width = config.qkv_size
     assert column_slices("layers.attention.qkv_proj.weight", width, config, 2) == [
         [slice(0, 32), slice(64, 80), slice(96, 112)],
@@ -100,7 +100,7 @@ def test_each_device_has_its_heads_side_by_side():
 @pytest.mark.parametrize("axis", [1, 2])
 def test_only_the_requested_slice_of_a_tensor_is_read(folder, axis):
     """Along either axis: Hugging Face's tensors are transposed."""
-    model = Model.build(read_config(tiny.CONFIGS["tied-gqa"]))
+    model = Model.build(read_config(CONFIGS["llama"]))
     tensors = CountedTensors(FolderTensors(folder))
     source = NamedWeights(model, tensors)
     for name in ("layers.attention.qkv_proj.weight", "layers.mlp.down_proj.weight"):

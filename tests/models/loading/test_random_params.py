@@ -7,9 +7,9 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
-CONFIG = read_config(tiny.CONFIGS["tied-gqa"] | {"num_hidden_layers": 2})
+CONFIG = read_config(CONFIGS["llama"] | {"num_hidden_layers": 2})
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.model import Model
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.sources import read_folder
 
-MODEL = Model.build(read_config(tiny.CONFIGS["tied-gqa"]))
-WEIGHTS = tiny.hf_weights(tiny.CONFIGS["tied-gqa"])
+MODEL = Model.build(read_config(CONFIGS["llama"]))
+WEIGHTS = tiny.hf_weights(CONFIGS["llama"])
 
 
 def read_problems(folder):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvflow_jax.models.kernels.cpu import build
+from kvflow_jax.models.loading.builder import default_ops
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import default_ops
 from kvflow_jax.models.ops import XLA_ON_CPU
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
 HAS_COMPILER = any(map(shutil.which, build.COMPILERS))
 
@@ -82,7 +82,7 @@ def test_a_library_that_cannot_be_loaded_is_not_used(library, tmp_path, monkeypa
 
 def test_without_a_compiler_xla_computes_and_the_log_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
-    config = read_config(tiny.CONFIGS["tied-gqa"] | {"head_dim": 64})
+    config = read_config(CONFIGS["llama"] | {"head_dim": 64})
     assert default_ops(config, "float32", tmp_path) == XLA_ON_CPU
     assert "no C++ compiler" in caplog.text
 

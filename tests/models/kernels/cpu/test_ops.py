@@ -10,15 +10,17 @@ import pytest
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import AttentionMetadata
+from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.kernels.cpu import build
 from kvflow_jax.models.kernels.cpu.ops import NATIVE
+from kvflow_jax.models.loading.builder import default_ops
 from kvflow_jax.models.loading.checkpoint import default_cache_dir
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import default_ops
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 from tests.models.kernels.batches import RaggedBatch, with_nan_past_contexts
 from tests.support.tiers import slow_except
 
@@ -170,15 +172,9 @@ def test_attention_of_a_prompt_does_not_depend_on_its_tiles(window):
         np.testing.assert_array_equal(out, expected[start:end])
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_except(
-        ["linear-rope-biased", "mistral-window", "gemma3", "qwen3-moe", "phi3-longrope"], "gemma3"
-    ),
-)
+@pytest.mark.parametrize("name", slow_except(FAMILIES, "gemma3"))
 def test_models_equal_those_of_xla(name):
-    hf = dict(tiny.CONFIGS[name]) | {"head_dim": 16}
-    config = read_config(hf)
+    config = read_config({**FAMILIES[name].tiny, "head_dim": 16})
     tokens = tiny.prompt_tokens(40)
     logits = []
     for ops in (XLA, NATIVE):
@@ -189,8 +185,8 @@ def test_models_equal_those_of_xla(name):
 
 
 def test_they_are_chosen_if_they_support_the_model(tmp_path):
-    config = read_config(tiny.CONFIGS["tied-gqa"] | {"head_dim": 64})
+    config = read_config(CONFIGS["llama"] | {"head_dim": 64})
     assert default_ops(config, "float32", tmp_path) is NATIVE
     assert default_ops(config, "bfloat16", tmp_path) == XLA_ON_CPU
-    odd = read_config(tiny.CONFIGS["tied-gqa"] | {"head_dim": 20})
+    odd = read_config(CONFIGS["llama"] | {"head_dim": 20})
     assert default_ops(odd, "float32", tmp_path) == XLA_ON_CPU

@@ -3,12 +3,14 @@
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.families.hf_fields import HfFields
+from kvflow_jax.models.families.hf_rope import read_rope
+from kvflow_jax.models.families.hf_windows import SLIDING
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.hf_rope import read_ropes
 from kvflow_jax.models.rope import RopeConfig
-from tests.models import tiny
+from tests.models.families.cases import CONFIGS
 
-LLAMA3 = tiny.CONFIGS["llama3-rope"]
+LLAMA3 = CONFIGS["llama-llama3-rope"]
 
 
 def test_old_and_new_rope_fields_read_the_same():
@@ -49,21 +51,11 @@ def test_rope_scaling_takes_precedence_over_rope_parameters():
     assert (rope.kind, rope.theta, rope.factor) == ("yarn", 1e6, 4.0)
 
 
-def test_gemmas_rope_parameters_by_kind_of_layer():
-    """As transformers 5 writes them."""
-    old = tiny.CONFIGS["gemma3-linear-rope"]
-    new = {key: value for key, value in old.items() if not key.startswith("rope")}
-    new["rope_parameters"] = {
-        "full_attention": {"rope_theta": 1_000_000.0, "rope_type": "linear", "factor": 8.0},
-        "sliding_attention": {"rope_theta": 10_000.0, "rope_type": "default"},
-    }
-    assert read_config(new) == read_config(old)
-
-
-def problems_of(hf, family="llama", head_dim=16):
-    problems = []
-    read_ropes(hf, family, head_dim, problems)
-    return problems
+def read(hf, **kwargs):
+    """Return RoPE of heads of 16 dimensions, and the problems found."""
+    fields = HfFields({"max_position_embeddings": 256} | hf)
+    rope = read_rope(fields, 16, **kwargs)
+    return rope, fields.problems.messages()
 
 
 @pytest.mark.parametrize(
@@ -75,26 +67,49 @@ def problems_of(hf, family="llama", head_dim=16):
     ],
 )
 def test_attention_factor_of_yarn(scaling, expected):
-    hf = {"max_position_embeddings": 256, "rope_scaling": {"type": "yarn", "factor": 4} | scaling}
-    problems = []
-    rope, _ = read_ropes(hf, "llama", 16, problems)
+    rope, problems = read({"rope_scaling": {"type": "yarn", "factor": 4} | scaling})
     assert not problems
     assert rope.attention_factor == pytest.approx(expected)
 
 
 def test_factors_must_be_finite():
     hf = {"rope_scaling": {"rope_type": "linear", "factor": float("nan")}}
-    assert "must be above 0 and finite" in problems_of(hf)[0]
+    assert read(hf)[1] == ["values must be above 0 and finite, but factor is nan"]
 
 
 def test_an_odd_number_of_rotary_dimensions_is_rejected():
-    assert problems_of({"partial_rotary_factor": 0.2}) == [
+    assert read({"partial_rotary_factor": 0.2})[1] == [
         "partial_rotary_factor 0.2 of head_dim 16 is not an even number of dimensions from 2 to 16"
     ]
 
 
 def test_an_unknown_kind_is_answered_with_the_known():
     hf = {"rope_scaling": {"rope_type": "dynamic"}}
-    assert problems_of(hf) == [
+    assert read(hf)[1] == [
         "rope type 'dynamic' is not supported; supported: default, linear, llama3, yarn, longrope"
     ]
+
+
+def test_each_kind_of_layers_may_have_its_own_rope():
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    hf = {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1e6} | scaling,
+            "sliding_attention": {"rope_theta": 1e4},
+        }
+    }
+    assert read(hf) == (RopeConfig(1e6, "linear", 8.0), [])
+    assert read(hf, layers=SLIDING) == (RopeConfig(1e4), [])
+    old = {"rope_theta": 1e6, "rope_scaling": scaling}
+    assert read(old)[0] == read(hf)[0]
+    assert read(old, layers=SLIDING, theta=1e4) == (RopeConfig(1e4), [])
+
+
+def test_a_family_may_have_other_names_of_kinds():
+    hf = {"rope_scaling": {"type": "stretched", "factor": 2.0}}
+    assert read(hf, aliases={"stretched": "linear"}) == (RopeConfig(kind="linear", factor=2.0), [])
+
+
+def test_an_attention_factor_must_be_above_0():
+    hf = {"rope_scaling": {"type": "yarn", "factor": 4, "attention_factor": -1}}
+    assert read(hf)[1] == ["attention_factor must be above 0 and finite, but is -1.0"]

@@ -1,0 +1,123 @@
+"""``ModelBuilder``: from a model's config to its definition on this machine's devices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from kvflow_jax.errors import CapacityError
+from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.kernels import AUTO, choose_attention
+from kvflow_jax.models.kernels.base import KernelTarget
+from kvflow_jax.models.kernels.cpu.ops import native_ops
+from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
+from kvflow_jax.models.model import Model
+from kvflow_jax.models.ops import Ops, XlaOps
+from kvflow_jax.models.sharding import Shards, shard_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelBuilder:
+    """How models are computed on this machine. ``load_model`` describes the attributes."""
+
+    dtype: str
+    cache_dir: Path
+    ops: Ops | None
+    attention: str
+    page_size: int
+    max_model_len: int | None
+    shards: Shards | None
+    check_model: Callable[[Model], None]
+
+    def build(self, config: ModelConfig) -> Model:
+        """Return the definition of a model, whose weights are then read or initialised.
+
+        Raises:
+            CapacityError: the weights need more memory than is free; says how much more.
+            ConfigError: the attention kernel does not support this model on this platform, or the
+                devices cannot share the model.
+            ModelLoadError: weights cannot have this dtype.
+        """
+        config, device = _for_len(config, self.max_model_len), jax.local_devices()[0]
+        dtype = choose_dtype(self.dtype, config, device)
+        model = Model.build(config, dtype, ops=self._ops(config, dtype, device))
+        log.info("dtype of weights and KV cache: %s", dtype)
+        _check_memory(model, device, 1 if self.shards is None else self.shards.num_shards)
+        self.check_model(model)
+        return model
+
+    def _ops(self, config: ModelConfig, dtype: str, device: jax.Device) -> Ops:
+        if self.shards is not None:
+            shard = shard_of(config, self.shards.num_shards)
+            target = KernelTarget.local(shard, dtype, self.page_size)
+            return XlaOps(choose_attention(self.attention, target), device.platform)
+        if self.ops is not None:
+            return self.ops
+        return default_ops(config, dtype, self.cache_dir, self.attention, self.page_size)
+
+
+def default_ops(
+    config: ModelConfig,
+    dtype: str,
+    cache_dir: Path,
+    attention: str = AUTO,
+    page_size: int = 16,
+) -> Ops:
+    """Return the best ops of this platform: native kernels on a CPU that has them, else XLA.
+
+    Args:
+        cache_dir: cache of the kernels that are built on first use.
+        attention: a kernel other than "auto" is combined with XLA for all else.
+        page_size: of the KV pool, in tokens.
+
+    Raises:
+        ConfigError: the attention kernel does not support this model on this platform.
+    """
+    platform = jax.default_backend()
+    if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
+        log.info("attention on cpu: native kernels")
+        return ops
+    attend = choose_attention(attention, KernelTarget.local(config, dtype, page_size))
+    return XlaOps(attend, platform)
+
+
+def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
+    """Return ``ModelConfig.for_len``; warn if short prompts are computed with long factors."""
+    if max_model_len is not None:
+        config = config.for_len(max_model_len)
+    rope = config.rope
+    if rope.factors != rope.short_factors:
+        log.warning(
+            "prompts of up to %d tokens are computed with LongRoPE's long factors, too: cached "
+            "blocks stay valid only if all prompts use one set; for the short factors lower "
+            "max_model_len (--max-model-len) to %d or less",
+            *(rope.original_max_len, rope.original_max_len),
+        )
+    return config
+
+
+def _check_memory(model: Model, device: jax.Device, num_devices: int) -> None:
+    """Raise CapacityError if the weights do not fit in free memory; called before reading them."""
+    nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
+    free = free_device_bytes(device)
+    needed, where = nbytes // num_devices, f"on each of {num_devices} {device.device_kind}"
+    remedies = ["a smaller dtype (--dtype bfloat16)"] if model.dtype == "float32" else []
+    # The device uses the host's memory.
+    if free is None:
+        free, needed, where = free_host_bytes(), nbytes, "on the host"
+    else:
+        remedies.append("more devices (--tensor-parallel)")
+    advice = " or ".join(remedies or ["a smaller model"])
+    if needed > free:
+        raise CapacityError(
+            f"the weights need {needed / 1e9:.1f} GB in {model.dtype}, but only "
+            f"{free / 1e9:.1f} GB are free {where} ({(needed - free) / 1e9:.1f} GB short); "
+            f"use {advice}"
+        )
