@@ -77,8 +77,8 @@ notebooks: $(ENV)/.dev ## run every notebook from top to bottom
 dist: $(ENV)/.dev ## build wheel and sdist, install each outside the checkout, serve from it
 	$(BIN)/python -m tests.dist --python $(PYTHON)
 
-parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them
-	$(BIN)/python -m tests.models.parity
+parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them; ARGS=gemma3 for a family
+	$(BIN)/python -m tests.models.parity $(ARGS)
 
 portability: $(ENV)/.portability ## compile for TPUs and GPUs, none of them here
 	PYTHONPATH=$(ENV)/compilers $(BIN)/python -m experiments.portability $(ARGS)
