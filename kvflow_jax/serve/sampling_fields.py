@@ -45,7 +45,7 @@ def sampling_values(body: BaseModel) -> dict[str, Any]:
         value = getattr(body, param.http_name or name)
         is_off = isinstance(param, Integer | Number) and value == param.http_off
         if value is not None and not is_off:
-            values[name] = read_bias(name, param, value) if isinstance(param, TokenBias) else value
+            values[name] = _read_bias(name, param, value) if isinstance(param, TokenBias) else value
     return values
 
 
@@ -66,7 +66,7 @@ def _json_type(param: Param) -> Any:
     return Any
 
 
-def read_bias(name: str, param: TokenBias, bias: Mapping[str, float]) -> dict[int, float]:
+def _read_bias(name: str, param: TokenBias, bias: Mapping[str, float]) -> dict[int, float]:
     """Return a bias by token id; JSON's keys are strings."""
     # Checked first, to spend no work on an oversized dict.
     if len(bias) > param.max_num:
