@@ -30,8 +30,8 @@ class SamplingParams:
     """Sampling and stop conditions of one request.
 
     Logits are changed in this order: ``logit_bias``, the ban of stop tokens before ``min_tokens``,
-    penalties, temperature, min_p, top_k, top_p. For several answers to one prompt, send the prompt
-    several times: its shared KV is computed once.
+    penalties, temperature, top_n_sigma, min_p, top_k, top_p. For several answers to one prompt,
+    send the prompt several times: its shared KV is computed once.
 
     Raises:
         InvalidRequestError: a value is out of range; the message names the field and its bound.
@@ -150,6 +150,17 @@ class SamplingParams:
             high=MAX_LOGPROBS,
         ),
     ] = None
+    top_n_sigma: Annotated[
+        float,
+        Number(
+            "exclude tokens whose logit is more than this many standard deviations of the logits "
+            "below the highest (arXiv 2411.07641); 0: exclude none",
+            low=0.0,
+            high=100.0,
+            is_column=True,
+            http_off=-1,  # llama.cpp's
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         for name, param in PARAMS.items():

@@ -36,6 +36,7 @@ class SamplingRows(Generic[Array]):
     repetition_penalty: Array  # f32[n], 1: none
     frequency_penalty: Array  # f32[n]
     presence_penalty: Array  # f32[n]
+    top_n_sigma: Array  # f32[n], 0: all tokens
 
     seq_slot: Array  # i32[n], where state and sample are kept; out of range: nowhere
     seed: Array  # u32[n, 2]
@@ -121,8 +122,8 @@ def sample(
     """Sample a token for each row, i32[n], and return its logprobs (zeros if no row wants any).
 
     A sample depends only on the row's logits, settings, seed and position, never on other rows.
-    Bias, ban of stop tokens, penalties, temperature, min-p, top-k and top-p apply in this order.
-    Tokens that tie at a threshold are all kept.
+    Bias, ban of stop tokens, penalties, temperature, top-n-sigma, min-p, top-k and top-p apply in
+    this order. Tokens that tie at a threshold are all kept.
     """
     adjusted = jax.lax.cond(
         rows.needs_sampler_state.any(), partial(_adjust, logits, rows, penalties), lambda: logits
@@ -177,6 +178,9 @@ def _draw(logits: jax.Array, rows: SamplingRows[jax.Array], position: jax.Array)
     # Subtract the maximum first: divided by a small temperature it would overflow.
     scaled = logits - logits.max(axis=-1, keepdims=True)
     scaled /= jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
+    scaled = jax.lax.cond(
+        (rows.top_n_sigma > 0).any(), partial(_cut_sigma, scaled, rows.top_n_sigma), lambda: scaled
+    )
     probs = jax.nn.softmax(scaled, axis=-1)
     probs = jnp.where(probs >= rows.min_p[:, None] * probs.max(-1, keepdims=True), probs, 0.0)
     is_cut = (rows.top_k > 0) | (rows.top_p < 1)
@@ -189,6 +193,17 @@ def _draw(logits: jax.Array, rows: SamplingRows[jax.Array], position: jax.Array)
 def _uniform(seed: jax.Array, position: jax.Array) -> jax.Array:
     key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
     return jax.random.uniform(key)
+
+
+def _cut_sigma(logits: jax.Array, num_sigma: jax.Array) -> jax.Array:
+    """Exclude logits more than ``num_sigma`` standard deviations below the highest, which is 0.
+
+    Temperature scales logits and deviation alike and changes nothing. Banned tokens, whose logit is
+    infinitely low, are no part of the deviation (arXiv 2411.07641; llama.cpp's ``top_n_sigma``).
+    """
+    sigma = logits.std(axis=-1, keepdims=True, where=logits > -jnp.inf)
+    is_low = logits < -num_sigma[:, None] * sigma
+    return jnp.where((num_sigma > 0)[:, None] & is_low, -jnp.inf, logits)
 
 
 def _truncate(probs: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:

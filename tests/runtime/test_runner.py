@@ -127,6 +127,7 @@ def test_nothing_compiles_after_warm_up(tiny):
                 min_tokens=number % 2,
                 logprobs=(None, 0, 5)[number % 3],
                 prompt_logprobs=(None, 3)[number % 6 == 0],
+                top_n_sigma=(0.0, 1.0)[number % 2],
             )
             one = Collected(engine, prompt, params)
             engine.step()

@@ -40,10 +40,12 @@ def draw():
     return call
 
 
-def kept(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Probabilities after temperature, min-p, top-k and top-p, by sorting."""
+def kept(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, top_n_sigma=0.0):
+    """Probabilities after temperature, top-n-sigma, min-p, top-k and top-p, by sorting."""
     scaled = np.asarray(logits, np.float64) / temperature
     probs = np.exp(scaled - scaled.max())
+    if top_n_sigma:
+        probs[scaled < scaled.max() - top_n_sigma * scaled[scaled > -np.inf].std()] = 0
     probs /= probs.sum()
     probs[probs < min_p * probs.max()] = 0
     order = np.argsort(-probs, kind="stable")
@@ -83,6 +85,9 @@ def test_tiny_settings_sample_the_likeliest_token(draw, how, temperature):
         {"min_p": 0.2},
         {"min_p": 1.0},
         {"min_p": 0.05, "top_p": 0.9, "top_k": 40, "temperature": 1.5},
+        {"top_n_sigma": 1.0},
+        {"top_n_sigma": 1.0, "temperature": 2.0},
+        {"top_n_sigma": 1.5, "min_p": 0.05, "top_p": 0.9, "top_k": 40},
     ],
     ids=str,
 )
@@ -115,10 +120,31 @@ def test_a_draw_depends_on_seed_and_position_alone(draw):
 
 
 def test_rows_are_independent_of_each_others_settings(draw):
-    logits = np.random.default_rng(4).normal(size=(3, VOCAB)).astype(np.float32)
-    rows = rows_of(3, temperature=[0.0, 1.0, 1.0], top_k=[0, 1, 0], top_p=[1.0, 1.0, 1e-6])
-    tokens, _ = _sample(logits, rows, NO_PENALTIES, np.zeros(3, np.int32))
+    logits = np.random.default_rng(4).normal(size=(4, VOCAB)).astype(np.float32)
+    rows = rows_of(
+        4,
+        temperature=[0.0, 1.0, 1.0, 1.0],
+        top_k=[0, 1, 0, 0],
+        top_p=[1.0, 1.0, 1e-6, 1.0],
+        top_n_sigma=[0.0, 0.0, 0.0, 1e-6],
+    )
+    tokens, _ = _sample(logits, rows, NO_PENALTIES, np.zeros(4, np.int32))
     assert (np.asarray(tokens) == logits.argmax(-1)).all()
+
+
+def test_a_row_without_top_n_sigma_draws_the_same_beside_one_with_it(draw):
+    logits = np.tile(np.random.default_rng(5).normal(size=VOCAB), (200, 1))
+    alone = draw(logits, position=np.arange(200))
+    mixed = draw(logits, position=np.arange(200), top_n_sigma=[0.0, 1.0] * 100)
+    assert (alone[::2] == mixed[::2]).all()
+    assert (alone[1::2] != mixed[1::2]).any()
+
+
+def test_banned_tokens_are_no_part_of_the_deviation(draw):
+    logits = np.tile(np.random.default_rng(6).normal(size=VOCAB) * 2, (2000, 1))
+    logits[:, :500] = -np.inf
+    drawn = draw(logits, position=np.arange(2000), top_n_sigma=1.0)
+    assert set(drawn) <= set(np.flatnonzero(kept(logits[0], top_n_sigma=1.0)))
 
 
 def test_extreme_logits_give_tokens_of_the_vocabulary(draw):
