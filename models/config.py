@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from kvflow_jax.models.rope import RopeConfig
 
@@ -51,9 +52,11 @@ class ModelConfig:
         family: name of a record of ``models.families``, which says how files are read and whether
             float16 suffices. The forward pass does not read it.
         dtype: dtype of the saved weights according to the files; "" if they do not name it.
-        qk_norm: whether each head's query and key are normalised before RoPE.
+        qk_norm: what is normalised before RoPE: "head", the query and the key of each head, or
+            "projection", those of all heads together (OLMo 2).
+        in_norms: whether the inputs of attention and MLP are normalised (all but OLMo 2).
         out_norms: whether the outputs of attention and MLP are normalised before the residual
-            addition (Gemma).
+            addition (Gemma, OLMo 2).
         activation: activation of the MLP's gate, "silu" or "gelu_tanh".
         embed_scale: factor of the embeddings.
         query_scalar: scores are divided by its square root; None: ``head_dim``.
@@ -77,7 +80,8 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: Literal["", "head", "projection"] = ""
+    in_norms: bool = True
     out_norms: bool = False
     activation: str = "silu"
     embed_scale: float = 1.0
@@ -109,12 +113,15 @@ class ModelConfig:
         """Number of weights, tied embeddings counted once."""
         d, heads = self.hidden_size, self.num_heads * self.head_dim
         attention = d * self.qkv_size + self.qkv_bias * self.qkv_size
-        attention += heads * d + self.out_bias * d + self.qk_norm * 2 * self.head_dim
+        attention += heads * d + self.out_bias * d
+        if self.qk_norm:
+            num_normalised = self.num_heads + self.num_kv_heads
+            attention += self.head_dim * (2 if self.qk_norm == "head" else num_normalised)
         if self.moe is None:
             mlp = 3 * d * self.intermediate_size + self.mlp_bias * (2 * self.intermediate_size + d)
         else:
             mlp = self.moe.num_experts * (d + 3 * d * self.moe.intermediate_size)
-        norms = (4 if self.out_norms else 2) * d
+        norms = 2 * (self.in_norms + self.out_norms) * d
         embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
         return self.num_layers * (attention + mlp + norms) + embeddings + d
 

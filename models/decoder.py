@@ -11,7 +11,14 @@ from flax import nnx
 from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.layers import Embedding, GatedMLP, Linear, RMSNorm
+from kvflow_jax.models.layers import (
+    Embedding,
+    GatedMLP,
+    HeadsNorm,
+    Linear,
+    RMSNorm,
+    normalise,
+)
 from kvflow_jax.models.moe import ExpertsMLP
 from kvflow_jax.models.ops import Ops
 from kvflow_jax.models.rope import Angles, rope_angles, rotate
@@ -26,9 +33,15 @@ class Attention(nnx.Module):
         make = partial(Linear, ops=ops, dtype=dtype, rngs=rngs)
         self.qkv_proj = make(d, config.qkv_size, bias=config.qkv_bias)
         self.o_proj = make(heads_size, d, bias=config.out_bias, row_parallel=True)
-        norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
-        self.q_norm = norm() if config.qk_norm else None
-        self.k_norm = norm() if config.qk_norm else None
+        head_norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
+        self.q_norm = head_norm() if config.qk_norm == "head" else None
+        self.k_norm = head_norm() if config.qk_norm == "head" else None
+        norm = partial(
+            HeadsNorm, head_dim=config.head_dim, eps=config.rms_norm_eps, ops=ops, dtype=dtype
+        )
+        is_whole = config.qk_norm == "projection"
+        self.q_proj_norm = norm(config.num_heads) if is_whole else None
+        self.k_proj_norm = norm(config.num_kv_heads) if is_whole else None
 
     def __call__(
         self,
@@ -41,8 +54,8 @@ class Attention(nnx.Module):
         n, k_end = self.config.num_heads, self.config.num_heads + self.config.num_kv_heads
         qkv = self.qkv_proj(x).reshape(x.shape[0], -1, self.config.head_dim)  # [T, N + 2K, H]
         q, k, v = qkv[:, :n], qkv[:, n:k_end], qkv[:, k_end:]  # [T, N, H], [T, K, H] twice
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q = normalise(self.q_norm or self.q_proj_norm, q)
+        k = normalise(self.k_norm or self.k_proj_norm, k)
         config = self.config.attention_config
         rope: int | jax.Array = 0
         if self.config.local_rope is not None:
@@ -54,11 +67,12 @@ class Attention(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """One layer: attention and an MLP or experts, normalised before and, in Gemma, also after."""
+    """One layer: attention and an MLP or experts, each normalised before, after, or both."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention_norm = norm() if config.in_norms else None
+        self.mlp_norm = norm() if config.in_norms else None
         self.attention_out_norm = norm() if config.out_norms else None
         self.mlp_out_norm = norm() if config.out_norms else None
         self.attention = Attention(config, ops=ops, dtype=dtype, rngs=rngs)
@@ -91,10 +105,11 @@ class DecoderLayer(nnx.Module):
         metadata: AttentionMetadata,
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
-        out, pool = self.attention(self.attention_norm(hidden), angles, layer, metadata, pool)
-        hidden = hidden + (self.attention_out_norm(out) if self.attention_out_norm else out)
-        out = self.mlp(self.mlp_norm(hidden))
-        return hidden + (self.mlp_out_norm(out) if self.mlp_out_norm else out), pool
+        x = normalise(self.attention_norm, hidden)
+        out, pool = self.attention(x, angles, layer, metadata, pool)
+        hidden = hidden + normalise(self.attention_out_norm, out)
+        out = self.mlp(normalise(self.mlp_norm, hidden))
+        return hidden + normalise(self.mlp_out_norm, out), pool
 
 
 class EmbedAndHead(nnx.Module):

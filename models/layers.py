@@ -78,6 +78,23 @@ class RMSNorm(nnx.Module):
         return (x32 * scale).astype(x.dtype) * self.weight[...]
 
 
+class HeadsNorm(nnx.Module):
+    """Root mean square norm over all heads together, of which a device may have a shard."""
+
+    def __init__(
+        self, num_heads: int, *, head_dim: int, eps: float, ops: Ops, dtype: jnp.dtype
+    ) -> None:
+        self.eps, self.ops = eps, ops
+        self.weight = nnx.Param(jnp.ones(num_heads * head_dim, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [T, N, H]
+        x32 = x.astype(jnp.float32)
+        total = self.ops.all_reduce(jnp.sum(jnp.square(x32), axis=(-2, -1), keepdims=True))
+        size = self.ops.all_reduce(jnp.float32(x.shape[-2] * x.shape[-1]))
+        scale = jax.lax.rsqrt(total / size + self.eps)
+        return (x32 * scale).astype(x.dtype) * self.weight[...].reshape(x.shape[-2:])
+
+
 class GatedMLP(nnx.Module):
     """down(act(gate(x)) * up(x)), with a fused gate and up projection."""
 
@@ -105,3 +122,8 @@ class GatedMLP(nnx.Module):
 def random_normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Return random weights with standard deviation 0.02."""
     return jax.random.normal(rngs.params(), shape, dtype) * jnp.asarray(0.02, dtype)
+
+
+def normalise(norm: RMSNorm | HeadsNorm | None, x: jax.Array) -> jax.Array:
+    """Apply a norm that a model may not have."""
+    return x if norm is None else norm(x)

@@ -5,10 +5,10 @@
 
 Each device runs the code of a smaller model, with its share of the heads and of the MLP
 (``shard_of``), inside one ``shard_map`` over the whole step. Devices communicate only for the two
-all-reduces of a layer (after the row-parallel ``o_proj`` and ``down_proj``), the embeddings and the
-logits. Columns of fused projections are grouped by device (``column_slices``), so that an equal
-split gives each device its q, k and v. The pool is sharded by KV heads, whose K and V are adjacent.
-All other arrays are replicated.
+all-reduces of a layer (after the row-parallel ``o_proj`` and ``down_proj``), norms over all heads,
+the embeddings and the logits. Columns of fused projections are grouped by device
+(``column_slices``), so that an equal split gives each device its q, k and v. The pool is sharded by
+KV heads, whose K and V are adjacent. All other arrays are replicated.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ BLOCKS = PartitionSpec(None, None, None, AXIS)  # result of ``KVPool.gather``
 SHARDED_AXES = {
     "qkv_proj.weight": -1,
     "qkv_proj.bias": -1,
+    "q_proj_norm.weight": -1,
+    "k_proj_norm.weight": -1,
     "gate_up_proj.weight": -1,
     "gate_up_proj.bias": -1,
     "o_proj.weight": -2,

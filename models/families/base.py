@@ -24,6 +24,8 @@ Weight = Literal[
     "layers.attention.qkv_proj",
     "layers.attention.q_norm",
     "layers.attention.k_norm",
+    "layers.attention.q_proj_norm",
+    "layers.attention.k_proj_norm",
     "layers.attention.o_proj",
     "layers.attention_out_norm",
     "layers.mlp_norm",

@@ -51,7 +51,7 @@ def _configure(config: ModelConfig, hf: HfFields) -> ModelConfig:
     local_theta = hf.positive("rope_local_base_freq")
     return replace(
         config,
-        qk_norm=True,
+        qk_norm="head",
         out_norms=True,
         embed_scale=math.sqrt(config.hidden_size),
         query_scalar=hf.positive("query_pre_attn_scalar"),

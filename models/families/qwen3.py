@@ -18,7 +18,7 @@ from kvflow_jax.models.rope import RopeConfig
 
 
 def _configure(config: ModelConfig, hf: HfFields) -> ModelConfig:
-    return replace(config, qk_norm=True, windows=late_windows(hf))
+    return replace(config, qk_norm="head", windows=late_windows(hf))
 
 
 FAMILY = ModelFamily(
@@ -43,7 +43,7 @@ FAMILY = ModelFamily(
             rope=RopeConfig(1_000_000.0),
             tie_embeddings=True,
             max_model_len=40_960,
-            qk_norm=True,
+            qk_norm="head",
             eos_token_ids=(151_645, 151_643),
             bos_token_id=151_643,
         )

@@ -21,7 +21,7 @@ from kvflow_jax.models.families.hf_windows import read_windows
 
 def _configure(config: ModelConfig, hf: HfFields) -> ModelConfig:
     windows = read_windows(hf) if hf.flag("use_sliding_window") else ()
-    return replace(config, qk_norm=True, windows=windows, moe=_read_moe(hf))
+    return replace(config, qk_norm="head", windows=windows, moe=_read_moe(hf))
 
 
 def _read_moe(hf: HfFields) -> MoeConfig:

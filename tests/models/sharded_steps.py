@@ -4,6 +4,7 @@ This is a process of its own, because JAX fixes the number of devices when it st
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -37,7 +38,7 @@ CONFIG = ModelConfig(
     max_model_len=64,
     qkv_bias=True,
     out_bias=True,
-    qk_norm=True,
+    qk_norm="head",
     mlp_bias=True,
 )
 SHAPES = BatchShapes.plan(
@@ -62,28 +63,29 @@ def batches():
         yield batch
 
 
-def main():
-    whole = Model.build(CONFIG)
+def check(config):
+    """Run the steps on one device and on four."""
+    whole = Model.build(config)
     params = random_params(whole, seed=1)
     keys = jax.random.split(jax.random.key(2), len(params))
     params = {
         name: jax.random.normal(key, weight.shape) if name.endswith("bias") else 8 * weight
         for key, (name, weight) in zip(keys, params.items(), strict=True)
     }
-    spec = PoolSpec(CONFIG.num_layers, 5, 8, CONFIG.num_kv_heads, CONFIG.head_dim)
+    spec = PoolSpec(config.num_layers, 5, 8, config.num_kv_heads, config.head_dim)
     state = DeviceState.zeros(whole, spec, SHAPES)
 
     mesh = Mesh(np.array(jax.devices()), (sharding.AXIS,))
-    local = Model.build(sharding.shard_of(CONFIG, NUM_SHARDS), ops=sharding.ShardedOps())
+    local = Model.build(sharding.shard_of(config, NUM_SHARDS), ops=sharding.ShardedOps())
     sharded_params = {
         name: jax.device_put(
-            sharding.group_columns_by_device(name, weight, CONFIG, NUM_SHARDS),
+            sharding.group_columns_by_device(name, weight, config, NUM_SHARDS),
             NamedSharding(mesh, sharding.weight_spec(name, weight.ndim)),
         )
         for name, weight in params.items()
     }
     sharded_spec = PoolSpec(
-        CONFIG.num_layers, 5, 8, CONFIG.num_kv_heads // NUM_SHARDS, CONFIG.head_dim
+        config.num_layers, 5, 8, config.num_kv_heads // NUM_SHARDS, config.head_dim
     )
     sharded_state = DeviceState.zeros(local, sharded_spec, SHAPES)
     data = jax.device_put(state.pool.data, NamedSharding(mesh, sharding.POOL))
@@ -105,7 +107,13 @@ def main():
         )
     assert np.asarray(state.pool.data).any()
     shards = sharded_state.pool.data.addressable_shards
-    assert {shard.data.shape for shard in shards} == {(15, 8, 2, CONFIG.head_dim)}
+    assert {shard.data.shape for shard in shards} == {(15, 8, 2, config.head_dim)}
+
+
+def main():
+    check(CONFIG)
+    # Norms over all heads, of which each device has some.
+    check(replace(CONFIG, qk_norm="projection", in_norms=False, out_norms=True))
 
 
 if __name__ == "__main__":

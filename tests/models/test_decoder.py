@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
@@ -74,18 +75,40 @@ def test_out_norms_apply_before_the_residual_addition():
     np.testing.assert_array_equal(run(layer, config), HIDDEN)
 
 
-def test_qk_norm_removes_the_scale_of_queries_and_keys():
-    outs = {}
-    for qk_norm in (False, True):
-        config = replace(CONFIG, qk_norm=qk_norm)
-        layer = build(DecoderLayer, config)
-        weight = layer.attention.qkv_proj.weight
-        weight[...] = weight[...] * 10
-        before = run(layer, config)
-        qk_size = (config.num_heads + config.num_kv_heads) * config.head_dim
-        weight[...] = weight[...].at[:, :qk_size].multiply(5)
-        outs[qk_norm] = np.abs(run(layer, config) - before).max()
-    assert outs[True] < 1e-4 < outs[False]
+def test_a_layer_that_normalises_only_its_outputs_ignores_the_scale_of_its_weights():
+    config = replace(CONFIG, in_norms=False, out_norms=True)
+    layer = build(DecoderLayer, config)
+    assert layer.attention_norm is layer.mlp_norm is None
+    outs = []
+    for _ in range(2):
+        for part in (layer.attention.o_proj, layer.mlp.down_proj):
+            part.weight[...] = part.weight[...] * 1000
+        outs.append(run(layer, config))
+    np.testing.assert_allclose(*outs, atol=1e-3)
+    assert np.abs(outs[0] - HIDDEN).max() > 0.5
+
+
+@pytest.mark.parametrize("qk_norm", ["", "head", "projection"])
+def test_qk_norm_removes_the_scale_of_queries_and_keys(qk_norm):
+    config = replace(CONFIG, qk_norm=qk_norm)
+    layer = build(DecoderLayer, config)
+    weight = layer.attention.qkv_proj.weight
+    weight[...] = weight[...] * 10
+    before = run(layer, config)
+    q_size, head_dim = config.num_heads * config.head_dim, config.head_dim
+
+    def change(columns):
+        original = weight[...]
+        weight[...] = original.at[:, :columns].multiply(5)
+        difference = np.abs(run(layer, config) - before).max()
+        weight[...] = original
+        return difference
+
+    is_unchanged = change(q_size) < 1e-4
+    assert is_unchanged == bool(qk_norm)
+    # The norm over all heads keeps the proportions of the heads.
+    is_unchanged = change(head_dim) < 1e-4
+    assert is_unchanged == (qk_norm == "head")
 
 
 def test_layers_with_a_window_use_the_local_rope():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kvflow_jax.models.layers import Embedding, GatedMLP, Linear, RMSNorm
+from kvflow_jax.models.layers import Embedding, GatedMLP, HeadsNorm, Linear, RMSNorm, normalise
 from kvflow_jax.models.ops import XLA, XlaOps
 
 OPTIONS = {"dtype": jnp.dtype("float32"), "rngs": nnx.Rngs(0)}
@@ -54,6 +54,28 @@ def test_a_norm_does_not_overflow_low_precision():
     out = norm(jnp.array([300, -300, 300, -300], jnp.float16))
     assert out.dtype == jnp.float16
     np.testing.assert_allclose(out, [1, -1, 1, -1], atol=1e-3)
+
+
+def test_a_norm_over_heads_is_one_over_the_whole_projection():
+    heads, weight = X.reshape(3, 2, 4), np.arange(8, dtype=np.float32)
+    norm = HeadsNorm(2, head_dim=4, eps=1e-6, ops=XLA, dtype=jnp.dtype("float32"))
+    norm.weight[...] = jnp.asarray(weight)
+    expected = X / np.sqrt(np.mean(X**2, axis=-1, keepdims=True) + 1e-6) * weight
+    np.testing.assert_allclose(norm(jnp.asarray(heads)).reshape(3, 8), expected, atol=1e-5)
+
+
+def test_a_norm_over_heads_counts_those_of_other_devices():
+    """Two devices with the same heads have the mean of either."""
+    norms = [
+        HeadsNorm(2, head_dim=4, eps=1e-6, ops=ops, dtype=jnp.dtype("float32"))
+        for ops in (XLA, TwoEqualShards())
+    ]
+    one, two = (norm(jnp.asarray(X.reshape(3, 2, 4))) for norm in norms)
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_a_norm_that_a_model_does_not_have_changes_nothing():
+    assert normalise(None, X) is X
 
 
 @pytest.mark.parametrize(

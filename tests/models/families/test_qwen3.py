@@ -29,4 +29,4 @@ def test_heads_have_128_dimensions_unless_the_config_says_otherwise():
 
 
 def test_queries_and_keys_are_normalised():
-    assert read_config(FAMILY.tiny).qk_norm
+    assert read_config(FAMILY.tiny).qk_norm == "head"
