@@ -15,6 +15,7 @@ _MODULES = (
     "qwen3_moe",
     "gemma3",
     "phi3",
+    "olmo2",
 )
 
 
