@@ -39,6 +39,7 @@ from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
+from kvflow_jax.models.memory import FreeMemory, free_host_bytes
 from kvflow_jax.models.model import LAYERS, Model
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape
@@ -74,18 +75,6 @@ KERNEL_CALL = re.compile(r'custom_call_target="(tpu_custom_call|[^"]*(?:triton|m
 
 class CheckError(Exception):
     """A program lacks a property that the engine relies on."""
-
-
-@dataclass(frozen=True)
-class LoadedDevice:
-    """A stand-in for a device that holds its shard of the weights."""
-
-    platform: str
-    bytes_limit: int
-    bytes_in_use: int
-
-    def memory_stats(self) -> dict[str, int]:
-        return {"bytes_limit": self.bytes_limit, "bytes_in_use": self.bytes_in_use}
 
 
 @dataclass(frozen=True)
@@ -129,12 +118,12 @@ class CompileTarget:
         }
         self.weights_bytes = _bytes_of_one(self.params)
         self.bytes_limit = int(chip.memory_gib * GIB)
-        loaded = LoadedDevice(chip.platform, self.bytes_limit, self.weights_bytes)
         self.sizes = EngineSizes.resolve(
             EngineConfig(),
             self.model.config,
             self.dtype,
-            loaded,  # type: ignore[arg-type]
+            chip.platform,
+            FreeMemory(self.bytes_limit - self.weights_bytes, free_host_bytes()),
         )
         state = jax.eval_shape(
             partial(DeviceState.zeros, self.model, self.sizes.pool, self.sizes.shapes)
@@ -250,6 +239,8 @@ def compile_program(program: Program, target: CompileTarget) -> dict[str, Any]:
     with jax.set_mesh(target.mesh):
         executable = program.traced.lower().compile()
     memory, text = executable.memory_analysis(), executable.as_text()
+    if memory is None or text is None:
+        raise CheckError(f"{program.name} on {target.name}: the compiler reports no memory or text")
     peak = (
         program.beside
         + memory.argument_size_in_bytes
@@ -305,7 +296,7 @@ def _named(shape: BatchShape) -> str:
 
 
 def main() -> int:
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = arguments(__doc__).parse_args()
     results: list[dict[str, Any]] = []
     problems: list[str] = []
 

@@ -174,7 +174,7 @@ def prepare(
         check_consistent(group, _weights_of(loaded))
     shards = loaded.shards
     weight_shards = next(iter(loaded.params.values())).addressable_shards
-    device: jax.Device = min((shard.device for shard in weight_shards), key=lambda d: d.id)
+    device = min((shard.device for shard in weight_shards), key=lambda d: d.id)
     num_devices = 1 if shards is None else shards.num_shards
     free = FreeMemory.measure(device)
     if group is not None:
@@ -182,7 +182,12 @@ def prepare(
             [FreeMemory(*values) for values in group.gather([*astuple(free)])]
         )
     sizes = EngineSizes.resolve(
-        config, loaded.config, loaded.model.dtype, device, num_devices=num_devices, free=free
+        config,
+        loaded.config,
+        loaded.model.dtype,
+        device.platform,
+        free,
+        num_devices=num_devices,
     )
     sharding: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
     sharding = sharding if shards is None else shards.sharding(PartitionSpec(AXIS))

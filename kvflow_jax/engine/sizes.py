@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import jax
-
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.config import EngineConfig
@@ -45,24 +43,24 @@ class EngineSizes:
         config: EngineConfig,
         model: ModelConfig,
         dtype: str,
-        device: jax.Device,
+        platform: str,
+        free: FreeMemory,
         *,
         num_devices: int = 1,
-        free: FreeMemory | None = None,
     ) -> EngineSizes:
-        """Derive all sizes from the model and the device's free memory.
+        """Derive all sizes from the model and the free memory.
 
         Args:
             dtype: dtype of the KV cache.
-            num_devices: devices like ``device`` that share the model and the pool.
-            free: memory that is free once the weights are loaded; None: what is free now.
+            platform: of the device, ``cpu``, ``gpu`` or ``tpu``.
+            free: memory that is free once the weights are loaded.
+            num_devices: devices with this free memory that share the model and the pool.
 
         Raises:
             CapacityError: one request of ``max_model_len`` tokens, or the host tier, does not fit;
                 the message has the missing bytes.
             ConfigError: ``max_model_len`` is longer than the model's context.
         """
-        free = free or FreeMemory.measure(device)
         page = config.page_size
         one_page = PoolSpec(
             num_layers=model.num_layers,
@@ -99,7 +97,7 @@ class EngineSizes:
             max_model_len = num_pages * page
             log.warning("the pool holds %d tokens: max_model_len is cut to that", max_model_len)
         # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
-        budget_tokens = config.max_num_batched_tokens or _batched_tokens(device)
+        budget_tokens = config.max_num_batched_tokens or _batched_tokens(platform)
         tile = _tile(page, budget_tokens)
         shapes = BatchShapes.plan(
             max_num_seqs=config.max_num_seqs,
@@ -129,7 +127,7 @@ class EngineSizes:
             shapes.max_prefill_tokens,
             len(shapes.shapes),
         )
-        free_host = free.host_bytes - (pool.nbytes if device.platform == "cpu" else 0)
+        free_host = free.host_bytes - (pool.nbytes if platform == "cpu" else 0)
         if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
             raise CapacityError(
                 f"a host tier of {config.cache.host_cache_gib:g} GiB does not fit: "
@@ -151,9 +149,9 @@ class EngineSizes:
         return cls(max_model_len, config.max_waiting, pool, shapes, cache)
 
 
-def _batched_tokens(device: jax.Device) -> int:
+def _batched_tokens(platform: str) -> int:
     """Return the default number of prompt tokens per step."""
-    return _CPU_BATCHED_TOKENS if device.platform == "cpu" else _DEVICE_BATCHED_TOKENS
+    return _CPU_BATCHED_TOKENS if platform == "cpu" else _DEVICE_BATCHED_TOKENS
 
 
 def _tile(page_size: int, budget_tokens: int) -> int:

@@ -26,9 +26,11 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return the seconds since an arbitrary start."""
+        ...
 
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> None:
         """Return once ``event`` is set, or after ``timeout_s`` seconds of this clock."""
+        ...
 
 
 class StepHandle(Protocol):
@@ -39,9 +41,11 @@ class StepHandle(Protocol):
 
         If each row has sampled several tokens in sequence, i32[num_tokens, num_rows].
         """
+        ...
 
     def logprobs(self) -> Logprobs[np.ndarray] | None:
         """Return the logprobs of each row's sample, numpy; None if no row wanted any."""
+        ...
 
 
 class ScoreHandle(Protocol):
@@ -49,6 +53,7 @@ class ScoreHandle(Protocol):
 
     def result(self) -> Logprobs[np.ndarray]:
         """Wait for the scores; return them, numpy, one for each target."""
+        ...
 
 
 class Runner(Protocol):
@@ -56,9 +61,11 @@ class Runner(Protocol):
 
     def submit(self, batch: Batch[np.ndarray]) -> StepHandle:
         """Dispatch a step and return at once."""
+        ...
 
     def load_sequence_state(self, request: Request) -> None:
         """Load a request's tokens, stop tokens and logit bias into the state of its seq_slot."""
+        ...
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[ScoreHandle]:
         """Dispatch the logprobs of given tokens under the step submitted last.
@@ -70,9 +77,11 @@ class Runner(Protocol):
         Returns:
             Handles for consecutive chunks of the targets.
         """
+        ...
 
     def read_blocks(self, pages: np.ndarray) -> Any:
         """Dispatch a copy of pages (i32[n]) out of the pool; later steps may overwrite them."""
+        ...
 
     def write_blocks(self, blocks: Any, indices: np.ndarray, pages: np.ndarray) -> None:
         """Dispatch a copy into the pool.
@@ -82,13 +91,16 @@ class Runner(Protocol):
             indices: i32[m], indices within ``blocks`` of the blocks to write.
             pages: i32[m], the page for each of them.
         """
+        ...
 
     @property
     def is_intact(self) -> bool:
         """True unless a failed step has lost the pool, and the KV of earlier steps with it."""
+        ...
 
     def reset(self) -> None:
         """Start over with an empty pool."""
+        ...
 
 
 class Transfers(Protocol):
@@ -97,21 +109,27 @@ class Transfers(Protocol):
     @property
     def bytes_per_s(self) -> Mapping[Direction, float]:
         """Bandwidth of each direction, as known at the start."""
+        ...
 
     def submit(self, transfer: Transfer) -> None:
         """Queue a transfer behind those of its direction."""
+        ...
 
     def wait_issued(self, transfer: Transfer, timeout_s: float) -> None:
         """Return once the copy is enqueued on the device, or after ``timeout_s`` seconds."""
+        ...
 
     def poll(self) -> Sequence[Transfer]:
         """Return the transfers that are done or have failed since the last call; never wait."""
+        ...
 
     def listen(self, notify: Callable[[], object]) -> None:
         """Call ``notify`` whenever a transfer is done or has failed, from any thread."""
+        ...
 
     def close(self) -> None:
         """Stop copying and release the threads."""
+        ...
 
 
 class NoTransfers:

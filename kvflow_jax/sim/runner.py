@@ -21,9 +21,11 @@ class FastForwardRunner(Runner, Protocol):
 
     def num_repeats(self, batch: Batch[np.ndarray], max_repeats: int) -> int:
         """Return how often the batch may run, 1 to ``max_repeats``, before another event is due."""
+        ...
 
     def submit_repeated(self, batch: Batch[np.ndarray], num_repeats: int) -> StepHandle:
         """Dispatch the steps and return at once; the result is i32[num_repeats, num_rows]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ PAGE_BYTES = 2 * 2 * 2 * 12 * 4 * 16  # layers, K and V, heads, width, float32, 
 
 
 def resolve(**given):
-    return EngineSizes.resolve(EngineConfig(**given), CONFIG, "float32", jax.devices()[0])
+    return EngineSizes.resolve(
+        EngineConfig(**given), CONFIG, "float32", "cpu", FreeMemory.measure(jax.devices()[0])
+    )
 
 
 def test_unset_sizes_come_from_free_memory_and_are_logged(caplog):
@@ -69,7 +71,7 @@ def test_a_tile_is_a_multiple_of_the_page_and_at_most_a_step():
 def test_the_default_pool_is_a_share_of_free_memory():
     def pool_bytes(free, num_devices=1):
         sizes = EngineSizes.resolve(
-            EngineConfig(), CONFIG, "float32", jax.devices()[0], num_devices=num_devices, free=free
+            EngineConfig(), CONFIG, "float32", "cpu", free, num_devices=num_devices
         )
         return sizes.pool.nbytes
 
@@ -87,6 +89,6 @@ def test_a_host_tier_larger_than_host_memory_is_an_error():
             EngineConfig(num_pages=100, cache=CacheConfig(host_cache_gib=3.0)),
             CONFIG,
             "float32",
-            jax.devices()[0],
-            free=FreeMemory(None, GIB + 101 * PAGE_BYTES),
+            "cpu",
+            FreeMemory(None, GIB + 101 * PAGE_BYTES),
         )
