@@ -87,7 +87,9 @@ def _in_words(default: object) -> str:
 
 def main() -> int:
     """Write the pages, or compare them; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Write the pages of the documentation that the code generates."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
     exit_code = 0

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from experiments.measure import command_name
+from experiments.measure import command_name, first_line
 from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.families.base import TINY_LLAMA
 from kvflow_jax.models.families.hf_fields import Json
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def main() -> int:
-    parser = ArgumentParser(prog=command_name(), description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog=command_name(), description=first_line(__doc__))
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path, help="must be new or empty")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights; default: 0")

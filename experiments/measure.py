@@ -27,11 +27,20 @@ from kvflow_jax.serve.argument_parser import ArgumentParser, argument_type
 THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flag that all experiments share, ``--json``."""
-    parser = ArgumentParser(prog=command_name(), description=description)
+def arguments(docstring: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the flag that all experiments share, ``--json``.
+
+    Args:
+        docstring: of the experiment's module; its first line is the description.
+    """
+    parser = ArgumentParser(prog=command_name(), description=first_line(docstring))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser
+
+
+def first_line(docstring: str | None) -> str:
+    """Return the first line of a docstring; Python drops docstrings with ``-OO``."""
+    return (docstring or "").partition("\n")[0]
 
 
 def command_name() -> str:

@@ -51,7 +51,7 @@ ROOT = RootKey("model")
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="a check of the command: sizes below those named"
     )

@@ -94,7 +94,7 @@ QUICK = Plan(
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--model", help="default: smollm2-135m, quick a tiny random one")
     parser.add_argument(
         "--quick", action="store_true", help="a check of the command: tiny model, short prompts"

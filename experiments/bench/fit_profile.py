@@ -48,7 +48,7 @@ class Sample:
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="name, folder or .gguf file")
     options = parser.parse_args()
     use_compilation_cache(default_cache_dir())

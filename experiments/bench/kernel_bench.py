@@ -38,7 +38,7 @@ NUM_LAYERS = 10  # XLA takes minutes to compile more
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--model", default="smollm2-135m", choices=PRESETS, help="shape; default: smollm2-135m"
     )

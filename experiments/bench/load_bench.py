@@ -100,7 +100,7 @@ def main() -> int:
     if len(sys.argv) > 2 and sys.argv[1] == "--child":
         print(json.dumps(_child(**json.loads(sys.argv[2]))))
         return 0
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="a check of the command: tiny model, one case"
     )
@@ -210,9 +210,9 @@ def _child(
     elif do != "import":
         loaded = load_model(model, **options, progress=False)
         jax.block_until_ready(loaded.params)
-    if do == "keep":
-        start = time.perf_counter()
-        _keep(loaded.params, Path(kept))
+        if do == "keep":
+            start = time.perf_counter()
+            _keep(loaded.params, Path(kept))
     return {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes()}
 
 

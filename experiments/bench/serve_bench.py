@@ -35,7 +35,7 @@ TINY_VOCAB, VOCAB = range(256), range(1000, 40_000)  # token ids of prompts
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--clients", type=positive_int, help="streams at once under load; default: 16, quick 2"
     )

@@ -29,7 +29,7 @@ TOLERANCE = 2e-3  # of logits: float32 rounding of 30 layers across batch shapes
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--requests", type=positive_int, help="default: 200, quick 24")
     parser.add_argument("--model", help="default: smollm2-135m, quick a tiny random one")
     parser.add_argument(

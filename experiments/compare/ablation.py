@@ -60,7 +60,7 @@ ARMS_OF_TERMS: dict[str, Arm] = {
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="one small workload, two host sizes")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of all random draws")
     options = parser.parse_args()

@@ -26,6 +26,7 @@ from experiments.compare.run_cell import DoesNotFitError, Setting, run_cell
 from experiments.measure import (
     THIS_MACHINE,
     command_name,
+    first_line,
     interruptible,
     non_negative_int,
     positive_float,
@@ -113,18 +114,16 @@ def resolve(name: str, options: argparse.Namespace) -> tuple[Setting, Workload]:
         TraceError: the trace file cannot be read.
         ScaleError: the workload does not have what an option scales.
     """
-    if options.trace_file is not None:
-        machine, model = options.machine or "h100-pcie", options.model or "llama-3.1-8b"
-    else:
-        entry = catalogue_entry(name)
-        machine, model = options.machine or entry.machine, options.model or entry.model
+    entry = None if options.trace_file is not None else catalogue_entry(name)
+    machine = options.machine or ("h100-pcie" if entry is None else entry.machine)
+    model = options.model or ("llama-3.1-8b" if entry is None else entry.model)
     profile, shape = (
         machines.machine(machine, {"this-machine": THIS_MACHINE}),
         machines.shape(model),
     )
     pool = options.pool_tokens or machines.pool_tokens(profile, shape)
     scale = Scale(options.quick, options.runs, options.rate, options.sizes)
-    if options.trace_file is not None:
+    if entry is None:
         workload = read_trace(options.trace_file, shape.vocab_size, options.seed)
     else:
         workload = entry.build(shape.vocab_size, options.seed, scale)
@@ -187,7 +186,7 @@ def prompt_sizes(text: str) -> Sizes:
 def _arguments() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog=command_name(),
-        description=__doc__.splitlines()[0],
+        description=first_line(__doc__),
         epilog="workloads: " + "; ".join(f"{n}: {e.about}" for n, e in WORKLOADS.items()),
     )
     parser.add_argument("--workload", default="cycle", help="names, comma-separated, or all")

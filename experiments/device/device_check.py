@@ -37,7 +37,7 @@ EIGHT_B_BYTES = 20 * GIB  # weights, pool and a step of llama-3.1-8b
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--model",
         help="default: smollm2-135m on CPU, else the shape of llama-3.1-8b, or of llama-3.2-1b if "

@@ -73,7 +73,7 @@ QUICK = Plan(Sizes(64, 16, 8), Sizes(1024, 32, 32), num_rounds=1, deterministic=
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--mode", choices=["real", "sim", "both"], default="both", help="where the arms run"
     )

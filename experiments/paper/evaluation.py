@@ -189,7 +189,7 @@ def _concurrent(num_runs: int, sizes: Sizes) -> Callable[[int, int], Workload]:
 
 
 def main() -> int:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument(
         "--mode", choices=["sim", "real"], default="sim", help="in virtual time, or on this machine"
     )

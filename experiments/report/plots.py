@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
 
 from experiments.compare.arms import ARMS
 
@@ -232,7 +233,8 @@ def distributions(workloads: Mapping[str, Mapping[str, Any]], folder: Path) -> s
             times = figures[arm]["completions_s"]
             share = np.arange(len(times) + 1) / len(times)
             axis.step([times[0], *times], share, where="post", color=COLOURS[arm], **style)
-        axis.set_title(f"{name}, {len(times)} runs", loc="left")
+        num_runs = len(figures["gpu-only"]["completions_s"])
+        axis.set_title(f"{name}, {num_runs} runs", loc="left")
         axis.set_xlim(left=0)
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.3)
@@ -241,7 +243,7 @@ def distributions(workloads: Mapping[str, Mapping[str, Any]], folder: Path) -> s
     for axis in axes[:, 0]:
         axis.set_ylabel("share of runs")
     figure.supxlabel("completion of a run, s", fontsize=9)
-    handles = [plt.Line2D([], [], color=COLOURS[arm], **style) for arm, style in styles.items()]
+    handles = [Line2D([], [], color=COLOURS[arm], **style) for arm, style in styles.items()]
     figure.legend(handles, list(styles), loc="outside upper center", ncols=len(styles))
     return save(figure, folder, "distributions")
 

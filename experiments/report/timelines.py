@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
 
 from experiments.compare.arms import ARMS, PAPER_ARMS
 from experiments.compare.run_cell import EngineTrace, Setting, run_cell
@@ -123,7 +124,7 @@ def _timeline(setting: Setting, workload: Workload, folder: Path) -> str:
         axis.set_title(name, loc="left", pad=16, fontweight="bold")
     axes[0].set_xlim(0, window_s)
     axes[-1].set_xlabel(f"time since the first call of round {NUM_ROUNDS}, s (virtual)")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _LEGEND.values()]
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in _LEGEND.values()]
     figure.legend(handles, list(_LEGEND), loc="outside upper center", ncols=len(_LEGEND))
     return save(figure, folder, "lanes")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.compare.ablation import ARMS_OF_TERMS
 from experiments.compare.arms import ARMS, PAPER_ARMS
-from experiments.measure import command_name
+from experiments.measure import command_name, first_line
 from experiments.paper.evaluation import REPORTED_MEANS
 from experiments.paper.real import simulation_errors
 from experiments.report import limitations, plots, tables, timelines
@@ -68,7 +68,7 @@ SOURCES = {
 
 
 def main() -> int:
-    parser = ArgumentParser(prog=command_name(), description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog=command_name(), description=first_line(__doc__))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     options = parser.parse_args()
     folder: Path = options.results
