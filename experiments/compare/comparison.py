@@ -114,7 +114,8 @@ def resolve(name: str, options: argparse.Namespace) -> tuple[Setting, Workload]:
         TraceError: the trace file cannot be read.
         ScaleError: the workload does not have what an option scales.
     """
-    entry = None if options.trace_file is not None else catalogue_entry(name)
+    trace_file: Path | None = options.trace_file
+    entry = None if trace_file is not None else catalogue_entry(name)
     machine = options.machine or ("h100-pcie" if entry is None else entry.machine)
     model = options.model or ("llama-3.1-8b" if entry is None else entry.model)
     profile, shape = (
@@ -123,9 +124,10 @@ def resolve(name: str, options: argparse.Namespace) -> tuple[Setting, Workload]:
     )
     pool = options.pool_tokens or machines.pool_tokens(profile, shape)
     scale = Scale(options.quick, options.runs, options.rate, options.sizes)
-    if entry is None:
-        workload = read_trace(options.trace_file, shape.vocab_size, options.seed)
+    if trace_file is not None:
+        workload = read_trace(trace_file, shape.vocab_size, options.seed)
     else:
+        assert entry is not None
         workload = entry.build(shape.vocab_size, options.seed, scale)
     scale.check(name)
     host = 4 * pool if options.host_tokens is None else options.host_tokens
