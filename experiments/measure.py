@@ -125,7 +125,7 @@ class MatmulCeiling:
             jax.random.normal(k, shape, dt)
             for k, shape in zip(keys[len(shapes) :], shapes, strict=True)
         ]
-        self._run = lambda: jax.block_until_ready(layer(x, w))
+        self._layer, self._x, self._w = layer, x, w
         self._flops = 2 * num_tokens * sum(a * b for a, b in shapes)
         self._run()
 
@@ -136,6 +136,9 @@ class MatmulCeiling:
             self._run()
             num_runs += 1
         return num_runs * self._flops / spent
+
+    def _run(self) -> None:
+        jax.block_until_ready(self._layer(self._x, self._w))
 
 
 class BandwidthCeiling:

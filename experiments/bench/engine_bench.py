@@ -138,7 +138,7 @@ def engine_figures(model: str, plan: Plan) -> dict[str, Any]:
         config = llm.config
 
         def prompt(length: int) -> list[int]:
-            return rng.integers(0, config.vocab_size, length).tolist()
+            return list(rng.integers(0, config.vocab_size, length).tolist())
 
         def ttft(ids: list[int]) -> float:
             stats = llm.generate(ids, one_token).stats
@@ -271,7 +271,7 @@ def run_child(model: str, plan: Plan) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"the measured process failed:\n{done.stderr}")
-    child = json.loads(done.stdout.splitlines()[-1])
+    child: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     child["ready_s"] = child.pop("first_token_at") - started
     return child
 

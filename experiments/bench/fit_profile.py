@@ -189,7 +189,8 @@ def _non_negative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         costs = np.zeros(rows.shape[1])
         costs[used] = np.linalg.lstsq(rows[:, used] / scale[used], wanted, rcond=None)[0]
         if (costs >= 0).all():
-            return costs / scale
+            scaled: np.ndarray = costs / scale
+            return scaled
         used &= costs > 0
 
 

@@ -157,12 +157,14 @@ def attention(
         def attend(layer: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
             return ops.attend(layer, carry[0], kv, kv, metadata, carry[1], config.attention_config)
 
-        return jax.lax.fori_loop(0, config.num_layers, attend, (q, pool))
+        end: tuple[jax.Array, KVPool] = jax.lax.fori_loop(0, config.num_layers, attend, (q, pool))
+        return end
 
     jitted = jax.jit(run, donate_argnums=2)
     state = [pool]
 
     def call() -> jax.Array:
+        out: jax.Array
         out, state[0] = jitted(q, metadata, state[0])
         return out
 

@@ -46,7 +46,8 @@ class ReferenceModel:
         A greedy run gives 0 without rounding, and up to the dtype's tolerance at a near tie.
         """
         logits = self.logits([*prompt, *output[:-1]], start=len(prompt) - 1)
-        return logits.max(-1) - logits[np.arange(len(output)), list(output)]
+        gaps: np.ndarray = logits.max(-1) - logits[np.arange(len(output)), list(output)]
+        return gaps
 
     def _padded(self, length: int) -> int:
         return next(size for size in self._lengths if size >= length)

@@ -162,7 +162,8 @@ def overlap(device: jax.Device, dtype: str) -> dict[str, Any]:
 
     @jax.jit
     def busy(x: jax.Array, rounds: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, rounds, lambda _, y: jnp.dot(y, x), x)
+        product: jax.Array = jax.lax.fori_loop(0, rounds, lambda _, y: jnp.dot(y, x), x)
+        return product
 
     num_bytes = (64 if device.platform == "cpu" else 1024) * MIB
     host_memory = SingleDeviceSharding(device, memory_kind="pinned_host")

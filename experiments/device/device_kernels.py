@@ -161,12 +161,14 @@ def layers(
         def layer(i: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
             return attend(i, carry[0], k, v, metadata, carry[1], attention_config)
 
-        return jax.lax.fori_loop(0, NUM_LAYERS, layer, (q, pool))
+        end: tuple[jax.Array, KVPool] = jax.lax.fori_loop(0, NUM_LAYERS, layer, (q, pool))
+        return end
 
     jitted = jax.jit(run, donate_argnums=1)
     state = [pool]
 
     def call() -> jax.Array:
+        out: jax.Array
         out, state[0] = jitted(q, state[0])
         return out
 

@@ -75,7 +75,7 @@ class Machine:
 
     def times(self) -> list[Any]:
         """Time the steps as the machine runs them now; see ``StepTimer.times``."""
-        return self._timer.times(TIMED_ROUNDS).tolist()
+        return list(self._timer.times(TIMED_ROUNDS).tolist())
 
     def profile(self, times: Iterable[list[Any]], link_bytes_per_s: float) -> Profile:
         """Fit a profile of the machine to several ``times``."""

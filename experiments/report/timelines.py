@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from experiments.compare.arms import ARMS, PAPER_ARMS
 from experiments.compare.run_cell import EngineTrace, Setting, run_cell
-from experiments.report.plots import plt, save
+from experiments.report.plots import save
 from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.paper import cycle
 from kvflow_jax.cache.index import RootKey

@@ -78,10 +78,10 @@ def as_list(value: Any, where: str) -> list[Any]:
 
 def session_ids(value: Any, where: str) -> list[str]:
     """Return session ids, none for null. Raises LineError if the value is not a list of strings."""
-    value = as_list(value, where)
-    if not all(isinstance(item, str) for item in value):
+    ids: list[str] = as_list(value, where)
+    if not all(isinstance(item, str) for item in ids):
         raise LineError(f"{where} must be a list of session ids")
-    return value
+    return ids
 
 
 def read_count(data: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -68,7 +68,7 @@ def text_tokens(text: str, vocab_size: int) -> np.ndarray:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     groups = np.zeros((-(-len(codes) // CHARS_PER_TOKEN), CHARS_PER_TOKEN), np.uint64)
     groups.reshape(-1)[: len(codes)] = codes
-    mixed = (groups * _MIX).sum(axis=1) >> np.uint64(32)
+    mixed: np.ndarray = (groups * _MIX).sum(axis=1) >> np.uint64(32)
     return (mixed % np.uint64(vocab_size)).astype(np.int32)
 
 
@@ -84,8 +84,8 @@ def _part_text(part: Any) -> str:
     if part is None or isinstance(part, str):
         return part or ""
     if isinstance(part, dict):
-        if isinstance(part.get("text"), str):
-            return part["text"]
+        if isinstance(text := part.get("text"), str):
+            return text
         if any(medium in str(part.get("type")) for medium in _MEDIA):
             return ""
     return _json(part)
