@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         InvalidRequestError,
         KVFlowError,
         ModelLoadError,
+        PolicyError,
         QueueFullError,
         StepFailedError,
     )
@@ -60,6 +61,7 @@ _HOME = {
     "InvalidRequestError": "errors",
     "KVFlowError": "errors",
     "ModelLoadError": "errors",
+    "PolicyError": "errors",
     "QueueFullError": "errors",
     "StepFailedError": "errors",
 }
@@ -79,6 +81,7 @@ __all__ = [
     "KVFlowError",
     "ModelLoadError",
     "Output",
+    "PolicyError",
     "QueueFullError",
     "RequestStats",
     "Reuse",
