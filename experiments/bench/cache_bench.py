@@ -184,8 +184,8 @@ class _NullRunner:
     def score(self, start: int, targets: np.ndarray) -> list[Any]:
         return []
 
-    def read_blocks(self, slots: np.ndarray) -> np.ndarray:
-        return slots
+    def read_blocks(self, pages: np.ndarray) -> np.ndarray:
+        return pages
 
     def write_blocks(self, blocks: Any, indices: np.ndarray, pages: np.ndarray) -> None: ...
 

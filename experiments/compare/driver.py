@@ -56,8 +56,8 @@ class Server(Protocol):
 
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> object: ...
 
-    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        """Call ``call`` after this many seconds of the server's clock."""
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call ``callback`` after this many seconds of the server's clock."""
 
 
 class RealServer:
@@ -71,8 +71,8 @@ class RealServer:
     def stats(self) -> EngineStats:
         return self._engine.stats
 
-    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
-        timer = threading.Timer(seconds, call)
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, callback)
         timer.daemon = True
         timer.start()
 
