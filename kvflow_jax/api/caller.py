@@ -1,10 +1,10 @@
-"""Calls of an engine that return text: what ``LLM`` and ``WorkflowRun`` have in common."""
+"""Calls of an engine that return text."""
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn, overload
 
 from kvflow_jax.api.completion import Collector, Completion, Stream
 from kvflow_jax.api.prompts import (
@@ -16,7 +16,6 @@ from kvflow_jax.api.prompts import (
 )
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -31,55 +30,153 @@ Params = SamplingParams | Sequence[SamplingParams]  # for all prompts, or one fo
 class Caller:
     """Submits prompts and waits for their completions. Any thread may call its methods.
 
-    They are the methods of ``LLM`` without its overloads; see there for arguments and errors.
+    ``LLM`` is one; a ``WorkflowRun`` calls through one for each agent.
 
     Args:
-        tokenizer: of the engine's model; None: prompts are token ids.
+        complete_hints: called once for each call with its hints; returns those of its requests.
     """
 
-    def __init__(self, engine: EngineThread, tokenizer: Tokenizer | None) -> None:
-        self.engine = engine
-        self._encoder = PromptEncoder(tokenizer)
+    def __init__(
+        self,
+        engine: EngineThread,
+        encoder: PromptEncoder,
+        complete_hints: Callable[[Hints | None], Hints | None] = lambda hints: hints,
+    ) -> None:
+        self.engine, self.encoder = engine, encoder
+        self._complete_hints = complete_hints
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self,
+        prompts: Prompt,
+        params: SamplingParams = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
+    ) -> list[Completion]: ...
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: Params,
+        params: Params = SamplingParams(),
         *,
-        hints: Hints | None,
-        progress: bool,
+        hints: Hints | None = None,
+        progress: bool = True,
     ) -> Completion | list[Completion]:
-        """Return a completion for one prompt, a list of them for a list."""
+        """Continue one prompt, or a list of prompts as a batch.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            params: sampling parameters for all prompts, or a list with one for each prompt.
+            hints: workflow hints for each request; ``run`` sets them for the agents of a workflow.
+            progress: show a progress bar for a list of prompts.
+
+        Returns:
+            A ``Completion`` for one prompt; a list of them, in the same order, for a list.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is invalid; no prompt has run then.
+            QueueFullError: too many requests wait; see ``max_waiting``.
+            StepFailedError: the step of a request failed; the other requests are aborted.
+            EngineClosedError: the engine is closed.
+        """
+        hints = self._complete_hints(hints)
         listed, is_single = list_prompts(prompts)
         by_prompt = zip(listed, _broadcast(params, len(listed)), strict=True)
-        specs = [self._encoder.text(prompt, own, hints) for prompt, own in by_prompt]
+        specs = [self.encoder.text(prompt, own, hints) for prompt, own in by_prompt]
         completions = self._complete(specs, progress=progress and not is_single)
         return completions[0] if is_single else completions
+
+    @overload
+    def chat(
+        self,
+        messages: Conversation,
+        params: SamplingParams = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Conversation],
+        params: Params = ...,
+        *,
+        hints: Hints | None = ...,
+        progress: bool = ...,
+    ) -> list[Completion]: ...
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
-        params: Params,
+        params: Params = SamplingParams(),
         *,
-        hints: Hints | None,
-        progress: bool,
+        hints: Hints | None = None,
+        progress: bool = True,
     ) -> Completion | list[Completion]:
-        """Return a completion for one conversation, a list of them for a list."""
+        """Answer one conversation, or a list of conversations as a batch.
+
+        Args:
+            messages: a conversation, ``[{"role": "user", "content": "..."}, ...]``, or a list of
+                conversations.
+            params, hints, progress: see ``generate``.
+
+        Returns:
+            A ``Completion`` for one conversation; a list of them, in the same order, for a list.
+
+        Raises:
+            InvalidRequestError: the model has no chat template, or its template rejects the
+                messages.
+            QueueFullError, StepFailedError, EngineClosedError: see ``generate``.
+        """
+        hints = self._complete_hints(hints)
         listed, is_single = list_conversations(messages)
         by_conversation = zip(listed, _broadcast(params, len(listed)), strict=True)
-        specs = [self._encoder.chat(talk, own, hints) for talk, own in by_conversation]
+        specs = [self.encoder.chat(talk, own, hints) for talk, own in by_conversation]
         completions = self._complete(specs, progress=progress and not is_single)
         return completions[0] if is_single else completions
 
-    def stream(self, prompt: Prompt, params: SamplingParams, *, hints: Hints | None) -> Stream:
-        """Submit one prompt; return its outputs as they come."""
-        return Stream(self.engine, self._encoder.text(prompt, params, hints))
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams = SamplingParams(),
+        *,
+        hints: Hints | None = None,
+    ) -> Stream:
+        """Continue one prompt as a stream of outputs.
+
+        The request is submitted at once. Closing or dropping the stream aborts it.
+
+        Args:
+            prompt: a text or a list of token ids.
+            params, hints: see ``generate``.
+
+        Raises:
+            InvalidRequestError, QueueFullError, EngineClosedError: see ``generate``.
+            StepFailedError: from the iteration, if a step of the request fails.
+        """
+        hints = self._complete_hints(hints)
+        return Stream(self.engine, self.encoder.text(prompt, params, hints))
 
     def stream_chat(
-        self, messages: Conversation, params: SamplingParams, *, hints: Hints | None
+        self,
+        messages: Conversation,
+        params: SamplingParams = SamplingParams(),
+        *,
+        hints: Hints | None = None,
     ) -> Stream:
-        """Submit one conversation; return its outputs as they come."""
-        return Stream(self.engine, self._encoder.chat(messages, params, hints))
+        """Answer one conversation as a stream of outputs; see ``stream`` and ``chat``."""
+        hints = self._complete_hints(hints)
+        return Stream(self.engine, self.encoder.chat(messages, params, hints))
 
     def _complete(self, specs: Sequence[RequestSpec], *, progress: bool) -> list[Completion]:
         """Submit all requests or none, wait for all, and return their completions in order."""

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Unpack, overload
+from typing import Unpack
 
-from kvflow_jax.api.caller import Caller, Params
-from kvflow_jax.api.completion import Completion, Stream
+from kvflow_jax.api.caller import Caller
 from kvflow_jax.api.launch import build_engine, load
 from kvflow_jax.api.options import LLMOptions, configs_of
-from kvflow_jax.api.prompts import Conversation, Prompt
+from kvflow_jax.api.prompts import PromptEncoder
 from kvflow_jax.api.workflow_run import WorkflowRun
 from kvflow_jax.engine.cache_config import CacheConfig, CacheMode
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.requests.outputs import EngineStats
-from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.gpu_memory import raise_pinned_memory_limit
-from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
 
 
-class LLM:
+class LLM(Caller):
     """A language model with its engine and KV cache, on the default JAX device.
 
-    Any thread may call its methods; concurrent calls are batched.
+    Any thread may call its methods; concurrent calls are batched. ``generate``, ``chat``,
+    ``stream`` and ``stream_chat`` are those of ``Caller``.
 
     >>> with LLM("smollm2-135m") as llm:
     ...     messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -73,129 +70,7 @@ class LLM:
         self.sizes = engine.sizes
         self.runner = engine.runner
         self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())
-        self.engine = EngineThread(engine)
-        self._caller = Caller(self.engine, loaded.tokenizer)
-
-    @overload
-    def generate(  # type: ignore[overload-overlap]
-        self,
-        prompts: Prompt,
-        params: SamplingParams = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> Completion: ...
-    @overload
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        params: Params = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> list[Completion]: ...
-
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        params: Params = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-        progress: bool = True,
-    ) -> Completion | list[Completion]:
-        """Continue one prompt, or a list of prompts as a batch.
-
-        Args:
-            prompts: a text, a list of token ids, or a list of either.
-            params: sampling parameters for all prompts, or a list with one for each prompt.
-            hints: workflow hints for each request; ``run`` sets them for the agents of a workflow.
-            progress: show a progress bar for a list of prompts.
-
-        Returns:
-            A ``Completion`` for one prompt; a list of them, in the same order, for a list.
-
-        Raises:
-            InvalidRequestError: a prompt or parameter is invalid; no prompt has run then.
-            QueueFullError: too many requests wait; see ``max_waiting``.
-            StepFailedError: the step of a request failed; the other requests are aborted.
-            EngineClosedError: the engine is closed.
-        """
-        return self._caller.generate(prompts, params, hints=hints, progress=progress)
-
-    @overload
-    def chat(
-        self,
-        messages: Conversation,
-        params: SamplingParams = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> Completion: ...
-    @overload
-    def chat(
-        self,
-        messages: Sequence[Conversation],
-        params: Params = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> list[Completion]: ...
-
-    def chat(
-        self,
-        messages: Conversation | Sequence[Conversation],
-        params: Params = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-        progress: bool = True,
-    ) -> Completion | list[Completion]:
-        """Answer one conversation, or a list of conversations as a batch.
-
-        Args:
-            messages: a conversation, ``[{"role": "user", "content": "..."}, ...]``, or a list of
-                conversations.
-            params, hints, progress: see ``generate``.
-
-        Returns:
-            A ``Completion`` for one conversation; a list of them, in the same order, for a list.
-
-        Raises:
-            InvalidRequestError: the model has no chat template, or its template rejects the
-                messages.
-            QueueFullError, StepFailedError, EngineClosedError: see ``generate``.
-        """
-        return self._caller.chat(messages, params, hints=hints, progress=progress)
-
-    def stream(
-        self,
-        prompt: Prompt,
-        params: SamplingParams = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-    ) -> Stream:
-        """Continue one prompt as a stream of outputs.
-
-        The request is submitted at once. Closing or dropping the stream aborts it.
-
-        Args:
-            prompt: a text or a list of token ids.
-            params, hints: see ``generate``.
-
-        Raises:
-            InvalidRequestError, QueueFullError, EngineClosedError: see ``generate``.
-            StepFailedError: from the iteration, if a step of the request fails.
-        """
-        return self._caller.stream(prompt, params, hints=hints)
-
-    def stream_chat(
-        self,
-        messages: Conversation,
-        params: SamplingParams = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-    ) -> Stream:
-        """Answer one conversation as a stream of outputs; see ``stream`` and ``chat``."""
-        return self._caller.stream_chat(messages, params, hints=hints)
+        super().__init__(EngineThread(engine), PromptEncoder(loaded.tokenizer))
 
     def run(self, workflow: Workflow | None = None, workflow_id: str | None = None) -> WorkflowRun:
         """Begin a run, one execution of a workflow, in which agents are called by name.
@@ -209,7 +84,7 @@ class LLM:
                 ``workflow_id`` is empty or too long.
             EngineClosedError: the engine is closed.
         """
-        return WorkflowRun(self._caller, workflow, workflow_id)
+        return WorkflowRun(self, workflow, workflow_id)
 
     @property
     def stats(self) -> EngineStats:

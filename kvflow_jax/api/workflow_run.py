@@ -5,22 +5,36 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import overload
+from typing import Concatenate, ParamSpec, TypeVar
 
-from kvflow_jax.api.caller import Caller, Params
-from kvflow_jax.api.completion import Completion, Stream
-from kvflow_jax.api.prompts import Conversation, Prompt
+from kvflow_jax.api.caller import Caller
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError
 from kvflow_jax.requests.request_spec import check_hints
-from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import MAX_ID_LEN, Hints
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import Workflow
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
 TENANT = ""  # all callers in this process are one tenant
+
+
+def _by_agent(
+    method: Callable[Concatenate[Caller, P], Result],
+) -> Callable[Concatenate[WorkflowRun, str, P], Result]:
+    """Return a method of ``Caller`` as one of a run, with an agent's name as its first argument."""
+
+    def call(self: WorkflowRun, agent: str, *args: P.args, **kwargs: P.kwargs) -> Result:
+        return method(self._caller_of(agent), *args, **kwargs)
+
+    call.__name__ = method.__name__
+    call.__doc__ = f"Call ``LLM.{method.__name__}`` for an agent, a node of the workflow."
+    return call
 
 
 class WorkflowRun:
@@ -30,9 +44,10 @@ class WorkflowRun:
             plan = run.chat("planner", messages)
             code = run.chat("coder", [*brief, {"role": "user", "content": plan.text}])
 
-    Each method is that of ``LLM`` with an agent's name as its first argument. From the calls the
-    engine computes each agent's steps-to-execution: it keeps or prefetches the KV of agents that
-    run next, and first evicts KV that no agent will read. Any thread may call any agent.
+    ``chat``, ``generate``, ``stream`` and ``stream_chat`` are those of ``LLM`` with an agent's name
+    as their first argument; the run sets workflow, agent and graph of their hints. From the calls
+    the engine computes each agent's steps-to-execution: it keeps or prefetches the KV of agents
+    that run next, and first evicts KV that no agent will read. Any thread may call any agent.
 
     An agent that is not in the graph is served too; its ``hint_status`` is then ``clipped``. A call
     after the last agent of the graph begins the run anew.
@@ -62,100 +77,10 @@ class WorkflowRun:
         self._is_over = False
         self._begin()
 
-    @overload
-    def chat(
-        self,
-        agent: str,
-        messages: Conversation,
-        params: SamplingParams = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> Completion: ...
-    @overload
-    def chat(
-        self,
-        agent: str,
-        messages: Sequence[Conversation],
-        params: Params = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> list[Completion]: ...
-
-    def chat(
-        self,
-        agent: str,
-        messages: Conversation | Sequence[Conversation],
-        params: Params = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-        progress: bool = True,
-    ) -> Completion | list[Completion]:
-        """Let an agent answer one conversation or a list of them. See ``LLM.chat``.
-
-        Args:
-            agent: the agent's name, a node of the workflow.
-            hints: further hints; the run sets their workflow, agent and graph.
-        """
-        named = self._hints(agent, hints)
-        return self._caller.chat(messages, params, hints=named, progress=progress)
-
-    @overload
-    def generate(  # type: ignore[overload-overlap]
-        self,
-        agent: str,
-        prompts: Prompt,
-        params: SamplingParams = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> Completion: ...
-    @overload
-    def generate(
-        self,
-        agent: str,
-        prompts: Sequence[Prompt],
-        params: Params = ...,
-        *,
-        hints: Hints | None = ...,
-        progress: bool = ...,
-    ) -> list[Completion]: ...
-
-    def generate(
-        self,
-        agent: str,
-        prompts: Prompt | Sequence[Prompt],
-        params: Params = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-        progress: bool = True,
-    ) -> Completion | list[Completion]:
-        """Let an agent continue one prompt or a list of them. See ``LLM.generate``."""
-        named = self._hints(agent, hints)
-        return self._caller.generate(prompts, params, hints=named, progress=progress)
-
-    def stream(
-        self,
-        agent: str,
-        prompt: Prompt,
-        params: SamplingParams = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-    ) -> Stream:
-        """Let an agent continue one prompt as a stream of outputs. See ``LLM.stream``."""
-        return self._caller.stream(prompt, params, hints=self._hints(agent, hints))
-
-    def stream_chat(
-        self,
-        agent: str,
-        messages: Conversation,
-        params: SamplingParams = SamplingParams(),
-        *,
-        hints: Hints | None = None,
-    ) -> Stream:
-        """Let an agent answer one conversation as a stream. See ``LLM.stream_chat``."""
-        return self._caller.stream_chat(messages, params, hints=self._hints(agent, hints))
+    chat = _by_agent(Caller.chat)
+    generate = _by_agent(Caller.generate)
+    stream = _by_agent(Caller.stream)
+    stream_chat = _by_agent(Caller.stream_chat)
 
     def advance(self, completed: Iterable[str] = (), running: Iterable[str] = ()) -> list[str]:
         """Report progress without calls: agents that ran elsewhere, or will not run.
@@ -202,6 +127,10 @@ class WorkflowRun:
 
     def _begin(self) -> None:
         self._caller.engine.begin_run(TENANT, self.workflow_id, self._graph)
+
+    def _caller_of(self, agent: str) -> Caller:
+        caller = self._caller
+        return Caller(caller.engine, caller.encoder, partial(self._hints, agent))
 
     def _hints(self, agent: str, hints: Hints | None) -> Hints:
         _check_id(agent, "agent")

@@ -3,6 +3,7 @@
 import pytest
 
 from kvflow_jax.api.caller import Caller
+from kvflow_jax.api.prompts import PromptEncoder
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError, StepFailedError
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -17,7 +18,7 @@ NOTHING = {"hints": None, "progress": False}
 @pytest.fixture
 def caller():
     thread = EngineThread(make_engine())
-    yield Caller(thread, None)
+    yield Caller(thread, PromptEncoder(None))
     thread.check_integrity()
     thread.close()
 

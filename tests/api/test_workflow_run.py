@@ -3,21 +3,33 @@
 import pytest
 
 from kvflow_jax.api.caller import Caller
+from kvflow_jax.api.prompts import PromptEncoder
 from kvflow_jax.api.workflow_run import TENANT, WorkflowRun
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError
+from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints, HintStatus
 from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import make_engine
 
 PARAMS = SamplingParams(max_tokens=3)
+STATS = RequestStats(1, 0, 0, 1, 1, 0, None, 0.0, 0.0, 0.0, 0.0)
 MESSAGES = [{"role": "user", "content": "Plan this."}]
+
+
+class CharTokenizer:
+    def encode(self, text):
+        return list(map(ord, text))
+
+    def apply_chat_template(self, messages, **kwargs):
+        return self.encode("".join(message["content"] for message in messages))
 
 
 class RecordingEngine:
     def __init__(self):
         self.log = []
+        self.specs = []
         self.advanced = [["stranger"]]  # results of advance_run, the last one first
         self.is_closed = False
 
@@ -28,34 +40,23 @@ class RecordingEngine:
         self.log.append(("advance", tenant, workflow_id, completed, running))
         return self.advanced.pop()
 
+    def check(self, spec):
+        pass
+
+    def submit(self, spec, on_output):
+        self.specs.append(spec)
+        on_output(Output(0, "done", (), FinishReason.STOP, STATS))
+        return 0
+
     def end_run(self, tenant, workflow_id):
         self.log.append(("end", tenant, workflow_id))
         if self.is_closed:
             raise EngineClosedError("closed")
 
 
-class RecordingCaller:
-    """Returns each call as its answer."""
-
-    def __init__(self):
-        self.engine = RecordingEngine()
-
-    def chat(self, messages, params, *, hints, progress):
-        return "chat", messages, params, hints, progress
-
-    def generate(self, prompts, params, *, hints, progress):
-        return "generate", prompts, params, hints, progress
-
-    def stream(self, prompt, params, *, hints):
-        return "stream", prompt, params, hints
-
-    def stream_chat(self, messages, params, *, hints):
-        return "stream_chat", messages, params, hints
-
-
 @pytest.fixture
 def caller():
-    return RecordingCaller()
+    return Caller(RecordingEngine(), PromptEncoder(CharTokenizer()))
 
 
 def plan_and_code():
@@ -80,29 +81,34 @@ def test_runs_without_a_name_have_different_ones(caller):
 
 def test_every_call_has_the_hints_of_its_run_and_agent(caller):
     run = WorkflowRun(caller, plan_and_code(), "named")
-    calls = [
-        run.chat("coder", MESSAGES, PARAMS, progress=False),
-        run.generate("coder", "hello", PARAMS, progress=False),
-        run.stream("coder", "hello", PARAMS),
-        run.stream_chat("coder", MESSAGES, PARAMS),
+    answers = [
+        run.chat("coder", MESSAGES, PARAMS, progress=False).text,
+        run.generate("coder", "hello", PARAMS, progress=False).text,
+        next(run.stream("coder", "hello", PARAMS)).text,
+        next(run.stream_chat("coder", MESSAGES, PARAMS)).text,
+        *(c.text for c in run.generate("coder", ["hello", [1, 2]], PARAMS, progress=False)),
     ]
-    for (method, asked, params, hints, *progress), name in zip(
-        calls, ("chat", "generate", "stream", "stream_chat"), strict=True
-    ):
-        assert method == name
-        assert asked == (MESSAGES if "chat" in name else "hello")
-        assert params is PARAMS
-        assert progress in ([], [False])
-        assert (hints.workflow_id, hints.agent_id) == ("named", "coder")
-        assert set(hints.graph.names) == {"planner", "coder"}
+    assert answers == ["done"] * 6
+    for spec in caller.engine.specs:
+        assert spec.params is PARAMS
+        assert (spec.hints.workflow_id, spec.hints.agent_id) == ("named", "coder")
+        assert set(spec.hints.graph.names) == {"planner", "coder"}
 
 
 def test_further_hints_are_kept_except_for_the_runs_own(caller):
     run = WorkflowRun(caller, workflow_id="named")
-    given = Hints(session_id="s", num_fixed=7, workflow_id="other", agent_id="other")
-    *_, hints = run.stream("coder", "hello", PARAMS, hints=given)
-    assert (hints.session_id, hints.num_fixed) == ("s", 7)
+    given = Hints(session_id="s", num_fixed=3, workflow_id="other", agent_id="other")
+    next(run.stream("coder", "hello", PARAMS, hints=given))
+    (hints,) = (spec.hints for spec in caller.engine.specs)
+    assert (hints.session_id, hints.num_fixed) == ("s", 3)
     assert (hints.workflow_id, hints.agent_id) == ("named", "coder")
+
+
+def test_the_methods_of_a_run_say_what_they_do():
+    for name in ("chat", "generate", "stream", "stream_chat"):
+        method = getattr(WorkflowRun, name)
+        assert method.__name__ == name
+        assert f"LLM.{name}" in method.__doc__
 
 
 def test_progress_without_calls_is_reported(caller):
@@ -182,7 +188,7 @@ def test_one_agent_is_no_list_of_agents(caller):
 )
 def test_an_argument_of_a_wrong_type_is_named_and_the_run_goes_on(change, param):
     thread = EngineThread(make_engine())
-    with WorkflowRun(Caller(thread, None), plan_and_code()) as run:
+    with WorkflowRun(Caller(thread, PromptEncoder(None)), plan_and_code()) as run:
         call = {"prompts": [1, 2, 3], "params": PARAMS, **change}
         with pytest.raises(InvalidRequestError) as raised:
             run.generate("planner", **call)
