@@ -144,7 +144,7 @@ class NodeIndex:
         parents = table.parent[list(counts)]
         parent_heads = np.where(parents == NO_BLOCK, NO_BLOCK, table.head[parents]).tolist()
         # By parent node, or by root key for top nodes: blocks to keep, by the key of each leaf.
-        lengths_under: dict[int | RootKey | None, dict[bytes, int]] = {}
+        lengths_under: dict[int | RootKey, dict[bytes, int]] = {}
         emptied: list[Emptied] = []
         for (head, count), parent, parent_head in zip(
             counts.items(), parents.tolist(), parent_heads, strict=True
@@ -155,17 +155,17 @@ class NodeIndex:
                 record.blocks = record.blocks[:num_kept]
             else:
                 emptied.append(Emptied(head, parent))
-            above = record.root if parent_head == NO_BLOCK else parent_head
+            above: int | RootKey = parent_head if record.root is None else record.root
             lengths = lengths_under.get(above)
             if lengths is None:
                 lengths = lengths_under[above] = {}
             lengths[record.key] = num_kept
         cuts = [
-            (*(self._path(above) if isinstance(above, int) else (above, ())), lengths)
+            (self._path(above) if isinstance(above, int) else (above, ()), lengths)
             for above, lengths in lengths_under.items()
         ]
         # Deepest parents first.
-        for root, path, lengths in sorted(cuts, key=lambda cut: -len(cut[1])):
+        for (root, path), lengths in sorted(cuts, key=lambda cut: -len(cut[0][1])):
             self.index = self.index.prune(root, path, lengths)
         for node in emptied:
             del self._records[node.head]

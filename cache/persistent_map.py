@@ -45,7 +45,8 @@ class PersistentMap(Generic[K, V]):
         while type(node) is list:
             node = node[bits & _MASK]
             bits >>= _BITS
-        return node.get(key)
+        value: V | None = node.get(key)
+        return value
 
     def set(self, key: K, value: V) -> PersistentMap[K, V]:
         root, added = _set(self._root, 0, hash(key), key, value)

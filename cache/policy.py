@@ -39,7 +39,8 @@ class BlockFacts:
 
         Rows compare in this order: the block that is read soonest has the least.
         """
-        return self._table.next_read[self._table.head[self.blocks]]
+        rows: np.ndarray = self._table.next_read[self._table.head[self.blocks]]
+        return rows
 
     @property
     def kind(self) -> np.ndarray:
@@ -59,17 +60,20 @@ class BlockFacts:
     @property
     def last_use(self) -> np.ndarray:
         """f64[n]: when a lease on the block last started or ended, engine clock in seconds."""
-        return self._table.last_use[self.blocks]
+        last_use: np.ndarray = self._table.last_use[self.blocks]
+        return last_use
 
     @property
     def depth(self) -> np.ndarray:
         """i32[n]: number of blocks before it in its sequence."""
-        return self._table.depth[self.blocks]
+        depth: np.ndarray = self._table.depth[self.blocks]
+        return depth
 
     @property
     def generation(self) -> np.ndarray:
         """u32[n]: how often the id was freed before its present use."""
-        return self._table.generation[self.blocks]
+        generation: np.ndarray = self._table.generation[self.blocks]
+        return generation
 
 
 # Returns f64[n, any]; keys compare lexicographically.

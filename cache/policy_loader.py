@@ -114,7 +114,7 @@ def _small_table() -> BlockTable:
     table = BlockTable(len(reads), len(reads))
     blocks = table.allocate(len(reads), now=0.0)
     table.head[blocks] = blocks
-    table.next_read[blocks] = reads
+    table.next_read[blocks] = np.array(reads)
     table.last_use[blocks] = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
     table.depth[blocks] = [0, 7, 2, 5, 9, 2]
     return table

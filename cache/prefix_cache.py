@@ -322,11 +322,13 @@ class PrefixCache:
 
     def pages(self, lease: Lease, num_blocks: int) -> np.ndarray:
         """Return the pages of the first blocks of a lease, i32[num_blocks]."""
-        return self._table.page[lease.blocks[:num_blocks]]
+        pages: np.ndarray = self._table.page[lease.blocks[:num_blocks]]
+        return pages
 
     def generations(self, blocks: np.ndarray) -> np.ndarray:
         """Return how often the id of each block was freed: u32[n] for i32[n]."""
-        return self._table.generation[blocks]
+        generations: np.ndarray = self._table.generation[blocks]
+        return generations
 
     def end_of(self, lease: Lease) -> BlockRef | None:
         """Return the last indexed block of a lease; None if it has none."""

@@ -24,8 +24,7 @@ from kvflow_jax.cache.policy import kvflow
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, measure_bandwidth
-from kvflow_jax.control.readers import AgentReader
-from kvflow_jax.control.run_tracker import RunKey
+from kvflow_jax.control.readers import AgentReader, RunKey
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes

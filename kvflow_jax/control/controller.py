@@ -20,9 +20,9 @@ from kvflow_jax.control.admission.admission_gate import AdmissionGate
 from kvflow_jax.control.agent_prefixes import AgentPrefixes
 from kvflow_jax.control.cache_readers import CacheReaders
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
-from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, UnhintedReader
+from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
-from kvflow_jax.control.run_tracker import Run, RunKey, RunTracker
+from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader
 from kvflow_jax.control.shadow_lru import LruFallback
 from kvflow_jax.requests.request import Request

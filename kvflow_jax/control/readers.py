@@ -1,11 +1,18 @@
-"""Names of the readers that the controller attaches to prefixes of the cache.
+"""Names of workflow runs, and of the readers that the controller attaches to cached prefixes.
 
-Each has its kind as last field, as named tuples of different classes may else be equal.
+Each reader has its kind as last field, as named tuples of different classes may else be equal.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
+
+
+class RunKey(NamedTuple):
+    """A workflow run of a tenant."""
+
+    tenant: str
+    workflow_id: str
 
 
 class AgentReader(NamedTuple):

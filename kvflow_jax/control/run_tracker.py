@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from kvflow_jax.cache import next_read
 from kvflow_jax.cache.min_multiset import MinMultiset
 from kvflow_jax.cache.next_read import NextRead
 from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
-from kvflow_jax.control.readers import AgentReader, HistoryReader, Reader
+from kvflow_jax.control.readers import AgentReader, HistoryReader, Reader, RunKey
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.workflow.step_graph import NEVER, Graph, RunState
-
-
-class RunKey(NamedTuple):
-    """Names a run."""
-
-    tenant: str
-    workflow_id: str
-
 
 MAX_RUNS = 100_000
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned

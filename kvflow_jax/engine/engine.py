@@ -29,7 +29,7 @@ from kvflow_jax.engine.trace import NoTrace, Tracer
 from kvflow_jax.errors import KVFlowError, StepFailedError
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, TokenLogprobs
-from kvflow_jax.requests.request import Request
+from kvflow_jax.requests.request import Request, TokenDelta
 from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.runtime.batch import Batch
@@ -342,6 +342,7 @@ class Engine:
     ) -> None:
         """Append sampled tokens to a request, up to its end, and deliver them."""
         text, num_before = "", request.num_known
+        delta = TokenDelta("")
         for token in tokens:
             request.append(token)
             delta = request.detokenize(token)

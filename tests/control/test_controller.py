@@ -3,8 +3,7 @@
 import pytest
 
 from kvflow_jax.cache.next_read import scheduled
-from kvflow_jax.control.readers import AgentReader
-from kvflow_jax.control.run_tracker import RunKey
+from kvflow_jax.control.readers import AgentReader, RunKey
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse

@@ -5,13 +5,12 @@ import random
 import pytest
 
 from kvflow_jax.cache.next_read import NEVER, RUNNING, UNKNOWN, ReadKind, scheduled
-from kvflow_jax.control.readers import AgentReader, SessionReader
+from kvflow_jax.control.readers import AgentReader, RunKey, SessionReader
 from kvflow_jax.control.run_tracker import (
     MAX_BRANCHES,
     MIN_QUIET_S,
     QUIET_FACTOR,
     RUN_TTL_S,
-    RunKey,
     RunTracker,
 )
 from kvflow_jax.errors import IntegrityError

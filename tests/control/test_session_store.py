@@ -4,8 +4,8 @@ import pytest
 
 from kvflow_jax.cache.next_read import UNKNOWN, scheduled
 from kvflow_jax.control import session_store
-from kvflow_jax.control.readers import AgentReader, SessionReader
-from kvflow_jax.control.run_tracker import RunKey, RunTracker
+from kvflow_jax.control.readers import AgentReader, RunKey, SessionReader
+from kvflow_jax.control.run_tracker import RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader
 from kvflow_jax.workflow.hints import Hints
 from tests.support.agent_cycle import KVFLOW, ManualClock

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import itemgetter
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from kvflow_jax.control.admission.working_sets import WorkingSets
 from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
+from kvflow_jax.control.readers import Reader, RunKey
 from kvflow_jax.errors import IntegrityError
 
 # Shares of the time spent recomputing evicted KV: above the first the limit shrinks, below the
@@ -65,21 +66,21 @@ class AdmissionControl:
         num_blocks: Callable[[], int],
         compute_s: Callable[[int], float],
         decode_s: Callable[[], float],
-        throttle: Callable[[Hashable], object],
-        resume: Callable[[Hashable], object],
+        throttle: Callable[[RunKey], object],
+        resume: Callable[[RunKey], object],
     ) -> None:
         self._num_blocks, self._compute_s = num_blocks, compute_s
         self._decode_s = decode_s
         self._throttle, self._resume = throttle, resume
         self._working_sets = WorkingSets()
-        self._readers: dict[Hashable, set[Hashable]] = {}  # run -> its readers
-        self._num_calls: Counter[Hashable] = Counter()  # run -> its unfinished calls
+        self._readers: dict[RunKey, set[Reader]] = {}  # run -> its readers
+        self._num_calls: Counter[RunKey] = Counter()  # run -> its unfinished calls
         # Run -> time at which it became active, queued (throttled, with calls) or idle (without
         # calls); the earliest first.
-        self._active: OrderedDict[Hashable, float] = OrderedDict()
-        self._queue: OrderedDict[Hashable, float] = OrderedDict()
-        self._idle: OrderedDict[Hashable, float] = OrderedDict()
-        self._priority: dict[Hashable, int] = {}  # run -> priority of its last call
+        self._active: OrderedDict[RunKey, float] = OrderedDict()
+        self._queue: OrderedDict[RunKey, float] = OrderedDict()
+        self._idle: OrderedDict[RunKey, float] = OrderedDict()
+        self._priority: dict[RunKey, int] = {}  # run -> priority of its last call
         self._limit = math.inf  # most blocks that active runs may have
         # Share of the time spent recomputing evicted KV, moving average.
         self._recompute_share = 0.0
@@ -101,22 +102,22 @@ class AdmissionControl:
         """Distinct blocks in the working sets of active runs."""
         return self._working_sets.num_active_blocks
 
-    def is_throttled(self, run: Hashable) -> bool:
+    def is_throttled(self, run: RunKey) -> bool:
         """Return whether new calls of a run wait."""
         return run in self._queue
 
     # Working sets.
 
-    def set_working_set(self, reader: Hashable, hashes: np.ndarray) -> None:
+    def set_working_set(self, reader: Reader, hashes: np.ndarray) -> None:
         """Set the blocks that a reader reads again, i64[n]."""
         self._working_sets.set(reader, hashes)
 
-    def remove_working_set(self, reader: Hashable) -> None:
+    def remove_working_set(self, reader: Reader) -> None:
         """Forget the blocks that a reader reads."""
         self._working_sets.remove(reader)
 
     def on_prefill_done(
-        self, hashes: np.ndarray, num_cached: int, readers: Iterable[Hashable]
+        self, hashes: np.ndarray, num_cached: int, readers: Iterable[Reader]
     ) -> None:
         """Account for the recomputation in a prefill.
 
@@ -137,7 +138,7 @@ class AdmissionControl:
     # The life of a run.
 
     def on_call_added(
-        self, run: Hashable, readers: Iterable[Hashable], now: float, *, priority: int = 0
+        self, run: RunKey, readers: Iterable[Reader], now: float, *, priority: int = 0
     ) -> None:
         """Queue a new call of a run, and admit the run if the limit permits.
 
@@ -160,7 +161,7 @@ class AdmissionControl:
         else:
             self._activate(run, now)  # it takes no room from the runs in front of it
 
-    def add_readers(self, run: Hashable, readers: Iterable[Hashable]) -> None:
+    def add_readers(self, run: RunKey, readers: Iterable[Reader]) -> None:
         """Add readers that a run uses; does nothing for a run that has ended."""
         known = self._readers.get(run)
         if known is None:
@@ -170,14 +171,14 @@ class AdmissionControl:
         if run in self._active:
             self._working_sets.acquire(new)
 
-    def remove_reader(self, run: Hashable, reader: Hashable) -> None:
+    def remove_reader(self, run: RunKey, reader: Reader) -> None:
         """Remove a reader that a run no longer uses; does nothing for one it did not use."""
         if reader in self._readers.get(run, ()):
             self._readers[run].remove(reader)
             if run in self._active:
                 self._working_sets.release([reader])
 
-    def on_call_finished(self, run: Hashable, now: float) -> None:
+    def on_call_finished(self, run: RunKey, now: float) -> None:
         """Record the end of a call of a run."""
         self._num_calls[run] -= 1
         if self._num_calls[run] > 0:
@@ -187,7 +188,7 @@ class AdmissionControl:
         if run in self._readers:  # else the run has ended
             self._idle[run] = now
 
-    def end_run(self, run: Hashable) -> None:
+    def end_run(self, run: RunKey) -> None:
         """Forget a run."""
         self._queue.pop(run, None)
         self._idle.pop(run, None)
@@ -274,13 +275,13 @@ class AdmissionControl:
                 return
             self._activate(run, now)
 
-    def _make_room(self, run: Hashable, now: float) -> bool:
+    def _make_room(self, run: RunKey, now: float) -> bool:
         """Throttle active runs that give way to a queued one.
 
         Returns:
             Whether the run now fits; if not, no run was throttled.
         """
-        released: list[tuple[Hashable, float]] = []
+        released: list[tuple[RunKey, float]] = []
         while (
             self._active
             and (num_blocks := self._num_additional(run))
@@ -299,18 +300,18 @@ class AdmissionControl:
             self._throttle(victim)
         return True
 
-    def _activate(self, run: Hashable, now: float) -> None:
+    def _activate(self, run: RunKey, now: float) -> None:
         del self._queue[run]
         self._active[run] = now
         self._working_sets.acquire(self._readers[run])
         self._resume(run)
 
-    def _deactivate(self, run: Hashable) -> None:
+    def _deactivate(self, run: RunKey) -> None:
         del self._active[run]
         self._working_sets.release(self._readers[run])
         self._throttle(run)
 
-    def _longest_idle(self, now: float) -> Hashable | None:
+    def _longest_idle(self, now: float) -> RunKey | None:
         """Return the active run that idles longest, if it idles for long; else None.
 
         Long means longer than most idle times, plus the time to recompute the run's blocks: to keep
@@ -323,7 +324,7 @@ class AdmissionControl:
                 return run if now - since_s > long_s else None
         return None
 
-    def _newest(self) -> Hashable | None:
+    def _newest(self) -> RunKey | None:
         """Return the active run of the lowest priority, of these the newest, that frees blocks.
 
         The last active run is never returned.
@@ -336,7 +337,7 @@ class AdmissionControl:
                 return run
         return None
 
-    def _preemptible(self, run: Hashable, num_blocks: int, now: float) -> Hashable | None:
+    def _preemptible(self, run: RunKey, num_blocks: int, now: float) -> RunKey | None:
         """Return the active run that gives way to a queued one; None if there is none.
 
         An active run of lower priority gives way at once; of equal priority, the run that has been
@@ -358,6 +359,6 @@ class AdmissionControl:
                 return other if is_over else None
         return None
 
-    def _num_additional(self, run: Hashable) -> int:
+    def _num_additional(self, run: RunKey) -> int:
         """Return the blocks in a run's working sets that no active run reads."""
         return self._working_sets.num_additional(self._readers[run])
