@@ -34,7 +34,8 @@ def _by_agent(
 
     call.__name__ = method.__name__
     call.__doc__ = f"Call ``LLM.{method.__name__}`` for an agent, a node of the workflow."
-    return call
+    # Concatenate has positional arguments only; callers may name the agent, too.
+    return call  # type: ignore[return-value]
 
 
 class WorkflowRun:

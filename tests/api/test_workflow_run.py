@@ -85,7 +85,7 @@ def test_every_call_has_the_hints_of_its_run_and_agent(caller):
         run.chat("coder", MESSAGES, PARAMS, progress=False).text,
         run.generate("coder", "hello", PARAMS, progress=False).text,
         next(run.stream("coder", "hello", PARAMS)).text,
-        next(run.stream_chat("coder", MESSAGES, PARAMS)).text,
+        next(run.stream_chat(agent="coder", messages=MESSAGES, params=PARAMS)).text,
         *(c.text for c in run.generate("coder", ["hello", [1, 2]], PARAMS, progress=False)),
     ]
     assert answers == ["done"] * 6
