@@ -125,7 +125,7 @@ class Driver:
                 if not call.after:
                     self._submit_later(run, number, run.start_s + call.pause_s)
 
-    def finish(self, timeout_s: float | None = None) -> list[CallRecord]:
+    def wait(self, timeout_s: float | None = None) -> list[CallRecord]:
         """Wait for the last call; return the records.
 
         Raises:

@@ -136,6 +136,6 @@ def _run_once(
     finally:
         if was_enabled:
             gc.enable()
-    records = driver.finish(0)
+    records = driver.wait(0)
     before = driver.warm_stats or EngineStats()
     return CellResult(figures(records, before, simulation.stats), records)

@@ -136,7 +136,7 @@ def run_on_engine(
         driver = Driver(workload, RealServer(engine))
         with counted_compiles() as compiles:
             driver.start()
-            records = driver.finish(TIMEOUT_S)
+            records = driver.wait(TIMEOUT_S)
         engine.check_integrity()
         measured = figures(records, driver.warm_stats or EngineStats(), engine.stats)
         measured["compiles"] = len(compiles)

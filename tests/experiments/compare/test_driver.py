@@ -58,7 +58,7 @@ def test_a_call_starts_once_its_inputs_end_and_reads_their_outputs():
     assert spec.fairness_key == "tenant"
     assert spec.hints.agent_id == "b"
     server.finish()
-    records = driver.finish(0)
+    records = driver.wait(0)
     assert [record.agent for record in records] == ["a", "b"]
     assert records[0].num_fixed_recomputed == 3
     assert (records[0].ttft_s, records[0].latency_s) == (1.0, 3.0)
@@ -88,7 +88,7 @@ def test_a_failed_call_ends_the_run_with_its_error():
     driver.start()
     server.finish(error=KVFlowError("broken"))
     with pytest.raises(KVFlowError, match="broken"):
-        driver.finish(0)
+        driver.wait(0)
 
 
 def test_a_refused_call_ends_the_run_with_its_error():
@@ -101,14 +101,14 @@ def test_a_refused_call_ends_the_run_with_its_error():
     driver = Driver(workload(Call("a", (TOKENS,), 4, 2)), server)
     driver.start()
     with pytest.raises(KVFlowError, match="full"):
-        driver.finish(0)
+        driver.wait(0)
 
 
 def test_calls_that_do_not_end_are_counted_in_the_timeout():
     driver = Driver(workload(Call("a", (TOKENS,), 4, 2)), FakeServer())
     driver.start()
     with pytest.raises(TimeoutError, match="0 of 1 calls"):
-        driver.finish(0)
+        driver.wait(0)
 
 
 def test_a_real_server_submits_to_its_engine():

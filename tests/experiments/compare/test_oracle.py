@@ -59,7 +59,7 @@ def test_next_reads_are_those_of_the_tokens():
     simulation.engine.tracer = Checked()
     driver.start()
     simulation.run()
-    driver.finish(0)
+    driver.wait(0)
     # Every prompt as it was asked, by rank.
     prompts = {}
     for run in workload.runs:
