@@ -143,7 +143,7 @@ class UniformRows:
         if self.window is None:
             return jnp.int32(0)
         first = jnp.maximum(self.query_start + 1 - self.window, 0)
-        return jnp.where(self.query_len > 0, first, NO_WINDOW).min()
+        return jnp.min(jnp.where(self.query_len > 0, first, NO_WINDOW))
 
     def zero_past_context(self, v: jax.Array, positions: jax.Array) -> jax.Array:
         """Return V [R, S, K, H] with zeros past the end of each row's context.
@@ -226,7 +226,8 @@ def attend_per_tile(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Ar
         single = jax.tree.map(lambda x: x[None], tile)
         return _attend_groups(layer, single, pool, jnp.float32)[0]
 
-    return jax.lax.map(attend_tile, rows)
+    out: jax.Array = jax.lax.map(attend_tile, rows)
+    return out
 
 
 def attend_batched(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Array:

@@ -172,7 +172,9 @@ class Model:
         positions: jax.Array,  # i32[num_tokens]
     ) -> tuple[jax.Array, Angles]:
         """Return embeddings, [num_tokens, hidden_size], and the RoPE angles of the positions."""
-        return self._embed_and_head.merge(leaves).embed_tokens(tokens, positions)
+        module = self._embed_and_head.merge(leaves)
+        out: tuple[jax.Array, Angles] = module.embed_tokens(tokens, positions)
+        return out
 
     def run_layers(
         self,

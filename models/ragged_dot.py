@@ -30,5 +30,6 @@ def ragged_blocks(
         # overwrites those.
         return jax.lax.dynamic_update_slice_in_dim(out, rows @ weight[matrix], start, axis=0)
 
-    out = jnp.zeros((len(padded), weight.shape[-1]), x.dtype)
-    return jax.lax.fori_loop(0, ends[-1], add_block, out)[: len(x)]
+    zeros = jnp.zeros((len(padded), weight.shape[-1]), x.dtype)
+    out: jax.Array = jax.lax.fori_loop(0, ends[-1], add_block, zeros)
+    return out[: len(x)]

@@ -119,17 +119,19 @@ class ShardedOps(XlaOps):
     """Operations of one device's shard, called inside a ``shard_map`` over ``AXIS``."""
 
     def all_reduce(self, part: jax.Array) -> jax.Array:
-        return jax.lax.psum(part, AXIS)
+        total: jax.Array = jax.lax.psum(part, AXIS)
+        return total
 
     def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
         local = rows - jax.lax.axis_index(AXIS) * table.shape[0]
         is_local = (local >= 0) & (local < table.shape[0])
         found = jnp.where(is_local[:, None], table.at[local].get(mode="clip"), 0)
-        return jax.lax.psum(found, AXIS)
+        return self.all_reduce(found)
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         part = super().project(x, table, num_rows)
-        return jax.lax.all_gather(part, AXIS, axis=1, tiled=True)
+        logits: jax.Array = jax.lax.all_gather(part, AXIS, axis=1, tiled=True)
+        return logits
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def build_tokenizer(
         adds_bos = kind == "llama" or vocabulary.pre in _IGNORE_MERGES
     if adds_bos:
         _prepend_bos(backend, vocabulary)
-    return transformers().PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerFast = transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=vocabulary.token("bos"),
         eos_token=vocabulary.token("eos"),
@@ -158,6 +158,7 @@ def build_tokenizer(
         chat_template=fields.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )
+    return tokenizer
 
 
 def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:

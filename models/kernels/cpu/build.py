@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -109,7 +110,7 @@ def _key(compiler: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Feat"))})
-    parts = [version.stdout, jax.lib.__version__, platform.machine(), *features, *FLAGS]
+    parts = [version.stdout, metadata.version("jaxlib"), platform.machine(), *features, *FLAGS]
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(_SOURCES.glob("*.h")) + sorted(_SOURCES.glob("*.cc")):
         digest.update(source.read_bytes())

@@ -206,10 +206,14 @@ def _product(a: Any, b: Any, *, transposed: bool = False) -> jax.Array:
 
     def multiply(sums: Any) -> jax.Array:
         plgpu.wgmma(sums, a, b.T if transposed else b)
-        return sums[...]  # waits for the product
+        # Waits for the product.
+        finished: jax.Array = sums[...]
+        return finished
 
     width = b.shape[0 if transposed else 1]
-    return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], width), jnp.float32))
+    sums = plgpu.ACC((a.shape[0], width), jnp.float32)  # type: ignore[attr-defined]
+    product: jax.Array = pl.run_scoped(multiply, sums)
+    return product
 
 
 def _broadcast(vector: jax.Array, like: jax.Array) -> jax.Array:  # [M] -> [M, N]
