@@ -6,6 +6,7 @@ so that both formats pass the same checks.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ _OPTIONAL = {
 }
 
 _EMBEDDING = "token_embd.weight"
+# Field of ``ModelConfig`` -> the GGUF tensor of a layer that has the bias.
+_BIASES = {"qkv_bias": "attn_q", "out_bias": "attn_output", "mlp_bias": "ffn_gate"}
 
 
 class GgufFile:
@@ -125,11 +128,17 @@ class GgufFile:
         hf = {"sliding_window": None} | hf | self._shared_fields(HfFields(hf))
         hf |= self.form.complete(HfFields(hf), own)
         try:
-            return read_config(hf)
+            config = read_config(hf)
         except ModelLoadError as error:
             raise ModelLoadError(
                 f"{self.path} (its fields are named as in a config.json): {error}"
             ) from error
+        # No field says so: the file has them or has not.
+        biases = {
+            bias: getattr(config, bias) or f"blk.0.{tensor}.bias" in self._tensors
+            for bias, tensor in _BIASES.items()
+        }
+        return replace(config, **biases)
 
     def tensors(self, model: Model) -> GgufTensors:
         """Return the file's tensors under the Hugging Face names that the model needs."""
@@ -155,8 +164,6 @@ class GgufFile:
             "rms_norm_eps": float(str(np.float32(hf.number("rms_norm_eps")))),
             "vocab_size": int(self._tensors[_EMBEDDING].shape[-1]),
             "tie_word_embeddings": "output.weight" not in self._tensors,
-            "attention_bias": "blk.0.attn_q.bias" in self._tensors,
-            "mlp_bias": "blk.0.ffn_gate.bias" in self._tensors,
             "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self._eos_token_ids(),
             "partial_rotary_factor": rotary_dim / head_dim,

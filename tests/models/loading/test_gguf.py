@@ -40,6 +40,18 @@ def test_ends_of_turns_and_messages_end_a_generation(tmp_path):
     assert GgufFile(path).config().eos_token_ids == (257, 33, 34)
 
 
+@pytest.mark.parametrize(
+    ("bias", "tensor"),
+    [("qkv_bias", "attn_q"), ("out_bias", "attn_output"), ("mlp_bias", "ffn_gate")],
+)
+def test_biases_are_those_that_the_file_has(tmp_path, bias, tensor):
+    tensors = tiny_gguf.tensors_of(HF) | {f"blk.0.{tensor}.bias": np.zeros(64, np.float32)}
+    config = GgufFile(tiny_gguf.write(tmp_path / "m.gguf", HF, tensors=tensors)).config()
+    assert [name for name in ("qkv_bias", "out_bias", "mlp_bias") if getattr(config, name)] == [
+        bias
+    ]
+
+
 def problems_of(path) -> str:
     with pytest.raises(ModelLoadError) as caught:
         load_model(str(path), cache_dir=path.parent, progress=False)
