@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax
-
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.families import FAMILIES
 
@@ -11,26 +9,30 @@ DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
 
 
-def choose_dtype(name: str, config: ModelConfig, device: jax.Device) -> str:
-    """Return the dtype of that name, or for ``auto`` the best dtype of this model on the device.
+def choose_dtype(name: str, config: ModelConfig, platform: str, capability: str = "") -> str:
+    """Return the dtype of that name, or for ``auto`` the best dtype of this model on a device.
 
     CPU: float32, because a CPU computes the 16-bit dtypes as float32, and slower. TPU: bfloat16.
     GPU: float16 if the checkpoint has it, else bfloat16. GPUs before Ampere (T4, V100) have no
     bfloat16 and get float16. A model that overflows float16 gets float32 instead of float16.
+
+    Args:
+        platform: JAX's name of it: cpu, gpu or tpu.
+        capability: compute capability of an NVIDIA GPU, such as "9.0".
     """
     if name != AUTO:
         return name
-    if device.platform == "cpu":
+    if platform == "cpu":
         return "float32"
-    if device.platform == "gpu" and (config.dtype == "float16" or not _has_bfloat16(device)):
+    if platform == "gpu" and (config.dtype == "float16" or not _has_bfloat16(capability)):
         return "float32" if FAMILIES[config.family].overflows_float16 else "float16"
     return "bfloat16"
 
 
-def _has_bfloat16(device: jax.Device) -> bool:
+def _has_bfloat16(capability: str) -> bool:
     """True if the GPU multiplies bfloat16: NVIDIA's from compute capability 8.0, and all others."""
     try:
-        return float(device.compute_capability) >= 8.0
+        return float(capability) >= 8.0
     # AMD's capability is a name like gfx90a; some devices have none.
-    except (AttributeError, ValueError):
+    except ValueError:
         return True

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import jax
 import numpy as np
+
+
+class Device(Protocol):
+    """What is read of a ``jax.Device``, which type checkers do not know."""
+
+    @property
+    def platform(self) -> str:
+        """JAX's name: cpu, gpu or tpu."""
+        ...
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """Return counters of the device's allocator; None if it has none."""
+        ...
 
 
 def free_host_bytes() -> int:
@@ -31,7 +44,7 @@ def free_host_bytes() -> int:
     return max(free, 0)
 
 
-def free_device_bytes(device: jax.Device) -> int | None:
+def free_device_bytes(device: Device) -> int | None:
     """Return the free bytes of a device; None if it shares the host's memory or reports none."""
     stats = device.memory_stats()
     if device.platform == "cpu" or not stats or "bytes_limit" not in stats:
@@ -52,7 +65,7 @@ class FreeMemory:
     host_bytes: int
 
     @classmethod
-    def measure(cls, device: jax.Device) -> FreeMemory:
+    def measure(cls, device: Device) -> FreeMemory:
         """Return the free memory of a device, which stands for all local devices, and this host."""
         return cls(free_device_bytes(device), free_host_bytes())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -241,7 +241,7 @@ class _ModuleDef:
     ops: Ops
     specs: Specs
     graphdef: nnx.GraphDef[Any]
-    treedef: jax.tree_util.PyTreeDef
+    unflatten: Callable[[Leaves], nnx.State]
 
     @classmethod
     def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str, ops: Ops) -> _ModuleDef:
@@ -249,13 +249,13 @@ class _ModuleDef:
         graphdef, state = nnx.split(nnx.eval_shape(lambda: define(0)))
         leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
         specs = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}
-        return cls(kind, ops, specs, graphdef, treedef)
+        return cls(kind, ops, specs, graphdef, partial(jax.tree.unflatten, treedef))
 
     def init(self, config: ModelConfig, dtype: str, key: jax.Array) -> Leaves:
         return jax.tree.leaves(nnx.state(_define(self.kind, config, dtype, self.ops, key)))
 
     def merge(self, leaves: Leaves) -> Any:
-        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+        return nnx.merge(self.graphdef, self.unflatten(leaves))
 
 
 # Jitted so that unrolled layers are traced once: tracing each of them takes longer than loading

@@ -24,37 +24,48 @@ class Ops(Protocol):
     @property
     def unroll(self) -> bool:
         """True if layers are unrolled; False if they are a scan over stacked weights."""
+        ...
 
     def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
         """Return the shape of a packed matrix [num_in, num_out]."""
+        ...
 
     def pack(self, weight: Any) -> Any:
         """Convert a matrix [num_in, num_out], numpy or jax, to the form that ``linear`` takes."""
+        ...
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         """Compute x W: [T, num_in] to [T, num_out]. ``weight`` is packed."""
+        ...
 
     @property
     def dense_experts(self) -> bool:
         """True if every token goes through every expert; then ``ragged_dot`` is not used."""
+        ...
 
     def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         """Multiply runs of rows, each by its own plain matrix: see ``ragged_dot.ragged_blocks``."""
+        ...
 
     def all_reduce(self, part: jax.Array) -> jax.Array:
         """Sum the partial products of a row-parallel matrix over the devices."""
+        ...
 
     def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
         """Return the shape of a packed table [num_rows, width]."""
+        ...
 
     def pack_table(self, table: Any) -> Any:
         """Convert a table [num_rows, width] to the form that ``lookup`` and ``project`` take."""
+        ...
 
     def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
         """Return rows of a table, i32[T] to [T, width]; indices past the end give the last row."""
+        ...
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         """Multiply with every row of a table: [T, width] to f32[T, num_rows]."""
+        ...
 
     def attend(
         self,
@@ -67,6 +78,7 @@ class Ops(Protocol):
         config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]:
         """See ``attention.attend``."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -216,8 +216,8 @@ def _is_byte_level(backend: Any) -> bool:
     Raises:
         ModelLoadError: the tokenizer has any other decoder.
     """
-    decoder = json.loads(backend.to_str())["decoder"] or {"type": "none"}
-    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    decoder: dict[str, Any] = json.loads(backend.to_str())["decoder"] or {"type": "none"}
+    steps: list[dict[str, Any]] = decoder.get("decoders", [decoder])
     types = {step["type"] for step in steps}
     if types == {"ByteLevel"}:
         return True

@@ -101,7 +101,7 @@ class CompileTarget:
         if attention != AUTO:
             self.name += f", {attention}"
         whole = PRESETS[name]
-        self.dtype = choose_dtype("auto", whole, chip)
+        self.dtype = choose_dtype("auto", whole, chip.platform, chip.compute_capability)
         page_size = EngineConfig().page_size
         target = KernelTarget(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
         attend = choose_attention(attention, target)

@@ -15,7 +15,7 @@ from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.cpu.ops import native_ops
-from kvflow_jax.models.memory import free_device_bytes, free_host_bytes
+from kvflow_jax.models.memory import Device, free_device_bytes, free_host_bytes
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.sharding import Shards, shard_of
@@ -46,18 +46,20 @@ class ModelBuilder:
             ModelLoadError: weights cannot have this dtype.
         """
         config, device = _for_len(config, self.max_model_len), jax.local_devices()[0]
-        dtype = choose_dtype(self.dtype, config, device)
-        model = Model.build(config, dtype, ops=self._ops(config, dtype, device))
+        capability = getattr(device, "compute_capability", "")
+        dtype = choose_dtype(self.dtype, config, device.platform, capability)
+        model = Model.build(config, dtype, ops=self._ops(config, dtype, device.platform))
         log.info("dtype of weights and KV cache: %s", dtype)
-        _check_memory(model, device, 1 if self.shards is None else self.shards.num_shards)
+        num_devices = 1 if self.shards is None else self.shards.num_shards
+        _check_memory(model, device, f"each of {num_devices} {device.device_kind}", num_devices)
         self.check_model(model)
         return model
 
-    def _ops(self, config: ModelConfig, dtype: str, device: jax.Device) -> Ops:
+    def _ops(self, config: ModelConfig, dtype: str, platform: str) -> Ops:
         if self.shards is not None:
             shard = shard_of(config, self.shards.num_shards)
             target = KernelTarget.local(shard, dtype, self.page_size)
-            return XlaOps(choose_attention(self.attention, target), device.platform)
+            return XlaOps(choose_attention(self.attention, target), platform)
         if self.ops is not None:
             return self.ops
         return default_ops(config, dtype, self.cache_dir, self.attention, self.page_size)
@@ -103,11 +105,11 @@ def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
     return config
 
 
-def _check_memory(model: Model, device: jax.Device, num_devices: int) -> None:
+def _check_memory(model: Model, device: Device, described: str, num_devices: int) -> None:
     """Raise CapacityError if the weights do not fit in free memory; called before reading them."""
     nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
     free = free_device_bytes(device)
-    needed, where = nbytes // num_devices, f"on each of {num_devices} {device.device_kind}"
+    needed, where = nbytes // num_devices, f"on {described}"
     remedies = ["a smaller dtype (--dtype bfloat16)"] if model.dtype == "float32" else []
     # The device uses the host's memory.
     if free is None:

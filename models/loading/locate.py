@@ -90,8 +90,9 @@ def _readable(name: str) -> Path | None:
     Raises:
         ModelLoadError: the file cannot be opened, or is neither a regular file nor a folder.
     """
+    path = Path(name)
     try:
-        path = Path(name).expanduser()
+        path = path.expanduser()
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
             path.open("rb").close()

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from kvflow_jax.models.loading.weights import Index, WeightSource
-from kvflow_jax.models.memory import aligned_empty
+from kvflow_jax.models.memory import Device, aligned_empty
 from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.sharding import Shards, column_slices
 
@@ -67,7 +67,7 @@ class _DeviceSlice:
 
     rows: Index
     columns: list[slice]
-    devices: list[jax.Device | None]
+    devices: list[Device | None]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -199,7 +199,7 @@ def _slices(
     model: Model, name: str, spec: jax.ShapeDtypeStruct, num_shards: int, sharding: NamedSharding
 ) -> Iterator[_DeviceSlice]:
     """Yield the slices that this process's devices hold of a leaf; replicas share one."""
-    replicas: dict[tuple[tuple[int, int], ...], list[jax.Device | None]] = {}
+    replicas: dict[tuple[tuple[int, int], ...], list[Device | None]] = {}
     for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
         # None only for devices of other processes.
         assert index is not None

@@ -44,9 +44,11 @@ class WeightSource(Protocol):
         Raises:
             ModelLoadError: the weight cannot be read.
         """
+        ...
 
     def raise_problems(self) -> None:
         """Raise a ``ModelLoadError`` that lists every problem found while reading, if any."""
+        ...
 
 
 class Tensors(Protocol):
@@ -63,9 +65,11 @@ class Tensors(Protocol):
     @property
     def headers(self) -> Sequence[Header]:
         """Name, shape and dtype of each tensor."""
+        ...
 
     def read(self, key: str, index: Index) -> np.ndarray:
         """Return ``tensor[index]``."""
+        ...
 
 
 class NamedWeights:

@@ -1,7 +1,6 @@
 """The best dtype of a model on a device."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -12,13 +11,9 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.load import load_model
 from tests.models.families.cases import CONFIGS
 
-CPU = SimpleNamespace(platform="cpu")
-TPU = SimpleNamespace(platform="tpu")
-T4, H100 = (
-    SimpleNamespace(platform="gpu", compute_capability=capability) for capability in ("7.5", "9.0")
-)
-MI300 = SimpleNamespace(platform="gpu", compute_capability="gfx942")
-UNKNOWN = SimpleNamespace(platform="gpu")
+# Platform and compute capability.
+CPU, TPU, UNKNOWN = ("cpu", ""), ("tpu", ""), ("gpu", "")
+T4, H100, MI300 = ("gpu", "7.5"), ("gpu", "9.0"), ("gpu", "gfx942")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +36,8 @@ UNKNOWN = SimpleNamespace(platform="gpu")
 )
 def test_auto_chooses_by_device_checkpoint_and_family(device, saved, family, chosen):
     config = replace(PRESETS["llama-3.2-1b"], dtype=saved, family=family)
-    assert choose_dtype("auto", config, device) == chosen
-    assert choose_dtype("float32", config, device) == "float32"
+    assert choose_dtype("auto", config, *device) == chosen
+    assert choose_dtype("float32", config, *device) == "float32"
 
 
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
