@@ -50,8 +50,6 @@ _OPTIONAL = {
 }
 
 _EMBEDDING = "token_embd.weight"
-# Field of ``ModelConfig`` -> the GGUF tensor of a layer that has the bias.
-_BIASES = {"qkv_bias": "attn_q", "out_bias": "attn_output", "mlp_bias": "ffn_gate"}
 
 
 class GgufFile:
@@ -134,11 +132,12 @@ class GgufFile:
                 f"{self.path} (its fields are named as in a config.json): {error}"
             ) from error
         # No field says so: the file has them or has not.
-        biases = {
-            bias: getattr(config, bias) or f"blk.0.{tensor}.bias" in self._tensors
-            for bias, tensor in _BIASES.items()
-        }
-        return replace(config, **biases)
+        return replace(
+            config,
+            qkv_bias=config.qkv_bias or "blk.0.attn_q.bias" in self._tensors,
+            out_bias="blk.0.attn_output.bias" in self._tensors,
+            mlp_bias="blk.0.ffn_gate.bias" in self._tensors,
+        )
 
     def tensors(self, model: Model) -> GgufTensors:
         """Return the file's tensors under the Hugging Face names that the model needs."""
