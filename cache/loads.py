@@ -8,22 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvflow_jax.cache.host_tier import Extent
-
-
-@dataclass(slots=True, eq=False)
-class Load:
-    """A planned or running copy from the host to the device.
-
-    Attributes:
-        blocks: i32[n], of the extent; those still LOADING from it are wanted.
-        is_prefetch: whether no request had asked for the blocks when it was planned.
-        num_wanted: how many of ``blocks`` are still wanted.
-    """
-
-    extent: Extent
-    blocks: np.ndarray
-    is_prefetch: bool
-    num_wanted: int
+from kvflow_jax.cache.transfer_plans import Load
 
 
 @dataclass(slots=True)

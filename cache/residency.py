@@ -13,37 +13,17 @@ users drain the planned transfers, carry them out, and report their completion.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState, HostState
 from kvflow_jax.cache.eviction_queue import EvictionQueue
 from kvflow_jax.cache.host_tier import Extent, HostTier
-from kvflow_jax.cache.loads import Load, Loads
+from kvflow_jax.cache.loads import Loads
 from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
+from kvflow_jax.cache.transfer_plans import Load, Offload, PageWrites
 from kvflow_jax.errors import IntegrityError
-
-
-@dataclass(slots=True, eq=False)
-class Offload:
-    """A planned or running copy to the host. Its pages may be reused once they have been read."""
-
-    extent: Extent
-    pages: np.ndarray  # i32[n], of the blocks when the offload was planned
-
-
-class PageWrites(NamedTuple):
-    """Loaded blocks of an extent that are still wanted, and where to write them.
-
-    Attributes:
-        indices: i32[m], indices within the extent.
-        pages: i32[m], the page of each.
-    """
-
-    indices: np.ndarray
-    pages: np.ndarray
 
 
 class Residency:

@@ -18,11 +18,11 @@ import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState
 from kvflow_jax.cache.index import NO_BLOCKS
-from kvflow_jax.cache.loads import Load
 from kvflow_jax.cache.next_read import NextRead
 from kvflow_jax.cache.node_index import NodeIndex
-from kvflow_jax.cache.residency import Offload, PageWrites, Residency
+from kvflow_jax.cache.residency import Residency
 from kvflow_jax.cache.reuse_tracker import ReuseTracker
+from kvflow_jax.cache.transfer_plans import Load, Offload, PageWrites, TransferPlans
 from kvflow_jax.errors import IntegrityError
 
 
@@ -31,13 +31,6 @@ class BlockRef(NamedTuple):
 
     block: int
     generation: int
-
-
-class TransferPlans(NamedTuple):
-    """Transfers to carry out, in order of planning."""
-
-    offloads: list[Offload]
-    loads: list[Load]
 
 
 @dataclass(frozen=True, slots=True)

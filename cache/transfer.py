@@ -26,9 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from kvflow_jax.cache.loads import Load
-from kvflow_jax.cache.residency import Offload
 from kvflow_jax.cache.shard_copy import HOST, copy_shards
+from kvflow_jax.cache.transfer_plans import Load, Offload
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from experiments.measure import arguments, report, seconds
 from kvflow_jax.cache.index import RootKey
-from kvflow_jax.cache.loads import Load
 from kvflow_jax.cache.next_read import scheduled
 from kvflow_jax.cache.policy import kvflow
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, Transfer, measure_bandwidth
+from kvflow_jax.cache.transfer_plans import Load
 from kvflow_jax.control.readers import AgentReader, RunKey
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine import Engine

@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvflow_jax.cache.loads import Load
 from kvflow_jax.cache.prefix_cache import PrefixCache
-from kvflow_jax.cache.residency import Offload
 from kvflow_jax.cache.transfer import Direction, Transfer
+from kvflow_jax.cache.transfer_plans import Load, Offload
 from kvflow_jax.runtime.interfaces import Clock, Runner, Transfers
 
 log = logging.getLogger(__name__)
