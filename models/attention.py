@@ -141,9 +141,9 @@ class UniformRows:
     def first_visible(self) -> jax.Array:
         """Return the first position that any query attends to, i32[]."""
         if self.window is None:
-            return jnp.int32(0)
+            return jnp.zeros((), jnp.int32)
         first = jnp.maximum(self.query_start + 1 - self.window, 0)
-        return jnp.min(jnp.where(self.query_len > 0, first, NO_WINDOW))
+        return jnp.where(self.query_len > 0, first, NO_WINDOW).min()
 
     def zero_past_context(self, v: jax.Array, positions: jax.Array) -> jax.Array:
         """Return V [R, S, K, H] with zeros past the end of each row's context.

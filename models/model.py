@@ -241,7 +241,7 @@ class _ModuleDef:
     ops: Ops
     specs: Specs
     graphdef: nnx.GraphDef[Any]
-    unflatten: Callable[[Leaves], nnx.State]
+    unflatten: Callable[[Leaves], nnx.State[Any, Any]]
 
     @classmethod
     def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str, ops: Ops) -> _ModuleDef:
