@@ -145,13 +145,14 @@ def byte_level_tokenizer(
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<s>", "</s>"])
-    return transformers().PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerFast = transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
+    return tokenizer
 
 
 if __name__ == "__main__":
