@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, HostState
-from kvflow_jax.cache.index import RadixIndex, RootKey
+from kvflow_jax.cache.index import RadixIndex
+from kvflow_jax.cache.node_index import NodeRecord
 from kvflow_jax.errors import IntegrityError
-
-
-class NodeRecord(Protocol):
-    """What the prefix cache records of a node, by the node's first block."""
-
-    @property
-    def key(self) -> bytes: ...
-
-    @property
-    def root(self) -> RootKey | None: ...
-
-    @property
-    def blocks(self) -> np.ndarray: ...
 
 
 def check_cache(

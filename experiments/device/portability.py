@@ -43,7 +43,7 @@ from kvflow_jax.models.memory import FreeMemory, free_host_bytes
 from kvflow_jax.models.model import LAYERS, Model
 from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.runtime.batch import Batch, BatchShape
-from kvflow_jax.runtime.forward import DeviceState, StepFns
+from kvflow_jax.runtime.forward import RunnerState, StepFns
 from kvflow_jax.runtime.runner import layer_groups
 from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
@@ -126,7 +126,7 @@ class CompileTarget:
             FreeMemory(self.bytes_limit - self.weights_bytes, free_host_bytes()),
         )
         state = jax.eval_shape(
-            partial(DeviceState.zeros, self.model, self.sizes.pool, self.sizes.shapes)
+            partial(RunnerState.zeros, self.model, self.sizes.pool, self.sizes.shapes)
         )
         data = state.pool.data
         shape = (*data.shape[:2], data.shape[2] * num_chips, data.shape[3])

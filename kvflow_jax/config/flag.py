@@ -2,7 +2,8 @@
 
 A field of a ``Config`` is written as ``port: int = flag(8000, "port to listen on", PORT)``. Its
 check, its flag of the command line, its part in the handshake of several processes and its line in
-``docs/flags.md`` follow from that.
+``docs/flags.md`` follow from that. A field that ``LLM`` takes is listed in ``api.options`` too, for
+type checkers.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class CacheReaders:
     ) -> None:
         self._cache = cache
         self._lru_fallback = lru_fallback
-        self._reuse_of = next_read_of
+        self._next_read_of = next_read_of
         self._offload_later = offload_later
 
     def reset(self, cache: PrefixCache) -> None:
@@ -70,4 +70,4 @@ class CacheReaders:
         fallback = self._lru_fallback
         if fallback is not None and fallback.falls_back_to_lru(agent.tenant):
             return UNKNOWN
-        return self._reuse_of(agent)
+        return self._next_read_of(agent)

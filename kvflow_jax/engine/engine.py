@@ -313,6 +313,7 @@ class Engine:
         return step
 
     def _submit(self, plan: StepPlan, batch: Batch[np.ndarray]) -> StepHandle:
+        """Submit the batch of a plan. ``sim.fast_forward`` overrides this."""
         return self.runner.submit(batch)
 
     def _retire(self) -> bool:

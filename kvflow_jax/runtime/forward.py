@@ -52,14 +52,14 @@ class SamplerState:
 
 @partial(jax.tree_util.register_dataclass, data_fields=["pool", "sampler"], meta_fields=[])
 @dataclass(frozen=True)
-class DeviceState:
+class RunnerState:
     """State on the device between steps; donated to each step and returned by it."""
 
     pool: KVPool
     sampler: SamplerState
 
     @classmethod
-    def zeros(cls, model: Model, spec: PoolSpec, shapes: BatchShapes) -> DeviceState:
+    def zeros(cls, model: Model, spec: PoolSpec, shapes: BatchShapes) -> RunnerState:
         return cls(KVPool.zeros(spec), SamplerState.zeros(model, shapes))
 
 
@@ -67,7 +67,7 @@ class DeviceState:
 class StepFns:
     """The functions of a model's step, to be jitted, on one device or several."""
 
-    run_step: Callable[..., tuple[DeviceState, jax.Array, Logprobs[jax.Array]]]
+    run_step: Callable[..., tuple[RunnerState, jax.Array, Logprobs[jax.Array]]]
     embed: Callable[..., tuple[jax.Array, Angles, AttentionMetadata]]
     run_layers: Callable[..., tuple[jax.Array, KVPool]]
     sample_tokens: Callable[..., tuple[SamplerState, jax.Array, Logprobs[jax.Array]]]
@@ -86,8 +86,8 @@ class StepFns:
 
 
 def run_step(
-    model: Model, params: Params, state: DeviceState, batch: Batch[jax.Array]
-) -> tuple[DeviceState, jax.Array, Logprobs[jax.Array]]:
+    model: Model, params: Params, state: RunnerState, batch: Batch[jax.Array]
+) -> tuple[RunnerState, jax.Array, Logprobs[jax.Array]]:
     """Run one batch: write the KV of its tokens and sample a token for each row.
 
     Returns:
@@ -100,7 +100,7 @@ def run_step(
     )
     hidden, pool = model.run_all_layers(params, hidden, angles, metadata, state.pool)
     sampler, tokens, logprobs = sample_tokens(model, embed_and_head, state.sampler, hidden, batch)
-    return DeviceState(pool, sampler), tokens, logprobs
+    return RunnerState(pool, sampler), tokens, logprobs
 
 
 def embed(

@@ -17,7 +17,7 @@ from kvflow_jax.models.sharding import BLOCKS, POOL, REPLICATED, Shards
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
-from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
+from kvflow_jax.runtime.forward import RunnerState, SamplerState, StepFns
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs, PenaltyState, SequenceState
 from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
@@ -230,19 +230,19 @@ class ModelRunner:
         sampler, tokens, logprobs = self._sample_tokens(
             self._embed_and_head, sampler, hidden, batch
         )
-        self._state = DeviceState(pool, sampler)
+        self._state = RunnerState(pool, sampler)
         return JaxStep(tokens, logprobs if wants_logprobs else None)
 
     def _padding(self, shape: BatchShape) -> Batch[np.ndarray]:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_seq_slots)
 
-    def _fresh_state(self) -> DeviceState:
+    def _fresh_state(self) -> RunnerState:
         # Allocate every shard on its device: no device may have room for the whole pool.
         zeros = jax.jit(partial(KVPool.zeros, self.pool_spec), out_shardings=self._pool_sharding)
         sampler = jax.jit(
             partial(SamplerState.zeros, self._model, self.shapes), out_shardings=self._replicated
         )
-        return DeviceState(KVPool(zeros().data, self._shard_spec), sampler())
+        return RunnerState(KVPool(zeros().data, self._shard_spec), sampler())
 
 
 def _start_copy(logprobs: Logprobs[jax.Array]) -> None:

@@ -22,7 +22,7 @@ from kvflow_jax.models.rope import Angles
 from kvflow_jax.models.sharding import POOL, REPLICATED, weight_spec
 from kvflow_jax.runtime import forward
 from kvflow_jax.runtime.batch import Batch
-from kvflow_jax.runtime.forward import DeviceState, SamplerState, StepFns
+from kvflow_jax.runtime.forward import RunnerState, SamplerState, StepFns
 from kvflow_jax.runtime.sampler import Logprobs
 
 
@@ -38,8 +38,8 @@ def sharded_step_fns(mesh: Mesh, model: Model) -> StepFns:
 
 
 def run_step(
-    mesh: Mesh, model: Model, params: Params, state: DeviceState, batch: Batch[jax.Array]
-) -> tuple[DeviceState, jax.Array, Logprobs[jax.Array]]:
+    mesh: Mesh, model: Model, params: Params, state: RunnerState, batch: Batch[jax.Array]
+) -> tuple[RunnerState, jax.Array, Logprobs[jax.Array]]:
     """See ``forward.run_step``."""
     state_specs = replace(jax.tree.map(lambda _: REPLICATED, state), pool=_pool_specs(state.pool))
     weight_specs = {name: weight_spec(name, leaf.ndim) for name, leaf in params.items()}
@@ -49,7 +49,7 @@ def run_step(
         (weight_specs, state_specs, REPLICATED),
         (state_specs, REPLICATED, REPLICATED),
     )
-    out: tuple[DeviceState, jax.Array, Logprobs[jax.Array]] = run(params, state, batch)
+    out: tuple[RunnerState, jax.Array, Logprobs[jax.Array]] = run(params, state, batch)
     return out
 
 

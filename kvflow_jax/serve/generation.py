@@ -14,7 +14,7 @@ from starlette.types import Receive
 from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
-from kvflow_jax.serve.protocols import Engine
+from kvflow_jax.serve.protocols import EngineClient
 from kvflow_jax.workflow.hints import HintStatus
 
 
@@ -106,7 +106,7 @@ class Generation:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineClient,
         mailbox: Mailbox,
         on_finished: Callable[[Output], None],
         on_closed: Callable[[Generation], None],
@@ -126,7 +126,7 @@ class Generation:
         self.num_choices = 0
 
     def submit(self, spec: RequestSpec) -> None:
-        """Submit one more choice; raise the errors of ``Engine.submit``."""
+        """Submit one more choice; raise the errors of ``EngineClient.submit``."""
         index = self.num_choices
         self.num_choices += 1
         self._running[index] = self._engine.submit(spec, partial(self._mailbox.post, self, index))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvflow_jax import __version__
 from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.protocols import Engine, Tokenizer
+from kvflow_jax.serve.protocols import EngineClient, Tokenizer
 
 if TYPE_CHECKING:
     from kvflow_jax.distributed.process_group import Group, Leader
@@ -22,7 +22,7 @@ _VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
 
 def build_engine(
     config: ServerConfig, process_info: ProcessInfo | None = None
-) -> tuple[Engine, Tokenizer | None, str]:
+) -> tuple[EngineClient, Tokenizer | None, str]:
     """Load the model, allocate the pool, warm up, start the engine thread; takes up to minutes.
 
     Runs on its own thread while the server already answers ``/health``. Imports are lazy, so that
@@ -51,7 +51,9 @@ def build_engine(
         raise
 
 
-def _build(config: ServerConfig, leader: Leader | None) -> tuple[Engine, Tokenizer | None, str]:
+def _build(
+    config: ServerConfig, leader: Leader | None
+) -> tuple[EngineClient, Tokenizer | None, str]:
     from kvflow_jax.api.launch import build_engine as build
     from kvflow_jax.engine.engine_thread import EngineThread
 

@@ -10,7 +10,7 @@ from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.workflow.step_graph import Graph
 
 
-class Engine(Protocol):
+class EngineClient(Protocol):
     """``kvflow_jax.engine.engine_thread.EngineThread``. Every method is thread-safe."""
 
     @property

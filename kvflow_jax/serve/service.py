@@ -18,7 +18,7 @@ from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.metrics import Metrics
-from kvflow_jax.serve.protocols import Engine, Tokenizer
+from kvflow_jax.serve.protocols import EngineClient, Tokenizer
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import HintParser
 
@@ -51,7 +51,7 @@ class Service:
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
         self._created = int(time.time())
-        self._engine: Engine | None = None
+        self._engine: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None
         self._mailbox: Mailbox | None = None
         self._open_generations: set[Generation] = set()
@@ -62,7 +62,7 @@ class Service:
             NUM_ENGINE_CALLERS, thread_name_prefix="engine-call"
         )
 
-    def start(self, engine: Engine, tokenizer: Tokenizer | None, model_name: str) -> None:
+    def start(self, engine: EngineClient, tokenizer: Tokenizer | None, model_name: str) -> None:
         """Start to accept requests. Called on the loop.
 
         Without a tokenizer (random weights of a preset) only prompts of token ids are accepted.
@@ -214,7 +214,7 @@ class Service:
             lambda engine: engine.flush_cache() or engine.stats.num_blocks_cached == 0
         )
 
-    async def call_engine(self, call: Callable[[Engine], Result]) -> Result:
+    async def call_engine(self, call: Callable[[EngineClient], Result]) -> Result:
         """Return ``call(engine)``, run on a thread because the engine answers between two steps."""
         engine, _ = self._require_ready()
         loop = asyncio.get_running_loop()
@@ -246,7 +246,7 @@ class Service:
         if self._engine is not None:
             self._engine.close()
 
-    def _require_ready(self) -> tuple[Engine, Mailbox]:
+    def _require_ready(self) -> tuple[EngineClient, Mailbox]:
         if self.phase is Phase.DRAINING:
             raise ApiError(503, "the server is shutting down", code="draining")
         if self._engine is None or self._mailbox is None:

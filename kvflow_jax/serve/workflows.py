@@ -13,7 +13,7 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
-from kvflow_jax.serve.protocols import Engine
+from kvflow_jax.serve.protocols import EngineClient
 from kvflow_jax.serve.request_body import parse_body, read_object
 from kvflow_jax.workflow.graph_warnings import warnings_of
 from kvflow_jax.workflow.hints import MAX_ID_LEN
@@ -116,7 +116,7 @@ def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes, list[str]]:
 
 
 def _advance(
-    engine: Engine, tenant: str, workflow_id: str, body: AdvanceRequest
+    engine: EngineClient, tenant: str, workflow_id: str, body: AdvanceRequest
 ) -> list[str] | None:
     unknown = engine.advance_run(tenant, workflow_id, body.completed or [], body.running or [])
     if unknown is not None and body.finished:
@@ -124,7 +124,7 @@ def _advance(
     return unknown
 
 
-def _unregister(engine: Engine, keys: list[GraphKey]) -> None:
+def _unregister(engine: EngineClient, keys: list[GraphKey]) -> None:
     for tenant, graph_id in keys:
         engine.unregister_graph(tenant, graph_id)
 

@@ -19,7 +19,8 @@ def test_the_arguments_have_the_names_and_types_of_the_fields():
     for config in (LoadConfig(), EngineConfig(), CacheConfig()):
         hints = get_type_hints(type(config))
         types |= {setting.field: hints[setting.field] for setting in config.settings()}
-    assert get_type_hints(LLMOptions) == {n: t for n, t in types.items() if n not in NAMED}
+    expected = {n: t for n, t in types.items() if n not in NAMED}
+    assert get_type_hints(LLMOptions) == expected, "LLMOptions must list the fields of the configs"
 
 
 def test_an_argument_reaches_the_config_that_has_the_field():

@@ -116,7 +116,7 @@ def test_blocks_are_offloaded_and_loaded_on_every_process(tiny, other):
         for one in again:
             tiny.assert_greedy(one.prompt, one.tokens)
         # Followers keep the arrays of the leader's host tier, and no others.
-        extents = pair.engine.cache.residency.host.extents.values()
+        extents = pair.engine.cache._residency.host.extents.values()
         host_ids = {extent.data.array_id for extent in extents}
         pair.ask(asked[0], PENALTY)
         pair.engine.flush_cache()
@@ -167,7 +167,7 @@ def test_blocks_that_the_leader_could_not_copy_are_dropped_by_followers(tiny, ot
             pair.ask(asked[0], PENALTY)
             pair.engine.flush_cache()
             pair.ask(asked[1], PENALTY)
-            extents = pair.engine.cache.residency.host.extents.values()
+            extents = pair.engine.cache._residency.host.extents.values()
             host_ids = {extent.data.array_id for extent in extents}
             pair.end()
             not_yet_sent = set(pair.remote_arrays._dropped)

@@ -20,7 +20,7 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.runtime import sharded_forward
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
-from kvflow_jax.runtime.forward import DeviceState, run_step
+from kvflow_jax.runtime.forward import RunnerState, run_step
 
 NUM_SHARDS = 4
 CONFIG = ModelConfig(
@@ -73,7 +73,7 @@ def check(config):
         for key, (name, weight) in zip(keys, params.items(), strict=True)
     }
     spec = PoolSpec(config.num_layers, 5, 8, config.num_kv_heads, config.head_dim)
-    state = DeviceState.zeros(whole, spec, SHAPES)
+    state = RunnerState.zeros(whole, spec, SHAPES)
 
     mesh = Mesh(np.array(jax.devices()), (sharding.AXIS,))
     local = Model.build(sharding.shard_of(config, NUM_SHARDS), ops=sharding.ShardedOps())
@@ -87,7 +87,7 @@ def check(config):
     sharded_spec = PoolSpec(
         config.num_layers, 5, 8, config.num_kv_heads // NUM_SHARDS, config.head_dim
     )
-    sharded_state = DeviceState.zeros(local, sharded_spec, SHAPES)
+    sharded_state = RunnerState.zeros(local, sharded_spec, SHAPES)
     data = jax.device_put(state.pool.data, NamedSharding(mesh, sharding.POOL))
     sharded_state = jax.tree.map(
         lambda leaf: data if leaf is sharded_state.pool.data else leaf, sharded_state

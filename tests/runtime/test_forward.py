@@ -8,7 +8,7 @@ import pytest
 
 from kvflow_jax.runtime import forward
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
-from kvflow_jax.runtime.forward import DeviceState, StepFns
+from kvflow_jax.runtime.forward import RunnerState, StepFns
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN
 from tests.support.successor_model import MODEL, PARAMS, POOL, VOCAB
 
@@ -51,7 +51,7 @@ def sequence_in(pool):
 
 @pytest.fixture
 def zeros():
-    return DeviceState.zeros(MODEL, POOL, SHAPES)
+    return RunnerState.zeros(MODEL, POOL, SHAPES)
 
 
 def test_prefill_writes_the_prompts_kv_and_samples_after_its_end(zeros):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from kvflow_jax.models.sharding import AXIS
 from kvflow_jax.runtime import forward
-from kvflow_jax.runtime.forward import DeviceState, StepFns
+from kvflow_jax.runtime.forward import RunnerState, StepFns
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, score
 from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 from tests.runtime.test_forward import SHAPES, prefill
@@ -26,7 +26,7 @@ def run_all(steps, state, batch):
     sampler, tokens, logprobs = steps.sample_tokens(leaves, state.sampler, hidden, batch)
     targets = np.arange(SCORE_CHUNK_LEN, dtype=np.int32) % 16
     scores = steps.score_hidden(leaves, sampler.hidden, np.int32(2), targets)
-    return whole, (DeviceState(pool, sampler), tokens, logprobs), scores
+    return whole, (RunnerState(pool, sampler), tokens, logprobs), scores
 
 
 def sample_greedily(logits, rows, penalties, position):
@@ -38,7 +38,7 @@ def sample_greedily(logits, rows, penalties, position):
 def test_sharded_functions_equal_those_of_one_device(monkeypatch):
     monkeypatch.setattr(forward, "sample", sample_greedily)
     mesh = Mesh(np.array(jax.devices()[:1]), (AXIS,))
-    batch, state = prefill(), DeviceState.zeros(MODEL, POOL, SHAPES)
+    batch, state = prefill(), RunnerState.zeros(MODEL, POOL, SHAPES)
     expected = jax.jit(lambda s, b: run_all(StepFns.of(MODEL), s, b))(state, batch)
     sharded = jax.jit(lambda s, b: run_all(sharded_step_fns(mesh, MODEL), s, b))(state, batch)
     for ours, theirs in zip(jax.tree.leaves(sharded), jax.tree.leaves(expected), strict=True):

@@ -34,7 +34,7 @@ def play_arm(workload, arm, *, pool_tokens, checks_every=0, profile=A10G):
     driver = Driver(workload, simulation)
     driver.start()
     simulation.run()
-    records = driver.finish(0)
+    records = driver.wait(0)
     simulation.engine.check_integrity()
     return figures(records, driver.warm_stats, simulation.stats)
 
