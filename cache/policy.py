@@ -21,7 +21,8 @@ from kvflow_jax.cache.next_read import ReadKind
 class BlockFacts:
     """Facts of n blocks that a policy may use. Every array has one row for each block.
 
-    The arrays are copies, gathered from the block table when they are read.
+    The arrays are copies, gathered from the block table when they are read, but for ``blocks``,
+    the ids: a policy must not write to it.
     """
 
     __slots__ = ("_table", "blocks")

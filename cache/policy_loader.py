@@ -54,7 +54,6 @@ def check_policy(policy: str | EvictionOrder) -> None:
             f"the eviction policy {order.name} gives a block another key beside other blocks: a "
             "key may depend only on the facts of its own block"
         )
-    order(BlockFacts(table, blocks[:0]))
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _import(name: str) -> EvictionOrder:
     try:
         order: EvictionOrder = getattr(import_module(module), function)
     # A module may raise anything while it is imported.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicyError(
             f"the eviction policy {name!r} cannot be imported as module:function: "
             f"{type(error).__name__}: {error}"

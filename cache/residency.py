@@ -263,11 +263,9 @@ class Residency:
 
     def flush(self) -> None:
         """Drop every unleased block from both tiers."""
-        should_offload, self._should_offload = self._should_offload, lambda _table, _block: False
         while self.loads and self._cancel_newest():
             pass
-        self._evict_leaves(self._queue.num_idle)
-        self._should_offload = should_offload
+        self._evict_leaves(self._queue.num_idle, offloads=False)
         for extent in sorted(self.host.extents.values(), key=lambda extent: -extent.number):
             if not (extent.num_children or extent.num_pins):
                 self._drop_extent(extent)
@@ -292,23 +290,28 @@ class Residency:
                 raise IntegrityError(f"block {block} is loading from an extent that is not pinned")
         self.host.check_integrity()
 
-    def _evict_leaves(self, max_blocks: int, may_evict: Callable[[int], bool] | None = None) -> int:
+    def _evict_leaves(
+        self,
+        max_blocks: int,
+        may_evict: Callable[[int], bool] | None = None,
+        *,
+        offloads: bool = True,
+    ) -> int:
         """Free up to ``max_blocks`` pages of leaves, and return how many.
 
-        Stops at the first victim that ``may_evict`` rejects.
+        Args:
+            may_evict: eviction stops at the first victim that it rejects; None: accept all.
+            offloads: whether to offload what is worth a host copy.
         """
-        table, host_state, has_host = (
-            self._table,
-            self._table.scalars.host_state,
-            self.host.max_blocks,
-        )
+        table, host_state = self._table, self._table.scalars.host_state
+        offloads = offloads and self.host.max_blocks > 0
         victims: list[int] = []
         while len(victims) < max_blocks and (leaf := self._queue.peek()) is not None:
             if may_evict is not None and not may_evict(leaf):
                 break
             next_leaf = None
             for block in self._queue.pop_run(max_blocks - len(victims)):
-                if has_host and not host_state[block] and self._should_offload(table, block):
+                if offloads and not host_state[block] and self._should_offload(table, block):
                     self.offload(block, is_evicting=True)
                 victims.append(block)
                 self.loads.on_drop(block)

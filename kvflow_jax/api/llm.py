@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Unpack
 
@@ -54,13 +55,13 @@ class LLM(Caller):
 
     def __init__(
         self,
-        model: str = "smollm2-135m",
+        model: str | os.PathLike[str] = "smollm2-135m",
         *,
         cache: CacheMode | CacheConfig = "kvflow",
         progress: bool = True,
         **options: Unpack[LLMOptions],
     ) -> None:
-        load_config, config = configs_of(model, cache, options)
+        load_config, config = configs_of(os.fspath(model), cache, options)
         raise_pinned_memory_limit()
         loaded = load(load_config, config, progress=progress)
         engine = build_engine(loaded, config, progress=progress)

@@ -61,7 +61,7 @@ class WorkflowRun:
     """
 
     def __init__(
-        self, caller: Caller, workflow: Workflow | None = None, workflow_id: str | None = None
+        self, llm: Caller, workflow: Workflow | None = None, workflow_id: str | None = None
     ) -> None:
         if workflow is not None and not isinstance(workflow, Workflow):
             raise InvalidRequestError(
@@ -72,7 +72,7 @@ class WorkflowRun:
         if workflow_id is not None:
             _check_id(workflow_id, "workflow_id")
         self.workflow_id = workflow_id or uuid.uuid4().hex
-        self._caller = caller
+        self._caller = llm
         self._graph: Graph | None = None if workflow is None else workflow.freeze()
         self._lock = threading.Lock()  # guards _is_over
         self._is_over = False

@@ -124,7 +124,8 @@ def _is_new_file(value: object) -> bool:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         return False
     path = Path(os.fsdecode(value))
-    return not path.is_dir() and os.access(path.parent, os.W_OK)
+    # Not the methods of Path, which raise for a name that is too long.
+    return not os.path.isdir(path) and os.access(path.parent, os.W_OK)
 
 
 def _is_bool(value: object) -> bool:

@@ -90,6 +90,7 @@ class Controller:
         self._readers.reset(cache)
         self.prefetcher.reset(cache)
         self._gate.reset(cache)
+        self._publish_changes()
         if self._lru_fallback is not None:
             self._lru_fallback.reset()
 
@@ -295,8 +296,10 @@ class Controller:
 
     def _publish_changes(self) -> None:
         """Tell the cache and the gate what has changed in the runs."""
-        self._readers.update(self.run_tracker.drain_changes())
-        self._gate.drop_ended_runs()
+        try:
+            self._readers.update(self.run_tracker.drain_changes())
+        finally:
+            self._gate.drop_ended_runs()
 
 
 def _computed_tokens(request: Request) -> np.ndarray:

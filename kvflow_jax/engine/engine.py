@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -197,9 +197,9 @@ class Engine:
         """
         was_busy = self._in_flight is not None
         self._retire_prefill()
-        self._publish_transfers()
+        requeued = self._publish_transfers()
         previous = self._in_flight
-        plan = self._plan_step(previous)
+        plan = self._plan_step(previous, requeued)
         dispatched = self._dispatch(plan)
         self._record_stall(dispatched is not None or previous is not None)
         if previous is not None and not self._retire():
@@ -245,34 +245,35 @@ class Engine:
         if self._in_flight is not None and self._in_flight.plan.prefill_lengths:
             self._retire()
 
-    def _publish_transfers(self) -> None:
-        """Publish finished transfers; requeue the requests whose loads have failed."""
+    def _publish_transfers(self) -> list[Preempted]:
+        """Publish finished transfers; requeue and return the requests whose loads have failed."""
         try:
             finished = self.transfer_manager.publish_finished()
         except Exception as error:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
-            return
+            return []
         self.scheduler.uses_host_tier = self.transfer_manager.is_usable(Direction.LOAD)
         self.transfer_manager.set_offload_budget()
         self.tracer.on_transfers(finished.transfers)
-        if finished.failed_blocks is not None:
-            now = self.clock.now()
-            requeued = self.scheduler.requeue_failed_loads(finished.failed_blocks, now)
-            self.transfer_manager.drop_failed()
-            self._protect(requeued)
+        if finished.failed_blocks is None:
+            return []
+        requeued = self.scheduler.requeue_failed_loads(finished.failed_blocks, self.clock.now())
+        self.transfer_manager.drop_failed()
+        return requeued
 
-    def _plan_step(self, previous: StepInFlight | None) -> StepPlan:
+    def _plan_step(self, previous: StepInFlight | None, requeued: Sequence[Preempted]) -> StepPlan:
         """Plan transfers and the next step.
 
         Args:
             previous: the step in flight, which the next one follows.
+            requeued: requests whose loads have failed.
         """
         now = self.clock.now()
         self.controller.expire(now)
         self.controller.prefetcher.plan_offloads(self.transfer_manager)
         plan = self.scheduler.schedule(now)
-        self._protect(plan.preempted)
+        self._protect([*requeued, *plan.preempted])
         self.controller.prefetcher.plan_prefetch(self.transfer_manager, len(self.scheduler.running))
         return plan
 

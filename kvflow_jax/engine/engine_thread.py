@@ -17,6 +17,7 @@ from kvflow_jax.errors import (
     EngineClosedError,
     IntegrityError,
     InvalidRequestError,
+    PolicyError,
     QueueFullError,
     StepFailedError,
 )
@@ -205,6 +206,10 @@ class EngineThread:
         def execute() -> None:
             try:
                 future.set_result(command())
+            except PolicyError as error:
+                # The policy has failed while the cache was being changed.
+                future.set_exception(error)
+                self._engine.fail_all(StepFailedError(str(error)))
             except Exception as error:
                 future.set_exception(error)
 

@@ -66,9 +66,12 @@ class RequestSpec:
 
 
 def check_hints(hints: object) -> None:
-    """Raise InvalidRequestError unless ``hints`` are Hints or None."""
-    if hints is not None and not isinstance(hints, Hints):
+    """Raise InvalidRequestError unless ``hints`` are Hints with fields of their types, or None."""
+    if hints is None:
+        return
+    if not isinstance(hints, Hints):
         raise InvalidRequestError(f"hints must be Hints, got {hints!r:.80}", "hints")
+    hints.check_types()
 
 
 def as_token_ids(prompt: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -6,12 +6,13 @@ be that of the one before, so the steps are planned and simulated together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from kvflow_jax.engine.engine import Engine
-from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.engine.scheduler import Preempted, StepPlan
 from kvflow_jax.engine.step_in_flight import StepInFlight
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.runtime.batch import Batch
@@ -36,8 +37,8 @@ class FastForwardEngine(Engine):
 
     runner: FastForwardRunner
 
-    def _plan_step(self, previous: StepInFlight | None) -> StepPlan:
-        plan = super()._plan_step(previous)
+    def _plan_step(self, previous: StepInFlight | None, requeued: Sequence[Preempted]) -> StepPlan:
+        plan = super()._plan_step(previous, requeued)
         # Transfers are published between two steps: those that start now would wait longer. The
         # caller of a request that ends with the step in flight may send its next one.
         ends_a_request = previous is not None and previous.ends_a_request

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal, TypeGuard
+from typing import Literal, NoReturn, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
@@ -85,6 +85,32 @@ class Hints:
             and self.workflow_id is None
             and self.session_id is None
             and self.reuse is Reuse.NEUTRAL
+        )
+
+    def check_types(self) -> None:
+        """Raise InvalidRequestError if a field has the wrong type; the error names the field."""
+        for name in ("workflow_id", "agent_id", "session_id", "graph_id", "tenant"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                self._reject(name, "a string")
+        if self.num_fixed is not None and not (_is_int(self.num_fixed) and self.num_fixed >= 0):
+            self._reject("num_fixed", "an integer of at least 0")
+        if not isinstance(self.reuse, Reuse):
+            self._reject("reuse", "a Reuse")
+        if self.ttl_s is not None and not _is_number(self.ttl_s):
+            self._reject("ttl_s", "a number")
+        if self.graph is not None and not isinstance(self.graph, Graph):
+            self._reject("graph", "a frozen Graph")
+        for name in ("steps_to_execution", "next_agents"):
+            numbers = getattr(self, name)
+            if not isinstance(numbers, Mapping) or not all(
+                isinstance(agent, str) and _is_number(number) for agent, number in numbers.items()
+            ):
+                self._reject(name, "a mapping from agents to numbers")
+
+    def _reject(self, name: str, expected: str) -> NoReturn:
+        raise InvalidRequestError(
+            f"hints.{name} must be {expected}, got {getattr(self, name)!r:.80}", f"hints.{name}"
         )
 
     def with_fixed(self, num_fixed: int | None, num_prompt: int) -> Hints:

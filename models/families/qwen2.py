@@ -14,7 +14,7 @@ def late_windows(hf: HfFields) -> tuple[int, ...]:
     """Return ``ModelConfig.windows``: if switched on, from layer ``max_window_layers`` on."""
     if not hf.flag("use_sliding_window"):
         return ()
-    first = int(hf.number("max_window_layers", 28))
+    first = hf.number("max_window_layers", 28.0)
     return read_windows(hf, lambda layer: layer >= first)
 
 

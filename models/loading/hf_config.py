@@ -43,7 +43,10 @@ def read_config(hf: Json) -> ModelConfig:
         if family.has_bias_fields:
             biased, mlp_biased = fields.flag("attention_bias"), fields.flag("mlp_bias")
             config = replace(config, qkv_bias=biased, out_bias=biased, mlp_bias=mlp_biased)
-        config = family.configure(config, fields)
+        configured = family.configure(config, fields)
+        if not isinstance(configured, ModelConfig):
+            raise ModelLoadError(f"family {family.name}: configure must return a ModelConfig")
+        config = configured
         for name in family.unsupported:
             if fields.flag(name):
                 fields.report(f"{name} is not supported")

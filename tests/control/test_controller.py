@@ -113,13 +113,17 @@ def test_abandoned_runs_expire():
     assert len(engine.cache._readers) == 0
 
 
-def test_hints_that_raise_cost_no_answer(caplog):
+@pytest.mark.parametrize("name", ["get_or_begin", "start_call", "finish_call", "touch"])
+def test_hints_that_raise_cost_no_answer(caplog, monkeypatch, name):
+    def fails(*args, **kwargs):
+        raise ZeroDivisionError("injected")
+
     engine = make_engine(cache=KVFLOW)
-    for invalid in ({"next_agents": ["b"]}, {"next_agents": {"b": "high"}}, {"workflow_id": ["x"]}):
-        hints = Hints(**{"workflow_id": "w", "agent_id": "a", **invalid})
-        client = Client(engine, [1, 2, 3], max_tokens=2, ignore_eos=True, hints=hints)
-        run(engine)
-        assert client.tokens == client.cold
+    monkeypatch.setattr(engine.controller.run_tracker, name, fails)
+    hints = Hints(workflow_id="w", agent_id="a")
+    client = Client(engine, [1, 2, 3], max_tokens=2, ignore_eos=True, hints=hints)
+    run(engine)
+    assert client.tokens == client.cold
     assert "could not be used" in caplog.text
     assert engine.is_idle
 

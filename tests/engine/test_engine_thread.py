@@ -13,13 +13,14 @@ from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import (
     EngineClosedError,
     InvalidRequestError,
+    PolicyError,
     QueueFullError,
     StepFailedError,
 )
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.workflow.hints import HintStatus
+from kvflow_jax.workflow.hints import Hints, HintStatus
 from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import make_engine
 
@@ -52,8 +53,8 @@ class PausedEngine:
 
 
 @contextlib.contextmanager
-def running_thread():
-    thread = EngineThread(make_engine())
+def running_thread(**settings):
+    thread = EngineThread(make_engine(**settings))
     try:
         yield thread
     finally:
@@ -264,3 +265,29 @@ def test_commands_raise_once_the_engine_is_closed(monkeypatch):
         thread.flush_cache()
     thread.settle()
     thread.close()  # a second time
+
+
+@pytest.mark.parametrize("command", ["end_run", "flush_cache"])
+def test_a_policy_that_fails_once_in_a_command_leaves_an_engine_that_serves(command):
+    is_failing = False
+
+    def policy(facts):
+        if is_failing:
+            raise ZeroDivisionError("injected")
+        return facts.last_use[:, None]
+
+    settings = CacheSettings(eviction=policy, num_host_blocks=16, extent_sizes=(1, 4))
+    hints = Hints(workflow_id="w", agent_id="a", num_fixed=8, next_agents={"a": 1.0})
+    with running_thread(cache=settings) as thread:
+        outputs = queue.SimpleQueue()
+        thread.submit(RequestSpec(PROMPT, PARAMS, hints=hints), outputs.put)
+        assert last(outputs).finish_reason is FinishReason.LENGTH
+        is_failing = True
+        with pytest.raises(PolicyError, match="injected"):
+            thread.flush_cache() if command == "flush_cache" else thread.end_run("", "w")
+        is_failing = False
+        thread.check_integrity()
+        for _ in range(3):
+            thread.submit(RequestSpec(PROMPT, PARAMS), outputs.put)
+            assert last(outputs).finish_reason is FinishReason.LENGTH
+        thread.check_integrity()

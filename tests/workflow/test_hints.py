@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import MAX_STEPS, FixedPrefix, HintParser, Hints, Reuse
 
@@ -118,3 +119,29 @@ def test_requests_that_share_a_store_share_their_graphs():
 )
 def test_hints_are_empty_if_they_name_nothing(hints, is_empty):
     assert hints.is_empty == is_empty
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("workflow_id", ["x"]),
+        ("agent_id", 1),
+        ("session_id", [1]),
+        ("tenant", [1]),
+        ("num_fixed", "x"),
+        ("num_fixed", 1.5),
+        ("num_fixed", True),
+        ("num_fixed", -1),
+        ("reuse", "keep"),
+        ("ttl_s", "soon"),
+        ("graph", "a graph"),
+        ("steps_to_execution", {"b": "x"}),
+        ("next_agents", ["b"]),
+        ("next_agents", {"b": float("nan")}),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_an_error_that_names_it(name, value):
+    Hints(workflow_id="w", agent_id="a", num_fixed=3, ttl_s=1.0).check_types()
+    with pytest.raises(InvalidRequestError, match=f"hints.{name} must be") as raised:
+        Hints(**{name: value}).check_types()
+    assert raised.value.param == f"hints.{name}"

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from kvflow_jax.control import cost_model
+from kvflow_jax.control import controller, cost_model
 from kvflow_jax.control.admission import admission_control
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine_thread import POLL_INTERVAL_S, EngineThread
@@ -189,9 +189,13 @@ def test_a_new_run_of_the_same_name_is_not_throttled():
     assert again.tokens == again.cold
 
 
-def test_a_call_ends_for_admission_control_even_if_its_hints_raise(caplog):
+def test_a_call_ends_for_admission_control_even_if_its_hints_raise(caplog, monkeypatch):
+    def fails(*args, **kwargs):
+        raise ZeroDivisionError("injected")
+
+    monkeypatch.setattr(controller, "scheduled", fails)
     engine = make(TIME_SLICED)
-    throttle(engine, "run0", "run1", next_agents=["run0"])
+    throttle(engine, "run0", "run1", next_agents={"run0": 1.0})
     assert "could not be used" in caplog.text
     waits, before_s = call(engine, "run1", 1), engine.clock.now()
     while waits.reason is None:
