@@ -159,7 +159,7 @@ def test_tokens_are_those_of_a_cold_run_whatever_the_link_does(name):
         soak.finish()
         counts += soak.counts
     # The soak must have reached each of these.
-    expected = {"complete", "drop_lost_extent", "requeue_failed_loads"}
+    expected = {"complete_load", "drop_lost_extent", "requeue_failed_loads"}
     expected.add("throttled" if SETTINGS[name].admission_control else "_preempt")
     if SETTINGS[name].prefetches:
         expected.add("cancel")
