@@ -63,3 +63,7 @@ class StepFailedError(KVFlowError):
 
 class HostLostError(KVFlowError):
     """A process that shares the model is gone. The others exit; start all of them again."""
+
+
+class DivergenceError(KVFlowError, ArithmeticError):
+    """A minimax run met gradients that are not finite. The message names the node and the step."""
