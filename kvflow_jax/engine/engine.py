@@ -38,6 +38,8 @@ from kvflow_jax.workflow.hints import HintStatus
 
 log = logging.getLogger(__name__)
 
+_NO_DELTA = TokenDelta("")
+
 
 class Engine:
     """Serves requests with one runner. Single-threaded: call every method from one thread.
@@ -344,7 +346,7 @@ class Engine:
     ) -> None:
         """Append sampled tokens to a request, up to its end, and deliver them."""
         text, num_before = "", request.num_known
-        delta = TokenDelta("")
+        delta = _NO_DELTA
         for token in tokens:
             request.append(token)
             delta = request.detokenize(token)
