@@ -87,6 +87,10 @@ class Tiers:
             num_wasted=loads.num_wasted,
         )
 
+    def num_copied(self, path: np.ndarray) -> int:
+        """Return how many leading blocks of a path, i32[n], have a host copy that can be loaded."""
+        return self._residency.num_loadable(path)
+
     # Plans.
 
     @property

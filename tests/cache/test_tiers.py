@@ -74,6 +74,18 @@ def test_a_reference_to_a_freed_block_offloads_nothing():
     assert tiered.cache.end_of(tiered.lease([])) is None
 
 
+def test_copies_count_once_they_are_written_on_the_device_or_not():
+    tiered = TieredCache(num_pages=4, num_host=8)
+    tiered.serve(prompt(1), reader=1, steps=1.0)
+    tiers, path = tiered.cache.tiers, tiered.path(prompt(1))
+    assert tiers.num_copied(path) == 0
+    tiered.cache.evict(1)
+    assert tiers.num_copied(path) == 0  # still being written
+    tiered.settle()
+    assert tiers.num_copied(path) == 4
+    assert tiered.num_resident(prompt(1))[0] == 3
+
+
 def test_the_offload_budget_bounds_what_is_planned():
     tiered = TieredCache(num_pages=4, num_host=8)
     tiered.serve(prompt(1), reader=1, steps=1.0)
