@@ -72,10 +72,6 @@ class NodeIndex:
         """Return the blocks of a node, i32[n]."""
         return self._records[head].blocks
 
-    def last_block_of(self, head: int) -> int:
-        """Return the last block of a node."""
-        return int(self._records[head].blocks[-1])
-
     def insert(
         self,
         root: RootKey,

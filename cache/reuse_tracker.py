@@ -52,11 +52,6 @@ class ReuseTracker:
         """Return whether the prefix of a reader ends with this node."""
         return head in self._readers_at
 
-    def node_of(self, reader: Hashable) -> int | None:
-        """Return the node that a reader is attached to; None if it is not, or no longer."""
-        record = self._records.get(reader)
-        return None if record is None else record.head
-
     def next_read_of(self, head: int) -> NextRead:
         """Return the soonest read of a node; SUFFIX if it has no reader."""
         return self._next_read.get(head, SUFFIX)

@@ -10,6 +10,7 @@ from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.next_read import SUFFIX, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache, every_block
 from kvflow_jax.errors import IntegrityError
+from tests.cache.tiered_cache import node_of
 
 PAGE = 2
 ROOT = RootKey("model")
@@ -144,7 +145,7 @@ def test_a_reader_is_attached_to_the_indexed_part_of_its_prefix():
     assert [cache.next_read_of(block) for block in path] == [SOON, SOON, SUFFIX]
     cache.check_integrity()
     assert cache.set_reader("agent", ROOT, prefix[4:], SOON) is None
-    assert cache._readers.node_of("agent") is None
+    assert node_of(cache, "agent") is None
 
 
 def test_changed_nodes_are_returned_once():
@@ -186,7 +187,7 @@ def test_flushing_removes_the_readers_of_flushed_prefixes():
     cache.release(serve(cache, [1, 1], now=0.0), now=0.0)
     cache.set_reader("agent", ROOT, np.array([1, 1], np.int32), SOON)
     assert cache.flush() == 1
-    assert cache._readers.node_of("agent") is None
+    assert node_of(cache, "agent") is None
     cache.check_integrity()
 
 

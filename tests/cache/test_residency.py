@@ -10,7 +10,7 @@ from kvflow_jax.cache.next_read import NEVER, UNKNOWN, scheduled
 from kvflow_jax.cache.policy import kvflow, lru
 from kvflow_jax.cache.prefix_cache import every_block, has_reader
 from kvflow_jax.errors import IntegrityError
-from tests.cache.tiered_cache import PAGE, ROOT, TieredCache, prompt, read_in
+from tests.cache.tiered_cache import PAGE, ROOT, TieredCache, node_of, prompt, read_in
 
 
 def test_an_evicted_prefix_is_offloaded_and_loaded_on_the_next_request():
@@ -296,16 +296,16 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(reader=st.integers(0, 4), max_blocks=st.integers(1, 6))
     def offload(self, reader, max_blocks):
-        head = self.tiers.cache._readers.node_of(reader)
+        head = node_of(self.tiers.cache, reader)
         if head is not None:
-            end = self.tiers.cache._nodes.last_block_of(head)
+            end = int(self.tiers.cache._nodes.blocks_of(head)[-1])
             if self.tiers.cache._table.page[end] >= 0:
                 self.tiers.residency.offload(end, max_blocks=max_blocks)
                 self.tiers.dispatch()
 
     @rule(reader=st.integers(0, 4), max_blocks=st.integers(1, 6))
     def prefetch(self, reader, max_blocks):
-        if self.tiers.cache._readers.node_of(reader) is not None:
+        if node_of(self.tiers.cache, reader) is not None:
             loadable = self.tiers.loadable(reader)[:max_blocks]
             if 0 < len(loadable) <= self.tiers.cache._table.num_free_pages:
                 self.tiers.residency.load(loadable, is_prefetch=True)

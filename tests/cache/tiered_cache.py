@@ -23,6 +23,12 @@ def read_in(steps):
     return steps if isinstance(steps, NextRead) else scheduled(float(steps))
 
 
+def node_of(cache, reader):
+    """The node that a reader is attached to; None if it is not, or no longer."""
+    record = cache._readers._records.get(reader)
+    return None if record is None else record.head
+
+
 def prompt(agent, length=8):
     return [agent] * length
 
@@ -52,7 +58,7 @@ class TieredCache:
 
     def loadable(self, reader):
         """The blocks of a reader's prefix that can be loaded, i32[n]."""
-        return self.cache.tiers.loadable_blocks(self.cache._readers.node_of(reader))
+        return self.cache.tiers.loadable_blocks(node_of(self.cache, reader))
 
     def num_usable(self, tokens):
         """Number of blocks of ``tokens`` that are on the device or can be loaded."""
