@@ -26,8 +26,8 @@ class NextRead(NamedTuple):
     Attributes:
         kind: a ReadKind.
         distance: steps-to-execution of the reader; of a THROTTLED one, once it is resumed; else 0.
-        skips_prefetch: whether the read is too uncertain to load blocks for: it is on one of the
-            less likely branches, or at the earliest in the agent's call after the next.
+        skips_prefetch: whether the read is too uncertain to load blocks for. It is on one of the
+            less likely branches, or in the next call of a running agent at the earliest.
         miss_chance: probability that the read does not happen at this distance, 0 to 1.
     """
 

@@ -90,8 +90,9 @@ def kvflow(facts: BlockFacts) -> np.ndarray:
     """Order by steps-to-execution, as KVFlow (arXiv 2507.07400, section 3.2).
 
     Suffixes without a reader are evicted first, then blocks with the largest steps-to-execution; a
-    block that several agents share counts as the soonest of them. Ties are broken by LRU. Agents
-    of unknown order are evicted before those of known order, and after those that will never run.
+    block that several agents share counts as the soonest of them. Ties are broken by LRU. Blocks
+    of agents that will never run are evicted before those of throttled runs, then those of unknown
+    order, then those of known order.
     """
     next_read = facts.next_read
     keys = np.empty((len(facts), 1 + next_read.shape[1]))
