@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 LEAST = 70  # percent of a module's lines
 # Only an accelerator can run most of their lines; ``experiments.device_check`` does.
 NEEDS_ACCELERATOR = {
-    "models/kernels/experimental/gpu_mosaic_program.py",
-    "models/kernels/experimental/gpu_paged.py",
+    "models/kernels/gpu_mosaic_program.py",
+    "models/kernels/gpu_paged.py",
     "models/kernels/experimental/tpu_ragged.py",
     "experiments/device/device_check.py",
     "experiments/device/device_kernels.py",

@@ -4,27 +4,34 @@
     python -m experiments.device_check --quick     # few sizes, no model: a check of the command
 
 Measures the ceilings of compute and memory, the host link and its overlap with steps; every
-attention kernel that supports the device, beside the reference; prefill and decode of a model; and
-the paper's cycle of ten agents over the real link under gpu-only, hicache and kvflow. It takes
-minutes, from a bare checkout with JAX, Flax, Orbax and transformers. Exits with 1 if a kernel is
-wrong. On an accelerator the model is the shape of Llama-3.1-8B, or of Llama-3.2-1B if that does not
-fit, with random weights.
+attention kernel that supports the device, beside the reference; whether tokens depend on the cache;
+prefill and decode of a model; and the paper's cycle of ten agents over the real link under
+gpu-only, hicache and kvflow. It takes minutes, from a bare checkout with JAX, Flax, Orbax and
+transformers. On an accelerator the model is the shape of Llama-3.1-8B, or of Llama-3.2-1B if that
+does not fit, with random weights.
+
+A section that fails is reported, and the others go on; the JSON file is written after each. Exits
+with 1 if a section failed, a kernel is wrong or a token depends on the cache.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from experiments.device.device_kernels import attention
+from experiments.device.device_exactness import exactness
+from experiments.device.device_kernels import check_kernel, check_shapes
 from experiments.device.device_model import Plan, cycle_arms, model_rates
-from experiments.measure import arguments, machine, report, seconds
+from experiments.measure import arguments, machine, report, seconds, write_json
 from kvflow_jax.api.load_config import Dtype, LoadConfig
 from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.models.dtypes import DTYPES
@@ -53,8 +60,9 @@ def main() -> int:
     parser.add_argument(
         "--attention",
         choices=[AUTO, *KERNELS],
-        default=AUTO,
-        help="attention kernel of the model",
+        nargs="+",
+        default=[AUTO],
+        help="attention kernels of the model; the cycle takes the first",
     )
     parser.add_argument("--quick", action="store_true", help="few sizes, implies --no-model")
     options = parser.parse_args()
@@ -65,25 +73,71 @@ def main() -> int:
     name, is_random = options.model, options.random_weights
     if name is None:
         name, is_random = default_model(device), is_random or not on_cpu
-    figures: dict[str, Any] = {"device": machine(), "dtype": dtype, **memory(device)}
-    figures |= ceilings(device, dtype, options.quick)
-    figures |= host_link(device, SIZES_MIB[:1] if options.quick else SIZES_MIB)
+    sections = Sections(options.json)
+    figures = sections.figures
+    figures |= {"device": machine(), "dtype": dtype}
+    sections.run("memory", lambda: memory(device))
+    sections.run("ceilings", lambda: ceilings(device, dtype, options.quick))
+    sizes = SIZES_MIB[:1] if options.quick else SIZES_MIB
+    sections.run("host_link", lambda: host_link(device, sizes))
     if not options.quick:
-        figures |= overlap(device, dtype)
+        sections.run("overlap", lambda: overlap(device, dtype))
     shape = PRESETS.get(name, PRESETS["llama-3.1-8b"])
     longest = 256 if on_cpu or options.quick else 4096
-    by_kernel, problems = attention(shape, dtype, longest, figures)
-    figures |= by_kernel
+
+    checked = {key: kernel for key, kernel in KERNELS.items() if key != "reference"}
+    for key, kernel in checked.items():
+        check = partial(check_kernel, key, kernel, shape, dtype, longest, figures)
+        sections.run_checked(f"attention.{key}", check)
     if not (options.no_model or options.quick):
-        load = LoadConfig(name, random_weights=is_random, dtype=dtype, attention=options.attention)
         plan = Plan.on(device)
-        figures |= model_rates(load, plan, figures)
-        figures |= cycle_arms(load, plan)
-    figures["took_s"] = time.monotonic() - start
-    figures["problems"] = problems
-    reach = {"pool_in_place": "true", "problems": "none"}
-    report(figures, reach, options.json)
-    return 1 if problems else 0
+        for i, attention in enumerate(options.attention):
+            sections.run_checked("exactness", partial(exactness, device, dtype, attention))
+            load = LoadConfig(name, random_weights=is_random, dtype=dtype, attention=attention)
+            sections.run("model", partial(model_rates, load, plan, figures))
+            if i == 0:
+                sections.run("cycle", partial(cycle_arms, load, plan))
+    if not options.quick:
+        for key, kernel in checked.items():
+            check = partial(check_shapes, key, kernel, longest)
+            sections.run_checked(f"attention.{key}.shapes", check)
+    figures |= {"took_s": time.monotonic() - start, "problems": sections.problems}
+    report(figures, {"problems": "none"}, options.json)
+    return 1 if sections.problems else 0
+
+
+class Sections:
+    """Figures of sections that run one after the other, whether or not the others fail.
+
+    Args:
+        path: file to which the figures are written after each section; None: no file.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.figures: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self._path = path
+
+    def run(self, name: str, section: Callable[[], dict[str, Any]]) -> None:
+        """Add a section's figures, or a problem if it fails."""
+        self.run_checked(name, lambda: (section(), []))
+
+    def run_checked(
+        self, name: str, section: Callable[[], tuple[dict[str, Any], list[str]]]
+    ) -> None:
+        """Add a section's figures and problems."""
+        start = time.monotonic()
+        try:
+            figures, problems = section()
+        except Exception as error:  # compilers and devices raise any type
+            traceback.print_exc()
+            figures, problems = {}, [f"{name} failed: {type(error).__name__}: {error}"]
+        self.figures |= figures
+        self.problems += problems
+        print(
+            f"{name}, {time.monotonic() - start:.1f} s: {figures}", *problems, sep="\n", flush=True
+        )
+        write_json({**self.figures, "problems": self.problems}, self._path)
 
 
 def default_model(device: jax.Device) -> str:

@@ -18,16 +18,23 @@ from experiments.measure import seconds
 from kvflow_jax.cache.pool import KVPool, PoolSpec
 from kvflow_jax.models.attention import Attend, AttentionMetadata
 from kvflow_jax.models.config import AttentionConfig, ModelConfig
+from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels import KERNELS
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
-from kvflow_jax.models.kernels.experimental import gpu_mosaic
 
 PAGE, TILE, NUM_LAYERS = 16, 128, 4
 # Largest error of outputs, which are about 1 for short contexts. By default, accelerators multiply
 # float32 at lower precision.
 TOLERANCE = {"bfloat16": 4e-2, "float16": 1e-2, "float32": 2e-2}
-# Alternatives to Mosaic GPU's default: tokens of a block, and number of pipeline stages.
-BLOCKS = ((64, 3), (64, 4), (128, 2))
+# dtype, head_dim and number of heads, over 4 KV heads, of models other than the one that is timed.
+SHAPES = (
+    ("bfloat16", 64, 12),
+    ("bfloat16", 128, 4),
+    ("bfloat16", 256, 8),
+    ("float16", 128, 32),
+    ("float32", 64, 12),
+    ("float32", 128, 16),
+)
 
 
 @dataclass(frozen=True)
@@ -67,48 +74,54 @@ def workload(longest: int) -> dict[str, Ragged]:
     }
 
 
-def kernels() -> dict[str, Kernel]:
-    """Return all kernels but the reference, and Mosaic GPU's with other blocks."""
-    alternatives = {
-        f"gpu-mosaic-{block_len}x{stages}": Kernel(
-            partial(gpu_mosaic.attend, block_len=block_len, stages=stages),
-            partial(gpu_mosaic.check, block_len=block_len, stages=stages),
+def check_shapes(name: str, kernel: Kernel, longest: int) -> tuple[dict[str, Any], list[str]]:
+    """Return a kernel's error for each dtype and head_dim that it supports, and messages."""
+    figures: dict[str, Any] = {}
+    problems = []
+    for dtype, head_dim, num_heads in SHAPES:
+        config = replace(
+            PRESETS["llama-3.1-8b"], num_heads=num_heads, num_kv_heads=4, head_dim=head_dim
         )
-        for block_len, stages in BLOCKS
-    }
-    return {name: kernel for name, kernel in KERNELS.items() if name != "reference"} | alternatives
+        key = f"attention.{name}.{dtype}.{head_dim}x{num_heads}.error"
+        try:
+            kernel.check(KernelTarget.local(config, dtype, PAGE))
+            error = largest_error(kernel.attend, config, dtype, workload(longest)["mixed"])
+        except Declined:
+            continue
+        except Exception as failure:  # compilers raise any type; other shapes are still checked
+            problems.append(f"{key}: {type(failure).__name__}: {str(failure)[:500]}")
+            continue
+        figures[key] = error
+        if not error <= TOLERANCE[dtype]:
+            problems.append(f"{key}: {error:.3g}")
+    return figures, problems
 
 
-def attention(
-    config: ModelConfig, dtype: str, longest: int, ceiling: dict[str, Any]
+def check_kernel(
+    name: str,
+    kernel: Kernel,
+    config: ModelConfig,
+    dtype: str,
+    longest: int,
+    ceiling: dict[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return figures of every kernel, and a message for each that is wrong.
+    """Return figures of a kernel, and a message if it is wrong.
 
     Args:
         longest: tokens of the longest context.
         ceiling: ``read_gb_s`` and ``matmul_tflops`` of the device.
     """
-    figures: dict[str, Any] = {}
-    problems: list[str] = []
-    target = KernelTarget.local(config, dtype, PAGE)
-    for name, kernel in kernels().items():
-        try:
-            kernel.check(target)
-        except Declined as reason:
-            figures[f"attention.{name}"] = f"declined: {reason}"
-            continue
-        try:
-            error = largest_error(kernel.attend, config, dtype, workload(longest)["mixed"])
-            figures[f"attention.{name}.error"] = error
-            if not error <= TOLERANCE[dtype]:  # also true for NaN
-                problems.append(f"attention {name} differs from the reference by {error:.3g}")
-            figures |= {
-                f"attention.{name}.{key}": value
-                for key, value in speed(kernel.attend, config, dtype, longest, ceiling).items()
-            }
-        except Exception as failure:  # compilers raise any type; other kernels are still checked
-            problems.append(f"attention {name} failed: {type(failure).__name__}: {failure}")
-    return figures, problems
+    try:
+        kernel.check(KernelTarget.local(config, dtype, PAGE))
+    except Declined as reason:
+        return {f"attention.{name}": f"declined: {reason}"}, []
+    error = largest_error(kernel.attend, config, dtype, workload(longest)["mixed"])
+    problems = []
+    if not error <= TOLERANCE[dtype]:  # also true for NaN
+        problems.append(f"attention {name} differs from the reference by {error:.3g}")
+    timed = speed(kernel.attend, config, dtype, longest, ceiling)
+    figures = {f"attention.{name}.{key}": value for key, value in timed.items()}
+    return {f"attention.{name}.error": error} | figures, problems
 
 
 def largest_error(attend: Attend, config: ModelConfig, dtype: str, ragged: Ragged) -> float:

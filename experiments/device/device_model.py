@@ -111,10 +111,9 @@ def model_rates(load: LoadConfig, plan: Plan, ceiling: dict[str, Any]) -> dict[s
         stats = [generate(1, PREFILL, 1)[0].stats for _ in range(3)]
         prefill_s = min(s.first_token_s - s.arrival_s for s in stats)
         figures = {
-            "model": load.model,
+            "name": load.model,
             "random_weights": load.random_weights,
             "dtype": load.dtype,
-            "attention": load.attention,
             "ready_s": ready_s,
             "pool_in_place": in_place(llm.runner),
             "prefill_tokens_per_s": PREFILL / prefill_s,
@@ -131,7 +130,7 @@ def model_rates(load: LoadConfig, plan: Plan, ceiling: dict[str, Any]) -> dict[s
                 bound_s = llm.weights_bytes / (ceiling["read_gb_s"] * 1e9)
                 figures["decode_b1_vs_bandwidth"] = bound_s / decode_s
     gc.collect()  # frees the weights before they are loaded again
-    return figures
+    return {f"model.{load.attention}.{key}": value for key, value in figures.items()}
 
 
 def cycle_arms(load: LoadConfig, plan: Plan) -> dict[str, Any]:

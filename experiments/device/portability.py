@@ -56,7 +56,7 @@ TARGETS = (
     ("qwen3-0.6b", "t4", 1, AUTO),
     ("llama-3.1-8b", "l4", 1, AUTO),
     ("llama-3.1-8b", "h100", 1, AUTO),
-    ("llama-3.1-8b", "h100", 1, "gpu-mosaic"),
+    ("llama-3.1-8b", "h100", 1, "blocks"),
     ("llama-3.1-8b", "l4", 1, "gpu-paged"),
     ("llama-3.1-8b", "h100", 2, AUTO),
     ("qwen3-30b-a3b", "h100", 1, AUTO),

@@ -143,7 +143,7 @@ def run_on_engine(
     finally:
         engine.close()
     # Free the pool before the next engine allocates its own.
-    del engine, built
+    del driver, engine, built
     gc.collect()
     return measured, link_bytes_per_s
 

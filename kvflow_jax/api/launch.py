@@ -13,6 +13,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from kvflow_jax.api.load_config import LoadConfig
+from kvflow_jax.cache.host_memory import pin_host_memory
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.distributed.consistency import check_consistent
 from kvflow_jax.distributed.follower import Replay
@@ -203,6 +204,8 @@ def prepare(
             bandwidth[Direction.LOAD] / 1e9,
             bandwidth[Direction.OFFLOAD] / 1e9,
         )
+        if device.platform == "gpu":
+            pin_host_memory(sharding, sizes.cache.num_host_blocks * sizes.pool.page_bytes)
     runner = ModelRunner(
         loaded.model,
         loaded.params,

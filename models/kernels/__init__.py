@@ -10,8 +10,9 @@ import logging
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.attention import Attend
+from kvflow_jax.models.kernels import gpu_mosaic, gpu_paged
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
-from kvflow_jax.models.kernels.experimental import gpu_mosaic, gpu_paged, tpu_ragged
+from kvflow_jax.models.kernels.experimental import tpu_ragged
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ KERNELS = {
 }
 # Kernels that ``auto`` tries on a platform before "blocks"; see ``experimental`` for what belongs
 # here.
-AUTO_CANDIDATES = {"tpu": ("tpu-ragged",)}
+AUTO_CANDIDATES = {"tpu": ("tpu-ragged",), "gpu": ("gpu-mosaic",)}
 
 
 def choose_attention(name: str, target: KernelTarget) -> Attend:

@@ -2,7 +2,6 @@
 
 Tests interpret them, and ``make portability`` compiles them for described chips. A kernel moves to
 ``models.kernels`` once ``experiments.device_check`` has passed on a chip that it supports, and has
-shown it to be no slower than "blocks" there; the commit that moves it has the figures. Until then
-``auto`` must not choose it. ``tpu_ragged`` is the exception: its kernel is JAX's own, and only the
-rows that it is given are ours.
+shown it to be no slower than "blocks" there. Until then ``auto`` must not choose it. ``tpu_ragged``
+is the exception: its kernel is JAX's own, and only the rows that it is given are ours.
 """

@@ -9,9 +9,8 @@ from kvflow_jax.api.load_config import Attention
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
 from kvflow_jax.models.families import PRESETS
-from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention
+from kvflow_jax.models.kernels import AUTO, KERNELS, choose_attention, gpu_mosaic, gpu_paged
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.kernels.experimental import gpu_mosaic, gpu_paged
 
 
 def target(platform, shape="llama-3.1-8b", dtype="bfloat16", page_size=16, capability="9.0"):
@@ -23,7 +22,9 @@ def target(platform, shape="llama-3.1-8b", dtype="bfloat16", page_size=16, capab
     ("where", "chosen"),
     [
         (target("cpu"), "blocks"),
-        (target("gpu"), "blocks"),
+        (target("gpu"), "gpu-mosaic"),
+        (target("gpu", capability="8.9"), "blocks"),
+        (target("gpu", dtype="float32"), "blocks"),
         (target("tpu"), "tpu-ragged"),
         (target("tpu", shape="llama-3.2-1b"), "blocks"),
         (target("tpu", dtype="float16"), "blocks"),

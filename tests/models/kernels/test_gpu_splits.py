@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.models.kernels.experimental.gpu_splits import (
+from kvflow_jax.models.kernels.gpu_splits import (
     MAX_SPLITS,
     PROGRAMS,
     merge_splits,

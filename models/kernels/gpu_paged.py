@@ -25,7 +25,7 @@ from kvflow_jax.models.attention import (
 )
 from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.kernels.base import Declined, Kernel, KernelTarget
-from kvflow_jax.models.kernels.experimental.gpu_splits import merge_splits, num_splits
+from kvflow_jax.models.kernels.gpu_splits import merge_splits, num_splits
 
 BLOCK_LEN = 64  # positions per iteration
 MIN_HEADS = 16  # rows of the smallest matrix product

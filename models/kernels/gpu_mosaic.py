@@ -74,7 +74,7 @@ def attend(
 
 def _program() -> ModuleType:
     """Import the program lazily: importing Mosaic GPU takes half a second, on any device."""
-    from kvflow_jax.models.kernels.experimental import gpu_mosaic_program
+    from kvflow_jax.models.kernels import gpu_mosaic_program
 
     return gpu_mosaic_program
 

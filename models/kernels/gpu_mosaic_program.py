@@ -26,7 +26,7 @@ from jax.lax import div, rem
 
 from kvflow_jax.cache.pool import NULL_PAGE, KVPool
 from kvflow_jax.models.attention import MASKED, NO_WINDOW, TINY, UniformRows
-from kvflow_jax.models.kernels.experimental.gpu_splits import merge_splits, num_splits
+from kvflow_jax.models.kernels.gpu_splits import merge_splits, num_splits
 
 QUERIES, QUERY_STEP = 64, 8  # rows of the smallest product, and of the smallest copy
 # Layout in shared memory that the tensor cores need for 16-bit matrices.

@@ -15,8 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kvflow_jax.models import attention
 from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.families import PRESETS
+from kvflow_jax.models.kernels import gpu_mosaic, gpu_mosaic_program, gpu_splits
 from kvflow_jax.models.kernels.base import Declined, KernelTarget
-from kvflow_jax.models.kernels.experimental import gpu_mosaic, gpu_mosaic_program, gpu_splits
 from tests.models.kernels.batches import (
     SHORT,
     RaggedBatch,

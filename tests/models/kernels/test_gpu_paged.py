@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvflow_jax.models import attention
-from kvflow_jax.models.kernels.experimental import gpu_paged
+from kvflow_jax.models.kernels import gpu_paged
 from tests.models.kernels.batches import (
     MIXED,
     RAGGED,

@@ -1,0 +1,57 @@
+"""Sections of the check of a device, and the check itself on this one."""
+
+import json
+import sys
+
+import pytest
+
+from experiments.device import device_check, device_exactness
+from experiments.device.device_check import Sections
+
+
+def test_a_section_that_fails_does_not_end_the_check(tmp_path, capsys):
+    sections = Sections(tmp_path / "figures.json")
+
+    def broken():
+        raise RuntimeError("no such device")
+
+    sections.run("first", lambda: {"a": 1})
+    sections.run("second", broken)
+    sections.run_checked("third", lambda: ({"b": 2}, ["b is too small"]))
+    assert sections.figures == {"a": 1, "b": 2}
+    assert sections.problems == ["second failed: RuntimeError: no such device", "b is too small"]
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert (written["a"], written["problems"]) == (1, sections.problems)
+    assert "no such device" in capsys.readouterr().err
+
+
+def test_the_exit_status_tells_problems(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["device_check", "--quick"])
+    for section in ("memory", "ceilings", "host_link"):
+        monkeypatch.setattr(device_check, section, lambda *args: {})
+    monkeypatch.setattr(device_check, "check_kernel", lambda *args: ({}, []))
+    assert device_check.main() == 0
+    monkeypatch.setattr(device_check, "check_kernel", lambda *args: ({}, ["wrong"]))
+    assert device_check.main() == 1
+
+
+@pytest.mark.slow
+def test_tokens_do_not_depend_on_the_cache_here():
+    import jax
+
+    figures, problems = device_exactness.exactness(jax.devices()[0], "float32", "blocks")
+    assert problems == []
+    assert figures["exactness.blocks.tokens_from_host"] > 0
+
+
+def test_exactness_reports_what_differs(monkeypatch):
+    cold, other = [[[1, 2]]], [[[1, 3]]]
+    rounds = iter([(cold, {}), (other, {"cached": 4, "host": 0})])
+    monkeypatch.setattr(device_exactness, "_rounds", lambda *args, **options: next(rounds))
+    import jax
+
+    _, problems = device_exactness.exactness(jax.devices()[0], "float32", "auto")
+    assert problems == [
+        "exactness: 1 tokens depend on the cache",
+        "exactness: no block was loaded from the host, so nothing is checked",
+    ]
