@@ -6,9 +6,7 @@ a c_i that only one node knows::
     def gradients(c, x, y, key):
         return 2 * y + x + c, 2 * x - y
 
-    run = over_axis(
-        DAdaST(), exponential(8), gradients, steps=2000, observe=observe_accumulators
-    )
+    run = over_axis(DAdaST(), exponential(8), gradients, steps=2000)
     keys = jax.random.split(jax.random.key(0), 8)
     final, seen = run(jnp.arange(8.0), jnp.ones(8), jnp.ones(8), keys)
     final.x  # about -0.7 at all nodes: -mean(c) / 5
@@ -24,12 +22,22 @@ from kvflow_jax.minimax.graphs import (
     full,
     ring,
 )
-from kvflow_jax.minimax.nodes import Run, observe_accumulators, over_axis, over_mesh, replicate
+from kvflow_jax.minimax.nodes import (
+    Run,
+    local_part,
+    observe_accumulators,
+    over_axis,
+    over_mesh,
+    replicate,
+)
+from kvflow_jax.minimax.processes import join
+from kvflow_jax.minimax.rule import Rule
 from kvflow_jax.minimax.sets import ball, box, simplex
 
 __all__ = [
     "DAdaST",
     "Graph",
+    "Rule",
     "Run",
     "State",
     "ball",
@@ -39,6 +47,8 @@ __all__ = [
     "exponential",
     "from_matrix",
     "full",
+    "join",
+    "local_part",
     "observe_accumulators",
     "over_axis",
     "over_mesh",

@@ -30,7 +30,6 @@ from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
 from kvflow_jax.errors import ConfigError
@@ -38,6 +37,7 @@ from kvflow_jax.errors import ConfigError
 X = TypeVar("X")
 Y = TypeVar("Y")
 Tree = TypeVar("Tree")
+Message = tuple[X, Y, jax.Array, jax.Array]  # x, y and the two sums of squared gradients
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +121,7 @@ class DAdaST:
         state: State[X, Y],
         grads_x: X,
         grads_y: Y,
-        mix: Callable[[jax.Array], jax.Array],
+        mix: Callable[[Message[X, Y]], Message[X, Y]],
         project: Callable[[Y], Y] | None = None,
     ) -> State[X, Y]:
         """Return the state of one node after a step, which exchanges one message.
@@ -130,8 +130,8 @@ class DAdaST:
             state: of this node.
             grads_x: g^x, the gradient of f_i in x at the state; a pytree like ``state.x``.
             grads_y: g^y, likewise in y.
-            mix: averages a message f[d], x and y and both scalars in one vector, with those of
-                the neighbours: ``Graph.mix`` over a named axis.
+            mix: averages a message, the pytree of x and y and both scalars, with those of the
+                neighbours: ``Graph.mix`` over a named axis, which sends it as one vector.
             project: the projection P_Y onto the set of y; None: no constraint.
 
         Raises:
@@ -144,8 +144,7 @@ class DAdaST:
         sum_y = state.accum_y + squared_norm(grads_y, dtype)
         x = _move(state.x, -self.gamma_x * _power(jnp.maximum(sum_x, sum_y), -self.alpha), grads_x)
         y = _move(state.y, self.gamma_y * _power(sum_y, -self.beta), grads_y)
-        message, unravel = ravel_pytree((x, y, sum_x, sum_y))
-        x, y, accum_x, accum_y = unravel(mix(message))
+        x, y, accum_x, accum_y = mix((x, y, sum_x, sum_y))
         x, y = _cast_like(x, state.x), _cast_like(y, state.y)
         if project is not None:
             y = project(y)

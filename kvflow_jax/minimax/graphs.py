@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from numpy.typing import ArrayLike
 
 from kvflow_jax.errors import ConfigError
+
+Tree = TypeVar("Tree")
 
 # Row and column sums of a matrix of float64 may differ from 1 by this. An error of 1e-7, that of a
 # matrix rounded to float32, would scale the mean over the nodes by 1% in 10^5 exchanges.
@@ -76,57 +80,88 @@ class Graph:
             return None
         return {int(offset): float(first[offset]) for offset in np.flatnonzero(first)}
 
-    def mix(self, message: jax.Array, axis: str) -> jax.Array:
-        """Average a node's message with its neighbours'.
+    def mix(self, message: Tree, axis: str) -> Tree:
+        """Average a node's message with its neighbours', sent as one vector.
 
         A circulant takes one ``ppermute`` a neighbour, any other graph one ``all_gather``.
 
         Args:
-            message: f[...] of this node, of the same shape at every node.
+            message: pytree of f[...] of this node, alike at every node.
             axis: the named axis of ``vmap`` or ``shard_map`` that has one index a node.
 
         Returns:
-            f[...], ``sum_j W[i, j] message_j`` at node i.
+            Pytree of f[...], ``sum_j W[i, j] message_j`` at node i.
         """
-        if self.offset_weights is None:
-            return self.mix_by_product(message, axis)
-        return self.mix_by_permutes(message, axis)
-
-    def mix_by_permutes(self, message: jax.Array, axis: str) -> jax.Array:
-        """Do what ``mix`` does with one ``ppermute`` a neighbour.
-
-        Raises:
-            ConfigError: The graph is not a circulant.
-        """
-        if self.offset_weights is None:
-            raise ConfigError(
-                f"graph {self.name!r} is not a circulant, its nodes have different neighbours: "
-                "mix it by product"
-            )
-        # Differences, not weighted values: weights such as 1/3 do not sum to 1 once rounded, and a
-        # sum of weighted values would scale what the nodes agree on at each exchange.
-        mixed = message
-        nodes = range(self.num_nodes)
-        for offset, weight in self.offset_weights.items():
-            if offset:
-                pairs = [(node, (node + offset) % self.num_nodes) for node in nodes]
-                received: jax.Array = jax.lax.ppermute(message, axis, pairs)
-                mixed = mixed + weight * (received - message)
+        vector, unravel = ravel_pytree(message)
+        mixed: Tree = unravel(self.mix_block(vector[None], axis)[0])
         return mixed
 
-    def mix_by_product(self, message: jax.Array, axis: str) -> jax.Array:
+    def mix_by_product(self, message: Tree, axis: str) -> Tree:
         """Do what ``mix`` does with an ``all_gather`` and this node's row of the matrix.
 
-        Under ``vmap`` that is one matrix product. Each node holds the messages of all for a moment.
+        Under ``vmap`` that is one matrix product a leaf. Each node holds the messages of all.
         """
-        messages: jax.Array = jax.lax.all_gather(message, axis)  # f[n, ...]
-        row = jnp.asarray(self.weights, message.dtype)[jax.lax.axis_index(axis)]  # f[n]
-        # Relative to one of them, for the reason given in mix_by_permutes.
-        pivot = messages[0]
-        # Accelerators round the factors of a product to 8 or 11 bits unless told otherwise.
-        return pivot + jnp.tensordot(
-            row, messages - pivot, axes=1, precision=jax.lax.Precision.HIGHEST
-        )
+
+        def mix_leaf(leaf: jax.Array) -> jax.Array:
+            row = jnp.asarray(self.weights, leaf.dtype)[jax.lax.axis_index(axis)]
+            messages: jax.Array = jax.lax.all_gather(leaf, axis)  # f[n, ...]
+            return _average(row, messages)
+
+        mixed: Tree = jax.tree.map(mix_leaf, message)
+        return mixed
+
+    def mix_block(self, block: jax.Array, axis: str) -> jax.Array:
+        """Average the messages of a device that has several consecutive nodes.
+
+        A circulant takes one ``ppermute`` for each device that has a neighbour of one of these
+        nodes, and sends only the messages that are needed there. Any other graph takes one
+        ``all_gather``.
+
+        Args:
+            block: f[b, d], the messages of nodes ``b * i`` to ``b * i + b - 1``.
+            axis: the named axis with one index i a device, ``n / b`` in all.
+
+        Returns:
+            f[b, d], the averages.
+        """
+        size = len(block)
+        if self.offset_weights is None:
+            messages: jax.Array = jax.lax.all_gather(block, axis, tiled=True)  # f[n, d]
+            weights = jnp.asarray(self.weights, block.dtype).reshape(-1, size, self.num_nodes)
+            return _average(weights[jax.lax.axis_index(axis)], messages)
+        mixed = block
+        num_devices = self.num_nodes // size
+        for shift, weights_of in self._weights_by_shift(size).items():
+            senders = np.flatnonzero(weights_of.any(0))  # within the sending device's block
+            received = block[senders]
+            if shift:
+                pairs = [(i, (i + shift) % num_devices) for i in range(num_devices)]
+                received = jax.lax.ppermute(received, axis, pairs)
+            for sender, message in zip(senders, received, strict=True):
+                # Differences, not weighted values: weights such as 1/3 do not sum to 1 once
+                # rounded, and a sum of weighted values would scale what the nodes agree on.
+                weight = jnp.asarray(weights_of[:, sender, None], block.dtype)
+                mixed = mixed + weight * (message - block)
+        return mixed
+
+    def _weights_by_shift(self, size: int) -> dict[int, np.ndarray]:
+        """Return f64[size, size] for each device whose messages a circulant needs.
+
+        Args:
+            size: nodes of a device, b.
+
+        Returns:
+            By the distance in devices: weight [k, l] of the sender's node l at the receiver's node
+            k. A node's own weight is left out.
+        """
+        num_devices = self.num_nodes // size
+        by_shift: dict[int, np.ndarray] = {}
+        for offset, weight in (self.offset_weights or {}).items():
+            for receiver in range(size) if offset else ():
+                device, sender = divmod(receiver - offset, size)
+                weights = by_shift.setdefault(-device % num_devices, np.zeros((size, size)))
+                weights[receiver, sender] += weight
+        return dict(sorted(by_shift.items()))
 
 
 def ring(num_nodes: int) -> Graph:
@@ -169,6 +204,18 @@ def from_matrix(weights: ArrayLike, name: str = "matrix") -> Graph:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"a mixing matrix is n by n numbers: {error}") from error
     return Graph(name, matrix)
+
+
+def _average(weights: jax.Array, messages: jax.Array) -> jax.Array:
+    """Return ``weights @ messages`` for weights f[..., n] that sum to 1 and messages f[n, ...].
+
+    Relative to one of the messages, so that what all agree on is kept to the last bit.
+    """
+    pivot = messages[0]
+    # Accelerators round the factors of a product to 8 or 11 bits unless told otherwise.
+    return pivot + jnp.tensordot(
+        weights, messages - pivot, axes=1, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def _circulant(name: str, num_nodes: int, offsets: Iterable[int]) -> Graph:

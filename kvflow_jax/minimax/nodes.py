@@ -1,49 +1,54 @@
 """Runs of many steps at all nodes of a graph, from one program of a single node.
 
-``over_axis`` runs the nodes as a leading axis on one device (``vmap``), ``over_mesh`` a node a
-device (``shard_map``). The program is the same but for how messages are averaged: a matrix product
-over the axis, or collectives between devices. The results agree within rounding.
+``over_axis`` runs the nodes as a leading axis on one device (``vmap``). ``over_mesh`` divides them
+among the devices of a mesh (``shard_map``), which may belong to several processes. The program is
+the same but for how messages are averaged: a matrix product over the axis, or collectives between
+devices. The results agree within rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kvflow_jax.errors import ConfigError, DivergenceError
-from kvflow_jax.minimax.dadast import DAdaST, State, squared_norm
+from kvflow_jax.minimax.dadast import State, squared_norm
 from kvflow_jax.minimax.graphs import Graph
+from kvflow_jax.minimax.processes import gather, peer_errors
+from kvflow_jax.minimax.rule import Rule, S
 
 Data = TypeVar("Data")
 X = TypeVar("X")
 Y = TypeVar("Y")
-Seen = TypeVar("Seen")
 Tree = TypeVar("Tree")
 
 # Gradients in x and y of one node's function at (x, y): (data, x, y, key) -> (grads_x, grads_y).
 Gradients = Callable[[Data, X, Y, jax.Array], tuple[X, Y]]
 # One node's run: (data, state, key) -> (final state, observations, step that failed or -1).
-NodeProgram = Callable[[Data, State[X, Y], jax.Array], tuple[State[X, Y], Seen, jax.Array]]
+NodeProgram = Callable[[Data, S, jax.Array], tuple[S, Any, jax.Array]]
 
-AXIS = "nodes"
+AXIS = "nodes"  # of the nodes on one device
 
 
-class Run(Generic[Data, X, Y, Seen]):
+class Run(Generic[Data, X, Y, S]):
     """A run of ``steps`` steps at all nodes, compiled at the first call.
 
-    Every array that it takes and returns has the nodes as its leading axis.
+    Every array that it takes and returns has the nodes as its leading axis. On a mesh of several
+    processes, each passes its own nodes' part, or arrays that are already on the mesh; results are
+    on the mesh, and ``local_part`` returns a process's own.
     """
 
     def __init__(
         self,
-        rule: DAdaST,
+        rule: Rule[S],
         graph: Graph,
-        program: NodeProgram[Data, X, Y, Seen],
+        program: NodeProgram[Data, S],
         sharding: NamedSharding | None = None,
     ) -> None:
         self._graph = graph
@@ -51,7 +56,7 @@ class Run(Generic[Data, X, Y, Seen]):
         self._init = jax.jit(jax.vmap(rule.init))
         self._program = jax.jit(program)
 
-    def __call__(self, data: Data, x: X, y: Y, keys: jax.Array) -> tuple[State[X, Y], Seen]:
+    def __call__(self, data: Data, x: X, y: Y, keys: jax.Array) -> tuple[S, Any]:
         """Run from the start.
 
         Args:
@@ -66,46 +71,56 @@ class Run(Generic[Data, X, Y, Seen]):
         Raises:
             ConfigError: A leaf has no leading axis of n, or is not what ``DAdaST.init`` takes.
             DivergenceError: A gradient was not finite. The message names the node and the step.
+            HostLostError: Another process of the mesh is gone.
         """
-        self._check_leading_axis(x, "x")
-        self._check_leading_axis(y, "y")
-        return self.resume(data, self._init(x, y), keys)
+        return self.resume(data, self._start(x, y), keys)
 
-    def resume(self, data: Data, state: State[X, Y], keys: jax.Array) -> tuple[State[X, Y], Seen]:
+    def resume(self, data: Data, state: S, keys: jax.Array) -> tuple[S, Any]:
         """Run on from the state that an earlier run ended with, with the same data and keys.
 
         Two runs one after the other give the same bits as one of as many steps.
         """
-        for tree, name in ((data, "data"), (state, "state"), (keys, "keys")):
-            self._check_leading_axis(tree, name)
-        final, seen, failed = self._program(*self._place(data, state, keys))
-        _raise_if_failed(np.asarray(failed))
+        with peer_errors():
+            final, seen, failed = self._program(*self._place(data, state, keys))
+            _raise_if_failed(gather(failed))
         return final, seen
 
     def lower(self, data: Data, x: X, y: Y, keys: jax.Array) -> jax.stages.Lowered:
         """Return the program of a run before compilation, to read its collectives or its cost."""
-        return self._program.lower(*self._place(data, self._init(x, y), keys))
+        return self._program.lower(*self._place(data, self._start(x, y), keys))
 
-    def _place(
-        self, data: Data, state: State[X, Y], keys: jax.Array
-    ) -> tuple[Data, State[X, Y], jax.Array]:
+    def _start(self, x: X, y: Y) -> S:
+        """Return the state of all nodes, or of this process's, before the first step."""
+        for tree, name in ((x, "x"), (y, "y")):
+            self._check_leading_axis(tree, name)
+        start: S = self._init(x, y)
+        return start
+
+    def _place(self, data: Data, state: S, keys: jax.Array) -> tuple[Data, S, jax.Array]:
         """Return the arguments of the program on the devices of the mesh, if there is one."""
-        if self._sharding is None:
-            return data, state, keys
-        placed: tuple[Data, State[X, Y], jax.Array] = jax.device_put(
-            (data, state, keys), self._sharding
+        arguments = (data, state, keys)
+        for tree, name in zip(arguments, ("data", "state", "keys"), strict=True):
+            self._check_leading_axis(tree, name)
+        sharding = self._sharding
+        if sharding is None:
+            return arguments
+        placed: tuple[Data, S, jax.Array] = jax.tree.map(
+            lambda leaf: _on_mesh(leaf, sharding), arguments
         )
         return placed
 
     def _check_leading_axis(self, tree: object, name: str) -> None:
         """Raise ``ConfigError`` unless every leaf has a leading axis with one index a node."""
-        expected = self._graph.num_nodes
+        total = self._graph.num_nodes
+        own = total if self._sharding is None else _num_own(self._sharding, total)
         for path, leaf in jax.tree.leaves_with_path(tree):
             shape = jnp.shape(leaf)
+            expected = total if isinstance(leaf, jax.Array) and _is_shared(leaf) else own
             if not shape or shape[0] != expected:
+                whose = "" if expected == total else " that this process has"
                 raise ConfigError(
                     f"{name}{jax.tree_util.keystr(path)} has shape {shape}; its first axis must "
-                    f"have length {expected}, one index a node of graph {self._graph.name!r}"
+                    f"have length {expected}, one index a node of graph {self._graph.name!r}{whose}"
                 )
 
 
@@ -115,15 +130,15 @@ def observe_accumulators(state: State[X, Y]) -> tuple[jax.Array, jax.Array]:
 
 
 def over_axis(
-    rule: DAdaST,
+    rule: Rule[S],
     graph: Graph,
     gradients: Gradients[Data, X, Y],
     *,
     steps: int,
-    observe: Callable[[State[X, Y]], Seen],
+    observe: Callable[[S], Any] | None = None,
     every: int = 1,
     project: Callable[[Y], Y] | None = None,
-) -> Run[Data, X, Y, Seen]:
+) -> Run[Data, X, Y, S]:
     """Return a run with all nodes on one device, as a leading axis.
 
     Args:
@@ -131,7 +146,7 @@ def over_axis(
         graph: of the nodes.
         gradients: of one node's function; no leading axis.
         steps: number of steps, a multiple of ``every``.
-        observe: what to record of a node's state, after every ``every``-th step.
+        observe: what to record of a node's state, after every ``every``-th step; None: nothing.
         every: number of steps between two observations.
         project: projection onto the set of y; None: no constraint.
 
@@ -151,56 +166,53 @@ def over_axis(
 
 
 def over_mesh(
-    rule: DAdaST,
+    rule: Rule[S],
     graph: Graph,
     gradients: Gradients[Data, X, Y],
     *,
     mesh: Mesh,
     steps: int,
-    observe: Callable[[State[X, Y]], Seen],
+    observe: Callable[[S], Any] | None = None,
     every: int = 1,
     project: Callable[[Y], Y] | None = None,
-) -> Run[Data, X, Y, Seen]:
-    """Return a run with one node a device of a mesh with one axis.
+) -> Run[Data, X, Y, S]:
+    """Return a run with the nodes divided among the devices of a mesh with one axis.
 
-    Circulant graphs take one collective permute a neighbour and step. Others take an all-gather.
+    Device i has nodes ``b * i`` to ``b * i + b - 1``. Circulant graphs take one collective permute
+    a step for each device that has a neighbour, so one a neighbour with a node a device. Others
+    take an all-gather.
 
     Args:
-        mesh: as many devices as the graph has nodes, along one axis.
+        mesh: devices along one axis; the graph has b nodes for each. They may belong to several
+            processes (``processes.join``).
         rule, graph, gradients, steps, observe, every, project: as ``over_axis`` takes them.
 
     Raises:
-        ConfigError: The mesh has other than one axis or one device a node, or ``steps`` is no
-            positive multiple of ``every``.
+        ConfigError: The mesh has other than one axis, the nodes cannot be divided equally among its
+            devices, or ``steps`` is no positive multiple of ``every``.
     """
-    if len(mesh.axis_names) != 1 or mesh.size != graph.num_nodes:
+    if len(mesh.axis_names) != 1 or graph.num_nodes % mesh.size:
         raise ConfigError(
-            f"graph {graph.name!r} has {graph.num_nodes} nodes and needs a mesh with one axis of "
-            f"as many devices; this one is {dict(mesh.shape)}: use over_axis, or another mesh"
+            f"graph {graph.name!r} has {graph.num_nodes} nodes, which a mesh with one axis can "
+            f"divide equally among its devices; this one is {dict(mesh.shape)}: use over_axis, or "
+            "another mesh"
         )
-    (axis,) = mesh.axis_names
+    (mesh_axis,) = mesh.axis_names
+
+    def mix(message: Tree) -> Tree:
+        vector, unravel = ravel_pytree(message)
+        block: jax.Array = jax.lax.all_gather(vector, AXIS)  # of this device, so nothing is sent
+        mixed: Tree = unravel(graph.mix_block(block, mesh_axis)[jax.lax.axis_index(AXIS)])
+        return mixed
+
     program = _node_program(
-        rule,
-        lambda message: graph.mix(message, axis),
-        gradients,
-        steps=steps,
-        observe=observe,
-        every=every,
-        project=project,
+        rule, mix, gradients, steps=steps, observe=observe, every=every, project=project
     )
-
-    def on_device(
-        data: Data, state: State[X, Y], keys: jax.Array
-    ) -> tuple[State[X, Y], Seen, jax.Array]:
-        # A device has a leading axis of length 1.
-        data, state, keys = jax.tree.map(lambda leaf: leaf[0], (data, state, keys))
-        results: tuple[State[X, Y], Seen, jax.Array] = jax.tree.map(
-            lambda leaf: leaf[None], program(data, state, keys)
-        )
-        return results
-
-    spec = PartitionSpec(axis)
-    on_mesh = jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)
+    spec = PartitionSpec(mesh_axis)
+    # JAX's check of what varies along a mesh axis does not know the axes of a vmap inside.
+    on_mesh = jax.shard_map(
+        jax.vmap(program, axis_name=AXIS), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
     return Run(rule, graph, on_mesh, NamedSharding(mesh, spec))
 
 
@@ -212,38 +224,76 @@ def replicate(tree: Tree, num_nodes: int) -> Tree:
     return stacked
 
 
+def local_part(tree: Tree) -> Tree:
+    """Return the part of a pytree of [n, ...] that this process's devices have, as numpy arrays.
+
+    Of a run on one process's devices that is all of it.
+    """
+
+    def part(leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable:
+            return np.asarray(leaf)
+        shards = sorted(leaf.addressable_shards, key=lambda shard: shard.index[0].start)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    own: Tree = jax.tree.map(part, tree)
+    return own
+
+
+def _num_own(sharding: NamedSharding, num_nodes: int) -> int:
+    """Return the number of nodes that this process's devices of the mesh have."""
+    return num_nodes // sharding.mesh.size * len(sharding.addressable_devices)
+
+
+def _is_shared(leaf: jax.Array) -> bool:
+    """Return whether an array is on devices of several processes already."""
+    return not leaf.is_fully_addressable
+
+
+def _on_mesh(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Return a leaf on the mesh; of several processes, each passes its own nodes' part."""
+    on_mesh: jax.Array
+    if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and _is_shared(leaf)):
+        on_mesh = jax.device_put(leaf, sharding)
+    elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _on_mesh(jax.random.key_data(leaf), sharding)
+        on_mesh = jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    else:
+        on_mesh = jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+    return on_mesh
+
+
 def _node_program(
-    rule: DAdaST,
-    mix: Callable[[jax.Array], jax.Array],
+    rule: Rule[S],
+    mix: Callable[[Any], Any],
     gradients: Gradients[Data, X, Y],
     *,
     steps: int,
-    observe: Callable[[State[X, Y]], Seen],
+    observe: Callable[[S], Any] | None,
     every: int,
     project: Callable[[Y], Y] | None,
-) -> NodeProgram[Data, X, Y, Seen]:
+) -> NodeProgram[Data, S]:
     """Return the program of one node, which ``over_axis`` and ``over_mesh`` run at all of them."""
     if not (every >= 1 and steps >= 1 and steps % every == 0):
         raise ConfigError(
             f"steps must be a positive multiple of every; steps = {steps}, every = {every}"
         )
 
-    def program(
-        data: Data, state: State[X, Y], key: jax.Array
-    ) -> tuple[State[X, Y], Seen, jax.Array]:
-        def one_step(state: State[X, Y], _: None) -> tuple[State[X, Y], jax.Array]:
+    def program(data: Data, state: S, key: jax.Array) -> tuple[S, Any, jax.Array]:
+        def one_step(state: S, _: None) -> tuple[S, jax.Array]:
             step_key = jax.random.fold_in(key, state.step)
             grads_x, grads_y = gradients(data, state.x, state.y, step_key)
             # The squared norms, not the entries: once one overflows, the node would stand still.
-            # The step computes them, too, so that the compiler takes them from there.
-            dtype = state.accum_x.dtype
+            # D-AdaST computes them, too, so that the compiler takes them from there.
+            leaves = jax.tree.leaves((state.x, state.y))
+            dtype = jnp.promote_types(jnp.float32, jnp.result_type(*leaves))
             norm = squared_norm(grads_x, dtype) + squared_norm(grads_y, dtype)
             state = rule.step(state, grads_x, grads_y, mix, project)
             return state, jnp.isfinite(norm)
 
-        def stretch(state: State[X, Y], _: None) -> tuple[State[X, Y], tuple[Seen, jax.Array]]:
+        def stretch(state: S, _: None) -> tuple[S, tuple[Any, jax.Array]]:
             state, is_finite = jax.lax.scan(one_step, state, length=every)
-            return state, (observe(state), is_finite)
+            return state, (() if observe is None else observe(state), is_finite)
 
         final, (seen, is_finite) = jax.lax.scan(stretch, state, length=steps // every)
         is_finite = is_finite.ravel()  # bool[steps]

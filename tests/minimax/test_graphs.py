@@ -11,7 +11,9 @@ from kvflow_jax.minimax.graphs import dense, directed_ring, exponential, from_ma
 FAMILIES = [ring, directed_ring, exponential, dense, full]
 SIZES = [1, 2, 3, 8, 20]
 
-# A path of three nodes with Metropolis weights: its ends have one neighbour, its middle two.
+# Paths of eight and of three nodes with Metropolis weights: their ends have one neighbour.
+WALK = np.eye(8, k=1) / 3 + np.eye(8, k=-1) / 3
+WALK += np.diag(1 - WALK.sum(1))
 PATH = np.array([[2, 1, 0], [1, 1, 1], [0, 1, 2]]) / 3
 
 
@@ -37,7 +39,7 @@ class TestFamilies:
     def test_permutes_and_product_apply_the_matrix(self, family, num_nodes):
         graph, messages = family(num_nodes), messages_of(num_nodes)
         expected = graph.weights @ np.asarray(messages, np.float64)
-        for mix in (graph.mix, graph.mix_by_permutes, graph.mix_by_product):
+        for mix in (graph.mix, graph.mix_by_product):
             np.testing.assert_allclose(mixed(mix, messages), expected, atol=1e-6)
 
     def test_mixing_preserves_the_mean_and_contracts_disagreement(self, family, num_nodes):
@@ -50,7 +52,7 @@ class TestFamilies:
     def test_what_all_nodes_agree_on_keeps_every_bit(self, family, num_nodes):
         graph = family(num_nodes)
         messages = jnp.broadcast_to(messages_of(1), (num_nodes, 5))
-        for mix in (graph.mix_by_permutes, graph.mix_by_product):
+        for mix in (graph.mix, graph.mix_by_product):
             np.testing.assert_array_equal(mixed(mix, messages), messages)
 
 
@@ -91,8 +93,28 @@ def test_a_graph_that_is_no_circulant_mixes_by_product():
     graph, messages = from_matrix(PATH, "path"), messages_of(3)
     assert graph.offset_weights is None
     np.testing.assert_allclose(mixed(graph.mix, messages), PATH @ messages, atol=1e-6)
-    with pytest.raises(ConfigError, match="'path' is not a circulant"):
-        mixed(graph.mix_by_permutes, messages)
+    np.testing.assert_allclose(mixed(graph.mix_by_product, messages), PATH @ messages, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("graph", [*(family(8) for family in FAMILIES), from_matrix(WALK, "walk")])
+def test_blocks_of_nodes_apply_the_matrix(graph, size):
+    messages = messages_of(8)
+    blocks = messages.reshape(-1, size, messages.shape[1])
+    after = mixed(graph.mix_block, blocks).reshape(messages.shape)
+    np.testing.assert_allclose(after, graph.weights @ messages, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("graph", "size", "num_permutes"), [(ring(8), 4, 1), (ring(8), 2, 2), (directed_ring(8), 4, 1)]
+)
+def test_a_device_takes_one_permute_a_neighbouring_device(graph, size, num_permutes):
+    mix = jax.make_jaxpr(lambda one: graph.mix_block(one, "nodes"), axis_env=[("nodes", 8 // size)])
+    sent = [eqn for eqn in mix(jnp.zeros((size, 5))).eqns if eqn.primitive.name == "ppermute"]
+    assert len(sent) == num_permutes
+    # Only the nodes at the border send, not the whole block.
+    assert all(len(eqn.invars[0].aval.shape) == 2 for eqn in sent)
+    assert all(eqn.invars[0].aval.shape[0] <= 2 for eqn in sent)
 
 
 def test_a_circulant_is_recognised_in_a_matrix():

@@ -201,7 +201,23 @@ def test_steps_are_a_positive_multiple_of_every(steps, every):
         runner(steps=steps, every=every)
 
 
-def test_a_mesh_must_have_a_device_a_node():
-    mesh = jax.make_mesh((1,), ("node",), devices=jax.devices()[:1])
-    with pytest.raises(ConfigError, match=r"'ring' has 5 nodes .* this one is \{'node': 1\}"):
-        over_mesh(RULE, ring(5), gradients, mesh=mesh, steps=1, observe=observe_accumulators)
+def test_a_mesh_has_one_axis():
+    mesh = jax.make_mesh((1, 1), ("a", "b"), devices=jax.devices()[:1])
+    with pytest.raises(ConfigError, match=r"'ring' has 5 nodes, .* this one is \{'a': 1, 'b': 1\}"):
+        over_mesh(RULE, ring(5), gradients, mesh=mesh, steps=1)
+
+
+def test_a_device_can_have_several_nodes():
+    mesh = jax.make_mesh((1,), ("device",), devices=jax.devices()[:1])
+    inputs = (problem().arrays, *start(), KEYS)
+    arguments = {"steps": 20, "observe": observe_accumulators}
+    on_mesh = over_mesh(RULE, ring(5), noisy_gradients, mesh=mesh, **arguments)(*inputs)
+    on_axis = over_axis(RULE, ring(5), noisy_gradients, **arguments)(*inputs)
+    for one, other in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(on_axis), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_nothing_is_observed_unless_asked():
+    final, seen = runner(observe=None)(problem().arrays, *start(), KEYS)
+    assert seen == ()
+    assert int(final.step[0]) == 20
