@@ -1,0 +1,1 @@
+"""The comparisons of D-AdaST's paper (arXiv 2406.02939): its rivals, its problems, its figures."""
