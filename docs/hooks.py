@@ -1,7 +1,8 @@
-"""MkDocs hook: links from the docs to files of the repository lead to them on its web page.
+"""MkDocs hooks: links from the docs to files of the repository lead to them on its web page.
 
 A link whose text is code, such as [`Scheduler.schedule`](../kvflow_jax/engine/scheduler.py), leads
-to the line where that class, function or method is defined.
+to the line where that class, function or method is defined. Images of the repository become files
+of the site.
 """
 
 from __future__ import annotations
@@ -13,8 +14,25 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-_LINK = re.compile(r"\[([^\]\n]+)\]\(((?:\.\./)+[^)\s#]+)\)")
+_LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(((?:\.\./)+[^)\s#]+)\)")
+_IMAGE = re.compile(r"!\[([^\]\n]+)\]\(((?:\.\./)+[^)\s#]+)\)")
+_IMAGES = "images/"  # folder of the site
 _NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the images of the repository that pages show."""
+    from mkdocs.structure.files import File
+
+    for page in files.documentation_pages():
+        for _, target in _IMAGE.findall(page.content_string):
+            path = ROOT / posixpath.normpath(
+                posixpath.join("docs", posixpath.dirname(page.src_uri), target)
+            )
+            uri = _IMAGES + path.name
+            if uri not in files.src_uris:
+                files.append(File.generated(config, uri, abs_src_path=str(path)))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -29,7 +47,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         anchor = f"#L{line}" if line else ""
         return f"[{match[1]}]({config.repo_url}/blob/main/{path}{anchor})"
 
-    return _LINK.sub(rewrite, markdown)
+    def image(match: re.Match[str]) -> str:
+        target = posixpath.relpath(_IMAGES + posixpath.basename(match[2]), folder or ".")
+        return f"![{match[1]}]({target})"
+
+    return _IMAGE.sub(image, _LINK.sub(rewrite, markdown))
 
 
 def code_links(page: Path) -> list[tuple[str, Path]]:
