@@ -13,6 +13,7 @@ from kvflow_jax.errors import CapacityError
 
 log = logging.getLogger(__name__)
 
+GIB = 1 << 30
 CHUNK_BYTES = 256 << 20
 
 
@@ -29,6 +30,7 @@ def pin_host_memory(block_sharding: jax.sharding.Sharding, nbytes: int) -> None:
     Raises:
         CapacityError: the driver refuses the memory.
     """
+    log.info("pinning %.3g GiB of host memory; --host-cache-gib sets how much", nbytes / GIB)
     start = time.perf_counter()
     num_devices = len(block_sharding.device_set)
     size = -(-min(CHUNK_BYTES, nbytes) // num_devices) * num_devices
@@ -39,12 +41,8 @@ def pin_host_memory(block_sharding: jax.sharding.Sharding, nbytes: int) -> None:
             held.append(jax.block_until_ready(copy_shards(zeros, to_host=True)))
     except jax.errors.JaxRuntimeError as error:
         raise CapacityError(
-            f"a host tier of {nbytes / (1 << 30):.3g} GiB cannot be pinned: after "
-            f"{len(held) * size / (1 << 30):.3g} GiB the driver refused; lower host_cache_gib "
+            f"a host tier of {nbytes / GIB:.3g} GiB cannot be pinned: after "
+            f"{len(held) * size / GIB:.3g} GiB the driver refused; lower host_cache_gib "
             "(--host-cache-gib)"
         ) from error
-    log.info(
-        "%.3g GiB of host memory are pinned (%.1f s)",
-        nbytes / (1 << 30),
-        time.perf_counter() - start,
-    )
+    log.info("pinned in %.1f s", time.perf_counter() - start)
