@@ -112,10 +112,14 @@ class TokenRunner:
                 end = int(batch.query_start[row] + batch.query_len[row])
                 sequence = self.pool[self._kv_slots(batch, row, np.arange(end))]
                 assert (sequence >= 0).all(), "KV was read that no step wrote"
-                sampled[row] = next_token(sequence)
+                sampled[row] = self.sample(int(batch.sampling.seq_slot[row]), sequence)
                 self.last_tokens[batch.sampling.seq_slot[row]] = sampled[row]
         error, self.fail_result = self.fail_result, None
         return TokenStep(sampled, error)
+
+    def sample(self, seq_slot: int, sequence: np.ndarray) -> int:
+        """Return the next token of a sequence (i64[n]), which is in ``seq_slot``."""
+        return next_token(sequence)
 
     def _kv_slots(self, batch, row, positions):
         page = self.spec.page_size
