@@ -53,6 +53,11 @@ class Model:
         """True if layers are unrolled, each with its own weights; False if they are scanned."""
         return self.ops.unroll
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of all weights, in bytes."""
+        return sum(spec.size * spec.dtype.itemsize for spec in self.stacked_specs.values())
+
     @classmethod
     def build(cls, config: ModelConfig, dtype: str = "float32", *, ops: Ops = XLA) -> Model:
         """Define the model, without allocating memory.

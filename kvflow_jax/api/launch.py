@@ -24,6 +24,7 @@ from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.trace import ChromeTrace, NoTrace
+from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.loading.checkpoint import default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.models.memory import FreeMemory
@@ -62,12 +63,21 @@ def load(
 ) -> LoadedModel:
     """Load a model and set up the compilation cache; see ``load_model``.
 
+    Settings of the engine that do not fit the model or the memory are refused before weights are
+    read.
+
     Args:
         engine: settings of the engine that the model is loaded for.
 
     Raises:
-        ModelLoadError, CapacityError, ConfigError: see ``load_model``.
+        ModelLoadError, CapacityError, ConfigError: see ``load_model`` and ``EngineSizes.resolve``.
     """
+
+    def check(model: Model) -> None:
+        check_model(model)
+        _check_sizes(engine, model, config.tensor_parallel)
+
+    _check_platform()
     cache_dir = config.cache_dir or default_cache_dir()
     use_compilation_cache(cache_dir)
     return load_model(
@@ -78,10 +88,38 @@ def load(
         seed=engine.seed or 0,
         attention=config.attention,
         tensor_parallel=config.tensor_parallel,
-        check_model=check_model,
+        check_model=check,
         page_size=engine.page_size,
         max_model_len=engine.max_model_len,
         progress=progress,
+    )
+
+
+def _check_platform() -> None:
+    """Raise ConfigError, with the remedy, if JAX has no device of the platform asked for."""
+    try:
+        jax.devices()
+    # JAX 0.10 asserts that it has found one of the platforms.
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.values["jax_platforms"]
+        reason = f": {error}" if str(error) else ""
+        raise ConfigError(
+            f"JAX finds no device for JAX_PLATFORMS={platforms}{reason}; unset JAX_PLATFORMS, or "
+            "install JAX for the device: pip install 'kvflow-jax[cuda13]' (cuda12, tpu)"
+        ) from error
+
+
+def _check_sizes(config: EngineConfig, model: Model, num_devices: int) -> None:
+    """Raise the errors of ``EngineSizes.resolve`` from what is known before weights are read."""
+    device = jax.local_devices()[0]
+    free = FreeMemory.of_hosts([FreeMemory.measure(device)] * jax.process_count())
+    if free.device_bytes is None:
+        free = replace(free, host_bytes=free.host_bytes - model.weights_bytes)
+    else:
+        device_bytes = free.device_bytes - model.weights_bytes // num_devices
+        free = replace(free, device_bytes=device_bytes)
+    EngineSizes.resolve(
+        config, model.config, model.dtype, device.platform, free, num_devices=num_devices
     )
 
 
@@ -190,6 +228,7 @@ def prepare(
         free,
         num_devices=num_devices,
     )
+    sizes.log(config, loaded.config)
     sharding: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
     sharding = sharding if shards is None else shards.sharding(PartitionSpec(AXIS))
     bandwidth = _measure_link(sharding, sizes)

@@ -43,7 +43,8 @@ class EngineConfig(Config):
         "device memory for the KV pool, GiB",
         POSITIVE,
         unit="GIB",
-        if_unset="85% of the free memory; on CPU a quarter of it, and at most 4 GiB",
+        if_unset="85% of the free memory; on CPU a quarter of it, and at most 4 GiB. Rounded down, "
+        "so that later starts find their programs compiled",
     )
     num_pages: int | None = flag(None, "KV pool size in blocks, instead of --pool-gib", COUNT)
     max_waiting: int = flag(

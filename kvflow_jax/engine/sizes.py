@@ -20,6 +20,10 @@ GIB = 1 << 30
 # memory is not, but a step's temporary arrays need some of it.
 _HOST_SHARE, _DEVICE_SHARE = 0.25, 0.85
 _MAX_HOST_POOL_BYTES = 4 * GIB
+# The number of pages is part of every program's shape, and free memory differs from start to start.
+# Rounded to a few bits, the default pool does not, so that later starts find their programs
+# compiled. Free device memory differs less: with more bits at most 3% of it are lost.
+_HOST_POOL_BITS, _DEVICE_POOL_BITS = 2, 6
 # On CPU, prefill is as fast in steps of 256 tokens as in steps of 512, and requests that decode
 # beside it wait 0.8 s per step instead of 2.3 s (experiments/NOTES.md). An accelerator needs more
 # tokens to be busy.
@@ -57,8 +61,8 @@ class EngineSizes:
             num_devices: devices with this free memory that share the model and the pool.
 
         Raises:
-            CapacityError: one request of ``max_model_len`` tokens, or the host tier, does not fit;
-                the message has the missing bytes.
+            CapacityError: the pool, one request of ``max_model_len`` tokens, or the host tier, does
+                not fit; the message has the missing or the free bytes.
             ConfigError: ``max_model_len`` is longer than the model's context.
         """
         page = config.page_size
@@ -77,15 +81,14 @@ class EngineSizes:
                 f"{model.max_model_len} tokens"
             )
         pages_per_seq = -(-max_model_len // page)
+        # Pages beyond what all running requests can use at full length still serve the cache.
         if config.num_pages is not None:
             num_pages = config.num_pages
+        elif config.pool_gib is not None:
+            num_pages = int(config.pool_gib * GIB) // one_page.page_bytes - 1
         else:
-            pool_gib = config.pool_gib
-            pool_bytes = (
-                int(pool_gib * GIB) if pool_gib is not None else _pool_bytes(free, num_devices)
-            )
-            # Pages beyond what all running requests can use at full length still serve the cache.
-            num_pages = pool_bytes // one_page.page_bytes - 1
+            num_pages = _default_num_pages(free, num_devices, one_page.page_bytes)
+        _check_pool(num_pages * one_page.page_bytes, free, num_devices)
         if num_pages < pages_per_seq:
             if config.max_model_len is not None or num_pages < 2:
                 missing_bytes = (pages_per_seq - max(num_pages, 0)) * one_page.page_bytes
@@ -95,7 +98,6 @@ class EngineSizes:
                     "enlarge the pool (pool_gib, --pool-gib) or lower max_model_len"
                 )
             max_model_len = num_pages * page
-            log.warning("the pool holds %d tokens: max_model_len is cut to that", max_model_len)
         # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
         budget_tokens = config.max_num_batched_tokens or _batched_tokens(platform)
         tile = _tile(page, budget_tokens)
@@ -115,18 +117,6 @@ class EngineSizes:
             head_dim=model.head_dim,
             dtype=dtype,
         )
-        log.info(
-            "max_model_len %d tokens; %d KV blocks of %d tokens (%.2f GiB, %d tokens); "
-            "at most %d running requests and %d prompt tokens per step; %d batch shapes",
-            max_model_len,
-            num_pages,
-            page,
-            pool.nbytes / GIB,
-            num_pages * page,
-            config.max_num_seqs,
-            shapes.max_prefill_tokens,
-            len(shapes.shapes),
-        )
         free_host = free.host_bytes - (pool.nbytes if platform == "cpu" else 0)
         if (config.cache.host_cache_gib or 0.0) * GIB > free_host:
             raise CapacityError(
@@ -140,13 +130,36 @@ class EngineSizes:
             num_pages=num_pages,
             free_host_bytes=max(0, int(free_host * _HOST_SHARE)),
         )
-        if cache.num_host_blocks:
+        return cls(max_model_len, config.max_waiting, pool, shapes, cache)
+
+    def log(self, config: EngineConfig, model: ModelConfig) -> None:
+        """Log the sizes, and warn if the pool is smaller than the model's context.
+
+        Args:
+            config, model: the arguments of ``resolve``.
+        """
+        pool, shapes, num_host_blocks = self.pool, self.shapes, self.cache.num_host_blocks
+        num_tokens = (pool.num_pages - 1) * pool.page_size
+        if config.max_model_len is None and self.max_model_len < model.max_model_len:
+            log.warning("the pool holds %d tokens: max_model_len is cut to that", num_tokens)
+        log.info(
+            "max_model_len %d tokens; %d KV blocks of %d tokens (%.2f GiB, %d tokens); "
+            "at most %d running requests and %d prompt tokens per step; %d batch shapes",
+            self.max_model_len,
+            pool.num_pages - 1,
+            pool.page_size,
+            pool.nbytes / GIB,
+            num_tokens,
+            shapes.num_seq_slots,
+            shapes.max_prefill_tokens,
+            len(shapes.shapes),
+        )
+        if num_host_blocks:
             log.info(
                 "host tier of %d KV blocks (%.2f GiB)",
-                cache.num_host_blocks,
-                cache.num_host_blocks * pool.page_bytes / GIB,
+                num_host_blocks,
+                num_host_blocks * pool.page_bytes / GIB,
             )
-        return cls(max_model_len, config.max_waiting, pool, shapes, cache)
 
 
 def _batched_tokens(platform: str) -> int:
@@ -159,8 +172,30 @@ def _tile(page_size: int, budget_tokens: int) -> int:
     return max(1, min(PREFILL_TILE, budget_tokens) // page_size) * page_size
 
 
-def _pool_bytes(free: FreeMemory, num_devices: int) -> int:
-    """Return the default size of the pool, bytes."""
+def _default_num_pages(free: FreeMemory, num_devices: int, page_bytes: int) -> int:
+    """Return the default number of pages, without the null page; free memory may fit none."""
     if free.device_bytes is not None:
-        return int(free.device_bytes * _DEVICE_SHARE) * num_devices
-    return min(int(free.host_bytes * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
+        pool_bytes = int(free.device_bytes * _DEVICE_SHARE) * num_devices
+        return _round_down(pool_bytes // page_bytes - 1, _DEVICE_POOL_BITS)
+    pool_bytes = int(free.host_bytes * _HOST_SHARE)
+    if pool_bytes >= _MAX_HOST_POOL_BYTES:
+        return _MAX_HOST_POOL_BYTES // page_bytes - 1
+    return _round_down(pool_bytes // page_bytes - 1, _HOST_POOL_BITS)
+
+
+def _round_down(number: int, num_bits: int) -> int:
+    """Return the largest number up to ``number`` with at most ``num_bits`` significant bits."""
+    shift = max(0, number.bit_length() - num_bits)
+    return number >> shift << shift
+
+
+def _check_pool(pool_bytes: int, free: FreeMemory, num_devices: int) -> None:
+    """Raise CapacityError if the pool is larger than the memory that is free for it."""
+    on_device = free.device_bytes is not None
+    free_bytes = free.host_bytes if free.device_bytes is None else free.device_bytes * num_devices
+    if pool_bytes > free_bytes:
+        raise CapacityError(
+            f"a KV pool of {pool_bytes / GIB:.1f} GiB does not fit: beside the weights "
+            f"{max(free_bytes, 0) / GIB:.1f} GiB of {'device' if on_device else 'host'} memory are "
+            "free; lower pool_gib (--pool-gib) or num_pages, or leave it out"
+        )

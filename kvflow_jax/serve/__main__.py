@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kvflow_jax.errors
-from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.runtime.gpu_memory import reserve_gpu_memory
-from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
-from kvflow_jax.serve.command_line import parse_config
-from kvflow_jax.serve.config import ServerConfig
 
+if TYPE_CHECKING:
+    from kvflow_jax.distributed.process_info import ProcessInfo
+    from kvflow_jax.serve.config import ServerConfig
+
+CORE_PACKAGES = ("numpy", "jax", "flax", "orbax", "transformers", "safetensors", "jinja2")
 WEB_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -29,16 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the flags; None: ``sys.argv``, and the process may restart itself to get huge pages.
     """
-    config = parse_config(argv)
-    if argv is None:
-        restart_with_huge_pages()
-    missing = [name for name in WEB_PACKAGES if importlib.util.find_spec(name) is None]
+    packages = CORE_PACKAGES + WEB_PACKAGES
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"kvflow-serve: {', '.join(missing)} not installed; run:\n  {_install_command()}",
+            f"kvflow-serve: {', '.join(missing)} not installed for {sys.executable}; run make "
+            f"serve, which has an environment of its own, or: {_install_command()}",
             file=sys.stderr,
         )
         return 1
+    # The flags need numpy, which a Python outside of the environment may lack.
+    from kvflow_jax.runtime.gpu_memory import reserve_gpu_memory
+    from kvflow_jax.runtime.huge_pages import restart_with_huge_pages
+    from kvflow_jax.serve.command_line import parse_config
+
+    config = parse_config(argv)
+    if argv is None:
+        restart_with_huge_pages()
     reserve_gpu_memory()
     _set_up_logging(config.log_level)
     try:
@@ -63,6 +71,8 @@ def find_process_info(config: ServerConfig) -> ProcessInfo | None:
     Raises:
         ConfigError: names the missing or wrong flag.
     """
+    from kvflow_jax.distributed.process_info import ProcessInfo
+
     processes, tensor_parallel = config.processes, config.load.tensor_parallel
     if processes.coordinator is None:
         if processes.num_processes is not None or processes.process_id is not None:

@@ -138,9 +138,9 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     route = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        message = f"no such route: {route}"
+        message = f"no such route: {route}{_base_url_hint(request)}"
     elif error.status_code == 405:
-        allowed = _allowed_methods(request)
+        allowed = ", ".join(_methods_of(request, request.url.path))
         message = f"method not allowed: {route}; this route accepts {allowed}"
         return ApiError(405, message, headers={"Allow": allowed}).response()
     else:
@@ -149,16 +149,25 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     return ApiError(error.status_code, message, headers=headers).response()
 
 
-def _allowed_methods(request: Request) -> str:
+def _base_url_hint(request: Request) -> str:
+    """Return what to do if the path is a route but for ``/v1``, which base URLs end with; or ""."""
+    path = request.url.path
+    meant = path.removeprefix("/v1") if path.startswith("/v1/v1/") else f"/v1{path}"
+    if _methods_of(request, meant):
+        return f"; it is {meant}: the client's base URL must be {request.base_url}v1"
+    return ""
+
+
+def _methods_of(request: Request, path: str) -> list[str]:
     """Return the methods of a path over all routes; Starlette lists only the first route's."""
-    return ", ".join(
+    return [
         method
         for method in ("DELETE", "GET", "POST", "PUT")
         if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            route.matches({**request.scope, "method": method, "path": path})[0] is Match.FULL
             for route in request.app.routes
         )
-    )
+    ]
 
 
 async def _handle_disconnect(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -195,18 +196,30 @@ class Server(uvicorn.Server):
         )
 
 
+def _bind_remedy(error: OSError) -> str:
+    """Return what to do about an error of ``bind``."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return (
+            "choose a --host that is an address of this machine: 127.0.0.1 for clients on it, "
+            "0.0.0.0 for others too"
+        )
+    if error.errno == errno.EACCES:
+        return "choose a --port of at least 1024"
+    return "choose another --port, or 0 for any free one"
+
+
 def run(config: ServerConfig, build: EngineBuilder) -> int:
     """Serve until stopped.
 
     Returns:
-        exit code: 0 after draining; 1 if the port is in use or the model cannot be loaded.
+        exit code: 0 after draining; 1 if the address is not free or the model cannot be loaded.
     """
     try:
         listener = bind(config.host, config.port)
     except OSError as error:
         address = f"{config.host}:{config.port}"
         print(
-            f"kvflow-serve: cannot listen on {address}: {error.strerror}; choose another --port",
+            f"kvflow-serve: cannot listen on {address}: {error.strerror}; {_bind_remedy(error)}",
             file=sys.stderr,
         )
         return 1

@@ -107,7 +107,7 @@ def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
 
 def _check_memory(model: Model, device: Device, described: str, num_devices: int) -> None:
     """Raise CapacityError if the weights do not fit in free memory; called before reading them."""
-    nbytes = sum(spec.size * spec.dtype.itemsize for spec in model.stacked_specs.values())
+    nbytes = model.weights_bytes
     free = free_device_bytes(device)
     needed, where = nbytes // num_devices, f"on {described}"
     remedies = ["a smaller dtype (--dtype bfloat16)"] if model.dtype == "float32" else []

@@ -120,9 +120,8 @@ class CheckpointStore:
         folder = path.parent
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
-        specs = model.stacked_specs.values()
-        # Twice the size of the weights: half of the free space stays free.
-        needed = 2 * sum(spec.size * spec.dtype.itemsize for spec in specs)
+        # Half of the free space stays free.
+        needed = 2 * model.weights_bytes
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(

@@ -9,6 +9,7 @@ import pytest
 
 from kvflow_jax.api import launch
 from kvflow_jax.api.launch import build_engine, prepare, run_follower, use_compilation_cache
+from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction
 from kvflow_jax.distributed.leader import LeaderRunner
 from kvflow_jax.distributed.transfers import LeaderTransfers
@@ -16,6 +17,7 @@ from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.engine.trace import ChromeTrace
+from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.loading.load import LoadedModel
 from kvflow_jax.models.memory import FreeMemory
 from kvflow_jax.models.model import Model
@@ -164,6 +166,35 @@ def test_a_follower_replays_until_the_leader_closes(loaded):
     follower = ClosedFollower()
     run_follower(loaded, config(), follower)
     assert follower.is_replayed
+
+
+@pytest.mark.parametrize(
+    ("engine", "error", "message"),
+    [
+        (EngineConfig(max_model_len=10**6), ConfigError, "exceeds the model's context"),
+        (EngineConfig(pool_gib=1e6), CapacityError, "--pool-gib"),
+        (EngineConfig(pool_gib=1e-3, max_model_len=8192), CapacityError, "one request"),
+        (EngineConfig(cache=CacheConfig(host_cache_gib=1e6)), CapacityError, "--host-cache-gib"),
+    ],
+)
+def test_sizes_are_checked_before_weights_are_read(monkeypatch, tmp_path, engine, error, message):
+    monkeypatch.setattr("kvflow_jax.models.loading.load.random_params", pytest.fail)
+    monkeypatch.setattr(launch, "use_compilation_cache", lambda folder: None)
+    load_config = LoadConfig("qwen3-0.6b", random_weights=True, cache_dir=tmp_path)
+    with pytest.raises(error, match=message):
+        launch.load(load_config, engine)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend 'cuda'")])
+def test_a_platform_without_devices_is_an_error_with_the_remedy(monkeypatch, error):
+    def fail():
+        raise error
+
+    values = {"jax_platforms": "cuda"}
+    fake = SimpleNamespace(config=SimpleNamespace(values=values), devices=fail)
+    monkeypatch.setattr(launch, "jax", fake)
+    with pytest.raises(ConfigError, match=f"JAX_PLATFORMS=cuda.*{error}.*unset JAX_PLATFORMS"):
+        launch.load(LoadConfig(), EngineConfig())
 
 
 @pytest.mark.parametrize("folder", [None, "/elsewhere"])

@@ -1,6 +1,7 @@
 """Engine sizes: set by the user, derived from free memory, or invalid."""
 
 import logging
+from dataclasses import replace
 
 import jax
 import pytest
@@ -22,8 +23,9 @@ def resolve(**given):
 
 
 def test_unset_sizes_come_from_free_memory_and_are_logged(caplog):
+    sizes = resolve()
     with caplog.at_level(logging.INFO, "kvflow_jax"):
-        sizes = resolve()
+        sizes.log(EngineConfig(), CONFIG)
     assert sizes.max_model_len == CONFIG.max_model_len
     assert sizes.pool.num_pages > CONFIG.max_model_len // 16
     assert sizes.pool.nbytes <= 4 << 30
@@ -45,10 +47,14 @@ def test_the_error_for_a_small_pool_has_the_missing_memory():
 
 
 def test_the_default_context_is_cut_to_the_pool(caplog):
+    sizes = resolve(num_pages=9)
     with caplog.at_level(logging.WARNING, "kvflow_jax"):
-        sizes = resolve(num_pages=9)
+        sizes.log(EngineConfig(num_pages=9), CONFIG)
     assert sizes.max_model_len == 9 * 16
     assert "cut" in caplog.text
+    caplog.clear()
+    resolve(num_pages=9, max_model_len=144).log(EngineConfig(max_model_len=144), CONFIG)
+    assert "cut" not in caplog.text
 
 
 def test_a_length_above_the_models_context_is_an_error():
@@ -68,19 +74,59 @@ def test_a_tile_is_a_multiple_of_the_page_and_at_most_a_step():
     assert resolve(num_pages=100, page_size=200).shapes.tile == 200
 
 
+def default_pool(free, num_devices=1):
+    sizes = EngineSizes.resolve(
+        EngineConfig(), CONFIG, "float32", "cpu", free, num_devices=num_devices
+    )
+    return sizes.pool.nbytes
+
+
 def test_the_default_pool_is_a_share_of_free_memory():
-    def pool_bytes(free, num_devices=1):
-        sizes = EngineSizes.resolve(
-            EngineConfig(), CONFIG, "float32", "cpu", free, num_devices=num_devices
-        )
-        return sizes.pool.nbytes
+    def is_share(num_bytes, bound, lost):
+        return bound * (1 - lost) - 2 * PAGE_BYTES < num_bytes <= bound
 
-    def is_share(num_bytes, bound):
-        return bound - PAGE_BYTES < num_bytes <= bound
+    assert is_share(default_pool(FreeMemory(None, 80 << 20)), 20 << 20, 1 / 3)
+    assert is_share(default_pool(FreeMemory(20 << 20, 1 << 30)), 17 << 20, 1 / 32)
+    two_devices = default_pool(FreeMemory(20 << 20, 1 << 30), num_devices=2)
+    assert is_share(two_devices, 34 << 20, 1 / 32)
 
-    assert is_share(pool_bytes(FreeMemory(None, 80 << 20)), 20 << 20)
-    assert is_share(pool_bytes(FreeMemory(20 << 20, 1 << 30)), 17 << 20)
-    assert is_share(pool_bytes(FreeMemory(20 << 20, 1 << 30), num_devices=2), 34 << 20)
+
+def test_close_values_of_free_memory_give_few_shapes():
+    def shapes(values):
+        sizes = {default_pool(value) for value in values}
+        # Also where the context is cut to the pool.
+        cut = {
+            EngineSizes.resolve(
+                EngineConfig(), replace(CONFIG, max_model_len=1 << 20), "float32", "cpu", value
+            ).shapes
+            for value in values
+        }
+        return len(sizes), len(cut)
+
+    # 12 GiB free, give or take one GiB in steps of 8 MiB.
+    host = [FreeMemory(None, (12 << 30) + (i << 23)) for i in range(-128, 129)]
+    assert max(shapes(host)) <= 2
+    # Above the bound of the pool every size is the same.
+    assert shapes([FreeMemory(None, n * GIB) for n in range(16, 64)]) == (1, 1)
+    # A GPU with 40 GiB free, give or take 256 MiB.
+    device = [FreeMemory((40 << 30) + (i << 22), 1 << 40) for i in range(-64, 65)]
+    assert max(shapes(device)) <= 2
+
+
+def test_a_pool_larger_than_free_memory_is_an_error():
+    def resolve_for(free, **given):
+        return EngineSizes.resolve(EngineConfig(**given), CONFIG, "float32", "cpu", free)
+
+    host, device = FreeMemory(None, 8 * GIB), FreeMemory(4 * GIB, 8 * GIB)
+    with pytest.raises(
+        CapacityError, match=r"500\.0 GiB does not fit.*8\.0 GiB of host.*--pool-gib"
+    ):
+        resolve_for(host, pool_gib=500)
+    with pytest.raises(CapacityError, match=r"4\.0 GiB of device memory"):
+        resolve_for(device, pool_gib=5)
+    assert resolve_for(device, pool_gib=3).pool.nbytes <= 3 * GIB
+    with pytest.raises(CapacityError, match="num_pages"):
+        resolve_for(host, num_pages=9 * GIB // PAGE_BYTES)
 
 
 def test_a_host_tier_larger_than_host_memory_is_an_error():

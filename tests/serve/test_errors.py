@@ -33,6 +33,22 @@ def test_an_unknown_route_is_a_404_and_a_wrong_method_a_405(http: httpx.Client) 
     assert answer.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", CHAT),
+        ("/models", "/v1/models"),
+        ("/models/owner/name", "/v1/models/owner/name"),
+        ("/v1/v1/completions", "/v1/completions"),
+    ],
+)
+def test_a_wrong_base_url_is_a_404_that_says_so(
+    live: LiveServer, http: httpx.Client, path: str, meant: str
+) -> None:
+    message = error_of(http.post(path, json={}), 404)["message"]
+    assert f"it is {meant}: the client's base URL must be {live.url}/v1" in message
+
+
 def test_an_unexpected_error_reveals_no_detail(http: httpx.Client) -> None:
     answer = http.post(CHAT, json={"messages": [{"role": "user", "content": "explode"}]})
     error = error_of(answer, 500)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,22 @@ def test_missing_packages_are_reported_with_the_install_command(
     assert "fastapi not installed" in message
     assert "pip install" in message
     assert "[serve]" in message
+
+
+def test_a_python_without_the_core_is_told_the_remedy_in_one_line() -> None:
+    # Isolated and without site-packages, as the system's Python is.
+    checkout = Path(kvflow_jax.errors.__file__).parents[1]
+    program = (
+        f"import sys; sys.path.insert(0, {str(checkout)!r}); "
+        "from kvflow_jax.serve.__main__ import main; sys.exit(main(['--port', '0']))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program]
+    child = subprocess.run(command, capture_output=True, text=True)
+    assert child.returncode == 1
+    (line,) = child.stderr.splitlines()
+    assert "numpy, jax, flax" in line
+    assert "make serve" in line
+    assert f"{sys.executable} -m pip install" in line
 
 
 def test_without_a_checkout_the_packages_of_the_extra_are_named(

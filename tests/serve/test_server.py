@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
+from kvflow_jax.serve.server import _bind_remedy
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer
 from tests.serve.serve_requests import HELLO
 
@@ -72,6 +74,28 @@ def test_a_port_in_use_is_reported_before_the_model_is_loaded(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
     assert "--port" in line
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "203.0.113.7",  # of a network for documentation, so an address of no machine
+        "no such host",
+    ],
+)
+def test_a_wrong_host_is_reported_in_one_line(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvflow_jax.serve.launch.build_engine", pytest.fail)
+    assert main(["--host", host, "--port", "0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot listen on {host}:0" in line
+    assert "--host" in line
+    assert "--port" not in line
+
+
+def test_a_port_below_1024_is_reported_with_the_remedy() -> None:
+    assert "at least 1024" in _bind_remedy(PermissionError(errno.EACCES, "Permission denied"))
 
 
 def test_draining_finishes_running_requests_and_refuses_new_ones() -> None:
