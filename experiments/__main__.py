@@ -16,6 +16,9 @@ GROUPS = {
         "terms": "ablation: what each part of kvflow-cost brings",
         "report": "REPORT.md and its figures from the results of the others",
     },
+    "D-AdaST (arXiv 2406.02939)": {
+        "minimax": "distributed minimax: the paper's comparisons, its claims beside ours",
+    },
     "Benchmarks of this machine": {
         "engine_bench": "prefill, decode, batching, cached start, start-up, memory",
         "cache_bench": "the cache's own costs, without a model",

@@ -35,6 +35,7 @@ QUICK: dict[str, list[str]] = {
     "experiments.cycle": ["--quick --json JSON"],
     "experiments.terms": ["--quick --json JSON"],
     "experiments.report": ["--results RESULTS"],
+    "experiments.minimax": ["--quick --json JSON --figures FOLDER"],
     "experiments.engine_bench": ["--quick --json JSON"],
     "experiments.cache_bench": ["--quick --json JSON"],
     "experiments.kernel_bench": ["--quick --json JSON"],

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -16,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 
 from experiments.compare.arms import ARMS
+from experiments.drawing import save
 
 # The Okabe-Ito palette, which is distinguishable under most colour vision deficiencies.
 COLOURS = {
@@ -50,27 +48,6 @@ GRIDS = (
     ),
 )
 SAME = 0.01  # relative difference up to which two times count as equal
-plt.rcParams.update(
-    {
-        "font.size": 9,
-        "axes.titlesize": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "figure.dpi": 120,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "kvflow",
-    }
-)
-
-
-def save(figure: Any, folder: Path, name: str) -> str:
-    """Write a figure as PNG and SVG; return the name of the PNG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return f"{folder.name}/{name}.png"
 
 
 def speedup_grids(

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from experiments.compare.arms import ARMS, PAPER_ARMS
 from experiments.compare.run_cell import EngineTrace, Setting, run_cell
-from experiments.report.plots import save
+from experiments.drawing import save
 from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.paper import cycle
 from kvflow_jax.cache.index import RootKey

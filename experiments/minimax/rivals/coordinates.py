@@ -119,5 +119,6 @@ def _add_squares(accum: Any, grads: Any) -> Any:
 
 
 def _total(tree: Any) -> jax.Array:
-    """Return the sum of all entries of a tree."""
-    return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+    """Return the sum of all entries of a tree, in the widest dtype of its leaves."""
+    leaves = jax.tree.leaves(tree)
+    return sum((jnp.sum(leaf) for leaf in leaves), jnp.zeros((), jnp.result_type(*leaves)))
