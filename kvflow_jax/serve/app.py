@@ -21,7 +21,7 @@ from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
-from kvflow_jax.serve.stream import EventStream, Format, full_response
+from kvflow_jax.serve.stream import ChunkWriter, EventStream, Format, full_response
 from kvflow_jax.workflow.hints import HintParser, Hints
 
 public_routes = APIRouter()
@@ -151,7 +151,10 @@ async def _respond(
 ) -> Response:
     generation = service.generate(specs, body.num_choices)
     if body.stream:
-        return EventStream(generation, response_format, include_usage=body.include_usage)
+        writer = ChunkWriter(
+            response_format, generation.num_choices, include_usage=body.include_usage
+        )
+        return EventStream(generation, writer)
     return await full_response(generation, response_format, request.receive)
 
 

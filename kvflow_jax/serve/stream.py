@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from kvflow_jax.requests.outputs import FinishReason
-from kvflow_jax.serve.errors import ClientDisconnectedError, to_api_error
+from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.generation import ChoiceDelta, Generation, Usage
 
 logger = logging.getLogger("kvflow_jax.serve")
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
+KEEP_ALIVE_S = 15.0
 
 
 class Format(Protocol):
@@ -35,10 +38,73 @@ class Format(Protocol):
         ...
 
 
-async def full_response(
-    generation: Generation, response_format: Format, receive: Receive
-) -> Response:
-    """Return the complete response; a client that disconnects aborts the generation.
+class StreamWriter(Protocol):
+    """Writes a generation as the server-sent events of a route; one instance per request."""
+
+    def keep_alive(self) -> bytes:
+        """Return an event or comment that says nothing, sent while the first token is awaited."""
+        ...
+
+    def write(self, batch: Sequence[ChoiceDelta], usage: Usage) -> bytes:
+        """Return the events of new output, possibly none; ``usage`` counts finished choices."""
+        ...
+
+    def end(self, usage: Usage) -> bytes:
+        """Return the last events of a generation that has ended."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """Return the last events of a generation that has failed."""
+        ...
+
+
+class ChunkWriter:
+    """The chunks of ``/v1/chat/completions`` and ``/v1/completions``, and ``[DONE]``."""
+
+    def __init__(self, response_format: Format, num_choices: int, *, include_usage: bool) -> None:
+        self._format = response_format
+        self._include_usage = include_usage
+        self._opened: set[int] = set()
+        self._num_unfinished = num_choices
+
+    def keep_alive(self) -> bytes:
+        return KEEP_ALIVE
+
+    def write(self, batch: Sequence[ChoiceDelta], usage: Usage) -> bytes:
+        events = bytearray()
+        for delta in batch:
+            if delta.index not in self._opened:
+                self._opened.add(delta.index)
+                events += self._opening_event(self._format.first_chunk(delta.index))
+            if delta.needs_chunk:
+                chunk = self._format.chunk(delta)
+                self._num_unfinished -= delta.finish_reason is not None
+                if self._include_usage:
+                    chunk["usage"] = None  # as OpenAI does
+                elif not self._num_unfinished:
+                    chunk["kvflow"] = kvflow_body(usage)
+                events += sse_event(chunk)
+        return bytes(events)
+
+    def end(self, usage: Usage) -> bytes:
+        if not self._include_usage:
+            return DONE
+        chunk = self._format.usage_chunk(usage_body(usage))
+        return sse_event({**chunk, "kvflow": kvflow_body(usage)}) + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return sse_event(error.body) + DONE
+
+    def _opening_event(self, chunk: dict[str, Any] | None) -> bytes:
+        if chunk is None:
+            return b""
+        if self._include_usage:
+            chunk["usage"] = None
+        return sse_event(chunk)
+
+
+async def collect(generation: Generation, receive: Receive) -> list[ChoiceDelta]:
+    """Return the complete choices; a client that disconnects aborts the generation.
 
     Raises:
         ApiError, ClientDisconnectedError.
@@ -48,6 +114,14 @@ async def full_response(
         async for batch in generation.deltas():
             for delta in batch:
                 choices[delta.index].add(delta)
+    return choices
+
+
+async def full_response(
+    generation: Generation, response_format: Format, receive: Receive
+) -> Response:
+    """Return the complete response. Raises the errors of ``collect``."""
+    choices = await collect(generation, receive)
     answer = response_format.full(choices, usage_body(generation.usage))
     return JSONResponse({**answer, "kvflow": kvflow_body(generation.usage)})
 
@@ -56,19 +130,18 @@ class EventStream(Response):
     """The server-sent events of a generation.
 
     Sends nothing before the first delta, so that an early error keeps its HTTP status; a later
-    error becomes an ``error`` event. A client that disconnects aborts the generation.
+    error becomes an ``error`` event. A client that disconnects aborts the generation. While the
+    first delta takes longer than ``KEEP_ALIVE_S``, clients and proxies with an idle timeout are
+    sent a keep-alive each time; the status is 200 from then on.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, generation: Generation, response_format: Format, *, include_usage: bool
-    ) -> None:
+    def __init__(self, generation: Generation, writer: StreamWriter) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
-        self._format = response_format
-        self._include_usage = include_usage
+        self._writer = writer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
@@ -79,7 +152,7 @@ class EventStream(Response):
                         await send(self._start())
                         has_started = True
                     await send(_body(events, more=True))
-                await send(_body(DONE, more=False))
+                await send(_body(self._writer.end(self._generation.usage), more=False))
             except ClientDisconnectedError:
                 return
             except Exception as error:
@@ -89,38 +162,14 @@ class EventStream(Response):
                 # An unexpected error reveals no detail to the client; log it.
                 if failure is not error:
                     logger.exception("a stream failed")
-                await send(_body(_event(failure.body) + DONE, more=False))
+                await send(_body(self._writer.failure(failure), more=False))
 
     async def _events(self) -> AsyncIterator[bytes]:
-        opened: set[int] = set()
-        num_unfinished = self._generation.num_choices
-        async for batch in self._generation.deltas():
-            events = bytearray()
-            for delta in batch:
-                if delta.index not in opened:
-                    opened.add(delta.index)
-                    events += self._opening_event(self._format.first_chunk(delta.index))
-                if delta.needs_chunk:
-                    chunk = self._format.chunk(delta)
-                    num_unfinished -= delta.finish_reason is not None
-                    if self._include_usage:
-                        chunk["usage"] = None  # as OpenAI does
-                    elif not num_unfinished:
-                        chunk["kvflow"] = kvflow_body(self._generation.usage)
-                    events += _event(chunk)
-            if events:
-                yield bytes(events)
-        if self._include_usage:
-            usage = self._generation.usage
-            chunk = self._format.usage_chunk(usage_body(usage))
-            yield _event({**chunk, "kvflow": kvflow_body(usage)})
-
-    def _opening_event(self, chunk: dict[str, Any] | None) -> bytes:
-        if chunk is None:
-            return b""
-        if self._include_usage:
-            chunk["usage"] = None
-        return _event(chunk)
+        async for batch in _with_keep_alive(self._generation.deltas(), KEEP_ALIVE_S):
+            if batch is None:
+                yield self._writer.keep_alive()
+            elif events := self._writer.write(batch, self._generation.usage):
+                yield events
 
     def _start(self) -> dict[str, Any]:
         return {
@@ -128,6 +177,22 @@ class EventStream(Response):
             "status": self.status_code,
             "headers": self.raw_headers,
         }
+
+
+async def _with_keep_alive(
+    batches: AsyncIterator[list[ChoiceDelta]], interval_s: float
+) -> AsyncIterator[list[ChoiceDelta] | None]:
+    """Yield the batches, and None each time that ``interval_s`` pass before the first."""
+    # A task, because a time-out that cancels the iterator would end it.
+    first = asyncio.ensure_future(anext(batches))
+    try:
+        while not (await asyncio.wait({first}, timeout=interval_s))[0]:
+            yield None
+        yield first.result()
+    finally:
+        first.cancel()
+    async for batch in batches:
+        yield batch
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -155,10 +220,12 @@ def finish_name(reason: FinishReason | None) -> str | None:
     return None if reason is None else reason.value
 
 
-def _event(body: dict[str, Any]) -> bytes:
+def sse_event(body: Mapping[str, Any], name: str | None = None) -> bytes:
+    """Return one server-sent event, with its name where the route's events have one."""
     # json.dumps escapes to ASCII: many clients also split lines at U+2028 and U+0085, which JSON
     # may contain unescaped.
-    return b"data: %b\n\n" % json.dumps(body, separators=(",", ":")).encode()
+    data = b"data: %b\n\n" % json.dumps(body, separators=(",", ":")).encode()
+    return data if name is None else b"event: %b\n%b" % (name.encode(), data)
 
 
 def _body(content: bytes, *, more: bool) -> dict[str, Any]:

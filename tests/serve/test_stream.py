@@ -8,6 +8,7 @@ import pytest
 
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.serve import stream
 from tests.serve.serve_fakes import FakeEngine
 from tests.serve.serve_requests import HELLO, PLANNER, SYSTEM_AND_USER
 
@@ -99,3 +100,30 @@ def test_a_stream_reports_cache_and_hints_once_in_its_last_chunk(
     }
     assert bool(last.choices) is not include_usage
     assert all(choice.finish_reason for choice in last.choices)
+
+
+def test_a_stream_is_kept_alive_until_the_first_token(
+    http: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.001)
+    engine.reply = None
+    body = {"messages": HELLO, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        assert [next(lines) for _ in range(4)] == [": keep-alive", ""] * 2
+        engine.emit(engine.last, "hi")
+        engine.finish(engine.last)
+        data = [line for line in lines if line.startswith("data: ")]
+    assert '"hi"' in "".join(data)
+    assert data[-1] == "data: [DONE]"
+
+
+def test_an_error_after_a_keep_alive_is_an_event(
+    client: openai.OpenAI, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "KEEP_ALIVE_S", 0.001)
+    engine.reply = None
+    with client.chat.completions.create(model="tiny", messages=HELLO, stream=True) as chunks:
+        engine.finish(engine.last, FinishReason.ERROR, error=IntegrityError("block 7 is lost"))
+        with pytest.raises(openai.APIError, match="block 7 is lost"):
+            list(chunks)
