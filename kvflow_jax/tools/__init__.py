@@ -1,0 +1,1 @@
+"""Tools that a model may call: their declarations, and the call syntaxes of model families."""
