@@ -127,9 +127,29 @@ class Tokenizer:
             ) from error
         return list(encoded["input_ids"])
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """Return a new detokenizer for the output of one request."""
-        return Detokenizer(self, skip_special_tokens=skip_special_tokens)
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template, the one for tools if there are several; None if there is none."""
+        template = self.hf.chat_template
+        if isinstance(template, dict):
+            template = template.get("tool_use") or template.get("default")
+        return None if template is None else str(template)
+
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, kept_tokens: Iterable[str] = ()
+    ) -> Detokenizer:
+        """Return a new detokenizer for the output of one request.
+
+        Args:
+            kept_tokens: special tokens, as text, that are never skipped.
+        """
+        kept_ids = frozenset(self.special_token_ids(kept_tokens).values())
+        return Detokenizer(self, skip_special_tokens=skip_special_tokens, kept_ids=kept_ids)
+
+    def special_token_ids(self, texts: Iterable[str]) -> dict[str, int]:
+        """Return those texts that are special tokens, with their ids."""
+        ids = {text: self.hf.convert_tokens_to_ids(text) for text in texts}
+        return {text: i for text, i in ids.items() if i is not None and self.is_special(i)}
 
     def is_special(self, token_id: int) -> bool:
         """True if ``decode`` skips this token."""
@@ -161,9 +181,16 @@ class Detokenizer:
     is kept.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        kept_ids: frozenset[int] = frozenset(),  # special tokens that are not skipped
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special_tokens
+        self._kept_ids = kept_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
@@ -173,9 +200,13 @@ class Detokenizer:
             b"".join(
                 tokenizer.token_bytes(token_id)
                 for token_id in ids
-                if not (self._skip_special and tokenizer.is_special(token_id))
+                if not self._is_skipped(token_id)
             )
         )
+
+    def _is_skipped(self, token_id: int) -> bool:
+        is_special = self._skip_special and self._tokenizer.is_special(token_id)
+        return is_special and token_id not in self._kept_ids
 
     def flush(self) -> str:
         """End the stream and return U+FFFD if a character is incomplete, else an empty string."""

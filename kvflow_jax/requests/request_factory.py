@@ -13,7 +13,7 @@ from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.requests.stop_strings import StopStrings
+from kvflow_jax.requests.stop_strings import StopStrings, StopStringsOutsideCalls
 
 
 class RequestFactory:
@@ -90,12 +90,19 @@ class RequestFactory:
         max_len = self._max_model_len
         if params.max_tokens is not None:
             max_len = min(max_len, len(spec.prompt_ids) + params.max_tokens)
-        detokenizer = stop_strings = None
+        detokenizer = None
+        stop_strings: StopStrings | None = None
+        markup = spec.call_markup
         if self._tokenizer is not None:
             detokenizer = self._tokenizer.detokenizer(
-                skip_special_tokens=params.skip_special_tokens
+                skip_special_tokens=params.skip_special_tokens,
+                kept_tokens=() if markup is None else markup.markers,
             )
-        if params.stop:
+        if params.stop and markup is not None:
+            stop_strings = StopStringsOutsideCalls(
+                params.stop, markup, include_stop=params.include_stop
+            )
+        elif params.stop:
             stop_strings = StopStrings(params.stop, include_stop=params.include_stop)
         return Request(
             spec,

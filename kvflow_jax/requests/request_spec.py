@@ -9,6 +9,7 @@ import numpy as np
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.workflow.hints import Hints
 
 
@@ -27,6 +28,8 @@ class RequestSpec:
         fairness_key: among requests of equal priority, keys share the engine fairly (see
             ``Scheduler.add``); requests of one key run in order of arrival.
         hints: workflow hints. Hints that cannot be used never fail the request.
+        call_markup: where tool calls are in the output. Stop strings do not end a call, and the
+            text has the markers of calls that are special tokens. None: there are no calls.
 
     Attributes:
         prompt_ids: the prompt, i32[num_prompt], read-only.
@@ -41,6 +44,7 @@ class RequestSpec:
     priority: int = 0
     fairness_key: str = ""
     hints: Hints | None = None
+    call_markup: CallMarkup | None = None
     prompt_ids: np.ndarray = field(init=False)
 
     def __post_init__(self, prompt: Sequence[int] | np.ndarray) -> None:

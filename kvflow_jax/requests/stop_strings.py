@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from kvflow_jax.tools.call_markup import CallMarkup, MarkupSplitter
 
 
 class StopStrings:
@@ -49,6 +51,38 @@ class StopStrings:
         """Return the pending text at the end of a text without a stop string."""
         pending, self._pending = self._pending, ""
         return pending
+
+
+class StopStringsOutsideCalls(StopStrings):
+    """Stop strings that the markup of tool calls may contain: only text outside of calls stops.
+
+    Text that may be the beginning of a call is pending, too.
+    """
+
+    def __init__(
+        self, stops: Sequence[str], markup: CallMarkup, *, include_stop: bool = False
+    ) -> None:
+        super().__init__(stops, include_stop=include_stop)
+        self._splitter = MarkupSplitter(markup)
+
+    def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
+        return self._push(self._splitter.push(text), may_stop)
+
+    def flush(self) -> str:
+        text, stop = self._push(self._splitter.flush(), may_stop=True)
+        return text if stop is not None else text + super().flush()
+
+    def _push(self, pieces: Iterable[tuple[str, bool]], may_stop: bool) -> tuple[str, str | None]:
+        passed = ""
+        for piece, is_markup in pieces:
+            if is_markup:
+                passed += super().flush() + piece
+                continue
+            text, stop = super().push(piece, may_stop=may_stop)
+            passed += text
+            if stop is not None:
+                return passed, stop
+        return passed, None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -14,6 +14,7 @@ from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat, completions, workflows
 from kvflow_jax.serve.auth import cache_salt, fairness_key_of
+from kvflow_jax.serve.chat_tools import ToolTemplate
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.logprobs import LogprobWriter
@@ -22,6 +23,7 @@ from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import ChunkWriter, EventStream, Format, full_response
+from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.workflow.hints import HintParser, Hints
 
 public_routes = APIRouter()
@@ -94,14 +96,19 @@ async def create_chat_completion(
     service.check_model(body.model)
     params = body.sampling_params()
     messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
+    tools = chat.read_chat_tools(body, service.model_tools)
     service.check_num_completions(len(params))
-    texts = [message["content"] for message in messages]
+    texts = chat.texts_of(messages, tools)
     hint_parser = service.hint_parser(body.agent_hints)
     prompt_ids, hints = await service.tokenize(
-        texts, lambda t: chat.encode_chat(t, messages, kwargs, hint_parser)
+        texts, lambda t: chat.encode_chat(ToolTemplate(t, tools), messages, kwargs, hint_parser)
     )
-    response_format = chat.ChatFormat(service.model_name, body, LogprobWriter(service.tokenizer))
-    specs = _request_specs(request, tenant, body, params, [prompt_ids], [hints], hint_parser)
+    response_format = chat.ChatFormat(
+        service.model_name, body, LogprobWriter(service.tokenizer), tools
+    )
+    specs = _request_specs(
+        request, tenant, body, params, [prompt_ids], [hints], hint_parser, tools.markup
+    )
     return await _respond(request, service, body, specs, response_format)
 
 
@@ -166,6 +173,7 @@ def _request_specs(
     prompts: Sequence[Sequence[int]],
     hints: Sequence[Hints | None],
     hint_parser: HintParser | None,
+    call_markup: CallMarkup | None = None,
 ) -> list[RequestSpec]:
     """Return what to submit: each prompt with its hints, once for each of ``params``."""
     priority = body.priority
@@ -186,6 +194,7 @@ def _request_specs(
                 priority=priority or 0,
                 fairness_key=fairness_key_of(request, tenant, body.user),
                 hints=prompt_hints,
+                call_markup=call_markup,
             )
             for choice_params in params
         ]

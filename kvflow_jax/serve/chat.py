@@ -9,11 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.chat_tools import (
+    AnswerParser,
+    ChatTools,
+    ModelTools,
+    ToolTemplate,
+    read_tool_choice,
+)
 from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter
-from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest
-from kvflow_jax.serve.stream import finish_name
+from kvflow_jax.tools.call_events import ArgumentsDelta, CallBegin, CallEvent, TextDelta
+from kvflow_jax.tools.tool import read_tools
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.hints import HintParser, Hints
 
@@ -43,11 +50,23 @@ _RESERVED_KWARGS = frozenset(
 
 
 class ChatFormat:
-    """The response objects of one chat completion."""
+    """The response objects of one chat completion.
 
-    def __init__(self, model_name: str, body: ChatRequest, writer: LogprobWriter) -> None:
+    Args:
+        tools: their calls are parsed, if calls are allowed.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        body: ChatRequest,
+        writer: LogprobWriter,
+        tools: ChatTools,
+    ) -> None:
         self._wants_logprobs = bool(body.logprobs)
         self._writer = writer
+        self._tools = tools
+        self._parser = AnswerParser(tools)
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -57,9 +76,22 @@ class ChatFormat:
     def first_chunk(self, index: int) -> dict[str, Any]:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def chunk(self, delta: ChoiceDelta) -> dict[str, Any]:
-        message = {"content": delta.text} if delta.text else {}
-        return self._chunk(delta.index, message, delta)
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        events, finish = self._parser.parse(delta)
+        messages = [self._message_delta(event) for event in events]
+        # A call's last piece and the finish reason come in two chunks, as from OpenAI.
+        ends_apart = finish is not None and (not messages or "tool_calls" in messages[-1])
+        if ends_apart or (not messages and (delta.logprobs or delta.prompt_logprobs)):
+            messages.append({})
+        if not messages:
+            return []
+        chunks = [self._chunk(delta.index, message) for message in messages]
+        first, last = chunks[0]["choices"][0], chunks[-1]["choices"][0]
+        first["logprobs"] = self._logprobs(delta)
+        first |= self._prompt_logprobs(delta)
+        if finish is not None:
+            last |= {"finish_reason": finish, "stop_reason": delta.stop_reason}
+        return chunks
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
@@ -71,9 +103,8 @@ class ChatFormat:
             "choices": [
                 {
                     "index": choice.index,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    **self._message_and_finish(choice),
                     "logprobs": self._logprobs(choice),
-                    "finish_reason": finish_name(choice.finish_reason),
                     "stop_reason": choice.stop_reason,
                     **self._prompt_logprobs(choice),
                 }
@@ -82,21 +113,39 @@ class ChatFormat:
             "usage": usage,
         }
 
-    def _chunk(
-        self, index: int, message: dict[str, Any], delta: ChoiceDelta | None = None
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {
-            "index": index,
-            "delta": message,
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        if delta is not None:
-            choice["logprobs"] = self._logprobs(delta)
-            choice["finish_reason"] = finish_name(delta.finish_reason)
-            choice |= self._prompt_logprobs(delta)
-            if delta.finish_reason is not None:
-                choice["stop_reason"] = delta.stop_reason
+    def _message_and_finish(self, choice: ChoiceDelta) -> dict[str, Any]:
+        """Return the message of a whole choice, and why it ended."""
+        events, finish = self._parser.parse(choice)
+        text, calls = "", list[dict[str, Any]]()
+        for event in events:
+            match event:
+                case TextDelta():
+                    text += event.text
+                case CallBegin():
+                    calls.append(self._call(event))
+                case ArgumentsDelta():
+                    calls[-1]["function"]["arguments"] += event.text
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+        return {"message": message, "finish_reason": finish}
+
+    def _message_delta(self, event: CallEvent) -> dict[str, Any]:
+        match event:
+            case TextDelta():
+                return {"content": event.text}
+            case CallBegin():
+                return {"tool_calls": [{"index": event.index, **self._call(event)}]}
+            case ArgumentsDelta():
+                function = {"arguments": event.text}
+                return {"tool_calls": [{"index": event.index, "function": function}]}
+
+    def _call(self, event: CallBegin) -> dict[str, Any]:
+        function = {"name": event.name, "arguments": ""}
+        return {"id": self._tools.new_call_id(), "type": "function", "function": function}
+
+    def _chunk(self, index: int, message: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": index, "delta": message, "logprobs": None, "finish_reason": None}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
     def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
@@ -108,6 +157,18 @@ class ChatFormat:
         return {"prompt_logprobs": self._writer.prompt(delta.prompt_logprobs)}
 
 
+def read_chat_tools(body: ChatRequest, model: ModelTools) -> ChatTools:
+    """Return the tools of a chat and how its model may call them.
+
+    Raises:
+        InvalidRequestError: names the invalid field.
+    """
+    tools = read_tools(body.tools)
+    allows_calls = read_tool_choice(body.tool_choice, tools)
+    max_calls = 1 if body.parallel_tool_calls is False else None
+    return ChatTools(model, tools, allows_calls, max_calls)
+
+
 def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
     """Return messages as chat templates expect them: text contents, ``developer`` as ``system``.
 
@@ -115,6 +176,15 @@ def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
         InvalidRequestError: names the invalid message and what is accepted.
     """
     return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
+
+
+def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
+    """Return the texts of a chat's prompt, to check their lengths before tokenization."""
+    texts = [message["content"] for message in messages]
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    arguments = (call["function"]["arguments"] for call in calls)
+    texts += [one if isinstance(one, str) else json.dumps(one) for one in arguments]
+    return texts + [tool.json for tool in tools.tools]
 
 
 def template_kwargs(body: ChatRequest) -> dict[str, Any]:
@@ -134,7 +204,7 @@ def template_kwargs(body: ChatRequest) -> dict[str, Any]:
 
 
 def encode_chat(
-    tokenizer: Tokenizer,
+    template: ToolTemplate,
     messages: list[dict[str, Any]],
     kwargs: dict[str, Any],
     hint_parser: HintParser | None,
@@ -144,7 +214,7 @@ def encode_chat(
     Runs on the tokenizer threads. The fixed prefix defaults to the system messages. It is not
     computed for a request that names no agent.
     """
-    prompt_ids = tokenizer.apply_chat_template(messages, **kwargs)
+    prompt_ids = template.apply_chat_template(messages, **kwargs)
     if hint_parser is None:
         return prompt_ids, None
     hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
@@ -155,7 +225,7 @@ def encode_chat(
     num_messages = None if boundary is None else boundary.end
     if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
-    num_fixed = chat_prefix_len(tokenizer, messages, prompt_ids, num_messages, **kwargs)
+    num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, **kwargs)
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 
 
@@ -177,8 +247,8 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
 def _read_content(field: str, content: Any, role: str) -> str:
     if isinstance(content, str):
         return content
-    # A message that consists of tool calls only has no content.
-    if content is None and role == "assistant":
+    # A message that consists of tool calls only has no content; nor has the result of some tools.
+    if content is None and role in ("assistant", "tool"):
         return ""
     if not isinstance(content, list):
         raise InvalidRequestError(
@@ -207,12 +277,24 @@ def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise InvalidRequestError(f"{field} must be a list of tool calls", param=field)
     read = []
-    for call in calls:
+    for i, call in enumerate(calls):
         function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            function = {**function, "arguments": _parse_arguments(function["arguments"])}
-            call = {**call, "function": function}
-        read.append(call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(
+                f"{field}[{i}].function must be an object with a name",
+                param=f"{field}[{i}].function",
+            )
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            function = {**function, "arguments": _parse_arguments(arguments)}
+        elif arguments is None or isinstance(arguments, dict):
+            function = {**function, "arguments": arguments or {}}
+        else:
+            raise InvalidRequestError(
+                f"{field}[{i}].function.arguments must be a string",
+                param=f"{field}[{i}].function.arguments",
+            )
+        read.append({**call, "function": function})
     return read
 
 

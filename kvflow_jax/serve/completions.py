@@ -61,8 +61,8 @@ class CompletionFormat:
     def first_chunk(self, index: int) -> None:
         return None
 
-    def chunk(self, delta: ChoiceDelta) -> dict[str, Any]:
-        return {**self._head, "choices": [self._choice(delta)]}
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        return [{**self._head, "choices": [self._choice(delta)]}]
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": self._usage(usage)}

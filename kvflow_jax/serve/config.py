@@ -10,6 +10,7 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import KEYS, NAME, NON_NEGATIVE, PORT, POSITIVE, TEXT, one_of
 from kvflow_jax.distributed.process_config import ProcessConfig
 from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.tools.syntaxes import AUTO, SYNTAXES
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -42,6 +43,11 @@ class ServerConfig(Config):
         if_unset="no key required",
         # Log lines print the config.
         is_shown=False,
+    )
+    tool_call_parser: str = flag(
+        AUTO,
+        "syntax in which the model calls tools; auto finds it in the chat template",
+        one_of(AUTO, *SYNTAXES),
     )
     max_body_mib: float = flag(
         32.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from kvflow_jax.requests.outputs import EngineStats, Output
@@ -86,12 +86,21 @@ class Tokenizer(Protocol):
         """Length of the longest token in UTF-8 bytes."""
         ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template, the one for tools if there are several; None if there is none."""
+        ...
+
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def is_special(self, token_id: int) -> bool:
         """True if ``decode`` omits this token when it skips special tokens."""
+        ...
+
+    def special_token_ids(self, texts: Iterable[str]) -> dict[str, int]:
+        """Return those texts that are special tokens, with their ids."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

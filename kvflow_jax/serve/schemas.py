@@ -28,10 +28,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
 }
 _UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -39,6 +35,11 @@ _UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
     "documents": ([],),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
+}
+# The predecessors of ``tools`` and ``tool_choice``, whose answers have another form.
+_DEPRECATED_CHAT: dict[str, tuple[Any, ...]] = {
+    "functions": ([],),
+    "function_call": ("none", "auto"),
 }
 _UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
@@ -120,8 +121,9 @@ class GenerationRequest(BaseModel):
         for name, accepted in self.unsupported.items():
             value = extra.get(name)
             if value is not None and not any(_is_same(value, other) for other in accepted):
+                remedy = "use tools" if name in _DEPRECATED_CHAT else "omit it"
                 raise InvalidRequestError(
-                    f"{name} is not supported; omit it",
+                    f"{name} is not supported; {remedy}",
                     param=name,
                     code="unsupported_parameter",
                 )
@@ -131,11 +133,15 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """Body of ``POST /v1/chat/completions``; ``messages`` is read by ``chat.read_messages``."""
 
-    unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_CHAT}
+    unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_CHAT, **_DEPRECATED_CHAT}
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] | None = None
+    # Read by ``chat_tools``.
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
 
     logprobs: bool | None = None
     top_logprobs: int | None = None

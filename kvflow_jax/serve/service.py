@@ -13,6 +13,7 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.auth import KeyRing
+from kvflow_jax.serve.chat_tools import ModelTools
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
@@ -53,6 +54,7 @@ class Service:
         self._created = int(time.time())
         self._engine: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None
+        self._model_tools = ModelTools.of(None, config.tool_call_parser)
         self._mailbox: Mailbox | None = None
         self._open_generations: set[Generation] = set()
         self._tokenizer_threads = ThreadPoolExecutor(
@@ -69,6 +71,7 @@ class Service:
         """
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._engine, self._tokenizer = engine, tokenizer
+        self._model_tools = ModelTools.of(tokenizer, self.config.tool_call_parser)
         self.model_name = self.config.served_model_name or model_name
         # A signal may have started draining already.
         if self.phase is Phase.STARTING:
@@ -203,6 +206,11 @@ class Service:
             generation.close()
             raise
         return generation
+
+    @property
+    def model_tools(self) -> ModelTools:
+        """How the model is told of tools, and how it calls them."""
+        return self._model_tools
 
     @property
     def tokenizer(self) -> Tokenizer | None:

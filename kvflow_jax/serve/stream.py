@@ -29,7 +29,9 @@ class Format(Protocol):
         """Return the chunk that opens a choice, before any text; None if there is none."""
         ...
 
-    def chunk(self, delta: ChoiceDelta) -> dict[str, Any]: ...
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        """Return the chunks of a delta: at least one if it is the last, maybe none before."""
+        ...
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]: ...
 
@@ -77,13 +79,14 @@ class ChunkWriter:
                 self._opened.add(delta.index)
                 events += self._opening_event(self._format.first_chunk(delta.index))
             if delta.needs_chunk:
-                chunk = self._format.chunk(delta)
+                chunks = self._format.chunks(delta)
                 self._num_unfinished -= delta.finish_reason is not None
                 if self._include_usage:
-                    chunk["usage"] = None  # as OpenAI does
+                    for chunk in chunks:
+                        chunk["usage"] = None  # as OpenAI does
                 elif not self._num_unfinished:
-                    chunk["kvflow"] = kvflow_body(usage)
-                events += sse_event(chunk)
+                    chunks[-1]["kvflow"] = kvflow_body(usage)
+                events += b"".join(map(sse_event, chunks))
         return bytes(events)
 
     def end(self, usage: Usage) -> bytes:

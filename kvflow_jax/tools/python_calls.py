@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Mapping
 
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.json_calls import Accepts, is_tool_name, to_json
@@ -56,7 +57,7 @@ def read_python_call(
     return True
 
 
-def write_python_call(name: str, arguments: dict[str, object]) -> str:
+def write_python_call(name: str, arguments: Mapping[str, object]) -> str:
     """Return a call as Python writes it."""
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 

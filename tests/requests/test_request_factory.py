@@ -6,13 +6,14 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.tools.call_markup import CallMarkup
 
 VOCAB, MAX_LEN, EOS = 50, 16, 7
 
 
 class FakeTokenizer:
-    def detokenizer(self, *, skip_special_tokens):
-        return ("detokenizer", skip_special_tokens)
+    def detokenizer(self, *, skip_special_tokens, kept_tokens):
+        return ("detokenizer", skip_special_tokens, kept_tokens)
 
 
 def make_factory(*, seed=0, tokenizer=None) -> RequestFactory:
@@ -93,7 +94,7 @@ def test_requests_without_a_seed_draw_from_the_engines():
 def test_text_needs_a_tokenizer():
     assert create(make_factory()).detokenizer is None
     factory = make_factory(tokenizer=FakeTokenizer())
-    assert create(factory, skip_special_tokens=False).detokenizer == ("detokenizer", False)
+    assert create(factory, skip_special_tokens=False).detokenizer == ("detokenizer", False, ())
 
 
 def test_stop_strings_are_kept_in_the_text_if_the_request_says_so():
@@ -107,3 +108,12 @@ def test_stop_strings_are_kept_in_the_text_if_the_request_says_so():
 def test_the_root_key_has_model_and_salt():
     root = create(make_factory()).root
     assert (root.model, root.salt) == ("model", "salt")
+
+
+def test_a_request_with_calls_keeps_their_markers_and_stops_outside_of_them():
+    factory = make_factory(tokenizer=FakeTokenizer())
+    markup = CallMarkup(spans=(("<call>", "</call>"),), tokens=("[ARGS]",))
+    spec = RequestSpec([1], SamplingParams(stop="."), call_markup=markup)
+    request = factory.create(spec, lambda output: None, request_id=0, arrival_s=0.0)
+    assert request.detokenizer == ("detokenizer", True, ("<call>", "</call>", "[ARGS]"))
+    assert request.stop_strings.push("<call>.</call>a.") == ("<call>.</call>a", ".")

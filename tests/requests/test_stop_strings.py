@@ -5,7 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvflow_jax.requests.stop_strings import StopStrings
+from kvflow_jax.requests.stop_strings import StopStrings, StopStringsOutsideCalls
+from kvflow_jax.tools.call_markup import CallMarkup
 
 TEXT = st.text("ab\n", max_size=30)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=4)
@@ -89,3 +90,39 @@ def test_flush_returns_the_pending_text():
     assert matcher.push("an ST") == ("an ", None)
     assert matcher.push("O") == ("", None)
     assert matcher.flush() == "STO"
+
+
+MARKUP = CallMarkup(spans=(("<call>", "</call>"),))
+
+
+@given(cuts=st.lists(st.integers(0, 60), max_size=8))
+def test_stop_strings_end_no_call_however_the_text_is_split(cuts):
+    text = "one<call>two. <call</call>three. four"
+    for stops, passed in (
+        (["."], "one<call>two. <call</call>three"),
+        (["two"], text),
+        (["<call>"], text),
+        (["</call>t"], text),
+        (["e<ca"], text),
+        (["four", "<c"], "one<call>two. <call</call>three. "),
+    ):
+        stop_strings = StopStringsOutsideCalls(stops, MARKUP)
+        result, stop = "", None
+        for piece in pieces_of(text, cuts):
+            part, stop = stop_strings.push(piece)
+            result += part
+            if stop is not None:
+                break
+        else:
+            result += stop_strings.flush()
+        assert result == passed
+        assert (stop is None) == (passed == text)
+
+
+def test_the_beginning_of_a_call_at_the_end_is_text_that_may_stop():
+    stop_strings = StopStringsOutsideCalls(["<ca"], MARKUP)
+    assert stop_strings.push("a<cal") == ("a", None)
+    assert stop_strings.flush() == ""
+    stop_strings = StopStringsOutsideCalls(["x"], MARKUP)
+    assert stop_strings.push("a<cal") == ("a", None)
+    assert stop_strings.flush() == "<cal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -236,6 +236,7 @@ class FakeTokenizer:
     """One token per character."""
 
     max_token_bytes = 4
+    chat_template = "{{ messages }}{{ tools }}"
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
@@ -251,6 +252,9 @@ class FakeTokenizer:
 
     def is_special(self, token_id: int) -> bool:
         return False
+
+    def special_token_ids(self, texts: Iterable[str]) -> dict[str, int]:
+        return {}
 
     def token_bytes(self, token_id: int) -> bytes:
         return chr(token_id).encode()

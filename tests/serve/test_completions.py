@@ -154,7 +154,7 @@ def test_echo_returns_logprobs_of_prompt_and_output_in_one_list() -> None:
     alternatives = ((120, -0.5), (121, -1.0), (122, -1.5))
     first = ChoiceDelta(0, "c", prompt_logprobs=[TokenLogprobs(98, -2.0, alternatives)])
     first.logprobs = [TokenLogprobs(99, -3.0)]
-    (choice,) = answer_format.chunk(first)["choices"]
+    (choice,) = answer_format.chunks(first)[0]["choices"]
     assert choice["text"] == "abc"
     assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
     assert choice["logprobs"]["token_logprobs"] == [None, -2.0, -3.0]
@@ -162,7 +162,7 @@ def test_echo_returns_logprobs_of_prompt_and_output_in_one_list() -> None:
     assert choice["logprobs"]["text_offset"] == [0, 1, 2]
     assert list(choice["prompt_logprobs"][1]) == ["120", "121", "98"]
     last = ChoiceDelta(0, "d", FinishReason.STOP, logprobs=[TokenLogprobs(100, -4.0)])
-    (choice,) = answer_format.chunk(last)["choices"]
+    (choice,) = answer_format.chunks(last)[0]["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("d", "stop")
     assert choice["logprobs"]["text_offset"] == [3]
     assert "prompt_logprobs" not in choice

@@ -180,8 +180,8 @@ def test_a_number_beyond_the_range_of_floats_is_rejected(http: httpx.Client) -> 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
         ("response_format", {"type": "json_object"}),
         ("chat_template", "{{ 1 }}"),
     ],

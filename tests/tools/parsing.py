@@ -12,13 +12,6 @@ from kvflow_jax.tools.call_parser import CallParser
 from kvflow_jax.tools.syntaxes.base import CallSyntax
 from kvflow_jax.tools.tool import Tool, read_tools
 
-ANY = {
-    "any": {},
-    "text": {"type": "string"},
-    "number": {"type": "number"},
-    "list": {"type": "array"},
-}
-
 
 def tool(name: str, **properties: Any) -> dict[str, Any]:
     """Return a declaration as a client sends it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvflow_jax.errors import ConfigError
 from kvflow_jax.tools.syntaxes.base import CallSyntax
 from kvflow_jax.tools.syntaxes.gemma import GEMMA
 from kvflow_jax.tools.syntaxes.hermes import HERMES
@@ -34,14 +33,10 @@ def find_syntax(chat_template: str | None, name: str = AUTO) -> CallSyntax:
 
     A template with no marks of any gets Hermes', which most models have seen.
 
-    Raises:
-        ConfigError: no syntax has this name.
+    Args:
+        name: one of ``SYNTAXES``, or ``AUTO``.
     """
     if name != AUTO:
-        if name not in SYNTAXES:
-            raise ConfigError(
-                f"no call parser is named {name!r}; there are {', '.join([AUTO, *SYNTAXES])}"
-            )
         return SYNTAXES[name]
     for syntax in SYNTAXES.values():
         if any(all(mark in (chat_template or "") for mark in g) for g in syntax.template_marks):

@@ -1,0 +1,195 @@
+"""The tools of one chat: in its prompt, in its history, and in its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.serve.generation import ChoiceDelta
+from kvflow_jax.serve.protocols import Tokenizer
+from kvflow_jax.serve.stream import finish_name
+from kvflow_jax.tools.call_events import CallEvent, TextDelta
+from kvflow_jax.tools.call_markup import CallMarkup
+from kvflow_jax.tools.call_parser import CallParser
+from kvflow_jax.tools.prompt_form import knows_tools, with_prompt_form
+from kvflow_jax.tools.syntaxes import find_syntax
+from kvflow_jax.tools.syntaxes.base import CallSyntax
+from kvflow_jax.tools.tool import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTools:
+    """How the served model is told of tools, and how it calls them.
+
+    Attributes:
+        knows_tools: its chat template writes tools; others get them in the messages.
+        hidden: markers of its call syntax that are special tokens.
+    """
+
+    syntax: CallSyntax
+    knows_tools: bool = False
+    hidden: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer | None, syntax_name: str) -> ModelTools:
+        """Return what the model's tokenizer and chat template say.
+
+        Args:
+            syntax_name: of the call syntax, or "auto".
+        """
+        if tokenizer is None:
+            return cls(find_syntax(None, syntax_name))
+        template = tokenizer.chat_template
+        syntax = find_syntax(template, syntax_name)
+        hidden = tuple(tokenizer.special_token_ids(syntax.markup.markers))
+        return cls(syntax, knows_tools(template), hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTools:
+    """What a client declares, and whether the model may call it.
+
+    Attributes:
+        allows_calls: False for ``tool_choice: none``: the prompt is the same, so that it shares
+            the prefix of the other calls, and the answer is text.
+        max_calls: of one answer; None: no limit.
+    """
+
+    model: ModelTools
+    tools: tuple[Tool, ...]
+    allows_calls: bool
+    max_calls: int | None = None
+
+    @property
+    def markup(self) -> CallMarkup | None:
+        """Where calls are in an answer; None if it has none."""
+        return self.model.syntax.markup if self.allows_calls else None
+
+    def new_parser(self) -> CallParser:
+        """Return a parser of one answer."""
+        return CallParser(
+            self.model.syntax, self.tools, max_calls=self.max_calls, hidden=self.model.hidden
+        )
+
+    def new_call_id(self) -> str:
+        length = self.model.syntax.call_id_len
+        return f"call_{uuid.uuid4().hex[:24]}" if length is None else uuid.uuid4().hex[:length]
+
+
+class AnswerParser:
+    """Turns the deltas of a chat's choices into text and calls, and names why they end."""
+
+    def __init__(self, tools: ChatTools) -> None:
+        self._tools = tools
+        self._parsers: dict[int, CallParser] = {}  # by index of the choice
+
+    def parse(self, delta: ChoiceDelta) -> tuple[list[CallEvent], str | None]:
+        """Return what a delta completes, and the finish reason if it is the last of its choice."""
+        finish = finish_name(delta.finish_reason)
+        if not self._tools.allows_calls:
+            return ([TextDelta(delta.text)] if delta.text else []), finish
+        parser = self._parsers.get(delta.index)
+        if parser is None:
+            parser = self._parsers[delta.index] = self._tools.new_parser()
+        events = parser.feed(delta.text)
+        if finish is not None:
+            events += parser.finish()
+            # A call that max_tokens cut ends with that reason.
+            if parser.has_calls and delta.finish_reason is FinishReason.STOP:
+                finish = "tool_calls"
+        return events, finish
+
+
+def read_tool_choice(choice: Any, tools: Sequence[Tool]) -> bool:
+    """Return whether the model may call tools.
+
+    Raises:
+        InvalidRequestError: the choice is unknown, names no tool of the request, or forces a call.
+    """
+    if choice is None or choice in ("auto", "none"):
+        return bool(tools) and choice != "none"
+    name = _named(choice)
+    if choice != "required" and name is None:
+        raise InvalidRequestError(
+            "tool_choice must be 'auto', 'none', 'required' or "
+            f"{{'type': 'function', 'function': {{'name': ...}}}}, got {choice!r:.80}",
+            param="tool_choice",
+        )
+    if not tools:
+        raise InvalidRequestError("tool_choice needs tools", param="tool_choice")
+    if name is not None and name not in {tool.name for tool in tools}:
+        raise InvalidRequestError(
+            f"tool_choice names {name!r:.140}, which is not among the tools", param="tool_choice"
+        )
+    raise InvalidRequestError(
+        "tool_choice 'required' or a named function is not supported; use 'auto' or 'none'",
+        param="tool_choice",
+        code="unsupported_parameter",
+    )
+
+
+class ToolTemplate:
+    """A tokenizer's chat template, with the tools of a chat.
+
+    A template that knows tools gets their definitions. For others they are written into the
+    messages; see ``tools.prompt_form``.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tools: ChatTools) -> None:
+        self._tokenizer, self._tools = tokenizer, tools
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **template_args: object,
+    ) -> list[int]:
+        """Return the prompt ids of a chat.
+
+        Raises:
+            InvalidRequestError: the template rejects the messages.
+        """
+        tools, model = self._tools.tools, self._tools.model
+        if not model.knows_tools:
+            messages = with_prompt_form(messages, tools, model.syntax)
+        else:
+            if tools:
+                template_args["tools"] = [tool.definition for tool in tools]
+            if model.syntax.call_id_len is not None:
+                messages = _with_short_ids(messages, model.syntax.call_id_len)
+        return self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, **template_args
+        )
+
+
+def _named(choice: Any) -> str | None:
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _with_short_ids(messages: Sequence[Mapping[str, Any]], length: int) -> list[Mapping[str, Any]]:
+    """Return messages whose call ids are letters and digits of one length, other ids hashed."""
+
+    def short(call_id: object) -> str:
+        text = str(call_id)
+        if re.fullmatch(rf"[A-Za-z0-9]{{{length}}}", text):
+            return text
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:length]
+
+    read: list[Mapping[str, Any]] = []
+    for message in messages:
+        if "tool_call_id" in message:
+            message = {**message, "tool_call_id": short(message["tool_call_id"])}
+        if message.get("tool_calls"):
+            calls = [{**call, "id": short(call.get("id"))} for call in message["tool_calls"]]
+            message = {**message, "tool_calls": calls}
+        read.append(message)
+    return read
