@@ -24,6 +24,21 @@ class InvalidRequestError(KVFlowError, ValueError):
         self.code = code
 
 
+class ContextLengthError(InvalidRequestError):
+    """A prompt does not fit into the model's context and leaves room for an output token.
+
+    Args:
+        message: what to do about it.
+        num_tokens: length of the prompt, or a lower bound of it.
+        max_tokens: the longest prompt that fits.
+    """
+
+    def __init__(self, message: str, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(message, param="prompt", code="context_length_exceeded")
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
 class QueueFullError(KVFlowError):
     """The queue of waiting requests is full (backpressure, HTTP 429): retry later.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from kvflow_jax.cache.index import RootKey
-from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.errors import ContextLengthError, InvalidRequestError
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.request import Request
@@ -52,11 +52,11 @@ class RequestFactory:
         if len(prompt_ids) == 0:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
         if len(prompt_ids) >= limit:
-            raise InvalidRequestError(
+            raise ContextLengthError(
                 f"this model's context is {limit} tokens and the prompt has {len(prompt_ids)}, "
                 "which leaves no room for the output; shorten the prompt",
-                param="prompt",
-                code="context_length_exceeded",
+                num_tokens=len(prompt_ids),
+                max_tokens=limit - 1,
             )
         if prompt_ids.min() < 0 or prompt_ids.max() >= self._vocab_size:
             raise InvalidRequestError(

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax import __version__
-from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
-from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat, completions, workflows
-from kvflow_jax.serve.auth import cache_salt, fairness_key_of
-from kvflow_jax.serve.chat_tools import ToolTemplate
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
+from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.messages.errors import error_response
+from kvflow_jax.serve.messages.routes import routes as messages
 from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.request_body import parse_body
+from kvflow_jax.serve.responses.routes import routes as responses
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import ChunkWriter, EventStream, Format, full_response
-from kvflow_jax.tools.call_markup import CallMarkup
-from kvflow_jax.workflow.hints import HintParser, Hints
+from kvflow_jax.serve.submission import Chat, request_specs
+from kvflow_jax.workflow.hints import Hints
 
 public_routes = APIRouter()
 routes = APIRouter()
@@ -47,7 +46,9 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(public_routes)
     app.include_router(routes)
     app.include_router(workflows.routes)
-    install_error_handlers(app)
+    app.include_router(responses)
+    app.include_router(messages)
+    install_error_handlers(app, {"/v1/messages": error_response})
     app.add_middleware(DisconnectMiddleware)
     return app
 
@@ -94,22 +95,12 @@ async def create_chat_completion(
     service.check_ready()
     body = await parse_body(request, ChatRequest, service.config.max_body_bytes)
     service.check_model(body.model)
-    params = body.sampling_params()
-    messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
-    tools = chat.read_chat_tools(body, service.model_tools)
-    service.check_num_completions(len(params))
-    texts = chat.texts_of(messages, tools)
-    hint_parser = service.hint_parser(body.agent_hints)
-    prompt_ids, hints = await service.tokenize(
-        texts, lambda t: chat.encode_chat(ToolTemplate(t, tools), messages, kwargs, hint_parser)
-    )
+    read = Chat.read(service, body)
     response_format = chat.ChatFormat(
-        service.model_name, body, LogprobWriter(service.tokenizer), tools
+        service.model_name, body, LogprobWriter(service.tokenizer), read.tools
     )
-    specs = _request_specs(
-        request, tenant, body, params, [prompt_ids], [hints], hint_parser, tools.markup
-    )
-    return await _respond(request, service, body, specs, response_format)
+    generation = await read.submit(request, service, tenant)
+    return await _respond(request, generation, body, response_format)
 
 
 @routes.post("/v1/completions")
@@ -132,8 +123,9 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
-    specs = _request_specs(request, tenant, body, params, encoded, hints, hint_parser)
-    return await _respond(request, service, body, specs, response_format)
+    specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser)
+    generation = service.generate(specs, body.num_choices)
+    return await _respond(request, generation, body, response_format)
 
 
 @routes.post("/flush_cache")
@@ -150,52 +142,11 @@ async def flush_cache(service: ServiceDep, tenant: TenantDep) -> Response:
 
 
 async def _respond(
-    request: Request,
-    service: Service,
-    body: GenerationRequest,
-    specs: Sequence[RequestSpec],
-    response_format: Format,
+    request: Request, generation: Generation, body: GenerationRequest, response_format: Format
 ) -> Response:
-    generation = service.generate(specs, body.num_choices)
     if body.stream:
         writer = ChunkWriter(
             response_format, generation.num_choices, include_usage=body.include_usage
         )
         return EventStream(generation, writer)
     return await full_response(generation, response_format, request.receive)
-
-
-def _request_specs(
-    request: Request,
-    tenant: str,
-    body: GenerationRequest,
-    params: Sequence[SamplingParams],
-    prompts: Sequence[Sequence[int]],
-    hints: Sequence[Hints | None],
-    hint_parser: HintParser | None,
-    call_markup: CallMarkup | None = None,
-) -> list[RequestSpec]:
-    """Return what to submit: each prompt with its hints, once for each of ``params``."""
-    priority = body.priority
-    if hint_parser is not None and priority is None:
-        priority = hint_parser.priority
-    specs = []
-    for prompt, prompt_hints in zip(prompts, hints, strict=True):
-        prompt_ids = as_token_ids(prompt)
-        if prompt_hints is not None:
-            # Agents belong to the tenant (API key), not to the fairness key: the users and hosts
-            # of one application share its agents.
-            prompt_hints = replace(prompt_hints, tenant=tenant)
-        specs += [
-            RequestSpec(
-                prompt_ids,
-                choice_params,
-                salt=cache_salt(tenant, body.cache_salt),
-                priority=priority or 0,
-                fairness_key=fairness_key_of(request, tenant, body.user),
-                hints=prompt_hints,
-                call_markup=call_markup,
-            )
-            for choice_params in params
-        ]
-    return specs

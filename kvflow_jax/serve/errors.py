@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -95,8 +96,15 @@ def to_api_error(error: BaseException) -> ApiError:
             return ApiError(500, "internal error; see the server's log for details")
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of ``app``, including those of routing, in OpenAI's format."""
+def install_error_handlers(
+    app: FastAPI, formats: Mapping[str, Callable[[ApiError], Response]]
+) -> None:
+    """Answer every error of ``app``, including those of routing, in OpenAI's format.
+
+    Args:
+        formats: other formats, by the prefix of the paths that have them.
+    """
+    app.state.error_formats = formats
     app.add_exception_handler(ApiError, _handle_error)
     app.add_exception_handler(KVFlowError, _handle_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
@@ -131,7 +139,15 @@ class DisconnectMiddleware:
 
 
 async def _handle_error(request: Request, error: Exception) -> Response:
-    return to_api_error(error).response()
+    return _error_response(request, to_api_error(error))
+
+
+def _error_response(request: Request, error: ApiError) -> Response:
+    formats: Mapping[str, Callable[[ApiError], Response]] = request.app.state.error_formats
+    for prefix, respond in formats.items():
+        if request.url.path.startswith(prefix):
+            return respond(error)
+    return error.response()
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
@@ -142,11 +158,11 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     elif error.status_code == 405:
         allowed = ", ".join(_methods_of(request, request.url.path))
         message = f"method not allowed: {route}; this route accepts {allowed}"
-        return ApiError(405, message, headers={"Allow": allowed}).response()
+        return _error_response(request, ApiError(405, message, headers={"Allow": allowed}))
     else:
         message = str(error.detail)
     headers = dict(error.headers) if error.headers else None
-    return ApiError(error.status_code, message, headers=headers).response()
+    return _error_response(request, ApiError(error.status_code, message, headers=headers))
 
 
 def _base_url_hint(request: Request) -> str:

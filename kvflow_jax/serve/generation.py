@@ -82,9 +82,9 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts of one HTTP request, over all its choices."""
+    """Token counts of one HTTP request, over all its choices; known once these have finished."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # known from the start
     cached_tokens: int = 0
     host_tokens: int = 0  # the part of cached_tokens that was loaded from host memory
     completion_tokens: int = 0
@@ -129,6 +129,9 @@ class Generation:
         """Submit one more choice; raise the errors of ``EngineClient.submit``."""
         index = self.num_choices
         self.num_choices += 1
+        # A prompt counts once, however many choices answer it.
+        if index % self.num_per_prompt == 0:
+            self.usage.prompt_tokens += len(spec.prompt_ids)
         self._running[index] = self._engine.submit(spec, partial(self._mailbox.post, self, index))
 
     def receive(self, index: int, output: Output) -> None:
@@ -212,9 +215,7 @@ class Generation:
             return
         self.usage.completion_tokens += stats.num_output_tokens
         self.usage.hint_status = self.usage.hint_status or stats.hint_status
-        # A prompt counts once, however many choices answer it.
         if index % self.num_per_prompt == 0:
-            self.usage.prompt_tokens += stats.num_prompt_tokens
             self.usage.cached_tokens += stats.num_cached_tokens
             self.usage.host_tokens += stats.num_cached_host_tokens
 

@@ -23,7 +23,11 @@ async def parse_body(request: Request, schema: type[Schema], max_bytes: int) -> 
             a body that is not a JSON object in UTF-8 or does not match the schema, naming the
             field.
     """
-    body = await read_object(request, max_bytes)
+    return validate(await read_object(request, max_bytes), schema)
+
+
+def validate(body: dict[str, Any], schema: type[Schema]) -> Schema:
+    """Return a body as ``schema``; raise an ApiError (400) that names the field."""
     try:
         return schema.model_validate(body)
     except ValidationError as error:

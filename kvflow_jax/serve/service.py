@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeVar
 
-from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.errors import ContextLengthError, InvalidRequestError
 from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.auth import KeyRing
@@ -155,12 +155,15 @@ class Service:
         max_bytes = engine.max_model_len * tokenizer.max_token_bytes
         for text in texts:
             # A character has at most four bytes, so most texts need not be encoded here.
-            if 4 * len(text) > max_bytes and len(text.encode(errors="replace")) > max_bytes:
-                raise InvalidRequestError(
+            if 4 * len(text) <= max_bytes:
+                continue
+            num_bytes = len(text.encode(errors="replace"))
+            if num_bytes > max_bytes:
+                raise ContextLengthError(
                     f"a text of {len(text)} characters cannot fit into this model's context of "
                     f"{engine.max_model_len} tokens; shorten it",
-                    param="prompt",
-                    code="context_length_exceeded",
+                    num_tokens=-(-num_bytes // tokenizer.max_token_bytes),
+                    max_tokens=engine.max_model_len - 1,
                 )
         return await self.run_in_thread(lambda: encode(tokenizer))
 

@@ -1,0 +1,46 @@
+"""The routes ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from kvflow_jax.errors import ContextLengthError
+from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.messages.errors import prompt_too_long
+from kvflow_jax.serve.messages.schema import CountTokensRequest, MessagesRequest
+from kvflow_jax.serve.messages.writer import MessageWriter
+from kvflow_jax.serve.request_body import parse_body
+from kvflow_jax.serve.stream import EventStream, collect
+from kvflow_jax.serve.submission import Chat
+
+routes = APIRouter()
+
+
+@routes.post("/v1/messages")
+async def create_message(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
+    service.check_ready()
+    body = await parse_body(request, MessagesRequest, service.config.max_body_bytes)
+    service.check_model(body.model)
+    try:
+        chat = Chat.read(service, body.to_chat())
+        generation = await chat.submit(request, service, tenant)
+    except ContextLengthError as error:
+        raise prompt_too_long(error) from error
+    writer = MessageWriter(service.model_name, chat.tools, generation.usage)
+    if body.stream:
+        return EventStream(generation, writer)
+    (choice,) = await collect(generation, request.receive)
+    return JSONResponse(writer.full(choice, generation.usage))
+
+
+@routes.post("/v1/messages/count_tokens")
+async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
+    service.check_ready()
+    body = await parse_body(request, CountTokensRequest, service.config.max_body_bytes)
+    service.check_model(body.model)
+    try:
+        prompt_ids, _ = await Chat.read(service, body.to_chat()).encode(service)
+    except ContextLengthError as error:
+        raise prompt_too_long(error) from error
+    return JSONResponse({"input_tokens": len(prompt_ids)})

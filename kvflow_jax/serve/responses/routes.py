@@ -1,0 +1,34 @@
+"""The route ``POST /v1/responses``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.request_body import parse_body
+from kvflow_jax.serve.responses.response import ResponseObject
+from kvflow_jax.serve.responses.schema import ResponsesRequest
+from kvflow_jax.serve.responses.writer import ResponseWriter
+from kvflow_jax.serve.stream import EventStream, collect
+from kvflow_jax.serve.submission import Chat
+
+routes = APIRouter()
+
+
+@routes.post("/v1/responses")
+async def create_response(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
+    service.check_ready()
+    body = await parse_body(request, ResponsesRequest, service.config.max_body_bytes)
+    service.check_model(body.model)
+    chat_body, names = body.to_chat()
+    chat = Chat.read(service, chat_body)
+    logprobs = LogprobWriter(service.tokenizer) if body.wants_logprobs else None
+    response = ResponseObject(service.model_name, body, chat.params[0])
+    writer = ResponseWriter(response, chat.tools, names, logprobs)
+    generation = await chat.submit(request, service, tenant)
+    if body.stream:
+        return EventStream(generation, writer)
+    (choice,) = await collect(generation, request.receive)
+    return JSONResponse(writer.full(choice, generation.usage))

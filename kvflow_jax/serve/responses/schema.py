@@ -1,0 +1,104 @@
+"""The body of ``POST /v1/responses``, and the chat request that it is translated to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.request_body import validate
+from kvflow_jax.serve.responses.input_items import read_input
+from kvflow_jax.serve.responses.tools import ToolNames, read_tool_choice, read_tools
+from kvflow_jax.serve.schemas import ChatRequest
+
+LOGPROBS = "message.output_text.logprobs"
+
+# Fields that need what a stateless server lacks. They would change the answer.
+_REFUSED = ("background", "conversation", "prompt")
+# Fields of the chat route that have another meaning here, or none.
+_NOT_PASSED = frozenset(
+    ("messages", "n", "max_tokens", "max_completion_tokens", "stream_options", "prompt_logprobs")
+)
+
+
+class ResponsesRequest(BaseModel):
+    """Declares the fields that are translated; all others are read as the chat route does."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    model: str | None = None
+    input: str | list[Any] | None = None
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    top_logprobs: int | None = None
+    include: list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    previous_response_id: str | None = None
+
+    def extra(self, name: str) -> Any:
+        """Return a field that is not declared; None if it is absent."""
+        return (self.model_extra or {}).get(name)
+
+    def to_chat(self) -> tuple[ChatRequest, ToolNames]:
+        """Return the chat request with the same prompt, and the names of its tools.
+
+        Raises:
+            ApiError, InvalidRequestError: a field is invalid or not supported.
+        """
+        self._check_supported()
+        tools, names = read_tools(self.tools or [])
+        fields = {k: v for k, v in (self.model_extra or {}).items() if k not in _NOT_PASSED}
+        fields |= {
+            "messages": read_input(self.instructions, self.input, names),
+            "stream": self.stream,
+            "max_completion_tokens": self.max_output_tokens,
+            "response_format": self._response_format(),
+        }
+        if self.wants_logprobs:
+            fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        if tools:
+            fields |= {
+                "tools": tools,
+                "tool_choice": read_tool_choice(self.tool_choice, names),
+                "parallel_tool_calls": self.parallel_tool_calls,
+            }
+        if self.reasoning and self.reasoning.get("effort") is not None:
+            fields["reasoning_effort"] = self.reasoning["effort"]
+        return validate(fields, ChatRequest), names
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
+    def _check_supported(self) -> None:
+        if self.previous_response_id is not None:
+            raise ApiError(
+                400,
+                f"the response '{self.previous_response_id}' is not stored: this server stores no "
+                "responses; send the whole conversation as input",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        for name in _REFUSED:
+            if self.extra(name) not in (None, False):
+                raise InvalidRequestError(
+                    f"{name} is not supported; omit it", name, "unsupported_parameter"
+                )
+
+    def _response_format(self) -> dict[str, Any] | None:
+        text_format = (self.text or {}).get("format")
+        if text_format is None:
+            return None
+        if not isinstance(text_format, dict):
+            raise InvalidRequestError("text.format must be an object", "text.format")
+        if text_format.get("type") != "json_schema":
+            return text_format
+        json_schema = {key: value for key, value in text_format.items() if key != "type"}
+        return {"type": "json_schema", "json_schema": json_schema}

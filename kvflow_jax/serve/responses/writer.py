@@ -1,0 +1,106 @@
+"""Answers of ``/v1/responses``: one object, or its stream of events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.serve.chat_tools import AnswerParser, ChatTools
+from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.generation import ChoiceDelta, Usage
+from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.responses.output_items import Event, OutputItems
+from kvflow_jax.serve.responses.response import ResponseObject
+from kvflow_jax.serve.responses.tools import ToolNames
+from kvflow_jax.serve.stream import DONE, KEEP_ALIVE, sse_event
+from kvflow_jax.tools.call_events import ArgumentsDelta, CallBegin, TextDelta
+
+
+class ResponseWriter:
+    """Writes the only choice of a generation. Implements ``StreamWriter``.
+
+    Args:
+        tools: their calls are parsed, if calls are allowed.
+        names: under which the client sent the tools.
+        logprobs: writes logprobs; None: they were not asked for.
+    """
+
+    def __init__(
+        self,
+        response: ResponseObject,
+        tools: ChatTools,
+        names: ToolNames,
+        logprobs: LogprobWriter | None,
+    ) -> None:
+        self._response = response
+        self._parser = AnswerParser(tools)
+        self._items = OutputItems(response.output, names, tools.new_call_id)
+        self._logprobs = logprobs
+        self._unsent_logprobs: list[dict[str, Any]] = []
+        self._num_events = 0
+        self._is_cut = False
+
+    def full(self, choice: ChoiceDelta, usage: Usage) -> dict[str, Any]:
+        """Return the response of a request that does not stream."""
+        self._read(choice)
+        return self._response.ended(usage, is_cut=self._is_cut)
+
+    def keep_alive(self) -> bytes:
+        return KEEP_ALIVE
+
+    def write(self, batch: Sequence[ChoiceDelta], usage: Usage) -> bytes:
+        events = [event for delta in batch for event in self._read(delta)]
+        return self._opening_events() + self._numbered(events)
+
+    def end(self, usage: Usage) -> bytes:
+        response = self._response.ended(usage, is_cut=self._is_cut)
+        return self._numbered([_response_event(response["status"], response)]) + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        opening = self._opening_events()
+        failed = _response_event("failed", self._response.failed(error))
+        return opening + self._numbered([failed]) + DONE
+
+    def _read(self, delta: ChoiceDelta) -> list[Event]:
+        events: list[Event] = []
+        if self._logprobs is not None:
+            self._unsent_logprobs += self._logprobs.chat(delta.logprobs)["content"]
+        parsed, _ = self._parser.parse(delta)
+        for event in parsed:
+            match event:
+                case TextDelta():
+                    events += self._items.text(event.text, self._take_logprobs())
+                case CallBegin():
+                    events += self._items.begin_call(event.name)
+                case ArgumentsDelta():
+                    events += self._items.arguments(event.text)
+        if delta.finish_reason is not None:
+            if self._items.is_in_message:
+                events += self._items.text("", self._take_logprobs())
+            self._is_cut = delta.finish_reason is FinishReason.LENGTH
+            events += self._items.finish(is_cut=self._is_cut)
+        return events
+
+    def _take_logprobs(self) -> list[dict[str, Any]]:
+        """Return the logprobs since the last text; text that may begin a call is pending."""
+        taken, self._unsent_logprobs = self._unsent_logprobs, []
+        return taken
+
+    def _opening_events(self) -> bytes:
+        if self._num_events:
+            return b""
+        response = self._response.in_progress()
+        return self._numbered([_response_event(s, response) for s in ("created", "in_progress")])
+
+    def _numbered(self, events: Sequence[Event]) -> bytes:
+        written = bytearray()
+        for event in events:
+            event["sequence_number"] = self._num_events
+            self._num_events += 1
+            written += sse_event(event, event["type"])
+        return bytes(written)
+
+
+def _response_event(status: str, response: dict[str, Any]) -> Event:
+    return {"type": f"response.{status}", "response": response}

@@ -1,0 +1,124 @@
+"""From a checked request body to running generations, the same for all routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request
+
+from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
+from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.serve import chat
+from kvflow_jax.serve.auth import cache_salt, fairness_key_of
+from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
+from kvflow_jax.serve.generation import Generation
+from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
+from kvflow_jax.serve.service import Service
+from kvflow_jax.tools.call_markup import CallMarkup
+from kvflow_jax.workflow.hints import HintParser, Hints
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A chat request, read and checked: of the chat route, or translated to it by another.
+
+    Attributes:
+        params: sampling parameters of each choice.
+        messages: as chat templates expect them.
+        template_kwargs: the variables that the client passes to the template.
+    """
+
+    body: ChatRequest
+    params: Sequence[SamplingParams]
+    messages: list[dict[str, Any]]
+    template_kwargs: dict[str, Any]
+    tools: ChatTools
+
+    @classmethod
+    def read(cls, service: Service, body: ChatRequest) -> Chat:
+        """Read a body; raise InvalidRequestError, which names the invalid field."""
+        chat_read = cls(
+            body,
+            body.sampling_params(),
+            chat.read_messages(body),
+            chat.template_kwargs(body),
+            chat.read_chat_tools(body, service.model_tools),
+        )
+        service.check_num_completions(len(chat_read.params))
+        return chat_read
+
+    async def encode(
+        self, service: Service, hint_parser: HintParser | None = None
+    ) -> tuple[list[int], Hints | None]:
+        """Return the prompt ids, and the hints.
+
+        Raises:
+            InvalidRequestError: a text is too long, or the template refuses the messages.
+        """
+        return await service.tokenize(
+            chat.texts_of(self.messages, self.tools),
+            lambda tokenizer: chat.encode_chat(
+                ToolTemplate(tokenizer, self.tools),
+                self.messages,
+                self.template_kwargs,
+                hint_parser,
+            ),
+        )
+
+    async def submit(self, request: Request, service: Service, tenant: str) -> Generation:
+        """Encode the chat and submit its choices; the caller must close the generation.
+
+        Raises:
+            ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
+        """
+        hint_parser = service.hint_parser(self.body.agent_hints)
+        prompt_ids, hints = await self.encode(service, hint_parser)
+        specs = request_specs(
+            request,
+            tenant,
+            self.body,
+            self.params,
+            [prompt_ids],
+            [hints],
+            hint_parser,
+            self.tools.markup,
+        )
+        return service.generate(specs, self.body.num_choices)
+
+
+def request_specs(
+    request: Request,
+    tenant: str,
+    body: GenerationRequest,
+    params: Sequence[SamplingParams],
+    prompts: Sequence[Sequence[int]],
+    hints: Sequence[Hints | None],
+    hint_parser: HintParser | None,
+    call_markup: CallMarkup | None = None,
+) -> list[RequestSpec]:
+    """Return what to submit: each prompt with its hints, once for each of ``params``."""
+    priority = body.priority
+    if hint_parser is not None and priority is None:
+        priority = hint_parser.priority
+    specs = []
+    for prompt, prompt_hints in zip(prompts, hints, strict=True):
+        prompt_ids = as_token_ids(prompt)
+        if prompt_hints is not None:
+            # Agents belong to the tenant (API key), not to the fairness key: the users and hosts
+            # of one application share its agents.
+            prompt_hints = replace(prompt_hints, tenant=tenant)
+        specs += [
+            RequestSpec(
+                prompt_ids,
+                choice_params,
+                salt=cache_salt(tenant, body.cache_salt),
+                priority=priority or 0,
+                fairness_key=fairness_key_of(request, tenant, body.user),
+                hints=prompt_hints,
+                call_markup=call_markup,
+            )
+            for choice_params in params
+        ]
+    return specs
