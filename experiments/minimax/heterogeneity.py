@@ -89,6 +89,6 @@ def _norms(name: str, problem: Quadratic, noise: float, steps: int) -> np.ndarra
         begin,
         steps=steps,
         every=10,
-        runs=len(SPREADS),
+        is_side_by_side=True,
     )
     return problem.squared_gradient(trace.x, trace.y)

@@ -51,7 +51,7 @@ def play(
     *,
     steps: int,
     every: int,
-    runs: int | None = None,
+    is_side_by_side: bool = False,
     seed: int = 0,
 ) -> Trace:
     """Run a rule at all nodes of a graph.
@@ -66,20 +66,20 @@ def play(
         y: likewise.
         steps: number of steps, a multiple of ``NUM_STRETCHES * every``.
         every: number of steps between two records.
-        runs: number of independent runs side by side; None: one, without their axis.
+        is_side_by_side: whether x and y have an axis of independent runs behind the nodes.
         seed: of the noise.
     """
     method = METHODS[name]
     has_scalars = isinstance(rule, DAdaST | DTiAda | DAdaGrad | DNeAda)
 
     def observe(state: Any) -> tuple[Any, ...]:
-        inner = state if runs is None else state.states
+        inner = state.states if is_side_by_side else state
         accumulators = (inner.accum_x, inner.accum_y) if has_scalars else ()
         return *method.point(inner), *accumulators
 
     stretch = steps // NUM_STRETCHES
     run = over_axis(
-        rule if runs is None else SideBySide(rule),
+        SideBySide(rule) if is_side_by_side else rule,
         graph,
         method.adapt(gradients),
         steps=stretch,

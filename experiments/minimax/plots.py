@@ -80,30 +80,38 @@ def heterogeneity(figures: Mapping[str, Any], folder: Path) -> str:
 
 
 def rate(figures: Mapping[str, Any], folder: Path) -> str:
-    """Draw how the squared gradient falls with noise: D-AdaST by graph, and the rivals."""
+    """Draw how the squared gradient falls with noise: D-AdaST by graph, and beside its rivals."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
     budgets = np.array(figures["curve_budgets"])
-    graphs = 0
+    by_graph, beside = axes
+    num_graphs = 0
     for label, run in figures["methods"].items():
-        is_ours = label.startswith("D-AdaST")
-        is_central = label.startswith("centralised")
-        style = _style(label)
-        if is_ours:
-            style = {"color": list(COLOURS.values())[graphs], "ls": DASHES[graphs]}
-            graphs += 1
+        name, _, graph = label.partition(", ")
+        panels = [(beside, label.removesuffix(", exponential"), _style(label))]
+        if name == "D-AdaST":
+            style = {"color": list(COLOURS.values())[num_graphs], "ls": DASHES[num_graphs]}
+            num_graphs += 1
+            is_exponential = graph.startswith("exponential")
+            ours = [(beside, name, _style(name))] if is_exponential else []
+            panels = [(by_graph, graph, style), *ours]
+        elif name.startswith("centralised"):
+            panels.append((by_graph, label, _style(label)))
         mean, half = np.array(run["curve"]), np.array(run["curve_half_width"])
-        for axis, is_here in zip(axes, (is_ours or is_central, not is_ours), strict=True):
-            if is_here:
-                axis.loglog(budgets, mean, **style, label=label.removeprefix("D-AdaST, "))
-                bottom = np.maximum(mean - half, mean / 10)
-                axis.fill_between(budgets, bottom, mean + half, color=style["color"], alpha=0.12)
+        bottom = np.maximum(mean - half, mean / 10)
+        for axis, shown, style in panels:
+            axis.loglog(budgets, mean, **style, label=shown)
+            axis.fill_between(budgets, bottom, mean + half, color=style["color"], alpha=0.12)
     first = figures["methods"]["centralised TiAda"]["curve"][0]
-    for axis, title in zip(axes, ("D-AdaST by graph", "Rivals"), strict=True):
+    for axis, title in zip(
+        axes, ("D-AdaST by graph", "Beside its rivals, exponential graph"), strict=True
+    ):
         slope = 0.3 * first * (budgets / budgets[0]) ** -0.4
         axis.loglog(budgets, slope, "k:", lw=1, label=r"$K^{-0.4}$, theory at worst")
         axis.set_xlabel("calls for gradients K")
         axis.set_title(title, loc="left")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, ncols=2)
+    # Room for the legends.
+    axes[0].set_ylim(top=2)
     axes[0].set_ylabel(r"mean $|\nabla_x f|^2$, second half of K")
     return save(figure, folder, "minimax-rate")
 

@@ -95,7 +95,7 @@ def _ends(name: str, gamma: float, budgets: Sequence[int]) -> list[Interval | No
         begin,
         steps=budgets[-1] // method.calls_per_step,
         every=CALLS_PER_RECORD // method.calls_per_step,
-        runs=NUM_SEEDS,
+        is_side_by_side=True,
     )
     norms = problem.squared_gradient(trace.x, trace.y)
     ends: list[Interval | None] = []

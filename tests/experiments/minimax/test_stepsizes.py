@@ -5,6 +5,7 @@ from experiments.minimax import stepsizes
 
 def test_ends_and_divergence(monkeypatch):
     monkeypatch.setattr(stepsizes, "QUICK_GAMMAS", (0.1, 10.0))
+    monkeypatch.setattr(stepsizes, "QUICK_METHODS", ("D-SGDA", "D-AdaST"))
     result = stepsizes.run(quick=True)
     ends = result.figures["after 1000 calls"]
     assert list(ends) == list(stepsizes.QUICK_METHODS)
