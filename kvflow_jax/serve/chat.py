@@ -20,7 +20,7 @@ from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.tools.call_events import ArgumentsDelta, CallBegin, CallEvent, TextDelta
-from kvflow_jax.tools.tool import read_tools
+from kvflow_jax.tools.tool import is_deeper, read_tools
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.hints import HintParser, Hints
 
@@ -287,11 +287,11 @@ def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             function = {**function, "arguments": _parse_arguments(arguments)}
-        elif arguments is None or isinstance(arguments, dict):
+        elif arguments is None or (isinstance(arguments, dict) and not is_deeper(arguments)):
             function = {**function, "arguments": arguments or {}}
         else:
             raise InvalidRequestError(
-                f"{field}[{i}].function.arguments must be a string",
+                f"{field}[{i}].function.arguments must be a string of JSON",
                 param=f"{field}[{i}].function.arguments",
             )
         read.append({**call, "function": function})
@@ -302,6 +302,8 @@ def _parse_arguments(arguments: str) -> Any:
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
-        # Invalid JSON that a model wrote in an earlier turn is passed on unchanged.
+        # Invalid JSON that a model wrote in an earlier turn is passed on unchanged, as is JSON so
+        # deep that templates could not write it.
         return arguments
-    return parsed if isinstance(parsed, dict) else arguments
+    is_object = isinstance(parsed, dict) and not is_deeper(parsed)
+    return parsed if is_object else arguments

@@ -17,7 +17,11 @@ from kvflow_jax.serve.stream import finish_name
 from kvflow_jax.tools.call_events import CallEvent, TextDelta
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.call_parser import CallParser
-from kvflow_jax.tools.prompt_form import knows_tools, with_prompt_form
+from kvflow_jax.tools.prompt_form import (
+    knows_tools,
+    reads_tools_of_message,
+    with_prompt_form,
+)
 from kvflow_jax.tools.syntaxes import find_syntax
 from kvflow_jax.tools.syntaxes.base import CallSyntax
 from kvflow_jax.tools.tool import Tool
@@ -29,11 +33,13 @@ class ModelTools:
 
     Attributes:
         knows_tools: its chat template writes tools; others get them in the messages.
+        has_tools_field: such a template reads the tools from a field of the system message.
         hidden: markers of its call syntax that are special tokens.
     """
 
     syntax: CallSyntax
     knows_tools: bool = False
+    has_tools_field: bool = False
     hidden: tuple[str, ...] = ()
 
     @classmethod
@@ -48,7 +54,7 @@ class ModelTools:
         template = tokenizer.chat_template
         syntax = find_syntax(template, syntax_name)
         hidden = tuple(tokenizer.special_token_ids(syntax.markup.markers))
-        return cls(syntax, knows_tools(template), hidden)
+        return cls(syntax, knows_tools(template), reads_tools_of_message(template), hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,21 +164,53 @@ class ToolTemplate:
         """
         tools, model = self._tools.tools, self._tools.model
         if not model.knows_tools:
-            messages = with_prompt_form(messages, tools, model.syntax)
+            messages = with_prompt_form(
+                messages, tools, model.syntax, as_field=model.has_tools_field
+            )
+            has_text_arguments = False
         else:
             if tools:
                 template_args["tools"] = [tool.definition for tool in tools]
             if model.syntax.call_id_len is not None:
                 messages = _with_short_ids(messages, model.syntax.call_id_len)
-        return self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, **template_args
-        )
+            has_text_arguments = any(map(_has_text_arguments, messages))
+
+        def apply(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+            return self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, **template_args
+            )
+
+        try:
+            return apply(messages)
+        except InvalidRequestError:
+            if not has_text_arguments:
+                raise
+        # Some templates, such as Qwen3-Coder's, write each argument by its name.
+        return apply([_with_named_arguments(message) for message in messages])
 
 
 def _named(choice: Any) -> str | None:
     function = choice.get("function") if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _has_text_arguments(message: Mapping[str, Any]) -> bool:
+    calls = message.get("tool_calls") or ()
+    return any(isinstance(call["function"]["arguments"], str) for call in calls)
+
+
+def _with_named_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message whose arguments that are text are an object with this one field."""
+    if not _has_text_arguments(message):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        if isinstance(arguments, str):
+            call = {**call, "function": {**call["function"], "arguments": {"text": arguments}}}
+        calls.append(call)
+    return {**message, "tool_calls": calls}
 
 
 def _with_short_ids(messages: Sequence[Mapping[str, Any]], length: int) -> list[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from kvflow_jax.tools.syntaxes.base import Call, CallSyntax
 from kvflow_jax.tools.tool import Tool
 
-# The variable in a statement or an expression; the word alone may be prose of the template.
-_TOOLS_VARIABLE = re.compile(r"\{[%{](?:[^%}]|%(?!\})|\}(?!\}))*\btools\b")
+# The variable in a statement or an expression; the word alone may be prose of the template, a
+# string, or a field.
+_TOOLS_VARIABLE = re.compile(r"\{[%{](?:[^%}]|%(?!\})|\}(?!\}))*(?<![\w.'\"])tools(?![\w'\"])")
+# Phi-4-mini's template reads the tools from the system message.
+_TOOLS_OF_MESSAGE = re.compile(r"message(\.tools\b|\[['\"]tools['\"]\])")
 
 # The wording of Hermes and Qwen, which many models have seen.
 _DESCRIPTION = """# Tools
@@ -30,8 +34,17 @@ def knows_tools(chat_template: str | None) -> bool:
     return chat_template is not None and _TOOLS_VARIABLE.search(chat_template) is not None
 
 
+def reads_tools_of_message(chat_template: str | None) -> bool:
+    """True if a chat template writes the ``tools`` of the system message."""
+    return chat_template is not None and _TOOLS_OF_MESSAGE.search(chat_template) is not None
+
+
 def with_prompt_form(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], syntax: CallSyntax
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool],
+    syntax: CallSyntax,
+    *,
+    as_field: bool = False,
 ) -> list[dict[str, Any]]:
     """Return messages of the roles system, user and assistant alone, all of them text.
 
@@ -40,16 +53,14 @@ def with_prompt_form(
 
     Args:
         messages: as ``read_messages`` of the server returns them.
+        as_field: the tools are the field ``tools`` of the system message, not part of its text.
     """
     written: list[dict[str, Any]] = []
     if tools:
-        described = _DESCRIPTION.format(
-            tools="\n".join(tool.json for tool in tools), form=syntax.form
-        )
-        if messages and messages[0]["role"] == "system":
-            described = f"{messages[0]['content']}\n\n{described}"
-            messages = messages[1:]
-        written.append({"role": "system", "content": described})
+        has_system = bool(messages) and messages[0]["role"] == "system"
+        content = messages[0]["content"] if has_system else ""
+        messages = messages[has_system:]
+        written.append(_system_message(content, tools, syntax, as_field=as_field))
     is_after_result = False
     for message in messages:
         role, content = message["role"], message["content"]
@@ -69,6 +80,20 @@ def with_prompt_form(
             written.append(dict(message))
         is_after_result = role == "tool"
     return written
+
+
+def _system_message(
+    content: str, tools: Sequence[Tool], syntax: CallSyntax, *, as_field: bool
+) -> dict[str, Any]:
+    if as_field:
+        functions = [tool.definition["function"] for tool in tools]
+        listed = json.dumps(functions, ensure_ascii=False)
+        return {"role": "system", "content": content, "tools": listed}
+    description = _DESCRIPTION.format(
+        tools="\n".join(tool.json for tool in tools), form=syntax.form
+    )
+    text = f"{content}\n\n{description}" if content else description
+    return {"role": "system", "content": text}
 
 
 def _read_call(call: Mapping[str, Any]) -> Call:

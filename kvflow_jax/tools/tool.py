@@ -71,6 +71,14 @@ def read_tools(data: Any) -> tuple[Tool, ...]:
     return tools
 
 
+def is_deeper(value: Any, max_depth: int = MAX_DEPTH) -> bool:
+    """True if a JSON value has more than ``max_depth`` levels."""
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return max_depth == 0 or any(is_deeper(item, max_depth - 1) for item in items)
+
+
 def _read_tool(field: str, data: Any) -> Tool:
     kind = data.get("type", "function") if isinstance(data, dict) else None
     if kind != "function":
@@ -93,7 +101,11 @@ def _read_tool(field: str, data: Any) -> Tool:
                 f"{field}.{key} must be {_KIND_NAMES[kinds]}", param=f"{field}.{key}"
             )
     kept = {key: function[key] for key in _FUNCTION_KEYS if function.get(key) is not None}
-    definition = _canonical(field, {"type": "function", "function": kept}, MAX_DEPTH)
+    if is_deeper(kept):
+        raise InvalidRequestError(
+            f"{field} is nested deeper than {MAX_DEPTH} levels", param=f"{field}.parameters"
+        )
+    definition = _canonical({"type": "function", "function": kept})
     properties = (function.get("parameters") or {}).get("properties")
     parameters = properties if isinstance(properties, dict) else {}
     return Tool(name, definition, parameters, bool(function.get("strict")))
@@ -102,17 +114,13 @@ def _read_tool(field: str, data: Any) -> Tool:
 _KIND_NAMES: dict[type, str] = {str: "a string", dict: "an object", bool: "true or false"}
 
 
-def _canonical(field: str, value: Any, max_depth: int) -> Any:
-    if max_depth == 0:
-        raise InvalidRequestError(
-            f"{field} is nested deeper than {MAX_DEPTH} levels", param=f"{field}.parameters"
-        )
+def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
         keys = [key for key in _FIRST_KEYS if key in value]
         keys += sorted(value.keys() - set(keys))
-        return {key: _canonical(field, value[key], max_depth - 1) for key in keys}
+        return {key: _canonical(value[key]) for key in keys}
     if isinstance(value, list):
-        return [_canonical(field, item, max_depth - 1) for item in value]
+        return [_canonical(item) for item in value]
     return value
 
 

@@ -10,7 +10,8 @@ import httpx
 import openai
 import pytest
 
-from kvflow_jax.serve.chat_tools import ModelTools
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.chat_tools import ChatTools, ModelTools, ToolTemplate
 from kvflow_jax.tools.syntaxes import SYNTAXES
 from tests.serve.serve_requests import CHAT, error_of
 from tests.support.scripted_runner import MODEL, ScriptedServer, scripted_server, scripted_tokenizer
@@ -274,6 +275,36 @@ def test_special_tokens_of_the_syntax_reach_the_parser_and_never_the_client(
     first, last = mistral.runner.prompts[0], mistral.runner.prompts[-1]
     assert first.startswith('[AVAILABLE_TOOLS][{"type": "function", "function": {"name":')
     assert '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}</s>[TOOL_RESULTS]sunny' in last
+
+
+def test_a_template_that_names_arguments_gets_those_that_are_no_json() -> None:
+    template = (
+        "{{ tools or '' }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{% for key, value in c.function.arguments | items %}<{{ key }}>{{ value }}{% endfor %}"
+        "{% endfor %}{% endfor %}"
+    )
+    tokenizer = scripted_tokenizer(template)
+    tools = ChatTools(ModelTools.of(tokenizer, "auto"), (), allows_calls=False)
+    calls = [{"function": {"name": "f", "arguments": value}} for value in ({"x": 1}, "not {json")]
+    messages = [{"role": "assistant", "content": "", "tool_calls": calls}]
+    prompt_ids = ToolTemplate(tokenizer, tools).apply_chat_template(messages)
+    assert tokenizer.decode(prompt_ids) == "<x>1<text>not {json"
+    del calls[1:]
+    with pytest.raises(InvalidRequestError):
+        ToolTemplate(tokenizer, tools).apply_chat_template(messages, chat_template="{{ 1 / 'a' }}")
+
+
+def test_arguments_nested_too_deep_are_text_or_refused(
+    server: ScriptedServer, http: httpx.Client
+) -> None:
+    server.script("a")
+    deep = '{"x":' * 100 + "1" + "}" * 100
+    function = {"name": "f", "arguments": deep}
+    message = {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]}
+    assert http.post(CHAT, json={"messages": [message, *USER]}).status_code == 200
+    function["arguments"] = json.loads(deep)
+    error = error_of(http.post(CHAT, json={"messages": [message, *USER]}), 400)
+    assert error["param"] == "messages[0].tool_calls[0].function.arguments"
 
 
 def test_tools_that_differ_in_the_order_of_keys_share_their_prefix(

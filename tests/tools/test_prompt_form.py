@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from kvflow_jax.tools.prompt_form import knows_tools, with_prompt_form
+from kvflow_jax.tools.prompt_form import (
+    knows_tools,
+    reads_tools_of_message,
+    with_prompt_form,
+)
 from kvflow_jax.tools.syntaxes import SYNTAXES
 from tests.tools.parsing import TOOLS
 
@@ -18,11 +24,21 @@ USER = {"role": "user", "content": "hi"}
         ("{{ tools | tojson }}", True),
         ("{# tools #}{{ messages }} You have no tools.", False),
         ("{% if messages %} tools {% endif %}", False),
+        ("{% if message['tools'] %}{{ message.tools }}{% endif %}", False),
         (None, False),
     ],
 )
 def test_a_template_knows_tools_if_it_reads_the_variable(template: str | None, knows: bool) -> None:
     assert knows_tools(template) is knows
+
+
+def test_a_template_may_read_the_tools_from_the_system_message() -> None:
+    assert reads_tools_of_message("{{ message['tools'] }}")
+    assert not reads_tools_of_message("{{ tools }}")
+    assert not reads_tools_of_message(None)
+    (system, _) = with_prompt_form([USER], TOOLS[:1], HERMES, as_field=True)
+    assert (system["role"], system["content"]) == ("system", "")
+    assert [one["name"] for one in json.loads(system["tools"])] == ["get_weather"]
 
 
 def test_messages_without_tools_stay() -> None:
