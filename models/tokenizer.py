@@ -151,6 +151,10 @@ class Tokenizer:
         ids = {text: self.hf.convert_tokens_to_ids(text) for text in texts}
         return {text: i for text, i in ids.items() if i is not None and self.is_special(i)}
 
+    def token_strs(self, ids: Sequence[int]) -> list[str]:
+        """Return tokens as the vocabulary writes them; empty for ids past it."""
+        return [token or "" for token in self.hf.convert_ids_to_tokens(list(ids))]
+
     def is_special(self, token_id: int) -> bool:
         """True if ``decode`` skips this token."""
         added = self._added.get(token_id)

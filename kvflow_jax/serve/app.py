@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax import __version__
-from kvflow_jax.serve import chat, completions, workflows
+from kvflow_jax.serve import chat, completions, tokenization, workflows
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
@@ -46,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(public_routes)
     app.include_router(routes)
     app.include_router(workflows.routes)
+    app.include_router(tokenization.routes)
     app.include_router(responses)
     app.include_router(messages)
     install_error_handlers(app, {"/v1/messages": error_response})

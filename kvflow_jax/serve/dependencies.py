@@ -15,10 +15,10 @@ async def get_service(request: Request) -> Service:
 
 
 async def get_tenant(request: Request) -> str:
-    """Return the tenant of a request; raise a 401 ApiError before the body is read."""
+    """Return the tenant of a request; raise a 401 or 400 ApiError before the body is read."""
     headers = dict(request.scope["headers"])
     service: Service = request.app.state.service
-    return service.keys.authenticate(headers.get(b"authorization"))
+    return service.keys.authenticate(headers.get(b"authorization"), headers.get(b"x-api-key"))
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]

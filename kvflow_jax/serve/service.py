@@ -90,6 +90,11 @@ class Service:
     def stats(self) -> EngineStats:
         return EngineStats() if self._engine is None else self._engine.stats
 
+    @property
+    def max_model_len(self) -> int:
+        """The model's context in tokens; raise a 503 ApiError while there is none."""
+        return self._require_ready()[0].max_model_len
+
     def check_ready(self) -> None:
         """Raise unless the engine accepts requests.
 

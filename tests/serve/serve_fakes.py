@@ -243,12 +243,15 @@ class FakeTokenizer:
         self.num_rendered = 0
         self.rejects_system_only = False  # messages without a user message
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         self.encoded.append(text)
         return [ord(character) for character in text]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(map(chr, ids))
+
+    def token_strs(self, ids: Sequence[int]) -> list[str]:
+        return [chr(token_id) for token_id in ids]
 
     def is_special(self, token_id: int) -> bool:
         return False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -22,6 +23,9 @@ def test_every_route_but_health_and_metrics_requires_a_key() -> None:
             ("GET", "/v1/models/tiny"),
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/completions"),
+            ("POST", "/v1/responses"),
+            ("POST", "/tokenize"),
+            ("POST", "/detokenize"),
             ("POST", "/flush_cache"),
         ):
             answer = http.request(method, path, content=b"{")
@@ -51,6 +55,36 @@ def test_every_route_but_health_and_metrics_requires_a_key() -> None:
 def test_a_wrong_authorization_header_is_rejected(header: bytes | None) -> None:
     with pytest.raises(ApiError):
         KeyRing(["red"]).authenticate(header)
+
+
+def test_a_key_may_come_as_anthropics_clients_send_it() -> None:
+    keys = KeyRing(["red", "blue"])
+    tenant = keys.authenticate(b"Bearer red")
+    assert tenant == keys.authenticate(None, b" red ") == keys.authenticate(b"Bearer red", b"red")
+    assert keys.authenticate(b"Basic x", b"red") == tenant
+    for api_key in (b"", b"green"):
+        with pytest.raises(ApiError) as raised:
+            keys.authenticate(None, api_key)
+        assert raised.value.status == 401
+
+
+def test_two_different_keys_are_ambiguous() -> None:
+    with pytest.raises(ApiError, match="different keys") as raised:
+        KeyRing(["red", "blue"]).authenticate(b"Bearer red", b"blue")
+    assert raised.value.status == 400
+
+
+def test_messages_are_authenticated_in_their_dialect() -> None:
+    with live_server(api_keys=("red",)) as live:
+        with anthropic.Anthropic(base_url=live.url, api_key="red", max_retries=0) as client:
+            message = client.messages.create(model="tiny", max_tokens=8, messages=HELLO)
+            assert message.content[0].text == "Hello"
+        with (
+            anthropic.Anthropic(base_url=live.url, api_key="green", max_retries=0) as client,
+            pytest.raises(anthropic.AuthenticationError) as raised,
+        ):
+            client.messages.count_tokens(model="tiny", messages=HELLO)
+        assert raised.value.body["error"]["type"] == "authentication_error"
 
 
 def test_a_single_key_has_no_tenants() -> None:
