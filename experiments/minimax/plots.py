@@ -146,13 +146,51 @@ def stepsizes(figures: Mapping[str, Any], folder: Path) -> str:
     return save(figure, folder, "minimax-stepsizes")
 
 
+def digits(figures: Mapping[str, Any], folder: Path) -> str:
+    """Draw robust training by graph: adaptive methods where demanded, constant ones at their best.
+
+    Curves are means over the seeds that were played there.
+    """
+    graphs = list(figures["ratios"])
+    figure, axes = plt.subplots(
+        1, len(graphs), figsize=(4.2 * len(graphs), 3.6), sharey=True, layout="constrained"
+    )
+    for axis, graph in zip(np.atleast_1d(axes), graphs, strict=True):
+        for (method, gamma), dashes in _digits_shown(figures).items():
+            curves = [
+                run["curve"]
+                for run in figures["runs"]
+                if (run["method"], run["gamma_x"], run["graph"]) == (method, gamma, graph)
+                and not run["mixed_share"]
+                and "curve" in run
+            ]
+            if curves:
+                mean = np.mean(curves, axis=0)
+                calls = np.arange(1, len(mean) + 1) * figures["calls"] / len(mean)
+                label = f"{method}, {gamma:g}"
+                axis.semilogy(calls, mean, color=COLOURS[method], ls=dashes, label=label)
+        axis.set_xlabel("calls for gradients")
+        axis.set_title(graph, loc="left")
+    np.atleast_1d(axes)[0].set_ylabel(r"$|\nabla_x f|^2$ at the mean")
+    np.atleast_1d(axes)[-1].legend(fontsize=7, title=r"$\gamma_x$; dashed: the best of a sweep")
+    return save(figure, folder, "minimax-digits")
+
+
 # By the part whose figures they draw.
 DRAW: dict[str, Callable[[Mapping[str, Any], Path], str]] = {
     "two-nodes": two_nodes,
     "heterogeneity": heterogeneity,
     "rate": rate,
     "stepsizes": stepsizes,
+    "digits": digits,
 }
+
+
+def _digits_shown(figures: Mapping[str, Any]) -> dict[tuple[str, float], str]:
+    """Return the dashes of each method and gamma_x that is drawn for the digits."""
+    shown = {(method, figures["gamma_x"]): "-" for method in figures["adaptive"]}
+    best = figures["best_gamma_x"].items()
+    return shown | {pair: "--" for pair in best if pair[0] not in figures["adaptive"]}
 
 
 def _style(label: str) -> dict[str, Any]:

@@ -64,6 +64,13 @@ def test_figures_without_matplotlib_say_how_to_get_it(command, capsys, monkeypat
     assert "pip install '.[viz]'" in capsys.readouterr().err
 
 
+def test_digits_without_their_package_say_how_to_get_it(command, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit):
+        command(command_module, "--only", "digits")
+    assert "pip install -e '.[minimax]'" in capsys.readouterr().err
+
+
 def test_in_float64_the_quick_form_reaches_what_is_demanded(tmp_path):
     file = tmp_path / "out.json"
     flags = ["--quick", "--only", "two-nodes", "frozen", "--json", file, "--figures", tmp_path]
