@@ -172,7 +172,13 @@ def digits(figures: Mapping[str, Any], folder: Path) -> str:
         axis.set_xlabel("calls for gradients")
         axis.set_title(graph, loc="left")
     np.atleast_1d(axes)[0].set_ylabel(r"$|\nabla_x f|^2$ at the mean")
-    np.atleast_1d(axes)[-1].legend(fontsize=7, title=r"$\gamma_x$; dashed: the best of a sweep")
+    np.atleast_1d(axes)[-1].legend(
+        fontsize=7,
+        title="$\\gamma_x$; dashed: best of a sweep",
+        title_fontsize=7,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     return save(figure, folder, "minimax-digits")
 
 

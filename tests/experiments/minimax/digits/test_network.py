@@ -62,15 +62,16 @@ def test_robust_loss_is_the_cross_entropy_less_the_penalty(point, batch):
 def test_gradients_of_a_node_are_finite_differences(point, batch):
     # All images alike: any batch that is drawn is the same.
     one = Images(np.repeat(batch.pixels[:1], 40, axis=0), np.repeat(batch.labels[:1], 40))
-    grads = network.gradients(one, *point, jax.random.key(2))
+    grads = jax.jit(network.gradients)(one, *point, jax.random.key(2))
     direction = jax.tree.map(
         lambda leaf: jax.random.normal(jax.random.key(3), leaf.shape), (point[0], point[1])
     )
     step = 1e-2
+    loss = jax.jit(network.robust_loss)
 
     def moved(factor):
         there = jax.tree.map(lambda leaf, way: leaf + factor * step * way, point, direction)
-        return float(network.robust_loss(*there, one))
+        return float(loss(*there, one))
 
     slope = sum(
         float(jnp.vdot(grad, way))
@@ -80,8 +81,7 @@ def test_gradients_of_a_node_are_finite_differences(point, batch):
 
 
 def test_batches_differ_by_key(point, batch):
-    one, same, other = (
-        network.gradients(batch, *point, jax.random.key(seed))[1] for seed in (0, 0, 1)
-    )
+    gradients = jax.jit(network.gradients)
+    one, same, other = (gradients(batch, *point, jax.random.key(seed))[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
