@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         QueueFullError,
         StepFailedError,
     )
+    from kvflow_jax.grammar.spec import StructuredOutputsParams
     from kvflow_jax.requests.outputs import (
         EngineStats,
         FinishReason,
@@ -53,6 +54,7 @@ _HOME = {
     "RequestStats": "requests.outputs",
     "TokenLogprobs": "requests.outputs",
     "SamplingParams": "requests.sampling_params",
+    "StructuredOutputsParams": "grammar.spec",
     "Workflow": "workflow.workflow",
     "WorkflowRun": "api.workflow_run",
     "CapacityError": "errors",
@@ -87,6 +89,7 @@ __all__ = [
     "Reuse",
     "SamplingParams",
     "StepFailedError",
+    "StructuredOutputsParams",
     "TokenLogprobs",
     "Workflow",
     "WorkflowRun",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return len(self.hf)
+
+    def serialized(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json, without padding and truncation."""
+        backend = copy(self.hf.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        return str(backend.to_str())
 
     @property
     def max_token_bytes(self) -> int:

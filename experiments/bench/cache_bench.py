@@ -180,6 +180,8 @@ class _NullRunner:
 
     def load_sequence_state(self, request: Any) -> None: ...
 
+    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None: ...
+
     def score(self, start: int, targets: np.ndarray) -> list[Any]:
         return []
 

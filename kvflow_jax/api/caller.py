@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn, overload
 
 from kvflow_jax.api.completion import Collector, Completion, Stream
@@ -92,7 +93,9 @@ class Caller:
         hints = self._complete_hints(hints)
         listed, is_single = list_prompts(prompts)
         by_prompt = zip(listed, _broadcast(params, len(listed)), strict=True)
-        specs = [self.encoder.text(prompt, own, hints) for prompt, own in by_prompt]
+        specs = [
+            self._with_grammar(self.encoder.text(prompt, own, hints)) for prompt, own in by_prompt
+        ]
         completions = self._complete(specs, progress=progress and not is_single)
         return completions[0] if is_single else completions
 
@@ -141,7 +144,9 @@ class Caller:
         hints = self._complete_hints(hints)
         listed, is_single = list_conversations(messages)
         by_conversation = zip(listed, _broadcast(params, len(listed)), strict=True)
-        specs = [self.encoder.chat(talk, own, hints) for talk, own in by_conversation]
+        specs = [
+            self._with_grammar(self.encoder.chat(talk, own, hints)) for talk, own in by_conversation
+        ]
         completions = self._complete(specs, progress=progress and not is_single)
         return completions[0] if is_single else completions
 
@@ -165,7 +170,8 @@ class Caller:
             StepFailedError: from the iteration, if a step of the request fails.
         """
         hints = self._complete_hints(hints)
-        return Stream(self.engine, self.encoder.text(prompt, params, hints))
+        spec = self.encoder.text(prompt, params, hints)
+        return Stream(self.engine, self._with_grammar(spec))
 
     def stream_chat(
         self,
@@ -176,7 +182,16 @@ class Caller:
     ) -> Stream:
         """Answer one conversation as a stream of outputs; see ``stream`` and ``chat``."""
         hints = self._complete_hints(hints)
-        return Stream(self.engine, self.encoder.chat(messages, params, hints))
+        spec = self.encoder.chat(messages, params, hints)
+        return Stream(self.engine, self._with_grammar(spec))
+
+    def _with_grammar(self, spec: RequestSpec) -> RequestSpec:
+        """Return a request with the grammar that its parameters ask for, compiled."""
+        structured_outputs = spec.params.structured_outputs
+        if structured_outputs is None:
+            return spec
+        grammar = self.engine.compile_grammar(structured_outputs)
+        return replace(spec, prompt=spec.prompt_ids, grammar=grammar)
 
     def _complete(self, specs: Sequence[RequestSpec], *, progress: bool) -> list[Completion]:
         """Submit all requests or none, wait for all, and return their completions in order."""

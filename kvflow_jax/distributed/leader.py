@@ -16,6 +16,7 @@ from kvflow_jax.distributed.messages import (
     Reset,
     Score,
     SetSequenceState,
+    SetTokenMasks,
     Submit,
     Write,
 )
@@ -115,6 +116,11 @@ class LeaderRunner:
         self._remote_arrays.send(SetSequenceState(vars(sequence_state)))
         with self._leader.lockstep():
             self._runner.set_sequence_state(sequence_state)
+
+    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
+        self._remote_arrays.send(SetTokenMasks(seq_slots, masks))
+        with self._leader.lockstep():
+            self._runner.set_token_masks(seq_slots, masks)
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[LeaderScores]:
         self._remote_arrays.send(Score(start, targets))

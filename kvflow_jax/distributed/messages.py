@@ -74,6 +74,14 @@ class SetSequenceState:
 
 
 @dataclass(frozen=True)
+class SetTokenMasks:
+    """Call ``Runner.set_token_masks``."""
+
+    seq_slots: np.ndarray
+    masks: np.ndarray
+
+
+@dataclass(frozen=True)
 class Score:
     """Call ``Runner.score``."""
 
@@ -161,6 +169,7 @@ Message = (
     | Gathered
     | Submit
     | SetSequenceState
+    | SetTokenMasks
     | Score
     | Read
     | Write

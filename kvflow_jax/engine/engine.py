@@ -27,6 +27,9 @@ from kvflow_jax.engine.stats import counters, snapshot
 from kvflow_jax.engine.step_in_flight import StepInFlight
 from kvflow_jax.engine.trace import NoTrace, Tracer
 from kvflow_jax.errors import KVFlowError, StepFailedError
+from kvflow_jax.grammar.compiler import GrammarCompiler
+from kvflow_jax.grammar.matcher import Matcher
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request import Request, TokenDelta
@@ -116,6 +119,11 @@ class Engine:
             model_name=model_name,
             seed=seed,
         )
+        self._grammar_compiler = (
+            None
+            if tokenizer is None
+            else GrammarCompiler(tokenizer, vocab_size, tuple(eos_token_ids))
+        )
         self._requests: dict[int, Request] = {}
         self._in_flight: StepInFlight | None = None
         self._next_id = 0
@@ -142,6 +150,18 @@ class Engine:
     def check(self, spec: RequestSpec) -> None:
         """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
         self._request_factory.check(spec)
+
+    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Matcher:
+        """Return the ``grammar`` of requests that ask for it. Any thread may call this; it blocks.
+
+        Raises:
+            InvalidRequestError: see ``GrammarCompiler.compile``; or the model has no tokenizer.
+        """
+        if self._grammar_compiler is None:
+            raise structured_outputs.error(
+                f"{structured_outputs.param} needs a tokenizer, which this model lacks"
+            )
+        return self._grammar_compiler.compile(structured_outputs)
 
     def add(
         self,
@@ -349,7 +369,11 @@ class Engine:
         delta = _NO_DELTA
         for token in tokens:
             request.append(token)
-            delta = request.detokenize(token)
+            try:
+                delta = request.detokenize(token)
+            except StepFailedError as error:
+                self._finish(request, FinishReason.ERROR, now, error)
+                return
             text += delta.text
             if delta.finish_reason is not None:
                 break
@@ -368,6 +392,7 @@ class Engine:
             logprobs=logprobs,
             prompt_logprobs=tuple(request.prompt_logprobs) if is_first else (),
             stop_reason=delta.stop_reason,
+            completes_grammar=delta.completes_grammar,
         )
         if delta.finish_reason is not None:
             self._finish(request, delta.finish_reason, now, output=output)

@@ -50,6 +50,14 @@ class StepInFlight:
         for request in plan.admitted:
             if request.params.needs_sampler_state:
                 runner.load_sequence_state(request)
+        constrained = [
+            (chunk.request.seq_slot, chunk.request.matcher.mask)
+            for chunk in plan.chunks
+            if chunk.samples and chunk.request.matcher is not None
+        ]
+        if constrained:
+            seq_slots, masks = zip(*constrained, strict=True)
+            runner.set_token_masks(np.array(seq_slots, np.int32), np.stack(masks))
         handle = submit(plan, batch)
         return cls(plan, now, handle, sample_rows, list(_score_prompts(runner, plan, starts)))
 

@@ -60,6 +60,7 @@ class Output:
         prompt_logprobs: in the first output, one for each prompt token after the first, if the
             request wants them.
         stop_reason: in the last output, the stop string or stop token id that ended the text.
+        completes_grammar: the text ends because its grammar allows no other token.
     """
 
     request_id: int
@@ -71,11 +72,14 @@ class Output:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stop_reason: str | int | None = None
+    completes_grammar: bool = False
 
     @property
     def ends_at_token(self) -> bool:
         """True if the last of ``token_ids`` ended the text; its own text is not in ``text``."""
-        return self.finish_reason is FinishReason.STOP and not isinstance(self.stop_reason, str)
+        if self.completes_grammar or isinstance(self.stop_reason, str):
+            return False
+        return self.finish_reason is FinishReason.STOP
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import FIELDS as STRUCTURED_OUTPUTS_FIELDS
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,22 @@ class TokenBias(Param):
             _check_integer(name, token, low=0): _check_number(name, bias, self.low, self.high)
             for token, bias in value.items()
         }
+
+
+@dataclass(frozen=True)
+class StructuredOutputs(Param):
+    """A ``StructuredOutputsParams``, or a mapping of its fields."""
+
+    @property
+    def accepts(self) -> str:
+        return f"an object with one of {', '.join(STRUCTURED_OUTPUTS_FIELDS)}"
+
+    def check(self, name: str, value: object) -> StructuredOutputsParams:
+        if isinstance(value, StructuredOutputsParams):
+            return value
+        if not isinstance(value, Mapping):
+            raise InvalidRequestError(f"{name} must be {self.accepts}, got {value!r:.80}", name)
+        return StructuredOutputsParams.of_mapping(value, name)
 
 
 def _check_integer(name: str, value: object, low: int, high: int | None = None) -> int:

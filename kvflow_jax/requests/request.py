@@ -25,6 +25,7 @@ class TokenDelta:
     text: str
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    completes_grammar: bool = False
 
 
 class Request:
@@ -44,6 +45,7 @@ class Request:
         prompt_logprobs: of the prompt tokens from the second on.
         block_hashes: hashes that ``block_hashes.block_hashes`` has computed.
         sampling_row: sampling parameters as arrays, cached by ``runtime.batch``.
+        matcher: its state within its grammar, past all known output tokens; None: no grammar.
         is_loading: part of its prefix is being loaded to the device.
         num_cached: prompt tokens found in the cache at first admission; None: not yet admitted.
         num_cached_host: the part of ``num_cached`` that was not on the device.
@@ -76,6 +78,7 @@ class Request:
         self.max_len = max_len
         self.stop_ids = stop_ids
         self.seed = seed
+        self.matcher = None if spec.grammar is None else spec.grammar.clone()
         self.detokenizer = detokenizer
         self.stop_strings = stop_strings
         self.virtual_start = 0
@@ -128,7 +131,12 @@ class Request:
 
     @property
     def wants_step(self) -> bool:
-        """True if it has tokens to compute and may sample another."""
+        """True if it has tokens to compute and may sample another.
+
+        The mask of the next sample follows from the last: with a grammar the host must know it.
+        """
+        if self.matcher is not None and self.num_in_flight:
+            return False
         return self.num_computed < self.num_tokens < self.max_len
 
     @property
@@ -145,14 +153,19 @@ class Request:
         self.num_in_flight -= 1
 
     def detokenize(self, token: int) -> TokenDelta:
-        """Return the text that the token just appended completes, and whether it is the last."""
+        """Return the text that the token just appended completes, and whether it is the last.
+
+        Raises:
+            StepFailedError: the grammar of the request cannot be followed any further.
+        """
         may_stop = self.num_output >= self.params.min_tokens
         if token in self.stop_ids and may_stop:
             # Only a stop token of the caller is a stop reason; the end-of-text token is not.
             stop_reason = token if token in self.params.stop_token_ids else None
             return TokenDelta(self.flush_text(), FinishReason.STOP, stop_reason)
+        is_complete = self.matcher is not None and self.matcher.accept(token)
         text = self.detokenizer.push([token]) if self.detokenizer else ""
-        is_last = self.num_known == self.max_len
+        is_last = is_complete or self.num_known == self.max_len
         if is_last and self.detokenizer is not None:
             text += self.detokenizer.flush()
         if self.stop_strings is not None:
@@ -161,6 +174,8 @@ class Request:
                 return TokenDelta(text, FinishReason.STOP, stop)
             if is_last:
                 text += self.stop_strings.flush()
+        if is_complete:
+            return TokenDelta(text, FinishReason.STOP, completes_grammar=True)
         return TokenDelta(text, FinishReason.LENGTH if is_last else None)
 
     def flush_text(self) -> str:

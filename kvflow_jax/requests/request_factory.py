@@ -71,6 +71,11 @@ class RequestFactory:
                 f"token ids of logit_bias must be between 0 and {self._vocab_size - 1}",
                 "logit_bias",
             )
+        if (params.structured_outputs is None) != (spec.grammar is None):
+            raise InvalidRequestError(
+                "structured outputs need a grammar that was compiled for this model",
+                "structured_outputs",
+            )
         if params.stop and self._tokenizer is None:
             raise InvalidRequestError(
                 "stop strings need a tokenizer, which this model lacks: use stop_token_ids", "stop"

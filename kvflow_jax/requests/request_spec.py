@@ -8,6 +8,7 @@ from dataclasses import InitVar, dataclass, field
 import numpy as np
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.workflow.hints import Hints
@@ -30,6 +31,7 @@ class RequestSpec:
         hints: workflow hints. Hints that cannot be used never fail the request.
         call_markup: where tool calls are in the output. Stop strings do not end a call, and the
             text has the markers of calls that are special tokens. None: there are no calls.
+        grammar: ``params.structured_outputs`` compiled, at its start; never advanced.
 
     Attributes:
         prompt_ids: the prompt, i32[num_prompt], read-only.
@@ -45,6 +47,7 @@ class RequestSpec:
     fairness_key: str = ""
     hints: Hints | None = None
     call_markup: CallMarkup | None = None
+    grammar: Matcher | None = None
     prompt_ids: np.ndarray = field(init=False)
 
     def __post_init__(self, prompt: Sequence[int] | np.ndarray) -> None:

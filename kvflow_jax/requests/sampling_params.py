@@ -9,12 +9,14 @@ from textwrap import fill
 from typing import Annotated, get_args, get_type_hints
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.param import (
     Flag,
     Integer,
     Number,
     Param,
     Strings,
+    StructuredOutputs,
     TokenBias,
     TokenIds,
 )
@@ -30,8 +32,8 @@ class SamplingParams:
     """Sampling and stop conditions of one request.
 
     Logits are changed in this order: ``logit_bias``, the ban of stop tokens before ``min_tokens``,
-    penalties, temperature, top_n_sigma, min_p, top_k, top_p. For several answers to one prompt,
-    send the prompt several times: its shared KV is computed once.
+    penalties, ``structured_outputs``, temperature, top_n_sigma, min_p, top_k, top_p. For several
+    answers to one prompt, send the prompt several times: its shared KV is computed once.
 
     Raises:
         InvalidRequestError: a value is out of range; the message names the field and its bound.
@@ -161,6 +163,13 @@ class SamplingParams:
             http_off=-1,  # llama.cpp's
         ),
     ] = 0.0
+    structured_outputs: Annotated[
+        StructuredOutputsParams | None,
+        StructuredOutputs(
+            "what the output must match: a JSON Schema, a regular expression, one of several "
+            "texts, a grammar, or any JSON object; none: anything"
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         for name, param in PARAMS.items():

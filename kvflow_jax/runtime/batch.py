@@ -59,7 +59,8 @@ class _Int:
     NEEDS_SAMPLER_STATE = 5  # from here on a request's constants
     WANTS_LOGPROBS = 6
     SEED = 7  # two columns, the bits of u32[2]
-    PARAMS = 9  # INT_PARAMS
+    HAS_GRAMMAR = 9
+    PARAMS = 10  # INT_PARAMS
     PAGES = PARAMS + len(INT_PARAMS)
 
 
@@ -129,6 +130,7 @@ class Batch(Generic[Array]):
             needs_sampler_state=ints[:, _Int.NEEDS_SAMPLER_STATE] != 0,
             bans_stops=ints[:, _Int.BANS_STOPS] != 0,
             wants_logprobs=ints[:, _Int.WANTS_LOGPROBS] != 0,
+            has_grammar=ints[:, _Int.HAS_GRAMMAR] != 0,
         )
 
 
@@ -280,6 +282,7 @@ def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.nda
     ints[_Int.NEEDS_SAMPLER_STATE] = params.needs_sampler_state
     ints[_Int.WANTS_LOGPROBS] = params.logprobs is not None
     ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
+    ints[_Int.HAS_GRAMMAR] = params.structured_outputs is not None
     ints[_Int.PARAMS : _Int.PAGES] = [getattr(params, name) for name in INT_PARAMS]
     floats = np.array([getattr(params, name) for name in FLOAT_PARAMS], np.float32)
     if params.is_greedy:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool, PoolSpec
+from kvflow_jax.grammar.matcher import num_mask_words
 from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.model import Leaves, Model, Params
 from kvflow_jax.models.rope import Angles
@@ -20,7 +21,7 @@ from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs, PenaltyState, 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["last_tokens", "penalties", "hidden"],
+    data_fields=["last_tokens", "penalties", "token_masks", "hidden"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class SamplerState:
     Attributes:
         last_tokens: i32[num_seq_slots], the last sample of each running request.
         penalties: what penalties, bans and bias read, of each running request.
+        token_masks: i32[num_seq_slots, ceil(vocab_size / 32)], the tokens that grammars allow next;
+            stale unless the request has a grammar.
         hidden: [max num_tokens of a step + SCORE_CHUNK_LEN, hidden_size], hidden states of the last
             step, from which prompt tokens are scored.
     """
 
     last_tokens: jax.Array
     penalties: PenaltyState
+    token_masks: jax.Array
     hidden: jax.Array
 
     @classmethod
@@ -46,6 +50,7 @@ class SamplerState:
         return cls(
             last_tokens=jnp.zeros(num_seq_slots, jnp.int32),
             penalties=PenaltyState.zeros(num_seq_slots, config.vocab_size),
+            token_masks=jnp.zeros((num_seq_slots, num_mask_words(config.vocab_size)), jnp.int32),
             hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
         )
 
@@ -153,11 +158,12 @@ def sample_tokens(
     logits = model.compute_logits(embed_and_head, hidden[last])
     position = batch.query_start + batch.query_len
     rows = batch.sampling
-    tokens, logprobs = sample(logits, rows, state.penalties, position)
+    tokens, logprobs = sample(logits, rows, state.penalties, state.token_masks, position)
     seq_slot = rows.seq_slot
     state = SamplerState(
         last_tokens=state.last_tokens.at[seq_slot].set(tokens, mode="drop"),
         penalties=state.penalties.count(seq_slot, tokens),
+        token_masks=state.token_masks,
         hidden=jax.lax.dynamic_update_slice(state.hidden, hidden, (0, 0)),
     )
     return state, tokens, logprobs

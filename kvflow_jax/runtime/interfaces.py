@@ -67,6 +67,15 @@ class Runner(Protocol):
         """Load a request's tokens, stop tokens and logit bias into the state of its seq_slot."""
         ...
 
+    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
+        """Set which tokens the grammars of requests allow next.
+
+        Args:
+            seq_slots: i32[num_requests].
+            masks: i32[num_requests, ceil(vocab_size / 32)]; see ``Matcher.mask``.
+        """
+        ...
+
     def score(self, start: int, targets: np.ndarray) -> Sequence[ScoreHandle]:
         """Dispatch the logprobs of given tokens under the step submitted last.
 

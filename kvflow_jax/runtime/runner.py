@@ -23,6 +23,7 @@ from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
 LAYERS_PER_CALL = 10
 MAX_STOPS = MAX_STOP_TOKEN_IDS + 16  # the request's, and the model's EOS tokens
+MASKS_PER_CALL = 8  # of running requests with a grammar
 LayerGroup = tuple[np.int32, list[Leaves]]  # index of its first layer, matrices of each layer
 
 
@@ -118,6 +119,7 @@ class ModelRunner:
         self._load_sequence_state = jax.jit(
             PenaltyState.load_sequence_state, donate_argnums=0, out_shardings=self._replicated
         )
+        self._set_token_masks = jax.jit(_set_rows, donate_argnums=0, out_shardings=self._replicated)
         self._read = jax.jit(KVPool.gather, out_shardings=self.block_sharding)
         self._write = jax.jit(KVPool.scatter, donate_argnums=0, out_shardings=self._pool_sharding)
 
@@ -152,6 +154,19 @@ class ModelRunner:
         penalties = self._load_sequence_state(sampler.penalties, sequence_state)
         self._state = replace(self._state, sampler=replace(sampler, penalties=penalties))
 
+    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
+        sampler = self._state.sampler
+        token_masks, num_slots = sampler.token_masks, self.shapes.num_seq_slots
+        for first in range(0, len(seq_slots), MASKS_PER_CALL):
+            own = seq_slots[first : first + MASKS_PER_CALL]
+            # Out of range: padding, which is not written.
+            rows = np.full(MASKS_PER_CALL, num_slots, np.int32)
+            rows[: len(own)] = own
+            values = np.zeros((MASKS_PER_CALL, masks.shape[1]), np.int32)
+            values[: len(own)] = masks[first : first + MASKS_PER_CALL]
+            token_masks = self._set_token_masks(token_masks, rows, values)
+        self._state = replace(self._state, sampler=replace(sampler, token_masks=token_masks))
+
     def score(self, start: int, targets: np.ndarray) -> list[JaxScores]:
         hidden, scores = self._state.sampler.hidden, []
         for first in range(0, len(targets), SCORE_CHUNK_LEN):
@@ -178,6 +193,7 @@ class ModelRunner:
             # One group of layers is enough, because all groups share its program.
             self._submit(self._padding(shape), self._groups[:1]).result()
         self.set_sequence_state(_empty_sequence_state(self.shapes, self._model.config.vocab_size))
+        self.set_token_masks(np.zeros(1, np.int32), np.asarray(self._state.sampler.token_masks[:1]))
         for scores in self.score(0, np.zeros(1, np.int32)):
             scores.result()
         for size in self._extent_sizes:
@@ -243,6 +259,14 @@ class ModelRunner:
             partial(SamplerState.zeros, self._model, self.shapes), out_shardings=self._replicated
         )
         return RunnerState(KVPool(zeros().data, self._shard_spec), sampler())
+
+
+def _set_rows(
+    table: jax.Array,  # [num_rows, width]
+    rows: jax.Array,  # i32[n]; out of range: dropped
+    values: jax.Array,  # [n, width]
+) -> jax.Array:
+    return table.at[rows].set(values, mode="drop")
 
 
 def _start_copy(logprobs: Logprobs[jax.Array]) -> None:

@@ -43,6 +43,7 @@ class SamplingRows(Generic[Array]):
     needs_sampler_state: Array  # bool[n], whether penalties, bias or bans are on
     bans_stops: Array  # bool[n], whether stop tokens are banned (min_tokens)
     wants_logprobs: Array  # bool[n]
+    has_grammar: Array  # bool[n], whether the token mask of the seq_slot applies
 
 
 @jax.tree_util.register_dataclass
@@ -117,16 +118,22 @@ def sample(
     logits: jax.Array,  # f32[n, vocab_size]
     rows: SamplingRows[jax.Array],
     penalties: PenaltyState,
+    token_masks: jax.Array,  # i32[num_seq_slots, ceil(vocab_size / 32)], see ``Matcher.mask``
     position: jax.Array,  # i32[n], position of the new token
 ) -> tuple[jax.Array, Logprobs[jax.Array]]:
     """Sample a token for each row, i32[n], and return its logprobs (zeros if no row wants any).
 
     A sample depends only on the row's logits, settings, seed and position, never on other rows.
-    Bias, ban of stop tokens, penalties, temperature, top-n-sigma, min-p, top-k and top-p apply in
-    this order. Tokens that tie at a threshold are all kept.
+    Bias, ban of stop tokens, penalties, token mask, temperature, top-n-sigma, min-p, top-k and
+    top-p apply in this order. Tokens that tie at a threshold are all kept.
     """
     adjusted = jax.lax.cond(
         rows.needs_sampler_state.any(), partial(_adjust, logits, rows, penalties), lambda: logits
+    )
+    adjusted = jax.lax.cond(
+        rows.has_grammar.any(),
+        lambda: _mask(adjusted, logits, rows, token_masks),
+        lambda: adjusted,
     )
     greedy = jnp.argmax(adjusted, axis=-1).astype(jnp.int32)
     tokens = jax.lax.cond(
@@ -172,6 +179,22 @@ def _adjust(logits: jax.Array, rows: SamplingRows[jax.Array], penalties: Penalty
     frequency, presence = rows.frequency_penalty[:, None], rows.presence_penalty[:, None]
     changed -= frequency * count + presence * (count > 0)
     return jnp.where(rows.needs_sampler_state[:, None], changed, logits)
+
+
+def _mask(
+    adjusted: jax.Array, logits: jax.Array, rows: SamplingRows[jax.Array], token_masks: jax.Array
+) -> jax.Array:
+    """Exclude the tokens that the grammar of a row does not allow.
+
+    A ban of stop tokens may exclude all that it allows. Then the ban gives way.
+    """
+    words = token_masks.at[rows.seq_slot].get(mode="clip")
+    bits = words[:, :, None] >> jnp.arange(32) & 1  # [n, num_words, 32]
+    is_allowed = bits.reshape(len(words), -1)[:, : logits.shape[1]] != 0
+    masked = jnp.where(is_allowed, adjusted, -jnp.inf)
+    is_empty = masked.max(axis=-1, keepdims=True) == -jnp.inf
+    masked = jnp.where(is_empty & is_allowed, logits, masked)
+    return jnp.where(rows.has_grammar[:, None], masked, adjusted)
 
 
 def _draw(logits: jax.Array, rows: SamplingRows[jax.Array], position: jax.Array) -> jax.Array:

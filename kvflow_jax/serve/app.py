@@ -112,6 +112,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     params = body.sampling_params()
     prompts = completions.read_prompts(body.prompt)
     service.check_num_completions(len(prompts) * len(params))
+    grammar = await service.compile_grammar(params[0])
     encoded = completions.token_prompts(prompts)
     if encoded is None:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -124,7 +125,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
-    specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser)
+    specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser, grammar)
     generation = service.generate(specs, body.num_choices)
     return await _respond(request, generation, body, response_format)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from kvflow_jax.grammar.matcher import Matcher
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.workflow.step_graph import Graph
@@ -34,6 +36,14 @@ class EngineClient(Protocol):
     @property
     def stats(self) -> EngineStats:
         """Snapshot published at the end of the last step."""
+        ...
+
+    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Matcher:
+        """Compile a grammar for the model's tokens; it may block for seconds.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled.
+        """
         ...
 
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:

@@ -10,18 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import MAX_LOGPROBS, SamplingParams
 from kvflow_jax.serve.sampling_fields import sampling_values, with_sampling_fields
+from kvflow_jax.serve.structured_outputs import read_structured_outputs
 
 MAX_N = 128  # OpenAI's limit
 
 # Unsupported fields that change the answer, each with its values that change nothing. Any other
 # value is rejected, because ignoring it would silently give a different answer.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "grammar_lazy": (False,),
+    "grammar_triggers": ([],),
     "bad_words": ([],),
     "allowed_token_ids": ([],),
     "truncate_prompt_tokens": (),
@@ -74,6 +73,7 @@ class GenerationRequest(BaseModel):
     n: int | None = Field(None, ge=1, le=MAX_N)
     priority: int | None = None
     user: str | None = Field(None, max_length=1024)
+    structured_outputs: Any = None
     cache_salt: str | None = Field(None, max_length=1024)
     # Hints are advice: an invalid value is no reason to reject the request.
     agent_hints: Any = None
@@ -111,6 +111,9 @@ class GenerationRequest(BaseModel):
             "max_tokens": self.token_limit,
             "logprobs": self.num_logprobs,
             "prompt_logprobs": self.num_prompt_logprobs,
+            "structured_outputs": read_structured_outputs(
+                {**(self.model_extra or {}), "structured_outputs": self.structured_outputs}
+            ),
         }
         first = SamplingParams(**values)
         # With the same seed, all choices would be equal.

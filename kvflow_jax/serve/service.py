@@ -10,8 +10,10 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError
+from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.requests.request_spec import RequestSpec
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
 from kvflow_jax.serve.chat_tools import ModelTools
 from kvflow_jax.serve.config import ServerConfig
@@ -171,6 +173,17 @@ class Service:
                     max_tokens=engine.max_model_len - 1,
                 )
         return await self.run_in_thread(lambda: encode(tokenizer))
+
+    async def compile_grammar(self, params: SamplingParams) -> Matcher | None:
+        """Return the grammar of requests with these parameters, compiled on a thread.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled.
+        """
+        structured_outputs = params.structured_outputs
+        if structured_outputs is None:
+            return None
+        return await self.call_engine(lambda engine: engine.compile_grammar(structured_outputs))
 
     def hint_parser(self, data: Any) -> HintParser | None:
         """Return a reader of a body's ``agent_hints``; None if there are none."""

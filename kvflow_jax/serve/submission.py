@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
+from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat
@@ -68,11 +69,12 @@ class Chat:
         )
 
     async def submit(self, request: Request, service: Service, tenant: str) -> Generation:
-        """Encode the chat and submit its choices; the caller must close the generation.
+        """Compile its grammar, encode and submit its choices; the caller must close the generation.
 
         Raises:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
         """
+        grammar = await service.compile_grammar(self.params[0])
         hint_parser = service.hint_parser(self.body.agent_hints)
         prompt_ids, hints = await self.encode(service, hint_parser)
         specs = request_specs(
@@ -83,6 +85,7 @@ class Chat:
             [prompt_ids],
             [hints],
             hint_parser,
+            grammar,
             self.tools.markup,
         )
         return service.generate(specs, self.body.num_choices)
@@ -96,6 +99,7 @@ def request_specs(
     prompts: Sequence[Sequence[int]],
     hints: Sequence[Hints | None],
     hint_parser: HintParser | None,
+    grammar: Matcher | None,
     call_markup: CallMarkup | None = None,
 ) -> list[RequestSpec]:
     """Return what to submit: each prompt with its hints, once for each of ``params``."""
@@ -118,6 +122,7 @@ def request_specs(
                 fairness_key=fairness_key_of(request, tenant, body.user),
                 hints=prompt_hints,
                 call_markup=call_markup,
+                grammar=grammar,
             )
             for choice_params in params
         ]

@@ -16,6 +16,7 @@ from kvflow_jax.runtime.sampler import (
 
 VOCAB = 600  # not a multiple of the sampler's own block
 NO_PENALTIES = PenaltyState.zeros(1, VOCAB)
+NO_MASKS = np.zeros((1, -(-VOCAB // 32)), np.int32)
 _sample = jax.jit(sample)
 
 
@@ -34,7 +35,7 @@ def draw():
         rows = rows_of(n, temperature=temperature, **how)
         rows.seed[:, 1] = seed
         positions = np.broadcast_to(np.asarray(position, np.int32), (n,)).copy()
-        tokens, _ = _sample(np.asarray(logits, np.float32), rows, penalties, positions)
+        tokens, _ = _sample(np.asarray(logits, np.float32), rows, penalties, NO_MASKS, positions)
         return np.asarray(tokens)
 
     return call
@@ -128,7 +129,7 @@ def test_rows_are_independent_of_each_others_settings(draw):
         top_p=[1.0, 1.0, 1e-6, 1.0],
         top_n_sigma=[0.0, 0.0, 0.0, 1e-6],
     )
-    tokens, _ = _sample(logits, rows, NO_PENALTIES, np.zeros(4, np.int32))
+    tokens, _ = _sample(logits, rows, NO_PENALTIES, NO_MASKS, np.zeros(4, np.int32))
     assert (np.asarray(tokens) == logits.argmax(-1)).all()
 
 
@@ -236,7 +237,7 @@ def test_penalties_bias_and_bans_equal_numpy(how):
     left = sequence.adjusted(logits, **how)
     for _ in range(5):
         tokens, _ = _sample(
-            np.stack([logits, logits]), rows, sequence.device, np.zeros(2, np.int32)
+            np.stack([logits, logits]), rows, sequence.device, NO_MASKS, np.zeros(2, np.int32)
         )
         assert int(tokens[0]) == int(np.argmax(left))
         assert int(tokens[1]) == int(np.argmax(logits))  # a row without penalties has none
@@ -278,7 +279,7 @@ def test_logprobs_are_the_models_own(draw):
     logits = (rng.normal(size=(4, VOCAB)) * 3).astype(np.float32)
     exact = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     rows = rows_of(4, temperature=1.3, top_k=30, wants_logprobs=[True, False, True, True])
-    tokens, logprobs = _sample(logits, rows, NO_PENALTIES, np.arange(4, dtype=np.int32))
+    tokens, logprobs = _sample(logits, rows, NO_PENALTIES, NO_MASKS, np.arange(4, dtype=np.int32))
     taken = exact[np.arange(4), np.asarray(tokens)]
     np.testing.assert_allclose(logprobs.chosen, taken, atol=1e-4)
     order = np.argsort(-exact, axis=-1)[:, :MAX_LOGPROBS]
@@ -291,6 +292,6 @@ def test_logprobs_are_the_models_own(draw):
 def test_a_small_vocabulary_has_fewer_logprobs():
     logits = np.zeros((1, 5), np.float32)
     rows = rows_of(1, wants_logprobs=True)
-    _, logprobs = _sample(logits, rows, PenaltyState.zeros(1, 5), np.zeros(1, np.int32))
+    _, logprobs = _sample(logits, rows, PenaltyState.zeros(1, 5), NO_MASKS, np.zeros(1, np.int32))
     assert logprobs.top_ids.shape == (1, 5)
     np.testing.assert_allclose(logprobs.top, np.log(0.2), atol=1e-6)

@@ -29,7 +29,7 @@ def run_all(steps, state, batch):
     return whole, (RunnerState(pool, sampler), tokens, logprobs), scores
 
 
-def sample_greedily(logits, rows, penalties, position):
+def sample_greedily(logits, rows, penalties, token_masks, position):
     """Stand in for ``sample``, which takes seconds to compile and is the same on every device."""
     tokens = logits.argmax(-1).astype(np.int32)
     return tokens, score(logits, tokens)

@@ -182,7 +182,7 @@ def test_a_number_beyond_the_range_of_floats_is_rejected(http: httpx.Client) -> 
     [
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
+        ("structural_tag", {}),
         ("chat_template", "{{ 1 }}"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Structured output: grammars that restrict which tokens a request may sample (llguidance)."""

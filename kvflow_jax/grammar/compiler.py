@@ -1,0 +1,142 @@
+"""Compilation of grammars for one model's tokenizer, bounded in time, and a cache of them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from kvflow_jax.errors import StepFailedError
+from kvflow_jax.grammar.matcher import Matcher, error_of
+from kvflow_jax.grammar.spec import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits, LLTokenizer
+
+    from kvflow_jax.models.tokenizer import Tokenizer
+
+COMPILE_TIMEOUT_S = 10.0
+NUM_COMPILER_THREADS = 2
+MAX_CACHED = 64  # compiled grammars
+
+# About 20 ms to build a grammar, and 7 ms for the mask of a step that runs into the limit.
+_INITIAL_FUEL, _STEP_FUEL = 1_000_000, 100_000
+# Whitespace of JSON as llama.cpp allows it: without a bound, small models never stop indenting.
+_WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
+_NO_TEXT = "it matches no text, or only the empty one"
+
+
+class GrammarCompiler:
+    """Compiles grammars over the tokens of one model. Any thread may call it.
+
+    Args:
+        tokenizer: the model's.
+        vocab_size: token ids of the model, at least those of the tokenizer that it samples.
+        eos_token_ids: tokens that end a text, allowed where the grammar may end.
+        timeout_s: seconds that a grammar may take to compile. llguidance bounds the work itself;
+            this bounds the wait for other grammars, too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        *,
+        timeout_s: float = COMPILE_TIMEOUT_S,
+    ) -> None:
+        self._hf_tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._eos_token_ids, self._timeout_s = eos_token_ids, timeout_s
+        self._threads = ThreadPoolExecutor(NUM_COMPILER_THREADS, thread_name_prefix="grammar")
+        self._lock = threading.Lock()  # guards the tokenizer, which is built once
+        self._compile = lru_cache(MAX_CACHED)(self._compile_uncached)
+
+    def compile(self, spec: StructuredOutputsParams) -> Matcher:
+        """Return a matcher at the start of a grammar, to be cloned for each output.
+
+        Blocks, for milliseconds as a rule: never call it on an event loop or the engine's thread.
+
+        Raises:
+            InvalidRequestError: the grammar is invalid, matches nothing, or takes too long; the
+                message has the keyword or the place that is at fault.
+        """
+        future = self._threads.submit(self._compile, spec)
+        try:
+            return future.result(self._timeout_s)
+        except FutureTimeoutError:
+            future.cancel()
+            raise spec.error(
+                f"the grammar of {spec.param} took longer than {self._timeout_s:g} s to compile; "
+                "make it smaller"
+            ) from None
+        except _GrammarError as error:
+            # Grammars are cached for all fields that ask for them: the caller's own is named here.
+            raise spec.error(f"the grammar of {spec.param} cannot be used: {error}") from None
+
+    def _compile_uncached(self, spec: StructuredOutputsParams) -> Matcher:
+        try:
+            from llguidance import LLMatcher
+        except ImportError:
+            raise _GrammarError("llguidance is not installed; install kvflow-jax[serve]") from None
+        with self._lock:
+            tokenizer, limits = self._tokenizer, self._limits
+        state = LLMatcher(tokenizer, _llguidance_grammar(spec), log_level=0, limits=limits)
+        if state.is_error():
+            raise _GrammarError(error_of(state))
+        try:
+            matcher = Matcher(state, self._vocab_size)
+        except StepFailedError as error:
+            # A rule that only refers to itself is found out by the first mask.
+            is_empty = "NoExtension" in str(error)
+            raise _GrammarError(_NO_TEXT if is_empty else str(error)) from None
+        if matcher.is_complete:
+            raise _GrammarError(_NO_TEXT)
+        return matcher
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        own = self._hf_tokenizer
+        # Ids past the tokenizer's are never allowed, nor are those past the model's ever sampled.
+        num_tokens = max(self._vocab_size, own.vocab_size)
+        try:
+            return LLTokenizer(own.serialized(), num_tokens, list(self._eos_token_ids))
+        except ValueError as error:
+            raise _GrammarError(f"the model's tokenizer is not supported: {error}") from None
+
+    @cached_property
+    def _limits(self) -> LLParserLimits:
+        from llguidance import LLParserLimits
+
+        return LLParserLimits(
+            initial_lexer_fuel=_INITIAL_FUEL, step_lexer_fuel=_STEP_FUEL, verbose_errors=False
+        )
+
+
+class _GrammarError(Exception):
+    """Why a grammar cannot be compiled, without the field that asked for it."""
+
+
+def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
+    """Return a grammar in llguidance's own format."""
+    from llguidance import LLMatcher, grammar_from
+
+    if spec.json is not None or spec.json_object:
+        schema = '{"type": "object"}' if spec.json is None else str(spec.json)
+        return LLMatcher.grammar_from_json_schema(
+            schema, overrides={"whitespace_pattern": _WHITESPACE}
+        )
+    if spec.regex is not None:
+        return LLMatcher.grammar_from_regex(spec.regex)
+    if spec.choice is not None:
+        texts = [json.dumps(text) for text in spec.choice]
+        return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
+    assert spec.grammar is not None
+    try:
+        return grammar_from("grammar", spec.grammar)
+    except ValueError as error:
+        raise _GrammarError(str(error)) from None

@@ -1,0 +1,74 @@
+"""The state of one output within its grammar: which tokens may come next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvflow_jax.errors import StepFailedError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+class Matcher:
+    """Follows one output through its grammar. Not thread-safe.
+
+    Args:
+        state: llguidance's matcher, which has accepted the output so far.
+        vocab_size: token ids of the model.
+
+    Attributes:
+        mask: i32[ceil(vocab_size / 32)], read-only; bit ``i % 32`` of word ``i // 32`` is set if
+            token i may come next. End-of-text tokens may come where the output may end.
+
+    Raises:
+        StepFailedError: the state is too complex to compute its mask within llguidance's limits.
+    """
+
+    def __init__(self, state: LLMatcher, vocab_size: int) -> None:
+        self._state, self._num_words = state, num_mask_words(vocab_size)
+        self.mask = self._compute_mask()
+
+    def clone(self) -> Matcher:
+        """Return an independent matcher in the same state."""
+        clone = object.__new__(Matcher)
+        clone._state, clone._num_words = self._state.deep_copy(), self._num_words
+        clone.mask = self.mask
+        return clone
+
+    def accept(self, token: int) -> bool:
+        """Advance past a token; return True if the output is complete, and nothing may follow.
+
+        Raises:
+            StepFailedError: the grammar does not allow the token, or is too complex from here on.
+        """
+        if not self._state.consume_token(token):
+            raise StepFailedError(
+                f"token {token} does not match the grammar: {error_of(self._state)}"
+            )
+        self.mask = self._compute_mask()
+        return self._state.is_stopped()
+
+    @property
+    def is_complete(self) -> bool:
+        """True if nothing may follow."""
+        return self._state.is_stopped()
+
+    def _compute_mask(self) -> np.ndarray:
+        # Also at the end: only a mask finds out that nothing may follow.
+        mask = np.frombuffer(self._state.compute_bitmask(), np.int32)[: self._num_words]
+        if self._state.is_error():
+            raise StepFailedError(f"the grammar cannot be followed: {error_of(self._state)}")
+        return mask
+
+
+def error_of(state: LLMatcher) -> str:
+    """Return why a matcher of llguidance has failed, without its notes on itself."""
+    return state.get_error().removesuffix("<non-verbose/>").strip()
+
+
+def num_mask_words(vocab_size: int) -> int:
+    """Return the 32-bit words of a mask over ``vocab_size`` tokens."""
+    return -(-vocab_size // 32)
