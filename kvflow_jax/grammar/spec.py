@@ -44,6 +44,8 @@ class StructuredOutputsParams:
                 f"{self.param} must have exactly one of {', '.join(FIELDS)}, "
                 f"got {' and '.join(given) or 'none'}"
             )
+        if self.json_object is False:
+            object.__setattr__(self, "json_object", None)
         match given[0]:
             case "json":
                 object.__setattr__(self, "json", self._schema_text())
@@ -106,7 +108,7 @@ class StructuredOutputsParams:
 
     def _check_text(self, name: str, text: object) -> None:
         if not isinstance(text, str):
-            raise self.error(f"{name} of {self.param} must be a text, got {text!r:.80}")
+            raise self.error(f"{name} of {self.param} must be a text, not {type(text).__name__}")
         if len(text) > MAX_GRAMMAR_CHARS:
             raise self.error(
                 f"{name} of {self.param} has {len(text)} characters; the limit is "

@@ -193,7 +193,7 @@ class StructuredOutputs(Param):
         if isinstance(value, StructuredOutputsParams):
             return value
         if not isinstance(value, Mapping):
-            raise InvalidRequestError(f"{name} must be {self.accepts}, got {value!r:.80}", name)
+            raise InvalidRequestError(f"{name} must be {self.accepts}", name)
         return StructuredOutputsParams.of_mapping(value, name)
 
 

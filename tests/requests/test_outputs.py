@@ -23,5 +23,10 @@ def test_only_a_token_without_text_ends_a_text_at_a_token(
     assert output.ends_at_token is ends_at_token
 
 
+def test_the_token_that_completes_a_grammar_has_text():
+    output = Output(0, "}", (5,), FinishReason.STOP, completes_grammar=True)
+    assert not output.ends_at_token
+
+
 def test_finish_reasons_are_the_strings_of_the_http_api():
     assert [f"{reason}" for reason in FinishReason] == ["stop", "length", "abort", "error"]

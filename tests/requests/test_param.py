@@ -5,7 +5,16 @@ import math
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.requests.param import Flag, Integer, Number, Strings, TokenBias, TokenIds
+from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.requests.param import (
+    Flag,
+    Integer,
+    Number,
+    Strings,
+    StructuredOutputs,
+    TokenBias,
+    TokenIds,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,7 @@ from kvflow_jax.requests.param import Flag, Integer, Number, Strings, TokenBias,
         (Strings("", max_num=1, max_len=3), ["", "END"], ("END",)),
         (TokenIds("", max_num=2), [5, 0], (5, 0)),
         (TokenBias("", low=-1.0, high=1.0, max_num=1), {5: 1}, {5: 1}),
+        (StructuredOutputs(""), {"regex": "a"}, StructuredOutputsParams(regex="a")),
     ],
 )
 def test_accepted_values_are_kept_in_one_form(param, value, kept):
@@ -42,6 +52,7 @@ def test_accepted_values_are_kept_in_one_form(param, value, kept):
         (TokenIds("", max_num=2), {5}, "name must be a list of token ids"),
         (TokenIds("", max_num=2), [1, 2, 3], "name may hold up to 2 ids, got 3"),
         (TokenIds("", max_num=2), ["a"], "name must be an integer, got 'a'"),
+        (StructuredOutputs(""), "a", "name must be an object with one of json, regex"),
         (TokenBias("", low=0.0, high=1.0, max_num=1), [5], "name must map token ids to numbers"),
         (TokenBias("", low=0.0, high=1.0, max_num=0), {5: 1}, "name may hold up to 0 entries"),
         (TokenBias("", low=0.0, high=1.0, max_num=1), {5: 2}, "name must be in [0, 1], got 2"),

@@ -110,6 +110,62 @@ def test_draws_follow_the_distribution(draw, how):
     assert chi2 < degrees + 5 * np.sqrt(2 * degrees) + 10
 
 
+def mask_of(*tokens):
+    bits = np.zeros(-(-VOCAB // 32) * 32, np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_with_a_grammar_samples_among_the_tokens_of_its_mask(temperature):
+    logits = np.random.default_rng(0).normal(size=(3, VOCAB)).astype(np.float32)
+    rows = rows_of(3, temperature=temperature)
+    position = np.zeros(3, np.int32)
+    masks = np.stack([mask_of(5, 31), mask_of(32, VOCAB - 1)])
+    penalties = PenaltyState.zeros(2, VOCAB)
+    rows.seq_slot[:] = [1, 0, 0]
+    without, _ = _sample(logits, rows, penalties, masks, position)
+    rows.has_grammar[:] = [True, False, True]
+    tokens, _ = _sample(logits, rows, penalties, masks, position)
+    assert int(tokens[0]) in (32, VOCAB - 1)
+    assert int(tokens[1]) == int(without[1])
+    assert int(tokens[2]) in (5, 31)
+    if not temperature:
+        assert int(tokens[2]) == (5 if logits[2, 5] > logits[2, 31] else 31)
+
+
+def test_logprobs_are_those_of_the_model_whatever_the_mask():
+    logits = np.random.default_rng(0).normal(size=(1, VOCAB)).astype(np.float32)
+    rows = rows_of(1, temperature=0.0, wants_logprobs=True, has_grammar=True)
+    rows.seq_slot[:] = 0
+    tokens, logprobs = _sample(logits, rows, NO_PENALTIES, mask_of(7)[None], np.zeros(1, np.int32))
+    assert tokens.tolist() == [7]
+    expected = jax.nn.log_softmax(logits)[0]
+    np.testing.assert_allclose(logprobs.chosen, expected[7:8], atol=1e-5)
+    assert int(logprobs.top_ids[0, 0]) == int(logits.argmax())
+
+
+def test_a_ban_of_stop_tokens_gives_way_where_the_mask_allows_only_them():
+    logits = np.random.default_rng(0).normal(size=(2, VOCAB)).astype(np.float32)
+    state = SequenceState(
+        seq_slot=np.int32(0),
+        tokens=np.zeros(4, np.int32),
+        num_prompt=np.int32(1),
+        num_tokens=np.int32(1),
+        stop_ids=np.array([7], np.int32),
+        bias_ids=np.array([VOCAB], np.int32),
+        bias=np.zeros(1, np.float32),
+    )
+    penalties = NO_PENALTIES.load_sequence_state(state)
+    rows = rows_of(2, temperature=0.0, has_grammar=True, needs_sampler_state=True, bans_stops=True)
+    rows.seq_slot[:] = 0
+    position = np.zeros(2, np.int32)
+    tokens, _ = _sample(logits, rows, penalties, mask_of(7)[None], position)
+    assert tokens.tolist() == [7, 7]
+    tokens, _ = _sample(logits, rows, penalties, mask_of(7, 9)[None], position)
+    assert tokens.tolist() == [9, 9]
+
+
 def test_a_draw_depends_on_seed_and_position_alone(draw):
     logits = np.random.default_rng(2).normal(size=(1, VOCAB))
     one = draw(logits, seed=5, position=3)

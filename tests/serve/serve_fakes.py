@@ -11,6 +11,7 @@ from typing import Any
 
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -108,6 +109,12 @@ class FakeEngine:
         if reply is not None:
             self.finish(request)
         return request_id
+
+    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Any:
+        """Return a token that stands for the grammar in the requests."""
+        if structured_outputs.regex == "(":
+            raise structured_outputs.error("unclosed group")
+        return structured_outputs
 
     def abort(self, request_id: int) -> None:
         with self._changed:

@@ -7,7 +7,15 @@ from typing import Any
 import httpx
 import pytest
 
-from kvflow_jax.requests.param import Flag, Integer, Number, Strings, TokenBias, TokenIds
+from kvflow_jax.requests.param import (
+    Flag,
+    Integer,
+    Number,
+    Strings,
+    StructuredOutputs,
+    TokenBias,
+    TokenIds,
+)
 from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
 from kvflow_jax.serve.sampling_fields import sampling_values
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest
@@ -24,6 +32,7 @@ RIGHT = {
     Strings: "END",
     TokenIds: [5],
     TokenBias: {"5": 1.0},
+    StructuredOutputs: {"regex": "a"},
 }
 FIELDS = [param.http_name or name for name, param in PARAMS.items()]
 
