@@ -1,5 +1,6 @@
 """The engine over real JAX steps: exactness, sampling, memory, and no compilation once warm."""
 
+import re
 import threading
 
 import jax
@@ -8,11 +9,14 @@ import pytest
 
 from experiments.measure import counted_compiles
 from kvflow_jax.engine.cache_config import CacheSettings
+from kvflow_jax.grammar.compiler import GrammarCompiler
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
+from tests.support.grammar_engine import TOKENIZER
 from tests.support.tiny_engine import CONFIG, EXTENTS
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
@@ -270,3 +274,22 @@ def test_min_tokens_bans_every_stop_token_until_then(tiny):
     assert stopped.last.stop_reason == stopped.tokens[0]
     assert len(banned.tokens) >= 5
     assert not set(banned.tokens[:5]) & set(ends)
+
+
+def test_rows_with_a_grammar_follow_it_and_change_neither_the_others_nor_the_programs(tiny):
+    compiler = GrammarCompiler(TOKENIZER, CONFIG.vocab_size, TOKENIZER.eos_token_ids)
+    digits = StructuredOutputsParams(regex="[0-9]{12}")
+    params = SamplingParams(max_tokens=20, structured_outputs=digits)
+    engine, rng = tiny.engine(), np.random.default_rng(5)
+    with counted_compiles() as compiles:
+        plain = [Collected(engine, p, GREEDY) for p in prompts(rng, 2)]
+        asked = [
+            Collected(engine, p, params, grammar=compiler.compile(digits)) for p in prompts(rng, 6)
+        ]
+        run(engine)
+    assert not compiles
+    for one in plain:
+        tiny.assert_greedy(one.prompt, one.tokens)
+    for one in asked:
+        assert re.fullmatch("[0-9]{12}", TOKENIZER.decode(one.tokens))
+        assert one.last.finish_reason is FinishReason.STOP
