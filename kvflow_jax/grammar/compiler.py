@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 COMPILE_TIMEOUT_S = 10.0
 NUM_COMPILER_THREADS = 2
 MAX_CACHED = 64  # compiled grammars
+# The conversion to Lark is Python, and its time grows with the square of the rules: seconds here.
+MAX_GBNF_CHARS = 16 * 1024
+
+_IS_LARK = re.compile(r"^[ \t]*(?:%llguidance\b|[?!]?start[ \t]*:(?!:=))", re.MULTILINE)
 
 # About 20 ms to build a grammar, and 7 ms for the mask of a step that runs into the limit.
 _INITIAL_FUEL, _STEP_FUEL = 1_000_000, 100_000
@@ -123,7 +128,7 @@ class _GrammarError(Exception):
 
 def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
     """Return a grammar in llguidance's own format."""
-    from llguidance import LLMatcher, grammar_from
+    from llguidance import LLMatcher
 
     if spec.json is not None or spec.json_object:
         schema = '{"type": "object"}' if spec.json is None else str(spec.json)
@@ -136,7 +141,18 @@ def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
         texts = [json.dumps(text) for text in spec.choice]
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
     assert spec.grammar is not None
+    lark = spec.grammar if _IS_LARK.search(spec.grammar) else _lark_of_gbnf(spec.grammar)
+    return LLMatcher.grammar_from_lark(lark)
+
+
+def _lark_of_gbnf(text: str) -> str:
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if len(text) > MAX_GBNF_CHARS:
+        raise _GrammarError(
+            f"it has {len(text)} characters; GBNF may have {MAX_GBNF_CHARS}, Lark more"
+        )
     try:
-        return grammar_from("grammar", spec.grammar)
-    except ValueError as error:
-        raise _GrammarError(str(error)) from None
+        return gbnf_to_lark(text)
+    except Exception as error:  # of its parser, or its recursion
+        raise _GrammarError(f"it is neither Lark (rule start) nor GBNF: {error}") from None

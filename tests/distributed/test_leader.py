@@ -13,6 +13,7 @@ from kvflow_jax.distributed.messages import (
     Reset,
     Score,
     SetSequenceState,
+    SetTokenMasks,
     Submit,
     Write,
 )
@@ -123,18 +124,21 @@ def test_a_step_is_sent_with_the_index_of_its_shape_before_it_runs(leader, runne
 def test_every_call_is_sent_before_it_is_made(leader, runner):
     pages = np.arange(2)
     runner.load_sequence_state("request")
+    runner.set_token_masks(pages, pages)
     (scores,) = runner.score(3, pages)
     blocks = runner.read_blocks(pages)
     runner.write_blocks(blocks, pages, pages)
     runner.reset()
     assert leader.log[0::2] == [
         SetSequenceState(vars(STATE)),
+        SetTokenMasks(pages, pages),
         Score(3, pages),
         Read(0, pages),
         Write(0, pages, pages),
         Reset(),
     ]
-    calls = ["set_sequence_state", "score", "read_blocks", "write_blocks", "reset"]
+    calls = ["set_sequence_state", "set_token_masks", "score", "read_blocks", "write_blocks"]
+    calls.append("reset")
     assert leader.log[1::2] == calls
     assert scores.result() == [0.5]
     assert leader.log[-1] == "wait for scores"

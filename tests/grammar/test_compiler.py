@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.grammar.compiler import NUM_COMPILER_THREADS, GrammarCompiler
-from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.grammar.compiler import MAX_GBNF_CHARS, NUM_COMPILER_THREADS, GrammarCompiler
+from kvflow_jax.grammar.spec import MAX_GRAMMAR_CHARS, StructuredOutputsParams
 from tests.support.grammar_engine import TOKENIZER
 
 TOOL_SCHEMAS = json.loads(Path(__file__).with_name("tool_schemas.json").read_text())
@@ -102,6 +102,8 @@ def instance(schema):
         ({"grammar": "root ::= ("}, "GBNF"),
         ({"grammar": "root ::= " + "(" * 5000}, "GBNF"),
         ({"grammar": ""}, "GBNF"),
+        ({"grammar": "root ::= " + "a " * MAX_GBNF_CHARS}, "GBNF may have"),
+        ({"grammar": "\n" * MAX_GRAMMAR_CHARS}, "GBNF may have"),
     ],
     ids=lambda value: str(value)[:50],
 )

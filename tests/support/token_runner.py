@@ -83,6 +83,9 @@ class TokenRunner:
     def load_sequence_state(self, request) -> None:
         """Do nothing: the sampled token depends on the sequence alone."""
 
+    def set_token_masks(self, seq_slots, masks) -> None:
+        """Do nothing: the sampled token depends on the sequence alone."""
+
     def read_blocks(self, pages) -> np.ndarray:
         return self.pool.reshape(-1, self.spec.page_size)[pages].copy()
 
