@@ -10,10 +10,12 @@ from kvflow_jax.api.caller import Caller
 from kvflow_jax.api.launch import build_engine, load
 from kvflow_jax.api.options import LLMOptions, configs_of
 from kvflow_jax.api.prompts import PromptEncoder
+from kvflow_jax.api.sampling_defaults import sampling_defaults
 from kvflow_jax.api.workflow_run import WorkflowRun
 from kvflow_jax.engine.cache_config import CacheConfig, CacheMode
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.requests.outputs import EngineStats
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.gpu_memory import raise_pinned_memory_limit
 from kvflow_jax.workflow.workflow import Workflow
 
@@ -63,6 +65,7 @@ class LLM(Caller):
     ) -> None:
         load_config, config = configs_of(os.fspath(model), cache, options)
         raise_pinned_memory_limit()
+        self._sampling_defaults = sampling_defaults(load_config)
         loaded = load(load_config, config, progress=progress)
         engine = build_engine(loaded, config, progress=progress)
         self.tokenizer = loaded.tokenizer
@@ -86,6 +89,14 @@ class LLM(Caller):
             EngineClosedError: the engine is closed.
         """
         return WorkflowRun(self, workflow, workflow_id)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return the sampling parameters that the model's authors recommend, as in vLLM.
+
+        They are what a server uses for requests that leave them out; see ``generation_config``.
+        Calls without ``params`` use ``SamplingParams()``, whatever the model.
+        """
+        return SamplingParams(**self._sampling_defaults)  # type: ignore[arg-type]
 
     @property
     def stats(self) -> EngineStats:

@@ -46,6 +46,15 @@ class LoadConfig(Config):
         "qwen3-30b-a3b, llama-3.2-1b or llama-3.1-8b",
         SWITCH,
     )
+    generation_config: str = flag(
+        "auto",
+        "sampling parameters of requests that leave them out. auto: the model's "
+        "generation_config.json; kvflow: the neutral ones of docs/sampling.md; or a folder with "
+        "a generation_config.json",
+        NAME,
+        unit="auto|kvflow|FOLDER",
+        is_per_process=True,
+    )
     cache_dir: Path | None = flag(
         None,
         "folder of models and compiled programs",

@@ -23,6 +23,7 @@ class LLMOptions(TypedDict, total=False):
     attention: Attention
     tensor_parallel: int
     random_weights: bool
+    generation_config: str
     cache_dir: Path | None
 
     max_model_len: int | None

@@ -109,7 +109,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     service.check_ready()
     body = await parse_body(request, CompletionRequest, service.config.max_body_bytes)
     service.check_model(body.model)
-    params = body.sampling_params()
+    params = body.sampling_params(service.sampling_defaults)
     prompts = completions.read_prompts(body.prompt)
     service.check_num_completions(len(prompts) * len(params))
     grammar = await service.compile_grammar(params[0])

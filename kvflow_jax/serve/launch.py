@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvflow_jax import __version__
 from kvflow_jax.distributed.process_info import ProcessInfo
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.protocols import EngineClient, Tokenizer
+from kvflow_jax.serve.protocols import BuiltEngine
 
 if TYPE_CHECKING:
     from kvflow_jax.distributed.process_group import Group, Leader
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 _VERSIONED_PACKAGES = ("jax", "jaxlib", "flax")
 
 
-def build_engine(
-    config: ServerConfig, process_info: ProcessInfo | None = None
-) -> tuple[EngineClient, Tokenizer | None, str]:
+def build_engine(config: ServerConfig, process_info: ProcessInfo | None = None) -> BuiltEngine:
     """Load the model, allocate the pool, warm up, start the engine thread; takes up to minutes.
 
     Runs on its own thread while the server already answers ``/health``. Imports are lazy, so that
@@ -33,7 +31,8 @@ def build_engine(
             for the others.
 
     Returns:
-        the engine, its tokenizer (None if the model has none), and the model's own name.
+        the engine, its tokenizer (None if the model has none), the model's own name, and its
+        sampling defaults.
 
     Raises:
         ModelLoadError, CapacityError, ConfigError: the message names the remedy.
@@ -51,12 +50,12 @@ def build_engine(
         raise
 
 
-def _build(
-    config: ServerConfig, leader: Leader | None
-) -> tuple[EngineClient, Tokenizer | None, str]:
+def _build(config: ServerConfig, leader: Leader | None) -> BuiltEngine:
     from kvflow_jax.api.launch import build_engine as build
+    from kvflow_jax.api.sampling_defaults import sampling_defaults
     from kvflow_jax.engine.engine_thread import EngineThread
 
+    defaults = sampling_defaults(config.load)
     # A progress bar in a log file is noise.
     progress = sys.stderr.isatty()
     loaded = load(config, group=leader, progress=progress)
@@ -65,7 +64,7 @@ def _build(
         _ = loaded.tokenizer.max_token_bytes
     engine = build(loaded, config.engine, progress=progress, leader=leader)
     thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
-    return thread, loaded.tokenizer, loaded.name
+    return thread, loaded.tokenizer, loaded.name, defaults
 
 
 def load(config: ServerConfig, *, group: Group | None = None, progress: bool) -> LoadedModel:

@@ -134,3 +134,8 @@ class Tokenizer(Protocol):
             InvalidRequestError: the template rejects the messages.
         """
         ...
+
+
+# The engine, its tokenizer, the model's own name, and the model's sampling parameters for requests
+# that leave them out, by name of the parameter.
+BuiltEngine = tuple[EngineClient, Tokenizer | None, str, Mapping[str, int | float]]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, create_model
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.param import Flag, Integer, Number, Param, TokenBias, TokenIds
-from kvflow_jax.requests.sampling_params import PARAMS
+from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+_DEFAULTS = {one.name: one.default for one in fields(SamplingParams)}
 
 
 def with_sampling_fields(schema: type[Schema]) -> type[Schema]:
@@ -37,15 +40,20 @@ def with_sampling_fields(schema: type[Schema]) -> type[Schema]:
 def sampling_values(body: BaseModel) -> dict[str, Any]:
     """Return the values of a body's sampling fields, by parameter, without those not set.
 
+    A value that stands for the parameter's default is that default: it overrides the model's own.
+
     Raises:
         InvalidRequestError: a key of ``logit_bias`` is no token id.
     """
     values = {}
     for name, param in PARAMS.items():
         value = getattr(body, param.http_name or name)
-        is_off = isinstance(param, Integer | Number) and value == param.http_off
-        if value is not None and not is_off:
-            values[name] = _read_bias(name, param, value) if isinstance(param, TokenBias) else value
+        is_off = isinstance(param, Integer | Number) and value == param.http_off is not None
+        if value is None:
+            continue
+        if is_off:
+            value = _DEFAULTS[name]
+        values[name] = _read_bias(name, param, value) if isinstance(param, TokenBias) else value
     return values
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -100,15 +102,22 @@ class GenerationRequest(BaseModel):
     def num_prompt_logprobs(self) -> int | None:
         return self.prompt_logprobs
 
-    def sampling_params(self) -> list[SamplingParams]:
+    def sampling_params(
+        self, defaults: Mapping[str, int | float] = MappingProxyType({})
+    ) -> list[SamplingParams]:
         """Return the sampling parameters of each of the ``n`` choices.
+
+        Args:
+            defaults: of the model, by parameter; fields of the request override them, but
+                ``max_tokens``, which bounds every request, as in vLLM.
 
         Raises:
             InvalidRequestError: a value is out of range, or a field is not supported.
         """
         self._check_supported()
-        values: dict[str, Any] = sampling_values(self) | {
-            "max_tokens": self.token_limit,
+        limits = [limit for limit in (self.token_limit, defaults.get("max_tokens")) if limit]
+        values: dict[str, Any] = {**defaults, **sampling_values(self)} | {
+            "max_tokens": min(limits, default=None),
             "logprobs": self.num_logprobs,
             "prompt_logprobs": self.num_prompt_logprobs,
             "structured_outputs": read_structured_outputs(

@@ -21,7 +21,7 @@ import uvicorn
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.serve.app import create_app
 from kvflow_jax.serve.config import ServerConfig
-from kvflow_jax.serve.protocols import EngineClient, Tokenizer
+from kvflow_jax.serve.protocols import BuiltEngine
 from kvflow_jax.serve.service import Service
 
 logger = logging.getLogger("kvflow_jax.serve")
@@ -33,7 +33,6 @@ KEEP_ALIVE_S = 75
 # Time for slow clients to read the remaining output after the engine has drained.
 FLUSH_TIMEOUT_S = 5
 
-BuiltEngine = tuple[EngineClient, Tokenizer | None, str]
 EngineBuilder = Callable[[ServerConfig], BuiltEngine]
 
 

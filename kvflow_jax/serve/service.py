@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeVar
@@ -51,6 +51,7 @@ class Service:
         self.keys = KeyRing(config.api_keys)
         self.model_name = config.served_model_name or config.load.model
         self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.engine.page_size)
+        self.sampling_defaults: Mapping[str, int | float] = {}
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
         self._created = int(time.time())
@@ -66,11 +67,18 @@ class Service:
             NUM_ENGINE_CALLERS, thread_name_prefix="engine-call"
         )
 
-    def start(self, engine: EngineClient, tokenizer: Tokenizer | None, model_name: str) -> None:
+    def start(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer | None,
+        model_name: str,
+        sampling_defaults: Mapping[str, int | float],
+    ) -> None:
         """Start to accept requests. Called on the loop.
 
         Without a tokenizer (random weights of a preset) only prompts of token ids are accepted.
         """
+        self.sampling_defaults = sampling_defaults
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._engine, self._tokenizer = engine, tokenizer
         self._model_tools = ModelTools.of(tokenizer, self.config.tool_call_parser)

@@ -42,7 +42,7 @@ class Chat:
         """Read a body; raise InvalidRequestError, which names the invalid field."""
         chat_read = cls(
             body,
-            body.sampling_params(),
+            body.sampling_params(service.sampling_defaults),
             chat.read_messages(body),
             chat.template_kwargs(body),
             chat.read_chat_tools(body, service.model_tools),

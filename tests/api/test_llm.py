@@ -60,6 +60,15 @@ def test_one_prompt_gives_one_completion_and_many_give_a_list_in_order(llm):
     assert llm.generate([ids, ids[:3]], [GREEDY, GREEDY], progress=False)[0].text == one.text
 
 
+def test_the_models_own_sampling_parameters_are_returned_on_request(tmp_path):
+    folder = tiny.write_folder(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"temperature": 0.0, "max_new_tokens": 4}')
+    with LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES) as llm:
+        params = llm.get_default_sampling_params()
+        assert params == SamplingParams(temperature=0.0, max_tokens=4)
+        assert len(llm.generate("hello there", params).token_ids) == 4
+
+
 def test_a_stream_joins_to_the_completion_and_closing_it_frees_its_blocks(llm):
     whole = llm.generate("stream me", GREEDY)
     pieces = list(llm.stream("stream me", GREEDY))

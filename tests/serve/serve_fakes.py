@@ -300,13 +300,13 @@ class LiveServer:
 
     def __init__(
         self,
-        build: Callable[[FakeEngine], tuple[Any, Any, str]] | None = None,
+        build: Callable[[FakeEngine], tuple[Any, ...]] | None = None,
         **settings: Any,
     ) -> None:
         self.engine = FakeEngine()
         self.config = ServerConfig(port=0, load=LoadConfig("tiny-dir"), **settings)
         self.tokenizer = FakeTokenizer()
-        build = build or (lambda engine: (engine, self.tokenizer, "tiny"))
+        build = build or (lambda engine: (engine, self.tokenizer, "tiny", {}))
         listener = bind("127.0.0.1", 0)
         self.server = WatchedServer(self.config, listener, lambda config: build(self.engine))
         self.url = self.server.url

@@ -38,6 +38,7 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
         --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
+        --generation-config kvflow
         --coordinator tpu-0:8476 --num-processes 2 --process-id 1 --join-timeout-s 60
         --random-weights --seed 3 --deterministic --max-waiting 9
         --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
@@ -56,6 +57,7 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
             dtype="bfloat16",
             attention="blocks",
             tensor_parallel=2,
+            generation_config="kvflow",
             random_weights=True,
             cache_dir=Path("/elsewhere"),
         ),

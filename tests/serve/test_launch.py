@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,20 +48,24 @@ def load_with(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
 
 
 def test_a_single_process_builds_an_engine_without_a_group(
-    leader: FakeLeader, monkeypatch: pytest.MonkeyPatch
+    leader: FakeLeader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
     seen = {}
     loaded = SimpleNamespace(tokenizer=FakeTokenizer(), name="tiny")
     load_with(monkeypatch, lambda model, **options: seen.update(options, model=model) or loaded)
     config = ServerConfig(
-        load=LoadConfig("tiny-dir", dtype="float32", tensor_parallel=2),
+        load=LoadConfig(
+            "tiny-dir", dtype="float32", tensor_parallel=2, generation_config=str(tmp_path)
+        ),
         engine=EngineConfig(max_num_seqs=3, page_size=8),
     )
-    thread, tokenizer, name = build_engine(config)
+    thread, tokenizer, name, defaults = build_engine(config)
     assert thread == (("tiny", 3, None),)
     assert (tokenizer, name) == (loaded.tokenizer, "tiny")
     assert (seen["model"], seen["dtype"], seen["tensor_parallel"]) == ("tiny-dir", "float32", 2)
     assert seen["page_size"] == 8
+    assert defaults == {"temperature": 0.5}
     assert seen["seed"] == 0  # weights without --seed are the same in every process
 
 
@@ -69,7 +74,7 @@ def test_the_engine_of_a_group_reports_why_its_leader_is_stalled(
 ) -> None:
     load_with(monkeypatch, lambda *args, **options: SimpleNamespace(tokenizer=None, name="tiny"))
     process_info = ProcessInfo("127.0.0.1", 1, 2, 0)
-    (engine, stalled_by), tokenizer, _ = build_engine(ServerConfig(), process_info)
+    (engine, stalled_by), tokenizer, *_ = build_engine(ServerConfig(), process_info)
     assert engine[2] is leader
     assert stalled_by() == "process 1"
     assert tokenizer is None

@@ -28,9 +28,9 @@ from tests.serve.serve_requests import HELLO
 def test_the_server_answers_while_the_model_loads() -> None:
     may_load = threading.Event()
 
-    def build(engine: FakeEngine) -> tuple[Any, Any, str]:
+    def build(engine: FakeEngine) -> tuple[Any, ...]:
         assert may_load.wait(TIMEOUT_S)
-        return engine, FakeTokenizer(), "tiny"
+        return engine, FakeTokenizer(), "tiny", {}
 
     live = LiveServer(build)
     try:
@@ -54,7 +54,7 @@ def test_the_server_answers_while_the_model_loads() -> None:
 
 
 def test_a_failed_load_ends_the_server(caplog: pytest.LogCaptureFixture) -> None:
-    def build(engine: FakeEngine) -> tuple[Any, Any, str]:
+    def build(engine: FakeEngine) -> tuple[Any, ...]:
         raise ModelLoadError("no such model: tiny-dir")
 
     live = LiveServer(build)
@@ -177,7 +177,7 @@ def build(config):
                 engine.finish(request, text="bye")
         return drain(timeout_s)
     engine.submit, engine.drain = report_submit, report_drain
-    return engine, FakeTokenizer(), "tiny"
+    return engine, FakeTokenizer(), "tiny", {}
 
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
 sys.exit(run(ServerConfig(port=0), build))

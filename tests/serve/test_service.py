@@ -77,7 +77,7 @@ def test_an_unknown_model_is_a_404(http: httpx.Client) -> None:
 
 
 def test_a_model_without_a_tokenizer_accepts_token_ids_only() -> None:
-    live = LiveServer(lambda engine: (engine, None, "shape"))
+    live = LiveServer(lambda engine: (engine, None, "shape", {}))
     try:
         live.wait_loaded()
         with httpx.Client(base_url=live.url) as http:
@@ -100,7 +100,7 @@ def test_a_signal_while_loading_leaves_the_server_draining() -> None:
 
     async def scenario() -> None:
         assert await service.drain(0)
-        service.start(engine, None, "tiny")
+        service.start(engine, None, "tiny", {})
 
     try:
         asyncio.run(scenario())
