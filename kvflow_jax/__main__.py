@@ -22,6 +22,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "serve": Command("kvflow_jax.serve.__main__", "serve a model over HTTP (OpenAI's API)"),
+    "cache": Command("kvflow_jax.cache_tool.__main__", "list or clear what later starts reuse"),
 }
 
 USAGE = f"""kvflow-jax {__version__}: serve LLMs to multi-agent workflows

@@ -26,7 +26,7 @@ def test_the_version_is_printed(capsys):
     ("name", "hint"),
     [
         ("serv", "did you mean serve?"),
-        ("xyz", "there are: serve"),
+        ("xyz", "there are: serve, cache"),
         ("--port", "flags follow a command"),
     ],
 )

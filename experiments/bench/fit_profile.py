@@ -19,7 +19,7 @@ from experiments.measure import arguments, report
 from kvflow_jax.api.launch import use_compilation_cache
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.sizes import PREFILL_TILE
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.runtime.batch import Batch, BatchShapes
 from kvflow_jax.runtime.runner import ModelRunner

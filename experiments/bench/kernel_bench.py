@@ -27,7 +27,7 @@ from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels.cpu.ops import native_ops
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.ops import XLA, Ops
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 512)

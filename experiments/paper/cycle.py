@@ -31,7 +31,7 @@ from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.paper import cycle
 from kvflow_jax.api.launch import use_compilation_cache
 from kvflow_jax.engine.sizes import GIB
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B, SMOLLM2_135M
 from kvflow_jax.sim.profile import ModelShape, Profile

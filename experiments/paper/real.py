@@ -32,7 +32,7 @@ from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.engine.sizes import GIB
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from kvflow_jax.distributed.process_group import Follower, Group, Leader
 from kvflow_jax.distributed.transfers import LeaderTransfers
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.engine import Engine
-from kvflow_jax.engine.sizes import EngineSizes
+from kvflow_jax.engine.sizes import GIB, EngineSizes
 from kvflow_jax.engine.trace import ChromeTrace, NoTrace
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import CacheFolder, CacheInUseError, default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.models.memory import FreeMemory
 from kvflow_jax.models.model import Model
@@ -54,6 +55,25 @@ def use_compilation_cache(cache_dir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+@contextmanager
+def cache_of_start(config: LoadConfig) -> Iterator[None]:
+    """Keep the entries of the cache folder within the context, a start; then trim the folder."""
+    folder, started_s = CacheFolder(_cache_dir(config)), time.time()
+    with folder.in_use():
+        yield
+    try:
+        removed = folder.trim(int(config.cache_dir_gib * GIB), keep_since_s=started_s)
+    except CacheInUseError as error:
+        log.debug("the cache folder is not trimmed: %s", error)
+        return
+    if removed:
+        num_bytes = sum(entry.num_bytes for entry in removed)
+        log.info(
+            "removed %d entries (%.2f GiB) from %s, which is larger than %g GiB (--cache-dir-gib)",
+            *(len(removed), num_bytes / GIB, folder.path, config.cache_dir_gib),
+        )
+
+
 def load(
     config: LoadConfig,
     engine: EngineConfig,
@@ -78,7 +98,7 @@ def load(
         _check_sizes(engine, model, config.tensor_parallel)
 
     _check_platform()
-    cache_dir = config.cache_dir or default_cache_dir()
+    cache_dir = _cache_dir(config)
     use_compilation_cache(cache_dir)
     return load_model(
         config.model,
@@ -93,6 +113,10 @@ def load(
         max_model_len=engine.max_model_len,
         progress=progress,
     )
+
+
+def _cache_dir(config: LoadConfig) -> Path:
+    return config.cache_dir or default_cache_dir()
 
 
 def _check_platform() -> None:
@@ -172,13 +196,22 @@ def build_engine(
     )
 
 
-def run_follower(loaded: LoadedModel, config: EngineConfig, follower: Follower) -> None:
+def run_follower(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    follower: Follower,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
     """Replay the leader's steps on this process's devices until the leader closes the group.
+
+    Args:
+        on_ready: called once everything is compiled.
 
     Raises:
         Exception: a step failed here, so the group is broken.
     """
     device = prepare(loaded, config, progress=False, group=follower)
+    on_ready()
     log.info("following process 0")
     Replay(device.runner, follower).run()
 

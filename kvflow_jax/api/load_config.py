@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from kvflow_jax.config.flag import Config, flag
-from kvflow_jax.config.values import COUNT, FOLDER, NAME, SWITCH, one_of
+from kvflow_jax.config.values import COUNT, FOLDER, NAME, POSITIVE, SWITCH, one_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged"]
@@ -61,5 +61,12 @@ class LoadConfig(Config):
         FOLDER,
         env="KVFLOW_CACHE_DIR",
         if_unset="~/.cache/kvflow-jax",
+        is_per_process=True,
+    )
+    cache_dir_gib: float = flag(
+        32.0,
+        "maximum size of --cache-dir, GiB; after a start, what was not used for longest is removed",
+        POSITIVE,
+        unit="GIB",
         is_per_process=True,
     )

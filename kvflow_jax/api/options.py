@@ -25,6 +25,7 @@ class LLMOptions(TypedDict, total=False):
     random_weights: bool
     generation_config: str
     cache_dir: Path | None
+    cache_dir_gib: float
 
     max_model_len: int | None
     max_num_seqs: int

@@ -52,17 +52,19 @@ def build_engine(config: ServerConfig, process_info: ProcessInfo | None = None) 
 
 def _build(config: ServerConfig, leader: Leader | None) -> BuiltEngine:
     from kvflow_jax.api.launch import build_engine as build
+    from kvflow_jax.api.launch import cache_of_start
     from kvflow_jax.api.sampling_defaults import sampling_defaults
     from kvflow_jax.engine.engine_thread import EngineThread
 
     defaults = sampling_defaults(config.load)
     # A progress bar in a log file is noise.
     progress = sys.stderr.isatty()
-    loaded = load(config, group=leader, progress=progress)
-    if loaded.tokenizer is not None:
-        # Computed here once, over the whole vocabulary, to keep it off the event loop.
-        _ = loaded.tokenizer.max_token_bytes
-    engine = build(loaded, config.engine, progress=progress, leader=leader)
+    with cache_of_start(config.load):
+        loaded = load(config, group=leader, progress=progress)
+        if loaded.tokenizer is not None:
+            # Computed here once, over the whole vocabulary, to keep it off the event loop.
+            _ = loaded.tokenizer.max_token_bytes
+        engine = build(loaded, config.engine, progress=progress, leader=leader)
     thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
     return thread, loaded.tokenizer, loaded.name, defaults
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError
@@ -72,7 +73,7 @@ class Service:
         engine: EngineClient,
         tokenizer: Tokenizer | None,
         model_name: str,
-        sampling_defaults: Mapping[str, int | float],
+        sampling_defaults: Mapping[str, int | float] = MappingProxyType({}),
     ) -> None:
         """Start to accept requests. Called on the loop.
 

@@ -54,7 +54,7 @@ class _Worker:
         self._is_stopping = False
 
     def run(self) -> None:
-        from kvflow_jax.api.launch import run_follower
+        from kvflow_jax.api.launch import cache_of_start, run_follower
         from kvflow_jax.distributed.messages import Failed
         from kvflow_jax.distributed.process_group import exit_now
         from kvflow_jax.distributed.rendezvous import join_leader
@@ -68,8 +68,10 @@ class _Worker:
             log.error("cannot start: %s", error)
             return
         try:
-            loaded = load(config, group=self._follower, progress=False)
-            run_follower(loaded, config.engine, self._follower)
+            with contextlib.ExitStack() as start:
+                start.enter_context(cache_of_start(config.load))
+                loaded = load(config, group=self._follower, progress=False)
+                run_follower(loaded, config.engine, self._follower, start.close)
         except Exception as error:
             # The message of a KVFlowError names the remedy; a traceback would hide it.
             if not isinstance(error, KVFlowError):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.loading.cache_folder import mark_used
 from kvflow_jax.models.loading.checkpoint_reader import (
     FORMAT,
     MANIFEST_FILE,
@@ -41,11 +42,6 @@ log = logging.getLogger(__name__)
 LOCK_FILE = "writing.lock"
 # A temporary folder without a lock file is stale at this age.
 STALE_AFTER_S = 24 * 3600.0
-
-
-def default_cache_dir() -> Path:
-    """Return the default cache folder of converted models and built kernels."""
-    return Path.home() / ".cache" / "kvflow-jax"
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,9 @@ class CheckpointStore:
         # Path.exists raises for a folder without search permission.
         if os.path.lexists(path):
             try:
-                return place(CheckpointWeights(path, model)), path
+                params = place(CheckpointWeights(path, model))
+                mark_used(path)
+                return params, path
             except UnusableCheckpointError as error:
                 log.warning("cannot use a cached checkpoint, converting again: %s", error)
                 _remove(path)

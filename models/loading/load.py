@@ -14,7 +14,8 @@ from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.kernels import AUTO
 from kvflow_jax.models.loading import embedded, placement
 from kvflow_jax.models.loading.builder import ModelBuilder
-from kvflow_jax.models.loading.checkpoint import CheckpointStore, default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
+from kvflow_jax.models.loading.checkpoint import CheckpointStore
 from kvflow_jax.models.loading.gguf import GgufFile
 from kvflow_jax.models.loading.hf_config import read_config_file
 from kvflow_jax.models.loading.hf_tensors import header_problems

@@ -1,6 +1,7 @@
 """Start-up: what is measured decides the sizes, of one process and of several."""
 
 import logging
+import os
 from dataclasses import astuple
 from types import SimpleNamespace
 
@@ -183,6 +184,28 @@ def test_sizes_are_checked_before_weights_are_read(monkeypatch, tmp_path, engine
     load_config = LoadConfig("qwen3-0.6b", random_weights=True, cache_dir=tmp_path)
     with pytest.raises(error, match=message):
         launch.load(load_config, engine)
+
+
+def test_a_start_trims_the_cache_folder_and_keeps_what_it_used(tmp_path, caplog):
+    (tmp_path / "xla").mkdir()
+    (tmp_path / "xla" / "old-cache").write_bytes(bytes(1000))
+    os.utime(tmp_path / "xla" / "old-cache", (1, 1))
+    start = LoadConfig("tiny", cache_dir=tmp_path, cache_dir_gib=1e-9)
+    with caplog.at_level(logging.INFO, "kvflow_jax"), launch.cache_of_start(start):
+        with launch.cache_of_start(start):  # another process, which is ready first
+            (tmp_path / "xla" / "new-cache").write_bytes(bytes(1000))
+        assert (tmp_path / "xla" / "old-cache").exists()
+    assert [path.name for path in (tmp_path / "xla").iterdir()] == ["new-cache"]
+    assert "removed 1 entries" in caplog.text
+
+
+def test_a_start_that_fails_removes_nothing(tmp_path):
+    (tmp_path / "xla").mkdir()
+    (tmp_path / "xla" / "old-cache").write_bytes(bytes(1000))
+    start = LoadConfig("tiny", cache_dir=tmp_path, cache_dir_gib=1e-9)
+    with pytest.raises(ConfigError), launch.cache_of_start(start):
+        raise ConfigError("wrong")
+    assert (tmp_path / "xla" / "old-cache").exists()
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend 'cuda'")])

@@ -461,7 +461,7 @@ def served(llm):
     server = Server(
         ServerConfig(port=0, load=LoadConfig("tiny")),
         bind("127.0.0.1", 0),
-        lambda config: (llm.engine, llm.tokenizer, "tiny"),
+        lambda config: (llm.engine, llm.tokenizer, "tiny", {}),
     )
     server.service.close = lambda: None  # the engine belongs to the other tests too
     llm.engine.drain = lambda timeout_s: True

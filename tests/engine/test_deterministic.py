@@ -12,7 +12,7 @@ from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.models.kernels.cpu import build
 from kvflow_jax.models.kernels.cpu.ops import NATIVE
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU

@@ -38,7 +38,7 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
         --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
-        --generation-config kvflow
+        --generation-config kvflow --cache-dir-gib 7.5
         --coordinator tpu-0:8476 --num-processes 2 --process-id 1 --join-timeout-s 60
         --random-weights --seed 3 --deterministic --max-waiting 9
         --cache hicache --eviction kvflow --prefetch --host-cache-gib 2.5 --backup evict
@@ -60,6 +60,7 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
             generation_config="kvflow",
             random_weights=True,
             cache_dir=Path("/elsewhere"),
+            cache_dir_gib=7.5,
         ),
         engine=EngineConfig(
             max_model_len=4096,

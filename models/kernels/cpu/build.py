@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -66,6 +67,9 @@ def _register(cache_dir: Path) -> bool:
         if not path.exists():
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
+        # For the removal of the entries of the cache that were not used for longest.
+        with contextlib.suppress(OSError):
+            os.utime(path)
     except subprocess.CalledProcessError as error:
         log.warning("cannot build the CPU kernels, using XLA's: %s", error.stderr)
         return False

@@ -10,7 +10,7 @@ import pytest
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.loading import checkpoint
-from kvflow_jax.models.loading.checkpoint import LOCK_FILE, CheckpointStore, default_cache_dir
+from kvflow_jax.models.loading.checkpoint import LOCK_FILE, CheckpointStore
 from kvflow_jax.models.loading.checkpoint_reader import MANIFEST_FILE
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
@@ -204,8 +204,3 @@ def test_a_conversion_that_fails_caches_nothing_and_raises(tmp_path):
     with pytest.raises(ModelLoadError, match="too large"):
         load(CheckpointStore(tmp_path), model, source)
     assert not list((tmp_path / "models").iterdir())
-
-
-def test_the_default_cache_dir_is_in_the_home_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "kvflow-jax"

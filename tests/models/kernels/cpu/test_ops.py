@@ -14,7 +14,7 @@ from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.kernels.cpu import build
 from kvflow_jax.models.kernels.cpu.ops import NATIVE
 from kvflow_jax.models.loading.builder import default_ops
-from kvflow_jax.models.loading.checkpoint import default_cache_dir
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model

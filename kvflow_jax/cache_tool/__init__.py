@@ -1,0 +1,1 @@
+"""A command that lists, trims and clears the cache folder."""
