@@ -166,12 +166,14 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
 
 
 def _base_url_hint(request: Request) -> str:
-    """Return what to do if the path is a route but for ``/v1``, which base URLs end with; or ""."""
+    """Return what to do if the path is a route but for its ``/v1``; "" if it is none."""
     path = request.url.path
     meant = path.removeprefix("/v1") if path.startswith("/v1/v1/") else f"/v1{path}"
-    if _methods_of(request, meant):
-        return f"; it is {meant}: the client's base URL must be {request.base_url}v1"
-    return ""
+    if not _methods_of(request, meant):
+        return ""
+    # Anthropic's clients add /v1 themselves.
+    base = str(request.base_url) + ("" if meant.startswith("/v1/messages") else "v1")
+    return f"; it is {meant}: the client's base URL must be {base.rstrip('/')}"
 
 
 def _methods_of(request: Request, path: str) -> list[str]:

@@ -34,19 +34,22 @@ def test_an_unknown_route_is_a_404_and_a_wrong_method_a_405(http: httpx.Client) 
 
 
 @pytest.mark.parametrize(
-    ("path", "meant"),
+    ("path", "meant", "base"),
     [
-        ("/chat/completions", CHAT),
-        ("/models", "/v1/models"),
-        ("/models/owner/name", "/v1/models/owner/name"),
-        ("/v1/v1/completions", "/v1/completions"),
+        ("/chat/completions", CHAT, "/v1"),
+        ("/models", "/v1/models", "/v1"),
+        ("/models/owner/name", "/v1/models/owner/name", "/v1"),
+        ("/v1/v1/completions", "/v1/completions", "/v1"),
+        ("/v1/v1/messages", "/v1/messages", ""),
     ],
 )
 def test_a_wrong_base_url_is_a_404_that_says_so(
-    live: LiveServer, http: httpx.Client, path: str, meant: str
+    live: LiveServer, http: httpx.Client, path: str, meant: str, base: str
 ) -> None:
-    message = error_of(http.post(path, json={}), 404)["message"]
-    assert f"it is {meant}: the client's base URL must be {live.url}/v1" in message
+    answer = http.post(path, json={})
+    assert answer.status_code == 404
+    expected = f"it is {meant}: the client's base URL must be {live.url}{base}"
+    assert answer.json()["error"]["message"].endswith(expected)
 
 
 def test_an_unexpected_error_reveals_no_detail(http: httpx.Client) -> None:
