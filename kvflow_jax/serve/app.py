@@ -13,6 +13,7 @@ from kvflow_jax.serve import chat, completions, tokenization, workflows
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
+from kvflow_jax.serve.http_middleware import RequestIdMiddleware, SlashMiddleware
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.messages.errors import error_response
 from kvflow_jax.serve.messages.routes import routes as messages
@@ -51,10 +52,13 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(messages)
     install_error_handlers(app, {"/v1/messages": error_response})
     app.add_middleware(DisconnectMiddleware)
+    app.add_middleware(SlashMiddleware)
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 
 @public_routes.get("/health")
+@public_routes.head("/health")
 async def health(service: ServiceDep) -> Response:
     if not service.is_healthy:
         raise ApiError(503, "the engine has stopped; restart the server", code="engine_dead")
@@ -62,6 +66,7 @@ async def health(service: ServiceDep) -> Response:
 
 
 @public_routes.get("/ready")
+@public_routes.head("/ready")
 async def ready(service: ServiceDep) -> Response:
     service.check_serving()
     return JSONResponse({"status": service.phase.value})

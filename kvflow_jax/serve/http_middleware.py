@@ -1,0 +1,45 @@
+"""ASGI middleware: paths with superfluous slashes, and the id that a client gives its request."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUEST_ID = b"x-request-id"
+MAX_REQUEST_ID_BYTES = 256
+
+
+class SlashMiddleware:
+    """Route ``//v1/models/`` as ``/v1/models``: base URLs often end with a slash.
+
+    A redirect would lose the body with many clients.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = re.sub("/{2,}", "/", scope["path"])
+            scope = {**scope, "path": path.rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
+class RequestIdMiddleware:
+    """Repeat the ``X-Request-Id`` of a request in its answer, so that logs can be joined."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = dict(scope.get("headers", ())).get(REQUEST_ID, b"")
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (REQUEST_ID, request_id)]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        is_echoed = 0 < len(request_id) <= MAX_REQUEST_ID_BYTES
+        await self._app(scope, receive, send_with_id if is_echoed else send)

@@ -1,0 +1,42 @@
+"""What clients send in paths and headers beside what the routes read."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.serve.serve_requests import CHAT, HELLO, error_of
+
+
+@pytest.mark.parametrize("path", [f"{CHAT}/", f"/{CHAT}", "/v1//chat///completions//"])
+def test_superfluous_slashes_are_ignored(http: httpx.Client, path: str) -> None:
+    url = f"{str(http.base_url).rstrip('/')}{path}"
+    answer = http.post(url, json={"messages": HELLO})
+    assert answer.status_code == 200
+    assert answer.json()["choices"]
+
+
+def test_the_slash_within_a_models_name_stays(http: httpx.Client) -> None:
+    assert "owner/name" in error_of(http.get("/v1/models/owner/name/"), 404)["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_id_is_repeated(http: httpx.Client, stream: bool) -> None:
+    body = {"messages": HELLO, "stream": stream}
+    answer = http.post(CHAT, json=body, headers={"X-Request-Id": "run-7"})
+    assert answer.headers["x-request-id"] == "run-7"
+    assert "x-request-id" not in http.post(CHAT, json=body).headers
+    refused = http.post("/no/route", headers={"X-Request-Id": "run-8"})
+    assert (refused.status_code, refused.headers["x-request-id"]) == (404, "run-8")
+
+
+def test_an_oversized_request_id_is_not_repeated(http: httpx.Client) -> None:
+    answer = http.get("/health", headers={"X-Request-Id": "x" * 257})
+    assert answer.status_code == 200
+    assert "x-request-id" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_a_load_balancer_may_ask_for_the_head_alone(http: httpx.Client, path: str) -> None:
+    answer = http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
