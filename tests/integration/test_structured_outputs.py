@@ -5,13 +5,19 @@ import re
 from pathlib import Path
 
 import jsonschema
+import openai
 import pytest
 
+from kvflow_jax.api.load_config import LoadConfig
+from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.server import Server, bind
 from tests.support.grammar_engine import EOS, TOKENIZER, Client, json_schema, make_engine
+from tests.support.served import running
 
 TOOL_SCHEMAS = json.loads((Path(__file__).parents[1] / "grammar" / "tool_schemas.json").read_text())
 PERSON = json_schema(
@@ -133,3 +139,62 @@ def test_a_request_without_its_compiled_grammar_is_refused():
     params = SamplingParams(structured_outputs=PERSON)
     with pytest.raises(InvalidRequestError, match="compiled for this model"):
         make_engine().check(RequestSpec([1], params))
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A client of the production server over the engine that follows masks."""
+    build = (EngineThread(make_engine(num_pages=256)), TOKENIZER, "masked")
+    config = ServerConfig(port=0, load=LoadConfig("masked"))
+    with (
+        running(Server(config, bind("127.0.0.1", 0), lambda config: build)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("name", TOOL_SCHEMAS)
+def test_openais_client_gets_arguments_that_validate_streamed_or_not(client, name):
+    schema = TOOL_SCHEMAS[name]
+    asked = {
+        "model": "masked",
+        "messages": [{"role": "user", "content": name}],
+        "max_completion_tokens": 150,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "arguments", "schema": schema, "strict": True},
+        },
+    }
+    (whole,) = client.chat.completions.create(**asked).choices
+    with client.chat.completions.create(**asked, stream=True) as stream:
+        pieces = [chunk.choices[0] for chunk in stream]
+    text = "".join(piece.delta.content or "" for piece in pieces)
+    assert (text, pieces[-1].finish_reason) == (whole.message.content, whole.finish_reason)
+    if whole.finish_reason == "stop":
+        jsonschema.validate(json.loads(text), schema)
+
+
+def test_a_schema_that_cannot_be_followed_is_a_400_with_its_keyword(client):
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
+        client.chat.completions.create(
+            model="masked",
+            messages=[{"role": "user", "content": "x"}],
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"type": "array", "uniqueItems": True}},
+            },
+        )
+    assert caught.value.param == "response_format"
+
+
+def test_every_choice_and_every_prompt_follows_the_grammar_alone(client):
+    answer = client.completions.create(
+        model="masked",
+        prompt=["one", "two"],
+        n=3,
+        max_tokens=20,
+        extra_body={"guided_choice": ["yes", "no", "maybe"]},
+    )
+    assert len(answer.choices) == 6
+    assert {choice.text for choice in answer.choices} <= {"yes", "no", "maybe"}
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
