@@ -378,3 +378,15 @@ def test_a_choice_of_a_tool_that_is_unknown_is_refused(client: openai.OpenAI) ->
             tools=[WEATHER],
             tool_choice={"type": "function", "name": "other"},
         )
+
+
+def test_a_text_format_that_cannot_compile_is_refused(
+    server: ScriptedServer, http: httpx.Client
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "http://x/y"}}}
+    body = {
+        "input": "hi",
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": schema}},
+    }
+    error = error_of(http.post("/v1/responses", json=body), 400)
+    assert "$ref" in error["message"] or "http://x/y" in error["message"]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvflow_jax.serve.messages.content_blocks import read_messages
+
+USER = {"role": "user", "content": "hi"}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value, "cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize(
+    ("system", "expected"),
+    [
+        (None, None),
+        ("", None),
+        ("Plan.", "Plan."),
+        ([text("a"), text(" "), text("b")], "a\nb"),
+        ([text("x-anthropic-billing-header: cch=1;"), text("a")], "a"),
+        ("x-anthropic-billing-header: cch=1;\nPlan.", "Plan."),
+    ],
+)
+def test_the_system_text_is_without_what_changes_each_time(
+    system: Any, expected: str | None
+) -> None:
+    first = [] if expected is None else [{"role": "system", "content": expected}]
+    assert read_messages(system, [USER]) == [*first, USER]
+
+
+def test_blocks_of_the_assistant_are_one_message() -> None:
+    content = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+        {"type": "redacted_thinking", "data": "x"},
+        text(""),
+        text("I look."),
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
+    ]
+    first, _ = read_messages(None, [{"role": "assistant", "content": content}, USER])
+    call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    assert first == {
+        "role": "assistant",
+        "content": "I look.",
+        "reasoning_content": "Hm.",
+        "tool_calls": [call],
+    }
+
+
+def test_results_and_texts_of_the_user_keep_their_order() -> None:
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [text("1")], "is_error": True}
+    assert read_messages(None, [{"role": "user", "content": [text("a"), result, text("b")]}]) == [
+        {"role": "user", "content": "a"},
+        {"role": "tool", "tool_call_id": "t", "content": "1"},
+        {"role": "user", "content": "b"},
+    ]

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.messages.schema import MessagesRequest
+
+SCHEMA = {"type": "object", "properties": {}}
+TOOL = {"name": "f", "input_schema": SCHEMA, "strict": True, "cache_control": {"type": "x"}}
+
+
+def chat_of(**fields: Any) -> Any:
+    body = {"max_tokens": 8, "messages": [{"role": "user", "content": "hi"}], **fields}
+    return MessagesRequest(**body).to_chat()
+
+
+def test_fields_of_the_chat_route_pass() -> None:
+    chat = chat_of(temperature=0.5, top_k=4, top_p=0.9, stop_sequences=["x"], n=3)
+    assert (chat.temperature, chat.top_k, chat.top_p) == (0.5, 4, 0.9)
+    assert (chat.stop, chat.token_limit) == (["x"], 8)
+    assert chat.n is None
+
+
+@pytest.mark.parametrize("field", ["output_config", "output_format"])
+def test_the_output_format_is_the_response_format(field: str) -> None:
+    data: dict[str, Any] = {"type": "json_schema", "schema": SCHEMA}
+    chat = chat_of(**{field: {"format": data} if field == "output_config" else data})
+    assert chat.model_extra["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "output", "schema": SCHEMA, "strict": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "auto"}, "auto"),
+        ({"type": "any"}, "required"),
+        ({"type": "none"}, "none"),
+        ({"type": "tool", "name": "f"}, {"type": "function", "function": {"name": "f"}}),
+    ],
+)
+def test_the_choice_of_a_tool_is_translated(choice: dict[str, Any], expected: Any) -> None:
+    chat = chat_of(tools=[TOOL, {"type": "bash_20250124", "name": "bash"}], tool_choice=choice)
+    assert chat.tool_choice == expected
+    assert chat.parallel_tool_calls is True
+    function = {"name": "f", "parameters": SCHEMA, "strict": True}
+    assert chat.tools == [{"type": "function", "function": function}]
+    one = chat_of(tools=[TOOL], tool_choice={**choice, "disable_parallel_tool_use": True})
+    assert one.parallel_tool_calls is False
+
+
+def test_an_unknown_choice_of_a_tool_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="tool_choice"):
+        chat_of(tools=[TOOL], tool_choice={"type": "tool"})
+
+
+def test_thinking_that_is_disabled_is_no_effort() -> None:
+    assert chat_of(thinking={"type": "disabled"}).model_extra["reasoning_effort"] == "none"
+    assert chat_of(output_config={"effort": "low"}).model_extra["reasoning_effort"] == "low"

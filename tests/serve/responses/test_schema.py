@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvflow_jax.serve.responses.schema import ResponsesRequest
+
+SCHEMA = {"type": "object", "properties": {}}
+
+
+def chat_of(**fields: Any) -> Any:
+    chat, _ = ResponsesRequest(input="hi", **fields).to_chat()
+    return chat
+
+
+def test_fields_of_the_chat_route_pass() -> None:
+    chat = chat_of(temperature=0.5, top_k=4, seed=1, user="u", priority=2, n=3, max_tokens=9)
+    assert (chat.temperature, chat.top_k, chat.seed) == (0.5, 4, 1)
+    assert (chat.user, chat.priority) == ("u", 2)
+    # Fields with another meaning there do not.
+    assert (chat.n, chat.token_limit) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text_format", "response_format"),
+    [
+        (None, None),
+        ({"type": "text"}, {"type": "text"}),
+        ({"type": "json_object"}, {"type": "json_object"}),
+        (
+            {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True},
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
+            },
+        ),
+    ],
+)
+def test_the_format_of_the_text_is_the_response_format(
+    text_format: Any, response_format: Any
+) -> None:
+    chat = chat_of(text={"format": text_format, "verbosity": "low"})
+    assert (chat.model_extra or {}).get("response_format") == response_format
+
+
+def test_effort_and_logprobs_are_translated() -> None:
+    chat = chat_of(
+        reasoning={"effort": "none"}, include=["message.output_text.logprobs"], top_logprobs=3
+    )
+    assert chat.model_extra["reasoning_effort"] == "none"
+    assert (chat.logprobs, chat.top_logprobs) == (True, 3)
+    assert chat_of(top_logprobs=3).logprobs is None
