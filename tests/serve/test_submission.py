@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.serve.serve_fakes import FakeEngine
+from tests.serve.serve_requests import HELLO, PLANNER, SYSTEM_AND_USER, SYSTEM_PROMPT
+
+BODIES = {
+    "/v1/chat/completions": {"messages": SYSTEM_AND_USER},
+    "/v1/responses": {"instructions": "You plan.", "input": "hi"},
+    "/v1/messages": {"system": "You plan.", "messages": HELLO, "max_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_every_route_submits_the_same_chat(
+    http: httpx.Client, engine: FakeEngine, path: str
+) -> None:
+    fields = {"agent_hints": PLANNER, "priority": 2, "cache_salt": "s", "user": "u", "seed": 7}
+    answer = http.post(path, json={**BODIES[path], **fields})
+    assert answer.status_code == 200, answer.text
+    (request,) = engine.requests.values()
+    assert request.prompt == f"{SYSTEM_PROMPT}<user>hi"
+    assert request.params.seed == 7
+    assert (request.spec.priority, request.spec.salt) == (2, "s")
+    assert request.spec.fairness_key.endswith(":u")
+    assert request.hints.agent_id == "planner"
+    assert request.hints.num_fixed == len(SYSTEM_PROMPT)
