@@ -3,9 +3,7 @@
 import json
 import sys
 
-import pytest
-
-from experiments.device import device_check, device_exactness
+from experiments.device import device_check
 from experiments.device.device_check import Sections
 
 
@@ -33,25 +31,3 @@ def test_the_exit_status_tells_problems(monkeypatch, capsys):
     assert device_check.main() == 0
     monkeypatch.setattr(device_check, "check_kernel", lambda *args: ({}, ["wrong"]))
     assert device_check.main() == 1
-
-
-@pytest.mark.slow
-def test_tokens_do_not_depend_on_the_cache_here():
-    import jax
-
-    figures, problems = device_exactness.exactness(jax.devices()[0], "float32", "blocks")
-    assert problems == []
-    assert figures["exactness.blocks.tokens_from_host"] > 0
-
-
-def test_exactness_reports_what_differs(monkeypatch):
-    cold, other = [[[1, 2]]], [[[1, 3]]]
-    rounds = iter([(cold, {}), (other, {"cached": 4, "host": 0})])
-    monkeypatch.setattr(device_exactness, "_rounds", lambda *args, **options: next(rounds))
-    import jax
-
-    _, problems = device_exactness.exactness(jax.devices()[0], "float32", "auto")
-    assert problems == [
-        "exactness: 1 tokens depend on the cache",
-        "exactness: no block was loaded from the host, so nothing is checked",
-    ]
