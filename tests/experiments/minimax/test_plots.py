@@ -3,7 +3,9 @@
 import pytest
 
 from experiments.minimax import plots
+from experiments.minimax.digits import summary
 from experiments.minimax.rivals import METHODS
+from tests.experiments.minimax.digits.fakes import BEST, GRAPHS, played
 
 
 def two_nodes_run(*, zeta, last=1e-9):
@@ -20,7 +22,13 @@ def rate_run():
     return {"curve": [1e-1, 4e-2], "curve_half_width": [2e-2, 5e-2]}
 
 
+def digits_figures():
+    seen = played()
+    return summary.figures(seen, {graph: seen.ratio(graph) for graph in GRAPHS}, BEST, 4000)
+
+
 FIGURES = {
+    "digits": digits_figures(),
     "two-nodes": {
         "D-SGDA": two_nodes_run(zeta=[], last=1e200),
         "D-SGDA, gamma_x .02": two_nodes_run(zeta=[], last=0.0),
@@ -65,7 +73,7 @@ def test_a_figure_is_drawn_with_its_legend(name, tmp_path):
     assert "D-AdaST" in text
     assert "D-TiAda" in text
     # A method that diverged at every stepsize has no line.
-    assert ("D-SGDA" in text) == (name == "two-nodes")
+    assert ("D-SGDA" in text) == (name in ("digits", "two-nodes"))
 
 
 def test_every_method_has_a_colour_of_its_own():
