@@ -40,6 +40,7 @@ QUICK: dict[str, list[str]] = {
     "experiments.cache_bench": ["--quick --json JSON"],
     "experiments.kernel_bench": ["--quick --json JSON"],
     "experiments.load_bench": ["--quick --json JSON"],
+    "experiments.grammar_bench": ["--quick --json JSON"],
     "experiments.serve_bench": ["--quick --json JSON"],
     "experiments.soak": ["--quick --json JSON"],
     "experiments.device_check": ["--quick --json JSON"],

@@ -18,15 +18,16 @@ def join(
     """Meet the other processes; return a mesh of one axis over the devices of all.
 
     Call it before any other use of JAX. On CPU the processes exchange messages by Gloo over TCP.
-    If a process dies, its connections break, and runs of the others raise ``HostLostError``. If
-    process 0 dies, JAX ends those that have not raised it yet. One that hangs is waited for.
+    If a process dies, runs of those that are connected with it raise ``HostLostError``. JAX ends
+    all others with a fatal error of its own, ``timeout_s`` after the last sign of life at the
+    latest; of a process that hangs, too.
 
     Args:
         coordinator: ``HOST:PORT`` at which process 0 listens.
         num_processes: number of processes.
         process_id: of this process, from 0; its nodes follow those of the process before it.
-        timeout_s: how long to wait for the others to come; then JAX ends this process with a
-            fatal error of its own.
+        timeout_s: how long to wait for the others to come, and for a sign of life; then JAX ends
+            this process with a fatal error of its own.
 
     Raises:
         ConfigError: A number is out of range, or JAX has been used already.
@@ -39,9 +40,6 @@ def join(
     if not timeout_s >= 1:
         raise ConfigError(f"timeout_s must be at least 1 second, not {timeout_s}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Else JAX ends the processes that are left with a fatal error of its own, before or while they
-    # report theirs.
-    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator,
