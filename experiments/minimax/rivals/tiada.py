@@ -6,15 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
-from experiments.minimax.rivals.trees import cast_like, check_gradients, move, power
 from kvflow_jax.minimax import DAdaST, State
-from kvflow_jax.minimax.dadast import squared_norm
 
 
 @dataclass(frozen=True)
-class DTiAda:
+class DTiAda(DAdaST):
     """TiAda's stepsizes (Li, Yang and He, ICLR 2023) of a node's own gradients.
 
     One step at node i, with scalars m^x_i and m^y_i that begin at ``start``::
@@ -25,30 +21,11 @@ class DTiAda:
 
     The scalars are not exchanged, so the nodes weigh their gradients unequally for ever.
 
-    Attributes:
-        gamma_x: stepsize of x, positive.
-        gamma_y: stepsize of y, positive.
-        alpha: exponent of x, in (beta, 1).
-        beta: exponent of y, in (0, alpha).
-        start: first value of both accumulators, not negative.
+    The fields are those of ``DAdaST``.
 
     Raises:
         ConfigError: A field is out of its range.
     """
-
-    gamma_x: float = 1.0
-    gamma_y: float = 1.0
-    alpha: float = 0.6
-    beta: float = 0.4
-    start: float = 1.0
-
-    def __post_init__(self) -> None:
-        # Which checks the fields.
-        DAdaST(self.gamma_x, self.gamma_y, self.alpha, self.beta, self.start)
-
-    def init(self, x: Any, y: Any) -> State[Any, Any]:
-        """Return the state of one node before its first step."""
-        return DAdaST(start=self.start).init(x, y)
 
     def step(
         self,
@@ -59,12 +36,9 @@ class DTiAda:
         project: Callable[[Any], Any] | None = None,
     ) -> State[Any, Any]:
         """Return the state of one node after a step (see ``Rule.step``)."""
-        check_gradients(state, grads_x, grads_y)
-        dtype = state.accum_x.dtype
-        sum_x = state.accum_x + squared_norm(grads_x, dtype)
-        sum_y = state.accum_y + squared_norm(grads_y, dtype)
-        x = move(state.x, -self.gamma_x * power(jnp.maximum(sum_x, sum_y), -self.alpha), grads_x)
-        y = move(state.y, self.gamma_y * power(sum_y, -self.beta), grads_y)
-        x, y = mix((x, y))
-        x, y = cast_like(x, state.x), cast_like(y, state.y)
-        return State(x, y if project is None else project(y), sum_x, sum_y, state.step + 1)
+
+        def mix_parameters(message: Any) -> Any:
+            x, y, sum_x, sum_y = message
+            return *mix((x, y)), sum_x, sum_y
+
+        return super().step(state, grads_x, grads_y, mix_parameters, project)
