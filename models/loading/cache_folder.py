@@ -77,7 +77,7 @@ class CacheFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             file = (self.path / LOCK_FILE).open("a")
-        except OSError:  # not writable, so that nobody removes anything
+        except OSError:  # the folder is read-only, so no process removes entries
             yield
             return
         with file:

@@ -1,4 +1,4 @@
-"""Several processes with a part of the nodes each step as one process does, or say who is lost."""
+"""Runs of several processes equal those of one; if a process dies, all others end."""
 
 import os
 import socket

@@ -5,7 +5,7 @@
 The expectation is over node i's images; x are the weights, and y in R^64 is one perturbation, on
 which all nodes agree by consensus. The objective is the paper's robust training (arXiv 2406.02939);
 its eta, network and batch are not known, and these are ours. Cross-entropy is not concave in y, so
-strong concavity holds where ``-eta |y|^2`` outweighs it, which nobody has shown.
+strong concavity holds where ``-eta |y|^2`` outweighs it. That is not proven.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _ratio_finding(graph: str, ratio: Ratio, *, is_quick: bool) -> Finding:
 
 
 def _best_finding(seen: Outcomes, gammas: Mapping[str, float]) -> Finding:
-    """Return who is best where each method has its own best stepsize of the sweep."""
+    """Return which method has the lowest gradient, each at its best stepsize of the sweep."""
     ranks = {method: seen.rank(method, gamma, EXPONENTIAL) for method, gamma in gammas.items()}
     order = sorted(ranks, key=ranks.__getitem__)
     winner = order[0]

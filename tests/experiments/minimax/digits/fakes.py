@@ -1,4 +1,4 @@
-"""Outcomes of runs that nobody played."""
+"""Made-up outcomes of runs."""
 
 import numpy as np
 

@@ -11,7 +11,7 @@ from tests.experiments.minimax.digits.fakes import BEST, GRAPHS, played
 
 @pytest.fixture
 def trained(monkeypatch, digits):
-    """Replaces training by outcomes that nobody played; lists the cells that were asked for."""
+    """Replaces training by made-up outcomes; returns the list of requested cells."""
     asked = []
 
     class FakeTrainer:
