@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -11,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from kvflow_jax.errors import StepFailedError
+from kvflow_jax.grammar.lark import WHITESPACE, is_lark
 from kvflow_jax.grammar.matcher import Matcher, error_of
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 
@@ -25,12 +25,8 @@ MAX_CACHED = 64  # compiled grammars
 # The conversion to Lark is Python, and its time grows with the square of the rules: seconds here.
 MAX_GBNF_CHARS = 16 * 1024
 
-_IS_LARK = re.compile(r"^[ \t]*(?:%llguidance\b|[?!]?start[ \t]*:(?!:=))", re.MULTILINE)
-
 # About 20 ms to build a grammar, and 7 ms for the mask of a step that runs into the limit.
 _INITIAL_FUEL, _STEP_FUEL = 1_000_000, 100_000
-# Whitespace of JSON as llama.cpp allows it: without a bound, small models never stop indenting.
-_WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
 _NO_TEXT = "it matches no text, or only the empty one"
 
 
@@ -133,7 +129,7 @@ def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
     if spec.json is not None or spec.json_object:
         schema = '{"type": "object"}' if spec.json is None else str(spec.json)
         return LLMatcher.grammar_from_json_schema(
-            schema, overrides={"whitespace_pattern": _WHITESPACE}
+            schema, overrides={"whitespace_pattern": WHITESPACE}
         )
     if spec.regex is not None:
         return LLMatcher.grammar_from_regex(spec.regex)
@@ -141,7 +137,7 @@ def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
         texts = [json.dumps(text) for text in spec.choice]
         return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
     assert spec.grammar is not None
-    lark = spec.grammar if _IS_LARK.search(spec.grammar) else _lark_of_gbnf(spec.grammar)
+    lark = spec.grammar if is_lark(spec.grammar) else _lark_of_gbnf(spec.grammar)
     return LLMatcher.grammar_from_lark(lark)
 
 

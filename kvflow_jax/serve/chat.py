@@ -164,9 +164,8 @@ def read_chat_tools(body: ChatRequest, model: ModelTools) -> ChatTools:
         InvalidRequestError: names the invalid field.
     """
     tools = read_tools(body.tools)
-    allows_calls = read_tool_choice(body.tool_choice, tools)
-    max_calls = 1 if body.parallel_tool_calls is False else None
-    return ChatTools(model, tools, allows_calls, max_calls)
+    choice = read_tool_choice(body.tool_choice, tools)
+    return ChatTools(model, tools, choice, is_parallel=body.parallel_tool_calls is not False)
 
 
 def read_messages(body: ChatRequest) -> list[dict[str, Any]]:

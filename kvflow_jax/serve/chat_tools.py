@@ -6,10 +6,12 @@ import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.call_grammar import CallGrammar
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.protocols import Tokenizer
@@ -23,7 +25,7 @@ from kvflow_jax.tools.prompt_form import (
     with_prompt_form,
 )
 from kvflow_jax.tools.syntaxes import find_syntax
-from kvflow_jax.tools.syntaxes.base import CallSyntax
+from kvflow_jax.tools.syntaxes.base import CallLayout, CallSyntax
 from kvflow_jax.tools.tool import Tool
 
 
@@ -34,13 +36,15 @@ class ModelTools:
     Attributes:
         knows_tools: its chat template writes tools; others get them in the messages.
         has_tools_field: such a template reads the tools from a field of the system message.
-        hidden: markers of its call syntax that are special tokens.
+        layout: of the calls that it writes.
+        special_ids: markers of its call syntax that are special tokens, with their ids.
     """
 
     syntax: CallSyntax
+    layout: CallLayout
     knows_tools: bool = False
     has_tools_field: bool = False
-    hidden: tuple[str, ...] = ()
+    special_ids: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer | None, syntax_name: str) -> ModelTools:
@@ -49,28 +53,57 @@ class ModelTools:
         Args:
             syntax_name: of the call syntax, or "auto".
         """
-        if tokenizer is None:
-            return cls(find_syntax(None, syntax_name))
-        template = tokenizer.chat_template
+        template = None if tokenizer is None else tokenizer.chat_template
         syntax = find_syntax(template, syntax_name)
-        hidden = tuple(tokenizer.special_token_ids(syntax.markup.markers))
-        return cls(syntax, knows_tools(template), reads_tools_of_message(template), hidden)
+        layout = syntax.layout_of(template)
+        if tokenizer is None:
+            return cls(syntax, layout)
+        return cls(
+            syntax,
+            layout,
+            knows_tools(template),
+            reads_tools_of_message(template),
+            tokenizer.special_token_ids(syntax.markup.markers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model may call tools, or must.
+
+    Attributes:
+        allows_calls: False for ``none``: the prompt is the same, so that it shares the prefix of
+            the other calls, and the answer is text.
+        is_required: the answer is calls and nothing else.
+        name: the only tool that may be called; None: any.
+    """
+
+    allows_calls: bool
+    is_required: bool = False
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTools:
-    """What a client declares, and whether the model may call it.
+    """The tools that a client declares, and how the model may call them.
 
     Attributes:
-        allows_calls: False for ``tool_choice: none``: the prompt is the same, so that it shares
-            the prefix of the other calls, and the answer is text.
-        max_calls: of one answer; None: no limit.
+        is_parallel: an answer may have several calls.
     """
 
     model: ModelTools
     tools: tuple[Tool, ...]
-    allows_calls: bool
-    max_calls: int | None = None
+    choice: ToolChoice
+    is_parallel: bool = True
+
+    @property
+    def allows_calls(self) -> bool:
+        return self.choice.allows_calls
+
+    @property
+    def max_calls(self) -> int | None:
+        """Of one answer; None: no limit."""
+        return None if self.is_parallel and self.choice.name is None else 1
 
     @property
     def markup(self) -> CallMarkup | None:
@@ -80,8 +113,37 @@ class ChatTools:
     def new_parser(self) -> CallParser:
         """Return a parser of one answer."""
         return CallParser(
-            self.model.syntax, self.tools, max_calls=self.max_calls, hidden=self.model.hidden
+            self.model.syntax,
+            self.tools,
+            max_calls=self.max_calls,
+            hidden=tuple(self.model.special_ids),
         )
+
+    def structured_outputs(
+        self, answer: StructuredOutputsParams | None
+    ) -> StructuredOutputsParams | None:
+        """Return what an answer must match, calls included; None if it is free.
+
+        Args:
+            answer: what an answer without calls must match.
+
+        Raises:
+            InvalidRequestError: a tool's schema does not fit the call syntax, or ``answer`` does
+                not go together with tools.
+        """
+        choice = self.choice
+        if not choice.allows_calls:
+            return answer
+        tools = [tool for tool in self.tools if choice.name in (None, tool.name)]
+        model = self.model
+        grammar = CallGrammar(model.layout, model.special_ids, tools, self.max_calls == 1)
+        if choice.is_required:
+            return StructuredOutputsParams(grammar=grammar.calls(), param="tool_choice")
+        if answer is not None:
+            return StructuredOutputsParams(grammar=grammar.calls_or(answer), param=answer.param)
+        if any(tool.is_strict for tool in tools):
+            return StructuredOutputsParams(grammar=grammar.text_and_calls(), param="tools")
+        return None
 
     def new_call_id(self) -> str:
         length = self.model.syntax.call_id_len
@@ -112,14 +174,14 @@ class AnswerParser:
         return events, finish
 
 
-def read_tool_choice(choice: Any, tools: Sequence[Tool]) -> bool:
-    """Return whether the model may call tools.
+def read_tool_choice(choice: Any, tools: Sequence[Tool]) -> ToolChoice:
+    """Return how the model may call tools.
 
     Raises:
-        InvalidRequestError: the choice is unknown, names no tool of the request, or forces a call.
+        InvalidRequestError: the choice is unknown, names no tool of the request, or needs one.
     """
     if choice is None or choice in ("auto", "none"):
-        return bool(tools) and choice != "none"
+        return ToolChoice(bool(tools) and choice != "none")
     name = _named(choice)
     if choice != "required" and name is None:
         raise InvalidRequestError(
@@ -133,11 +195,7 @@ def read_tool_choice(choice: Any, tools: Sequence[Tool]) -> bool:
         raise InvalidRequestError(
             f"tool_choice names {name!r:.140}, which is not among the tools", param="tool_choice"
         )
-    raise InvalidRequestError(
-        "tool_choice 'required' or a named function is not supported; use 'auto' or 'none'",
-        param="tool_choice",
-        code="unsupported_parameter",
-    )
+    return ToolChoice(allows_calls=True, is_required=True, name=name)
 
 
 class ToolTemplate:

@@ -40,12 +40,15 @@ class Chat:
     @classmethod
     def read(cls, service: Service, body: ChatRequest) -> Chat:
         """Read a body; raise InvalidRequestError, which names the invalid field."""
+        tools = chat.read_chat_tools(body, service.model_tools)
+        params = body.sampling_params(service.sampling_defaults)
+        output = tools.structured_outputs(params[0].structured_outputs)
         chat_read = cls(
             body,
-            body.sampling_params(service.sampling_defaults),
+            [replace(one, structured_outputs=output) for one in params],
             chat.read_messages(body),
             chat.template_kwargs(body),
-            chat.read_chat_tools(body, service.model_tools),
+            tools,
         )
         service.check_num_completions(len(chat_read.params))
         return chat_read

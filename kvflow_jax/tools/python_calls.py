@@ -62,6 +62,11 @@ def write_python_call(name: str, arguments: Mapping[str, object]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
+def is_keyword(name: str) -> bool:
+    """True if a parameter of this name can be written as ``name=value``."""
+    return _KEYWORD.fullmatch(f"{name}=") is not None
+
+
 def _is_name_char(char: str) -> bool:
     return char.isascii() and (char.isalnum() or char in "_.-")
 

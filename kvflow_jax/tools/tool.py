@@ -14,6 +14,7 @@ MAX_TOOLS = 1024
 MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
 MAX_DEPTH = 64  # of a tool's JSON
 
+_REFERENCE = re.compile(r"#/(\$defs|definitions)/([^/~%]+)")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 # In this order, because models were trained on it; other keys follow, sorted.
@@ -31,14 +32,25 @@ class Tool:
 
     Attributes:
         definition: ``{"type": "function", "function": {...}}``, what chat templates get.
-        parameters: the JSON schema of each parameter, in the order of the declaration.
+        schema: the JSON Schema of the arguments, as it was declared.
         is_strict: the client asks for arguments that conform to the schema.
     """
 
     name: str
     definition: Mapping[str, Any]
-    parameters: Mapping[str, Any]
+    schema: Mapping[str, Any]
     is_strict: bool = False
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The JSON Schema of each parameter, in the order of the declaration.
+
+        One that is a reference to a definition of the tool's schema is this definition.
+        """
+        properties = self.schema.get("properties")
+        if not isinstance(properties, dict):
+            return {}
+        return {name: _resolved(one, self.schema) for name, one in properties.items()}
 
     @property
     def json(self) -> str:
@@ -106,9 +118,21 @@ def _read_tool(field: str, data: Any) -> Tool:
             f"{field} is nested deeper than {MAX_DEPTH} levels", param=f"{field}.parameters"
         )
     definition = _canonical({"type": "function", "function": kept})
-    properties = (function.get("parameters") or {}).get("properties")
-    parameters = properties if isinstance(properties, dict) else {}
-    return Tool(name, definition, parameters, bool(function.get("strict")))
+    # As from OpenAI, a function without a schema has no parameters.
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    return Tool(name, definition, schema, bool(function.get("strict")))
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
+    """Return a schema whose ``$ref``, such as ``#/$defs/City``, is replaced by what it names."""
+    for _ in range(MAX_DEPTH):  # references may form a circle
+        match = _REFERENCE.fullmatch(str(schema.get("$ref"))) if isinstance(schema, dict) else None
+        definitions = root.get(match[1]) if match else None
+        target = definitions.get(match[2]) if match and isinstance(definitions, dict) else None
+        if not isinstance(target, dict):
+            break
+        schema = target | {key: value for key, value in schema.items() if key != "$ref"}
+    return schema
 
 
 _KIND_NAMES: dict[type, str] = {str: "a string", dict: "an object", bool: "true or false"}

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.chat_tools import ChatTools, ModelTools, ToolTemplate
+from kvflow_jax.serve.chat_tools import ChatTools, ModelTools, ToolChoice, ToolTemplate
 from kvflow_jax.tools.syntaxes import SYNTAXES
 from tests.serve.serve_requests import CHAT, error_of
 from tests.support.scripted_runner import MODEL, ScriptedServer, scripted_server, scripted_tokenizer
@@ -284,7 +284,7 @@ def test_a_template_that_names_arguments_gets_those_that_are_no_json() -> None:
         "{% endfor %}{% endfor %}"
     )
     tokenizer = scripted_tokenizer(template)
-    tools = ChatTools(ModelTools.of(tokenizer, "auto"), (), allows_calls=False)
+    tools = ChatTools(ModelTools.of(tokenizer, "auto"), (), ToolChoice(allows_calls=False))
     calls = [{"function": {"name": "f", "arguments": value}} for value in ({"x": 1}, "not {json")]
     messages = [{"role": "assistant", "content": "", "tool_calls": calls}]
     prompt_ids = ToolTemplate(tokenizer, tools).apply_chat_template(messages)
@@ -320,6 +320,53 @@ def test_tools_that_differ_in_the_order_of_keys_share_their_prefix(
     assert server.runner.prompts[0] == server.runner.prompts[1]
 
 
+def test_required_calls_follow_a_grammar(server: ScriptedServer, client: openai.OpenAI) -> None:
+    server.script(f"{CALL}\n{ASK}", "It is sunny.", CALL.replace('"Paris"', "1"))
+    (choice,) = chat(client, tool_choice="required").choices
+    assert [call.function.name for call in choice.message.tool_calls] == ["get_weather", "ask"]
+    assert choice.finish_reason == "tool_calls"
+    for _ in range(2):  # texts that do not follow it
+        with pytest.raises(openai.InternalServerError):
+            chat(client, tool_choice="required")
+
+
+def test_a_named_function_is_called_once(server: ScriptedServer, client: openai.OpenAI) -> None:
+    named = {"type": "function", "function": {"name": "ask"}}
+    server.script(ASK, CALL, f"{ASK}\n{ASK}")
+    (call,) = chat(client, tool_choice=named).choices[0].message.tool_calls
+    assert call.function.name == "ask"
+    with pytest.raises(openai.InternalServerError):
+        chat(client, tool_choice=named)
+    # What follows the end of a grammar is not sampled.
+    assert len(chat(client, tool_choice=named).choices[0].message.tool_calls) == 1
+
+
+def test_with_a_response_format_an_answer_is_calls_or_json(
+    server: ScriptedServer, client: openai.OpenAI
+) -> None:
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    json_schema = {"name": "sum", "schema": schema, "strict": True}
+    fields = {"response_format": {"type": "json_schema", "json_schema": json_schema}}
+    server.script(CALL, '{"sum": 4}', "It is sunny.")
+    assert chat(client, **fields).choices[0].message.tool_calls
+    (choice,) = chat(client, **fields).choices
+    assert (choice.message.content, choice.message.tool_calls) == ('{"sum": 4}', None)
+    with pytest.raises(openai.InternalServerError):
+        chat(client, **fields)
+    server.script('{"sum": 4}')
+    assert chat(client, tool_choice="none", **fields).choices[0].message.content == '{"sum": 4}'
+
+
+def test_arguments_of_strict_tools_conform(server: ScriptedServer, client: openai.OpenAI) -> None:
+    strict = tool("get_weather", city={"enum": ["Paris"]})
+    strict["function"]["strict"] = True
+    server.script(f"I look.{CALL}{ASK}", CALL.replace("Paris", "Rome"))
+    message = chat(client, tools=[strict, TOOLS[1]]).choices[0].message
+    assert (message.content, len(message.tool_calls)) == ("I look.", 2)
+    with pytest.raises(openai.InternalServerError):
+        chat(client, tools=[strict])
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -334,12 +381,15 @@ def test_tools_that_differ_in_the_order_of_keys_share_their_prefix(
         ({"tool_choice": "any"}, "tool_choice", None),
         ({"tool_choice": {"type": "function"}}, "tool_choice", None),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", None),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
         (
-            {"tool_choice": {"type": "function", "function": {"name": "ask"}}},
+            {
+                "tools": [tool("f", x={"not": {}})],
+                "tool_choice": "required",
+            },
             "tool_choice",
-            "unsupported_parameter",
+            None,
         ),
+        ({"ebnf": 'root ::= "a"'}, "ebnf", None),
         ({"tool_choice": "required", "tools": []}, "tool_choice", None),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", None),
         ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),

@@ -50,3 +50,12 @@ def test_fields_of_the_wrong_type_are_named(field: str) -> None:
     with pytest.raises(InvalidRequestError) as error:
         read_tools([declared])
     assert error.value.param == f"tools[0].function.{field}"
+
+
+def test_references_to_definitions_are_resolved() -> None:
+    city = {"type": "string", "enum": ["Paris"]}
+    declared = tool("f", a={"$ref": "#/$defs/City", "description": "A"}, b={"$ref": "#/$defs/B"})
+    declared["function"]["parameters"]["$defs"] = {"City": city, "B": {"$ref": "#/$defs/B"}}
+    (one,) = read_tools([declared])
+    assert one.parameters["a"] == {**city, "description": "A"}
+    assert one.parameters["b"] == {"$ref": "#/$defs/B"}  # a circle

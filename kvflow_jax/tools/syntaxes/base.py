@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeAlias
 
 from kvflow_jax.tools.call_events import EventWriter
@@ -23,6 +24,37 @@ class Call:
     arguments: dict[str, Any] | str
 
 
+class CallForm(Enum):
+    """How one call is written, without what stands around it."""
+
+    ARGUMENTS = "arguments"  # {"name": ..., "arguments": {...}}
+    PARAMETERS = "parameters"  # {"name": ..., "parameters": {...}}
+    NAMED = "named"  # name[ARGS]{...}
+    PYTHON = "python"  # name(parameter=value)
+    TAGS = "tags"  # <function=name> and a tag for each parameter
+
+
+@dataclass(frozen=True, slots=True)
+class CallLayout:
+    """How the calls of one output are written: what a grammar of calls is made of.
+
+    Attributes:
+        form: of one call.
+        begin: the marker that begins calls; empty: an output has calls if it begins with one.
+        open: text behind the marker.
+        separator: text between two calls.
+        close: text behind the last call.
+        template_mark: a template without this text writes calls in another layout.
+    """
+
+    form: CallForm
+    begin: str = ""
+    open: str = ""
+    separator: str = ""
+    close: str = ""
+    template_mark: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class CallSyntax:
     """How models of some families write calls.
@@ -34,6 +66,7 @@ class CallSyntax:
             in this syntax.
         read: reads an output.
         markup: where in an output calls are.
+        layouts: how calls are written: the first whose mark the chat template has.
         form: how to write a call, told to a model whose template knows no tools.
         write_calls: returns the calls of one message as the model writes them.
         write_result: returns the result of a call, for a template that knows no tools.
@@ -45,10 +78,16 @@ class CallSyntax:
     template_marks: tuple[tuple[str, ...], ...]
     read: ReadOutput
     markup: CallMarkup
+    layouts: tuple[CallLayout, ...]
     form: str
     write_calls: Callable[[Sequence[Call]], str]
     write_result: Callable[[str], str]
     call_id_len: int | None = None
+
+    def layout_of(self, chat_template: str | None) -> CallLayout:
+        """Return the layout of the calls of a model with this chat template."""
+        marked = (one for one in self.layouts if one.template_mark in (chat_template or ""))
+        return next(marked, self.layouts[-1])
 
 
 def pass_text(source: TextSource, out: EventWriter, markers: Sequence[str]) -> Reading[str]:

@@ -8,7 +8,14 @@ from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.json_calls import is_tool_name
 from kvflow_jax.tools.python_calls import read_python_call
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, pass_text, write_raw
+from kvflow_jax.tools.syntaxes.base import (
+    Call,
+    CallForm,
+    CallLayout,
+    CallSyntax,
+    pass_text,
+    write_raw,
+)
 from kvflow_jax.tools.syntaxes.pythonic import write_call
 from kvflow_jax.tools.text_source import Reading, TextSource, discard
 from kvflow_jax.tools.tool import Tool
@@ -45,6 +52,9 @@ GEMMA = CallSyntax(
     template_marks=(("<start_of_turn>",),),
     read=read,
     markup=CallMarkup(spans=((_BEGIN, _END),)),
+    layouts=(
+        CallLayout(CallForm.PYTHON, begin=_BEGIN, open="\n", separator="\n", close=f"\n{_END}"),
+    ),
     form="write Python within a fence:\n```tool_code\nfunction_name(parameter=value)\n```",
     write_calls=write_calls,
     write_result=write_result,

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.json_calls import is_tool_name, read_json_call
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, pass_text, write_raw
+from kvflow_jax.tools.syntaxes.base import (
+    Call,
+    CallForm,
+    CallLayout,
+    CallSyntax,
+    pass_text,
+    write_raw,
+)
 from kvflow_jax.tools.text_source import Reading, TextSource, discard
 from kvflow_jax.tools.tool import Tool
 
@@ -53,6 +60,15 @@ HERMES = CallSyntax(
     template_marks=(("<tool_call>",),),
     read=read,
     markup=CallMarkup(spans=((_BEGIN, _END),)),
+    layouts=(
+        CallLayout(
+            CallForm.ARGUMENTS,
+            begin=_BEGIN,
+            open="\n",
+            separator=f"\n{_END}\n{_BEGIN}\n",
+            close=f"\n{_END}",
+        ),
+    ),
     form="return a json object with function name and arguments within <tool_call></tool_call> "
     'XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
     "</tool_call>",

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.json_calls import read_json_call
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, pass_text, write_raw
+from kvflow_jax.tools.syntaxes.base import (
+    Call,
+    CallForm,
+    CallLayout,
+    CallSyntax,
+    pass_text,
+    write_raw,
+)
 from kvflow_jax.tools.text_source import Reading, TextSource
 from kvflow_jax.tools.tool import Tool
 
@@ -62,6 +69,7 @@ LLAMA3_JSON = CallSyntax(
     template_marks=(("<|python_tag|>",), ('"parameters": dictionary', "ipython")),
     read=read,
     markup=CallMarkup(spans=((_TAG, ""),), first_char="{"),
+    layouts=(CallLayout(CallForm.PARAMETERS, separator="; "),),
     form="respond with nothing but a JSON object in the format "
     '{"name": function name, "parameters": dictionary of argument name and its value}.',
     write_calls=write_calls,

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.json_calls import is_tool_name, pass_json_value, read_json_calls
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, pass_text, write_raw
+from kvflow_jax.tools.syntaxes.base import (
+    Call,
+    CallForm,
+    CallLayout,
+    CallSyntax,
+    pass_text,
+    write_raw,
+)
 from kvflow_jax.tools.syntaxes.hermes import write_json_call
 from kvflow_jax.tools.text_source import Reading, TextSource
 from kvflow_jax.tools.tool import Tool
 
-_BEGIN, _ARGS, _CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+_BEGIN, ARGS, _CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _MAX_NAME_LEN = 128
 
 
@@ -34,7 +41,7 @@ def _read_named_call(source: TextSource, out: EventWriter) -> Reading[bool]:
     name = (yield from source.take_while(lambda char: char not in "[{", _MAX_NAME_LEN)).strip()
     if (yield from source.take(_CALL_ID)):
         yield from source.take_while(str.isalnum, _MAX_NAME_LEN)
-    yield from source.take(_ARGS)
+    yield from source.take(ARGS)
     yield from source.skip_space()
     if not is_tool_name(name) or (yield from source.peek()) != "{":
         return False
@@ -52,7 +59,7 @@ def write_calls(calls: Sequence[Call]) -> str:
 def write_named_calls(calls: Sequence[Call]) -> str:
     """Return calls in the newer form."""
     return "".join(
-        f"{_BEGIN}{call.name}{_ARGS}"
+        f"{_BEGIN}{call.name}{ARGS}"
         + (
             call.arguments
             if isinstance(call.arguments, str)
@@ -71,7 +78,11 @@ MISTRAL = CallSyntax(
     families="Mistral, Ministral, Devstral, Magistral",
     template_marks=(("[TOOL_CALLS]",),),
     read=read,
-    markup=CallMarkup(spans=((_BEGIN, ""),), tokens=(_ARGS, _CALL_ID)),
+    markup=CallMarkup(spans=((_BEGIN, ""),), tokens=(ARGS, _CALL_ID)),
+    layouts=(
+        CallLayout(CallForm.NAMED, begin=_BEGIN, separator=_BEGIN, template_mark=ARGS),
+        CallLayout(CallForm.ARGUMENTS, begin=_BEGIN, open=" [", separator=", ", close="]"),
+    ),
     form='reply with [TOOL_CALLS] [{"name": function name, "arguments": {...}}].',
     write_calls=write_calls,
     write_result=write_result,

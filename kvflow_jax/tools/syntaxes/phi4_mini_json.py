@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.json_calls import is_tool_name, read_json_calls
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, pass_text, write_raw
+from kvflow_jax.tools.syntaxes.base import (
+    Call,
+    CallForm,
+    CallLayout,
+    CallSyntax,
+    pass_text,
+    write_raw,
+)
 from kvflow_jax.tools.syntaxes.hermes import write_json_call
 from kvflow_jax.tools.text_source import Reading, TextSource
 from kvflow_jax.tools.tool import Tool
@@ -43,6 +50,9 @@ PHI4_MINI_JSON = CallSyntax(
     template_marks=(("<|tool|>",), ("functools[",), ("<|tool_call|>",)),
     read=read,
     markup=CallMarkup(spans=((_BEGIN, _END), (_FUNCTOOLS, ""))),
+    layouts=(
+        CallLayout(CallForm.ARGUMENTS, begin=_BEGIN, open="[", separator=", ", close=f"]{_END}"),
+    ),
     form='reply with <|tool_call|>[{"name": function name, "arguments": {...}}]<|/tool_call|>.',
     write_calls=write_calls,
     write_result=write_result,

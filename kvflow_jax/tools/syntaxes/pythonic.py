@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.python_calls import read_python_call, write_python_call
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, write_raw
+from kvflow_jax.tools.syntaxes.base import Call, CallForm, CallLayout, CallSyntax, write_raw
 from kvflow_jax.tools.text_source import Reading, TextSource
 from kvflow_jax.tools.tool import Tool
 
@@ -59,6 +59,7 @@ PYTHONIC = CallSyntax(
     template_marks=(("[func_name1(",), ("<|python_start|>",)),
     read=read,
     markup=CallMarkup(spans=((_BEGIN, _END),), first_char="["),
+    layouts=(CallLayout(CallForm.PYTHON, open="[", separator=", ", close="]"),),
     form="reply with nothing but a list of function calls in the format "
     "[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)].",
     write_calls=write_calls,

@@ -10,21 +10,28 @@ from typing import Any
 from kvflow_jax.tools.call_events import EventWriter
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.tools.json_calls import is_tool_name, to_json
-from kvflow_jax.tools.syntaxes.base import Call, CallSyntax, pass_text, write_raw
+from kvflow_jax.tools.syntaxes.base import (
+    Call,
+    CallForm,
+    CallLayout,
+    CallSyntax,
+    pass_text,
+    write_raw,
+)
 from kvflow_jax.tools.text_source import Reading, TextSource, discard
 from kvflow_jax.tools.tool import Tool
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
-_FUNCTION, _FUNCTION_END = "<function=", "</function>"
-_PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+FUNCTION, FUNCTION_END = "<function=", "</function>"
+PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 _MAX_NAME_LEN = 128
 
 
 def read(source: TextSource, out: EventWriter, tools: dict[str, Tool]) -> Reading[None]:
     # The model sometimes leaves the outer tag out.
-    while marker := (yield from pass_text(source, out, [_BEGIN, _FUNCTION])):
+    while marker := (yield from pass_text(source, out, [_BEGIN, FUNCTION])):
         yield from source.skip_space()
-        has_function = marker == _FUNCTION or (yield from source.take(_FUNCTION))
+        has_function = marker == FUNCTION or (yield from source.take(FUNCTION))
         name = (yield from _read_name(source)) if has_function else ""
         if not is_tool_name(name):
             write_raw(source, out)
@@ -53,8 +60,8 @@ def _read_parameters(
     separator = "{"
     while True:
         yield from source.skip_space()
-        if not (yield from source.take(_PARAMETER)):
-            if not (yield from source.take(_FUNCTION_END)):
+        if not (yield from source.take(PARAMETER)):
+            if not (yield from source.take(FUNCTION_END)):
                 return False
             break
         name = yield from _read_name(source)
@@ -64,9 +71,9 @@ def _read_parameters(
         separator = ", "
         yield from source.take("\n")
         schema = schemas.get(name)
-        read_value = _read_text if _is_text(schema) else _read_other
+        read_value = _read_text if is_text(schema) else _read_other
         end = yield from read_value(source, out.arguments)
-        if end == _FUNCTION_END:
+        if end == FUNCTION_END:
             break
         if not end:
             return False
@@ -87,7 +94,7 @@ def _read_text(source: TextSource, emit: Callable[[str], None]) -> Reading[str]:
 
     emit('"')
     end = yield from source.pass_until(
-        [_PARAMETER_END, _FUNCTION_END], emit_text, drops_cut_marker=True
+        [PARAMETER_END, FUNCTION_END], emit_text, drops_cut_marker=True
     )
     if end:
         emit('"')
@@ -97,13 +104,13 @@ def _read_text(source: TextSource, emit: Callable[[str], None]) -> Reading[str]:
 def _read_other(source: TextSource, emit: Callable[[str], None]) -> Reading[str]:
     """Emit a value that is no string, once it is complete."""
     pieces: list[str] = []
-    end = yield from source.pass_until([_PARAMETER_END, _FUNCTION_END], pieces.append)
+    end = yield from source.pass_until([PARAMETER_END, FUNCTION_END], pieces.append)
     if end:
         emit(_value_to_json("".join(pieces).removesuffix("\n")))
     return end
 
 
-def _is_text(schema: Any) -> bool:
+def is_text(schema: Any) -> bool:
     """True if a value is a string; one without a schema is, too."""
     if not isinstance(schema, Mapping):
         return True
@@ -135,11 +142,11 @@ def write_calls(calls: Sequence[Call]) -> str:
 def _write_call(call: Call) -> str:
     arguments = call.arguments if isinstance(call.arguments, dict) else {"text": call.arguments}
     parameters = [
-        f"{_PARAMETER}{name}>\n{value if isinstance(value, str) else to_json(value)}\n"
-        f"{_PARAMETER_END}\n"
+        f"{PARAMETER}{name}>\n{value if isinstance(value, str) else to_json(value)}\n"
+        f"{PARAMETER_END}\n"
         for name, value in arguments.items()
     ]
-    return f"{_BEGIN}\n{_FUNCTION}{call.name}>\n{''.join(parameters)}{_FUNCTION_END}\n{_END}"
+    return f"{_BEGIN}\n{FUNCTION}{call.name}>\n{''.join(parameters)}{FUNCTION_END}\n{_END}"
 
 
 def write_result(result: str) -> str:
@@ -151,7 +158,16 @@ QWEN3_CODER = CallSyntax(
     families="Qwen3-Coder",
     template_marks=(("<tool_call>", "<function=", "<parameter="),),
     read=read,
-    markup=CallMarkup(spans=((_BEGIN, _END), (_FUNCTION, _FUNCTION_END))),
+    markup=CallMarkup(spans=((_BEGIN, _END), (FUNCTION, FUNCTION_END))),
+    layouts=(
+        CallLayout(
+            CallForm.TAGS,
+            begin=_BEGIN,
+            open="\n",
+            separator=f"\n{_END}\n{_BEGIN}\n",
+            close=f"\n{_END}",
+        ),
+    ),
     form="reply in the following format:\n<tool_call>\n<function=example_function_name>\n"
     "<parameter=example_parameter>\nvalue\n</parameter>\n</function>\n</tool_call>",
     write_calls=write_calls,
