@@ -26,6 +26,9 @@ from kvflow_jax.workflow.hints import HintParser, Hints
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+# Agents pass on parts of the Responses API, and what an assistant refused to say.
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+
 # Arguments of transformers' apply_chat_template that clients may not set.
 _RESERVED_KWARGS = frozenset(
     {
@@ -257,16 +260,17 @@ def _read_content(field: str, content: Any, role: str) -> str:
     texts = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
+        if kind not in _TEXT_PARTS:
             raise InvalidRequestError(
                 f"{field}[{i}] has type {kind!r}; only parts of type 'text' are supported",
                 param=f"{field}[{i}]",
             )
-        if not isinstance(part.get("text"), str):
+        key = "refusal" if kind == "refusal" else "text"
+        if not isinstance(part.get(key), str):
             raise InvalidRequestError(
-                f"{field}[{i}].text must be a string", param=f"{field}[{i}].text"
+                f"{field}[{i}].{key} must be a string", param=f"{field}[{i}].{key}"
             )
-        texts.append(part["text"])
+        texts.append(part[key])
     # As vLLM does for templates that expect strings.
     return "\n".join(texts)
 

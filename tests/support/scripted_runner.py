@@ -117,6 +117,7 @@ class ScriptedRunner(TokenRunner):
 @dataclass
 class ScriptedServer:
     url: str
+    engine: EngineThread
     runner: ScriptedRunner
     tokenizer: Tokenizer
 
@@ -192,6 +193,7 @@ def scripted_server(
     tokenizer = scripted_tokenizer(chat_template, special_tokens)
     engine, runner = scripted_engine(tokenizer, max_model_len=max_model_len)
     config = ServerConfig(port=0, load=LoadConfig(MODEL), **settings)
-    build = (EngineThread(engine), tokenizer, MODEL)
+    thread = EngineThread(engine)
+    build = (thread, tokenizer, MODEL)
     with running(Server(config, bind("127.0.0.1", 0), lambda config: build)) as url:
-        yield ScriptedServer(url, runner, tokenizer)
+        yield ScriptedServer(url, thread, runner, tokenizer)

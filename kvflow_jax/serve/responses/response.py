@@ -45,9 +45,9 @@ class ResponseObject:
             "service_tier": "default",
             # Nothing is stored, whatever the request asks for.
             "store": False,
-            "text": {**text, "format": text.get("format") or {"type": "text"}},
+            "text": {**text, "format": _echo_format(text.get("format") or {"type": "text"})},
             "tool_choice": body.tool_choice or "auto",
-            "tools": body.tools or [],
+            "tools": [_echo_tool(tool) for tool in body.tools or []],
             "top_logprobs": body.top_logprobs or 0,
             "truncation": "disabled",
             "user": body.extra("user"),
@@ -85,6 +85,20 @@ class ResponseObject:
 def new_id(prefix: str) -> str:
     """Return a unique id such as ``resp_0f3...``."""
     return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def _echo_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool with the fields of a function that are required in answers, null if unsent."""
+    if tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": None, **tool}
+
+
+def _echo_format(text_format: dict[str, Any]) -> dict[str, Any]:
+    """Return ``text.format`` with the fields that are required in answers."""
+    if text_format.get("type") != "json_schema":
+        return text_format
+    return {"description": None, "strict": False, **text_format}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
