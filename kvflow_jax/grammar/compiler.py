@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from kvflow_jax.errors import StepFailedError
 from kvflow_jax.grammar.lark import WHITESPACE, is_lark
 from kvflow_jax.grammar.matcher import Matcher, error_of
+from kvflow_jax.grammar.reasoning import behind_reasoning
 from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
@@ -55,16 +57,21 @@ class GrammarCompiler:
         self._lock = threading.Lock()  # guards the tokenizer, which is built once
         self._compile = lru_cache(MAX_CACHED)(self._compile_uncached)
 
-    def compile(self, spec: StructuredOutputsParams) -> Matcher:
+    def compile(
+        self, spec: StructuredOutputsParams, reasoning: ReasoningMarkup | None = None
+    ) -> Matcher:
         """Return a matcher at the start of a grammar, to be cloned for each output.
 
         Blocks, for milliseconds as a rule: never call it on an event loop or the engine's thread.
+
+        Args:
+            reasoning: where reasoning is in the outputs: the grammar holds behind it.
 
         Raises:
             InvalidRequestError: the grammar is invalid, matches nothing, or takes too long; the
                 message has the keyword or the place that is at fault.
         """
-        future = self._threads.submit(self._compile, spec)
+        future = self._threads.submit(self._compile, spec, reasoning)
         try:
             return future.result(self._timeout_s)
         except FutureTimeoutError:
@@ -77,14 +84,22 @@ class GrammarCompiler:
             # Grammars are cached for all fields that ask for them: the caller's own is named here.
             raise spec.error(f"the grammar of {spec.param} cannot be used: {error}") from None
 
-    def _compile_uncached(self, spec: StructuredOutputsParams) -> Matcher:
+    def _compile_uncached(
+        self, spec: StructuredOutputsParams, reasoning: ReasoningMarkup | None
+    ) -> Matcher:
         try:
             from llguidance import LLMatcher
         except ImportError:
             raise _GrammarError("llguidance is not installed; install kvflow-jax[serve]") from None
+        grammar = _llguidance_grammar(spec)
+        if reasoning is not None:
+            # Alone first: its errors are then of its own text, not of what is around it.
+            self._compile(spec, None)
+            special_ids = self._hf_tokenizer.special_token_ids(reasoning.tags)
+            grammar = behind_reasoning(grammar, reasoning, special_ids)
         with self._lock:
             tokenizer, limits = self._tokenizer, self._limits
-        state = LLMatcher(tokenizer, _llguidance_grammar(spec), log_level=0, limits=limits)
+        state = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         if state.is_error():
             raise _GrammarError(error_of(state))
         try:
