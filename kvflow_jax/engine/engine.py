@@ -31,6 +31,7 @@ from kvflow_jax.grammar.compiler import GrammarCompiler
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request import Request, TokenDelta
 from kvflow_jax.requests.request_factory import RequestFactory
@@ -151,8 +152,15 @@ class Engine:
         """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
         self._request_factory.check(spec)
 
-    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Matcher:
+    def compile_grammar(
+        self,
+        structured_outputs: StructuredOutputsParams,
+        reasoning: ReasoningMarkup | None = None,
+    ) -> Matcher:
         """Return the ``grammar`` of requests that ask for it. Any thread may call this; it blocks.
+
+        Args:
+            reasoning: where reasoning is in their outputs: the grammar holds behind it.
 
         Raises:
             InvalidRequestError: see ``GrammarCompiler.compile``; or the model has no tokenizer.
@@ -161,7 +169,7 @@ class Engine:
             raise structured_outputs.error(
                 f"{structured_outputs.param} needs a tokenizer, which this model lacks"
             )
-        return self._grammar_compiler.compile(structured_outputs)
+        return self._grammar_compiler.compile(structured_outputs, reasoning)
 
     def add(
         self,
@@ -365,7 +373,7 @@ class Engine:
         self, request: Request, tokens: list[int], logprobs: tuple[TokenLogprobs, ...], now: float
     ) -> None:
         """Append sampled tokens to a request, up to its end, and deliver them."""
-        text, num_before = "", request.num_known
+        text, reasoning, num_before = "", "", request.num_known
         delta = _NO_DELTA
         for token in tokens:
             request.append(token)
@@ -375,6 +383,7 @@ class Engine:
                 self._finish(request, FinishReason.ERROR, now, error)
                 return
             text += delta.text
+            reasoning += delta.reasoning
             if delta.finish_reason is not None:
                 break
         num_new = request.num_known - num_before
@@ -393,6 +402,8 @@ class Engine:
             prompt_logprobs=tuple(request.prompt_logprobs) if is_first else (),
             stop_reason=delta.stop_reason,
             completes_grammar=delta.completes_grammar,
+            reasoning=reasoning,
+            num_reasoning_tokens=request.num_reasoning,
         )
         if delta.finish_reason is not None:
             self._finish(request, delta.finish_reason, now, output=output)
@@ -426,7 +437,14 @@ class Engine:
         self.tracer.on_finish(request, now)
         self._num_finished[reason.value] += 1
         if output is None:
-            output = Output(request.id, request.flush_text(), ())
+            rest = request.flush()
+            output = Output(
+                request.id,
+                rest.text,
+                (),
+                reasoning=rest.reasoning,
+                num_reasoning_tokens=request.num_reasoning,
+            )
         last = replace(output, finish_reason=reason, stats=request.stats(now), error=error)
         try:
             self.scheduler.remove(request, now)

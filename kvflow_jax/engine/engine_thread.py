@@ -23,6 +23,7 @@ from kvflow_jax.errors import (
 )
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.workflow.hints import HintStatus
@@ -91,9 +92,13 @@ class EngineThread:
         """Raise InvalidRequestError for a request that can never run."""
         self._engine.check(spec)
 
-    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Matcher:
+    def compile_grammar(
+        self,
+        structured_outputs: StructuredOutputsParams,
+        reasoning: ReasoningMarkup | None = None,
+    ) -> Matcher:
         """Return the ``grammar`` of requests that ask for it; see ``Engine.compile_grammar``."""
-        return self._engine.compile_grammar(structured_outputs)
+        return self._engine.compile_grammar(structured_outputs, reasoning)
 
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id; see ``Engine.add``.

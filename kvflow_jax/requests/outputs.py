@@ -56,6 +56,10 @@ class Output:
     be ahead of ``text``.
 
     Attributes:
+        reasoning: new text of the reasoning, of requests whose reasoning is split off. Its end
+            comes before the first ``text``.
+        num_reasoning_tokens: those of all tokens so far that belong to the reasoning, up to the one
+            that completes its end tag.
         logprobs: one for each of ``token_ids``, if the request wants them.
         prompt_logprobs: in the first output, one for each prompt token after the first, if the
             request wants them.
@@ -73,6 +77,8 @@ class Output:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stop_reason: str | int | None = None
     completes_grammar: bool = False
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
 
     @property
     def ends_at_token(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease
 from kvflow_jax.models.tokenizer import Detokenizer
+from kvflow_jax.reasoning.splitter import ReasoningSplitter
 from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats, TokenLogprobs
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.stop_strings import StopStrings
@@ -23,6 +24,7 @@ class TokenDelta:
     """The text that one token adds, and why the request ends with it, if it does."""
 
     text: str
+    reasoning: str = ""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     completes_grammar: bool = False
@@ -42,6 +44,7 @@ class Request:
         virtual_start: its start in the virtual time of fair queueing, set by the scheduler.
         num_in_flight: tokens that dispatched steps sample, unknown to the host.
         num_prompt_computed: computed prompt tokens, with those computed again after preemptions.
+        num_reasoning: output tokens of its reasoning, up to the one that completes the end tag.
         prompt_logprobs: of the prompt tokens from the second on.
         block_hashes: hashes that ``block_hashes.block_hashes`` has computed.
         sampling_row: sampling parameters as arrays, cached by ``runtime.batch``.
@@ -64,6 +67,7 @@ class Request:
         seed: tuple[int, int],  # two u32
         detokenizer: Detokenizer | None,
         stop_strings: StopStrings | None = None,
+        splitter: ReasoningSplitter | None = None,
     ) -> None:
         self.params = spec.params
         self.priority = spec.priority
@@ -81,12 +85,14 @@ class Request:
         self.matcher = None if spec.grammar is None else spec.grammar.clone()
         self.detokenizer = detokenizer
         self.stop_strings = stop_strings
+        self.splitter = splitter
         self.virtual_start = 0
 
         self.num_prompt = len(spec.prompt_ids)
         self.num_known = self.num_prompt
         self.num_in_flight = 0
         self.num_prompt_computed = 0
+        self.num_reasoning = 0
         self.num_computed = 0
         self.tokens = np.empty(self.num_prompt + 16, np.int32)
         self.tokens[: self.num_prompt] = spec.prompt_ids
@@ -162,29 +168,33 @@ class Request:
         if token in self.stop_ids and may_stop:
             # Only a stop token of the caller is a stop reason; the end-of-text token is not.
             stop_reason = token if token in self.params.stop_token_ids else None
-            return TokenDelta(self.flush_text(), FinishReason.STOP, stop_reason)
+            last = self.flush()
+            return replace(last, finish_reason=FinishReason.STOP, stop_reason=stop_reason)
         is_complete = self.matcher is not None and self.matcher.accept(token)
         text = self.detokenizer.push([token]) if self.detokenizer else ""
         is_last = is_complete or self.num_known == self.max_len
         if is_last and self.detokenizer is not None:
             text += self.detokenizer.flush()
+        reasoning, text = self._split(text, is_last=is_last)
         if self.stop_strings is not None:
             text, stop = self.stop_strings.push(text, may_stop=may_stop)
             if stop is not None:
-                return TokenDelta(text, FinishReason.STOP, stop)
+                return TokenDelta(text, reasoning, FinishReason.STOP, stop)
             if is_last:
                 text += self.stop_strings.flush()
         if is_complete:
-            return TokenDelta(text, FinishReason.STOP, completes_grammar=True)
-        return TokenDelta(text, FinishReason.LENGTH if is_last else None)
+            return TokenDelta(text, reasoning, FinishReason.STOP, completes_grammar=True)
+        return TokenDelta(text, reasoning, FinishReason.LENGTH if is_last else None)
 
-    def flush_text(self) -> str:
+    def flush(self) -> TokenDelta:
         """Return the pending text at the end of the request, up to a stop string."""
         text = self.detokenizer.flush() if self.detokenizer else ""
-        if self.stop_strings is None:
-            return text
-        text, stop = self.stop_strings.push(text)
-        return text if stop is not None else text + self.stop_strings.flush()
+        reasoning, text = self._split(text, is_last=True)
+        if self.stop_strings is not None:
+            text, stop = self.stop_strings.push(text)
+            if stop is None:
+                text += self.stop_strings.flush()
+        return TokenDelta(text, reasoning)
 
     def stats(self, now: float) -> RequestStats:
         """Return the statistics of a request that ends at ``now``."""
@@ -201,6 +211,17 @@ class Request:
             first_token_s=self.first_token_s,
             finished_s=now,
         )
+
+    def _split(self, text: str, *, is_last: bool) -> tuple[str, str]:
+        """Return the parts of new text that are reasoning and answer; count the former's token."""
+        splitter = self.splitter
+        if splitter is None:
+            return "", text
+        was_in_answer = splitter.is_in_answer
+        parts = splitter.push(text, is_last=is_last)
+        if splitter.has_reasoning and not was_in_answer:
+            self.num_reasoning = self.num_output
+        return parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError
 from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.reasoning.splitter import ReasoningSplitter
 from kvflow_jax.requests.outputs import Output
 from kvflow_jax.requests.request import Request
 from kvflow_jax.requests.request_spec import RequestSpec
@@ -97,12 +98,18 @@ class RequestFactory:
             max_len = min(max_len, len(spec.prompt_ids) + params.max_tokens)
         detokenizer = None
         stop_strings: StopStrings | None = None
-        markup = spec.call_markup
+        splitter = None
+        markup, reasoning = spec.call_markup, spec.reasoning
         if self._tokenizer is not None:
+            tags = () if reasoning is None else reasoning.tags
             detokenizer = self._tokenizer.detokenizer(
                 skip_special_tokens=params.skip_special_tokens,
-                kept_tokens=() if markup is None else markup.markers,
+                kept_tokens=(*tags, *(() if markup is None else markup.markers)),
             )
+            if reasoning is not None:
+                hides = params.skip_special_tokens
+                hidden = self._tokenizer.special_token_ids(tags) if hides else ()
+                splitter = ReasoningSplitter(reasoning, hidden=hidden)
         if params.stop and markup is not None:
             stop_strings = StopStringsOutsideCalls(
                 params.stop, markup, include_stop=params.include_stop
@@ -120,6 +127,7 @@ class RequestFactory:
             seed=self._seed(params),
             detokenizer=detokenizer,
             stop_strings=stop_strings,
+            splitter=splitter,
         )
 
     def _seed(self, params: SamplingParams) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.matcher import Matcher
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.workflow.hints import Hints
@@ -31,7 +32,10 @@ class RequestSpec:
         hints: workflow hints. Hints that cannot be used never fail the request.
         call_markup: where tool calls are in the output. Stop strings do not end a call, and the
             text has the markers of calls that are special tokens. None: there are no calls.
-        grammar: ``params.structured_outputs`` compiled, at its start; never advanced.
+        reasoning: where reasoning is in the output. It is split off the text, and stop strings do
+            not end it. None: there is none.
+        grammar: ``params.structured_outputs`` compiled behind ``reasoning``, at its start; never
+            advanced.
 
     Attributes:
         prompt_ids: the prompt, i32[num_prompt], read-only.
@@ -47,6 +51,7 @@ class RequestSpec:
     fairness_key: str = ""
     hints: Hints | None = None
     call_markup: CallMarkup | None = None
+    reasoning: ReasoningMarkup | None = None
     grammar: Matcher | None = None
     prompt_ids: np.ndarray = field(init=False)
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from kvflow_jax.reasoning.splitter import ReasoningSplitter
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.stop_strings import StopStrings
 from kvflow_jax.workflow.hints import Hints, HintStatus
@@ -103,22 +105,56 @@ def test_pending_text_of_a_stop_string_comes_with_the_last_token():
     assert (text, delta.finish_reason) == ("ec", FinishReason.LENGTH)
 
 
-def test_flush_text_ends_at_a_stop_string():
+def test_the_flushed_text_ends_at_a_stop_string():
     request = make_request([5], detokenizer=Letters())
     request.stop_strings = StopStrings(["eb"])
     assert sample(request, 0, 4, 1)[0] == "a"
-    assert request.flush_text() == ""
+    assert request.flush().text == ""
     request = make_request([5], detokenizer=Letters())
     request.stop_strings = StopStrings(["ebb"])
     assert sample(request, 0, 4, 1)[0] == "a"
-    assert request.flush_text() == "eb"
+    assert request.flush().text == "eb"
+
+
+def reasoning_request(*, is_open: bool, **options):
+    """Return a request whose reasoning is between "c" and "e"."""
+    request = make_request([5], detokenizer=Letters(), **options)
+    request.splitter = ReasoningSplitter(ReasoningMarkup("c", "e", is_open))
+    return request
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_open", "num_reasoning", "answer"),
+    [((2, 6, 4, 6, 8), False, 3, "gi"), ((6, 4, 6), True, 2, "g"), ((6, 4, 2), False, 0, "gec")],
+)
+def test_tokens_of_the_reasoning_count_up_to_its_end(tokens, is_open, num_reasoning, answer):
+    request = reasoning_request(is_open=is_open)
+    assert sample(request, *tokens)[0] == answer
+    assert request.num_reasoning == num_reasoning
+
+
+def test_stop_strings_count_behind_the_reasoning_only():
+    request = reasoning_request(is_open=True)
+    request.stop_strings = StopStrings(["g", "e"])
+    text, delta = sample(request, 6, 4, 8, 6, 8)
+    assert (text, delta.finish_reason, delta.stop_reason) == ("i", FinishReason.STOP, "g")
+
+
+def test_a_request_may_end_within_its_reasoning():
+    request = reasoning_request(is_open=True, stop_ids=[0])
+    text, delta = sample(request, 6, 8, 0)
+    assert (text, delta.finish_reason) == ("", FinishReason.STOP)
+    assert request.num_reasoning == 3
+    request = reasoning_request(is_open=True, max_tokens=2)
+    _, delta = sample(request, 6, 7)
+    assert (delta.reasoning, delta.finish_reason) == ("h", FinishReason.LENGTH)
 
 
 def test_without_a_tokenizer_there_is_no_text():
     request = make_request([5], max_tokens=1)
     text, delta = sample(request, 3)
     assert (text, delta.finish_reason) == ("", FinishReason.LENGTH)
-    assert request.flush_text() == ""
+    assert request.flush().text == ""
 
 
 def test_order_is_by_priority_then_virtual_start_then_arrival():
