@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
+from kvflow_jax.serve.chat_reasoning import effort_kwargs
 from kvflow_jax.serve.chat_tools import (
     AnswerParser,
     ChatTools,
@@ -81,7 +83,8 @@ class ChatFormat:
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         events, finish = self._parser.parse(delta)
-        messages = [self._message_delta(event) for event in events]
+        messages = [_reasoning_fields(delta.reasoning)] if delta.reasoning else []
+        messages += [self._message_delta(event) for event in events]
         # A call's last piece and the finish reason come in two chunks, as from OpenAI.
         ends_apart = finish is not None and (not messages or "tool_calls" in messages[-1])
         if ends_apart or (not messages and (delta.logprobs or delta.prompt_logprobs)):
@@ -129,8 +132,12 @@ class ChatFormat:
                 case ArgumentsDelta():
                     calls[-1]["function"]["arguments"] += event.text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls or choice.reasoning:
+            message["content"] = text or None
         if calls:
-            message |= {"content": text or None, "tool_calls": calls}
+            message["tool_calls"] = calls
+        if choice.reasoning:
+            message |= _reasoning_fields(choice.reasoning)
         return {"message": message, "finish_reason": finish}
 
     def _message_delta(self, event: CallEvent) -> dict[str, Any]:
@@ -183,6 +190,7 @@ def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
 def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
     """Return the texts of a chat's prompt, to check their lengths before tokenization."""
     texts = [message["content"] for message in messages]
+    texts += [text for message in messages for f in REASONING_FIELDS if (text := message.get(f))]
     calls = (call for message in messages for call in message.get("tool_calls") or ())
     arguments = (call["function"]["arguments"] for call in calls)
     texts += [one if isinstance(one, str) else json.dumps(one) for one in arguments]
@@ -202,7 +210,7 @@ def template_kwargs(body: ChatRequest) -> dict[str, Any]:
             f"chat_template_kwargs must not set {', '.join(reserved)}",
             param="chat_template_kwargs",
         )
-    return kwargs
+    return {**effort_kwargs(body.reasoning_effort), **kwargs}
 
 
 def encode_chat(
@@ -231,6 +239,11 @@ def encode_chat(
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 
 
+def _reasoning_fields(text: str) -> dict[str, Any]:
+    """Return a reasoning under both names by which clients know it."""
+    return dict.fromkeys(REASONING_FIELDS, text)
+
+
 def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     role = message.get("role")
     if role not in ROLES:
@@ -241,6 +254,9 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     # Templates lack the developer role, OpenAI's successor of the system role.
     read["role"] = "system" if role == "developer" else role
     read["content"] = _read_content(f"{field}.content", message.get("content"), role)
+    for name in REASONING_FIELDS:
+        if not isinstance(read.get(name, ""), str):
+            raise InvalidRequestError(f"{field}.{name} must be a string", param=f"{field}.{name}")
     if read.get("tool_calls"):
         read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", read["tool_calls"])
     return read

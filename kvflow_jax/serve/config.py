@@ -10,6 +10,8 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import KEYS, NAME, NON_NEGATIVE, PORT, POSITIVE, TEXT, one_of
 from kvflow_jax.distributed.process_config import ProcessConfig
 from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.reasoning.syntax import NONE
+from kvflow_jax.reasoning.syntax import SYNTAXES as REASONING_SYNTAXES
 from kvflow_jax.tools.syntaxes import AUTO, SYNTAXES
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -48,6 +50,12 @@ class ServerConfig(Config):
         AUTO,
         "syntax in which the model calls tools; auto finds it in the chat template",
         one_of(AUTO, *SYNTAXES),
+    )
+    reasoning_parser: str = flag(
+        AUTO,
+        "syntax in which the model reasons before it answers; auto finds it in the chat template, "
+        "none leaves reasoning in the answers",
+        one_of(AUTO, NONE, *REASONING_SYNTAXES),
     )
     max_body_mib: float = flag(
         32.0,

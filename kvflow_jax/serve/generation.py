@@ -61,16 +61,20 @@ class ChoiceDelta:
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reasoning: str = ""  # before the text
+    num_reasoning_tokens: int = 0  # of all tokens of the choice so far
 
     @property
     def needs_chunk(self) -> bool:
         """True if there is anything to send; a token may have no text yet (incomplete UTF-8)."""
-        content = self.text or self.logprobs or self.prompt_logprobs
+        content = self.text or self.reasoning or self.logprobs or self.prompt_logprobs
         return bool(content) or self.finish_reason is not None
 
     def add(self, output: Output | ChoiceDelta) -> None:
         """Append a later output."""
         self.text += output.text
+        self.reasoning += output.reasoning
+        self.num_reasoning_tokens = output.num_reasoning_tokens
         self.prompt_logprobs += output.prompt_logprobs
         self.logprobs += output.logprobs
         if isinstance(output, Output) and output.ends_at_token:
@@ -88,6 +92,7 @@ class Usage:
     cached_tokens: int = 0
     host_tokens: int = 0  # the part of cached_tokens that was loaded from host memory
     completion_tokens: int = 0
+    reasoning_tokens: int = 0  # the part of completion_tokens up to the end of the reasoning
     hint_status: HintStatus | None = None
 
 
@@ -214,6 +219,7 @@ class Generation:
         if stats is None:
             return
         self.usage.completion_tokens += stats.num_output_tokens
+        self.usage.reasoning_tokens += output.num_reasoning_tokens
         self.usage.hint_status = self.usage.hint_status or stats.hint_status
         if index % self.num_per_prompt == 0:
             self.usage.cached_tokens += stats.num_cached_tokens

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.workflow.step_graph import Graph
@@ -38,8 +39,15 @@ class EngineClient(Protocol):
         """Snapshot published at the end of the last step."""
         ...
 
-    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Matcher:
+    def compile_grammar(
+        self,
+        structured_outputs: StructuredOutputsParams,
+        reasoning: ReasoningMarkup | None = None,
+    ) -> Matcher:
         """Compile a grammar for the model's tokens; it may block for seconds.
+
+        Args:
+            reasoning: where reasoning is in the outputs: the grammar holds behind it.
 
         Raises:
             InvalidRequestError: it cannot be compiled.

@@ -150,6 +150,8 @@ class ChatRequest(GenerationRequest):
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     # Read by ``chat_tools``.
     tools: Any = None
     tool_choice: Any = None

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError
 from kvflow_jax.grammar.matcher import Matcher
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
+from kvflow_jax.serve.chat_reasoning import ModelReasoning
 from kvflow_jax.serve.chat_tools import ModelTools
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
@@ -59,6 +61,7 @@ class Service:
         self._engine: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None
         self._model_tools = ModelTools.of(None, config.tool_call_parser)
+        self._model_reasoning = ModelReasoning()
         self._mailbox: Mailbox | None = None
         self._open_generations: set[Generation] = set()
         self._tokenizer_threads = ThreadPoolExecutor(
@@ -83,6 +86,7 @@ class Service:
         self._mailbox = Mailbox(asyncio.get_running_loop())
         self._engine, self._tokenizer = engine, tokenizer
         self._model_tools = ModelTools.of(tokenizer, self.config.tool_call_parser)
+        self._model_reasoning = ModelReasoning.of(tokenizer, self.config.reasoning_parser)
         self.model_name = self.config.served_model_name or model_name
         # A signal may have started draining already.
         if self.phase is Phase.STARTING:
@@ -183,8 +187,13 @@ class Service:
                 )
         return await self.run_in_thread(lambda: encode(tokenizer))
 
-    async def compile_grammar(self, params: SamplingParams) -> Matcher | None:
+    async def compile_grammar(
+        self, params: SamplingParams, reasoning: ReasoningMarkup | None = None
+    ) -> Matcher | None:
         """Return the grammar of requests with these parameters, compiled on a thread.
+
+        Args:
+            reasoning: where reasoning is in their outputs: the grammar holds behind it.
 
         Raises:
             InvalidRequestError: it cannot be compiled.
@@ -192,7 +201,9 @@ class Service:
         structured_outputs = params.structured_outputs
         if structured_outputs is None:
             return None
-        return await self.call_engine(lambda engine: engine.compile_grammar(structured_outputs))
+        return await self.call_engine(
+            lambda engine: engine.compile_grammar(structured_outputs, reasoning)
+        )
 
     def hint_parser(self, data: Any) -> HintParser | None:
         """Return a reader of a body's ``agent_hints``; None if there are none."""
@@ -241,6 +252,11 @@ class Service:
     def model_tools(self) -> ModelTools:
         """How the model is told of tools, and how it calls them."""
         return self._model_tools
+
+    @property
+    def model_reasoning(self) -> ModelReasoning:
+        """How the model reasons, and how it is shown what it reasoned before."""
+        return self._model_reasoning
 
     @property
     def tokenizer(self) -> Tokenizer | None:

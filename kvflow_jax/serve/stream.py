@@ -199,12 +199,13 @@ async def _with_keep_alive(
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """Return OpenAI's ``usage``; ``cached_tokens`` is always present, 0 rather than null."""
+    """Return OpenAI's ``usage``; its details are always present, 0 rather than null."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 

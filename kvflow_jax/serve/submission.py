@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from kvflow_jax.grammar.matcher import Matcher
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import chat
@@ -46,7 +47,7 @@ class Chat:
         chat_read = cls(
             body,
             [replace(one, structured_outputs=output) for one in params],
-            chat.read_messages(body),
+            service.model_reasoning.with_history(chat.read_messages(body)),
             chat.template_kwargs(body),
             tools,
         )
@@ -72,14 +73,17 @@ class Chat:
         )
 
     async def submit(self, request: Request, service: Service, tenant: str) -> Generation:
-        """Compile its grammar, encode and submit its choices; the caller must close the generation.
+        """Encode, compile its grammar and submit its choices; the caller must close the generation.
 
         Raises:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
         """
-        grammar = await service.compile_grammar(self.params[0])
         hint_parser = service.hint_parser(self.body.agent_hints)
         prompt_ids, hints = await self.encode(service, hint_parser)
+        reasoning = service.model_reasoning.markup(
+            service.tokenizer, prompt_ids, is_included=self.body.include_reasoning is not False
+        )
+        grammar = await service.compile_grammar(self.params[0], reasoning)
         specs = request_specs(
             request,
             tenant,
@@ -90,6 +94,7 @@ class Chat:
             hint_parser,
             grammar,
             self.tools.markup,
+            reasoning,
         )
         return service.generate(specs, self.body.num_choices)
 
@@ -104,6 +109,7 @@ def request_specs(
     hint_parser: HintParser | None,
     grammar: Matcher | None,
     call_markup: CallMarkup | None = None,
+    reasoning: ReasoningMarkup | None = None,
 ) -> list[RequestSpec]:
     """Return what to submit: each prompt with its hints, once for each of ``params``."""
     priority = body.priority
@@ -125,6 +131,7 @@ def request_specs(
                 fairness_key=fairness_key_of(request, tenant, body.user),
                 hints=prompt_hints,
                 call_markup=call_markup,
+                reasoning=reasoning,
                 grammar=grammar,
             )
             for choice_params in params

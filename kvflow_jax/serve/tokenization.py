@@ -104,7 +104,8 @@ async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -
 async def _tokenize_chat(service: Service, data: dict[str, object]) -> list[int]:
     adds_prompt = validate(data, TokenizeChatRequest).add_generation_prompt
     body = validate({k: v for k, v in data.items() if k != "add_generation_prompt"}, ChatRequest)
-    messages, kwargs = chat.read_messages(body), chat.template_kwargs(body)
+    messages = service.model_reasoning.with_history(chat.read_messages(body))
+    kwargs = chat.template_kwargs(body)
     tools = chat.read_chat_tools(body, service.model_tools)
     return await service.tokenize(
         chat.texts_of(messages, tools),

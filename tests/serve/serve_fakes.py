@@ -110,7 +110,9 @@ class FakeEngine:
             self.finish(request)
         return request_id
 
-    def compile_grammar(self, structured_outputs: StructuredOutputsParams) -> Any:
+    def compile_grammar(
+        self, structured_outputs: StructuredOutputsParams, reasoning: object = None
+    ) -> Any:
         """Return a token that stands for the grammar in the requests."""
         if structured_outputs.regex == "(":
             raise structured_outputs.error("unclosed group")

@@ -15,7 +15,7 @@ Event = dict[str, Any]
 
 
 class MessageBuilder:
-    """Builds the blocks of a message, a text or call at a time.
+    """Builds the blocks of a message, in their order.
 
     The methods that take output return the events that it causes.
     """
@@ -38,9 +38,17 @@ class MessageBuilder:
         message = {**self._message, "content": [], "usage": usage_body(usage)}
         return {"type": "message_start", "message": message}
 
+    def thinking(self, text: str) -> list[Event]:
+        events: list[Event] = []
+        if not self._is_in("thinking"):
+            block = {"type": "thinking", "thinking": "", "signature": ""}
+            events = [*self.end_block(), self._begin(block)]
+        self._content[-1]["thinking"] += text
+        return [*events, self._delta({"type": "thinking_delta", "thinking": text})]
+
     def text(self, text: str) -> list[Event]:
         events: list[Event] = []
-        if not self._is_open or self._content[-1]["type"] != "text":
+        if not self._is_in("text"):
             events = [*self.end_block(), self._begin({"type": "text", "text": ""})]
         if text:
             self._content[-1]["text"] += text
@@ -80,8 +88,16 @@ class MessageBuilder:
         block = self._content[-1]
         if block["type"] == "tool_use":
             block["input"] = _parse_arguments(self._arguments)
+        events: list[Event] = []
+        if block["type"] == "thinking":
+            # Anthropic signs thinking, and clients wait for it.
+            events.append(self._delta({"type": "signature_delta", "signature": ""}))
         self._is_open = False
-        return [{"type": "content_block_stop", "index": len(self._content) - 1}]
+        return [*events, {"type": "content_block_stop", "index": len(self._content) - 1}]
+
+    def _is_in(self, kind: str) -> bool:
+        """True if the last block is of this type and not complete."""
+        return self._is_open and self._content[-1]["type"] == kind
 
     def _begin(self, block: dict[str, Any]) -> Event:
         self._content.append(block)
@@ -103,13 +119,14 @@ class MessageBuilder:
         return {"stop_reason": "tool_use" if has_calls else "end_turn"}
 
 
-def usage_body(usage: Usage) -> dict[str, int]:
+def usage_body(usage: Usage) -> dict[str, Any]:
     """Return Anthropic's ``usage``, whose input tokens exclude those read from the cache."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }
 
 

@@ -47,7 +47,7 @@ class MessageWriter:
         return _sse([error_body(error)])
 
     def _read(self, delta: ChoiceDelta) -> list[Event]:
-        events: list[Event] = []
+        events = self._message.thinking(delta.reasoning) if delta.reasoning else []
         parsed, _ = self._parser.parse(delta)
         for event in parsed:
             match event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ Event = dict[str, Any]
 
 
 class OutputItems:
-    """Builds the items of an output, a message or call at a time, from what the model says.
+    """Builds the items of an output, in their order, from what the model says.
 
     Each method returns the events that it causes, without their ``sequence_number``.
 
@@ -33,6 +34,14 @@ class OutputItems:
     def is_in_message(self) -> bool:
         """True if the last item is a message that is not done."""
         return self._open is not None and self._open["type"] == "message"
+
+    def reasoning(self, text: str) -> list[Event]:
+        events: list[Event] = []
+        if self._open is None or self._open["type"] != "reasoning":
+            events = self.end() + self._open_reasoning()
+        assert self._open is not None
+        self._open["content"][0]["text"] += text
+        return [*events, self._part_event("reasoning_text.delta", delta=text)]
 
     def text(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
         events: list[Event] = []
@@ -77,27 +86,39 @@ class OutputItems:
         if item is None:
             return []
         item["status"] = "incomplete" if is_cut else "completed"
-        if item["type"] == "message":
-            part = item["content"][0]
-            events = [
-                self._part_event("output_text.done", text=part["text"], logprobs=part["logprobs"]),
-                self._part_event("content_part.done", part=part),
-            ]
-        else:
+        if item["type"] == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
             events = [self._call_event("function_call_arguments.done", **done)]
+        else:
+            (part,) = item["content"]
+            # Its texts and logprobs.
+            done = {key: part[key] for key in ("text", "logprobs") if key in part}
+            events = [
+                self._part_event(f"{part['type']}.done", **done),
+                self._part_event("content_part.done", part=part),
+            ]
         events.append(self._item_event("output_item.done", item=item))
         self._items.append(item)
         self._open = None
         return events
 
+    def _open_reasoning(self) -> list[Event]:
+        item: dict[str, Any] = {"type": "reasoning", "id": new_id("rs"), "status": "in_progress"}
+        # Nothing is stored that a client would have to send back encrypted.
+        item |= {"summary": [], "encrypted_content": None}
+        return self._open_part(item, {"type": "reasoning_text", "text": ""})
+
     def _open_message(self) -> list[Event]:
         item = {"type": "message", "id": new_id("msg"), "status": "in_progress"}
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        self._open = {**item, "role": "assistant", "content": [part]}
+        return self._open_part({**item, "role": "assistant"}, part)
+
+    def _open_part(self, item: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+        """Open an item whose content is one part."""
+        self._open = {**item, "content": [part]}
         return [
             self._item_event("output_item.added", item={**self._open, "content": []}),
-            self._part_event("content_part.added", part={**part, "logprobs": []}),
+            self._part_event("content_part.added", part=copy.deepcopy(part)),
         ]
 
     def _item_event(self, name: str, /, **fields: Any) -> Event:

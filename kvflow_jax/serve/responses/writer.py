@@ -38,6 +38,7 @@ class ResponseWriter:
         self._items = OutputItems(response.output, names, tools.new_call_id)
         self._logprobs = logprobs
         self._unsent_logprobs: list[dict[str, Any]] = []
+        self._num_dropped = 0  # of the logprobs
         self._num_events = 0
         self._is_cut = False
 
@@ -66,6 +67,9 @@ class ResponseWriter:
         events: list[Event] = []
         if self._logprobs is not None:
             self._unsent_logprobs += self._logprobs.chat(delta.logprobs)["content"]
+            self._drop_logprobs(delta.num_reasoning_tokens)
+        if delta.reasoning:
+            events += self._items.reasoning(delta.reasoning)
         parsed, _ = self._parser.parse(delta)
         for event in parsed:
             match event:
@@ -86,6 +90,11 @@ class ResponseWriter:
         """Return the logprobs since the last text; text that may begin a call is pending."""
         taken, self._unsent_logprobs = self._unsent_logprobs, []
         return taken
+
+    def _drop_logprobs(self, num_reasoning_tokens: int) -> None:
+        """Drop those of the reasoning, whose item has none; no text is before it."""
+        del self._unsent_logprobs[: num_reasoning_tokens - self._num_dropped]
+        self._num_dropped = num_reasoning_tokens
 
     def _opening_events(self) -> bytes:
         if self._num_events:

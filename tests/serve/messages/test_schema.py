@@ -58,5 +58,5 @@ def test_an_unknown_choice_of_a_tool_is_refused() -> None:
 
 
 def test_thinking_that_is_disabled_is_no_effort() -> None:
-    assert chat_of(thinking={"type": "disabled"}).model_extra["reasoning_effort"] == "none"
-    assert chat_of(output_config={"effort": "low"}).model_extra["reasoning_effort"] == "low"
+    assert chat_of(thinking={"type": "disabled"}).reasoning_effort == "none"
+    assert chat_of(output_config={"effort": "low"}).reasoning_effort == "low"

@@ -1,0 +1,66 @@
+"""The reasoning of one chat: in its prompt, in its history, and in its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvflow_jax.reasoning.history import fields_read, with_history
+from kvflow_jax.reasoning.syntax import ReasoningMarkup, ReasoningSyntax, find_syntax
+from kvflow_jax.serve.protocols import Tokenizer
+
+# Of the end of a prompt: more than a tag and white space, however they are tokenized.
+_NUM_TAIL_TOKENS = 32
+# Variables by which chat templates turn thinking off. One that a template does not know does
+# nothing.
+_SWITCHES = ("enable_thinking", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReasoning:
+    """How the served model reasons, and how it is shown what it reasoned before.
+
+    Attributes:
+        syntax: None: it does not, or its reasoning stays in its answers.
+        history_fields: fields of messages from which its chat template reads earlier reasoning.
+    """
+
+    syntax: ReasoningSyntax | None = None
+    history_fields: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer | None, syntax_name: str) -> ModelReasoning:
+        """Return what the model's chat template says.
+
+        Args:
+            syntax_name: of the reasoning syntax, "auto" or "none".
+        """
+        template = None if tokenizer is None else tokenizer.chat_template
+        return cls(find_syntax(template, syntax_name), fields_read(template))
+
+    def with_history(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return messages with their reasoning where the chat template reads it, if it does."""
+        return with_history(messages, self.history_fields)
+
+    def markup(
+        self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], *, is_included: bool
+    ) -> ReasoningMarkup | None:
+        """Return where the reasoning is in an answer to a prompt; None if it has none.
+
+        Args:
+            is_included: the client wants its text.
+        """
+        if self.syntax is None or tokenizer is None:
+            return None
+        tail = tokenizer.decode(prompt_ids[-_NUM_TAIL_TOKENS:], skip_special_tokens=False)
+        markup = self.syntax.markup_behind(tail)
+        return None if markup is None else replace(markup, is_dropped=not is_included)
+
+
+def effort_kwargs(effort: str | None) -> dict[str, Any]:
+    """Return the variables of a chat template for a ``reasoning_effort``; "none": do not think."""
+    if effort is None:
+        return {}
+    switches = dict.fromkeys(_SWITCHES, False) if effort == "none" else {}
+    return {"reasoning_effort": effort, **switches}
