@@ -156,8 +156,8 @@ class Tokenizer:
 
     def special_token_ids(self, texts: Iterable[str]) -> dict[str, int]:
         """Return those texts that are special tokens, with their ids."""
-        ids = {text: self.hf.convert_tokens_to_ids(text) for text in texts}
-        return {text: i for text, i in ids.items() if i is not None and self.is_special(i)}
+        ids = {str(token): i for i, token in self._added.items() if token.special}
+        return {text: ids[text] for text in texts if text in ids}
 
     def token_strs(self, ids: Sequence[int]) -> list[str]:
         """Return tokens as the vocabulary writes them; empty for ids past it."""

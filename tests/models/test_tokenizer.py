@@ -114,6 +114,11 @@ def test_special_tokens_are_skipped_unless_wanted(smollm2):
     assert not tokenizer.is_special(500)
 
 
+def test_a_text_that_is_no_token_is_not_the_unknown_token(smollm2):
+    texts = ["<think>", "<|im_end|>", "the"]
+    assert smollm2.tokenizer.special_token_ids(texts) == {"<|im_end|>": 2}
+
+
 def test_ids_past_the_vocabulary_have_no_text():
     assert stream(BYTE_LEVEL, [100_000]) == ([""], "")
 
