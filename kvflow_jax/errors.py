@@ -76,6 +76,10 @@ class StepFailedError(KVFlowError):
     """A step failed, and its requests with it. They can be retried."""
 
 
+class GrammarError(StepFailedError):
+    """No next token of a request's grammar can be found. The other requests go on."""
+
+
 class HostLostError(KVFlowError):
     """A process that shares the model is gone. The others exit; start all of them again."""
 

@@ -156,7 +156,8 @@ class Tokenizer:
 
     def special_token_ids(self, texts: Iterable[str]) -> dict[str, int]:
         """Return those texts that are special tokens, with their ids."""
-        ids = {str(token): i for i, token in self._added.items() if token.special}
+        # Not by the vocabulary: some tokenizers give unknown texts the id of a special token.
+        ids = {token.content: i for i, token in self._added.items() if token.special}
         return {text: ids[text] for text in texts if text in ids}
 
     def token_strs(self, ids: Sequence[int]) -> list[str]:

@@ -22,6 +22,10 @@ from kvflow_jax.tools.syntaxes.qwen3_coder import (
 from kvflow_jax.tools.tool import Tool
 
 _DEFINITIONS = ("$defs", "definitions")
+# Keywords with which an object may have properties that ``properties`` does not name.
+_OTHER_PROPERTIES = frozenset(
+    ("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,9 @@ class CallGrammar:
             InvalidRequestError: as ``calls``, or ``answer`` does not go together with tools.
         """
         lark = LarkWriter(self.special_ids)
-        calls = self._span(lark, self._call(lark), can_repeat=not self.is_single)
+        # Without a marker, calls begin as an answer in JSON does.
+        call = self._call(lark, is_compact=bool(self.layout.begin))
+        calls = self._span(lark, call, can_repeat=not self.is_single)
         return lark.write(f"{lark.rule(calls)} | {lark.rule(lark.structured(answer))}")
 
     def text_and_calls(self) -> str:
@@ -97,24 +103,28 @@ class CallGrammar:
         more = f"({lark.text(layout.separator)} {call})*" if can_repeat else ""
         return " ".join(part for part in (head, call, more, lark.text(layout.close)) if part)
 
-    def _call(self, lark: LarkWriter, *, only_strict: bool = False) -> str:
+    def _call(self, lark: LarkWriter, *, only_strict: bool = False, is_compact: bool = True) -> str:
         """Return the name of the rule of one call."""
         calls = [
-            self._call_of(lark, tool, is_free=only_strict and not tool.is_strict)
+            self._call_of(
+                lark, tool, is_free=only_strict and not tool.is_strict, is_compact=is_compact
+            )
             for tool in self.tools
         ]
         return lark.rule(" | ".join(calls))
 
-    def _call_of(self, lark: LarkWriter, tool: Tool, *, is_free: bool) -> str:
+    def _call_of(self, lark: LarkWriter, tool: Tool, *, is_free: bool, is_compact: bool) -> str:
         schema = _closed(tool)
         form = self.layout.form
         if form is CallForm.PYTHON:
             return _python_call(lark, tool)
         if form is CallForm.TAGS:
             return _tagged_call(lark, tool)
-        arguments = {"type": "object", **({} if is_free else schema)}
+        arguments = {"type": "object"} if is_free else schema
         if form is CallForm.NAMED:
-            return lark.rule(f"{lark.text(tool.name + ARGS)} {lark.json(arguments)}")
+            return lark.rule(
+                f"{lark.text(tool.name + ARGS)} {lark.json(arguments, is_compact=True)}"
+            )
         key = form.value
         call = {
             "type": "object",
@@ -125,7 +135,7 @@ class CallGrammar:
             "required": ["name", key],
             "additionalProperties": False,
         }
-        return lark.rule(lark.json(call))
+        return lark.rule(lark.json(call, is_compact=is_compact))
 
 
 def _closed(tool: Tool) -> Mapping[str, Any]:
@@ -135,14 +145,18 @@ def _closed(tool: Tool) -> Mapping[str, Any]:
         InvalidRequestError: the arguments are no object.
     """
     schema = tool.schema
-    if schema.get("type", "object") != "object":
+    kinds = schema.get("type", "object")
+    if kinds != "object" and (not isinstance(kinds, list) or "object" not in kinds):
         raise InvalidRequestError(
             f"the parameters of the tool {tool.name!r} must be a schema of type object, "
-            f"not {schema['type']!r:.80}",
+            f"not {kinds!r:.80}",
             param="tools",
         )
-    is_open = "additionalProperties" in schema or "patternProperties" in schema
-    if is_open or not isinstance(schema.get("properties"), Mapping):
+    schema = {**schema, "type": "object"}
+    named, required = schema.get("properties"), schema.get("required")
+    if not isinstance(named, Mapping) or schema.keys() & _OTHER_PROPERTIES:
+        return schema
+    if isinstance(required, list) and any(name not in list(named) for name in required):
         return schema
     return {**schema, "additionalProperties": False}
 
@@ -200,7 +214,7 @@ def _python_value(lark: LarkWriter, schema: Mapping[str, Any]) -> str:
             return '("True" | "False")'
         case "null":
             return '"None"'
-    return lark.json(schema)
+    return lark.json(schema, is_compact=True)
 
 
 def _tagged_call(lark: LarkWriter, tool: Tool) -> str:
@@ -213,7 +227,7 @@ def _tagged_call(lark: LarkWriter, tool: Tool) -> str:
             continue
         begin = lark.text(f"{PARAMETER}{parameter.name}>\n")
         if not is_text(parameter.schema):
-            value = f"{lark.json(parameter.schema)} {lark.text(end)}"
+            value = f"{lark.json(parameter.schema, is_compact=True)} {lark.text(end)}"
         elif texts := _texts(parameter.schema):
             value = f"({' | '.join(map(lark.text, texts))}) {lark.text(end)}"
         else:

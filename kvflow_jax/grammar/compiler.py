@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from kvflow_jax.errors import StepFailedError
+from kvflow_jax.errors import GrammarError
 from kvflow_jax.grammar.lark import WHITESPACE, is_lark
 from kvflow_jax.grammar.matcher import Matcher, error_of
 from kvflow_jax.grammar.reasoning import behind_reasoning
@@ -29,6 +30,7 @@ MAX_GBNF_CHARS = 16 * 1024
 
 # About 20 ms to build a grammar, and 7 ms for the mask of a step that runs into the limit.
 _INITIAL_FUEL, _STEP_FUEL = 1_000_000, 100_000
+_SCHEMA_ERROR = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*)")
 _NO_TEXT = "it matches no text, or only the empty one"
 
 
@@ -80,9 +82,11 @@ class GrammarCompiler:
                 f"the grammar of {spec.param} took longer than {self._timeout_s:g} s to compile; "
                 "make it smaller"
             ) from None
-        except _GrammarError as error:
+        except _CompileError as error:
             # Grammars are cached for all fields that ask for them: the caller's own is named here.
-            raise spec.error(f"the grammar of {spec.param} cannot be used: {error}") from None
+            raise spec.error(
+                f"the grammar of {spec.param} cannot be used: {_reason(str(error))}"
+            ) from None
 
     def _compile_uncached(
         self, spec: StructuredOutputsParams, reasoning: ReasoningMarkup | None
@@ -90,7 +94,7 @@ class GrammarCompiler:
         try:
             from llguidance import LLMatcher
         except ImportError:
-            raise _GrammarError("llguidance is not installed; install kvflow-jax[serve]") from None
+            raise _CompileError("llguidance is not installed; install kvflow-jax[serve]") from None
         grammar = _llguidance_grammar(spec)
         if reasoning is not None:
             # Alone first: its errors are then of its own text, not of what is around it.
@@ -101,15 +105,15 @@ class GrammarCompiler:
             tokenizer, limits = self._tokenizer, self._limits
         state = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         if state.is_error():
-            raise _GrammarError(error_of(state))
+            raise _CompileError(error_of(state))
         try:
             matcher = Matcher(state, self._vocab_size)
-        except StepFailedError as error:
+        except GrammarError as error:
             # A rule that only refers to itself is found out by the first mask.
             is_empty = "NoExtension" in str(error)
-            raise _GrammarError(_NO_TEXT if is_empty else str(error)) from None
+            raise _CompileError(_NO_TEXT if is_empty else str(error)) from None
         if matcher.is_complete:
-            raise _GrammarError(_NO_TEXT)
+            raise _CompileError(_NO_TEXT)
         return matcher
 
     @cached_property
@@ -122,7 +126,7 @@ class GrammarCompiler:
         try:
             return LLTokenizer(own.serialized(), num_tokens, list(self._eos_token_ids))
         except ValueError as error:
-            raise _GrammarError(f"the model's tokenizer is not supported: {error}") from None
+            raise _CompileError(f"the model's tokenizer is not supported: {error}") from None
 
     @cached_property
     def _limits(self) -> LLParserLimits:
@@ -133,8 +137,14 @@ class GrammarCompiler:
         )
 
 
-class _GrammarError(Exception):
+class _CompileError(Exception):
     """Why a grammar cannot be compiled, without the field that asked for it."""
+
+
+def _reason(error: str) -> str:
+    """Return what llguidance says of a schema, without its place in a grammar around it."""
+    match = _SCHEMA_ERROR.match(error)
+    return match[1] if match else error
 
 
 def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
@@ -160,10 +170,10 @@ def _lark_of_gbnf(text: str) -> str:
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     if len(text) > MAX_GBNF_CHARS:
-        raise _GrammarError(
+        raise _CompileError(
             f"it has {len(text)} characters; GBNF may have {MAX_GBNF_CHARS}, Lark more"
         )
     try:
         return gbnf_to_lark(text)
     except Exception as error:  # of its parser, or its recursion
-        raise _GrammarError(f"it is neither Lark (rule start) nor GBNF: {error}") from None
+        raise _CompileError(f"it is neither Lark (rule start) nor GBNF: {error}") from None

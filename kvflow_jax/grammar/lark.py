@@ -14,6 +14,7 @@ from kvflow_jax.grammar.spec import StructuredOutputsParams
 
 # White space of JSON as llama.cpp allows it: without a bound, small models never stop indenting.
 WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_TEXT = r"/(?s:.*)/"
 
 _IS_LARK = re.compile(r"^[ \t]*(?:%llguidance\b|[?!]?start[ \t]*:(?!:=))", re.MULTILINE)
@@ -49,11 +50,15 @@ class LarkWriter:
             for piece in pieces
         )
 
-    def json(self, schema: Mapping[str, Any]) -> str:
-        """Return what matches the values of a JSON Schema."""
-        # Equal options let the lexer tell two schemas apart that begin with the same characters.
-        options = {"x-guidance": {"whitespace_pattern": WHITESPACE}}
-        return f"%json {json.dumps({**schema, **options})}"
+    def json(self, schema: Mapping[str, Any], *, is_compact: bool = False) -> str:
+        """Return what matches the values of a JSON Schema.
+
+        Args:
+            is_compact: on one line, as ``json.dumps`` writes it. Two values that begin with the
+                same characters, as alternatives, must both be compact or both not.
+        """
+        options = _COMPACT if is_compact else {"whitespace_pattern": WHITESPACE}
+        return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
     def structured(self, spec: StructuredOutputsParams) -> str:
         """Return what matches the output that a caller asks for.

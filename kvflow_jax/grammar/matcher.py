@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvflow_jax.errors import StepFailedError
+from kvflow_jax.errors import GrammarError, StepFailedError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -24,7 +24,7 @@ class Matcher:
             token i may come next. End-of-text tokens may come where the output may end.
 
     Raises:
-        StepFailedError: the state is too complex to compute its mask within llguidance's limits.
+        GrammarError: no text follows, or the mask takes more work than llguidance's limits allow.
     """
 
     def __init__(self, state: LLMatcher, vocab_size: int) -> None:
@@ -42,7 +42,8 @@ class Matcher:
         """Advance past a token; return True if the output is complete, and nothing may follow.
 
         Raises:
-            StepFailedError: the grammar does not allow the token, or is too complex from here on.
+            StepFailedError: the grammar does not allow the token.
+            GrammarError: as the class.
         """
         if not self._state.consume_token(token):
             raise StepFailedError(
@@ -60,7 +61,7 @@ class Matcher:
         # Also at the end: only a mask finds out that nothing may follow.
         mask = np.frombuffer(self._state.compute_bitmask(), np.int32)[: self._num_words]
         if self._state.is_error():
-            raise StepFailedError(f"the grammar cannot be followed: {error_of(self._state)}")
+            raise GrammarError(f"the grammar cannot be followed: {error_of(self._state)}")
         return mask
 
 

@@ -13,7 +13,13 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError, QueueFullError
+from kvflow_jax.errors import (
+    EngineClosedError,
+    GrammarError,
+    InvalidRequestError,
+    KVFlowError,
+    QueueFullError,
+)
 
 logger = logging.getLogger("kvflow_jax.serve")
 
@@ -90,6 +96,8 @@ def to_api_error(error: BaseException) -> ApiError:
             )
         case EngineClosedError():
             return ApiError(503, str(error), code="engine_closed")
+        case GrammarError():
+            return ApiError(400, str(error), code="grammar_error")
         case KVFlowError():
             return ApiError(500, str(error), code="engine_error")
         case _:

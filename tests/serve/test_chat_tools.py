@@ -357,6 +357,20 @@ def test_with_a_response_format_an_answer_is_calls_or_json(
     assert chat(client, tool_choice="none", **fields).choices[0].message.content == '{"sum": 4}'
 
 
+def test_a_grammar_that_nothing_can_follow_is_a_400(
+    server: ScriptedServer, client: openai.OpenAI
+) -> None:
+    endless = tool("get_weather", city={"$ref": "#/$defs/A"})
+    endless["function"]["parameters"] |= {
+        "required": ["city"],
+        "$defs": {"A": {"$ref": "#/$defs/A"}},
+    }
+    server.script(CALL)
+    with pytest.raises(openai.BadRequestError) as error:
+        chat(client, tools=[endless], tool_choice="required")
+    assert error.value.code == "grammar_error"
+
+
 def test_arguments_of_strict_tools_conform(server: ScriptedServer, client: openai.OpenAI) -> None:
     strict = tool("get_weather", city={"enum": ["Paris"]})
     strict["function"]["strict"] = True
