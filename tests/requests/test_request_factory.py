@@ -3,6 +3,7 @@
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -14,6 +15,9 @@ VOCAB, MAX_LEN, EOS = 50, 16, 7
 class FakeTokenizer:
     def detokenizer(self, *, skip_special_tokens, kept_tokens):
         return ("detokenizer", skip_special_tokens, kept_tokens)
+
+    def special_token_ids(self, texts):
+        return dict.fromkeys(texts, 3)
 
 
 def make_factory(*, seed=0, tokenizer=None) -> RequestFactory:
@@ -117,3 +121,14 @@ def test_a_request_with_calls_keeps_their_markers_and_stops_outside_of_them():
     request = factory.create(spec, lambda output: None, request_id=0, arrival_s=0.0)
     assert request.detokenizer == ("detokenizer", True, ("<call>", "</call>", "[ARGS]"))
     assert request.stop_strings.push("<call>.</call>a.") == ("<call>.</call>a", ".")
+
+
+@pytest.mark.parametrize(("skips", "answer"), [(True, "bc"), (False, "b</r>c")])
+def test_a_request_that_reasons_keeps_its_tags_for_the_splitter(skips, answer):
+    factory = make_factory(tokenizer=FakeTokenizer())
+    params = SamplingParams(skip_special_tokens=skips)
+    spec = RequestSpec([1], params, reasoning=ReasoningMarkup("<r>", "</r>", is_open=True))
+    request = factory.create(spec, lambda output: None, request_id=0, arrival_s=0.0)
+    assert request.detokenizer == ("detokenizer", skips, ("<r>", "</r>"))
+    assert request.splitter.push("a</r>b</r>c", is_last=True) == ("a", answer)
+    assert create(factory).splitter is None

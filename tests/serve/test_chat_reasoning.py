@@ -13,6 +13,7 @@ import pytest
 
 from kvflow_jax.reasoning.syntax import DEEPSEEK_R1, QWEN3
 from kvflow_jax.serve.chat_reasoning import ModelReasoning
+from tests.serve.responses.open_responses import check_response
 from tests.serve.serve_requests import CHAT, error_of
 from tests.support.scripted_runner import (
     CHATML_TOKENS,
@@ -270,6 +271,7 @@ def test_a_response_has_a_reasoning_item_before_its_message(
     assert "".join(one.token for one in message.content[0].logprobs).strip() == "Paris."
     num_reasoning = num_tokens(server, THOUGHT.rstrip())
     assert response.usage.output_tokens_details.reasoning_tokens == num_reasoning
+    check_response(response.model_dump(exclude_unset=True))
     items: Any = [item.model_dump(exclude_none=True) for item in response.output]
     user = {"role": "user", "content": "And of Spain?"}
     client.responses.create(model=MODEL, input=[*USER, *items, user])

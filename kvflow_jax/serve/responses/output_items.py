@@ -103,10 +103,8 @@ class OutputItems:
         return events
 
     def _open_reasoning(self) -> list[Event]:
-        item: dict[str, Any] = {"type": "reasoning", "id": new_id("rs"), "status": "in_progress"}
-        # Nothing is stored that a client would have to send back encrypted.
-        item |= {"summary": [], "encrypted_content": None}
-        return self._open_part(item, {"type": "reasoning_text", "text": ""})
+        item = {"type": "reasoning", "id": new_id("rs"), "status": "in_progress"}
+        return self._open_part({**item, "summary": []}, {"type": "reasoning_text", "text": ""})
 
     def _open_message(self) -> list[Event]:
         item = {"type": "message", "id": new_id("msg"), "status": "in_progress"}

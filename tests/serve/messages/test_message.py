@@ -28,6 +28,27 @@ def test_arguments_are_read_as_far_as_they_go(arguments: str, read: object) -> N
     assert body["stop_reason"] == "max_tokens"
 
 
+def test_thinking_is_signed_and_comes_before_the_text() -> None:
+    message = MessageBuilder("m")
+    events = message.thinking("a") + message.thinking("b") + message.text("c")
+    message.finish(FinishReason.STOP, None)
+    assert [event.get("delta", {}).get("type") for event in events] == [
+        None,
+        "thinking_delta",
+        "thinking_delta",
+        "signature_delta",
+        None,
+        None,
+        "text_delta",
+    ]
+    body = message.full(Usage(reasoning_tokens=3))
+    assert body["content"] == [
+        {"type": "thinking", "thinking": "ab", "signature": ""},
+        {"type": "text", "text": "c"},
+    ]
+    assert body["usage"]["output_tokens_details"] == {"thinking_tokens": 3}
+
+
 def test_blocks_are_numbered_and_stopped_in_order() -> None:
     message = MessageBuilder("m")
     events = message.text("a") + message.begin_call("f") + message.arguments("{}")

@@ -137,6 +137,8 @@ EVENTS: Mapping[str, Mapping[str, Schema]] = {
     "response.content_part.done": {**_OF_PART, "part": _PART},
     "response.output_text.delta": {**_OF_PART, "delta": STRING, "logprobs": _LOGPROBS},
     "response.output_text.done": {**_OF_PART, "text": STRING, "logprobs": _LOGPROBS},
+    "response.reasoning_text.delta": {**_OF_PART, "delta": STRING},
+    "response.reasoning_text.done": {**_OF_PART, "text": STRING},
     "response.function_call_arguments.delta": {**_OF_CALL, "delta": STRING},
     "response.function_call_arguments.done": {**_OF_CALL, "arguments": STRING},
 }
