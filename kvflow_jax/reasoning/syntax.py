@@ -37,8 +37,8 @@ class ReasoningSyntax:
     Attributes:
         name: the value of ``--reasoning-parser``; vLLM's where its parser reads the same.
         families: models that were trained on it, for the documentation.
-        template_marks: a chat template that has all strings of one of these groups is of a model
-            that reasons in this syntax.
+        template_mark: a chat template that has this text is of a model that reasons in this
+            syntax.
         begin: the tag that begins the reasoning.
         end: the tag that ends it.
         may_omit_begin: its models reason in every answer, and may leave out the begin tag.
@@ -46,7 +46,7 @@ class ReasoningSyntax:
 
     name: str
     families: str
-    template_marks: tuple[tuple[str, ...], ...]
+    template_mark: str
     begin: str
     end: str
     may_omit_begin: bool = False
@@ -67,32 +67,33 @@ class ReasoningSyntax:
         return ReasoningMarkup(self.begin, self.end, is_open)
 
 
-DEEPSEEK_R1 = ReasoningSyntax(
-    name="deepseek_r1",
-    families="Qwen and Llama distilled from DeepSeek-R1",
-    template_marks=(("<\uff5cAssistant\uff5c>", "</think>"),),
-    begin="<think>",
-    end="</think>",
-    may_omit_begin=True,
-)
 MISTRAL = ReasoningSyntax(
     name="mistral",
     families="Magistral",
-    template_marks=(("[THINK]",),),
+    template_mark="[THINK]",
     begin="[THINK]",
     end="[/THINK]",
 )
 QWEN3 = ReasoningSyntax(
     name="qwen3",
-    families="Qwen 3, QwQ, Phi-4-reasoning",
-    template_marks=(("<think>",), ("</think>",)),
+    families="Qwen 3, QwQ, Phi-4-reasoning, R1 distillates whose template has <think>",
+    template_mark="<think>",
     begin="<think>",
     end="</think>",
+)
+DEEPSEEK_R1 = ReasoningSyntax(
+    name="deepseek_r1",
+    families="R1 distillates whose template has </think> alone",
+    # Its first template only takes the reasoning off earlier turns. Later ones write the begin tag.
+    template_mark="</think>",
+    begin="<think>",
+    end="</think>",
+    may_omit_begin=True,
 )
 
 # A template has the marks of several: the first one counts.
 SYNTAXES: dict[str, ReasoningSyntax] = {
-    syntax.name: syntax for syntax in (DEEPSEEK_R1, MISTRAL, QWEN3)
+    syntax.name: syntax for syntax in (MISTRAL, QWEN3, DEEPSEEK_R1)
 }
 
 
@@ -107,6 +108,6 @@ def find_syntax(chat_template: str | None, name: str = AUTO) -> ReasoningSyntax 
     if name != AUTO:
         return SYNTAXES.get(name)
     for syntax in SYNTAXES.values():
-        if any(all(mark in (chat_template or "") for mark in g) for g in syntax.template_marks):
+        if syntax.template_mark in (chat_template or ""):
             return syntax
     return None

@@ -13,6 +13,7 @@ from kvflow_jax.reasoning.syntax import (
 
 TEMPLATES = {
     "{% if '</think>' in content %}{% endif %}<\uff5cAssistant\uff5c>": DEEPSEEK_R1,
+    "{% if '</think>' in content %}{% endif %}<\uff5cAssistant\uff5c><think>\n": QWEN3,
     "[SYSTEM_PROMPT]Use [THINK] and [/THINK].[INST]": MISTRAL,
     "<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>{% endif %}": QWEN3,
     "<|im_start|>assistant\n<think>\n": QWEN3,
