@@ -118,8 +118,13 @@ class TextSource:
 
     def _overlap(self, marker: str) -> int:
         """Return the length of the longest unread suffix that is a proper prefix of a marker."""
-        longest = min(len(self._text) - self._at, len(marker) - 1)
-        return next((n for n in range(longest, 0, -1) if self._text.endswith(marker[:n])), 0)
+        start = max(self._at, len(self._text) - len(marker) + 1)
+        # For every token of an output: most have not even the first character.
+        while (start := self._text.find(marker[0], start)) >= 0:
+            if marker.startswith(self._text[start:]):
+                return len(self._text) - start
+            start += 1
+        return 0
 
 
 def discard(text: str) -> None:
