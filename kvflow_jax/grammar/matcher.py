@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 
+_MISMATCH = "doesn't satisfy the grammar"  # llguidance's words
+
+
 class Matcher:
     """Follows one output through its grammar. Not thread-safe.
 
@@ -46,9 +49,10 @@ class Matcher:
             GrammarError: as the class.
         """
         if not self._state.consume_token(token):
-            raise StepFailedError(
-                f"token {token} does not match the grammar: {error_of(self._state)}"
-            )
+            reason = error_of(self._state)
+            if _MISMATCH in reason:
+                raise StepFailedError(f"token {token} does not match the grammar: {reason}")
+            raise GrammarError(f"the grammar cannot be followed: {reason}")
         self.mask = self._compute_mask()
         return self._state.is_stopped()
 

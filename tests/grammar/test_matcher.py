@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.errors import StepFailedError
+from kvflow_jax.errors import GrammarError, StepFailedError
 from kvflow_jax.grammar.compiler import GrammarCompiler
 from kvflow_jax.grammar.matcher import num_mask_words
 from kvflow_jax.grammar.spec import StructuredOutputsParams
@@ -56,6 +56,13 @@ def test_clones_advance_alone():
     assert one.accept(*ids("b"))
     assert not other.is_complete
     assert tokens_of(other.mask) == sorted(ids("b") + ids("c"))
+
+
+def test_a_text_that_never_ends_is_an_error_of_the_grammar():
+    # Every token of it is the only one, so that llguidance looks ahead without end.
+    endless = matcher(grammar='start: "ab" start')
+    with pytest.raises(GrammarError, match="cannot be followed"):
+        endless.accept(*ids("a"))
 
 
 def test_a_token_outside_the_grammar_is_an_error():
