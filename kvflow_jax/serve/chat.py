@@ -10,7 +10,6 @@ from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
-from kvflow_jax.serve.chat_reasoning import effort_kwargs
 from kvflow_jax.serve.chat_tools import (
     AnswerParser,
     ChatTools,
@@ -201,7 +200,8 @@ def template_kwargs(body: ChatRequest) -> dict[str, Any]:
     """Return the variables that a client passes to the template, such as ``enable_thinking``.
 
     Raises:
-        InvalidRequestError: a name is an argument of the template engine, not a variable.
+        InvalidRequestError: a name is an argument of the template engine, not a variable, or a
+            field of reasoning has a wrong type.
     """
     kwargs = body.chat_template_kwargs or {}
     reserved = sorted(_RESERVED_KWARGS.intersection(kwargs))
@@ -210,7 +210,7 @@ def template_kwargs(body: ChatRequest) -> dict[str, Any]:
             f"chat_template_kwargs must not set {', '.join(reserved)}",
             param="chat_template_kwargs",
         )
-    return {**effort_kwargs(body.reasoning_effort), **kwargs}
+    return {**body.reasoning_fields.template_kwargs, **kwargs}
 
 
 def encode_chat(

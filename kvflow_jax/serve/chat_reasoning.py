@@ -12,9 +12,6 @@ from kvflow_jax.serve.protocols import Tokenizer
 
 # Of the end of a prompt: more than a tag and white space, however they are tokenized.
 _NUM_TAIL_TOKENS = 32
-# Variables by which chat templates turn thinking off. One that a template does not know does
-# nothing.
-_SWITCHES = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +53,3 @@ class ModelReasoning:
         tail = tokenizer.decode(prompt_ids[-_NUM_TAIL_TOKENS:], skip_special_tokens=False)
         markup = self.syntax.markup_behind(tail)
         return None if markup is None else replace(markup, is_dropped=not is_included)
-
-
-def effort_kwargs(effort: str | None) -> dict[str, Any]:
-    """Return the variables of a chat template for a ``reasoning_effort``; "none": do not think."""
-    if effort is None:
-        return {}
-    switches = dict.fromkeys(_SWITCHES, False) if effort == "none" else {}
-    return {"reasoning_effort": effort, **switches}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import MAX_LOGPROBS, SamplingParams
+from kvflow_jax.serve.reasoning_fields import ReasoningFields
 from kvflow_jax.serve.sampling_fields import sampling_values, with_sampling_fields
 from kvflow_jax.serve.structured_outputs import read_structured_outputs
 
@@ -34,6 +35,11 @@ _UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "chat_template": (),
     "documents": ([],),
+    "separate_reasoning": (True,),
+    "reasoning_format": ("auto", "deepseek", "parsed"),
+    "thinking_token_budget": (),
+    "thinking_budget": (),
+    "reasoning_budget": (-1,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
 }
@@ -159,6 +165,17 @@ class ChatRequest(GenerationRequest):
 
     logprobs: bool | None = None
     top_logprobs: int | None = None
+
+    @property
+    def reasoning_fields(self) -> ReasoningFields:
+        """What it asks of reasoning, under any name; raise InvalidRequestError for a wrong type."""
+        return ReasoningFields.of(
+            {
+                **(self.model_extra or {}),
+                "reasoning_effort": self.reasoning_effort,
+                "include_reasoning": self.include_reasoning,
+            }
+        )
 
     @property
     def token_limit(self) -> int | None:

@@ -81,7 +81,7 @@ class Chat:
         hint_parser = service.hint_parser(self.body.agent_hints)
         prompt_ids, hints = await self.encode(service, hint_parser)
         reasoning = service.model_reasoning.markup(
-            service.tokenizer, prompt_ids, is_included=self.body.include_reasoning is not False
+            service.tokenizer, prompt_ids, is_included=self.body.reasoning_fields.is_included
         )
         grammar = await service.compile_grammar(self.params[0], reasoning)
         specs = request_specs(

@@ -238,6 +238,8 @@ def test_effort_none_turns_thinking_off_where_the_template_knows_it(
     [
         (CHAT, {"messages": USER, "reasoning_effort": 3}),
         (CHAT, {"messages": USER, "include_reasoning": "no"}),
+        (CHAT, {"messages": USER, "thinking": "on"}),
+        (CHAT, {"messages": USER, "thinking_token_budget": 9}),
         ("/v1/responses", {"input": "hi", "reasoning": {"effort": 3}}),
         ("/v1/responses", {"input": "hi", "reasoning": "high"}),
         ("/v1/messages", {"messages": USER, "max_tokens": 9, "thinking": True}),

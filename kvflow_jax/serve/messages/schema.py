@@ -54,11 +54,10 @@ class CountTokensRequest(BaseModel):
             "stream": self.stream,
             "max_tokens": self.max_tokens,
             "stop": self.stop_sequences,
+            "thinking": self.thinking,
             "reasoning_effort": output_config.get("effort"),
             "response_format": _response_format(output_config.get("format") or self.output_format),
         }
-        if (self.thinking or {}).get("type") == "disabled":
-            fields["reasoning_effort"] = "none"
         if tools := _read_tools(self.tools or []):
             fields["tools"] = tools
             fields |= _read_tool_choice(self.tool_choice)

@@ -60,6 +60,7 @@ class ResponsesRequest(BaseModel):
             "stream": self.stream,
             "max_completion_tokens": self.max_output_tokens,
             "response_format": self._response_format(),
+            "reasoning": self.reasoning,
         }
         if self.wants_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
@@ -69,8 +70,6 @@ class ResponsesRequest(BaseModel):
                 "tool_choice": read_tool_choice(self.tool_choice, names),
                 "parallel_tool_calls": self.parallel_tool_calls,
             }
-        if self.reasoning and self.reasoning.get("effort") is not None:
-            fields["reasoning_effort"] = self.reasoning["effort"]
         return validate(fields, ChatRequest), names
 
     @property

@@ -57,6 +57,7 @@ def test_an_unknown_choice_of_a_tool_is_refused() -> None:
         chat_of(tools=[TOOL], tool_choice={"type": "tool"})
 
 
-def test_thinking_that_is_disabled_is_no_effort() -> None:
-    assert chat_of(thinking={"type": "disabled"}).reasoning_effort == "none"
-    assert chat_of(output_config={"effort": "low"}).reasoning_effort == "low"
+def test_thinking_and_effort_are_those_of_a_chat() -> None:
+    for kind, is_enabled in (("enabled", True), ("disabled", False), ("adaptive", None)):
+        assert chat_of(thinking={"type": kind}).reasoning_fields.is_enabled is is_enabled
+    assert chat_of(output_config={"effort": "low"}).reasoning_fields.effort == "low"

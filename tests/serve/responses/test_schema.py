@@ -48,6 +48,6 @@ def test_effort_and_logprobs_are_translated() -> None:
     chat = chat_of(
         reasoning={"effort": "none"}, include=["message.output_text.logprobs"], top_logprobs=3
     )
-    assert chat.reasoning_effort == "none"
+    assert chat.reasoning_fields.effort == "none"
     assert (chat.logprobs, chat.top_logprobs) == (True, 3)
     assert chat_of(top_logprobs=3).logprobs is None
