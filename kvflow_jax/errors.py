@@ -25,18 +25,28 @@ class InvalidRequestError(KVFlowError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """A prompt does not fit into the model's context and leaves room for an output token.
+    """A prompt and an output token do not fit into the model's context.
+
+    The message has OpenAI's words, by which clients such as LiteLLM know that they must shorten
+    the prompt or take another model.
 
     Args:
-        message: what to do about it.
         num_tokens: length of the prompt, or a lower bound of it.
-        max_tokens: the longest prompt that fits.
+        max_model_len: the model's context in tokens.
+        is_exact: whether ``num_tokens`` is the length.
     """
 
-    def __init__(self, message: str, num_tokens: int, max_tokens: int) -> None:
-        super().__init__(message, param="prompt", code="context_length_exceeded")
+    def __init__(self, num_tokens: int, max_model_len: int, *, is_exact: bool = True) -> None:
+        bound = "" if is_exact else "at least "
+        super().__init__(
+            f"This model's maximum context length is {max_model_len} tokens. However, you "
+            f"requested {bound}{num_tokens + 1} tokens ({num_tokens} in the prompt, at least 1 for "
+            "the output). Please reduce the length of the prompt.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
         self.num_tokens = num_tokens
-        self.max_tokens = max_tokens
+        self.max_tokens = max_model_len - 1  # of a prompt
 
 
 class QueueFullError(KVFlowError):

@@ -13,6 +13,8 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.families.hf_fields import HfFields
 
+# Of transformers, not of the tokenizer.
+_PRIVATE_INFO = ("name_or_path", "tokenizer_object", "backend", "is_local", "local_files_only")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder has at least one
 
 
@@ -109,6 +111,11 @@ class Tokenizer:
     ) -> list[int]:
         """Return the tokens of a conversation rendered by the model's chat template.
 
+        Args:
+            template_args: variables of the template and arguments of transformers' method of this
+                name; and ``add_special_tokens``, which adds those that ``encode`` adds, beside the
+                template's own.
+
         Raises:
             InvalidRequestError: the model has no template, or it refuses these messages.
         """
@@ -120,11 +127,11 @@ class Tokenizer:
             )
         import jinja2
 
+        adds_special = bool(template_args.pop("add_special_tokens", False))
         try:
-            encoded = self.hf.apply_chat_template(
+            text = self.hf.apply_chat_template(
                 [dict(message) for message in messages],
-                tokenize=True,
-                return_dict=True,
+                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **template_args,
             )
@@ -133,7 +140,7 @@ class Tokenizer:
             raise InvalidRequestError(
                 f"the chat template refused the messages: {error}", param="messages"
             ) from error
-        return list(encoded["input_ids"])
+        return self.encode(text, add_special_tokens=adds_special)
 
     @property
     def chat_template(self) -> str | None:
@@ -142,6 +149,23 @@ class Tokenizer:
         if isinstance(template, dict):
             template = template.get("tool_use") or template.get("default")
         return None if template is None else str(template)
+
+    def info(self) -> dict[str, Any]:
+        """Return the fields of its tokenizer_config.json, without paths of files, as JSON."""
+        fields = {
+            name: value
+            for name, value in self.hf.init_kwargs.items()
+            if not name.endswith("_file") and name not in _PRIVATE_INFO
+        }
+        added = {str(i): token.__getstate__() for i, token in sorted(self._added.items())}
+        fields |= {
+            "tokenizer_class": fields.get("tokenizer_class") or type(self.hf).__name__,
+            "added_tokens_decoder": added,
+            "chat_template": self.chat_template,
+            "vocab_size": self.vocab_size,
+        }
+        info: dict[str, Any] = json.loads(json.dumps(fields, default=str))
+        return info
 
     def detokenizer(
         self, *, skip_special_tokens: bool = True, kept_tokens: Iterable[str] = ()

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from kvflow_jax.api.load_config import LoadConfig
+from kvflow_jax.api.pool_sizes import PoolSizes
 from kvflow_jax.cache.host_memory import pin_host_memory
 from kvflow_jax.cache.transfer import DeviceTransfers, Direction, measure_bandwidth
 from kvflow_jax.distributed.consistency import check_consistent
@@ -58,7 +59,7 @@ def use_compilation_cache(cache_dir: Path) -> None:
 @contextmanager
 def cache_of_start(config: LoadConfig) -> Iterator[None]:
     """Keep the entries of the cache folder within the context, a start; then trim the folder."""
-    folder, started_s = CacheFolder(_cache_dir(config)), time.time()
+    folder, started_s = CacheFolder(cache_dir_of(config)), time.time()
     with folder.in_use():
         yield
     try:
@@ -98,7 +99,7 @@ def load(
         _check_sizes(engine, model, config.tensor_parallel)
 
     _check_platform()
-    cache_dir = _cache_dir(config)
+    cache_dir = cache_dir_of(config)
     use_compilation_cache(cache_dir)
     return load_model(
         config.model,
@@ -115,7 +116,8 @@ def load(
     )
 
 
-def _cache_dir(config: LoadConfig) -> Path:
+def cache_dir_of(config: LoadConfig) -> Path:
+    """Return the cache folder of a start."""
     return config.cache_dir or default_cache_dir()
 
 
@@ -153,6 +155,7 @@ def build_engine(
     *,
     progress: bool = True,
     leader: Leader | None = None,
+    cache_dir: Path | None = None,
 ) -> Engine:
     """Allocate the pool, compile every batch shape and return an engine that is ready.
 
@@ -160,13 +163,14 @@ def build_engine(
         progress: show a progress bar while compiling.
         leader: this process's side of the group that shares the model, if there are several
             processes; the others call ``run_follower``.
+        cache_dir: see ``prepare``.
 
     Raises:
         CapacityError: the free memory does not fit even one request.
         ConfigError: the sizes contradict the model, or a process has loaded another model.
     """
     tracer = ChromeTrace(config.trace) if config.trace is not None else NoTrace()
-    device = prepare(loaded, config, progress=progress, group=leader)
+    device = prepare(loaded, config, progress=progress, group=leader, cache_dir=cache_dir)
     sizes, bandwidth, pace = device.sizes, device.bandwidth, device.pace_s_per_byte
     tokenizer, clock = loaded.tokenizer, WallClock()
     runner: Runner = device.runner
@@ -232,12 +236,21 @@ class Prepared:
 
 
 def prepare(
-    loaded: LoadedModel, config: EngineConfig, *, progress: bool, group: Group | None = None
+    loaded: LoadedModel,
+    config: EngineConfig,
+    *,
+    progress: bool,
+    group: Group | None = None,
+    cache_dir: Path | None = None,
 ) -> Prepared:
     """Build and warm up this process's runner.
 
     Every process of a group calls it. Free memory and bandwidth are gathered, so that all processes
     choose the same sizes.
+
+    Args:
+        cache_dir: where a process that shares its model with no other remembers the default size of
+            the pool; None: nowhere.
 
     Raises:
         CapacityError, ConfigError: see ``build_engine``.
@@ -253,6 +266,13 @@ def prepare(
         free = FreeMemory.of_hosts(
             [FreeMemory(*values) for values in group.gather([*astuple(free)])]
         )
+    pool_sizes, last_num_pages = None, None
+    key = (loaded.config, loaded.model.dtype, device.device_kind, num_devices, config.page_size)
+    is_default = config.num_pages is None and config.pool_gib is None
+    # Followers compile at every start, and each process has a cache folder of its own.
+    if cache_dir is not None and group is None and is_default:
+        pool_sizes = PoolSizes(cache_dir)
+        last_num_pages = pool_sizes.last(*key)
     sizes = EngineSizes.resolve(
         config,
         loaded.config,
@@ -260,7 +280,12 @@ def prepare(
         device.platform,
         free,
         num_devices=num_devices,
+        last_num_pages=last_num_pages,
     )
+    if pool_sizes is not None:
+        if sizes.pool.num_pages - 1 == last_num_pages:
+            log.info("the pool has the size of the last start, whose programs are compiled")
+        pool_sizes.remember(sizes.pool.num_pages - 1, *key)
     sizes.log(config, loaded.config)
     sharding: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(device)
     sharding = sharding if shards is None else shards.sharding(PartitionSpec(AXIS))

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Unpack
 
 from kvflow_jax.api.caller import Caller
-from kvflow_jax.api.launch import build_engine, cache_of_start, load
+from kvflow_jax.api.launch import build_engine, cache_dir_of, cache_of_start, load
 from kvflow_jax.api.options import LLMOptions, configs_of
 from kvflow_jax.api.prompts import PromptEncoder
 from kvflow_jax.api.sampling_defaults import sampling_defaults
@@ -68,7 +68,8 @@ class LLM(Caller):
         self._sampling_defaults = sampling_defaults(load_config)
         with cache_of_start(load_config):
             loaded = load(load_config, config, progress=progress)
-            engine = build_engine(loaded, config, progress=progress)
+            cache_dir = cache_dir_of(load_config)
+            engine = build_engine(loaded, config, progress=progress, cache_dir=cache_dir)
         self.tokenizer = loaded.tokenizer
         self.config = loaded.config
         self.model, self.params = loaded.model, loaded.params

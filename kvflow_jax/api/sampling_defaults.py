@@ -13,6 +13,7 @@ from kvflow_jax.models.loading.generation_config import (
     GENERATION_CONFIG_FILE,
     read_generation_config,
 )
+from kvflow_jax.models.loading.gguf import read_sampling_fields
 from kvflow_jax.models.loading.locate import download, find_local, is_hub_name
 from kvflow_jax.requests.param import Integer
 from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
@@ -70,7 +71,7 @@ def sampling_defaults(config: LoadConfig) -> SamplingDefaults:
 
 
 def _read(model: str, generation_config: str) -> tuple[str, Mapping[str, object]]:
-    """Return the name of the source, and the fields of its generation_config.json."""
+    """Return the name of the source, and its fields, named as in generation_config.json."""
     if generation_config == NEUTRAL:
         return "", {}
     if generation_config != OF_MODEL:
@@ -81,6 +82,8 @@ def _read(model: str, generation_config: str) -> tuple[str, Mapping[str, object]
     path = find_local(model)
     if path is None and is_hub_name(model):
         path = download(model, weights=False)
+    if path is not None and path.suffix == ".gguf":
+        return str(path), read_sampling_fields(path)
     if path is None or not (path / GENERATION_CONFIG_FILE).exists():
         return "", {}
     return str(path / GENERATION_CONFIG_FILE), read_generation_config(path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,8 @@ MAX_NAME_CHARS = 4096  # PATH_MAX on Linux
 _MAX_SHOWN_CHARS = 80  # of a refused value, in its message
 
 # store: the flag takes a value. switch: it sets True. toggle: it has a form --no-... that sets
-# False. extend: it may be repeated.
-Action = Literal["store", "switch", "toggle", "extend"]
+# False. extend: it may be repeated. list: it takes several values, and may be repeated.
+Action = Literal["store", "switch", "toggle", "extend", "list"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,36 @@ def _is_name(value: object) -> bool:
     )
 
 
+def list_of(item: Values[str], *, plural: str) -> Values[tuple[str, ...]]:
+    """Return tuples of texts; the flag takes several, or a JSON list, as vLLM's flags do.
+
+    Args:
+        item: each of them.
+        plural: what they are, for messages.
+    """
+
+    def parse(text: str) -> tuple[str, ...]:
+        texts = json.loads(text) if text.startswith("[") else [text]
+        return tuple(texts)
+
+    def is_valid(value: object) -> bool:
+        return isinstance(value, tuple) and all(item.is_valid(one) for one in value)
+
+    return Values(plural, parse, is_valid, metavar=item.metavar, action="list")
+
+
+def _is_origin(value: object) -> bool:
+    return isinstance(value, str) and (
+        value == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", value) is not None
+    )
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, str) and (
+        value == "*" or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value) is not None
+    )
+
+
 def _is_keys(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(key, str) and key.strip() for key in value)
 
@@ -148,6 +180,13 @@ KEYS = Values(
     action="extend",
     is_secret=True,
 )
+NAMES = list_of(NAME, plural=f"names of 1 to {MAX_NAME_CHARS} characters without line breaks")
+ORIGINS = list_of(
+    Values("an origin", str, _is_origin, metavar="ORIGIN"),
+    plural="origins such as https://app.example.com, without a path, or *",
+)
+# Names of methods and headers are "tokens" in HTTP (RFC 9110, section 5.6.2).
+HTTP_TOKENS = list_of(Values("a name", str, _is_token, metavar="NAME"), plural="names or *")
 FOLDER: Values[Path] = Values(
     "the Path of a folder",
     lambda text: Path(text).expanduser(),

@@ -139,7 +139,7 @@ class Controller:
         if hints is None:
             return None
         if hints.is_empty:
-            return HintStatus.IGNORED
+            return HintStatus.IGNORED if hints.priority is None else _status_of(hints)
         try:
             return self._apply_hints(request, hints, now)
         finally:
@@ -224,14 +224,12 @@ class Controller:
 
     def _apply_hints(self, request: Request, hints: Hints, now: float) -> HintStatus:
         """Start the call of a request in its run, and note its agent's fixed prefix."""
-        status = HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
+        graph, is_known = self.graphs.find_hinted(request.tenant, hints)
+        status = _status_of(hints) if is_known else HintStatus.UNKNOWN_GRAPH
         self._sessions.pin(history_reader(request.tenant, hints))
         if hints.workflow_id is not None:
             key = RunKey(request.tenant, hints.workflow_id)
-            graph, is_known = self.graphs.find_hinted(request.tenant, hints)
             run = self.run_tracker.get_or_begin(key, graph, now)
-            if not is_known:
-                status = HintStatus.UNKNOWN_GRAPH
             if hints.agent_id is not None:
                 run_graph = run.state.graph if run.state is not None else None
                 if run_graph is not None and hints.agent_id not in run_graph.nodes_of:
@@ -300,6 +298,11 @@ class Controller:
             self._readers.update(self.run_tracker.drain_changes())
         finally:
             self._gate.drop_ended_runs()
+
+
+def _status_of(hints: Hints) -> HintStatus:
+    """Return the outcome of hints that name no unknown graph or agent."""
+    return HintStatus.CLIPPED if hints.is_clipped or hints.has_unused else HintStatus.APPLIED
 
 
 def _computed_tokens(request: Request) -> np.ndarray:

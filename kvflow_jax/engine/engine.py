@@ -32,7 +32,13 @@ from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
-from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, TokenLogprobs
+from kvflow_jax.requests.outputs import (
+    EngineStats,
+    FinishReason,
+    Output,
+    TokenLogprobs,
+    TokensPerStep,
+)
 from kvflow_jax.requests.request import Request, TokenDelta
 from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.request_spec import RequestSpec
@@ -131,6 +137,8 @@ class Engine:
         self._last_step_s = 0.0  # when the last step ended
         self._num_steps = 0
         self._num_generated = 0
+        self._num_prompt_done = 0  # prompt tokens of requests that have their first token
+        self._tokens_per_step = TokensPerStep()
         self._num_finished: Counter[str] = Counter()
         self._stalled_since_s: float | None = None
         self._stall_s = 0.0
@@ -364,9 +372,12 @@ class Engine:
         started_s = max(step.dispatched_s, self._last_step_s)
         self.cost_model.note_step(sum(step.plan.prefill_lengths), now - started_s)
         self._last_step_s = now
+        num_before = self._num_generated + self._num_prompt_done
         for request, tokens, logprobs in results:
             if not request.is_finished:
                 self._process_tokens(request, tokens, logprobs, now)
+        if num_tokens := self._num_generated + self._num_prompt_done - num_before:
+            self._tokens_per_step = self._tokens_per_step.add(num_tokens)
         return True
 
     def _process_tokens(
@@ -391,6 +402,7 @@ class Engine:
         is_first = request.first_token_s is None
         if is_first:
             request.first_token_s = now
+            self._num_prompt_done += request.num_prompt
         self.scheduler.publish(request, now)
         if is_first:
             self.controller.on_prefill_done(request, now)
@@ -404,6 +416,7 @@ class Engine:
             completes_grammar=delta.completes_grammar,
             reasoning=reasoning,
             num_reasoning_tokens=request.num_reasoning,
+            hint_status=request.hint_status,
         )
         if delta.finish_reason is not None:
             self._finish(request, delta.finish_reason, now, output=output)
@@ -444,6 +457,7 @@ class Engine:
                 (),
                 reasoning=rest.reasoning,
                 num_reasoning_tokens=request.num_reasoning,
+                hint_status=request.hint_status,
             )
         last = replace(output, finish_reason=reason, stats=request.stats(now), error=error)
         try:
@@ -513,5 +527,6 @@ class Engine:
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._num_generated,
+            tokens_per_step=self._tokens_per_step,
             num_finished=dict(self._num_finished),
         )

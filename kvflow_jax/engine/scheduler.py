@@ -79,6 +79,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self.num_deferred = 0  # waiting requests that the last admission passed over
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_host_tokens = 0
@@ -334,19 +335,23 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan, now: float) -> None:
         """Admit waiting requests, in order, while rows, seq slots and blocks last."""
+        self.num_deferred = 0
         # Keys of the blocks that running requests compute next.
         in_progress = {key for r in self.running if (key := self._next_block(r)) is not None}
         for request in list(self.waiting):
             if not self._free_seq_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
                 return
             if request.num_in_flight:
+                self.num_deferred += 1
                 continue  # preempted while a step was in flight: its token is not yet known
             if not self.can_admit(request):
+                self.num_deferred += 1
                 continue
             # The match leaves at least one token to compute: its logits give the first sample.
             matched = self._match(request)
             is_in_progress = self._block_key(request, matched) in in_progress
             if is_in_progress and not request.scores_prompt:
+                self.num_deferred += 1
                 continue  # wait for the request that computes its next block, and share the block
             if not self._has_room(request, matched):
                 return

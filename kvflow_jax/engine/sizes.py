@@ -24,6 +24,9 @@ _MAX_HOST_POOL_BYTES = 4 * GIB
 # Rounded to a few bits, the default pool does not, so that later starts find their programs
 # compiled. Free device memory differs less: with more bits at most 3% of it are lost.
 _HOST_POOL_BITS, _DEVICE_POOL_BITS = 2, 6
+# Free memory near an edge of that rounding would still give two sizes in turn, so the size of the
+# last start is taken again if it is between these parts of the share.
+_HOST_KEPT, _DEVICE_KEPT = (0.5, 1.25), (0.9, 1.02)
 # On CPU, prefill is as fast in steps of 256 tokens as in steps of 512, and requests that decode
 # beside it wait 0.8 s per step instead of 2.3 s (experiments/NOTES.md). An accelerator needs more
 # tokens to be busy.
@@ -51,6 +54,7 @@ class EngineSizes:
         free: FreeMemory,
         *,
         num_devices: int = 1,
+        last_num_pages: int | None = None,
     ) -> EngineSizes:
         """Derive all sizes from the model and the free memory.
 
@@ -59,6 +63,7 @@ class EngineSizes:
             platform: of the device, ``cpu``, ``gpu`` or ``tpu``.
             free: memory that is free once the weights are loaded.
             num_devices: devices with this free memory that share the model and the pool.
+            last_num_pages: default pool of the last start, without the null page; None: unknown.
 
         Raises:
             CapacityError: the pool, one request of ``max_model_len`` tokens, or the host tier, does
@@ -88,6 +93,11 @@ class EngineSizes:
             num_pages = int(config.pool_gib * GIB) // one_page.page_bytes - 1
         else:
             num_pages = _default_num_pages(free, num_devices, one_page.page_bytes)
+            if last_num_pages is not None and min(num_pages, pages_per_seq) <= last_num_pages:
+                share = _share_num_pages(free, num_devices, one_page.page_bytes)
+                low, high = _HOST_KEPT if free.device_bytes is None else _DEVICE_KEPT
+                if low * share <= last_num_pages <= high * share:
+                    num_pages = last_num_pages
         _check_pool(num_pages * one_page.page_bytes, free, num_devices)
         if num_pages < pages_per_seq:
             if config.max_model_len is not None or num_pages < 2:
@@ -174,13 +184,21 @@ def _tile(page_size: int, budget_tokens: int) -> int:
 
 def _default_num_pages(free: FreeMemory, num_devices: int, page_bytes: int) -> int:
     """Return the default number of pages, without the null page; free memory may fit none."""
+    num_pages = _share_num_pages(free, num_devices, page_bytes)
+    if free.device_bytes is not None:
+        return _round_down(num_pages, _DEVICE_POOL_BITS)
+    if num_pages == _MAX_HOST_POOL_BYTES // page_bytes - 1:
+        return num_pages
+    return _round_down(num_pages, _HOST_POOL_BITS)
+
+
+def _share_num_pages(free: FreeMemory, num_devices: int, page_bytes: int) -> int:
+    """Return the pages of the share of free memory that the pool takes, without the null page."""
     if free.device_bytes is not None:
         pool_bytes = int(free.device_bytes * _DEVICE_SHARE) * num_devices
-        return _round_down(pool_bytes // page_bytes - 1, _DEVICE_POOL_BITS)
-    pool_bytes = int(free.host_bytes * _HOST_SHARE)
-    if pool_bytes >= _MAX_HOST_POOL_BYTES:
-        return _MAX_HOST_POOL_BYTES // page_bytes - 1
-    return _round_down(pool_bytes // page_bytes - 1, _HOST_POOL_BITS)
+    else:
+        pool_bytes = min(int(free.host_bytes * _HOST_SHARE), _MAX_HOST_POOL_BYTES)
+    return pool_bytes // page_bytes - 1
 
 
 def _round_down(number: int, num_bits: int) -> int:

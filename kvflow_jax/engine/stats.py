@@ -43,6 +43,7 @@ def snapshot(
         counters(cache, scheduler, before),
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
+        num_deferred=min(scheduler.num_deferred, len(scheduler.waiting)),
         num_blocks=cache.num_pages,
         num_blocks_leased=cache.num_leased,
         num_blocks_cached=cache.num_indexed,

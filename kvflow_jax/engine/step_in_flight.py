@@ -51,9 +51,9 @@ class StepInFlight:
             if request.params.needs_sampler_state:
                 runner.load_sequence_state(request)
         constrained = [
-            (chunk.request.seq_slot, chunk.request.matcher.mask)
+            (chunk.request.seq_slot, mask)
             for chunk in plan.chunks
-            if chunk.samples and chunk.request.matcher is not None
+            if chunk.samples and (mask := chunk.request.token_mask) is not None
         ]
         if constrained:
             seq_slots, masks = zip(*constrained, strict=True)

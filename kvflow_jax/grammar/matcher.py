@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +73,13 @@ class Matcher:
 def error_of(state: LLMatcher) -> str:
     """Return why a matcher of llguidance has failed, without its notes on itself."""
     return state.get_error().removesuffix("<non-verbose/>").strip()
+
+
+def pack_mask(token_ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    """Return the mask of a set of tokens; see ``Matcher.mask``."""
+    bits = np.zeros(32 * num_mask_words(vocab_size), np.uint8)
+    bits[np.asarray(token_ids)] = 1
+    return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
 
 
 def num_mask_words(vocab_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,6 +34,7 @@ class RequestStats:
     first_scheduled_s: float | None  # None if it never ran
     first_token_s: float | None
     finished_s: float
+    max_tokens: int  # output tokens that it could have had at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Output:
             request wants them.
         stop_reason: in the last output, the stop string or stop token id that ended the text.
         completes_grammar: the text ends because its grammar allows no other token.
+        hint_status: outcome of the request's hints; None if it has none.
     """
 
     request_id: int
@@ -79,6 +82,7 @@ class Output:
     completes_grammar: bool = False
     reasoning: str = ""
     num_reasoning_tokens: int = 0
+    hint_status: HintStatus | None = None
 
     @property
     def ends_at_token(self) -> bool:
@@ -86,6 +90,31 @@ class Output:
         if self.completes_grammar or isinstance(self.stop_reason, str):
             return False
         return self.finish_reason is FinishReason.STOP
+
+
+# Of ``TokensPerStep``; vLLM's.
+STEP_TOKENS_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPerStep:
+    """A histogram of the tokens of a step.
+
+    These are the tokens that it samples, and the prompts that it completes.
+
+    Attributes:
+        counts: steps by number of tokens: up to each of ``STEP_TOKENS_BOUNDS``, and more.
+        num_tokens: of all steps.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(STEP_TOKENS_BOUNDS) + 1)
+    num_tokens: int = 0
+
+    def add(self, num_tokens: int) -> TokensPerStep:
+        """Return the histogram with one step more."""
+        i = bisect_left(STEP_TOKENS_BOUNDS, num_tokens)
+        counts = (*self.counts[:i], self.counts[i] + 1, *self.counts[i + 1 :])
+        return TokensPerStep(counts, self.num_tokens + num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +128,7 @@ class EngineStats:
     # Gauges.
     num_running: int = 0
     num_waiting: int = 0
+    num_deferred: int = 0  # waiting for another request or their run's turn, not for capacity
     num_blocks: int = 0  # usable blocks of the pool
     num_blocks_leased: int = 0  # leased by running requests
     num_blocks_cached: int = 0  # in the index, leased or not, host-only blocks included
@@ -127,4 +157,5 @@ class EngineStats:
     cached_prompt_tokens: int = 0  # part of prompt_tokens that was in the cache
     host_prompt_tokens: int = 0  # part of cached_prompt_tokens that was not on the device
     generation_tokens: int = 0
+    tokens_per_step: TokensPerStep = TokensPerStep()
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value

@@ -68,6 +68,7 @@ class Request:
         detokenizer: Detokenizer | None,
         stop_strings: StopStrings | None = None,
         splitter: ReasoningSplitter | None = None,
+        allowed_tokens: np.ndarray | None = None,  # a mask as of ``Matcher``; None: all
     ) -> None:
         self.params = spec.params
         self.priority = spec.priority
@@ -83,6 +84,7 @@ class Request:
         self.stop_ids = stop_ids
         self.seed = seed
         self.matcher = None if spec.grammar is None else spec.grammar.clone()
+        self._allowed_tokens = allowed_tokens
         self.detokenizer = detokenizer
         self.stop_strings = stop_strings
         self.splitter = splitter
@@ -144,6 +146,11 @@ class Request:
         if self.matcher is not None and self.num_in_flight:
             return False
         return self.num_computed < self.num_tokens < self.max_len
+
+    @property
+    def token_mask(self) -> np.ndarray | None:
+        """The tokens that may come next, as ``Matcher.mask``; None: all."""
+        return self._allowed_tokens if self.matcher is None else self.matcher.mask
 
     @property
     def known_tokens(self) -> np.ndarray:
@@ -210,6 +217,7 @@ class Request:
             first_scheduled_s=self.first_scheduled_s,
             first_token_s=self.first_token_s,
             finished_s=now,
+            max_tokens=self.max_len - self.num_prompt,
         )
 
     def _split(self, text: str, *, is_last: bool) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError
+from kvflow_jax.grammar.matcher import pack_mask
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.reasoning.splitter import ReasoningSplitter
 from kvflow_jax.requests.outputs import Output
@@ -53,12 +54,7 @@ class RequestFactory:
         if len(prompt_ids) == 0:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
         if len(prompt_ids) >= limit:
-            raise ContextLengthError(
-                f"this model's context is {limit} tokens and the prompt has {len(prompt_ids)}, "
-                "which leaves no room for the output; shorten the prompt",
-                num_tokens=len(prompt_ids),
-                max_tokens=limit - 1,
-            )
+            raise ContextLengthError(len(prompt_ids), limit)
         if prompt_ids.min() < 0 or prompt_ids.max() >= self._vocab_size:
             raise InvalidRequestError(
                 f"token ids must be between 0 and {self._vocab_size - 1}", param="prompt"
@@ -71,6 +67,11 @@ class RequestFactory:
             raise InvalidRequestError(
                 f"token ids of logit_bias must be between 0 and {self._vocab_size - 1}",
                 "logit_bias",
+            )
+        if params.allowed_token_ids and max(params.allowed_token_ids) >= self._vocab_size:
+            raise InvalidRequestError(
+                f"allowed_token_ids must be between 0 and {self._vocab_size - 1}",
+                "allowed_token_ids",
             )
         if (params.structured_outputs is None) != (spec.grammar is None):
             raise InvalidRequestError(
@@ -128,7 +129,14 @@ class RequestFactory:
             detokenizer=detokenizer,
             stop_strings=stop_strings,
             splitter=splitter,
+            allowed_tokens=self._allowed_tokens(params),
         )
+
+    def _allowed_tokens(self, params: SamplingParams) -> np.ndarray | None:
+        """Return the mask of the tokens that a request allows; None if it allows all."""
+        if not params.allowed_token_ids:
+            return None
+        return pack_mask(params.allowed_token_ids, self._vocab_size)
 
     def _seed(self, params: SamplingParams) -> tuple[int, int]:
         """Return the request's seed as two u32 words."""

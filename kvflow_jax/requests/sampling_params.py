@@ -24,6 +24,7 @@ from kvflow_jax.requests.param import (
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024  # entries
 MAX_LOGPROBS = 20
+MAX_ALLOWED_TOKEN_IDS = 1 << 20  # more than any vocabulary
 MIN_TEMPERATURE = 1e-5  # below it, sampling in float32 is the same as greedy
 
 
@@ -32,8 +33,9 @@ class SamplingParams:
     """Sampling and stop conditions of one request.
 
     Logits are changed in this order: ``logit_bias``, the ban of stop tokens before ``min_tokens``,
-    penalties, ``structured_outputs``, temperature, top_n_sigma, min_p, top_k, top_p. For several
-    answers to one prompt, send the prompt several times: its shared KV is computed once.
+    penalties, ``structured_outputs`` or ``allowed_token_ids``, temperature, top_n_sigma, min_p,
+    top_k, top_p. For several answers to one prompt, send the prompt several times: its shared KV is
+    computed once.
 
     Raises:
         InvalidRequestError: a value is out of range; the message names the field and its bound.
@@ -170,6 +172,10 @@ class SamplingParams:
             "texts, a grammar, or any JSON object; none: anything"
         ),
     ] = None
+    allowed_token_ids: Annotated[
+        Sequence[int],
+        TokenIds("sample among these tokens only; empty: among all", max_num=MAX_ALLOWED_TOKEN_IDS),
+    ] = ()
 
     def __post_init__(self) -> None:
         for name, param in PARAMS.items():
@@ -180,6 +186,13 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"min_tokens must be at most max_tokens, {self.max_tokens}, got {self.min_tokens}",
                 param="min_tokens",
+            )
+
+        if self.allowed_token_ids and self.structured_outputs is not None:
+            raise InvalidRequestError(
+                f"allowed_token_ids and {self.structured_outputs.param} each constrain the output; "
+                "send one of them",
+                param="allowed_token_ids",
             )
 
     @property

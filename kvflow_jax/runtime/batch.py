@@ -282,7 +282,7 @@ def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.nda
     ints[_Int.NEEDS_SAMPLER_STATE] = params.needs_sampler_state
     ints[_Int.WANTS_LOGPROBS] = params.logprobs is not None
     ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
-    ints[_Int.HAS_GRAMMAR] = params.structured_outputs is not None
+    ints[_Int.HAS_GRAMMAR] = params.structured_outputs is not None or bool(params.allowed_token_ids)
     ints[_Int.PARAMS : _Int.PAGES] = [getattr(params, name) for name in INT_PARAMS]
     floats = np.array([getattr(params, name) for name in FLOAT_PARAMS], np.float32)
     if params.is_greedy:

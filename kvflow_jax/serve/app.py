@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from kvflow_jax import __version__
-from kvflow_jax.serve import chat, completions, tokenization, workflows
+from kvflow_jax.serve import (
+    abort,
+    chat,
+    completions,
+    models,
+    openapi,
+    server_info,
+    tokenization,
+    workflows,
+)
+from kvflow_jax.serve.cors import CrossOriginMiddleware
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
@@ -18,12 +28,13 @@ from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.messages.errors import error_response
 from kvflow_jax.serve.messages.routes import routes as messages
 from kvflow_jax.serve.metrics import CONTENT_TYPE
+from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.responses.routes import routes as responses
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import ChunkWriter, EventStream, Format, full_response
-from kvflow_jax.serve.submission import Chat, request_specs
+from kvflow_jax.serve.submission import Chat, request_ids, request_specs
 from kvflow_jax.workflow.hints import Hints
 
 public_routes = APIRouter()
@@ -44,19 +55,32 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.include_router(public_routes)
-    app.include_router(routes)
-    app.include_router(workflows.routes)
-    app.include_router(tokenization.routes)
-    app.include_router(responses)
-    app.include_router(messages)
+    routers = (
+        public_routes,
+        routes,
+        responses,
+        messages,
+        models.routes,
+        tokenization.routes,
+        workflows.routes,
+        abort.routes,
+        server_info.routes,
+        openapi.routes,
+    )
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     install_error_handlers(app, {"/v1/messages": error_response})
+    app.add_middleware(CrossOriginMiddleware, config=service.config)
     app.add_middleware(DisconnectMiddleware)
     app.add_middleware(SlashMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app
 
 
+# Amazon SageMaker asks for /ping.
+@public_routes.get("/ping")
+@public_routes.post("/ping")
 @public_routes.get("/health")
 @public_routes.head("/health")
 async def health(service: ServiceDep) -> Response:
@@ -72,7 +96,7 @@ async def ready(service: ServiceDep) -> Response:
     return JSONResponse({"status": service.phase.value})
 
 
-@public_routes.get("/metrics")
+@public_routes.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDep) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -82,19 +106,7 @@ async def show_version() -> Response:
     return JSONResponse({"version": __version__})
 
 
-@routes.get("/v1/models")
-async def list_models(service: ServiceDep, tenant: TenantDep) -> Response:
-    return JSONResponse({"object": "list", "data": [service.model_card()]})
-
-
-# ``:path``, because names like Qwen/Qwen3-0.6B contain a slash.
-@routes.get("/v1/models/{model_id:path}")
-async def show_model(model_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
-    service.check_model(model_id)
-    return JSONResponse(service.model_card())
-
-
-@routes.post("/v1/chat/completions")
+@routes.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
 async def create_chat_completion(
     request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
@@ -103,13 +115,17 @@ async def create_chat_completion(
     service.check_model(body.model)
     read = Chat.read(service, body)
     response_format = chat.ChatFormat(
-        service.model_name, body, LogprobWriter(service.tokenizer), read.tools
+        service.model_name,
+        body,
+        _logprob_writer(service, body),
+        read.tools,
+        chat.echo_text(body, read.messages),
     )
-    generation = await read.submit(request, service, tenant)
-    return await _respond(request, generation, body, response_format)
+    generation = await read.submit(request, service, tenant, response_format.id)
+    return await _respond(request, service, generation, body, response_format)
 
 
-@routes.post("/v1/completions")
+@routes.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
 async def create_completion(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     body = await parse_body(request, CompletionRequest, service.config.max_body_bytes)
@@ -121,18 +137,27 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     encoded = completions.token_prompts(prompts)
     if encoded is None:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = await service.tokenize(texts, lambda t: completions.encode_prompts(t, prompts))
+        encoded = await service.tokenize(
+            texts,
+            lambda t: completions.encode_prompts(t, prompts),
+            truncates=body.truncate_prompt_tokens is not None,
+        )
+    if body.truncate_prompt_tokens is not None:
+        # Echoed as they are then, not as they were sent.
+        encoded = [body.truncate(ids, service.max_model_len) for ids in encoded]
+        prompts = [*encoded]
     echoes = completions.echo_prompts(service.tokenizer, prompts, encoded) if body.echo else ()
     response_format = completions.CompletionFormat(
-        service.model_name, body, LogprobWriter(service.tokenizer), echoes
+        service.model_name, body, _logprob_writer(service, body), echoes
     )
-    hint_parser = service.hint_parser(body.agent_hints)
+    hint_parser = service.hint_parser(body.agent_hints, body.session_id)
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
     specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser, grammar)
-    generation = service.generate(specs, body.num_choices)
-    return await _respond(request, generation, body, response_format)
+    ids = request_ids(request, body, response_format.id)
+    generation = service.generate(specs, body.num_choices, tenant, ids)
+    return await _respond(request, service, generation, body, response_format)
 
 
 @routes.post("/flush_cache")
@@ -148,12 +173,24 @@ async def flush_cache(service: ServiceDep, tenant: TenantDep) -> Response:
     return JSONResponse({"flushed": True})
 
 
+def _logprob_writer(service: Service, body: GenerationRequest) -> LogprobWriter:
+    return LogprobWriter(service.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
+
+
 async def _respond(
-    request: Request, generation: Generation, body: GenerationRequest, response_format: Format
+    request: Request,
+    service: Service,
+    generation: Generation,
+    body: GenerationRequest,
+    response_format: Format,
 ) -> Response:
     if body.stream:
         writer = ChunkWriter(
-            response_format, generation.num_choices, include_usage=body.include_usage
+            response_format,
+            generation.num_choices,
+            include_usage=body.include_usage or service.config.force_include_usage,
+            continuous_usage=body.continuous_usage,
+            every_token=bool(body.return_token_ids),
         )
         return EventStream(generation, writer)
     return await full_response(generation, response_format, request.receive)

@@ -65,7 +65,10 @@ def argument_type(values: Values[T]) -> Callable[[str], T]:
 
 
 class _ExtendTuple(argparse.Action):
-    """Append the values of each occurrence of a flag to one tuple."""
+    """Append the values of each occurrence of a flag to one tuple.
+
+    Each is a tuple, or, for a flag that takes several values, a list of tuples.
+    """
 
     def __call__(
         self,
@@ -75,8 +78,8 @@ class _ExtendTuple(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         before: tuple[object, ...] = getattr(namespace, self.dest, ())
-        assert isinstance(values, tuple)
-        setattr(namespace, self.dest, before + values)
+        given = values if isinstance(values, list) else [values]
+        setattr(namespace, self.dest, sum(given, before))
 
 
 def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
@@ -99,7 +102,8 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Setting) -> None:
     group.add_argument(
         option,
         dest=dest,
-        action=_ExtendTuple if values.action == "extend" else "store",
+        action=_ExtendTuple if values.action in ("extend", "list") else "store",
+        nargs="+" if values.action == "list" else None,
         type=argument_type(values),
         # argparse parses a text that is the default as it parses one that is given.
         default=(flag.env and os.environ.get(flag.env)) or argparse.SUPPRESS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +35,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _RESERVED_KWARGS = frozenset(
     {
         "add_generation_prompt",
+        "add_special_tokens",
         "chat_template",
         "continue_final_message",
         "conversation",
@@ -58,6 +60,7 @@ class ChatFormat:
 
     Args:
         tools: their calls are parsed, if calls are allowed.
+        echo: text to repeat before each answer.
     """
 
     def __init__(
@@ -66,19 +69,24 @@ class ChatFormat:
         body: ChatRequest,
         writer: LogprobWriter,
         tools: ChatTools,
+        echo: str = "",
     ) -> None:
+        self._echo = echo
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._wants_logprobs = bool(body.logprobs)
+        self._returns_token_ids = bool(body.return_token_ids)
         self._writer = writer
         self._tools = tools
         self._parser = AnswerParser(tools)
         self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": self.id,
             "created": int(time.time()),
             "model": model_name,
         }
 
-    def first_chunk(self, index: int) -> dict[str, Any]:
-        return self._chunk(index, {"role": "assistant", "content": ""})
+    def first_chunk(self, delta: ChoiceDelta) -> dict[str, Any]:
+        chunk = self._chunk(delta.index, {"role": "assistant", "content": self._echo})
+        return chunk | self._prompt_token_ids(delta)
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         events, finish = self._parser.parse(delta)
@@ -86,14 +94,16 @@ class ChatFormat:
         messages += [self._message_delta(event) for event in events]
         # A call's last piece and the finish reason come in two chunks, as from OpenAI.
         ends_apart = finish is not None and (not messages or "tool_calls" in messages[-1])
-        if ends_apart or (not messages and (delta.logprobs or delta.prompt_logprobs)):
+        has_token_ids = self._returns_token_ids and bool(delta.token_ids)
+        has_details = has_token_ids or bool(delta.logprobs or delta.prompt_logprobs)
+        if ends_apart or (not messages and has_details):
             messages.append({})
         if not messages:
             return []
         chunks = [self._chunk(delta.index, message) for message in messages]
         first, last = chunks[0]["choices"][0], chunks[-1]["choices"][0]
         first["logprobs"] = self._logprobs(delta)
-        first |= self._prompt_logprobs(delta)
+        first |= self._prompt_logprobs(delta) | self._token_ids(delta)
         if finish is not None:
             last |= {"finish_reason": finish, "stop_reason": delta.stop_reason}
         return chunks
@@ -112,16 +122,18 @@ class ChatFormat:
                     "logprobs": self._logprobs(choice),
                     "stop_reason": choice.stop_reason,
                     **self._prompt_logprobs(choice),
+                    **self._token_ids(choice),
                 }
                 for choice in choices
             ],
+            **self._prompt_token_ids(choices[0]),
             "usage": usage,
         }
 
     def _message_and_finish(self, choice: ChoiceDelta) -> dict[str, Any]:
         """Return the message of a whole choice, and why it ended."""
         events, finish = self._parser.parse(choice)
-        text, calls = "", list[dict[str, Any]]()
+        text, calls = self._echo, list[dict[str, Any]]()
         for event in events:
             match event:
                 case TextDelta():
@@ -165,6 +177,14 @@ class ChatFormat:
             return {}
         return {"prompt_logprobs": self._writer.prompt(delta.prompt_logprobs)}
 
+    def _token_ids(self, delta: ChoiceDelta) -> dict[str, Any]:
+        return {"token_ids": delta.token_ids} if self._returns_token_ids else {}
+
+    def _prompt_token_ids(self, delta: ChoiceDelta) -> dict[str, Any]:
+        if not self._returns_token_ids or delta.prompt_ids is None:
+            return {}
+        return {"prompt_token_ids": delta.prompt_ids.tolist()}
+
 
 def read_chat_tools(body: ChatRequest, model: ModelTools) -> ChatTools:
     """Return the tools of a chat and how its model may call them.
@@ -196,6 +216,34 @@ def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
     return texts + [tool.json for tool in tools.tools]
 
 
+def read_prompt_args(body: ChatRequest, messages: list[dict[str, Any]]) -> dict[str, bool]:
+    """Return how the template ends the prompt, as arguments of ``apply_chat_template``.
+
+    Raises:
+        InvalidRequestError: the last message cannot be continued.
+    """
+    args = {"add_special_tokens": True} if body.add_special_tokens else {}
+    if not body.continue_final_message:
+        return args | {"add_generation_prompt": body.add_generation_prompt is not False}
+    if body.add_generation_prompt:
+        raise InvalidRequestError(
+            "add_generation_prompt and continue_final_message cannot both be true",
+            param="continue_final_message",
+        )
+    if not messages[-1]["content"].strip() or messages[-1].get("tool_calls"):
+        raise InvalidRequestError(
+            "the last message cannot be continued: it must have text, and no tool calls",
+            param="messages",
+        )
+    return args | {"add_generation_prompt": False, "continue_final_message": True}
+
+
+def echo_text(body: ChatRequest, messages: list[dict[str, Any]]) -> str:
+    """Return what ``echo`` repeats before an answer: a last message of the assistant."""
+    is_echoed = body.echo and messages[-1]["role"] == "assistant"
+    return messages[-1]["content"] if is_echoed else ""
+
+
 def template_kwargs(body: ChatRequest) -> dict[str, Any]:
     """Return the variables that a client passes to the template, such as ``enable_thinking``.
 
@@ -217,14 +265,21 @@ def encode_chat(
     template: ToolTemplate,
     messages: list[dict[str, Any]],
     kwargs: dict[str, Any],
+    prompt_args: dict[str, bool],
     hint_parser: HintParser | None,
+    fixed_messages: Sequence[dict[str, Any]] = (),
 ) -> tuple[list[int], Hints | None]:
     """Return the prompt ids of a chat, and its hints with the agent's fixed prefix.
 
-    Runs on the tokenizer threads. The fixed prefix defaults to the system messages. It is not
-    computed for a request that names no agent.
+    Runs on the tokenizer threads. The fixed prefix defaults to what the client has marked, else to
+    the system messages. It is not computed for a request that names no agent.
+
+    Args:
+        kwargs: variables of the template.
+        prompt_args: see ``read_prompt_args``.
+        fixed_messages: what the client has marked; empty: nothing.
     """
-    prompt_ids = template.apply_chat_template(messages, **kwargs)
+    prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
     if hint_parser is None:
         return prompt_ids, None
     hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
@@ -233,6 +288,8 @@ def encode_chat(
     if boundary is not None and boundary.unit == "token":
         return prompt_ids, hints.with_fixed(boundary.end, len(prompt_ids))
     num_messages = None if boundary is None else boundary.end
+    if boundary is None and fixed_messages:
+        messages, num_messages = [*fixed_messages], len(fixed_messages)
     if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
     num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, **kwargs)

@@ -43,8 +43,9 @@ class CompletionFormat:
         writer: LogprobWriter,
         echoes: Sequence[Echo] = (),
     ) -> None:
+        self.id = f"cmpl-{uuid.uuid4().hex}"
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": self.id,
             "object": "text_completion",
             "created": int(time.time()),
             "model": model_name,
@@ -53,12 +54,13 @@ class CompletionFormat:
         self._num_logprobs = body.logprobs
         self._num_prompt_logprobs = body.prompt_logprobs
         self._skips_special = body.skip_special_tokens is not False
+        self._returns_token_ids = bool(body.return_token_ids)
         self._is_echo_only = body.is_echo_only
         self._writer = writer
         self._echoes = echoes
         self._offsets: dict[int, TextOffsets] = {}  # by index of the choice
 
-    def first_chunk(self, index: int) -> None:
+    def first_chunk(self, delta: ChoiceDelta) -> None:
         return None
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
@@ -75,10 +77,10 @@ class CompletionFormat:
         is_first = delta.index not in self._offsets
         offsets = self._offsets.setdefault(delta.index, self._writer.offsets())
         text, logprobs, finish = delta.text, delta.logprobs, finish_name(delta.finish_reason)
-        stop_reason = delta.stop_reason
+        token_ids, stop_reason = delta.token_ids, delta.stop_reason
         # The engine always computes at least one token; the request wants none.
         if self._is_echo_only:
-            text, logprobs, stop_reason = "", [], None
+            text, logprobs, token_ids, stop_reason = "", [], [], None
             finish = finish and FinishReason.LENGTH.value
         choice: dict[str, Any] = {
             "index": delta.index,
@@ -87,6 +89,10 @@ class CompletionFormat:
             "finish_reason": finish,
             "stop_reason": stop_reason,
         }
+        if self._returns_token_ids:
+            choice["token_ids"] = token_ids
+            if delta.prompt_ids is not None:
+                choice["prompt_token_ids"] = delta.prompt_ids.tolist()
         if self._num_prompt_logprobs is not None and is_first:
             scores = _truncate_top(delta.prompt_logprobs, self._num_prompt_logprobs)
             choice["prompt_logprobs"] = self._writer.prompt(scores)

@@ -7,7 +7,18 @@ from typing import ClassVar, Literal, get_args
 
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.config.flag import Config, flag
-from kvflow_jax.config.values import KEYS, NAME, NON_NEGATIVE, PORT, POSITIVE, TEXT, one_of
+from kvflow_jax.config.values import (
+    HTTP_TOKENS,
+    KEYS,
+    NAMES,
+    NON_NEGATIVE,
+    ORIGINS,
+    PORT,
+    POSITIVE,
+    SWITCH,
+    TEXT,
+    one_of,
+)
 from kvflow_jax.distributed.process_config import ProcessConfig
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.reasoning.syntax import NONE
@@ -32,8 +43,12 @@ class ServerConfig(Config):
 
     title: ClassVar[str] = "server"
 
-    served_model_name: str | None = flag(
-        None, "model name in requests and answers", NAME, if_unset="the model's own name"
+    served_model_names: tuple[str, ...] = flag(
+        (),
+        "names of the model that requests may use; the first one is in answers",
+        NAMES,
+        name="served_model_name",
+        if_unset="the model's own name",
     )
     host: str = flag("127.0.0.1", "address to listen on", TEXT)
     port: int = flag(8000, "port to listen on, 0 for any free port", PORT)
@@ -46,6 +61,21 @@ class ServerConfig(Config):
         # Log lines print the config.
         is_shown=False,
     )
+    allowed_origins: tuple[str, ...] = flag(
+        (),
+        "origins of web pages that may call the server (CORS), or *",
+        ORIGINS,
+        if_unset="none",
+    )
+    allowed_methods: tuple[str, ...] = flag(
+        ("*",), "HTTP methods that these pages may use", HTTP_TOKENS, if_unset="all"
+    )
+    allowed_headers: tuple[str, ...] = flag(
+        ("*",), "HTTP headers that these pages may send", HTTP_TOKENS, if_unset="all"
+    )
+    allow_credentials: bool = flag(
+        False, "allow these pages to send cookies and the browser's own credentials", SWITCH
+    )
     tool_call_parser: str = flag(
         AUTO,
         "syntax in which the model calls tools; auto finds it in the chat template",
@@ -56,6 +86,12 @@ class ServerConfig(Config):
         "syntax in which the model reasons before it answers; auto finds it in the chat template, "
         "none leaves reasoning in the answers",
         one_of(AUTO, NONE, *REASONING_SYNTAXES),
+    )
+    force_include_usage: bool = flag(
+        False,
+        "end every stream of chats and completions with its usage, as vLLM's "
+        "--enable-force-include-usage",
+        SWITCH,
     )
     max_body_mib: float = flag(
         32.0,

@@ -76,6 +76,13 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+def aborted_by_caller() -> ApiError:
+    """Return the error of a request that ``/abort_request`` has ended."""
+    return ApiError(
+        STATUS_CLIENT_CLOSED, "the request was aborted by its caller", code="request_aborted"
+    )
+
+
 class ClientDisconnectedError(Exception):
     """The client closed its connection; its generation has been aborted."""
 

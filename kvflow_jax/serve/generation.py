@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 from starlette.types import Receive
 
 from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
@@ -53,7 +54,12 @@ class Mailbox:
 
 @dataclass(slots=True)
 class ChoiceDelta:
-    """The merged outputs of one choice since the last wake-up."""
+    """The merged outputs of one choice since the last wake-up.
+
+    Attributes:
+        prompt_ids: in the first delta of the choice, the prompt, i32[num_prompt].
+        token_ids: the new tokens; some may have no text yet.
+    """
 
     index: int
     text: str = ""
@@ -63,6 +69,8 @@ class ChoiceDelta:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     reasoning: str = ""  # before the text
     num_reasoning_tokens: int = 0  # of all tokens of the choice so far
+    prompt_ids: np.ndarray | None = None
+    token_ids: list[int] = field(default_factory=list)
 
     @property
     def needs_chunk(self) -> bool:
@@ -75,9 +83,12 @@ class ChoiceDelta:
         self.text += output.text
         self.reasoning += output.reasoning
         self.num_reasoning_tokens = output.num_reasoning_tokens
+        self.token_ids += output.token_ids
         self.prompt_logprobs += output.prompt_logprobs
         self.logprobs += output.logprobs
-        if isinstance(output, Output) and output.ends_at_token:
+        if isinstance(output, ChoiceDelta):
+            self.prompt_ids = output.prompt_ids if self.prompt_ids is None else self.prompt_ids
+        elif output.ends_at_token:
             # The stop token is not part of the text.
             self.logprobs = self.logprobs[:-1]
         if output.finish_reason is not None:
@@ -86,7 +97,11 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts of one HTTP request, over all its choices; known once these have finished."""
+    """Token counts of one HTTP request, over all its choices; known once these have finished.
+
+    Attributes:
+        hint_status: outcome of the hints; known with the first output.
+    """
 
     prompt_tokens: int = 0  # known from the start
     cached_tokens: int = 0
@@ -107,6 +122,10 @@ class Generation:
         on_finished: called once with the last output of each request.
         on_closed: called once by ``close``.
         num_per_prompt: number of choices per prompt, OpenAI's ``n``.
+        on_prompt_finished: called once all choices of a prompt have finished, with the most output
+            tokens of one.
+        tenant: who may abort it.
+        ids: under which it may be aborted.
     """
 
     def __init__(
@@ -116,7 +135,14 @@ class Generation:
         on_finished: Callable[[Output], None],
         on_closed: Callable[[Generation], None],
         num_per_prompt: int = 1,
+        *,
+        on_prompt_finished: Callable[[int], None] = lambda max_output_tokens: None,
+        tenant: str = "",
+        ids: frozenset[str] = frozenset(),
     ) -> None:
+        self.tenant, self.ids = tenant, ids
+        self._on_prompt_finished = on_prompt_finished
+        self._output_lens: dict[int, list[int]] = {}  # of finished choices, by prompt
         self.num_per_prompt = num_per_prompt
         self.usage = Usage()
         self._engine = engine
@@ -124,10 +150,12 @@ class Generation:
         self._on_finished = on_finished
         self._on_closed = on_closed
         self._running: dict[int, int] = {}  # index -> request id
+        self._prompts: dict[int, np.ndarray] = {}  # of choices without a delta, by index
         self._unread: list[tuple[int, Output]] = []
         self._wake = asyncio.Event()
         self._failure: Exception | None = None
         self._is_closed = False
+        self._is_aborted = False  # by ``abort``
         self.num_choices = 0
 
     def submit(self, spec: RequestSpec) -> None:
@@ -137,6 +165,7 @@ class Generation:
         # A prompt counts once, however many choices answer it.
         if index % self.num_per_prompt == 0:
             self.usage.prompt_tokens += len(spec.prompt_ids)
+        self._prompts[index] = spec.prompt_ids
         self._running[index] = self._engine.submit(spec, partial(self._mailbox.post, self, index))
 
     def receive(self, index: int, output: Output) -> None:
@@ -144,6 +173,7 @@ class Generation:
         if output.finish_reason is not None:
             self._running.pop(index, None)
             self._on_finished(output)
+            self._note_finished(index, output)
         if not self._is_closed:
             self._unread.append((index, output))
             self._wake.set()
@@ -153,6 +183,12 @@ class Generation:
         self._failure = self._failure or error
         self._wake.set()
         self._abort()
+
+    def abort(self) -> None:
+        """End the running requests early; ``deltas`` still yields what they have generated."""
+        self._is_aborted = True
+        for request_id in self._running.values():
+            self._engine.abort(request_id)
 
     def close(self) -> None:
         """Abort the running requests and stop delivery. Idempotent."""
@@ -205,14 +241,26 @@ class Generation:
         for index, output in self._unread:
             if output.finish_reason is FinishReason.ERROR:
                 raise to_api_error(output.error or RuntimeError("the engine reported no error"))
-            if output.finish_reason is FinishReason.ABORT:
+            if output.finish_reason is FinishReason.ABORT and not self._is_aborted:
                 raise ApiError(503, "the server aborted this request", code="request_aborted")
-            delta = by_index.setdefault(index, ChoiceDelta(index))
+            if index not in by_index:
+                by_index[index] = ChoiceDelta(index, prompt_ids=self._prompts.pop(index, None))
+            delta = by_index[index]
             delta.add(output)
+            self.usage.hint_status = self.usage.hint_status or output.hint_status
             if output.finish_reason is not None:
                 self._count_usage(index, output)
         self._unread.clear()
         return [by_index[index] for index in sorted(by_index)]
+
+    def _note_finished(self, index: int, output: Output) -> None:
+        if output.stats is None:
+            return
+        prompt = index // self.num_per_prompt
+        lens = self._output_lens.setdefault(prompt, [])
+        lens.append(output.stats.num_output_tokens)
+        if len(lens) == self.num_per_prompt:
+            self._on_prompt_finished(max(self._output_lens.pop(prompt)))
 
     def _count_usage(self, index: int, output: Output) -> None:
         stats = output.stats
@@ -220,7 +268,6 @@ class Generation:
             return
         self.usage.completion_tokens += stats.num_output_tokens
         self.usage.reasoning_tokens += output.num_reasoning_tokens
-        self.usage.hint_status = self.usage.hint_status or stats.hint_status
         if index % self.num_per_prompt == 0:
             self.usage.cached_tokens += stats.num_cached_tokens
             self.usage.host_tokens += stats.num_cached_host_tokens

@@ -52,7 +52,7 @@ def build_engine(config: ServerConfig, process_info: ProcessInfo | None = None) 
 
 def _build(config: ServerConfig, leader: Leader | None) -> BuiltEngine:
     from kvflow_jax.api.launch import build_engine as build
-    from kvflow_jax.api.launch import cache_of_start
+    from kvflow_jax.api.launch import cache_dir_of, cache_of_start
     from kvflow_jax.api.sampling_defaults import sampling_defaults
     from kvflow_jax.engine.engine_thread import EngineThread
 
@@ -64,7 +64,13 @@ def _build(config: ServerConfig, leader: Leader | None) -> BuiltEngine:
         if loaded.tokenizer is not None:
             # Computed here once, over the whole vocabulary, to keep it off the event loop.
             _ = loaded.tokenizer.max_token_bytes
-        engine = build(loaded, config.engine, progress=progress, leader=leader)
+        engine = build(
+            loaded,
+            config.engine,
+            progress=progress,
+            leader=leader,
+            cache_dir=cache_dir_of(config.load),
+        )
     thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
     return thread, loaded.tokenizer, loaded.name, defaults
 

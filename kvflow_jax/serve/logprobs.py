@@ -38,10 +38,14 @@ class TextOffsets:
 
 
 class LogprobWriter:
-    """Formats log probabilities, with tokens as text, or as ids for a model without tokenizer."""
+    """Formats log probabilities, with tokens as text, or as ids for a model without tokenizer.
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        as_ids: write the tokens of an output as ``token_id:N``, which is unambiguous.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, *, as_ids: bool = False) -> None:
+        self._tokenizer, self._as_ids = tokenizer, as_ids
 
     def chat(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """Return ``logprobs`` of a chat choice or delta."""
@@ -97,7 +101,7 @@ class LogprobWriter:
         """Return vLLM's ``prompt_logprobs``: None for the first token, then a dict by token id."""
         rest = [
             {
-                str(token): {"logprob": _finite(value), "decoded_token": self.text(token)}
+                str(token): {"logprob": _finite(value), "decoded_token": self._decoded(token)}
                 for token, value in [*entry.top, (entry.token_id, entry.logprob)]
             }
             for entry in logprobs
@@ -105,6 +109,9 @@ class LogprobWriter:
         return [None, *rest]
 
     def text(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._as_ids else self._decoded(token_id)
+
+    def _decoded(self, token_id: int) -> str:
         if self._tokenizer is None:
             return f"token_id:{token_id}"
         return self._tokenizer.token_bytes(token_id).decode(errors="replace")

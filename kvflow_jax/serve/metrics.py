@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output
+from kvflow_jax.requests.outputs import (
+    STEP_TOKENS_BOUNDS,
+    EngineStats,
+    FinishReason,
+    Output,
+)
+from kvflow_jax.serve.request_histograms import RequestHistograms, histogram_family
 from kvflow_jax.workflow.hints import HintStatus
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
-# vLLM's buckets. Inter-token latency has finer ones at the start: small models take milliseconds.
-_TTFT_BUCKETS_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5),
-    *(5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-_INTER_TOKEN_BUCKETS_S = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
-    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-_REQUEST_BUCKETS_S = (
-    *(0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
-    *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
 
 
 class Metrics:
@@ -55,66 +45,20 @@ class Metrics:
         self._model_name = model_name
         self._engine_stats = engine_stats
         self._page_size = page_size
-        self._ttft = _Histogram(
-            "vllm:time_to_first_token_seconds",
-            "Time to first token (TTFT): arrival to first token, seconds.",
-            _TTFT_BUCKETS_S,
-        )
-        self._inter_token = _Histogram(
-            "vllm:inter_token_latency_seconds",
-            "Inter-token latency, seconds: the mean of each request, weighted by its intervals.",
-            _INTER_TOKEN_BUCKETS_S,
-        )
-        self._latency = _Histogram(
-            "vllm:e2e_request_latency_seconds",
-            "Arrival to last token, seconds.",
-            _REQUEST_BUCKETS_S,
-        )
-        self._queue = _Histogram(
-            "vllm:request_queue_time_seconds",
-            "Arrival to first engine step, seconds.",
-            _REQUEST_BUCKETS_S,
-        )
-        self._prefill = _Histogram(
-            "vllm:request_prefill_time_seconds",
-            "First engine step to first token, seconds.",
-            _REQUEST_BUCKETS_S,
-        )
-        self._decode = _Histogram(
-            "vllm:request_decode_time_seconds",
-            "First token to last token, seconds.",
-            _REQUEST_BUCKETS_S,
-        )
+        self._requests = RequestHistograms()
         self._num_hints: Counter[HintStatus] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def observe(self, output: Output) -> None:
-        """Record the times of a finished request and the outcome of its hints.
+        """Record a finished request and the outcome of its hints."""
+        self._requests.observe(output)
+        if output.stats is not None and output.stats.hint_status is not None:
+            self._num_hints[output.stats.hint_status] += 1
 
-        An aborted or failed request counts in the phases that it completed.
-        """
-        stats = output.stats
-        if stats is None:
-            return
-        if stats.hint_status is not None:
-            self._num_hints[stats.hint_status] += 1
-        first, scheduled = stats.first_token_s, stats.first_scheduled_s
-        if scheduled is not None:
-            self._queue.add(scheduled - stats.arrival_s)
-        if first is not None:
-            self._ttft.add(first - stats.arrival_s)
-            if scheduled is not None:
-                self._prefill.add(first - scheduled)
-        if output.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
-            return
-        self._latency.add(stats.finished_s - stats.arrival_s)
-        if first is not None:
-            decode_s = stats.finished_s - first
-            self._decode.add(decode_s)
-            num_intervals = stats.num_output_tokens - 1
-            if num_intervals > 0:
-                self._inter_token.add(decode_s / num_intervals, weight=num_intervals)
+    def observe_prompt(self, n: int, max_output_tokens: int) -> None:
+        """Record that the ``n`` answers to a prompt have finished, the longest of that length."""
+        self._requests.observe_prompt(n, max_output_tokens)
 
     def render(self) -> bytes:
         """Return the body of ``GET /metrics``."""
@@ -151,6 +95,8 @@ class Metrics:
             family.add_metric(values, gauge)
             yield family
 
+        yield self._waiting_by_reason(stats, labels)
+
         page = self._page_size
         for name, text, count in (
             (
@@ -164,6 +110,11 @@ class Metrics:
                 stats.cached_prompt_tokens,
             ),
             ("vllm:prompt_tokens", "Prompt tokens of admitted requests.", stats.prompt_tokens),
+            (
+                "vllm:prompt_tokens_cached",
+                "Prompt tokens that were not computed, because they were cached.",
+                stats.cached_prompt_tokens,
+            ),
             ("vllm:generation_tokens", "Generated tokens.", stats.generation_tokens),
             (
                 "vllm:num_preemptions",
@@ -243,15 +194,26 @@ class Metrics:
         info.add_metric([*values, *config.values()], 1)
         yield info
 
-        for histogram in (
-            self._ttft,
-            self._inter_token,
-            self._latency,
-            self._queue,
-            self._prefill,
-            self._decode,
-        ):
-            yield histogram.family(labels)
+        yield histogram_family(
+            "vllm:iteration_tokens_total",
+            "Tokens per engine step: those sampled, and the prompts completed.",
+            STEP_TOKENS_BOUNDS,
+            stats.tokens_per_step.counts,
+            stats.tokens_per_step.num_tokens,
+            labels,
+        )
+        yield from self._requests.families(labels)
+
+    def _waiting_by_reason(self, stats: EngineStats, labels: dict[str, str]) -> Metric:
+        family = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests in the queue, by what they wait for.",
+            labels=[*labels, "reason"],
+        )
+        num_for_capacity = stats.num_waiting - stats.num_deferred
+        family.add_metric([*labels.values(), "capacity"], num_for_capacity)
+        family.add_metric([*labels.values(), "deferred"], stats.num_deferred)
+        return family
 
     def _transfers(self, stats: EngineStats, labels: dict[str, str]) -> Iterator[Metric]:
         """Yield the counters of loads (host to device) and offloads (device to host, "save")."""
@@ -265,28 +227,3 @@ class Metrics:
             family.add_metric([*labels.values(), "load"], load)
             family.add_metric([*labels.values(), "save"], save)
             yield family
-
-
-class _Histogram:
-    """A histogram of weighted values, which prometheus_client's own does not support."""
-
-    def __init__(self, name: str, text: str, bounds_s: Sequence[float]) -> None:
-        self._name = name
-        self._text = text
-        self._bounds_s = bounds_s
-        self._counts = [0] * (len(bounds_s) + 1)
-        self._sum_s = 0.0
-
-    def add(self, value_s: float, weight: int = 1) -> None:
-        self._counts[bisect_left(self._bounds_s, value_s)] += weight
-        self._sum_s += value_s * weight
-
-    def family(self, labels: dict[str, str]) -> HistogramMetricFamily:
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip([*self._bounds_s, "+Inf"], self._counts, strict=True):
-            total += count
-            buckets.append((str(bound), total))
-        family = HistogramMetricFamily(self._name, self._text, labels=list(labels))
-        family.add_metric(list(labels.values()), buckets, self._sum_s)
-        return family

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.grammar.spec import StructuredOutputsParams
@@ -115,6 +115,10 @@ class Tokenizer(Protocol):
 
     def token_strs(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens as the vocabulary writes them."""
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """Return the fields of the tokenizer's configuration, as JSON."""
         ...
 
     def is_special(self, token_id: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, Field, create_model
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.param import Flag, Integer, Number, Param, TokenBias, TokenIds
@@ -23,7 +23,7 @@ def with_sampling_fields(schema: type[Schema]) -> type[Schema]:
     A field is null by default, which means the parameter's default.
     """
     missing: dict[str, Any] = {
-        field: (_json_type(param), None)
+        field: (_json_type(param), Field(None, description=f"{param.doc}; {param.accepts}"))
         for name, param in PARAMS.items()
         if (field := param.http_name or name) not in schema.model_fields
     }

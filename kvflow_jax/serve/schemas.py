@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,8 +25,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "grammar_lazy": (False,),
     "grammar_triggers": ([],),
     "bad_words": ([],),
-    "allowed_token_ids": ([],),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 _UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
@@ -40,8 +38,6 @@ _UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
     "thinking_token_budget": (),
     "thinking_budget": (),
     "reasoning_budget": (-1,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
 }
 # The predecessors of ``tools`` and ``tool_choice``, whose answers have another form.
 _DEPRECATED_CHAT: dict[str, tuple[Any, ...]] = {
@@ -59,6 +55,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class GenerationRequest(BaseModel):
@@ -83,12 +80,26 @@ class GenerationRequest(BaseModel):
     user: str | None = Field(None, max_length=1024)
     structured_outputs: Any = None
     cache_salt: str | None = Field(None, max_length=1024)
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    truncation_side: Literal["left", "right"] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     # Hints are advice: an invalid value is no reason to reject the request.
     agent_hints: Any = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def session_id(self) -> str | None:
+        """The session of hints that name none: OpenAI's ``prompt_cache_key``."""
+        key = (self.model_extra or {}).get("prompt_cache_key")
+        return key if isinstance(key, str) else None
 
     @property
     def num_choices(self) -> int:
@@ -107,6 +118,27 @@ class GenerationRequest(BaseModel):
     @property
     def num_prompt_logprobs(self) -> int | None:
         return self.prompt_logprobs
+
+    def truncate(self, prompt_ids: list[int], max_model_len: int) -> list[int]:
+        """Return a prompt cut to ``truncate_prompt_tokens``, as vLLM does.
+
+        -1 stands for the longest prompt that leaves room for the output.
+
+        Raises:
+            InvalidRequestError: it is more than the model's context.
+        """
+        limit = self.truncate_prompt_tokens
+        if limit is None:
+            return prompt_ids
+        if not -1 <= limit <= max_model_len or limit == 0:
+            raise InvalidRequestError(
+                "truncate_prompt_tokens must be -1, or from 1 to this model's context of "
+                f"{max_model_len} tokens, got {limit}",
+                param="truncate_prompt_tokens",
+            )
+        if limit == -1:
+            limit = max(1, max_model_len - (self.token_limit or 1))
+        return prompt_ids[:limit] if self.truncation_side == "right" else prompt_ids[-limit:]
 
     def sampling_params(
         self, defaults: Mapping[str, int | float] = MappingProxyType({})
@@ -158,6 +190,10 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    echo: bool | None = None
     # Read by ``chat_tools``.
     tools: Any = None
     tool_choice: Any = None

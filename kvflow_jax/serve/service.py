@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import HintParser
 
 NUM_TOKENIZER_THREADS = 2
+MAX_TRUNCATED = 16  # contexts of text that one truncated prompt may have
 # Each call waits for the end of an engine step, which then answers all waiting calls at once.
 NUM_ENGINE_CALLERS = 32
 
@@ -52,12 +53,11 @@ class Service:
         self.config = config
         self.phase = Phase.STARTING
         self.keys = KeyRing(config.api_keys)
-        self.model_name = config.served_model_name or config.load.model
+        self.model_names = _served_names(config, config.load.model)
         self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.engine.page_size)
         self.sampling_defaults: Mapping[str, int | float] = {}
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
-        self._created = int(time.time())
         self._engine: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None
         self._model_tools = ModelTools.of(None, config.tool_call_parser)
@@ -87,10 +87,15 @@ class Service:
         self._engine, self._tokenizer = engine, tokenizer
         self._model_tools = ModelTools.of(tokenizer, self.config.tool_call_parser)
         self._model_reasoning = ModelReasoning.of(tokenizer, self.config.reasoning_parser)
-        self.model_name = self.config.served_model_name or model_name
+        self.model_names = _served_names(self.config, model_name)
         # A signal may have started draining already.
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
+
+    @property
+    def model_name(self) -> str:
+        """The name in answers: the first of those served, whichever a request uses, as in vLLM."""
+        return self.model_names[0]
 
     @property
     def is_healthy(self) -> bool:
@@ -129,36 +134,34 @@ class Service:
             raise ApiError(503, f"{reason}; requests wait for it", code="stalled")
 
     def check_model(self, name: str | None) -> None:
-        """Raise unless ``name`` is the served name, the value of ``--model``, or None.
+        """Raise unless ``name`` is a served name, the value of ``--model``, or None.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404, which names those that are served.
         """
-        if name is not None and name not in (self.model_name, self.config.load.model):
-            raise ApiError(
-                404,
-                f"the model '{name}' does not exist; this server serves '{self.model_name}'",
-                param="model",
-                code="model_not_found",
-            )
+        if name is None or name in self.model_names or name == self.config.load.model:
+            return
+        served = ", ".join(f"'{served}'" for served in self.model_names)
+        raise ApiError(
+            404,
+            f"the model '{name}' does not exist; this server serves {served}",
+            param="model",
+            code="model_not_found",
+        )
 
-    def model_card(self) -> dict[str, Any]:
-        engine, _ = self._require_ready()
-        return {
-            "id": self.model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "kvflow-jax",
-            "root": self.config.load.model,
-            "max_model_len": engine.max_model_len,
-        }
-
-    async def tokenize(self, texts: Sequence[str], encode: Callable[[Tokenizer], Result]) -> Result:
+    async def tokenize(
+        self,
+        texts: Sequence[str],
+        encode: Callable[[Tokenizer], Result],
+        *,
+        truncates: bool = False,
+    ) -> Result:
         """Run ``encode`` with the tokenizer on the tokenizer threads.
 
         Args:
             texts: the texts to encode, each part of one prompt. A text that cannot fit into the
                 context is rejected before tokenization, which would delay all other requests.
+            truncates: the prompt will be truncated, so that longer texts are accepted.
 
         Raises:
             InvalidRequestError: a text is too long, the model has no tokenizer, or ``encode``
@@ -173,18 +176,16 @@ class Service:
                 code="no_tokenizer",
             )
         max_bytes = engine.max_model_len * tokenizer.max_token_bytes
+        if truncates:
+            max_bytes *= MAX_TRUNCATED
         for text in texts:
             # A character has at most four bytes, so most texts need not be encoded here.
             if 4 * len(text) <= max_bytes:
                 continue
             num_bytes = len(text.encode(errors="replace"))
             if num_bytes > max_bytes:
-                raise ContextLengthError(
-                    f"a text of {len(text)} characters cannot fit into this model's context of "
-                    f"{engine.max_model_len} tokens; shorten it",
-                    num_tokens=-(-num_bytes // tokenizer.max_token_bytes),
-                    max_tokens=engine.max_model_len - 1,
-                )
+                num_tokens = -(-num_bytes // tokenizer.max_token_bytes)
+                raise ContextLengthError(num_tokens, engine.max_model_len, is_exact=False)
         return await self.run_in_thread(lambda: encode(tokenizer))
 
     async def compile_grammar(
@@ -205,9 +206,13 @@ class Service:
             lambda engine: engine.compile_grammar(structured_outputs, reasoning)
         )
 
-    def hint_parser(self, data: Any) -> HintParser | None:
-        """Return a reader of a body's ``agent_hints``; None if there are none."""
-        return None if data is None else HintParser(data, self._graph_store)
+    def hint_parser(self, data: Any, session_id: str | None) -> HintParser | None:
+        """Return a reader of a body's ``agent_hints``; None if there are none.
+
+        Args:
+            session_id: of hints that name no session.
+        """
+        return None if data is None else HintParser(data, self._graph_store, session_id)
 
     def check_num_completions(self, num_completions: int) -> None:
         """Raise if the queue could never hold all completions of a request.
@@ -223,8 +228,17 @@ class Service:
                 param="n",
             )
 
-    def generate(self, specs: Sequence[RequestSpec], num_per_prompt: int) -> Generation:
+    def generate(
+        self,
+        specs: Sequence[RequestSpec],
+        num_per_prompt: int,
+        tenant: str,
+        ids: frozenset[str],
+    ) -> Generation:
         """Submit all requests of one HTTP request, or none: ``num_per_prompt`` for each prompt.
+
+        Args:
+            ids: by which the tenant may abort them.
 
         The caller must close the generation, usually through ``abort_on_disconnect``.
 
@@ -238,6 +252,9 @@ class Service:
             self.metrics.observe,
             self._open_generations.discard,
             num_per_prompt,
+            on_prompt_finished=partial(self.metrics.observe_prompt, num_per_prompt),
+            tenant=tenant,
+            ids=ids,
         )
         self._open_generations.add(generation)
         try:
@@ -247,6 +264,22 @@ class Service:
             generation.close()
             raise
         return generation
+
+    def abort(self, tenant: str, request_id: str | None) -> int:
+        """Abort a tenant's HTTP requests of this id, or all of them; return their number."""
+        found = [
+            generation
+            for generation in self._open_generations
+            if generation.tenant == tenant and (request_id is None or request_id in generation.ids)
+        ]
+        for generation in found:
+            generation.abort()
+        return len(found)
+
+    @property
+    def num_open(self) -> int:
+        """HTTP requests that wait for output."""
+        return len(self._open_generations)
 
     @property
     def model_tools(self) -> ModelTools:
@@ -308,6 +341,11 @@ class Service:
         if not self._engine.is_alive:
             raise _engine_died()
         return self._engine, self._mailbox
+
+
+def _served_names(config: ServerConfig, model_name: str) -> tuple[str, ...]:
+    """Return the names of the model, each once, the one in answers first."""
+    return tuple(dict.fromkeys(config.served_model_names)) or (model_name,)
 
 
 def _engine_died() -> ApiError:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -20,13 +23,14 @@ logger = logging.getLogger("kvflow_jax.serve")
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
 KEEP_ALIVE_S = 15.0
+HINT_STATUS = "X-KVFlow-Hint-Status"
 
 
 class Format(Protocol):
     """The response format of a route; one instance per request."""
 
-    def first_chunk(self, index: int) -> dict[str, Any] | None:
-        """Return the chunk that opens a choice, before any text; None if there is none."""
+    def first_chunk(self, delta: ChoiceDelta) -> dict[str, Any] | None:
+        """Return the chunk that opens a choice before its first delta; None if there is none."""
         ...
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
@@ -61,12 +65,29 @@ class StreamWriter(Protocol):
 
 
 class ChunkWriter:
-    """The chunks of ``/v1/chat/completions`` and ``/v1/completions``, and ``[DONE]``."""
+    """The chunks of ``/v1/chat/completions`` and ``/v1/completions``, and ``[DONE]``.
 
-    def __init__(self, response_format: Format, num_choices: int, *, include_usage: bool) -> None:
+    Args:
+        include_usage: whether a last chunk has the usage.
+        continuous_usage: whether every chunk has the usage of its choice so far.
+        every_token: whether tokens without text have a chunk too, for their ids.
+    """
+
+    def __init__(
+        self,
+        response_format: Format,
+        num_choices: int,
+        *,
+        include_usage: bool,
+        continuous_usage: bool = False,
+        every_token: bool = False,
+    ) -> None:
         self._format = response_format
         self._include_usage = include_usage
-        self._opened: set[int] = set()
+        self._continuous_usage = include_usage and continuous_usage
+        self._every_token = every_token
+        self._num_prompt: dict[int, int] = {}  # tokens, by index of each choice that has begun
+        self._num_output: Counter[int] = Counter()  # tokens, by index of the choice
         self._num_unfinished = num_choices
 
     def keep_alive(self) -> bytes:
@@ -75,18 +96,18 @@ class ChunkWriter:
     def write(self, batch: Sequence[ChoiceDelta], usage: Usage) -> bytes:
         events = bytearray()
         for delta in batch:
-            if delta.index not in self._opened:
-                self._opened.add(delta.index)
-                events += self._opening_event(self._format.first_chunk(delta.index))
-            if delta.needs_chunk:
+            if delta.index not in self._num_prompt:
+                prompt_ids = delta.prompt_ids
+                self._num_prompt[delta.index] = 0 if prompt_ids is None else len(prompt_ids)
+                first = self._format.first_chunk(delta)
+                events += b"" if first is None else self._events([first], delta.index)
+            self._num_output[delta.index] += len(delta.token_ids)
+            if delta.needs_chunk or (self._every_token and delta.token_ids):
                 chunks = self._format.chunks(delta)
                 self._num_unfinished -= delta.finish_reason is not None
-                if self._include_usage:
-                    for chunk in chunks:
-                        chunk["usage"] = None  # as OpenAI does
-                elif not self._num_unfinished:
+                if not self._include_usage and not self._num_unfinished:
                     chunks[-1]["kvflow"] = kvflow_body(usage)
-                events += b"".join(map(sse_event, chunks))
+                events += self._events(chunks, delta.index)
         return bytes(events)
 
     def end(self, usage: Usage) -> bytes:
@@ -98,12 +119,14 @@ class ChunkWriter:
     def failure(self, error: ApiError) -> bytes:
         return sse_event(error.body) + DONE
 
-    def _opening_event(self, chunk: dict[str, Any] | None) -> bytes:
-        if chunk is None:
-            return b""
+    def _events(self, chunks: Sequence[dict[str, Any]], index: int) -> bytes:
+        """Return chunks of one choice as events."""
         if self._include_usage:
-            chunk["usage"] = None
-        return sse_event(chunk)
+            num_prompt, num_output = self._num_prompt[index], self._num_output[index]
+            so_far = token_counts(num_prompt, num_output) if self._continuous_usage else None
+            for chunk in chunks:
+                chunk["usage"] = so_far  # null, as from OpenAI, or vLLM's counts
+        return b"".join(map(sse_event, chunks))
 
 
 async def collect(generation: Generation, receive: Receive) -> list[ChoiceDelta]:
@@ -126,7 +149,8 @@ async def full_response(
     """Return the complete response. Raises the errors of ``collect``."""
     choices = await collect(generation, receive)
     answer = response_format.full(choices, usage_body(generation.usage))
-    return JSONResponse({**answer, "kvflow": kvflow_body(generation.usage)})
+    body = {**answer, "kvflow": kvflow_body(generation.usage)}
+    return JSONResponse(body, headers=hint_headers(generation.usage))
 
 
 class EventStream(Response):
@@ -135,7 +159,8 @@ class EventStream(Response):
     Sends nothing before the first delta, so that an early error keeps its HTTP status; a later
     error becomes an ``error`` event. A client that disconnects aborts the generation. While the
     first delta takes longer than ``KEEP_ALIVE_S``, clients and proxies with an idle timeout are
-    sent a keep-alive each time; the status is 200 from then on.
+    sent a keep-alive each time; the status is 200 from then on, and no header tells the outcome of
+    the hints.
     """
 
     media_type = "text/event-stream"
@@ -178,7 +203,7 @@ class EventStream(Response):
         return {
             "type": "http.response.start",
             "status": self.status_code,
-            "headers": self.raw_headers,
+            "headers": Headers({**self.headers, **hint_headers(self._generation.usage)}).raw,
         }
 
 
@@ -198,14 +223,26 @@ async def _with_keep_alive(
         yield batch
 
 
+def new_id(prefix: str) -> str:
+    """Return a unique id of an answer or a part of one, such as ``resp_0f3...``."""
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
 def usage_body(usage: Usage) -> dict[str, Any]:
     """Return OpenAI's ``usage``; its details are always present, 0 rather than null."""
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **token_counts(usage.prompt_tokens, usage.completion_tokens),
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def token_counts(num_prompt: int, num_output: int) -> dict[str, Any]:
+    """Return the fields of OpenAI's ``usage`` that are known at any time."""
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
     }
 
 
@@ -218,6 +255,11 @@ def kvflow_body(usage: Usage) -> dict[str, Any]:
         },
         "hint_status": None if usage.hint_status is None else usage.hint_status.value,
     }
+
+
+def hint_headers(usage: Usage) -> dict[str, str]:
+    """Return the header with the outcome of the hints, for clients that hide the body."""
+    return {} if usage.hint_status is None else {HINT_STATUS: usage.hint_status.value}
 
 
 def finish_name(reason: FinishReason | None) -> str | None:

@@ -33,8 +33,16 @@ def read_structured_outputs(fields: Mapping[str, Any]) -> StructuredOutputsParam
     return next(iter(asked.values()), None)
 
 
-def _response_format(name: str, value: Any) -> StructuredOutputsParams | None:
-    """Read OpenAI's field; llama.cpp and Together accept ``schema`` without ``json_schema``."""
+def read_response_format(name: str, value: Any) -> StructuredOutputsParams | None:
+    """Read OpenAI's field, or what a route that is translated to a chat has read of its own.
+
+    llama.cpp, Together and OpenAI's Responses have ``schema`` without ``json_schema``.
+
+    Raises:
+        InvalidRequestError: it is invalid; the error has the ``name``.
+    """
+    if isinstance(value, StructuredOutputsParams):
+        return value
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "text":
         return None
@@ -46,7 +54,8 @@ def _response_format(name: str, value: Any) -> StructuredOutputsParams | None:
         wrapper = value.get("json_schema")
         schema = (wrapper if isinstance(wrapper, Mapping) else value).get("schema")
         if schema is None:
-            raise InvalidRequestError(f"{name}.json_schema.schema is missing", name)
+            field = "json_schema.schema" if name == "response_format" else "schema"
+            raise InvalidRequestError(f"{name}.{field} is missing", name)
         return StructuredOutputsParams(json=schema, param=name)
     raise InvalidRequestError(
         f"{name} must be an object whose type is text, json_object or json_schema", name
@@ -75,7 +84,7 @@ def _reader_of(field: str) -> _Reader:
 
 
 _READERS: Mapping[str, _Reader] = {
-    "response_format": _response_format,
+    "response_format": read_response_format,
     "structured_outputs": _structured_outputs,  # vLLM, as are the next four
     "guided_json": _reader_of("json"),
     "guided_regex": _reader_of("regex"),

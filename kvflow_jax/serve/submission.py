@@ -30,26 +30,39 @@ class Chat:
         params: sampling parameters of each choice.
         messages: as chat templates expect them.
         template_kwargs: the variables that the client passes to the template.
+        prompt_args: how the template ends the prompt.
+        fixed_messages: the beginning of the chat that all calls of the agent share, where the
+            client has marked it; empty: it has not.
     """
 
     body: ChatRequest
     params: Sequence[SamplingParams]
     messages: list[dict[str, Any]]
     template_kwargs: dict[str, Any]
+    prompt_args: dict[str, bool]
     tools: ChatTools
+    fixed_messages: Sequence[dict[str, Any]] = ()
 
     @classmethod
-    def read(cls, service: Service, body: ChatRequest) -> Chat:
+    def read(
+        cls,
+        service: Service,
+        body: ChatRequest,
+        fixed_messages: Sequence[dict[str, Any]] = (),
+    ) -> Chat:
         """Read a body; raise InvalidRequestError, which names the invalid field."""
         tools = chat.read_chat_tools(body, service.model_tools)
         params = body.sampling_params(service.sampling_defaults)
         output = tools.structured_outputs(params[0].structured_outputs)
+        messages = service.model_reasoning.with_history(chat.read_messages(body))
         chat_read = cls(
             body,
             [replace(one, structured_outputs=output) for one in params],
-            service.model_reasoning.with_history(chat.read_messages(body)),
+            messages,
             chat.template_kwargs(body),
+            chat.read_prompt_args(body, messages),
             tools,
+            fixed_messages,
         )
         service.check_num_completions(len(chat_read.params))
         return chat_read
@@ -62,23 +75,32 @@ class Chat:
         Raises:
             InvalidRequestError: a text is too long, or the template refuses the messages.
         """
-        return await service.tokenize(
+        prompt_ids, hints = await service.tokenize(
             chat.texts_of(self.messages, self.tools),
             lambda tokenizer: chat.encode_chat(
                 ToolTemplate(tokenizer, self.tools),
                 self.messages,
                 self.template_kwargs,
+                self.prompt_args,
                 hint_parser,
+                self.fixed_messages,
             ),
+            truncates=self.body.truncate_prompt_tokens is not None,
         )
+        truncated = self.body.truncate(prompt_ids, service.max_model_len)
+        if hints is not None and len(truncated) < len(prompt_ids):
+            hints = hints.with_fixed(None, len(truncated))  # what was measured has moved
+        return truncated, hints
 
-    async def submit(self, request: Request, service: Service, tenant: str) -> Generation:
+    async def submit(
+        self, request: Request, service: Service, tenant: str, answer_id: str
+    ) -> Generation:
         """Encode, compile its grammar and submit its choices; the caller must close the generation.
 
         Raises:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
         """
-        hint_parser = service.hint_parser(self.body.agent_hints)
+        hint_parser = service.hint_parser(self.body.agent_hints, self.body.session_id)
         prompt_ids, hints = await self.encode(service, hint_parser)
         reasoning = service.model_reasoning.markup(
             service.tokenizer, prompt_ids, is_included=self.body.reasoning_fields.is_included
@@ -96,7 +118,19 @@ class Chat:
             self.tools.markup,
             reasoning,
         )
-        return service.generate(specs, self.body.num_choices)
+        ids = request_ids(request, self.body, answer_id)
+        return service.generate(specs, self.body.num_choices, tenant, ids)
+
+
+def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> frozenset[str]:
+    """Return the ids by which the caller of a request may abort it.
+
+    They are that of its answer, and those that the caller gives it: the header ``X-Request-Id``,
+    SGLang's field ``rid`` and vLLM's ``request_id``.
+    """
+    extra = body.model_extra or {}
+    given = (request.headers.get("x-request-id"), extra.get("rid"), extra.get("request_id"))
+    return frozenset([answer_id, *(one for one in given if isinstance(one, str) and one)])
 
 
 def request_specs(

@@ -1,4 +1,4 @@
-"""``/tokenize`` and ``/detokenize``, as vLLM has them."""
+"""``/tokenize``, ``/detokenize`` and ``/tokenizer_info``, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -9,39 +9,27 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve import chat
-from kvflow_jax.serve.chat_tools import ToolTemplate
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import read_object, validate
-from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest
 from kvflow_jax.serve.service import Service
+from kvflow_jax.serve.submission import Chat
 
 routes = APIRouter()
 
 
-class TokenizeRequest(BaseModel):
-    """Body of ``POST /tokenize`` with a text."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
+class TokenizeRequest(CompletionRequest):
+    """Body of ``POST /tokenize`` with a text; the fields of a completion have no effect."""
 
     prompt: str
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None  # null: true
+    return_token_strs: bool | None = None
 
 
-class TokenizeChatRequest(BaseModel):
-    """The fields of ``POST /tokenize`` with messages that a chat request has not."""
+class TokenizeChatRequest(ChatRequest):
+    """Body of ``POST /tokenize`` with messages: that of a chat."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    add_generation_prompt: bool = True
-
-
-class TokenizeOptions(BaseModel):
-    """The fields of ``POST /tokenize`` that go with both."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    model: str | None = None
     return_token_strs: bool | None = None
 
 
@@ -54,24 +42,20 @@ class DetokenizeRequest(BaseModel):
     tokens: list[Annotated[int, Field(ge=0, lt=1 << 32)]]
 
 
-@routes.post("/tokenize")
+@routes.post("/tokenize", openapi_extra=body_of(TokenizeRequest, TokenizeChatRequest))
 async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     body = await read_object(request, service.config.max_body_bytes)
-    options = validate(body, TokenizeOptions)
-    service.check_model(options.model)
     if (body.get("prompt") is None) == (body.get("messages") is None):
         raise InvalidRequestError("send either prompt or messages", param="prompt")
     if body.get("prompt") is not None:
-        prompt = validate(body, TokenizeRequest)
-        tokens = await service.tokenize(
-            [prompt.prompt],
-            lambda t: t.encode(prompt.prompt, add_special_tokens=prompt.add_special_tokens),
-        )
+        request_read: TokenizeRequest | TokenizeChatRequest = validate(body, TokenizeRequest)
     else:
-        tokens = await _tokenize_chat(service, body)
+        request_read = validate(body, TokenizeChatRequest)
+    service.check_model(request_read.model)
+    tokens = await _encode(service, request_read)
     strs = None
-    if options.return_token_strs:
+    if request_read.return_token_strs:
         strs = await service.tokenize([], lambda t: t.token_strs(tokens))
     return JSONResponse(
         {
@@ -83,7 +67,7 @@ async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> 
     )
 
 
-@routes.post("/detokenize")
+@routes.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
 async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     data = await read_object(request, service.config.max_body_bytes)
@@ -101,15 +85,20 @@ async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -
     return JSONResponse({"prompt": text})
 
 
-async def _tokenize_chat(service: Service, data: dict[str, object]) -> list[int]:
-    adds_prompt = validate(data, TokenizeChatRequest).add_generation_prompt
-    body = validate({k: v for k, v in data.items() if k != "add_generation_prompt"}, ChatRequest)
-    messages = service.model_reasoning.with_history(chat.read_messages(body))
-    kwargs = chat.template_kwargs(body)
-    tools = chat.read_chat_tools(body, service.model_tools)
-    return await service.tokenize(
-        chat.texts_of(messages, tools),
-        lambda t: ToolTemplate(t, tools).apply_chat_template(
-            messages, add_generation_prompt=adds_prompt, **kwargs
-        ),
+@routes.get("/tokenizer_info")
+async def show_tokenizer_info(service: ServiceDep, tenant: TenantDep) -> Response:
+    return JSONResponse(await service.tokenize([], lambda t: t.info()))
+
+
+async def _encode(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:
+    """Return the prompt ids that a completion or chat of this body has."""
+    if isinstance(body, TokenizeChatRequest):
+        tokens, _ = await Chat.read(service, body).encode(service)
+        return tokens
+    text, adds_special = body.prompt, body.add_special_tokens is not False
+    tokens = await service.tokenize(
+        [text],
+        lambda t: t.encode(text, add_special_tokens=adds_special),
+        truncates=body.truncate_prompt_tokens is not None,
     )
+    return body.truncate(tokens, service.max_model_len)

@@ -13,6 +13,7 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
+from kvflow_jax.serve.openapi import body_of, json_body
 from kvflow_jax.serve.protocols import EngineClient
 from kvflow_jax.serve.request_body import parse_body, read_object
 from kvflow_jax.workflow.graph_warnings import warnings_of
@@ -29,6 +30,32 @@ Agents = Annotated[
 ]
 
 
+# The JSON form of a graph; ``Workflow.from_dict`` checks it.
+GRAPH_SCHEMA: dict[str, Any] = {
+    "title": "StepGraph",
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "nodes": {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["id"]}]},
+            "description": "agents by name, or {id, agent}",
+        },
+        "entries": {"type": "array", "items": {"type": "string"}},
+        "edges": {
+            "type": "array",
+            "items": {"type": "object", "required": ["source", "target"]},
+            "description": "{source, target, conditional, probability}",
+        },
+        "joins": {
+            "type": "array",
+            "items": {"type": "object", "required": ["target"]},
+            "description": "{sources, target, mode: all or any}",
+        },
+    },
+}
+
+
 class AdvanceRequest(BaseModel):
     """Body of ``POST /v1/workflows/{workflow_id}/advance``."""
 
@@ -39,7 +66,7 @@ class AdvanceRequest(BaseModel):
     finished: bool | None = None
 
 
-@routes.put("/v1/workflows/{graph_id:path}")
+@routes.put("/v1/workflows/{graph_id:path}", openapi_extra=json_body(GRAPH_SCHEMA))
 async def register_graph(
     graph_id: str, request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
@@ -88,7 +115,7 @@ async def unregister_graph(graph_id: str, service: ServiceDep, tenant: TenantDep
     return JSONResponse({"graph_id": graph_id, "deleted": True})
 
 
-@routes.post("/v1/workflows/{workflow_id:path}/advance")
+@routes.post("/v1/workflows/{workflow_id:path}/advance", openapi_extra=body_of(AdvanceRequest))
 async def advance_run(
     workflow_id: str, request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:

@@ -25,7 +25,8 @@ class HintStatus(StrEnum):
     """The outcome of a request's hints."""
 
     APPLIED = "applied"
-    CLIPPED = "clipped"  # a field was invalid, was cut, or names an agent its graph lacks
+    # A field was invalid, was cut, needs another that is missing, or names an unknown agent.
+    CLIPPED = "clipped"
     IGNORED = "ignored"  # none could be used
     UNKNOWN_GRAPH = "unknown_graph"  # applied, but the graph they name is not registered
 
@@ -59,6 +60,7 @@ class Hints:
         reuse: what to do with the KV of the whole sequence.
         ttl_s: seconds to keep a history or a KEEP; None: the engine's default.
         is_clipped: whether a field was ignored or cut.
+        priority: higher runs sooner, unless the request itself has one; None: not given.
         tenant: tenant that the agents, runs and sessions belong to; None: the request's
             ``fairness_key``.
     """
@@ -76,6 +78,7 @@ class Hints:
     ttl_s: float | None = None
     is_clipped: bool = False
     tenant: str | None = None
+    priority: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -85,6 +88,19 @@ class Hints:
             and self.workflow_id is None
             and self.session_id is None
             and self.reuse is Reuse.NEUTRAL
+        )
+
+    @property
+    def has_unused(self) -> bool:
+        """Whether a field says nothing without an agent, a run or a history that they lack."""
+        moves_run = bool(self.steps_to_execution or self.next_agents)
+        names_graph = self.graph is not None or self.graph_id is not None
+        keeps_history = self.session_id is not None or self.reuse is Reuse.KEEP
+        return (
+            (moves_run and (self.workflow_id is None or self.agent_id is None))
+            or (names_graph and self.workflow_id is None)
+            or (self.num_fixed is not None and self.agent_id is None)
+            or (self.ttl_s is not None and not keeps_history)
         )
 
     def check_types(self) -> None:
@@ -134,6 +150,7 @@ class HintParser:
     Args:
         data: the JSON value that was sent, of any type.
         graphs: the store that freezes step graphs; share one between requests.
+        session_id: of hints that name no session.
 
     Attributes:
         priority: higher runs sooner; None if absent.
@@ -141,7 +158,10 @@ class HintParser:
             depends on the prompt; see ``Hints.with_fixed``.
     """
 
-    def __init__(self, data: object, graphs: GraphStore | None = None) -> None:
+    def __init__(
+        self, data: object, graphs: GraphStore | None = None, session_id: str | None = None
+    ) -> None:
+        self._session_id = session_id if _is_id(session_id) else None
         self._data: Mapping[str, object] = data if isinstance(data, Mapping) else {}
         self._graphs = GraphStore() if graphs is None else graphs
         self._is_clipped = data is not None and not isinstance(data, Mapping)
@@ -151,11 +171,13 @@ class HintParser:
     def parse(self) -> Hints:
         """Return the hints. Takes milliseconds for a large step graph that is not in the store."""
         agent_id = self._id("agent_id")
+        # Only agents have fixed prefixes.
+        self._is_clipped |= self.fixed_prefix is not None and agent_id is None
         steps = self._steps(agent_id)
         return Hints(
             workflow_id=self._id("workflow_id"),
             agent_id=agent_id,
-            session_id=self._id("session_id"),
+            session_id=self._id("session_id") or self._session_id,
             session_final=self._flag("session_final"),
             graph_id=self._id("graph_id"),
             graph=self._graph(),
@@ -163,6 +185,7 @@ class HintParser:
             next_agents=self._next_agents(),
             reuse=self._reuse(),
             ttl_s=self._ttl_s(),
+            priority=self.priority,
             is_clipped=self._is_clipped,
         )
 

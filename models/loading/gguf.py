@@ -49,6 +49,14 @@ _OPTIONAL = {
     "attn_logit_softcapping": "attn_logit_softcapping",
 }
 
+_SAMPLING_FIELDS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+
 _EMBEDDING = "token_embd.weight"
 
 
@@ -208,6 +216,21 @@ class GgufFile:
     def _factors(self, name: str) -> list[float] | None:
         tensor = self._tensors.get(name)
         return None if tensor is None else [float(factor) for factor in tensor.data]
+
+
+def read_sampling_fields(path: Path) -> Json:
+    """Return the sampling parameters that a file recommends, named as in generation_config.json.
+
+    Raises:
+        ModelLoadError: see ``GgufFile``.
+    """
+    fields, _ = _read(path)
+    named = {_SAMPLING_FIELDS[name]: fields[name] for name in _SAMPLING_FIELDS if name in fields}
+    # A float of 32 bits is 0.95 only to seven digits.
+    return {
+        name: float(f"{value:.7g}") if isinstance(value, float) else value
+        for name, value in named.items()
+    }
 
 
 def _read(path: Path) -> tuple[Json, dict[str, ReaderTensor]]:

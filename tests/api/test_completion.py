@@ -14,7 +14,7 @@ from kvflow_jax.workflow.hints import Hints, HintStatus
 from tests.support.token_runner import cold_tokens, make_engine
 
 PROMPT = [1, 2, 3, 4, 5]
-STATS = RequestStats(9, 8, 4, 1, 3, 0, HintStatus.APPLIED, 0.0, 0.1, 0.2, 0.3)
+STATS = RequestStats(9, 8, 4, 1, 3, 0, HintStatus.APPLIED, 0.0, 0.1, 0.2, 0.3, 9)
 
 
 @pytest.fixture

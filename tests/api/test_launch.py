@@ -122,6 +122,23 @@ def test_processes_choose_sizes_for_the_smallest_and_slowest(loaded):
     assert rates == [8e9, 4e9]
 
 
+def test_a_default_pool_has_the_size_of_the_last_start(loaded, tmp_path, monkeypatch, caplog):
+    def num_pages(free_gib, **given):
+        free = FreeMemory(None, int(free_gib * GIB))
+        monkeypatch.setattr(FreeMemory, "measure", lambda device: free)
+        config = EngineConfig(max_num_seqs=2, **given)
+        return prepare(loaded, config, progress=False, cache_dir=tmp_path).sizes.pool.num_pages
+
+    first = num_pages(12)
+    assert "size of the last start" not in caplog.text
+    with caplog.at_level(logging.INFO, "kvflow_jax"):
+        assert num_pages(11) == num_pages(13.5) == first
+    assert "size of the last start" in caplog.text
+    assert num_pages(12, num_pages=40) == 41
+    assert num_pages(11) == first  # a given size is not remembered
+    assert num_pages(5) < first
+
+
 def test_one_process_without_a_link_leaves_all_without_a_host_tier():
     assert launch._slowest([[8e9, 4e9], None]) is None
 

@@ -8,6 +8,8 @@ import pytest
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.api.sampling_defaults import sampling_defaults
 from kvflow_jax.errors import ConfigError, ModelLoadError
+from tests.models.families.cases import CONFIGS
+from tests.models.tiny_gguf import write as write_gguf
 
 RECOMMENDED = {
     "temperature": 0.6,
@@ -84,3 +86,25 @@ def test_a_value_out_of_range_is_named_with_the_remedy(folder, wrong):
     name = next(iter(wrong)).replace("max_new_tokens", "max_tokens")
     with pytest.raises(ConfigError, match=f"{folder}.*{name}.*--generation-config kvflow"):
         defaults_of(folder)
+
+
+def test_those_of_a_gguf_file_are_its_metadata(tmp_path):
+    fields = {
+        "general.sampling.temp": 0.6,
+        "general.sampling.top_k": 20,
+        "general.sampling.top_p": 0.95,
+        "general.sampling.penalty_repeat": 1.05,
+        "general.sampling.mirostat": 0,
+    }
+    path = write_gguf(tmp_path / "model.gguf", CONFIGS["llama-untied-mha"], fields=fields)
+    expected = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}
+    assert defaults_of(path) == expected
+    assert defaults_of(tmp_path) == expected  # the one file in it
+    assert defaults_of(path, "kvflow") == {}
+
+
+def test_a_gguf_file_with_a_value_out_of_range_stops_the_start(tmp_path):
+    fields = {"general.sampling.temp": 7.0}
+    path = write_gguf(tmp_path / "model.gguf", CONFIGS["llama-untied-mha"], fields=fields)
+    with pytest.raises(ConfigError, match="temperature"):
+        defaults_of(path)

@@ -14,7 +14,7 @@ from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import make_engine
 
 PARAMS = SamplingParams(max_tokens=3)
-STATS = RequestStats(1, 0, 0, 1, 1, 0, None, 0.0, 0.0, 0.0, 0.0)
+STATS = RequestStats(1, 0, 0, 1, 1, 0, None, 0.0, 0.0, 0.0, 0.0, 9)
 MESSAGES = [{"role": "user", "content": "Plan this."}]
 
 

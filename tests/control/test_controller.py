@@ -49,12 +49,37 @@ def test_a_request_reports_the_outcome_of_its_hints():
     assert client.stats.hint_status is HintStatus.UNKNOWN_GRAPH
     client = call(engine, "agent1", 0, graph, is_clipped=True)
     assert client.stats.hint_status is HintStatus.CLIPPED
+    client = Client(engine, [1, 2, 3], hints=Hints(priority=3))
+    run(engine)
+    assert client.stats.hint_status is HintStatus.APPLIED
     plain = Client(engine, [1, 2, 3], hints=Hints())
     run(engine)
     assert plain.stats.hint_status is HintStatus.IGNORED
     plain = Client(engine, [1, 2, 3])
     run(engine)
     assert plain.stats.hint_status is None
+
+
+@pytest.mark.parametrize(
+    ("hints", "status"),
+    [
+        # Without a run no graph is followed.
+        (Hints(agent_id="a", graph_id="unregistered"), HintStatus.UNKNOWN_GRAPH),
+        (Hints(agent_id="a", graph=chain("a", "b").freeze()), HintStatus.CLIPPED),
+        (Hints(agent_id="a", next_agents={"b": 1.0}), HintStatus.CLIPPED),
+        (Hints(workflow_id="w", steps_to_execution={"b": 1.0}), HintStatus.CLIPPED),
+        (Hints(agent_id="a", ttl_s=5.0), HintStatus.CLIPPED),
+        (Hints(session_id="s", ttl_s=5.0), HintStatus.APPLIED),
+        (Hints(agent_id="a", num_fixed=2), HintStatus.APPLIED),
+        (Hints(reuse=Reuse.DISCARD), HintStatus.APPLIED),
+    ],
+)
+def test_hints_are_applied_only_where_all_of_them_are_used(hints, status):
+    engine = make_engine(cache=KVFLOW)
+    client = Client(engine, [1, 2, 3], hints=hints)
+    run(engine)
+    assert client.stats.hint_status is status
+    assert client.outputs[0].hint_status is status  # with the first token
 
 
 @pytest.mark.parametrize("settings", [HICACHE, KVFLOW])

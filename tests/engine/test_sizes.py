@@ -138,3 +138,45 @@ def test_a_host_tier_larger_than_host_memory_is_an_error():
             "cpu",
             FreeMemory(None, GIB + 101 * PAGE_BYTES),
         )
+
+
+def pool_after(last_num_pages, free_gib, *, on_device=False, max_model_len=256):
+    free_bytes = int(free_gib * GIB)
+    free = FreeMemory(free_bytes, 64 * GIB) if on_device else FreeMemory(None, free_bytes)
+    sizes = EngineSizes.resolve(
+        EngineConfig(),
+        replace(CONFIG, max_model_len=max_model_len),
+        "float32",
+        "gpu" if on_device else "cpu",
+        free,
+        last_num_pages=last_num_pages,
+    )
+    return sizes.pool.num_pages - 1
+
+
+def test_the_size_of_the_last_start_is_taken_again_near_an_edge():
+    edge_gib = pool_after(None, 12) * PAGE_BYTES * 4 / GIB  # the least free memory of this size
+    for first_gib, second_gib in ((1.02, 0.99), (0.99, 1.02)):
+        first = pool_after(None, edge_gib * first_gib)
+        assert first != pool_after(None, edge_gib * second_gib)
+        assert first == pool_after(first, edge_gib * second_gib)
+
+
+@pytest.mark.parametrize(("last_gib", "now_gib"), [(4, 12), (12, 4), (14, 7)])
+def test_a_size_that_no_longer_suits_the_memory_is_chosen_anew(last_gib, now_gib):
+    last, fresh = pool_after(None, last_gib), pool_after(None, now_gib)
+    assert pool_after(last, now_gib) == fresh != last
+
+
+def test_a_size_too_small_for_a_request_is_chosen_anew():
+    last = pool_after(None, 0.01)
+    fresh = pool_after(None, 0.013)
+    assert last < fresh
+    assert pool_after(last, 0.013, max_model_len=16 * last) == last
+    assert pool_after(last, 0.013, max_model_len=16 * fresh) == fresh
+
+
+def test_device_memory_differs_less():
+    last = pool_after(None, 70, on_device=True)
+    assert pool_after(last, 69.5, on_device=True) == last
+    assert pool_after(last, 60, on_device=True) < last

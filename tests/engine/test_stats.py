@@ -57,3 +57,24 @@ def test_no_counter_decreases_when_the_engine_restarts():
     counted = names[names.index("num_steps") :]
     assert "generation_tokens" in counted
     assert all(getattr(engine.stats, name) >= getattr(before, name) for name in counted)
+
+
+def test_a_step_counts_what_it_samples_and_the_prompts_it_completes():
+    engine = make_engine()
+    Client(engine, [9] * 10, max_tokens=3)
+    run(engine)
+    steps = engine.stats.tokens_per_step
+    assert sum(steps.counts) == 3
+    assert steps.num_tokens == 10 + 3
+    assert engine.stats.num_deferred == 0
+
+
+def test_a_request_that_admission_passes_over_is_deferred():
+    engine = make_engine()
+    clients = [Client(engine, [9 + i] * 5, max_tokens=1) for i in range(2)]
+    engine.scheduler.can_admit = lambda request: request.id != clients[0].id
+    engine.step()
+    assert (engine.stats.num_waiting, engine.stats.num_deferred) == (1, 1)
+    engine.scheduler.can_admit = lambda request: True
+    run(engine)
+    assert (engine.stats.num_waiting, engine.stats.num_deferred) == (0, 0)

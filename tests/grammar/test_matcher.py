@@ -5,7 +5,7 @@ import pytest
 
 from kvflow_jax.errors import GrammarError, StepFailedError
 from kvflow_jax.grammar.compiler import GrammarCompiler
-from kvflow_jax.grammar.matcher import num_mask_words
+from kvflow_jax.grammar.matcher import num_mask_words, pack_mask
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from tests.support.grammar_engine import EOS, TOKENIZER, tokens_of
 
@@ -68,3 +68,9 @@ def test_a_text_that_never_ends_is_an_error_of_the_grammar():
 def test_a_token_outside_the_grammar_is_an_error():
     with pytest.raises(StepFailedError, match="does not match the grammar"):
         matcher(regex="ab").accept(*ids("x"))
+
+
+def test_a_set_of_tokens_is_packed():
+    mask = pack_mask([0, 31, 32, 299], VOCAB_SIZE)
+    assert (mask.dtype, mask.shape) == (np.int32, (num_mask_words(VOCAB_SIZE),))
+    assert tokens_of(mask) == [0, 31, 32, 299]

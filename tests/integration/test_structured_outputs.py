@@ -84,6 +84,20 @@ def test_other_rows_do_not_wait_for_a_row_with_a_grammar():
         assert len(plain.tokens) == before + 1 or not before
 
 
+def test_only_allowed_tokens_are_sampled_at_the_pace_of_other_requests():
+    engine = make_engine(num_pages=24)
+    allowed = tuple(TOKENIZER.encode("0123456789", add_special_tokens=False))
+    clients = [Client(engine, f"p{i}", allowed_token_ids=allowed, max_tokens=60) for i in range(4)]
+    for _ in range(8):
+        engine.step()
+    assert len(clients[0].tokens) >= 6  # a token a step: the mask needs no earlier token
+    run(engine)
+    assert sum(client.outputs[-1].stats.num_preemptions for client in clients) > 0
+    for client in clients:
+        assert re.fullmatch("[0-9]{60}", client.text)
+        assert client.reason is FinishReason.LENGTH
+
+
 def test_preempted_requests_follow_their_grammar():
     # Each fits alone, but not all of them.
     engine = make_engine(num_pages=24)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvflow_jax.requests.outputs import FinishReason, Output
+from kvflow_jax.requests.outputs import STEP_TOKENS_BOUNDS, FinishReason, Output, TokensPerStep
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,12 @@ def test_the_token_that_completes_a_grammar_has_text():
 
 def test_finish_reasons_are_the_strings_of_the_http_api():
     assert [f"{reason}" for reason in FinishReason] == ["stop", "length", "abort", "error"]
+
+
+def test_steps_are_counted_by_their_tokens():
+    before = TokensPerStep()
+    steps = before.add(1).add(8).add(9).add(1_000_000)
+    assert sum(before.counts) == 0
+    assert steps.num_tokens == 1_000_018
+    assert steps.counts[:3] == (1, 1, 1)
+    assert steps.counts[len(STEP_TOKENS_BOUNDS)] == 1

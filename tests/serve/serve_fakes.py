@@ -200,7 +200,8 @@ class FakeEngine:
 
     def _emit(self, request: FakeRequest, text: str) -> None:
         request.num_output_tokens += 1
-        request.on_output(Output(request.request_id, text, (1,)))
+        status = _status(request.hints)
+        request.on_output(Output(request.request_id, text, (1,), hint_status=status))
 
     def _finish(
         self, request: FakeRequest, reason: FinishReason, text: str, error: KVFlowError | None
@@ -219,6 +220,7 @@ class FakeEngine:
             first_scheduled_s=10.25,
             first_token_s=10.75 if request.num_output_tokens else None,
             finished_s=12.75,
+            max_tokens=request.params.max_tokens or self.max_model_len - len(request.prompt_ids),
         )
         with self._changed:
             del self.running[request.request_id]
@@ -226,16 +228,18 @@ class FakeEngine:
             finished[reason.value] = finished.get(reason.value, 0) + 1
             self.stats = replace(self.stats, num_finished=finished)
             self._changed.notify_all()
-        request.on_output(Output(request.request_id, text, (), reason, stats, error))
+        output = Output(request.request_id, text, (), reason, stats, error)
+        request.on_output(replace(output, hint_status=stats.hint_status))
 
 
 def _status(hints: Hints | None) -> HintStatus | None:
     """Return the outcome of hints as the controller does, except for unregistered graphs."""
     if hints is None:
         return None
-    if hints.is_empty:
+    if hints.is_empty and hints.priority is None:
         return HintStatus.IGNORED
-    return HintStatus.CLIPPED if hints.is_clipped else HintStatus.APPLIED
+    is_clipped = hints.is_clipped or hints.has_unused
+    return HintStatus.CLIPPED if is_clipped else HintStatus.APPLIED
 
 
 _IGNORED = "add_generation_prompt"  # the template of FakeTokenizer has no such prompt
@@ -261,6 +265,9 @@ class FakeTokenizer:
 
     def token_strs(self, ids: Sequence[int]) -> list[str]:
         return [chr(token_id) for token_id in ids]
+
+    def info(self) -> dict[str, Any]:
+        return {"tokenizer_class": "FakeTokenizer"}
 
     def is_special(self, token_id: int) -> bool:
         return False

@@ -3,27 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from kvflow_jax import __version__
 from kvflow_jax.workflow.hints import Hints, Reuse
 from tests.serve.serve_fakes import FakeEngine, LiveServer, live_server
-from tests.serve.serve_requests import HELLO, PLANNER, SYSTEM_AND_USER, chat_with_hints, error_of
-
-
-@pytest.mark.parametrize("name", ["tiny", "tiny-dir"])
-def test_the_model_is_accepted_under_two_names(
-    client: openai.OpenAI, live: object, name: str
-) -> None:
-    assert client.chat.completions.create(model=name, messages=HELLO).model == "tiny"
-    assert client.models.retrieve(name).id == "tiny"
-
-
-def test_the_model_list_has_one_card(client: openai.OpenAI, engine: FakeEngine) -> None:
-    (card,) = client.models.list().data
-    assert card.id == "tiny"
-    assert card.model_extra["max_model_len"] == engine.max_model_len
+from tests.serve.serve_requests import PLANNER, SYSTEM_AND_USER, chat_with_hints, error_of
 
 
 def test_flushing_a_cache_in_use_is_a_409(http: httpx.Client, engine: FakeEngine) -> None:
@@ -64,6 +49,7 @@ def test_every_hint_reaches_the_engine(http: httpx.Client, engine: FakeEngine) -
         ttl_s=1.5,
         num_fixed=4,
         tenant="",
+        priority=3,
     )
     assert engine.last.spec.priority == 3
     chat_with_hints(http, hints, priority=-1)
@@ -147,8 +133,3 @@ def test_agents_belong_to_the_tenant_whatever_the_user() -> None:
 
 def test_the_version_is_that_of_the_package(http: httpx.Client) -> None:
     assert http.get("/version").json() == {"version": __version__}
-
-
-@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
-def test_the_pages_of_the_web_framework_are_off(http: httpx.Client, path: str) -> None:
-    assert http.get(path).status_code == 404

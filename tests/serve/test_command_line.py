@@ -35,7 +35,10 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFLOW_CACHE_DIR", "/elsewhere")
-    flags = """--model m --served-model-name s --host ::1 --port 0 --api-key a --api-key b
+    flags = """--model m --served-model-name s t --served-model-name u
+        --host ::1 --port 0 --api-key a --api-key b
+        --allowed-origins https://a.example http://b.example:3000
+        --allowed-methods ["GET","POST"] --allowed-headers X-One --allow-credentials
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
         --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
         --generation-config kvflow --cache-dir-gib 7.5
@@ -45,7 +48,11 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
         --link-ratio 0.5 --no-guard --admission --max-body-mib 1.5 --drain-timeout-s 0
         --log-level debug"""
     assert parse_config(flags.split()) == ServerConfig(
-        served_model_name="s",
+        served_model_names=("s", "t", "u"),
+        allowed_origins=("https://a.example", "http://b.example:3000"),
+        allowed_methods=("GET", "POST"),
+        allowed_headers=("X-One",),
+        allow_credentials=True,
         host="::1",
         port=0,
         api_keys=("a", "b"),
@@ -103,6 +110,11 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--model", "mo\ndel"],
         ["--model", ""],
         ["--served-model-name", "a\x00b"],
+        ["--allowed-origins", "app.example.com"],
+        ["--allowed-origins", "https://app.example.com/"],
+        ["--allowed-origins", '["*", 1]'],
+        ["--allowed-origins", "["],
+        ["--allowed-headers", "X One"],
         ["--port", "70000"],
         ["--port", "http"],
         ["--api-key", ""],

@@ -1,46 +1,21 @@
 from __future__ import annotations
 
 import httpx
-import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
+from kvflow_jax.requests.outputs import EngineStats, FinishReason, TokensPerStep
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.workflow.hints import HintStatus
+from tests.serve.metric_samples import finished, samples_of
 from tests.serve.serve_fakes import FakeEngine
 from tests.serve.serve_requests import PLANNER, chat_with_hints
-
-
-def samples_of(text: str) -> dict[str, float]:
-    """Return samples by name, with their labels except ``model_name`` and ``engine``."""
-    found = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            assert labels.pop("model_name") == "tiny"
-            assert labels.pop("engine") == "0"
-            extra = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
-            found[f"{sample.name}{{{extra}}}" if extra else sample.name] = sample.value
-    return found
-
-
-def finished(reason: FinishReason, **change: object) -> Output:
-    times = {"arrival_s": 10.0, "first_scheduled_s": 10.25, "first_token_s": 10.75}
-    stats = {
-        "num_prompt_tokens": 8,
-        "num_cached_tokens": 4,
-        "num_computed_tokens": 4,
-        "num_output_tokens": 5,
-    }
-    hints = {"num_cached_host_tokens": 0, "hint_status": None}
-    both = {**times, **stats, **hints, "num_preemptions": 0, "finished_s": 12.75, **change}
-    return Output(0, "", (), reason, RequestStats(**both))
 
 
 def test_names_and_values() -> None:
     stats = EngineStats(
         num_running=3,
-        num_waiting=2,
+        num_waiting=5,
+        num_deferred=2,
+        tokens_per_step=TokensPerStep().add(9).add(1).add(20000),
         num_blocks=200,
         num_blocks_leased=50,
         num_preemptions=1,
@@ -53,7 +28,14 @@ def test_names_and_values() -> None:
     metrics.observe(finished(FinishReason.STOP))
     found = samples_of(metrics.render().decode())
     assert found["vllm:num_requests_running"] == 3
-    assert found["vllm:num_requests_waiting"] == 2
+    assert found["vllm:num_requests_waiting"] == 5
+    assert found["vllm:num_requests_waiting_by_reason{reason=capacity}"] == 3
+    assert found["vllm:num_requests_waiting_by_reason{reason=deferred}"] == 2
+    assert found["vllm:prompt_tokens_cached_total"] == 600
+    assert found["vllm:iteration_tokens_total_count"] == 3
+    assert found["vllm:iteration_tokens_total_sum"] == 20010
+    assert found["vllm:iteration_tokens_total_bucket{le=8}"] == 1
+    assert found["vllm:iteration_tokens_total_bucket{le=16384}"] == 2
     assert found["vllm:kv_cache_usage_perc"] == 0.25
     assert found["vllm:prefix_cache_queries_total"] == 1000
     assert found["vllm:prefix_cache_hits_total"] == 600
@@ -64,20 +46,6 @@ def test_names_and_values() -> None:
     assert found["vllm:request_success_total{finished_reason=abort}"] == 0
     info = "block_size=16,enable_prefix_caching=True,num_gpu_blocks=200"
     assert found[f"vllm:cache_config_info{{{info}}}"] == 1
-    for name, total_s in (
-        ("time_to_first_token", 0.75),
-        ("e2e_request_latency", 2.75),
-        ("request_queue_time", 0.25),
-        ("request_prefill_time", 0.5),
-        ("request_decode_time", 2.0),
-    ):
-        assert found[f"vllm:{name}_seconds_count"] == 1
-        assert found[f"vllm:{name}_seconds_sum"] == pytest.approx(total_s)
-    assert found["vllm:inter_token_latency_seconds_count"] == 4  # gaps between 5 tokens
-    assert found["vllm:inter_token_latency_seconds_sum"] == pytest.approx(2.0)
-    assert found["vllm:inter_token_latency_seconds_bucket{le=0.4}"] == 0
-    assert found["vllm:inter_token_latency_seconds_bucket{le=0.5}"] == 4
-    assert found["vllm:inter_token_latency_seconds_bucket{le=+Inf}"] == 4
 
 
 def test_counters_of_the_cache_and_of_hints() -> None:
@@ -122,19 +90,6 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         "kvflow:hints_total{outcome=ignored}": 1,
         "kvflow:hints_total{outcome=unknown_graph}": 0,
     }
-
-
-def test_an_aborted_request_counts_in_the_phases_it_completed() -> None:
-    metrics = Metrics(lambda: "tiny", EngineStats, page_size=16)
-    metrics.observe(finished(FinishReason.ABORT, first_token_s=None, num_output_tokens=0))
-    metrics.observe(finished(FinishReason.ABORT, first_scheduled_s=None, first_token_s=None))
-    metrics.observe(finished(FinishReason.LENGTH, num_output_tokens=1, finished_s=10.75))
-    found = samples_of(metrics.render().decode())
-    assert found["vllm:request_queue_time_seconds_count"] == 2
-    assert found["vllm:time_to_first_token_seconds_count"] == 1
-    assert found["vllm:e2e_request_latency_seconds_count"] == 1
-    assert found["vllm:inter_token_latency_seconds_count"] == 0
-    assert found["vllm:kv_cache_usage_perc"] == 0
 
 
 def test_the_metrics_route_counts_a_request(http: httpx.Client) -> None:

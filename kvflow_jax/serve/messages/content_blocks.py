@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ ROLES = ("user", "assistant", "system")
 # Claude Code's first system block. It changes with every request, so that no prefix behind it
 # would ever be found in the cache.
 _BILLING_HEADER = "x-anthropic-billing-header:"
+# How much of its context is left, which Claude Code writes into the system text of each turn.
+_TOKENS_LEFT = re.compile(r"\n?<total_tokens>[^<]{0,200}</total_tokens>")
 # Traces of tools that run on Anthropic's servers, thinking that only its models can read, and
 # marks of its own. They say nothing to another model.
 _SKIPPED = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload")
@@ -29,9 +32,7 @@ def read_messages(
     Raises:
         InvalidRequestError: names the invalid block.
     """
-    texts = _read_texts("system", system or [])
-    texts = [kept for text in texts if (kept := _without_billing_header(text)).strip()]
-    read = [{"role": "system", "content": _join(texts)}] if texts else []
+    read = _system_messages([text for text, _ in _read_system(system)])
     for i, message in enumerate(messages):
         field, role = f"messages[{i}]", message.get("role")
         if role == "assistant":
@@ -46,13 +47,36 @@ def read_messages(
                 f"{field}.role must be one of {', '.join(ROLES)}; got {role!r:.80}",
                 param=f"{field}.role",
             )
-    if messages[-1].get("role") == "assistant":
-        raise InvalidRequestError(
-            "a last message of the assistant, which the answer would continue, is not supported; "
-            "end with a message of the user",
-            param="messages",
-        )
     return read
+
+
+def read_fixed_messages(
+    system: str | Sequence[dict[str, Any]] | None,
+) -> list[dict[str, Any]]:
+    """Return the messages up to the last ``cache_control`` mark of the system text.
+
+    They are what an agent's calls share: marks of the messages move with each turn. Empty if there
+    is no mark.
+
+    Raises:
+        InvalidRequestError: names the invalid block.
+    """
+    blocks = _read_system(system)
+    end = max((i + 1 for i, (_, is_marked) in enumerate(blocks) if is_marked), default=0)
+    return _system_messages([text for text, _ in blocks[:end]])
+
+
+def _read_system(system: str | Sequence[dict[str, Any]] | None) -> list[tuple[str, bool]]:
+    """Return the texts of the system field without volatile parts, and whether each is marked."""
+    read = [
+        (_without_volatile_parts(_read_text(name, block)), bool(block.get("cache_control")))
+        for name, block in _blocks("system", system or [])
+    ]
+    return [(text, is_marked) for text, is_marked in read if text.strip()]
+
+
+def _system_messages(texts: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": "\n".join(texts)}] if texts else []
 
 
 def _read_user(field: str, content: Any) -> list[dict[str, Any]]:
@@ -106,6 +130,9 @@ def _read_result(field: str, block: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequestError(f"{field}.tool_use_id must be a string", f"{field}.tool_use_id")
     content = block.get("content")
     text = "" if content is None else _join(_read_texts(f"{field}.content", content))
+    # Templates know no failed results, so the text must say it.
+    if block.get("is_error") is True and not text.lower().startswith("error"):
+        text = f"Error: {text}" if text else "Error"
     return {"role": "tool", "tool_call_id": call_id, "content": text}
 
 
@@ -141,8 +168,11 @@ def _blocks(field: str, content: Any) -> list[tuple[str, dict[str, Any]]]:
     return blocks
 
 
-def _without_billing_header(text: str) -> str:
-    return text.partition("\n")[2] if text.startswith(_BILLING_HEADER) else text
+def _without_volatile_parts(text: str) -> str:
+    """Return a system text without what differs from call to call and says nothing of the task."""
+    if text.startswith(_BILLING_HEADER):
+        text = text.partition("\n")[2]
+    return _TOKENS_LEFT.sub("", text)
 
 
 def _join(texts: Sequence[str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from pydantic_core import from_json
 
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.generation import Usage
-from kvflow_jax.serve.stream import kvflow_body
+from kvflow_jax.serve.stream import kvflow_body, new_id
 
 Event = dict[str, Any]
 
@@ -20,12 +19,12 @@ class MessageBuilder:
     The methods that take output return the events that it causes.
     """
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, message_id: str, model_name: str) -> None:
         self._content: list[dict[str, Any]] = []
         self._is_open = False  # the last block is not complete
         self._arguments = ""  # of the last block, a call
         self._message: dict[str, Any] = {
-            "id": f"msg_{uuid.uuid4().hex}",
+            "id": message_id,
             "type": "message",
             "role": "assistant",
             "model": model_name,
@@ -57,7 +56,7 @@ class MessageBuilder:
 
     def begin_call(self, name: str) -> list[Event]:
         events = self.end_block()
-        block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": name, "input": {}}
+        block = {"type": "tool_use", "id": new_id("toolu"), "name": name, "input": {}}
         self._arguments = ""
         return [*events, self._begin(block)]
 

@@ -10,31 +10,34 @@ from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.messages.errors import prompt_too_long
 from kvflow_jax.serve.messages.schema import CountTokensRequest, MessagesRequest
 from kvflow_jax.serve.messages.writer import MessageWriter
+from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import parse_body
-from kvflow_jax.serve.stream import EventStream, collect
+from kvflow_jax.serve.stream import EventStream, collect, hint_headers, new_id
 from kvflow_jax.serve.submission import Chat
 
 routes = APIRouter()
 
 
-@routes.post("/v1/messages")
+@routes.post("/v1/messages", openapi_extra=body_of(MessagesRequest))
 async def create_message(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     body = await parse_body(request, MessagesRequest, service.config.max_body_bytes)
     service.check_model(body.model)
+    message_id = new_id("msg")
     try:
-        chat = Chat.read(service, body.to_chat())
-        generation = await chat.submit(request, service, tenant)
+        chat = Chat.read(service, body.to_chat(), body.fixed_messages())
+        generation = await chat.submit(request, service, tenant, message_id)
     except ContextLengthError as error:
         raise prompt_too_long(error) from error
-    writer = MessageWriter(service.model_name, chat.tools, generation.usage)
+    writer = MessageWriter(message_id, service.model_name, chat.tools, generation.usage)
     if body.stream:
         return EventStream(generation, writer)
     (choice,) = await collect(generation, request.receive)
-    return JSONResponse(writer.full(choice, generation.usage))
+    answer = writer.full(choice, generation.usage)
+    return JSONResponse(answer, headers=hint_headers(generation.usage))
 
 
-@routes.post("/v1/messages/count_tokens")
+@routes.post("/v1/messages/count_tokens", openapi_extra=body_of(CountTokensRequest))
 async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     body = await parse_body(request, CountTokensRequest, service.config.max_body_bytes)

@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.messages.content_blocks import read_messages
+from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.serve.messages.content_blocks import read_fixed_messages, read_messages
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.serve.structured_outputs import read_response_format
 
 logger = logging.getLogger("kvflow_jax.serve")
 
@@ -56,12 +58,18 @@ class CountTokensRequest(BaseModel):
             "stop": self.stop_sequences,
             "thinking": self.thinking,
             "reasoning_effort": output_config.get("effort"),
+            # A last message of the assistant is continued.
+            "continue_final_message": self.messages[-1].get("role") == "assistant",
             "response_format": _response_format(output_config.get("format") or self.output_format),
         }
         if tools := _read_tools(self.tools or []):
             fields["tools"] = tools
             fields |= _read_tool_choice(self.tool_choice)
         return validate(fields, ChatRequest)
+
+    def fixed_messages(self) -> list[dict[str, Any]]:
+        """Return the messages that the agent's calls share, if the client has marked them."""
+        return read_fixed_messages(self.system)
 
 
 class MessagesRequest(CountTokensRequest):
@@ -117,12 +125,11 @@ def _read_tool_choice(choice: dict[str, Any] | None) -> dict[str, Any]:
     return {"tool_choice": read, "parallel_tool_calls": is_parallel}
 
 
-def _response_format(data: Any) -> dict[str, Any] | None:
+def _response_format(data: Any) -> StructuredOutputsParams | None:
     if data is None:
         return None
     if not isinstance(data, dict) or data.get("type") != "json_schema":
         raise InvalidRequestError(
             'the output format must be {"type": "json_schema", "schema": {...}}', "output_config"
         )
-    json_schema = {"name": "output", "schema": data.get("schema"), "strict": True}
-    return {"type": "json_schema", "json_schema": json_schema}
+    return read_response_format("output_config.format", data)

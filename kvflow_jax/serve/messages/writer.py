@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.chat_tools import AnswerParser, ChatTools
-from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.errors import ApiError, aborted_by_caller
 from kvflow_jax.serve.generation import ChoiceDelta, Usage
 from kvflow_jax.serve.messages.errors import error_body
 from kvflow_jax.serve.messages.message import Event, MessageBuilder
@@ -19,9 +20,9 @@ _PING: Event = {"type": "ping"}
 class MessageWriter:
     """Writes the only choice of a generation. Implements ``StreamWriter``."""
 
-    def __init__(self, model_name: str, tools: ChatTools, usage: Usage) -> None:
+    def __init__(self, message_id: str, model_name: str, tools: ChatTools, usage: Usage) -> None:
         self._parser = AnswerParser(tools)
-        self._message = MessageBuilder(model_name)
+        self._message = MessageBuilder(message_id, model_name)
         self._start: list[Event] = [self._message.start(usage)]
         self._is_pinged = False
 
@@ -57,6 +58,8 @@ class MessageWriter:
                     events += self._message.begin_call(event.name)
                 case ArgumentsDelta():
                     events += self._message.arguments(event.text)
+        if delta.finish_reason is FinishReason.ABORT:
+            raise aborted_by_caller()
         if delta.finish_reason is not None:
             events += self._message.finish(delta.finish_reason, delta.stop_reason)
         if events and not self._is_pinged:

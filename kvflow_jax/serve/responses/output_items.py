@@ -6,8 +6,8 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvflow_jax.serve.responses.response import new_id
 from kvflow_jax.serve.responses.tools import ToolNames
+from kvflow_jax.serve.stream import new_id
 
 Event = dict[str, Any]
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Any
 
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Usage
 from kvflow_jax.serve.responses.schema import ResponsesRequest
-from kvflow_jax.serve.stream import kvflow_body
+from kvflow_jax.serve.stream import kvflow_body, new_id
 
 
 class ResponseObject:
     """The response object, in each of its states.
 
     Attributes:
+        id: by which the caller may abort it.
         output: its items, in order; the caller adds them.
     """
 
     def __init__(self, model_name: str, body: ResponsesRequest, params: SamplingParams) -> None:
+        self.id = new_id("resp")
         self.output: list[dict[str, Any]] = []
         reasoning, text = body.reasoning or {}, body.text or {}
         self._fields: dict[str, Any] = {
-            "id": new_id("resp"),
+            "id": self.id,
             "object": "response",
             "created_at": int(time.time()),
             "completed_at": None,
@@ -80,11 +81,6 @@ class ResponseObject:
             "output": self.output,
             "usage": None,
         }
-
-
-def new_id(prefix: str) -> str:
-    """Return a unique id such as ``resp_0f3...``."""
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def _echo_tool(tool: dict[str, Any]) -> dict[str, Any]:

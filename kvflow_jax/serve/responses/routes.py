@@ -7,17 +7,18 @@ from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.logprobs import LogprobWriter
+from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.responses.response import ResponseObject
 from kvflow_jax.serve.responses.schema import ResponsesRequest
 from kvflow_jax.serve.responses.writer import ResponseWriter
-from kvflow_jax.serve.stream import EventStream, collect
+from kvflow_jax.serve.stream import EventStream, collect, hint_headers
 from kvflow_jax.serve.submission import Chat
 
 routes = APIRouter()
 
 
-@routes.post("/v1/responses")
+@routes.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
 async def create_response(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     body = await parse_body(request, ResponsesRequest, service.config.max_body_bytes)
@@ -27,8 +28,9 @@ async def create_response(request: Request, service: ServiceDep, tenant: TenantD
     logprobs = LogprobWriter(service.tokenizer) if body.wants_logprobs else None
     response = ResponseObject(service.model_name, body, chat.params[0])
     writer = ResponseWriter(response, chat.tools, names, logprobs)
-    generation = await chat.submit(request, service, tenant)
+    generation = await chat.submit(request, service, tenant, response.id)
     if body.stream:
         return EventStream(generation, writer)
     (choice,) = await collect(generation, request.receive)
-    return JSONResponse(writer.full(choice, generation.usage))
+    answer = writer.full(choice, generation.usage)
+    return JSONResponse(answer, headers=hint_headers(generation.usage))

@@ -7,11 +7,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.responses.input_items import read_input
 from kvflow_jax.serve.responses.tools import ToolNames, read_tool_choice, read_tools
 from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.serve.structured_outputs import read_response_format
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -91,13 +93,6 @@ class ResponsesRequest(BaseModel):
                     f"{name} is not supported; omit it", name, "unsupported_parameter"
                 )
 
-    def _response_format(self) -> dict[str, Any] | None:
+    def _response_format(self) -> StructuredOutputsParams | None:
         text_format = (self.text or {}).get("format")
-        if text_format is None:
-            return None
-        if not isinstance(text_format, dict):
-            raise InvalidRequestError("text.format must be an object", "text.format")
-        if text_format.get("type") != "json_schema":
-            return text_format
-        json_schema = {key: value for key, value in text_format.items() if key != "type"}
-        return {"type": "json_schema", "json_schema": json_schema}
+        return None if text_format is None else read_response_format("text.format", text_format)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.chat_tools import AnswerParser, ChatTools
-from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.errors import ApiError, aborted_by_caller
 from kvflow_jax.serve.generation import ChoiceDelta, Usage
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.responses.output_items import Event, OutputItems
@@ -79,6 +79,8 @@ class ResponseWriter:
                     events += self._items.begin_call(event.name)
                 case ArgumentsDelta():
                     events += self._items.arguments(event.text)
+        if delta.finish_reason is FinishReason.ABORT:
+            raise aborted_by_caller()
         if delta.finish_reason is not None:
             if self._items.is_in_message:
                 events += self._items.text("", self._take_logprobs())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvflow_jax.serve.messages.content_blocks import read_messages
+from kvflow_jax.serve.messages.content_blocks import read_fixed_messages, read_messages
 
 USER = {"role": "user", "content": "hi"}
 
@@ -22,6 +22,8 @@ def text(value: str) -> dict[str, Any]:
         ([text("a"), text(" "), text("b")], "a\nb"),
         ([text("x-anthropic-billing-header: cch=1;"), text("a")], "a"),
         ("x-anthropic-billing-header: cch=1;\nPlan.", "Plan."),
+        ("Plan.\n<total_tokens>90 tokens left</total_tokens>\nAct.", "Plan.\nAct."),
+        ([text("a"), text("<total_tokens>90 tokens left</total_tokens>")], "a"),
     ],
 )
 def test_the_system_text_is_without_what_changes_each_time(
@@ -55,6 +57,24 @@ def test_results_and_texts_of_the_user_keep_their_order() -> None:
     result = {"type": "tool_result", "tool_use_id": "t", "content": [text("1")], "is_error": True}
     assert read_messages(None, [{"role": "user", "content": [text("a"), result, text("b")]}]) == [
         {"role": "user", "content": "a"},
-        {"role": "tool", "tool_call_id": "t", "content": "1"},
+        {"role": "tool", "tool_call_id": "t", "content": "Error: 1"},
         {"role": "user", "content": "b"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("no such file", "Error: no such file"), ("error 5", "error 5"), (None, "Error")],
+)
+def test_a_result_that_is_an_error_says_so(content: str | None, expected: str) -> None:
+    block = {"type": "tool_result", "tool_use_id": "t", "content": content, "is_error": True}
+    (message,) = read_messages(None, [{"role": "user", "content": [block]}])
+    assert message["content"] == expected
+
+
+def test_the_last_mark_of_the_system_text_ends_the_fixed_messages() -> None:
+    plain = {"type": "text", "text": "Today is Monday."}
+    billing = text("x-anthropic-billing-header: cch=1;")
+    fixed = read_fixed_messages([billing, text("Plan."), text("Act."), plain])
+    assert fixed == [{"role": "system", "content": "Plan.\nAct."}]
+    assert read_fixed_messages([plain]) == read_fixed_messages("Plan.") == []

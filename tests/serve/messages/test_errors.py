@@ -31,6 +31,6 @@ def test_a_status_has_anthropics_type(status: int, kind: str) -> None:
 
 
 def test_a_prompt_that_is_too_long_has_both_numbers() -> None:
-    error = prompt_too_long(ContextLengthError("shorten it", 9, 7))
+    error = prompt_too_long(ContextLengthError(9, 8))
     assert error.message == "prompt is too long: 9 tokens > 7 maximum"
     assert error.status == 400

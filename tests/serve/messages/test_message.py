@@ -19,7 +19,7 @@ from kvflow_jax.serve.messages.message import MessageBuilder
     ],
 )
 def test_arguments_are_read_as_far_as_they_go(arguments: str, read: object) -> None:
-    message = MessageBuilder("m")
+    message = MessageBuilder("msg_1", "m")
     message.begin_call("f")
     message.arguments(arguments)
     message.finish(FinishReason.LENGTH, None)
@@ -50,7 +50,7 @@ def test_thinking_is_signed_and_comes_before_the_text() -> None:
 
 
 def test_blocks_are_numbered_and_stopped_in_order() -> None:
-    message = MessageBuilder("m")
+    message = MessageBuilder("msg_1", "m")
     events = message.text("a") + message.begin_call("f") + message.arguments("{}")
     events += message.text("b") + message.finish(FinishReason.STOP, None)
     assert [(event["type"].removeprefix("content_block_"), event["index"]) for event in events] == [

@@ -219,7 +219,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x/"}}
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image'"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "content[0].text"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tool_use_id"),
-        ({"messages": [{"role": "assistant", "content": "I"}]}, "last message of the assistant"),
+        ({"messages": [{"role": "assistant", "content": " "}]}, "cannot be continued"),
         ({"system": 7}, "system"),
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"tools": [{"name": 7}]}, "tools[0].name"),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.messages.schema import MessagesRequest
 
 SCHEMA = {"type": "object", "properties": {}}
@@ -27,10 +28,9 @@ def test_fields_of_the_chat_route_pass() -> None:
 def test_the_output_format_is_the_response_format(field: str) -> None:
     data: dict[str, Any] = {"type": "json_schema", "schema": SCHEMA}
     chat = chat_of(**{field: {"format": data} if field == "output_config" else data})
-    assert chat.model_extra["response_format"] == {
-        "type": "json_schema",
-        "json_schema": {"name": "output", "schema": SCHEMA, "strict": True},
-    }
+    read = chat.model_extra["response_format"]
+    assert read == StructuredOutputsParams(json=SCHEMA)
+    assert read.param == "output_config.format"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.responses.schema import ResponsesRequest
 
 SCHEMA = {"type": "object", "properties": {}}
@@ -23,25 +25,29 @@ def test_fields_of_the_chat_route_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text_format", "response_format"),
+    ("text_format", "expected"),
     [
         (None, None),
-        ({"type": "text"}, {"type": "text"}),
-        ({"type": "json_object"}, {"type": "json_object"}),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, StructuredOutputsParams(json_object=True)),
         (
             {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True},
-            {
-                "type": "json_schema",
-                "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
-            },
+            StructuredOutputsParams(json=SCHEMA),
         ),
     ],
 )
-def test_the_format_of_the_text_is_the_response_format(
-    text_format: Any, response_format: Any
-) -> None:
+def test_the_format_of_the_text_is_a_constraint(text_format: Any, expected: Any) -> None:
     chat = chat_of(text={"format": text_format, "verbosity": "low"})
-    assert (chat.model_extra or {}).get("response_format") == response_format
+    (params,) = chat.sampling_params()
+    assert params.structured_outputs == expected
+    assert expected is None or params.structured_outputs.param == "text.format"
+
+
+@pytest.mark.parametrize("text_format", ["json", {"type": "xml"}, {"type": "json_schema"}])
+def test_errors_of_the_format_name_its_own_field(text_format: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"text\.format") as raised:
+        chat_of(text={"format": text_format})
+    assert raised.value.param == "text.format"
 
 
 def test_effort_and_logprobs_are_translated() -> None:

@@ -1,0 +1,48 @@
+"""``/server_info`` and ``/load``: how the server is configured, and how busy it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from kvflow_jax import __version__
+from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+
+routes = APIRouter()
+
+
+@routes.get("/server_info")
+async def show_server_info(service: ServiceDep, tenant: TenantDep) -> Response:
+    config, stats = service.config, service.stats
+    return JSONResponse(
+        {
+            "version": __version__,
+            "status": service.phase.value,
+            "model": config.load.model,
+            "served_model_names": service.model_names,
+            "max_model_len": service.max_model_len,
+            "block_size": config.engine.page_size,
+            "num_device_blocks": stats.num_blocks,
+            "num_host_blocks": stats.max_blocks_host,
+            "settings": _settings(config),
+        }
+    )
+
+
+@routes.get("/load")
+async def show_load(service: ServiceDep, tenant: TenantDep) -> Response:
+    return JSONResponse({"server_load": service.num_open})  # vLLM's name
+
+
+def _settings(config: ServerConfig) -> dict[str, Any]:
+    """Return what the flags say, by name of the setting, without secrets."""
+    return {
+        setting.name: str(setting.value) if isinstance(setting.value, Path) else setting.value
+        for part in config.configs()
+        for setting in part.settings()
+        if not setting.flag.values.is_secret
+    }
