@@ -65,7 +65,7 @@ def test_the_context_bounds_the_output():
     run(engine)
     assert len(client.tokens) == 7
     assert client.reason is FinishReason.LENGTH
-    with pytest.raises(InvalidRequestError, match="32 tokens and the prompt has 32"):
+    with pytest.raises(InvalidRequestError, match="context length is 32 tokens"):
         Client(engine, [1] * 32)
 
 

@@ -111,7 +111,7 @@ def test_40_tools_and_results(server: ScriptedServer, http: httpx.Client) -> Non
         assert "web_search" not in prompt
         assert "cache_control" not in prompt
         assert prompt.count(f"{call('Paris')}") == 2
-        assert "sun\n</tool_response>\n<tool_response>\nno such city" in prompt
+        assert "sun\n</tool_response>\n<tool_response>\nError: no such city" in prompt
 
 
 def test_41_the_count_of_tokens(server: ScriptedServer, claude: anthropic.Anthropic) -> None:

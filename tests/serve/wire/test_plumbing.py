@@ -25,7 +25,7 @@ NAME = "org/model"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    with scripted_server(max_body_mib=0.25, api_keys=(KEY,), served_model_name=NAME) as server:
+    with scripted_server(max_body_mib=0.25, api_keys=(KEY,), served_model_names=(NAME,)) as server:
         yield server
 
 
