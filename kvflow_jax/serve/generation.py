@@ -239,10 +239,11 @@ class Generation:
     def _merge(self) -> list[ChoiceDelta]:
         by_index: dict[int, ChoiceDelta] = {}
         for index, output in self._unread:
-            if output.finish_reason is FinishReason.ERROR:
-                raise to_api_error(output.error or RuntimeError("the engine reported no error"))
-            if output.finish_reason is FinishReason.ABORT and not self._is_aborted:
-                raise ApiError(503, "the server aborted this request", code="request_aborted")
+            if (error := self._error_of(output)) is not None:
+                # Raised behind the outputs that came before it.
+                self._failure = self._failure or error
+                self._wake.set()
+                break
             if index not in by_index:
                 by_index[index] = ChoiceDelta(index, prompt_ids=self._prompts.pop(index, None))
             delta = by_index[index]
@@ -252,6 +253,14 @@ class Generation:
                 self._count_usage(index, output)
         self._unread.clear()
         return [by_index[index] for index in sorted(by_index)]
+
+    def _error_of(self, output: Output) -> ApiError | None:
+        """Return why a request has ended without an answer."""
+        if output.finish_reason is FinishReason.ERROR:
+            return to_api_error(output.error or RuntimeError("the engine reported no error"))
+        if output.finish_reason is FinishReason.ABORT and not self._is_aborted:
+            return ApiError(503, "the server aborted this request", code="request_aborted")
+        return None
 
     def _note_finished(self, index: int, output: Output) -> None:
         if output.stats is None:
