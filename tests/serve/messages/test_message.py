@@ -29,7 +29,7 @@ def test_arguments_are_read_as_far_as_they_go(arguments: str, read: object) -> N
 
 
 def test_thinking_is_signed_and_comes_before_the_text() -> None:
-    message = MessageBuilder("m")
+    message = MessageBuilder("msg_1", "m")
     events = message.thinking("a") + message.thinking("b") + message.text("c")
     message.finish(FinishReason.STOP, None)
     assert [event.get("delta", {}).get("type") for event in events] == [
