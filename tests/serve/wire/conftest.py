@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import anthropic
@@ -10,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from tests.serve.serve_fakes import TIMEOUT_S
 from tests.support.scripted_runner import ScriptedServer, scripted_server
 
 
@@ -38,17 +40,26 @@ def claude(server: ScriptedServer) -> Iterator[anthropic.Anthropic]:
 
 
 @pytest.fixture
-def break_after(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function after which the server samples so many tokens more, then fails."""
+def break_after(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], threading.Event]:
+    """Return a function after which the server samples so many tokens more.
 
-    def arm(num_tokens: int) -> None:
+    The step after them fails once the event that it returns is set: by a client that has read the
+    beginning of its stream.
+    """
+
+    def arm(num_tokens: int) -> threading.Event:
         tokens, sample = iter(range(num_tokens)), server.runner.sample
+        may_fail = threading.Event()
 
         def sample_or_fail(seq_slot: int, sequence: np.ndarray) -> int:
             if next(tokens, None) is None:
+                assert may_fail.wait(TIMEOUT_S)
                 raise RuntimeError("the device is gone")
             return sample(seq_slot, sequence)
 
         monkeypatch.setattr(server.runner, "sample", sample_or_fail)
+        return may_fail
 
     return arm

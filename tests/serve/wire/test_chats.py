@@ -54,7 +54,7 @@ def test_11_a_streamed_call(server: ScriptedServer, http: httpx.Client) -> None:
     first, *rest = call_deltas(streamed)
     opening = {"name": "get_weather", "arguments": ""}
     assert first == {"index": 0, "id": first["id"], "type": "function", "function": opening}
-    assert len(rest) > 1
+    assert rest
     assert all(set(one) == {"index", "function"} for one in rest)
     assert all(set(one["function"]) == {"arguments"} for one in rest)
     assert "".join(one["function"]["arguments"] for one in rest) == '{"city": "Paris"}'
@@ -80,6 +80,31 @@ def test_12_two_calls(server: ScriptedServer, client: openai.OpenAI) -> None:
         assert indices == set(range(num_calls))
         assert len({made.id for made in calls}) == len(calls) == num_calls
         assert [made.function.name for made in calls] == ["get_weather", "get_time"][:num_calls]
+
+
+def test_13_a_call_must_be_made(server: ScriptedServer, http: httpx.Client) -> None:
+    server.script(call("Paris"), call("Paris"), call("Paris").replace('"Paris"', "1"))
+    choice = chat(http, tools=TOOLS, tool_choice="required")
+    assert choice["finish_reason"] == "tool_calls"
+    assert len(choice["message"]["tool_calls"]) == 1
+    streamed = chunks(http, tools=TOOLS, tool_choice="required")
+    assert finish_of(streamed) == "tool_calls"
+    # A model could not have said what its schema does not allow; a script that does fails.
+    body = {"messages": USER, "tools": TOOLS, "tool_choice": "required"}
+    assert "grammar" in error_of(http.post(CHAT, json=body), 500)["message"]
+
+
+def test_14_a_named_function(server: ScriptedServer, http: httpx.Client) -> None:
+    server.script(call("Paris", "get_time"))
+    named = {"type": "function", "function": {"name": "get_time"}}
+    choice = chat(http, tools=TOOLS, tool_choice=named)
+    (made,) = choice["message"]["tool_calls"]
+    assert made["function"] == {"name": "get_time", "arguments": '{"city": "Paris"}'}
+    named["function"] = {"name": "get_news"}
+    body = {"messages": USER, "tools": TOOLS, "tool_choice": named}
+    error = error_of(http.post(CHAT, json=body), 400)
+    assert error["param"] == "tool_choice"
+    assert "get_news" in error["message"]
 
 
 def test_15_no_calls_by_choice(server: ScriptedServer, http: httpx.Client) -> None:
@@ -128,6 +153,36 @@ def test_18_a_call_that_max_tokens_cuts(server: ScriptedServer, http: httpx.Clie
     assert finish_of(streamed) == "length"
     pieces = [one["function"]["arguments"] for one in call_deltas(streamed)]
     assert "".join(pieces) == '{"city": "Pa'
+
+
+def test_19_a_json_object(server: ScriptedServer, http: httpx.Client) -> None:
+    server.script('{"city": "Paris"}')
+    choice = chat(http, response_format={"type": "json_object"})
+    assert json.loads(choice["message"]["content"]) == {"city": "Paris"}
+
+
+def test_20_a_json_schema(server: ScriptedServer, http: httpx.Client) -> None:
+    server.script('{"city": "Paris"}')
+    wrapped = {"name": "city", "schema": CITY, "strict": True}
+    choice = chat(http, response_format={"type": "json_schema", "json_schema": wrapped})
+    jsonschema.validate(json.loads(choice["message"]["content"]), CITY)
+    wrapped["schema"] = {"type": "array", "uniqueItems": True}
+    asked = {"type": "json_schema", "json_schema": wrapped}
+    error = error_of(http.post(CHAT, json={"messages": USER, "response_format": asked}), 400)
+    assert error["param"] == "response_format"
+    assert "uniqueItems" in error["message"]
+
+
+def test_21_tools_and_a_json_schema(server: ScriptedServer, http: httpx.Client) -> None:
+    server.script(call("Paris"), '{"city": "Paris"}', "It is sunny.")
+    wrapped = {"name": "city", "schema": CITY, "strict": True}
+    fields = {"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": wrapped}}
+    assert chat(http, **fields)["finish_reason"] == "tool_calls"
+    choice = chat(http, **fields)
+    assert choice["finish_reason"] == "stop"
+    jsonschema.validate(json.loads(choice["message"]["content"]), CITY)
+    body = {"messages": USER, **fields}
+    assert "grammar" in error_of(http.post(CHAT, json=body), 500)["message"]
 
 
 def test_22_usage_in_streams(server: ScriptedServer, client: openai.OpenAI) -> None:
@@ -181,21 +236,3 @@ def test_28_sampling_fields_with_tools(server: ScriptedServer, http: httpx.Clien
         assert "".join(tokens) == call("Paris")
     choice = chat(http, tools=TOOLS, stop=".")
     assert (choice["message"]["content"], choice["finish_reason"]) == ("One", "stop")
-
-
-def test_19_a_json_object(server: ScriptedServer, http: httpx.Client) -> None:
-    server.script('{"city": "Paris"}')
-    choice = chat(http, response_format={"type": "json_object"})
-    assert json.loads(choice["message"]["content"]) == {"city": "Paris"}
-
-
-def test_20_a_json_schema(server: ScriptedServer, http: httpx.Client) -> None:
-    server.script('{"city": "Paris"}')
-    wrapped = {"name": "city", "schema": CITY, "strict": True}
-    choice = chat(http, response_format={"type": "json_schema", "json_schema": wrapped})
-    jsonschema.validate(json.loads(choice["message"]["content"]), CITY)
-    wrapped["schema"] = {"type": "array", "uniqueItems": True}
-    asked = {"type": "json_schema", "json_schema": wrapped}
-    error = error_of(http.post(CHAT, json={"messages": USER, "response_format": asked}), 400)
-    assert error["param"] == "response_format"
-    assert "uniqueItems" in error["message"]

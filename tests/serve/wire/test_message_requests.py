@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anthropic
@@ -42,7 +43,7 @@ def test_39_streamed_blocks(
     server: ScriptedServer,
     http: httpx.Client,
     claude: anthropic.Anthropic,
-    break_after: Callable[[int], None],
+    break_after: Callable[[int], threading.Event],
 ) -> None:
     answer = f"I look.{call('Paris')}"
     server.script(answer, answer, "Sunny.")
@@ -67,12 +68,16 @@ def test_39_streamed_blocks(
         message = events.get_final_message()
     assert [block.type for block in message.content] == ["text", "tool_use"]
     assert message.content[1].input == {"city": "Paris"}
-    break_after(3)
-    with (
-        pytest.raises(anthropic.APIStatusError),
-        claude.messages.stream(model=MODEL, **asked) as events,
-    ):
-        events.get_final_message()
+    may_fail = break_after(3)
+    begun = claude.messages.create(model=MODEL, stream=True, **asked)
+    with begun as events, pytest.raises(anthropic.APIStatusError):
+        read(events, may_fail)
+
+
+def read(events: Iterable[anthropic.types.RawMessageStreamEvent], begun: threading.Event) -> None:
+    for event in events:
+        if event.type == "content_block_delta":
+            begun.set()
 
 
 def test_40_tools_and_results(server: ScriptedServer, http: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 
 import httpx
@@ -47,15 +48,19 @@ def test_31_a_streamed_text(server: ScriptedServer, client: openai.OpenAI) -> No
 
 
 def test_31_a_stream_that_fails(
-    server: ScriptedServer, http: httpx.Client, break_after: Callable[[int], None]
+    server: ScriptedServer, client: openai.OpenAI, break_after: Callable[[int], threading.Event]
 ) -> None:
     server.script("Paris.")
-    break_after(3)
-    *_, delta, failed = stream(http, RESPONSES, input="Capital?")
-    assert delta["type"] == "response.output_text.delta"
-    assert failed["type"] == "response.failed"
-    assert failed["response"]["status"] == "failed"
-    assert failed["response"]["error"]["message"]
+    may_fail = break_after(3)
+    kinds = []
+    with client.responses.create(model=MODEL, input="Capital?", stream=True) as events:
+        for event in events:
+            kinds.append(event.type)
+            if event.type == "response.output_text.delta":
+                may_fail.set()
+    assert kinds[-1] == "response.failed"
+    assert event.response.status == "failed"
+    assert event.response.error.message
 
 
 def test_32_the_first_request_of_codex(server: ScriptedServer, http: httpx.Client) -> None:
