@@ -51,7 +51,7 @@ class ReasoningSyntax:
     end: str
     may_omit_begin: bool = False
 
-    def markup_behind(self, prompt: str) -> ReasoningMarkup | None:
+    def markup_behind(self, prompt: str, answer: str = "") -> ReasoningMarkup | None:
         """Return where the reasoning of an output is; None if the prompt has ended it.
 
         A template opens the reasoning itself (QwQ), or ends an empty one where the client has
@@ -59,7 +59,11 @@ class ReasoningSyntax:
 
         Args:
             prompt: the end of the prompt, special tokens included.
+            answer: the beginning of the answer, if the prompt ends with it.
         """
+        if answer:
+            is_within = self.begin in answer and self.end not in answer
+            return ReasoningMarkup(self.begin, self.end, is_open=True) if is_within else None
         prompt = prompt.rstrip()
         if prompt.endswith(self.end):
             return None

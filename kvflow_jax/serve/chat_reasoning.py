@@ -41,15 +41,21 @@ class ModelReasoning:
         return with_history(messages, self.history_fields)
 
     def markup(
-        self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], *, is_included: bool
+        self,
+        tokenizer: Tokenizer | None,
+        prompt_ids: Sequence[int],
+        *,
+        begun: str = "",
+        is_included: bool = True,
     ) -> ReasoningMarkup | None:
         """Return where the reasoning is in an answer to a prompt; None if it has none.
 
         Args:
+            begun: the text of the answer with which the prompt ends, to be continued.
             is_included: the client wants its text.
         """
         if self.syntax is None or tokenizer is None:
             return None
         tail = tokenizer.decode(prompt_ids[-_NUM_TAIL_TOKENS:], skip_special_tokens=False)
-        markup = self.syntax.markup_behind(tail)
+        markup = self.syntax.markup_behind(tail, begun)
         return None if markup is None else replace(markup, is_dropped=not is_included)

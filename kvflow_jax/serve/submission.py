@@ -102,8 +102,12 @@ class Chat:
         """
         hint_parser = service.hint_parser(self.body.agent_hints, self.body.session_id)
         prompt_ids, hints = await self.encode(service, hint_parser)
+        is_continued = bool(self.body.continue_final_message)
         reasoning = service.model_reasoning.markup(
-            service.tokenizer, prompt_ids, is_included=self.body.reasoning_fields.is_included
+            service.tokenizer,
+            prompt_ids,
+            begun=self.messages[-1]["content"] if is_continued else "",
+            is_included=self.body.reasoning_fields.is_included,
         )
         grammar = await service.compile_grammar(self.params[0], reasoning)
         specs = request_specs(

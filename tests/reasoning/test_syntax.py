@@ -42,4 +42,7 @@ def test_the_end_of_the_prompt_says_where_the_output_begins() -> None:
     assert QWEN3.markup_behind("<|im_start|>assistant\n<think>\n") == within
     assert DEEPSEEK_R1.markup_behind("<\uff5cAssistant\uff5c>") == within
     for syntax in (QWEN3, DEEPSEEK_R1):
+        assert syntax.markup_behind("<think>\nI see", "<think>\nI see") == within
+        for answer in ("The capital is", "<think>\nI see.</think>\n\nThe"):
+            assert syntax.markup_behind(answer, answer) is None
         assert syntax.markup_behind("assistant\n<think>\n\n</think>\n\n") is None

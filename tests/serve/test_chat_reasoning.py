@@ -110,6 +110,17 @@ def test_reasoning_is_streamed_before_the_answer(
     assert usage.usage.completion_tokens_details.reasoning_tokens > 0
 
 
+def test_an_answer_that_is_continued_is_no_reasoning(
+    server: ScriptedServer, client: openai.OpenAI
+) -> None:
+    server.script(" <think>", "see.</think>Paris.")
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    for begun, reasoning, content in (("The", None, " <think>"), ("<think>I ", "see.", "Paris.")):
+        messages = [*USER, {"role": "assistant", "content": begun}]
+        message = chat(client, messages, extra_body=more).choices[0].message
+        assert (message.model_extra.get("reasoning"), message.content) == (reasoning, content)
+
+
 def test_only_the_answer_has_calls(server: ScriptedServer, client: openai.OpenAI) -> None:
     server.script(f"<think>{CALL}</think>I ask.{CALL}", f"<think>{CALL}</think>Paris.")
     tools: Any = [tool("ask", text={"type": "string"})]
@@ -352,6 +363,6 @@ def test_the_template_says_how_a_model_reasons() -> None:
     assert model == ModelReasoning(QWEN3, ("reasoning_content",))
     assert ModelReasoning.of(tokenizer, "deepseek_r1").syntax is DEEPSEEK_R1
     prompt = tokenizer.apply_chat_template(USER)
-    assert model.markup(tokenizer, prompt, is_included=True) is not None
+    assert model.markup(tokenizer, prompt) is not None
     for silent in (ModelReasoning.of(tokenizer, "none"), ModelReasoning.of(None, "auto")):
-        assert silent.markup(tokenizer, prompt, is_included=True) is None
+        assert silent.markup(tokenizer, prompt) is None
