@@ -198,11 +198,13 @@ def over_mesh(
             "another mesh"
         )
     (mesh_axis,) = mesh.axis_names
+    # Never the mesh axis's own name: the vmap's axis would hide it, and nothing would be sent.
+    axis = f"{AXIS} of a device of {mesh_axis}"
 
     def mix(message: Tree) -> Tree:
         vector, unravel = ravel_pytree(message)
-        block: jax.Array = jax.lax.all_gather(vector, AXIS)  # of this device, so nothing is sent
-        mixed: Tree = unravel(graph.mix_block(block, mesh_axis)[jax.lax.axis_index(AXIS)])
+        block: jax.Array = jax.lax.all_gather(vector, axis)  # of this device, so nothing is sent
+        mixed: Tree = unravel(graph.mix_block(block, mesh_axis)[jax.lax.axis_index(axis)])
         return mixed
 
     program = _node_program(
@@ -211,7 +213,7 @@ def over_mesh(
     spec = PartitionSpec(mesh_axis)
     # JAX's check of what varies along a mesh axis does not know the axes of a vmap inside.
     on_mesh = jax.shard_map(
-        jax.vmap(program, axis_name=AXIS), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+        jax.vmap(program, axis_name=axis), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
     )
     return Run(rule, graph, on_mesh, NamedSharding(mesh, spec))
 

@@ -77,7 +77,7 @@ def path():
 def main() -> None:
     """Compare 200 steps on five graphs."""
     assert len(jax.devices()) == NUM_NODES, "set XLA_FLAGS as the docstring says"
-    mesh = jax.make_mesh((NUM_NODES,), ("node",))
+    mesh = jax.make_mesh((NUM_NODES,), ("nodes",))
     inputs = inputs_of_all_nodes()
     arguments = {"steps": 200, "every": 10, "project": simplex, "observe": observe_accumulators}
     for graph in (ring(8), exponential(8), dense(8), full(8), path()):

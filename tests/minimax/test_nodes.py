@@ -207,12 +207,16 @@ def test_a_mesh_has_one_axis():
         over_mesh(RULE, ring(5), gradients, mesh=mesh, steps=1)
 
 
-def test_a_device_can_have_several_nodes():
-    mesh = jax.make_mesh((1,), ("device",), devices=jax.devices()[:1])
+@pytest.mark.parametrize("mesh_axis", ["device", "nodes"])  # over_axis has an axis "nodes", too
+@pytest.mark.parametrize(
+    "graph", [ring(5), from_matrix(PATH, "path")], ids=lambda graph: graph.name
+)
+def test_a_device_can_have_several_nodes(graph, mesh_axis):
+    mesh = jax.make_mesh((1,), (mesh_axis,), devices=jax.devices()[:1])
     inputs = (problem().arrays, *start(), KEYS)
     arguments = {"steps": 20, "observe": observe_accumulators}
-    on_mesh = over_mesh(RULE, ring(5), noisy_gradients, mesh=mesh, **arguments)(*inputs)
-    on_axis = over_axis(RULE, ring(5), noisy_gradients, **arguments)(*inputs)
+    on_mesh = over_mesh(RULE, graph, noisy_gradients, mesh=mesh, **arguments)(*inputs)
+    on_axis = over_axis(RULE, graph, noisy_gradients, **arguments)(*inputs)
     for one, other in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(on_axis), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
