@@ -153,7 +153,7 @@ class DAdaST:
 
 def squared_norm(tree: object, dtype: DTypeLike) -> jax.Array:
     """Return the sum of squares of all entries of a pytree of f[...], as a scalar of ``dtype``."""
-    squares = [jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)]
+    squares = [jnp.sum(jnp.square(jnp.asarray(leaf, dtype))) for leaf in jax.tree.leaves(tree)]
     return sum(squares, jnp.zeros((), dtype))
 
 

@@ -182,7 +182,8 @@ def exponential(num_nodes: int) -> Graph:
 def dense(num_nodes: int) -> Graph:
     """Return a dense graph: each node averages with the nearest quarter of the nodes on each side.
 
-    The paper names a dense graph and does not define it; this is ours.
+    The paper names a dense graph and does not define it; this is ours. Of 4 to 7 nodes it is the
+    ring, of fewer the complete graph.
     """
     reach = max(1, num_nodes // 4)
     return _circulant("dense", num_nodes, (k for k in range(-reach, reach + 1) if k))

@@ -76,9 +76,16 @@ class Run(Generic[Data, X, Y, S]):
         return self.resume(data, self._start(x, y), keys)
 
     def resume(self, data: Data, state: S, keys: jax.Array) -> tuple[S, Any]:
-        """Run on from the state that an earlier run ended with, with the same data and keys.
+        """Run ``steps`` more steps from the state that an earlier run ended with.
 
-        Two runs one after the other give the same bits as one of as many steps.
+        With the same data and keys, two runs one after the other give the same bits as one of as
+        many steps: ``state.step`` counts on, and keys are folded with it.
+
+        Args:
+            data: as ``__call__`` takes it.
+            state: of all nodes, as returned by a run or restored from a checkpoint. A target for
+                the restore is ``jax.eval_shape(jax.vmap(rule.init), x, y)``.
+            keys: as ``__call__`` takes them.
         """
         with peer_errors():
             final, seen, failed = self._program(*self._place(data, state, keys))
@@ -120,7 +127,8 @@ class Run(Generic[Data, X, Y, S]):
                 whose = "" if expected == total else " that this process has"
                 raise ConfigError(
                     f"{name}{jax.tree_util.keystr(path)} has shape {shape}; its first axis must "
-                    f"have length {expected}, one index a node of graph {self._graph.name!r}{whose}"
+                    f"have length {expected}, an entry for each node of graph "
+                    f"{self._graph.name!r}{whose}"
                 )
 
 
@@ -144,7 +152,8 @@ def over_axis(
     Args:
         rule: by which each node steps.
         graph: of the nodes.
-        gradients: of one node's function; no leading axis.
+        gradients: of one node's function, ``(data, x, y, key) -> (grads_x, grads_y)``; no leading
+            axis.
         steps: number of steps, a multiple of ``every``.
         observe: what to record of a node's state, after every ``every``-th step; None: nothing.
         every: number of steps between two observations.
@@ -193,9 +202,9 @@ def over_mesh(
     """
     if len(mesh.axis_names) != 1 or graph.num_nodes % mesh.size:
         raise ConfigError(
-            f"graph {graph.name!r} has {graph.num_nodes} nodes, which a mesh with one axis can "
-            f"divide equally among its devices; this one is {dict(mesh.shape)}: use over_axis, or "
-            "another mesh"
+            "over_mesh needs a mesh with one axis, whose length divides the number of nodes; graph "
+            f"{graph.name!r} has {graph.num_nodes} nodes and the mesh is {dict(mesh.shape)}: use "
+            "over_axis, or another mesh"
         )
     (mesh_axis,) = mesh.axis_names
     # Never the mesh axis's own name: the vmap's axis would hide it, and nothing would be sent.
@@ -284,7 +293,7 @@ def _node_program(
     def program(data: Data, state: S, key: jax.Array) -> tuple[S, Any, jax.Array]:
         def one_step(state: S, _: None) -> tuple[S, jax.Array]:
             step_key = jax.random.fold_in(key, state.step)
-            grads_x, grads_y = gradients(data, state.x, state.y, step_key)
+            grads_x, grads_y = _as_pair(gradients(data, state.x, state.y, step_key))
             # The squared norms, not the entries: once one overflows, the node would stand still.
             # D-AdaST computes them, too, so that the compiler takes them from there.
             leaves = jax.tree.leaves((state.x, state.y))
@@ -303,6 +312,18 @@ def _node_program(
         return final, seen, failed
 
     return program
+
+
+def _as_pair(grads: Any) -> tuple[Any, Any]:
+    """Return what ``gradients`` returned as two trees, or raise ``ConfigError``."""
+    try:
+        grads_x, grads_y = grads
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "gradients must return a pair, the gradient in x and the gradient in y; it returned a "
+            f"tree {jax.tree.structure(grads)}"
+        ) from error
+    return grads_x, grads_y
 
 
 def _raise_if_failed(failed: np.ndarray) -> None:

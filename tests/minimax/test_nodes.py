@@ -195,6 +195,19 @@ def test_leaves_without_the_leading_axis_are_named():
         run(data, x, y, jax.random.key(0))
 
 
+@pytest.mark.parametrize("returned", [1.0, (1.0, 1.0, 1.0)])
+def test_gradients_that_are_no_pair_are_refused(returned):
+    run = runner(lambda data, x, y, key: jax.tree.map(lambda one: one * x, returned))
+    with pytest.raises(ConfigError, match="gradients must return a pair"):
+        run(problem().arrays, *start(), KEYS)
+
+
+def test_a_gradient_can_be_a_plain_number():
+    x, y = jnp.ones(NUM_NODES), jnp.ones(NUM_NODES)
+    runs = [runner(lambda _, x, y, key, one=one: (x, one)) for one in (-2.0, jnp.float32(-2))]
+    assert_same_bits(*(run(KEYS, x, y, KEYS) for run in runs))
+
+
 @pytest.mark.parametrize(("steps", "every"), [(0, 1), (5, 2), (5, 0), (-4, 2)])
 def test_steps_are_a_positive_multiple_of_every(steps, every):
     with pytest.raises(ConfigError, match=f"steps = {steps}, every = {every}"):
@@ -203,7 +216,7 @@ def test_steps_are_a_positive_multiple_of_every(steps, every):
 
 def test_a_mesh_has_one_axis():
     mesh = jax.make_mesh((1, 1), ("a", "b"), devices=jax.devices()[:1])
-    with pytest.raises(ConfigError, match=r"'ring' has 5 nodes, .* this one is \{'a': 1, 'b': 1\}"):
+    with pytest.raises(ConfigError, match=r"'ring' has 5 nodes and the mesh is \{'a': 1, 'b': 1\}"):
         over_mesh(RULE, ring(5), gradients, mesh=mesh, steps=1)
 
 
