@@ -83,8 +83,8 @@ class Run(Generic[Data, X, Y, S]):
 
         Args:
             data: as ``__call__`` takes it.
-            state: of all nodes, as returned by a run or restored from a checkpoint. A target for
-                the restore is ``jax.eval_shape(jax.vmap(rule.init), x, y)``.
+            state: of all nodes, as returned by a run or restored from a checkpoint;
+                ``jax.vmap(rule.init)(x, y)`` has its structure.
             keys: as ``__call__`` takes them.
         """
         with peer_errors():
