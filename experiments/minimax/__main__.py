@@ -53,6 +53,16 @@ LEFT_OUT = (
     "fig. 4: a GAN on CIFAR-10, for want of the data and of the exact form of D-AdaST-Adam",
 )
 
+# Printed above the tables; the words in brackets are those of ``Status``.
+LEGEND = """\
+|grad_x f|^2  at the mean of the nodes
+zeta_v^2      inconsistency: largest squared relative difference of a node's stepsize of x from that
+              of the mean accumulator; 0: all nodes have the same
+K, calls      gradient calls of a node
+[...]         a claim read in a source [certain], of the paper but not read again [from memory],
+              derived or constructed here [derived], a demand of this project [ours]
+"""
+
 
 def main() -> int:
     """Run the parts, print and write what they measured; return the exit code."""
@@ -75,6 +85,7 @@ def main() -> int:
         except ConfigError as error:
             parser.error(str(error))
     jax.config.update("jax_enable_x64", True)
+    print(LEGEND)
     results = {}
     for name in names:
         begin = time.perf_counter()
@@ -105,7 +116,7 @@ def _print(name: str, result: Result, seconds: float) -> None:
         print(f"  claim  {finding.claim} [{finding.status.value}]")
         print(f"  here   {finding.ours}")
         if finding.goal:
-            verdict = {True: "reached", False: "MISSED", None: "not judged in this form"}
+            verdict = {True: "reached", False: "MISSED", None: "not judged with --quick"}
             print(f"  goal   {finding.goal}: {verdict[finding.is_reached]}")
     print(flush=True)
 

@@ -27,7 +27,7 @@ def run(quick: bool) -> Result:
     figures: dict[str, Any] = {"after": shown_after}
     table = [
         [
-            "after",
+            f"after (|x|^2 is {len(FACTORS)} at first)",
             *(f"|x|^2, {count:,}" for count in shown_after),
             *(f"|grad_x f|^2, {count:,}" for count in shown_after),
         ]

@@ -48,7 +48,7 @@ def run(quick: bool) -> Result:
     return Result(
         findings=findings(seen, ratios, gammas, is_quick=quick),
         figures=figures(seen, ratios, gammas, calls),
-        table=table(seen, gammas, names),
+        table=table(seen, gammas, names, is_quick=quick),
         demanded={
             f"digits_ratio_{name}": ratios[name].mean
             for name in (() if quick else setting.JUDGED_GRAPHS)

@@ -63,12 +63,22 @@ def findings(
     ]
 
 
-def table(seen: Outcomes, gammas: Mapping[str, float], graphs: Sequence[str]) -> list[list[str]]:
-    """Return |grad_x f|^2 on each graph, and the rest on the exponential one."""
-    header = ["|grad_x f|^2 (lowest to highest seed)", *graphs]
+def table(
+    seen: Outcomes, gammas: Mapping[str, float], graphs: Sequence[str], *, is_quick: bool
+) -> list[list[str]]:
+    """Return |grad_x f|^2 on each graph, and the rest on the exponential one.
+
+    Args:
+        seen: all runs.
+        gammas: a second gamma_x of each method, the best of its sweep unless ``is_quick``.
+        graphs: names of the columns.
+        is_quick: True if there was no sweep.
+    """
+    header = ["method, gamma_x: |grad_x f|^2 (lowest to highest seed)", *graphs]
     header += ["accuracy", f"under PGD {ATTACK_RADIUS:g}", "zeta_v^2"]
     rows = [_row(seen, method, GAMMA_X, graphs, "") for method in ADAPTIVE]
-    rows += [_row(seen, method, gamma, graphs, ", best") for method, gamma in gammas.items()]
+    note = "" if is_quick else ", best"
+    rows += [_row(seen, method, gamma, graphs, note) for method, gamma in gammas.items()]
     return [header, *rows]
 
 

@@ -36,7 +36,7 @@ def test_demanded_figures_are_at_the_top_of_the_json(parts, command, tmp_path):
     assert status == 0
     assert "a claim [from memory]" in printed
     assert "goal   a goal: reached" in printed
-    assert "not judged in this form" in printed
+    assert "not judged with --quick" in printed
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["a_key"] == 2.5
     assert written["parts"]["one"]["figures"] == {"values": [1.5]}

@@ -52,5 +52,6 @@ def test_quick_form_has_one_graph_and_demands_nothing(trained):
     (graphs, calls), *cells = trained
     assert (graphs, calls) == ((setting.EXPONENTIAL,), setting.QUICK_CALLS)
     assert len(cells) == 4 + 3
+    assert "best" not in format_table(result.table)
     assert result.demanded == {}
     assert {one.is_reached for one in result.findings} == {None}

@@ -52,7 +52,7 @@ def test_what_could_not_be_had_is_named():
 
 
 def test_table_has_a_row_for_each_method_at_both_stepsizes():
-    rows = summary.table(played(), BEST, GRAPHS)
+    rows = summary.table(played(), BEST, GRAPHS, is_quick=False)
     assert {len(row) for row in rows} == {7}
     assert [row[0] for row in rows[1:]].count("D-AdaST, 3") == 1
     assert [row[0] for row in rows[1:]].count("D-SGDA, 0.1, best") == 1
@@ -62,7 +62,7 @@ def test_table_has_a_row_for_each_method_at_both_stepsizes():
 
 def test_table_names_runs_that_diverged():
     changes = {Cell(Program("D-TiAda", 3.0, EXPONENTIAL), seed): None for seed in SEEDS}
-    rows = summary.table(played(changes), BEST, GRAPHS)
+    rows = summary.table(played(changes), BEST, GRAPHS, is_quick=False)
     row = next(row for row in rows if row[0] == "D-TiAda, 3")
     assert row[2] == "diverged"
     assert row[4:] == ["-", "-", "-"]
