@@ -106,7 +106,7 @@ def test_a_streamed_call_opens_with_its_name_and_continues_with_arguments(
         first, *rest = [piece for piece in pieces if piece.index == index]
         assert (first.type, first.function.name, first.function.arguments) == ("function", name, "")
         assert all(piece.id is piece.type is piece.function.name is None for piece in rest)
-        assert len(rest) > 1
+        assert rest  # how many is a matter of wake-ups
         assert "".join(piece.function.arguments for piece in rest) == arguments
     assert len({piece.id for piece in pieces if piece.id}) == 2
     assert max(len(chunk.delta.tool_calls or []) for chunk in chunks) == 1
