@@ -8,7 +8,7 @@ and contracts: ``rho = |W - 11^T/n|_2^2 < 1`` (assumption 5 of D-AdaST, arXiv 24
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -44,7 +44,7 @@ class Graph:
     """
 
     name: str
-    weights: np.ndarray
+    weights: np.ndarray = field(repr=False)
 
     def __post_init__(self) -> None:
         weights = np.array(self.weights, np.float64)
