@@ -194,7 +194,11 @@ def read_chat_tools(body: ChatRequest, model: ModelTools) -> ChatTools:
     """
     tools = read_tools(body.tools)
     choice = read_tool_choice(body.tool_choice, tools)
-    return ChatTools(model, tools, choice, is_parallel=body.parallel_tool_calls is not False)
+    is_parallel = body.parallel_tool_calls
+    if is_parallel is None:
+        # A model that was not trained to call repeats the call that it must make.
+        is_parallel = model.knows_tools or not choice.is_required
+    return ChatTools(model, tools, choice, is_parallel)
 
 
 def read_messages(body: ChatRequest) -> list[dict[str, Any]]:

@@ -322,12 +322,21 @@ def test_tools_that_differ_in_the_order_of_keys_share_their_prefix(
 
 def test_required_calls_follow_a_grammar(server: ScriptedServer, client: openai.OpenAI) -> None:
     server.script(f"{CALL}\n{ASK}", "It is sunny.", CALL.replace('"Paris"', "1"))
-    (choice,) = chat(client, tool_choice="required").choices
+    (choice,) = chat(client, tool_choice="required", parallel_tool_calls=True).choices
     assert [call.function.name for call in choice.message.tool_calls] == ["get_weather", "ask"]
     assert choice.finish_reason == "tool_calls"
     for _ in range(2):  # texts that do not follow it
         with pytest.raises(openai.InternalServerError):
             chat(client, tool_choice="required")
+
+
+def test_a_model_that_knows_no_tools_makes_the_one_call_that_it_must(
+    server: ScriptedServer, client: openai.OpenAI
+) -> None:
+    server.script(f"{CALL}\n{CALL}", f"{CALL}\n{CALL}")
+    (choice,) = chat(client, tool_choice="required").choices
+    assert len(choice.message.tool_calls) == 1
+    assert len(chat(client).choices[0].message.tool_calls) == 2
 
 
 def test_a_named_function_is_called_once(server: ScriptedServer, client: openai.OpenAI) -> None:

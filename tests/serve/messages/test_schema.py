@@ -45,7 +45,7 @@ def test_the_output_format_is_the_response_format(field: str) -> None:
 def test_the_choice_of_a_tool_is_translated(choice: dict[str, Any], expected: Any) -> None:
     chat = chat_of(tools=[TOOL, {"type": "bash_20250124", "name": "bash"}], tool_choice=choice)
     assert chat.tool_choice == expected
-    assert chat.parallel_tool_calls is True
+    assert chat.parallel_tool_calls is None
     function = {"name": "f", "parameters": SCHEMA, "strict": True}
     assert chat.tools == [{"type": "function", "function": function}]
     one = chat_of(tools=[TOOL], tool_choice={**choice, "disable_parallel_tool_use": True})
