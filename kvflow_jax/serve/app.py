@@ -56,7 +56,6 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     routers = (
-        public_routes,
         routes,
         responses,
         messages,
@@ -66,6 +65,7 @@ def create_app(service: Service) -> FastAPI:
         abort.routes,
         server_info.routes,
         openapi.routes,
+        public_routes,
     )
     for router in routers:
         app.include_router(router)

@@ -121,11 +121,12 @@ class ChatFormat:
                     **self._message_and_finish(choice),
                     "logprobs": self._logprobs(choice),
                     "stop_reason": choice.stop_reason,
-                    **self._prompt_logprobs(choice),
                     **self._token_ids(choice),
                 }
                 for choice in choices
             ],
+            "prompt_logprobs": None,
+            **self._prompt_logprobs(choices[0]),
             **self._prompt_token_ids(choices[0]),
             "usage": usage,
         }

@@ -88,6 +88,9 @@ class CompletionFormat:
             "logprobs": None,
             "finish_reason": finish,
             "stop_reason": stop_reason,
+            "prompt_logprobs": None,
+            "prompt_token_ids": None,
+            "token_ids": None,
         }
         if self._returns_token_ids:
             choice["token_ids"] = token_ids

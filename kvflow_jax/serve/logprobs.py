@@ -83,10 +83,12 @@ class LogprobWriter:
         for entry in logprobs:
             texts.append(self.text(entry.token_id))
             values.append(_finite(entry.logprob))
-            # The most likely token comes last, so that its value wins among tokens with the same
-            # text. The sampled token is always included.
-            top = {self.text(token): _finite(value) for token, value in reversed(entry.top)}
-            tops.append({**top, self.text(entry.token_id): _finite(entry.logprob)})
+            # The sampled token is always included, and first, as in vLLM. Of tokens with the same
+            # text the likelier one has its value there.
+            top = {self.text(entry.token_id): _finite(entry.logprob)}
+            for token, value in entry.top:
+                top.setdefault(self.text(token), _finite(value))
+            tops.append(top)
         return {
             "tokens": texts,
             "token_logprobs": values,

@@ -34,6 +34,7 @@ class Metrics:
         model_name: returns the ``model_name`` label of every sample; called at each scrape.
         engine_stats: returns the engine's last published snapshot; called at each scrape.
         page_size: tokens per block.
+        max_model_len: returns the model's context, 0 while there is none; called at each scrape.
     """
 
     def __init__(
@@ -41,10 +42,13 @@ class Metrics:
         model_name: Callable[[], str],
         engine_stats: Callable[[], EngineStats],
         page_size: int,
+        max_model_len: Callable[[], int] = lambda: 0,
     ) -> None:
         self._model_name = model_name
         self._engine_stats = engine_stats
         self._page_size = page_size
+        self._max_model_len = max_model_len
+        self._num_rejected = 0
         self._requests = RequestHistograms()
         self._num_hints: Counter[HintStatus] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -59,6 +63,10 @@ class Metrics:
     def observe_prompt(self, n: int, max_output_tokens: int) -> None:
         """Record that the ``n`` answers to a prompt have finished, the longest of that length."""
         self._requests.observe_prompt(n, max_output_tokens)
+
+    def observe_rejection(self) -> None:
+        """Record an HTTP request that was refused because the queue is full."""
+        self._num_rejected += 1
 
     def render(self) -> bytes:
         """Return the body of ``GET /metrics``."""
@@ -122,6 +130,11 @@ class Metrics:
                 stats.num_preemptions,
             ),
             (
+                "vllm:admission_rejections",
+                "HTTP requests refused because the queue was full.",
+                self._num_rejected,
+            ),
+            (
                 "kvflow:prefetch_issued_tokens",
                 "Tokens requested by the prefetcher.",
                 stats.num_prefetched_blocks * page,
@@ -181,9 +194,13 @@ class Metrics:
             finished.add_metric([*values, reason.value], count)
         yield finished
 
+        num_tokens, max_model_len = stats.num_blocks * page, self._max_model_len()
         config = {
-            "block_size": str(self._page_size),
+            "block_size": str(page),
             "num_gpu_blocks": str(stats.num_blocks),
+            "kv_cache_size_tokens": str(num_tokens),
+            # Requests of full length that fit.
+            "kv_cache_max_concurrency": f"{num_tokens / max_model_len if max_model_len else 0:.2f}",
             "enable_prefix_caching": "True",
         }
         info = GaugeMetricFamily(

@@ -10,7 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from kvflow_jax.errors import ContextLengthError, InvalidRequestError
+from kvflow_jax.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats
@@ -54,7 +54,12 @@ class Service:
         self.phase = Phase.STARTING
         self.keys = KeyRing(config.api_keys)
         self.model_names = _served_names(config, config.load.model)
-        self.metrics = Metrics(lambda: self.model_name, lambda: self.stats, config.engine.page_size)
+        self.metrics = Metrics(
+            lambda: self.model_name,
+            lambda: self.stats,
+            config.engine.page_size,
+            lambda: 0 if self._engine is None else self._engine.max_model_len,
+        )
         self.sampling_defaults: Mapping[str, int | float] = {}
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
@@ -260,7 +265,9 @@ class Service:
         try:
             for spec in specs:
                 generation.submit(spec)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, QueueFullError):
+                self.metrics.observe_rejection()
             generation.close()
             raise
         return generation

@@ -165,4 +165,4 @@ def test_echo_returns_logprobs_of_prompt_and_output_in_one_list() -> None:
     (choice,) = answer_format.chunks(last)[0]["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("d", "stop")
     assert choice["logprobs"]["text_offset"] == [3]
-    assert "prompt_logprobs" not in choice
+    assert choice["prompt_logprobs"] is None

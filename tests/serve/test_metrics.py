@@ -24,7 +24,8 @@ def test_names_and_values() -> None:
         generation_tokens=70,
         num_finished={"stop": 4, "length": 1},
     )
-    metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16)
+    metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16, max_model_len=lambda: 512)
+    metrics.observe_rejection()
     metrics.observe(finished(FinishReason.STOP))
     found = samples_of(metrics.render().decode())
     assert found["vllm:num_requests_running"] == 3
@@ -44,7 +45,9 @@ def test_names_and_values() -> None:
     assert found["vllm:num_preemptions_total"] == 1
     assert found["vllm:request_success_total{finished_reason=stop}"] == 4
     assert found["vllm:request_success_total{finished_reason=abort}"] == 0
-    info = "block_size=16,enable_prefix_caching=True,num_gpu_blocks=200"
+    assert found["vllm:admission_rejections_total"] == 1
+    size = "kv_cache_max_concurrency=6.25,kv_cache_size_tokens=3200"
+    info = f"block_size=16,enable_prefix_caching=True,{size},num_gpu_blocks=200"
     assert found[f"vllm:cache_config_info{{{info}}}"] == 1
 
 
