@@ -411,7 +411,7 @@ def test_the_openai_client_uses_every_sampling_feature(llm):
             streamed = [
                 c.choices[0].prompt_logprobs
                 for c in chunks
-                if hasattr(c.choices[0], "prompt_logprobs")
+                if c.choices[0].prompt_logprobs is not None
             ]
             assert [len(one) for one in streamed] == [len(whole.choices[0].prompt_logprobs)]
         # n, seeds, penalties, bias, min_tokens.
