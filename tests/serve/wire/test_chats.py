@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -225,6 +226,21 @@ def test_26_parts_of_a_content(server: ScriptedServer, http: httpx.Client) -> No
     assert "image_url" in error["message"]
 
 
+def test_27_a_prompt_over_the_context(http: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "a" * 9000}]
+    bodies: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": messages},
+        "/v1/completions": {"prompt": "a" * 9000},
+        "/v1/responses": {"input": "a" * 9000},
+    }
+    for path, body in bodies.items():
+        error = error_of(http.post(path, json={"model": MODEL, **body}), 400)
+        assert error["code"] == "context_length_exceeded"
+        # By these words LiteLLM knows it.
+        assert "This model's maximum context length is 8192 tokens" in error["message"]
+        assert re.search("requested (at least )?[0-9]{4} tokens", error["message"])
+
+
 def test_28_sampling_fields_with_tools(server: ScriptedServer, http: httpx.Client) -> None:
     server.script(call("Paris"), call("Paris"), "One. Two.")
     body = {"messages": USER, "tools": TOOLS, "n": 2, "seed": 7, "logprobs": True}
@@ -236,3 +252,14 @@ def test_28_sampling_fields_with_tools(server: ScriptedServer, http: httpx.Clien
         assert "".join(tokens) == call("Paris")
     choice = chat(http, tools=TOOLS, stop=".")
     assert (choice["message"]["content"], choice["finish_reason"]) == ("One", "stop")
+
+
+def test_29_a_prefill(server: ScriptedServer, http: httpx.Client) -> None:
+    server.script(" is sunny.", "A")
+    messages = [*USER, {"role": "assistant", "content": "Paris"}]
+    choice = chat(http, messages, continue_final_message=True, add_generation_prompt=False)
+    assert choice["message"]["content"] == " is sunny."
+    chat(http, messages, add_generation_prompt=True)
+    continued, answered = server.runner.prompts
+    assert continued.endswith("<|im_start|>assistant\nParis")
+    assert answered.endswith("Paris<|im_end|>\n<|im_start|>assistant\n")

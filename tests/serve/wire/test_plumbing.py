@@ -21,11 +21,14 @@ from tests.support.scripted_runner import ScriptedServer, ScriptedStep, scripted
 
 KEY = "secret"
 NAME = "org/model"
+SMALL = "haiku"  # a second name, for clients that ask for a smaller model
+PAGE = "https://app.example.com"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    with scripted_server(max_body_mib=0.25, api_keys=(KEY,), served_model_names=(NAME,)) as server:
+    settings = {"served_model_names": (NAME, SMALL), "allowed_origins": (PAGE,)}
+    with scripted_server(max_body_mib=0.25, api_keys=(KEY,), **settings) as server:
         yield server
 
 
@@ -46,6 +49,15 @@ def client(server: ScriptedServer) -> Iterator[openai.OpenAI]:
 def claude(server: ScriptedServer) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0) as claude:
         yield claude
+
+
+def test_01_the_models(client: openai.OpenAI, http: httpx.Client) -> None:
+    assert [model.id for model in client.models.list()] == [NAME, SMALL]
+    models = ok(http.get("/v1/models"))
+    for card, codex in zip(models["data"], models["models"], strict=True):
+        assert card["max_model_len"] == card["context_length"] == card["meta"]["n_ctx"] == 8192
+        name = card["id"]
+        assert codex == {"slug": name, "display_name": name, "context_window": 8192}
 
 
 def test_02_a_model_by_its_name(client: openai.OpenAI) -> None:
@@ -79,6 +91,26 @@ def test_04_headers_and_queries_without_a_meaning(
     body = {"model": NAME, "max_tokens": 8, "messages": HELLO}
     for path in (f"{CHAT}?beta=true", "/v1/messages?beta=true"):
         ok(http.post(path, json=body, headers=headers))
+
+
+def test_05_preflights_and_heads(server: ScriptedServer) -> None:
+    headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(f"{server.url}{CHAT}", headers=headers)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == PAGE
+    assert httpx.head(f"{server.url}/health").status_code == 200
+
+
+def test_06_a_second_model_name(
+    server: ScriptedServer, http: httpx.Client, claude: anthropic.Anthropic
+) -> None:
+    server.script("Hello.")
+    claude.messages.create(model=SMALL, max_tokens=20, messages=HELLO)
+    body = {"model": "claude-3-5-haiku", "messages": HELLO}
+    error = error_of(http.post(CHAT, json=body), 404)
+    assert error["code"] == "model_not_found"
+    assert NAME in error["message"]
+    assert SMALL in error["message"]
 
 
 def test_07_errors_in_the_dialect_of_the_route(http: httpx.Client) -> None:
