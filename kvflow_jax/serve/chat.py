@@ -1,58 +1,23 @@
-"""``/v1/chat/completions``: reading of messages, format of answers."""
+"""``/v1/chat/completions``: its tools, and the format of its answers."""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
 from kvflow_jax.serve.chat_tools import (
     AnswerParser,
     ChatTools,
     ModelTools,
-    ToolTemplate,
     read_tool_choice,
 )
 from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.tools.call_events import ArgumentsDelta, CallBegin, CallEvent, TextDelta
-from kvflow_jax.tools.tool import is_deeper, read_tools
-from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
-from kvflow_jax.workflow.hints import HintParser, Hints
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-
-# Agents pass on parts of the Responses API, and what an assistant refused to say.
-_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
-
-# Arguments of transformers' apply_chat_template that clients may not set.
-_RESERVED_KWARGS = frozenset(
-    {
-        "add_generation_prompt",
-        "add_special_tokens",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "self",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
+from kvflow_jax.tools.tool import read_tools
 
 
 class ChatFormat:
@@ -202,189 +167,12 @@ def read_chat_tools(body: ChatRequest, model: ModelTools) -> ChatTools:
     return ChatTools(model, tools, choice, is_parallel)
 
 
-def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
-    """Return messages as chat templates expect them: text contents, ``developer`` as ``system``.
-
-    Raises:
-        InvalidRequestError: names the invalid message and what is accepted.
-    """
-    return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
-
-
-def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
-    """Return the texts of a chat's prompt, to check their lengths before tokenization."""
-    texts = [message["content"] for message in messages]
-    texts += [text for message in messages for f in REASONING_FIELDS if (text := message.get(f))]
-    calls = (call for message in messages for call in message.get("tool_calls") or ())
-    arguments = (call["function"]["arguments"] for call in calls)
-    texts += [one if isinstance(one, str) else json.dumps(one) for one in arguments]
-    return texts + [tool.json for tool in tools.tools]
-
-
-def read_prompt_args(body: ChatRequest, messages: list[dict[str, Any]]) -> dict[str, bool]:
-    """Return how the template ends the prompt, as arguments of ``apply_chat_template``.
-
-    Raises:
-        InvalidRequestError: the last message cannot be continued.
-    """
-    args = {"add_special_tokens": True} if body.add_special_tokens else {}
-    if not body.continue_final_message:
-        return args | {"add_generation_prompt": body.add_generation_prompt is not False}
-    if body.add_generation_prompt:
-        raise InvalidRequestError(
-            "add_generation_prompt and continue_final_message cannot both be true",
-            param="continue_final_message",
-        )
-    if not messages[-1]["content"].strip() or messages[-1].get("tool_calls"):
-        raise InvalidRequestError(
-            "the last message cannot be continued: it must have text, and no tool calls",
-            param="messages",
-        )
-    return args | {"add_generation_prompt": False, "continue_final_message": True}
-
-
 def echo_text(body: ChatRequest, messages: list[dict[str, Any]]) -> str:
     """Return what ``echo`` repeats before an answer: a last message of the assistant."""
     is_echoed = body.echo and messages[-1]["role"] == "assistant"
     return messages[-1]["content"] if is_echoed else ""
 
 
-def template_kwargs(body: ChatRequest) -> dict[str, Any]:
-    """Return the variables that a client passes to the template, such as ``enable_thinking``.
-
-    Raises:
-        InvalidRequestError: a name is an argument of the template engine, not a variable, or a
-            field of reasoning has a wrong type.
-    """
-    kwargs = body.chat_template_kwargs or {}
-    reserved = sorted(_RESERVED_KWARGS.intersection(kwargs))
-    if reserved:
-        raise InvalidRequestError(
-            f"chat_template_kwargs must not set {', '.join(reserved)}",
-            param="chat_template_kwargs",
-        )
-    return {**body.reasoning_fields.template_kwargs, **kwargs}
-
-
-def encode_chat(
-    template: ToolTemplate,
-    messages: list[dict[str, Any]],
-    kwargs: dict[str, Any],
-    prompt_args: dict[str, bool],
-    hint_parser: HintParser | None,
-    fixed_messages: Sequence[dict[str, Any]] = (),
-) -> tuple[list[int], Hints | None]:
-    """Return the prompt ids of a chat, and its hints with the agent's fixed prefix.
-
-    Runs on the tokenizer threads. The fixed prefix defaults to what the client has marked, else to
-    the system messages. It is not computed for a request that names no agent.
-
-    Args:
-        kwargs: variables of the template.
-        prompt_args: see ``read_prompt_args``.
-        fixed_messages: what the client has marked; empty: nothing.
-    """
-    prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
-    if hint_parser is None:
-        return prompt_ids, None
-    hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
-    if hints.agent_id is None:
-        return prompt_ids, hints
-    if boundary is not None and boundary.unit == "token":
-        return prompt_ids, hints.with_fixed(boundary.end, len(prompt_ids))
-    num_messages = None if boundary is None else boundary.end
-    if boundary is None and fixed_messages:
-        messages, num_messages = [*fixed_messages], len(fixed_messages)
-    if boundary is not None and boundary.end > len(messages):
-        hints = replace(hints, is_clipped=True)
-    num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, **kwargs)
-    return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
-
-
 def _reasoning_fields(text: str) -> dict[str, Any]:
     """Return a reasoning under both names by which clients know it."""
     return dict.fromkeys(REASONING_FIELDS, text)
-
-
-def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
-    role = message.get("role")
-    if role not in ROLES:
-        raise InvalidRequestError(
-            f"{field}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{field}.role"
-        )
-    read = {name: value for name, value in message.items() if value is not None}
-    # Templates lack the developer role, OpenAI's successor of the system role.
-    read["role"] = "system" if role == "developer" else role
-    read["content"] = _read_content(f"{field}.content", message.get("content"), role)
-    for name in REASONING_FIELDS:
-        if not isinstance(read.get(name, ""), str):
-            raise InvalidRequestError(f"{field}.{name} must be a string", param=f"{field}.{name}")
-    if read.get("tool_calls"):
-        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", read["tool_calls"])
-    return read
-
-
-def _read_content(field: str, content: Any, role: str) -> str:
-    if isinstance(content, str):
-        return content
-    # A message that consists of tool calls only has no content; nor has the result of some tools.
-    if content is None and role in ("assistant", "tool"):
-        return ""
-    if not isinstance(content, list):
-        raise InvalidRequestError(
-            f'{field} must be a string or a list of parts like {{"type": "text", "text": "..."}}',
-            param=field,
-        )
-    texts = []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS:
-            raise InvalidRequestError(
-                f"{field}[{i}] has type {kind!r}; only parts of type 'text' are supported",
-                param=f"{field}[{i}]",
-            )
-        key = "refusal" if kind == "refusal" else "text"
-        if not isinstance(part.get(key), str):
-            raise InvalidRequestError(
-                f"{field}[{i}].{key} must be a string", param=f"{field}[{i}].{key}"
-            )
-        texts.append(part[key])
-    # As vLLM does for templates that expect strings.
-    return "\n".join(texts)
-
-
-def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
-    """Parse the ``arguments``, which OpenAI sends as JSON text: templates write JSON themselves."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise InvalidRequestError(f"{field} must be a list of tool calls", param=field)
-    read = []
-    for i, call in enumerate(calls):
-        function = call.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise InvalidRequestError(
-                f"{field}[{i}].function must be an object with a name",
-                param=f"{field}[{i}].function",
-            )
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            function = {**function, "arguments": _parse_arguments(arguments)}
-        elif arguments is None or (isinstance(arguments, dict) and not is_deeper(arguments)):
-            function = {**function, "arguments": arguments or {}}
-        else:
-            raise InvalidRequestError(
-                f"{field}[{i}].function.arguments must be a string of JSON",
-                param=f"{field}[{i}].function.arguments",
-            )
-        read.append({**call, "function": function})
-    return read
-
-
-def _parse_arguments(arguments: str) -> Any:
-    try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        # Invalid JSON that a model wrote in an earlier turn is passed on unchanged, as is JSON so
-        # deep that templates could not write it.
-        return arguments
-    is_object = isinstance(parsed, dict) and not is_deeper(parsed)
-    return parsed if is_object else arguments

@@ -181,7 +181,7 @@ class GenerationRequest(BaseModel):
 
 @with_sampling_fields
 class ChatRequest(GenerationRequest):
-    """Body of ``POST /v1/chat/completions``; ``messages`` is read by ``chat.read_messages``."""
+    """Body of ``POST /v1/chat/completions``; ``messages`` is read by ``read_messages``."""
 
     unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_CHAT, **_DEPRECATED_CHAT}
 

@@ -12,8 +12,10 @@ from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.serve import chat
 from kvflow_jax.serve.auth import cache_salt, fairness_key_of
+from kvflow_jax.serve.chat import read_chat_tools
+from kvflow_jax.serve.chat_messages import read_messages, texts_of
+from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
 from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
@@ -51,16 +53,16 @@ class Chat:
         fixed_messages: Sequence[dict[str, Any]] = (),
     ) -> Chat:
         """Read a body; raise InvalidRequestError, which names the invalid field."""
-        tools = chat.read_chat_tools(body, service.model_tools)
+        tools = read_chat_tools(body, service.model_tools)
         params = body.sampling_params(service.sampling_defaults)
         output = tools.structured_outputs(params[0].structured_outputs)
-        messages = service.model_reasoning.with_history(chat.read_messages(body))
+        messages = service.model_reasoning.with_history(read_messages(body))
         chat_read = cls(
             body,
             [replace(one, structured_outputs=output) for one in params],
             messages,
-            chat.template_kwargs(body),
-            chat.read_prompt_args(body, messages),
+            template_kwargs(body),
+            read_prompt_args(body, messages),
             tools,
             fixed_messages,
         )
@@ -76,8 +78,8 @@ class Chat:
             InvalidRequestError: a text is too long, or the template refuses the messages.
         """
         prompt_ids, hints = await service.tokenize(
-            chat.texts_of(self.messages, self.tools),
-            lambda tokenizer: chat.encode_chat(
+            texts_of(self.messages, self.tools),
+            lambda tokenizer: encode_chat(
                 ToolTemplate(tokenizer, self.tools),
                 self.messages,
                 self.template_kwargs,

@@ -1,0 +1,120 @@
+"""``messages`` of a chat, as chat templates expect them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
+from kvflow_jax.serve.chat_tools import ChatTools
+from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.tools.tool import is_deeper
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# Agents pass on parts of the Responses API, and what an assistant refused to say.
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+
+
+def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
+    """Return messages as chat templates expect them: text contents, ``developer`` as ``system``.
+
+    Raises:
+        InvalidRequestError: names the invalid message and what is accepted.
+    """
+    return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
+
+
+def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
+    """Return the texts of a chat's prompt, to check their lengths before tokenization."""
+    texts = [message["content"] for message in messages]
+    texts += [text for message in messages for f in REASONING_FIELDS if (text := message.get(f))]
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    arguments = (call["function"]["arguments"] for call in calls)
+    texts += [one if isinstance(one, str) else json.dumps(one) for one in arguments]
+    return texts + [tool.json for tool in tools.tools]
+
+
+def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidRequestError(
+            f"{field}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{field}.role"
+        )
+    read = {name: value for name, value in message.items() if value is not None}
+    # Templates lack the developer role, OpenAI's successor of the system role.
+    read["role"] = "system" if role == "developer" else role
+    read["content"] = _read_content(f"{field}.content", message.get("content"), role)
+    for name in REASONING_FIELDS:
+        if not isinstance(read.get(name, ""), str):
+            raise InvalidRequestError(f"{field}.{name} must be a string", param=f"{field}.{name}")
+    if read.get("tool_calls"):
+        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", read["tool_calls"])
+    return read
+
+
+def _read_content(field: str, content: Any, role: str) -> str:
+    if isinstance(content, str):
+        return content
+    # A message that consists of tool calls only has no content; nor has the result of some tools.
+    if content is None and role in ("assistant", "tool"):
+        return ""
+    if not isinstance(content, list):
+        raise InvalidRequestError(
+            f'{field} must be a string or a list of parts like {{"type": "text", "text": "..."}}',
+            param=field,
+        )
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS:
+            raise InvalidRequestError(
+                f"{field}[{i}] has type {kind!r}; only parts of type 'text' are supported",
+                param=f"{field}[{i}]",
+            )
+        key = "refusal" if kind == "refusal" else "text"
+        if not isinstance(part.get(key), str):
+            raise InvalidRequestError(
+                f"{field}[{i}].{key} must be a string", param=f"{field}[{i}].{key}"
+            )
+        texts.append(part[key])
+    # As vLLM does for templates that expect strings.
+    return "\n".join(texts)
+
+
+def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
+    """Parse the ``arguments``, which OpenAI sends as JSON text: templates write JSON themselves."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise InvalidRequestError(f"{field} must be a list of tool calls", param=field)
+    read = []
+    for i, call in enumerate(calls):
+        function = call.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(
+                f"{field}[{i}].function must be an object with a name",
+                param=f"{field}[{i}].function",
+            )
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            function = {**function, "arguments": _parse_arguments(arguments)}
+        elif arguments is None or (isinstance(arguments, dict) and not is_deeper(arguments)):
+            function = {**function, "arguments": arguments or {}}
+        else:
+            raise InvalidRequestError(
+                f"{field}[{i}].function.arguments must be a string of JSON",
+                param=f"{field}[{i}].function.arguments",
+            )
+        read.append({**call, "function": function})
+    return read
+
+
+def _parse_arguments(arguments: str) -> Any:
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        # Invalid JSON that a model wrote in an earlier turn is passed on unchanged, as is JSON so
+        # deep that templates could not write it.
+        return arguments
+    is_object = isinstance(parsed, dict) and not is_deeper(parsed)
+    return parsed if is_object else arguments

@@ -1,0 +1,110 @@
+"""The prompt of a chat: how its template is called, and the agent's fixed prefix in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.chat_tools import ToolTemplate
+from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
+from kvflow_jax.workflow.hints import HintParser, Hints
+
+# Arguments of transformers' apply_chat_template that clients may not set.
+_RESERVED_KWARGS = frozenset(
+    {
+        "add_generation_prompt",
+        "add_special_tokens",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
+def read_prompt_args(body: ChatRequest, messages: list[dict[str, Any]]) -> dict[str, bool]:
+    """Return how the template ends the prompt, as arguments of ``apply_chat_template``.
+
+    Raises:
+        InvalidRequestError: the last message cannot be continued.
+    """
+    args = {"add_special_tokens": True} if body.add_special_tokens else {}
+    if not body.continue_final_message:
+        return args | {"add_generation_prompt": body.add_generation_prompt is not False}
+    if body.add_generation_prompt:
+        raise InvalidRequestError(
+            "add_generation_prompt and continue_final_message cannot both be true",
+            param="continue_final_message",
+        )
+    if not messages[-1]["content"].strip() or messages[-1].get("tool_calls"):
+        raise InvalidRequestError(
+            "the last message cannot be continued: it must have text, and no tool calls",
+            param="messages",
+        )
+    return args | {"add_generation_prompt": False, "continue_final_message": True}
+
+
+def template_kwargs(body: ChatRequest) -> dict[str, Any]:
+    """Return the variables that a client passes to the template, such as ``enable_thinking``.
+
+    Raises:
+        InvalidRequestError: a name is an argument of the template engine, not a variable, or a
+            field of reasoning has a wrong type.
+    """
+    kwargs = body.chat_template_kwargs or {}
+    reserved = sorted(_RESERVED_KWARGS.intersection(kwargs))
+    if reserved:
+        raise InvalidRequestError(
+            f"chat_template_kwargs must not set {', '.join(reserved)}",
+            param="chat_template_kwargs",
+        )
+    return {**body.reasoning_fields.template_kwargs, **kwargs}
+
+
+def encode_chat(
+    template: ToolTemplate,
+    messages: list[dict[str, Any]],
+    kwargs: dict[str, Any],
+    prompt_args: dict[str, bool],
+    hint_parser: HintParser | None,
+    fixed_messages: Sequence[dict[str, Any]] = (),
+) -> tuple[list[int], Hints | None]:
+    """Return the prompt ids of a chat, and its hints with the agent's fixed prefix.
+
+    Runs on the tokenizer threads. The fixed prefix defaults to what the client has marked, else to
+    the system messages. It is not computed for a request that names no agent.
+
+    Args:
+        kwargs: variables of the template.
+        prompt_args: see ``read_prompt_args``.
+        fixed_messages: what the client has marked; empty: nothing.
+    """
+    prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
+    if hint_parser is None:
+        return prompt_ids, None
+    hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
+    if hints.agent_id is None:
+        return prompt_ids, hints
+    if boundary is not None and boundary.unit == "token":
+        return prompt_ids, hints.with_fixed(boundary.end, len(prompt_ids))
+    num_messages = None if boundary is None else boundary.end
+    if boundary is None and fixed_messages:
+        messages, num_messages = [*fixed_messages], len(fixed_messages)
+    if boundary is not None and boundary.end > len(messages):
+        hints = replace(hints, is_clipped=True)
+    num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, **kwargs)
+    return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))

@@ -1,0 +1,78 @@
+"""Messages as they reach the chat template, and which are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.chat_messages import read_messages
+from kvflow_jax.serve.schemas import ChatRequest
+from tests.serve.serve_fakes import FakeEngine
+
+
+def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeEngine) -> None:
+    client.chat.completions.create(
+        model="tiny",
+        messages=[
+            {"role": "developer", "content": "be kind"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {
+                        "id": "1",
+                        "type": "function",
+                        "function": {"name": "f", "arguments": '{"x": 1}'},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "2"},
+        ],
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )
+    prompt = engine.last.prompt
+    assert prompt.startswith("<system>be kind<user>a\nb<assistant><tool>2")
+    assert "'arguments': {'x': 1}" in prompt
+    assert "[enable_thinking=False]" in prompt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        ('{"x": 1}', {"x": 1}),
+        ({"x": 1}, {"x": 1}),
+        (None, {}),
+        ("[1]", "[1]"),  # no object: kept as text
+        ('{"x": ', '{"x": '),
+    ],
+)
+def test_arguments_of_the_history_are_objects_where_they_can_be(arguments: Any, read: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    (read_message,) = read_messages(ChatRequest(messages=[message]))
+    assert read_message["content"] == ""
+    assert read_message["tool_calls"][0]["function"] == {"name": "f", "arguments": read}
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "robot", "content": "hi"}, "system, developer, user, assistant, tool"),
+        ({"role": "user", "content": 3}, "a string or a list of parts"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "has type 'image_url'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "text must be a string"),
+        ({"role": "assistant", "content": "", "tool_calls": "f"}, "a list of tool calls"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "an object with a name"),
+    ],
+)
+def test_the_error_of_a_message_says_what_is_accepted(message: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words) as raised:
+        read_messages(ChatRequest(messages=[message]))
+    assert str(raised.value.param).startswith("messages[0].")
