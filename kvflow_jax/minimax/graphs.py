@@ -91,6 +91,9 @@ class Graph:
 
         Returns:
             Pytree of f[...], ``sum_j W[i, j] message_j`` at node i.
+
+        Raises:
+            ConfigError: The axis has other than n indices.
         """
         vector, unravel = ravel_pytree(message)
         mixed: Tree = unravel(self.mix_block(vector[None], axis)[0])
@@ -100,7 +103,12 @@ class Graph:
         """Do what ``mix`` does with an ``all_gather`` and this node's row of the matrix.
 
         Under ``vmap`` that is one matrix product a leaf. Each node holds the messages of all.
+
+        Raises:
+            ConfigError: The axis has other than n indices.
         """
+
+        self._check_axis(axis, 1)
 
         def mix_leaf(leaf: jax.Array) -> jax.Array:
             row = jnp.asarray(self.weights, leaf.dtype)[jax.lax.axis_index(axis)]
@@ -123,8 +131,12 @@ class Graph:
 
         Returns:
             f[b, d], the averages.
+
+        Raises:
+            ConfigError: The devices of the axis do not have n nodes in all.
         """
         size = len(block)
+        self._check_axis(axis, size)
         if self.offset_weights is None:
             messages: jax.Array = jax.lax.all_gather(block, axis, tiled=True)  # f[n, d]
             weights = jnp.asarray(self.weights, block.dtype).reshape(-1, size, self.num_nodes)
@@ -143,6 +155,15 @@ class Graph:
                 weight = jnp.asarray(weights_of[:, sender, None], block.dtype)
                 mixed = mixed + weight * (message - block)
         return mixed
+
+    def _check_axis(self, axis: str, size: int) -> None:
+        """Raise ``ConfigError`` unless a named axis with ``size`` nodes an index has n in all."""
+        num_indices = jax.lax.axis_size(axis)
+        if num_indices * size != self.num_nodes:
+            raise ConfigError(
+                f"axis {axis!r} has {num_indices} indices with {size} nodes each; graph "
+                f"{self.name!r} has {self.num_nodes} nodes"
+            )
 
     def _weights_by_shift(self, size: int) -> dict[int, np.ndarray]:
         """Return f64[size, size] for each device whose messages a circulant needs.

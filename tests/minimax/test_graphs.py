@@ -105,6 +105,18 @@ def test_blocks_of_nodes_apply_the_matrix(graph, size):
     np.testing.assert_allclose(after, graph.weights @ messages, atol=1e-6)
 
 
+@pytest.mark.parametrize("graph", [full(1), ring(5), from_matrix(WALK)])
+def test_an_axis_has_as_many_indices_as_the_graph_has_nodes(graph):
+    for mix in (graph.mix, graph.mix_by_product):
+        with pytest.raises(ConfigError, match="axis 'nodes' has 3 indices with 1 nodes each"):
+            mixed(mix, messages_of(3))
+
+
+def test_devices_have_as_many_nodes_as_the_graph():
+    with pytest.raises(ConfigError, match="2 indices with 2 nodes each; graph 'ring' has 5 nodes"):
+        mixed(ring(5).mix_block, messages_of(4).reshape(2, 2, -1))
+
+
 @pytest.mark.parametrize(
     ("graph", "size", "num_permutes"), [(ring(8), 4, 1), (ring(8), 2, 2), (directed_ring(8), 4, 1)]
 )
