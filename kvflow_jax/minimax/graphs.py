@@ -53,10 +53,7 @@ class Graph:
         weights.flags.writeable = False
         object.__setattr__(self, "weights", weights)
         if self.rho > 1 - RHO_TOLERANCE:
-            raise ConfigError(
-                "mixing with this matrix W does not contract: |W - J|_2 = 1, as nodes exchange "
-                "their values without keeping a share; use (W + I) / 2"
-            )
+            raise ConfigError(f"mixing with this matrix W does not contract: {_obstacle(weights)}")
 
     @property
     def num_nodes(self) -> int:
@@ -66,7 +63,7 @@ class Graph:
     @cached_property
     def rho(self) -> float:
         """``|W - 11^T/n|_2^2``: the factor by which an exchange contracts squared disagreement."""
-        return float(np.linalg.norm(self.weights - 1 / self.num_nodes, ord=2) ** 2)
+        return _rho(self.weights)
 
     @cached_property
     def offset_weights(self) -> dict[int, float] | None:
@@ -197,7 +194,8 @@ def directed_ring(num_nodes: int) -> Graph:
 
 def exponential(num_nodes: int) -> Graph:
     """Return a directed exponential graph: nodes average with those 1, 2, 4, ... before them."""
-    return _circulant("exponential", num_nodes, (1 << k for k in range(num_nodes.bit_length())))
+    powers = (1 << k for k in range(int(num_nodes).bit_length()))
+    return _circulant("exponential", num_nodes, powers)
 
 
 def dense(num_nodes: int) -> Graph:
@@ -221,6 +219,8 @@ def from_matrix(weights: ArrayLike, name: str = "matrix") -> Graph:
     Raises:
         ConfigError: Also if it is no matrix of numbers.
     """
+    if isinstance(weights, np.ndarray | jax.Array) and np.iscomplexobj(weights):
+        raise ConfigError(f"a mixing matrix is n by n real numbers; this one is {weights.dtype}")
     try:
         matrix = np.array(weights, np.float64)
     except (TypeError, ValueError) as error:
@@ -287,3 +287,20 @@ def _check_connected(matrix: np.ndarray) -> None:
             f"the graph is not connected: node {int(np.argmin(reached))} has no path from node 0; "
             "add an edge between the parts"
         )
+
+
+def _rho(matrix: np.ndarray) -> float:
+    """Return ``|W - 11^T/n|_2^2`` of a mixing matrix."""
+    return float(np.linalg.norm(matrix - 1 / len(matrix), ord=2) ** 2)
+
+
+def _obstacle(matrix: np.ndarray) -> str:
+    """Return why a matrix of a connected graph has rho = 1 within rounding, and what to do."""
+    if _rho((matrix + np.eye(len(matrix))) / 2) <= 1 - RHO_TOLERANCE:
+        return (
+            "|W - J|_2 = 1, as nodes exchange their values without keeping a share; use (W + I) / 2"
+        )
+    return (
+        "|W - J|_2 = 1 within rounding, as the links between parts of the graph have almost no "
+        "weight; give them more"
+    )

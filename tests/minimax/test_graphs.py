@@ -134,6 +134,11 @@ def test_a_circulant_is_recognised_in_a_matrix():
     assert graph.offset_weights == exponential(8).offset_weights
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_the_number_of_nodes_can_be_of_numpy(family):
+    assert family(np.int64(6)).offset_weights == family(6).offset_weights
+
+
 def test_weights_are_a_copy_that_cannot_be_changed():
     weights = PATH.copy()
     graph = from_matrix(weights)
@@ -158,6 +163,8 @@ def test_weights_are_a_copy_that_cannot_be_changed():
         (np.float32(PATH), "row 0 .* in float64"),
         (np.kron(np.eye(2), np.full((2, 2), 0.5)), "not connected: node 2 has no path"),
         (np.roll(np.eye(3), 1, axis=0), r"does not contract.*\(W \+ I\) / 2"),
+        ([[1 - 1e-13, 1e-13], [1e-13, 1 - 1e-13]], "links .* almost no weight; give them more"),
+        (np.full((2, 2), 0.5 + 1j), "real numbers; this one is complex128"),
     ],
 )
 def test_a_matrix_that_cannot_be_used_is_an_error_that_says_why(weights, message):
