@@ -30,6 +30,7 @@ from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from kvflow_jax.errors import ConfigError
@@ -108,11 +109,13 @@ class DAdaST:
             y: pytree of f[...], where it begins to maximise; inside the set it is projected onto.
 
         Raises:
-            ConfigError: A leaf is not of a floating dtype. The message names it.
+            ConfigError: A leaf is not of a floating dtype, which the message names, or ``start``
+                is infinite in the dtype of the scalars.
         """
         x, y = jax.tree_util.tree_map_with_path(_as_parameter, (x, y))
-        leaves = jax.tree.leaves((x, y))
-        dtype = jnp.promote_types(jnp.float32, jnp.result_type(*leaves))
+        dtype = accumulator_dtype((x, y))
+        if self.start > float(np.finfo(dtype).max):
+            raise ConfigError(f"start = {self.start} is infinite in {dtype}, so nothing would move")
         start = jnp.asarray(self.start, dtype)
         return State(x, y, start, start, jnp.asarray(0, jnp.int32))
 
@@ -128,27 +131,33 @@ class DAdaST:
 
         Args:
             state: of this node.
-            grads_x: g^x, the gradient of f_i in x at the state; a pytree like ``state.x``.
+            grads_x: g^x, the gradient of f_i in x at the state; a pytree like ``state.x``, real.
             grads_y: g^y, likewise in y.
             mix: averages a message, the pytree of x and y and both scalars, with those of the
                 neighbours: ``Graph.mix`` over a named axis, which sends it as one vector.
             project: the projection P_Y onto the set of y; None: no constraint.
 
         Raises:
-            ConfigError: Gradients and parameters differ in structure or shape.
+            ConfigError: Gradients and parameters differ in structure or shape, or one is complex.
         """
         check_like(grads_x, state.x, "the gradient in x", "x")
         check_like(grads_y, state.y, "the gradient in y", "y")
         dtype = state.accum_x.dtype
         sum_x = state.accum_x + squared_norm(grads_x, dtype)
         sum_y = state.accum_y + squared_norm(grads_y, dtype)
-        x = _move(state.x, -self.gamma_x * _power(jnp.maximum(sum_x, sum_y), -self.alpha), grads_x)
-        y = _move(state.y, self.gamma_y * _power(sum_y, -self.beta), grads_y)
+        x = _move(state.x, -self.gamma_x * power(jnp.maximum(sum_x, sum_y), -self.alpha), grads_x)
+        y = _move(state.y, self.gamma_y * power(sum_y, -self.beta), grads_y)
         x, y, accum_x, accum_y = mix((x, y, sum_x, sum_y))
         x, y = _cast_like(x, state.x), _cast_like(y, state.y)
         if project is not None:
             y = project(y)
         return State(x, y, accum_x, accum_y, state.step + 1)
+
+
+def accumulator_dtype(tree: object) -> jnp.dtype:
+    """Return the dtype of the scalars of a state with these parameters, a pytree of f[...]."""
+    dtype: jnp.dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+    return dtype
 
 
 def squared_norm(tree: object, dtype: DTypeLike) -> jax.Array:
@@ -157,8 +166,20 @@ def squared_norm(tree: object, dtype: DTypeLike) -> jax.Array:
     return sum(squares, jnp.zeros((), dtype))
 
 
+def power(base: jax.Array, exponent: float) -> jax.Array:
+    """Return ``base ** exponent`` for a negative exponent, 0 where the base is 0, NaN where inf.
+
+    A sum of squared gradients that is 0 has seen zero gradients only, which move nothing. One that
+    has overflowed would move nothing either, and hide that the run has diverged.
+    """
+    is_finite = base < jnp.inf
+    is_positive = is_finite & (base > 0)
+    raised = jnp.where(is_positive, jnp.where(is_positive, base, 1) ** exponent, 0)
+    return jnp.where(is_finite, raised, jnp.nan)
+
+
 def check_like(tree: object, reference: object, what: str, reference_name: str) -> None:
-    """Raise ``ConfigError`` unless two pytrees have the same structure and shapes."""
+    """Raise ``ConfigError`` unless a pytree is real, and has another's structure and shapes."""
     structure: object = jax.tree.structure(tree)
     expected: object = jax.tree.structure(reference)
     if structure != expected:
@@ -173,6 +194,11 @@ def check_like(tree: object, reference: object, what: str, reference_name: str) 
                 f"{jax.tree_util.keystr(path) or 'at the root'} has {jnp.shape(leaf)}, "
                 f"not {jnp.shape(like)}"
             )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ConfigError(
+                f"{what} must be real; leaf {jax.tree_util.keystr(path) or 'at the root'} is "
+                f"{jnp.result_type(leaf)}"
+            )
 
 
 def _as_parameter(path: tuple[object, ...], leaf: jax.typing.ArrayLike) -> jax.Array:
@@ -184,15 +210,6 @@ def _as_parameter(path: tuple[object, ...], leaf: jax.typing.ArrayLike) -> jax.A
             f"{dtype}: convert it, or keep it in the data"
         )
     return jnp.asarray(leaf, dtype)
-
-
-def _power(base: jax.Array, exponent: float) -> jax.Array:
-    """Return ``base ** exponent`` for a negative exponent, and 0 where the base is 0.
-
-    A sum of squared gradients that is 0 has seen zero gradients only, which move nothing.
-    """
-    positive = base > 0
-    return jnp.where(positive, jnp.where(positive, base, 1) ** exponent, 0)
 
 
 def _move(tree: Tree, stepsize: jax.Array, grads: Tree) -> Tree:

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kvflow_jax.errors import ConfigError, DivergenceError
-from kvflow_jax.minimax.dadast import State, squared_norm
+from kvflow_jax.minimax.dadast import State, accumulator_dtype, squared_norm
 from kvflow_jax.minimax.graphs import Graph
 from kvflow_jax.minimax.processes import gather, peer_errors
 from kvflow_jax.minimax.rule import Rule, S
@@ -294,13 +294,12 @@ def _node_program(
         def one_step(state: S, _: None) -> tuple[S, jax.Array]:
             step_key = jax.random.fold_in(key, state.step)
             grads_x, grads_y = _as_pair(gradients(data, state.x, state.y, step_key))
+            after = rule.step(state, grads_x, grads_y, mix, project)  # which checks the gradients
             # The squared norms, not the entries: once one overflows, the node would stand still.
             # D-AdaST computes them, too, so that the compiler takes them from there.
-            leaves = jax.tree.leaves((state.x, state.y))
-            dtype = jnp.promote_types(jnp.float32, jnp.result_type(*leaves))
+            dtype = accumulator_dtype((state.x, state.y))
             norm = squared_norm(grads_x, dtype) + squared_norm(grads_y, dtype)
-            state = rule.step(state, grads_x, grads_y, mix, project)
-            return state, jnp.isfinite(norm)
+            return after, jnp.isfinite(norm)
 
         def stretch(state: S, _: None) -> tuple[S, tuple[Any, jax.Array]]:
             state, is_finite = jax.lax.scan(one_step, state, length=every)

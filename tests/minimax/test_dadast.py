@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.minimax.dadast import DAdaST, State
+from kvflow_jax.minimax.dadast import DAdaST, State, power
 from kvflow_jax.minimax.sets import ball
 from tests.minimax import reference
 from tests.minimax.float64_figures import FROZEN
@@ -96,6 +96,16 @@ def test_a_zero_gradient_moves_nothing_even_from_zero():
     np.testing.assert_array_equal(state.y, np.ones(3))
 
 
+def test_powers_of_sums_that_are_zero_or_have_overflowed():
+    base = jnp.array([0.0, 4.0, jnp.inf, jnp.nan])
+    np.testing.assert_allclose(power(base, -0.5), [0, 0.5, np.nan, np.nan])
+
+
+def test_a_start_that_the_scalars_cannot_hold_is_an_error():
+    with pytest.raises(ConfigError, match=r"start = 1e\+300 is infinite in float32"):
+        DAdaST(start=1e300).init(jnp.ones(1), jnp.ones(1))
+
+
 def test_narrow_parameters_keep_their_dtype_and_accumulate_in_float32():
     rule = DAdaST()
     x, y = jnp.ones(2, jnp.bfloat16), jnp.ones(3, jnp.float32)
@@ -148,6 +158,8 @@ def test_gradients_must_be_like_the_parameters():
         rule.step(state, {"w": jnp.ones(3)}, jnp.ones(3), alone)
     with pytest.raises(ConfigError, match=r"shapes of y; leaf at the root has \(2,\), not \(3,\)"):
         rule.step(state, {"w": jnp.ones(2)}, jnp.ones(2), alone)
+    with pytest.raises(ConfigError, match=r"in y must be real; leaf at the root is complex64"):
+        rule.step(state, {"w": jnp.ones(2)}, jnp.ones(3, complex), alone)
 
 
 @pytest.fixture(scope="module")

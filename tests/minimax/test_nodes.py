@@ -182,6 +182,15 @@ def test_a_gradient_that_is_not_finite_names_the_node_and_the_step(value):
         run(data, x, y, KEYS)
 
 
+def test_sums_of_finite_squares_that_overflow_are_an_error():
+    def gradients(node, x, y, key):
+        return 1e19 + 0 * x, -y
+
+    run = over_axis(RULE, ring(NUM_NODES), gradients, steps=6)
+    with pytest.raises(DivergenceError, match="at step 4 are not finite, or too large"):
+        run(jnp.arange(NUM_NODES), *start(), KEYS)
+
+
 def test_leaves_without_the_leading_axis_are_named():
     run, data = runner(), problem().arrays
     x, y = start()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.minimax.rivals.trees import cast_like, check_gradients, move, power
+from experiments.minimax.rivals.trees import cast_like, check_gradients, move
 from kvflow_jax.minimax import DAdaST, State
-from kvflow_jax.minimax.dadast import squared_norm
+from kvflow_jax.minimax.dadast import power, squared_norm
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from experiments.minimax.rivals.trees import (
     cast_like,
     check_gradients,
     move,
-    power,
     scaled,
     widen,
 )
 from kvflow_jax.minimax import DAdaST
+from kvflow_jax.minimax.dadast import accumulator_dtype, power
 
 
 @jax.tree_util.register_dataclass
@@ -115,10 +115,10 @@ class DAdaSTCoordinates:
 
 def _add_squares(accum: Any, grads: Any) -> Any:
     """Return ``accum + grads^2``, entry by entry in the dtype of the accumulators."""
-    return jax.tree.map(lambda leaf, grad: leaf + grad.astype(leaf.dtype) ** 2, accum, grads)
+    return jax.tree.map(lambda leaf, grad: leaf + jnp.asarray(grad, leaf.dtype) ** 2, accum, grads)
 
 
 def _total(tree: Any) -> jax.Array:
-    """Return the sum of all entries of a tree, in the widest dtype of its leaves."""
-    leaves = jax.tree.leaves(tree)
-    return sum((jnp.sum(leaf) for leaf in leaves), jnp.zeros((), jnp.result_type(*leaves)))
+    """Return the sum of all entries of a tree of accumulators, in the widest of their dtypes."""
+    sums = (jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
+    return sum(sums, jnp.zeros((), accumulator_dtype(tree)))

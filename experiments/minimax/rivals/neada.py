@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.minimax.rivals.trees import cast_like, check_gradients, choose, move, power
+from experiments.minimax.rivals.trees import cast_like, check_gradients, choose, move
 from kvflow_jax.minimax import DAdaST
-from kvflow_jax.minimax.dadast import squared_norm
+from kvflow_jax.minimax.dadast import power, squared_norm
 
 
 @jax.tree_util.register_dataclass

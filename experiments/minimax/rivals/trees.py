@@ -32,15 +32,6 @@ def scaled(stepsizes: Tree, direction: Tree) -> Tree:
     return product
 
 
-def power(base: jax.Array, exponent: float) -> jax.Array:
-    """Return ``base ** exponent`` for a negative exponent, and 0 where the base is 0.
-
-    A sum of squared gradients that is 0 has seen zero gradients only, which move nothing.
-    """
-    is_positive = base > 0
-    return jnp.where(is_positive, jnp.where(is_positive, base, 1) ** exponent, 0)
-
-
 def cast_like(tree: Tree, reference: Tree) -> Tree:
     """Return a tree with its leaves in the dtypes of another."""
     cast: Tree = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, reference)
@@ -56,7 +47,7 @@ def choose(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
 def widen(tree: Tree) -> Tree:
     """Return a tree in float32, or in its own dtype where that is wider."""
     wide: Tree = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.promote_types(jnp.float32, leaf.dtype)), tree
+        lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.float32, jnp.result_type(leaf))), tree
     )
     return wide
 

@@ -37,6 +37,27 @@ def test_gradients_must_be_like_the_parameters(name):
         rule.step(state, jnp.ones(2), jnp.ones(3), lambda message: message)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_player_can_have_no_parameters(name):
+    method = METHODS[name]
+    rule = method.rule(1.0, 1.0)
+    state = rule.init({}, jnp.ones(3))
+    state = rule.step(state, state.x, state.y, lambda message: message)
+    assert (method.point(state)[1] > 1).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_can_be_numbers(name):
+    method = METHODS[name]
+    run = over_axis(
+        method.rule(0.1, 0.1), ring(4), method.adapt(lambda c, x, y, key: (0.5, 0)), steps=3
+    )
+    begin = jnp.ones(4)
+    x, y = method.point(run((), begin, begin, jax.random.split(jax.random.key(0), 4))[0])
+    assert (x < 1).all()
+    assert (y == 1).all()
+
+
 def test_the_start_of_accumulators_is_passed_on():
     assert METHODS["D-TiAda"].rule(1.0, 2.0, start=0.5) == DTiAda(1.0, 2.0, start=0.5)
 
