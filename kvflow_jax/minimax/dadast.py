@@ -116,8 +116,9 @@ class DAdaST:
         dtype = accumulator_dtype((x, y))
         if self.start > float(np.finfo(dtype).max):
             raise ConfigError(f"start = {self.start} is infinite in {dtype}, so nothing would move")
-        start = jnp.asarray(self.start, dtype)
-        return State(x, y, start, start, jnp.asarray(0, jnp.int32))
+        # Two arrays, not one twice: a state can be donated.
+        accum_x, accum_y = (jnp.full((), self.start, dtype) for _ in range(2))
+        return State(x, y, accum_x, accum_y, jnp.asarray(0, jnp.int32))
 
     def step(
         self,

@@ -106,6 +106,12 @@ def test_a_start_that_the_scalars_cannot_hold_is_an_error():
         DAdaST(start=1e300).init(jnp.ones(1), jnp.ones(1))
 
 
+def test_a_state_can_be_donated():
+    rule = DAdaST()
+    step = jax.jit(lambda state: rule.step(state, state.x, state.y, alone), donate_argnums=0)
+    assert int(step(step(rule.init(jnp.ones(2), jnp.ones(3)))).step) == 2
+
+
 def test_narrow_parameters_keep_their_dtype_and_accumulate_in_float32():
     rule = DAdaST()
     x, y = jnp.ones(2, jnp.bfloat16), jnp.ones(3, jnp.float32)

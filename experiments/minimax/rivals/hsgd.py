@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from experiments.minimax.rivals.tracking import track
-from experiments.minimax.rivals.trees import cast_like, check_gradients, move, wide_zeros, widen
+from experiments.minimax.rivals.trees import (
+    cast_like,
+    check_gradients,
+    copy,
+    move,
+    wide_zeros,
+    widen,
+)
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.minimax import DAdaST
 from kvflow_jax.minimax.nodes import Gradients
@@ -83,9 +90,9 @@ class DMHSGD:
     def init(self, x: Any, y: Any) -> MomentumState:
         """Return the state of one node before its first step."""
         begin = DAdaST().init(x, y)
-        zeros = wide_zeros((begin.x, begin.y))
-        zero = jnp.asarray(0, jnp.int32)
-        return MomentumState(Pair(begin.x, begin.x), Pair(begin.y, begin.y), zeros, zeros, zero)
+        trackers, estimates = (wide_zeros((begin.x, begin.y)) for _ in range(2))
+        x, y = Pair(begin.x, copy(begin.x)), Pair(begin.y, copy(begin.y))
+        return MomentumState(x, y, trackers, estimates, jnp.asarray(0, jnp.int32))
 
     def step(
         self,

@@ -76,8 +76,8 @@ class DNeAda:
     def init(self, x: Any, y: Any) -> NestedState:
         """Return the state of one node before its first step."""
         begin = DAdaST(start=self.start).init(x, y)
-        zero = jnp.asarray(0, jnp.int32)
-        return NestedState(begin.x, begin.y, begin.accum_x, begin.accum_y, zero, zero, zero)
+        counts = (jnp.full((), 0, jnp.int32) for _ in range(3))
+        return NestedState(begin.x, begin.y, begin.accum_x, begin.accum_y, *counts)
 
     def step(
         self,

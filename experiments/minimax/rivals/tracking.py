@@ -64,8 +64,8 @@ class GTDA:
     def init(self, x: Any, y: Any) -> TrackingState:
         """Return the state of one node before its first step."""
         begin = DAdaST().init(x, y)
-        zeros = wide_zeros((begin.x, begin.y))
-        return TrackingState(begin.x, begin.y, zeros, zeros, jnp.asarray(0, jnp.int32))
+        trackers, last = (wide_zeros((begin.x, begin.y)) for _ in range(2))
+        return TrackingState(begin.x, begin.y, trackers, last, jnp.asarray(0, jnp.int32))
 
     def step(
         self,

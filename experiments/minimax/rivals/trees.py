@@ -38,6 +38,12 @@ def cast_like(tree: Tree, reference: Tree) -> Tree:
     return cast
 
 
+def copy(tree: Tree) -> Tree:
+    """Return a tree of arrays of its own, so that a state that has both can be donated."""
+    copied: Tree = jax.tree.map(jnp.copy, tree)
+    return copied
+
+
 def choose(condition: jax.Array, tree: Tree, other: Tree) -> Tree:
     """Return one of two trees by a scalar condition."""
     chosen: Tree = jax.tree.map(lambda leaf, its: jnp.where(condition, leaf, its), tree, other)
