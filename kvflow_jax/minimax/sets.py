@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from kvflow_jax.errors import ConfigError
@@ -26,7 +27,7 @@ def simplex(tree: Tree) -> Tree:
     Args:
         tree: pytree of f[...] with d entries in all.
     """
-    vector, unravel = ravel_pytree(tree)
+    vector, unravel = _ravel(tree)
     # The projection does not see a constant that all entries share; without it no digits are lost.
     shifted = vector - vector.max()
     descending = jnp.sort(shifted, descending=True)
@@ -48,11 +49,17 @@ def ball(radius: float) -> Callable[[Tree], Tree]:
         raise ConfigError(f"the radius of a ball must be positive, not {radius}")
 
     def project(tree: Tree) -> Tree:
-        vector, unravel = ravel_pytree(tree)
-        # Squares of entries over the largest neither overflow nor vanish.
-        largest = jnp.abs(vector).max()
-        norm = largest * jnp.linalg.norm(vector / jnp.where(largest > 0, largest, 1))
-        projected: Tree = unravel(vector * (radius / jnp.maximum(norm, radius)))
+        vector, unravel = _ravel(tree)
+        # Squares of entries over the largest neither overflow nor vanish; nor does 1 / scale, by
+        # which XLA multiplies. The result does not depend on the scale.
+        tiny = np.finfo(vector.dtype).tiny
+        scale = jnp.clip(jnp.abs(vector).max(initial=0), tiny, 1 / tiny)
+        scaled = vector / jax.lax.stop_gradient(scale)
+        squared = jnp.sum(jnp.square(scaled))
+        norm = jnp.sqrt(jnp.where(squared == 0, 1, squared))  # the root has no gradient at 0
+        projected: Tree = unravel(
+            jnp.where(scale * norm > radius, scaled * (radius / norm), vector)
+        )
         return projected
 
     return project
@@ -72,3 +79,17 @@ def box(low: float, high: float) -> Callable[[Tree], Tree]:
         return projected
 
     return project
+
+
+def _ravel(tree: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
+    """Return a tree as one vector, float32 or wider, and what makes a tree like it of a vector.
+
+    In narrower dtypes the sums over many entries would overflow, or lose the entries.
+    """
+    vector, unravel = ravel_pytree(tree)
+
+    def narrow_and_unravel(wide: jax.Array) -> Tree:
+        narrow: Tree = unravel(wide.astype(vector.dtype))
+        return narrow
+
+    return vector.astype(jnp.promote_types(jnp.float32, vector.dtype)), narrow_and_unravel

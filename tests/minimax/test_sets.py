@@ -69,7 +69,30 @@ def test_a_tree_is_one_vector():
 def test_a_ball_takes_vectors_whose_squares_overflow_or_vanish():
     np.testing.assert_allclose(ball(1.0)(jnp.array([3e30, 4e30])), [0.6, 0.8], rtol=1e-6)
     np.testing.assert_allclose(ball(1e-30)(jnp.array([3e-25, 4e-25])), [6e-31, 8e-31], rtol=1e-5)
+    np.testing.assert_allclose(ball(1.0)(jnp.full(2, 3e38)), [0.5**0.5] * 2, rtol=1e-6)
     np.testing.assert_array_equal(ball(1.0)(jnp.zeros(2)), [0, 0])
+
+
+@pytest.mark.parametrize("radius", [1e39, float("inf")])
+def test_a_ball_can_be_larger_than_its_dtype(radius):
+    vector = jnp.array([3.0, -4.0])
+    np.testing.assert_array_equal(ball(radius)(vector), vector)
+
+
+def test_projections_have_gradients_at_zero():
+    for project in (simplex, ball(1.0), box(-1.0, 1.0)):
+        assert np.isfinite(jax.jacobian(project)(jnp.zeros(3))).all()
+    np.testing.assert_array_equal(jax.jacobian(ball(1.0))(jnp.zeros(2)), np.eye(2))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_narrow_dtypes_are_projected_in_float32(dtype):
+    normal = np.random.default_rng(0).normal(size=100_000)
+    share = simplex(jnp.asarray(normal, dtype))
+    assert share.dtype == dtype
+    assert np.asarray(share, np.float64).sum() == pytest.approx(1, abs=0.02)
+    uniform = ball(1.0)(jnp.ones(100_000, dtype))
+    np.testing.assert_allclose(np.asarray(uniform, np.float64), 1e-5**0.5, rtol=0.01)
 
 
 @pytest.mark.parametrize("radius", [0, -1, float("nan")])
