@@ -11,6 +11,9 @@ from jax.experimental import multihost_utils
 
 from kvflow_jax.errors import ConfigError, HostLostError
 
+# JAX takes whole seconds that fit a C int, so no infinity; this is eleven days.
+MAX_TIMEOUT_S = 10**6
+
 
 def join(
     coordinator: str, num_processes: int, process_id: int, *, timeout_s: float = 60.0
@@ -37,8 +40,13 @@ def join(
             f"process_id must be from 0 to num_processes - 1; process_id = {process_id}, "
             f"num_processes = {num_processes}"
         )
-    if not timeout_s >= 1:
-        raise ConfigError(f"timeout_s must be at least 1 second, not {timeout_s}")
+    if not 1 <= timeout_s <= MAX_TIMEOUT_S:
+        raise ConfigError(
+            f"timeout_s must be at least 1 second and at most {MAX_TIMEOUT_S}, not {timeout_s}"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(f"the coordinator is HOST:PORT, not {coordinator!r}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(

@@ -1,6 +1,7 @@
 """Runs of several processes equal those of one; if a process dies, all others end."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -90,9 +91,16 @@ def test_a_process_has_a_place_among_the_others(arguments, message):
         join(*arguments)
 
 
-def test_a_timeout_is_a_second_or_more():
-    with pytest.raises(ConfigError, match="at least 1 second, not 0"):
-        join("127.0.0.1:1", 2, 0, timeout_s=0)
+@pytest.mark.parametrize("timeout_s", [0, float("nan"), float("inf"), 1e12])
+def test_a_timeout_is_a_second_or_more_and_has_an_end(timeout_s):
+    with pytest.raises(ConfigError, match=re.escape(f"at most 1000000, not {timeout_s}")):
+        join("127.0.0.1:1", 2, 0, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("coordinator", ["", "host", ":1", "host:", "host:one", "host:70000"])
+def test_a_coordinator_is_a_host_and_a_port(coordinator):
+    with pytest.raises(ConfigError, match=f"the coordinator is HOST:PORT, not '{coordinator}'"):
+        join(coordinator, 2, 0)
 
 
 def test_processes_meet_before_jax_is_used(monkeypatch):
