@@ -34,8 +34,30 @@ def arguments(docstring: str | None) -> argparse.ArgumentParser:
         docstring: of the experiment's module; its first line is the description.
     """
     parser = ArgumentParser(prog=command_name(), description=first_line(docstring))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="also write the figures to FILE"
+    )
     return parser
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a flag whose file is written at the end, checked at the start."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file")
+    output_folder(str(path.parent))
+    return path
+
+
+def output_folder(text: str) -> Path:
+    """Return the path of a flag whose folder is written at the end, made if there is none yet."""
+    path = Path(text)
+    nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise argparse.ArgumentTypeError(f"{str(nearest)!r} is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"folder {str(nearest)!r} cannot be written to")
+    return path
 
 
 def first_line(docstring: str | None) -> str:

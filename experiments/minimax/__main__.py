@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from experiments.measure import arguments, command_name, write_json
+from experiments.measure import arguments, command_name, output_folder, write_json
 from experiments.minimax import (
     coordinates,
     cost,
@@ -70,15 +70,20 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a small form of every part")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="NAME", help="these parts only")
     parser.add_argument(
-        "--figures", type=Path, metavar="FOLDER", help="also draw figures; needs '.[viz]'"
+        "--figures", type=output_folder, metavar="FOLDER", help="also draw figures; needs '.[viz]'"
     )
     options = parser.parse_args()
+    names = list(dict.fromkeys(options.only or PARTS))
     if options.figures:
         try:
             import matplotlib  # noqa: F401
         except ImportError:
             parser.error("figures need matplotlib: python -m pip install '.[viz]'")
-    names = options.only or list(PARTS)
+        # Here, as only figures need matplotlib.
+        from experiments.minimax import plots
+
+        if not plots.DRAW.keys() & set(names):
+            parser.error(f"no figures of {', '.join(names)}; there are of {', '.join(plots.DRAW)}")
     if "digits" in names:
         try:
             data.load()

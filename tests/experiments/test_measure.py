@@ -23,6 +23,25 @@ def test_numbers_of_flags_are_checked():
             parse(text)
 
 
+def test_paths_that_cannot_be_written_are_refused_before_the_run(tmp_path, monkeypatch):
+    file, new = tmp_path / "file", tmp_path / "new" / "folder"
+    file.touch()
+    assert measure.output_file(str(file)) == file
+    assert measure.output_file(str(new)) == measure.output_folder(str(new)) == new
+    assert measure.output_file("name").name == "name"
+    for parse, path, message in (
+        (measure.output_file, tmp_path, "is a folder; name a file"),
+        (measure.output_file, "", "is a folder; name a file"),
+        (measure.output_file, file / "out.json", "file' is no folder"),
+        (measure.output_folder, file, "file' is no folder"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            parse(str(path))
+    monkeypatch.setattr(measure.os, "access", lambda *_: False)
+    with pytest.raises(argparse.ArgumentTypeError, match="cannot be written to"):
+        measure.output_folder(str(new))
+
+
 def test_an_interrupt_has_its_own_exit_status(capsys):
     def interrupted():
         raise KeyboardInterrupt

@@ -64,6 +64,18 @@ def test_figures_without_matplotlib_say_how_to_get_it(command, capsys, monkeypat
     assert "pip install '.[viz]'" in capsys.readouterr().err
 
 
+def test_flags_whose_files_cannot_be_written_are_refused_before_the_run(command, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for flags, message in (
+        (("--json", tmp_path), "is a folder; name a file"),
+        (("--figures", tmp_path / "file"), "is no folder"),
+        (("--figures", tmp_path, "--only", "frozen", "cost"), "no figures of frozen, cost; there"),
+    ):
+        with pytest.raises(SystemExit):
+            command(command_module, *flags)
+        assert message in capsys.readouterr().err
+
+
 def test_digits_without_their_package_say_how_to_get_it(command, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(SystemExit):
