@@ -29,7 +29,6 @@ from experiments.measure import (
     first_line,
     interruptible,
     non_negative_int,
-    output_file,
     positive_float,
     positive_int,
     write_json,
@@ -218,10 +217,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--max-num-seqs", type=positive_int, default=64, help="calls at once")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of all random draws")
     parser.add_argument("--quick", action="store_true", help="smaller workloads")
-    parser.add_argument("--trace", type=output_file, help="write a Chrome trace of the last arm")
-    parser.add_argument(
-        "--json", type=output_file, metavar="FILE", help="also write the figures to FILE"
-    )
+    parser.add_argument("--trace", type=Path, help="write a Chrome trace of the last arm")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser
 
 
