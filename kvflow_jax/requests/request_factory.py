@@ -55,9 +55,11 @@ class RequestFactory:
             raise InvalidRequestError("the prompt is empty; it needs at least one token", "prompt")
         if len(prompt_ids) >= limit:
             raise ContextLengthError(len(prompt_ids), limit)
-        if prompt_ids.min() < 0 or prompt_ids.max() >= self._vocab_size:
+        if prompt_ids.max() >= self._vocab_size:
             raise InvalidRequestError(
-                f"token ids must be between 0 and {self._vocab_size - 1}", param="prompt"
+                f"token id {prompt_ids.max()} is out of vocabulary: token ids must be between "
+                f"0 and {self._vocab_size - 1}",
+                param="prompt",
             )
         if params.stop_token_ids and max(params.stop_token_ids) >= self._vocab_size:
             raise InvalidRequestError(

@@ -26,6 +26,31 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "grammar_triggers": ([],),
     "bad_words": ([],),
     "use_beam_search": (False,),
+    "logprob_token_ids": ([],),
+    "logits_processors": ([],),
+    # Of SGLang, TGI and transformers.
+    "custom_logit_processor": ("",),
+    "max_new_tokens": (),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "stop_regex": ("", []),
+    # Of llama.cpp.
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "mirostat": (0,),
+    "n_predict": (-1,),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
+}
+# What to send instead of an unsupported field, where that is known.
+_INSTEAD = {
+    "functions": "tools",
+    "function_call": "tools",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "n_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
 }
 _UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
@@ -167,11 +192,15 @@ class GenerationRequest(BaseModel):
         return [replace(first, seed=_next_seed(first.seed, i)) for i in range(self.num_choices)]
 
     def _check_supported(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options needs stream to be true", param="stream_options"
+            )
         extra = self.model_extra or {}
         for name, accepted in self.unsupported.items():
             value = extra.get(name)
             if value is not None and not any(_is_same(value, other) for other in accepted):
-                remedy = "use tools" if name in _DEPRECATED_CHAT else "omit it"
+                remedy = f"use {_INSTEAD[name]}" if name in _INSTEAD else "omit it"
                 raise InvalidRequestError(
                     f"{name} is not supported; {remedy}",
                     param=name,

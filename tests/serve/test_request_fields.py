@@ -183,6 +183,15 @@ def test_the_last_message_of_the_assistant_is_a_prefill_of_messages(
     assert counted == usage["input_tokens"] + usage["cache_read_input_tokens"]
 
 
+def test_fields_of_other_servers_may_have_the_value_that_changes_nothing(
+    http: httpx.Client,
+) -> None:
+    neutral = {"repeat_penalty": 1.0, "mirostat": 0, "n_predict": -1, "stop_regex": None}
+    assert post(http, CHAT, **neutral)["choices"][0]["finish_reason"] == "stop"
+    error = error_of(http.post(CHAT, json={"messages": HELLO, "n_predict": 9}), 400)
+    assert error["message"] == "n_predict is not supported; use max_tokens"
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_fields_of_openai_that_change_nothing_are_accepted(http: httpx.Client, path: str) -> None:
     ignored = {
@@ -209,6 +218,9 @@ def test_fields_of_openai_that_change_nothing_are_accepted(http: httpx.Client, p
         (COMPLETIONS, {"allowed_token_ids": [1 << 20]}, "allowed_token_ids"),
         (COMPLETIONS, {"allowed_token_ids": [1], "guided_regex": "a"}, "allowed_token_ids"),
         (COMPLETIONS, {"bad_words": ["x"]}, "bad_words"),
+        (CHAT, {"max_new_tokens": 5}, "max_new_tokens"),
+        (COMPLETIONS, {"repeat_penalty": 1.1}, "repeat_penalty"),
+        (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
         (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
         (CHAT, {"continue_final_message": True, "add_generation_prompt": True}, None),
         (
