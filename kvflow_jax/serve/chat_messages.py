@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
@@ -11,7 +12,8 @@ from kvflow_jax.serve.chat_tools import ChatTools
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.tools.tool import is_deeper
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+# Any name, as in vLLM: a template may know roles of its own, and refuses those that it does not.
+_ROLE = re.compile(r"[\w.-]{1,64}")
 
 # Agents pass on parts of the Responses API, and what an assistant refused to say.
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -38,9 +40,11 @@ def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
 
 def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or not _ROLE.fullmatch(role):
         raise InvalidRequestError(
-            f"{field}.role must be one of {', '.join(ROLES)}; got {role!r}", param=f"{field}.role"
+            f"{field}.role must be system, developer, user, assistant, tool, or a name that the "
+            f"model's chat template knows; got {role!r:.80}",
+            param=f"{field}.role",
         )
     read = {name: value for name, value in message.items() if value is not None}
     # Templates lack the developer role, OpenAI's successor of the system role.

@@ -34,11 +34,12 @@ def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeE
                 ],
             },
             {"role": "tool", "tool_call_id": "1", "content": "2"},
+            {"role": "critic", "content": "3"},
         ],
         extra_body={"chat_template_kwargs": {"enable_thinking": False}},
     )
     prompt = engine.last.prompt
-    assert prompt.startswith("<system>be kind<user>a\nb<assistant><tool>2")
+    assert prompt.startswith("<system>be kind<user>a\nb<assistant><tool>2<critic>3")
     assert "'arguments': {'x': 1}" in prompt
     assert "[enable_thinking=False]" in prompt
 
@@ -64,7 +65,7 @@ def test_arguments_of_the_history_are_objects_where_they_can_be(arguments: Any, 
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"role": "robot", "content": "hi"}, "system, developer, user, assistant, tool"),
+        ({"role": "a robot", "content": "hi"}, "system, developer, user, assistant, tool"),
         ({"role": "user", "content": 3}, "a string or a list of parts"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "has type 'image_url'"),
         ({"role": "user", "content": [{"type": "text"}]}, "text must be a string"),

@@ -93,7 +93,7 @@ def test_null_is_absent_and_unknown_fields_are_ignored(
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": ["hi"]}, "messages[0]"),
-        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "a robot", "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [*HELLO, {"role": "user", "content": 3}]}, "messages[1].content"),
