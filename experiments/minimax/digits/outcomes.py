@@ -25,7 +25,8 @@ class Ratio:
     """The best adaptive rival's squared gradient over D-AdaST's, both at the demanded stepsizes.
 
     A network that takes all digits for the same one is a stationary point, too. So a rival that
-    has not learned to tell digits apart counts only if none has.
+    has not learned to tell digits apart counts only if none has, and all ratios are 0 where it has
+    and D-AdaST has not.
 
     Attributes:
         rival: of those, the one whose mean over the seeds is smallest.
@@ -73,22 +74,29 @@ class Outcomes:
 
     def ratio(self, graph: str) -> Ratio:
         """Return how D-AdaST and the best adaptive rival compare at the demanded stepsizes."""
-        ranks = {method: self.rank(method, GAMMA_X, graph) for method in ADAPTIVE}
-        _, ours = ranks.pop(OURS)
-        rival = min(ranks, key=ranks.__getitem__)
-        pairs = zip(self.of(rival, GAMMA_X, graph), self.of(OURS, GAMMA_X, graph), strict=True)
-        by_seed = [_end(theirs) / _end(one) for theirs, one in pairs]
-        return Ratio(rival, ranks[rival][1] / ours, min(by_seed), max(by_seed))
+        runs = {method: self.of(method, GAMMA_X, graph) for method in ADAPTIVE}
+        rival, mean = _ratio(runs)
+        pairs = zip(runs[rival], runs[OURS], strict=True)
+        by_seed = [_end(theirs) / _end(one) if mean else 0.0 for theirs, one in pairs]
+        return Ratio(rival, mean, min(by_seed), max(by_seed))
 
     def mixed_ratios(self) -> dict[float, tuple[str, float]]:
         """Return the best adaptive rival and its ratio, by share of images dealt at random."""
-        ratios = {}
-        for share in MIXED_SHARES:
-            ranks = {method: _rank([self.by_cell[mixed(method, share)]]) for method in ADAPTIVE}
-            _, ours = ranks.pop(OURS)
-            rival = min(ranks, key=ranks.__getitem__)
-            ratios[share] = rival, ranks[rival][1] / ours
-        return ratios
+        return {
+            share: _ratio({method: [self.by_cell[mixed(method, share)]] for method in ADAPTIVE})
+            for share in MIXED_SHARES
+        }
+
+
+def _ratio(runs: Mapping[str, Sequence[Outcome | None]]) -> tuple[str, float]:
+    """Return the best rival and its squared gradient over D-AdaST's, by ``rank``."""
+    ranks = {method: _rank(some) for method, some in runs.items()}
+    is_untrained, ours = ranks.pop(OURS)
+    rival = min(ranks, key=ranks.__getitem__)
+    is_rival_untrained, theirs = ranks[rival]
+    if is_untrained and not is_rival_untrained:
+        return rival, 0.0
+    return rival, theirs / ours
 
 
 def _rank(runs: Sequence[Outcome | None]) -> tuple[bool, float]:

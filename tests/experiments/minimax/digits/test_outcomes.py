@@ -29,6 +29,18 @@ def test_rival_that_learned_nothing_does_not_count():
     assert played(changes).ratio(EXPONENTIAL).rival == "D-AdaGrad"
 
 
+def test_small_gradient_of_d_adast_says_nothing_before_it_has_learned():
+    changes = {cell: outcome(1e-5, train_accuracy=0.1) for cell in cells("D-AdaST", 3.0)}
+    seen = played(changes | {mixed("D-AdaST", 1.0): None})
+    assert vars(seen.ratio(EXPONENTIAL)) == {
+        "rival": "D-AdaGrad",
+        "mean": 0,
+        "lowest": 0,
+        "highest": 0,
+    }
+    assert seen.mixed_ratios()[1.0] == ("D-AdaGrad", 0)
+
+
 def test_diverged_rival_does_not_count():
     changes = {cells("D-AdaGrad", 3.0)[0]: None}
     assert played(changes).ratio(EXPONENTIAL).rival == "D-TiAda"
