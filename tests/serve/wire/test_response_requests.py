@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import jsonschema
 import openai
+import pytest
 
 from tests.serve.serve_requests import error_of
 from tests.serve.wire.wire_requests import CITY, WEATHER, call, ok, stream
@@ -92,6 +95,38 @@ def test_32_the_first_request_of_codex(server: ScriptedServer, http: httpx.Clien
     events = stream(http, RESPONSES, **body)
     assert events[-1]["type"] == "response.completed"
     assert events[-1]["response"]["prompt_cache_key"] == "01a2"
+
+
+def test_33_tools_of_other_types(
+    server: ScriptedServer, client: openai.OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    spawn = {"type": "function", "name": "spawn", "parameters": CITY}
+    tools: Any = [
+        {"type": "web_search"},
+        {"type": "local_shell"},
+        {"type": "namespace", "name": "agents", "description": "Other agents", "tools": [spawn]},
+        TOOL,
+    ]
+    server.script(call("Paris", "agents__spawn") + call("Paris"))
+    with caplog.at_level(logging.INFO, "kvflow_jax.serve"):
+        response = client.responses.create(model=MODEL, input="Weather?", tools=tools)
+    of_namespace, plain = response.output
+    assert (of_namespace.namespace, of_namespace.name) == ("agents", "spawn")
+    assert plain.name == "get_weather"
+    (line,) = [one for one in caplog.messages if "web_search" in one]
+    assert "local_shell" in line
+    assert "web_search" not in server.runner.prompts[0]
+    # The call of the namespace, and one of a namespace that is gone.
+    made = {"type": "function_call", "arguments": '{"city": "Paris"}', "name": "spawn"}
+    items: Any = [
+        {"role": "user", "content": "Weather?"},
+        {**made, "namespace": "agents", "call_id": "1"},
+        {**made, "namespace": "gone", "call_id": "2"},
+    ]
+    server.script("a")
+    client.responses.create(model=MODEL, input=items, tools=tools)
+    assert call("Paris", "agents__spawn") in server.runner.prompts[0]
+    assert call("Paris", "gone__spawn") in server.runner.prompts[0]
 
 
 def test_34_a_streamed_call(server: ScriptedServer, client: openai.OpenAI) -> None:
