@@ -230,8 +230,11 @@ class Controller:
         if hints.workflow_id is not None:
             key = RunKey(request.tenant, hints.workflow_id)
             run = self.run_tracker.get_or_begin(key, graph, now)
+            run_graph = run.state.graph if run.state is not None else None
+            # A run keeps the graph with which it began.
+            if run_graph is not None and hints.graph is not None:
+                status = status if run_graph.is_same_as(hints.graph) else HintStatus.CLIPPED
             if hints.agent_id is not None:
-                run_graph = run.state.graph if run.state is not None else None
                 if run_graph is not None and hints.agent_id not in run_graph.nodes_of:
                     status = HintStatus.CLIPPED
                 self.run_tracker.start_call(run, hints.agent_id)

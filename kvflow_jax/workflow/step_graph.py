@@ -32,6 +32,10 @@ class Edge:
     probability: float | None = None
 
 
+# Fields of a graph from which the others follow.
+_DECLARED = ("names", "agents", "sources", "targets", "likelihoods", "needs_all", "entries")
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A frozen workflow. Nodes and edges are numbered from 0 in the order of declaration.
@@ -66,6 +70,12 @@ class Graph:
     needs_all: tuple[bool, ...]
     num_needed: tuple[int, ...]
     entries: frozenset[int]
+
+    def is_same_as(self, other: Graph) -> bool:
+        """Whether another graph declares the same nodes, edges, joins and entries."""
+        return self is other or all(
+            getattr(self, name) == getattr(other, name) for name in _DECLARED
+        )
 
     @classmethod
     def build(

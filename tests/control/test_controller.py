@@ -60,6 +60,17 @@ def test_a_request_reports_the_outcome_of_its_hints():
     assert plain.stats.hint_status is None
 
 
+def test_another_graph_than_that_of_the_run_is_not_applied():
+    engine = make_engine(cache=KVFLOW)
+    for agents, status in (
+        (("agent0", "agent1", "agent2"), HintStatus.APPLIED),
+        (("agent0", "agent1", "agent2"), HintStatus.APPLIED),
+        (("agent0", "agent2"), HintStatus.CLIPPED),
+    ):
+        client = call(engine, "agent0", 0, chain(*agents).freeze())
+        assert client.stats.hint_status is status
+
+
 @pytest.mark.parametrize(
     ("hints", "status"),
     [
