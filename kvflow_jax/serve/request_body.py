@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import math
+import re
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -11,6 +14,9 @@ from pydantic_core import ErrorDetails, from_json
 from kvflow_jax.serve.errors import ApiError
 
 MAX_ERRORS_SHOWN = 3
+
+# In a body whose numbers are all finite, matched by few.
+_LARGE_NUMBER = re.compile(rb"[eE]\+?[0-9]{2}|[0-9]{300}")
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -31,7 +37,7 @@ def validate(body: dict[str, Any], schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(body)
     except ValidationError as error:
-        raise _to_api_error(error) from None
+        raise _to_api_error(error, schema) from None
 
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -60,7 +66,22 @@ def _parse_object(body: bytearray) -> dict[str, Any]:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(parsed, dict):
         raise ApiError(400, "the body must be a JSON object")
+    # Python would echo such a number as Infinity, which is no JSON.
+    if _LARGE_NUMBER.search(body) and (path := _path_of_infinity(parsed)) is not None:
+        raise ApiError(400, f"{path}: the number is out of range", param=path, code="invalid_value")
     return parsed
+
+
+def _path_of_infinity(value: Any, path: str = "") -> str | None:
+    """Return the path of an infinite number in a JSON value; None if there is none."""
+    if isinstance(value, float):
+        return path if math.isinf(value) else None
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, float | dict | list):
+            at = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else key
+            if (found := _path_of_infinity(item, at)) is not None:
+                return found
+    return None
 
 
 def _too_large(max_bytes: int) -> ApiError:
@@ -71,16 +92,28 @@ def _too_large(max_bytes: int) -> ApiError:
     )
 
 
-def _to_api_error(error: ValidationError) -> ApiError:
+def _to_api_error(error: ValidationError, schema: type[BaseModel]) -> ApiError:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [f"{_path(d)}: {d['msg']}" for d in details[:MAX_ERRORS_SHOWN]]
+    shown = [f"{_path(d, schema)}: {d['msg']}" for d in details[:MAX_ERRORS_SHOWN]]
     if len(details) > MAX_ERRORS_SHOWN:
         shown.append(f"and {len(details) - MAX_ERRORS_SHOWN} more")
-    return ApiError(400, "; ".join(shown), param=_path(details[0]), code="invalid_value")
+    return ApiError(400, "; ".join(shown), param=_path(details[0], schema), code="invalid_value")
 
 
-def _path(detail: ErrorDetails) -> str:
-    path = ""
-    for part in detail["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+def _path(detail: ErrorDetails, schema: type[BaseModel]) -> str:
+    field, *rest = detail["loc"]
+    if _has_several_types(schema, field):
+        # The type that did not match, such as ``list[any]``, is no part of the body.
+        del rest[:1]
+    path = str(field)
+    for part in rest:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
     return path
+
+
+def _has_several_types(schema: type[BaseModel], field: object) -> bool:
+    info = schema.model_fields.get(str(field))
+    annotation = None if info is None else info.annotation
+    if get_origin(annotation) is not UnionType:
+        return False
+    return len([one for one in get_args(annotation) if one is not NoneType]) > 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -48,6 +49,22 @@ def test_a_body_over_the_limit_is_a_413(http: httpx.Client, live: LiveServer) ->
     # The connection still works, and a body below the limit is accepted.
     body = {"messages": HELLO, "pad": "x" * (live.config.max_body_bytes - 100)}
     assert http.post(CHAT, json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/responses", {"input": 5}, "input"),
+        ("/v1/responses", {"input": "hi", "tool_choice": [1]}, "tool_choice"),
+        (CHAT, {"messages": HELLO, "logit_bias": {"str": "x"}}, "logit_bias.str"),
+    ],
+)
+def test_a_field_of_several_types_is_named_without_them(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    error = error_of(http.post(path, json=body), 400)
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
 
 
 def test_the_first_invalid_fields_of_a_body_are_named(http: httpx.Client) -> None:
