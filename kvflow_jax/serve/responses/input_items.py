@@ -52,6 +52,8 @@ def read_input(
         if not isinstance(item, dict):
             raise InvalidRequestError(f"{field} must be an object", param=field)
         kind = item.get("type") or "message"
+        if not isinstance(kind, str):
+            raise InvalidRequestError(f"{field}.type must be a string", param=f"{field}.type")
         role = item.get("role")
         if kind == "reasoning":
             turn.add_reasoning(_reasoning_text(item))
@@ -64,7 +66,10 @@ def read_input(
         else:
             messages += turn.take()
             messages.append(_read_other(field, item, kind))
-    return messages + turn.take()
+    messages += turn.take()
+    if not messages:
+        raise InvalidRequestError("input must have a message", param="input")
+    return messages
 
 
 class _AssistantTurn:
@@ -94,7 +99,7 @@ class _AssistantTurn:
         return [{"role": "assistant", "content": None, **message}]
 
 
-def _read_other(field: str, item: dict[str, Any], kind: Any) -> dict[str, Any]:
+def _read_other(field: str, item: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return the message of an item that is not of the assistant."""
     if kind in _OUTPUTS:
         call_id = item.get("call_id")

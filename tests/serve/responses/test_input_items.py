@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.responses.input_items import read_input
 from kvflow_jax.serve.responses.tools import ToolNames
 
@@ -64,3 +67,12 @@ def test_instructions_come_first() -> None:
         {"role": "system", "content": "Plan."},
         {"role": "user", "content": "hi"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("item", "param"), [({"type": ["message"]}, "input[0].type"), ({"type": "reasoning"}, "input")]
+)
+def test_an_input_without_a_message_is_refused(item: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        messages_of(item)
+    assert raised.value.param == param
