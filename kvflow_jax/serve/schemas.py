@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -196,16 +196,25 @@ class GenerationRequest(BaseModel):
             raise InvalidRequestError(
                 "stream_options needs stream to be true", param="stream_options"
             )
-        extra = self.model_extra or {}
-        for name, accepted in self.unsupported.items():
-            value = extra.get(name)
-            if value is not None and not any(_is_same(value, other) for other in accepted):
-                remedy = f"use {_INSTEAD[name]}" if name in _INSTEAD else "omit it"
-                raise InvalidRequestError(
-                    f"{name} is not supported; {remedy}",
-                    param=name,
-                    code="unsupported_parameter",
-                )
+        check_supported(self.model_extra or {}, self.unsupported)
+
+
+def check_supported(fields: Mapping[str, Any], unsupported: Mapping[str, Sequence[Any]]) -> None:
+    """Raise if a body has a field that is not supported, with a value that changes the answer.
+
+    Args:
+        unsupported: fields, each with its values that change nothing.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    for name, accepted in unsupported.items():
+        value = fields.get(name)
+        if value is not None and not any(_is_same(value, other) for other in accepted):
+            remedy = f"use {_INSTEAD[name]}" if name in _INSTEAD else "omit it"
+            raise InvalidRequestError(
+                f"{name} is not supported; {remedy}", param=name, code="unsupported_parameter"
+            )
 
 
 @with_sampling_fields

@@ -47,6 +47,9 @@ def read_messages(
                 f"{field}.role must be one of {', '.join(ROLES)}; got {role!r:.80}",
                 param=f"{field}.role",
             )
+    # Anthropic's API lets the last message of the assistant be empty: it begins the answer.
+    if len(read) > 1 and read[-1] == {"role": "assistant", "content": None}:
+        read.pop()
     return read
 
 

@@ -11,15 +11,18 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.messages.content_blocks import read_fixed_messages, read_messages
 from kvflow_jax.serve.request_body import validate
-from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.serve.schemas import ChatRequest, check_supported
 from kvflow_jax.serve.structured_outputs import read_response_format
 
 logger = logging.getLogger("kvflow_jax.serve")
 
 # Fields of the chat route that have another meaning here, or none.
 _NOT_PASSED = frozenset(
-    ("n", "max_completion_tokens", "stream_options", "logprobs", "top_logprobs", "prompt_logprobs")
+    ("max_completion_tokens", "stream_options", "logprobs", "top_logprobs", "prompt_logprobs")
 )
+# Fields of the chat route that an answer has no place for, each with its values that change
+# nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {"n": (1,), "echo": (False,)}
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -49,27 +52,47 @@ class CountTokensRequest(BaseModel):
         Raises:
             ApiError, InvalidRequestError: a field is invalid or not supported.
         """
-        fields = {k: v for k, v in (self.model_extra or {}).items() if k not in _NOT_PASSED}
+        extra = self.model_extra or {}
+        check_supported(extra, _UNSUPPORTED)
+        fields = {k: v for k, v in extra.items() if k not in _NOT_PASSED}
+        messages = read_messages(self.system, self.messages)
         output_config = self.output_config or {}
+        own = {
+            "stop": self.stop_sequences,
+            "reasoning_effort": output_config.get("effort"),
+            "response_format": self._response_format(),
+        }
+        # Without them, the fields of the chat route count.
+        fields |= {name: value for name, value in own.items() if value is not None}
         fields |= {
-            "messages": read_messages(self.system, self.messages),
+            "messages": messages,
             "stream": self.stream,
             "max_tokens": self.max_tokens,
-            "stop": self.stop_sequences,
             "thinking": self.thinking,
-            "reasoning_effort": output_config.get("effort"),
             # A last message of the assistant is continued.
-            "continue_final_message": self.messages[-1].get("role") == "assistant",
-            "response_format": _response_format(output_config.get("format") or self.output_format),
+            "continue_final_message": messages[-1]["role"] == "assistant",
         }
-        if tools := _read_tools(self.tools or []):
-            fields["tools"] = tools
+        fields["tools"] = tools = _read_tools(self.tools or [])
+        # Where all tools are skipped, so is the choice of one.
+        if tools or not self.tools:
             fields |= _read_tool_choice(self.tool_choice)
         return validate(fields, ChatRequest)
 
     def fixed_messages(self) -> list[dict[str, Any]]:
         """Return the messages that the agent's calls share, if the client has marked them."""
         return read_fixed_messages(self.system)
+
+    def _response_format(self) -> StructuredOutputsParams | None:
+        name, data = "output_config.format", (self.output_config or {}).get("format")
+        if data is None:
+            name, data = "output_format", self.output_format
+        if data is None:
+            return None
+        if not isinstance(data, dict) or data.get("type") != "json_schema":
+            raise InvalidRequestError(
+                f'{name} must be {{"type": "json_schema", "schema": {{...}}}}', name
+            )
+        return read_response_format(name, data)
 
 
 class MessagesRequest(CountTokensRequest):
@@ -123,13 +146,3 @@ def _read_tool_choice(choice: dict[str, Any] | None) -> dict[str, Any]:
             param="tool_choice",
         )
     return {"tool_choice": read, "parallel_tool_calls": is_parallel}
-
-
-def _response_format(data: Any) -> StructuredOutputsParams | None:
-    if data is None:
-        return None
-    if not isinstance(data, dict) or data.get("type") != "json_schema":
-        raise InvalidRequestError(
-            'the output format must be {"type": "json_schema", "schema": {...}}', "output_config"
-        )
-    return read_response_format("output_config.format", data)

@@ -6,23 +6,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.responses.input_items import read_input
 from kvflow_jax.serve.responses.tools import ToolNames, read_tool_choice, read_tools
-from kvflow_jax.serve.schemas import ChatRequest
+from kvflow_jax.serve.schemas import ChatRequest, check_supported
 from kvflow_jax.serve.structured_outputs import read_response_format
 
 LOGPROBS = "message.output_text.logprobs"
 
-# Fields that need what a stateless server lacks. They would change the answer.
-_REFUSED = ("background", "conversation", "prompt")
+# Unsupported fields that change the answer, each with its values that change nothing: what a
+# stateless server lacks, and what an answer of this route has no place for.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "conversation": (),
+    "prompt": (False,),
+    "n": (1,),
+    "echo": (False,),
+}
 # Fields of the chat route that have another meaning here, or none.
-_NOT_PASSED = frozenset(
-    ("messages", "n", "max_tokens", "max_completion_tokens", "stream_options", "prompt_logprobs")
-)
+_NOT_PASSED = frozenset(("messages", "stream_options", "prompt_logprobs"))
 
 
 class ResponsesRequest(BaseModel):
@@ -60,13 +64,17 @@ class ResponsesRequest(BaseModel):
         fields |= {
             "messages": read_input(self.instructions, self.input, names),
             "stream": self.stream,
-            "max_completion_tokens": self.max_output_tokens,
-            "response_format": self._response_format(),
             "reasoning": self.reasoning,
         }
+        # Without them, the fields of the chat route count.
+        if self.max_output_tokens is not None:
+            fields["max_completion_tokens"] = self.max_output_tokens
+        if (text_format := self._response_format()) is not None:
+            fields["response_format"] = text_format
         if self.wants_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        if tools:
+        # Where all tools are skipped, so is the choice of one.
+        if tools or not self.tools:
             fields |= {
                 "tools": tools,
                 "tool_choice": read_tool_choice(self.tool_choice, names),
@@ -87,11 +95,7 @@ class ResponsesRequest(BaseModel):
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        for name in _REFUSED:
-            if self.extra(name) not in (None, False):
-                raise InvalidRequestError(
-                    f"{name} is not supported; omit it", name, "unsupported_parameter"
-                )
+        check_supported(self.model_extra or {}, _UNSUPPORTED)
 
     def _response_format(self) -> StructuredOutputsParams | None:
         text_format = (self.text or {}).get("format")

@@ -18,10 +18,26 @@ def chat_of(**fields: Any) -> Any:
 
 
 def test_fields_of_the_chat_route_pass() -> None:
-    chat = chat_of(temperature=0.5, top_k=4, top_p=0.9, stop_sequences=["x"], n=3)
+    chat = chat_of(temperature=0.5, top_k=4, top_p=0.9, stop_sequences=["x"])
     assert (chat.temperature, chat.top_k, chat.top_p) == (0.5, 4, 0.9)
     assert (chat.stop, chat.token_limit) == (["x"], 8)
-    assert chat.n is None
+    chat = chat_of(stop="y", reasoning_effort="low", response_format={"type": "json_object"})
+    assert (chat.stop, chat.reasoning_effort) == ("y", "low")
+    assert chat.sampling_params()[0].structured_outputs is not None
+
+
+@pytest.mark.parametrize(("field", "value"), [("n", 2), ("echo", True)])
+def test_fields_that_would_change_the_answer_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{field} is not supported"):
+        chat_of(**{field: value})
+
+
+def test_a_last_message_of_the_assistant_is_continued_unless_it_is_empty() -> None:
+    user = {"role": "user", "content": "hi"}
+    for content in ("", [], [{"type": "redacted_thinking", "data": "x"}]):
+        chat = chat_of(messages=[user, {"role": "assistant", "content": content}])
+        assert (chat.messages, chat.continue_final_message) == ([user], False)
+    assert chat_of(messages=[user, {"role": "assistant", "content": "x"}]).continue_final_message
 
 
 @pytest.mark.parametrize("field", ["output_config", "output_format"])
@@ -30,7 +46,7 @@ def test_the_output_format_is_the_response_format(field: str) -> None:
     chat = chat_of(**{field: {"format": data} if field == "output_config" else data})
     read = chat.model_extra["response_format"]
     assert read == StructuredOutputsParams(json=SCHEMA)
-    assert read.param == "output_config.format"
+    assert read.param == (field if field == "output_format" else "output_config.format")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +71,12 @@ def test_the_choice_of_a_tool_is_translated(choice: dict[str, Any], expected: An
 def test_an_unknown_choice_of_a_tool_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="tool_choice"):
         chat_of(tools=[TOOL], tool_choice={"type": "tool"})
+    # Without tools too; where all tools are skipped, so is the choice.
+    with pytest.raises(InvalidRequestError, match="tool_choice"):
+        chat_of(tool_choice={"type": "tool"})
+    hosted = [{"type": "web_search_20250305", "name": "web_search"}]
+    chat = chat_of(tools=hosted, tool_choice={"type": "tool", "name": "web_search"})
+    assert chat.tool_choice is None
 
 
 def test_thinking_and_effort_are_those_of_a_chat() -> None:

@@ -17,11 +17,26 @@ def chat_of(**fields: Any) -> Any:
 
 
 def test_fields_of_the_chat_route_pass() -> None:
-    chat = chat_of(temperature=0.5, top_k=4, seed=1, user="u", priority=2, n=3, max_tokens=9)
+    chat = chat_of(temperature=0.5, top_k=4, seed=1, user="u", priority=2, max_tokens=9)
     assert (chat.temperature, chat.top_k, chat.seed) == (0.5, 4, 1)
-    assert (chat.user, chat.priority) == ("u", 2)
-    # Fields with another meaning there do not.
-    assert (chat.n, chat.token_limit) == (None, None)
+    assert (chat.user, chat.priority, chat.token_limit) == ("u", 2, 9)
+    assert chat_of(max_tokens=9, max_output_tokens=8).token_limit == 8
+    chat = chat_of(response_format={"type": "json_object"})
+    assert chat.sampling_params()[0].structured_outputs is not None
+
+
+@pytest.mark.parametrize("field", ["n", "echo", "background", "conversation", "prompt"])
+def test_fields_that_would_change_the_answer_are_refused(field: str) -> None:
+    value = {"n": 2}.get(field, True)
+    with pytest.raises(InvalidRequestError, match=f"^{field} is not supported") as raised:
+        chat_of(**{field: value})
+    assert raised.value.param == field
+
+
+def test_a_choice_of_a_tool_without_tools_reaches_the_chat_route() -> None:
+    assert chat_of(tool_choice="required").tool_choice == "required"
+    hosted = [{"type": "web_search"}]
+    assert chat_of(tool_choice="required", tools=hosted).tool_choice is None
 
 
 @pytest.mark.parametrize(
