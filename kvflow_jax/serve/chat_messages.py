@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+from pydantic_core import from_json
+
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
 from kvflow_jax.serve.chat_tools import ChatTools
@@ -53,8 +55,10 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     for name in REASONING_FIELDS:
         if not isinstance(read.get(name, ""), str):
             raise InvalidRequestError(f"{field}.{name} must be a string", param=f"{field}.{name}")
-    if read.get("tool_calls"):
-        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", read["tool_calls"])
+    # Some templates count the calls of every message that has the field, even of an empty list,
+    # which many clients send.
+    if calls := read.pop("tool_calls", None):
+        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", calls)
     return read
 
 
@@ -115,8 +119,9 @@ def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
 
 def _parse_arguments(arguments: str) -> Any:
     try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
+        # Rejects lone surrogates, which no tokenizer encodes.
+        parsed = from_json(arguments, allow_inf_nan=False)
+    except ValueError:
         # Invalid JSON that a model wrote in an earlier turn is passed on unchanged, as is JSON so
         # deep that templates could not write it.
         return arguments

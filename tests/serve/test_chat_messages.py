@@ -52,6 +52,7 @@ def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeE
         (None, {}),
         ("[1]", "[1]"),  # no object: kept as text
         ('{"x": ', '{"x": '),
+        ('{"x": "\\ud800"}', '{"x": "\\ud800"}'),  # no text, so that no tokenizer encodes it
     ],
 )
 def test_arguments_of_the_history_are_objects_where_they_can_be(arguments: Any, read: Any) -> None:
@@ -77,3 +78,11 @@ def test_the_error_of_a_message_says_what_is_accepted(message: dict[str, Any], w
     with pytest.raises(InvalidRequestError, match=words) as raised:
         read_messages(ChatRequest(messages=[message]))
     assert str(raised.value.param).startswith("messages[0].")
+
+
+@pytest.mark.parametrize("calls", [[], None, {}])
+def test_a_message_without_calls_has_no_field_of_calls(calls: Any) -> None:
+    message = {"role": "assistant", "content": "hi", "tool_calls": calls}
+    assert read_messages(ChatRequest(messages=[message])) == [
+        {"role": "assistant", "content": "hi"}
+    ]
