@@ -153,9 +153,12 @@ def _llguidance_grammar(spec: StructuredOutputsParams) -> str:
 
     if spec.json is not None or spec.json_object:
         schema = '{"type": "object"}' if spec.json is None else str(spec.json)
-        return LLMatcher.grammar_from_json_schema(
-            schema, overrides={"whitespace_pattern": WHITESPACE}
-        )
+        try:
+            return LLMatcher.grammar_from_json_schema(
+                schema, overrides={"whitespace_pattern": WHITESPACE}
+            )
+        except ValueError as error:  # such as a number beyond the range of floats
+            raise _CompileError(str(error)) from None
     if spec.regex is not None:
         return LLMatcher.grammar_from_regex(spec.regex)
     if spec.choice is not None:
