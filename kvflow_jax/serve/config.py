@@ -93,6 +93,12 @@ class ServerConfig(Config):
         "--enable-force-include-usage",
         SWITCH,
     )
+    disable_prompt_edits: bool = flag(
+        False,
+        "leave texts in the prompt that agents write anew into each one, such as "
+        "x-anthropic-billing-header, so that nothing behind them is cached",
+        SWITCH,
+    )
     max_body_mib: float = flag(
         32.0,
         "maximum size of a request body, MiB; larger bodies get HTTP 413",

@@ -15,6 +15,7 @@ from starlette.types import Receive
 from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
+from kvflow_jax.serve.prompt_edits import PromptEdit
 from kvflow_jax.serve.protocols import EngineClient
 from kvflow_jax.workflow.hints import HintStatus
 
@@ -101,6 +102,7 @@ class Usage:
 
     Attributes:
         hint_status: outcome of the hints; known with the first output.
+        prompt_edits: what was left out of the prompt; known from the start.
     """
 
     prompt_tokens: int = 0  # known from the start
@@ -109,6 +111,7 @@ class Usage:
     completion_tokens: int = 0
     reasoning_tokens: int = 0  # the part of completion_tokens up to the end of the reasoning
     hint_status: HintStatus | None = None
+    prompt_edits: frozenset[PromptEdit] = frozenset()
 
 
 class Generation:

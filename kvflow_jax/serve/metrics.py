@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -19,8 +20,11 @@ from kvflow_jax.requests.outputs import (
     FinishReason,
     Output,
 )
+from kvflow_jax.serve.prompt_edits import PromptEdit
 from kvflow_jax.serve.request_histograms import RequestHistograms, histogram_family
 from kvflow_jax.workflow.hints import HintStatus
+
+logger = logging.getLogger("kvflow_jax.serve")
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -51,6 +55,7 @@ class Metrics:
         self._num_rejected = 0
         self._requests = RequestHistograms()
         self._num_hints: Counter[HintStatus] = Counter()
+        self._num_edits: Counter[PromptEdit] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -63,6 +68,17 @@ class Metrics:
     def observe_prompt(self, n: int, max_output_tokens: int) -> None:
         """Record that the ``n`` answers to a prompt have finished, the longest of that length."""
         self._requests.observe_prompt(n, max_output_tokens)
+
+    def observe_prompt_edits(self, edits: Iterable[PromptEdit]) -> None:
+        """Record what was left out of one prompt; the first of each kind is logged."""
+        for edit in edits:
+            if not self._num_edits[edit]:
+                logger.info(
+                    "left %s out of a prompt, as it changes with every one; such edits are counted "
+                    "by kvflow:prompt_edits and not logged again; --disable-prompt-edits keeps it",
+                    edit.value,
+                )
+            self._num_edits[edit] += 1
 
     def observe_rejection(self) -> None:
         """Record an HTTP request that was refused because the queue is full."""
@@ -183,6 +199,14 @@ class Metrics:
         for status in HintStatus:
             hints.add_metric([*values, status.value], self._num_hints[status])
         yield hints
+        edits = CounterMetricFamily(
+            "kvflow:prompt_edits",
+            "Prompts of which a part was left out, as it changes with every one, by that part.",
+            labels=[*names, "edit"],
+        )
+        for edit in PromptEdit:
+            edits.add_metric([*values, edit.value], self._num_edits[edit])
+        yield edits
 
         finished = CounterMetricFamily(
             "vllm:request_success",

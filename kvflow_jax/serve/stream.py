@@ -247,14 +247,17 @@ def token_counts(num_prompt: int, num_output: int) -> dict[str, Any]:
 
 
 def kvflow_body(usage: Usage) -> dict[str, Any]:
-    """Return what ``usage`` has no field for: cached tokens by tier, and the outcome of hints."""
-    return {
+    """Return what ``usage`` has no field for: cached tokens by tier, hints, edits."""
+    body: dict[str, Any] = {
         "cached_tokens_details": {
             "device": usage.cached_tokens - usage.host_tokens,
             "host": usage.host_tokens,
         },
         "hint_status": None if usage.hint_status is None else usage.hint_status.value,
     }
+    if usage.prompt_edits:
+        body["prompt_edits"] = sorted(edit.value for edit in usage.prompt_edits)
+    return body
 
 
 def hint_headers(usage: Usage) -> dict[str, str]:

@@ -18,6 +18,7 @@ from kvflow_jax.serve.chat_messages import read_messages, texts_of
 from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
 from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
 from kvflow_jax.serve.generation import Generation
+from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.tools.call_markup import CallMarkup
@@ -35,6 +36,7 @@ class Chat:
         prompt_args: how the template ends the prompt.
         fixed_messages: the beginning of the chat that all calls of the agent share, where the
             client has marked it; empty: it has not.
+        prompt_edits: what was left out of the client's messages.
     """
 
     body: ChatRequest
@@ -44,6 +46,7 @@ class Chat:
     prompt_args: dict[str, bool]
     tools: ChatTools
     fixed_messages: Sequence[dict[str, Any]] = ()
+    prompt_edits: frozenset[PromptEdit] = frozenset()
 
     @classmethod
     def read(
@@ -56,7 +59,11 @@ class Chat:
         tools = read_chat_tools(body, service.model_tools)
         params = body.sampling_params(service.sampling_defaults)
         output = tools.structured_outputs(params[0].structured_outputs)
-        messages = service.model_reasoning.with_history(read_messages(body))
+        messages, edits = read_messages(body), frozenset[PromptEdit]()
+        if not service.config.disable_prompt_edits:
+            messages, edits = edit_prompt(messages)
+            fixed_messages, _ = edit_prompt(fixed_messages)
+        messages = service.model_reasoning.with_history(messages)
         chat_read = cls(
             body,
             [replace(one, structured_outputs=output) for one in params],
@@ -65,6 +72,7 @@ class Chat:
             read_prompt_args(body, messages),
             tools,
             fixed_messages,
+            edits,
         )
         service.check_num_completions(len(chat_read.params))
         return chat_read
@@ -125,7 +133,10 @@ class Chat:
             reasoning,
         )
         ids = request_ids(request, self.body, answer_id)
-        return service.generate(specs, self.body.num_choices, tenant, ids)
+        generation = service.generate(specs, self.body.num_choices, tenant, ids)
+        generation.usage.prompt_edits = self.prompt_edits
+        service.metrics.observe_prompt_edits(self.prompt_edits)
+        return generation
 
 
 def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> frozenset[str]:

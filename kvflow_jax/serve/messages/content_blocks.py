@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,6 @@ from kvflow_jax.errors import InvalidRequestError
 
 ROLES = ("user", "assistant", "system")
 
-# Claude Code's first system block. It changes with every request, so that no prefix behind it
-# would ever be found in the cache.
-_BILLING_HEADER = "x-anthropic-billing-header:"
-# How much of its context is left, which Claude Code writes into the system text of each turn.
-_TOKENS_LEFT = re.compile(r"\n?<total_tokens>[^<]{0,200}</total_tokens>")
 # Traces of tools that run on Anthropic's servers, thinking that only its models can read, and
 # marks of its own. They say nothing to another model.
 _SKIPPED = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload")
@@ -70,9 +64,9 @@ def read_fixed_messages(
 
 
 def _read_system(system: str | Sequence[dict[str, Any]] | None) -> list[tuple[str, bool]]:
-    """Return the texts of the system field without volatile parts, and whether each is marked."""
+    """Return the texts of the system field, and whether each is marked."""
     read = [
-        (_without_volatile_parts(_read_text(name, block)), bool(block.get("cache_control")))
+        (_read_text(name, block), bool(block.get("cache_control")))
         for name, block in _blocks("system", system or [])
     ]
     return [(text, is_marked) for text, is_marked in read if text.strip()]
@@ -169,13 +163,6 @@ def _blocks(field: str, content: Any) -> list[tuple[str, dict[str, Any]]]:
         if kind not in _SKIPPED and not kind.endswith(_SKIPPED_RESULT):
             blocks.append((name, block))
     return blocks
-
-
-def _without_volatile_parts(text: str) -> str:
-    """Return a system text without what differs from call to call and says nothing of the task."""
-    if text.startswith(_BILLING_HEADER):
-        text = text.partition("\n")[2]
-    return _TOKENS_LEFT.sub("", text)
 
 
 def _join(texts: Sequence[str]) -> str:

@@ -1,0 +1,84 @@
+"""Edits of prompts: what they leave out, and how a client and the operator learn of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
+from tests.support.scripted_runner import ScriptedServer, scripted_server
+
+BILLING = "x-anthropic-billing-header: cc_version=2; cch=7f1;"
+LEFT = "<total_tokens>90 tokens left</total_tokens>"
+USER = {"role": "user", "content": f"What is {BILLING}?\n{LEFT}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "edits"),
+    [
+        ("Plan.", "Plan.", set()),
+        (f"{BILLING}\nPlan.", "Plan.", {PromptEdit.BILLING_HEADER}),
+        (f"Plan.\n{BILLING}", "Plan.\n", {PromptEdit.BILLING_HEADER}),
+        (f"Not {BILLING}", f"Not {BILLING}", set()),
+        (f"Plan.\n{LEFT}\nAct.", "Plan.\nAct.", {PromptEdit.TOTAL_TOKENS}),
+        (f"{BILLING}\nPlan.\n{LEFT}", "Plan.", set(PromptEdit)),
+        (BILLING, None, {PromptEdit.BILLING_HEADER}),
+        ("", "", set()),
+    ],
+)
+def test_system_texts_lose_what_changes_each_time(
+    text: str, expected: str | None, edits: set[PromptEdit]
+) -> None:
+    system = [] if expected is None else [{"role": "system", "content": expected}]
+    edited, found = edit_prompt([{"role": "system", "content": text}, USER])
+    assert (edited, found) == ([*system, USER], edits)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    with scripted_server() as server:
+        yield server
+
+
+def bodies(system: str) -> dict[str, dict[str, Any]]:
+    """Return a request of each route with this system text."""
+    hi = {"role": "user", "content": "hi"}
+    return {
+        "/v1/chat/completions": {"messages": [{"role": "system", "content": system}, hi]},
+        "/v1/responses": {"instructions": system, "input": "hi"},
+        "/v1/messages": {"system": system, "messages": [hi], "max_tokens": 9},
+    }
+
+
+def test_edits_are_named_in_the_answer_and_counted(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kvflow_jax.serve")
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        for plain, edited in zip(
+            bodies("Plan.").items(), bodies(f"{BILLING}\nPlan.").items(), strict=True
+        ):
+            server.script("a", "b")
+            answers = [http.post(path, json=body).json() for path, body in (plain, edited)]
+            assert "prompt_edits" not in answers[0]["kvflow"]
+            assert answers[1]["kvflow"]["prompt_edits"] == ["billing_header"]
+            assert len(set(server.runner.prompts)) == 1
+        metrics = http.get("/metrics").text
+    (count,) = [line for line in metrics.splitlines() if 'edit="billing_header"' in line]
+    assert count.startswith("kvflow:prompt_edits_total{")
+    assert count.endswith(" 3.0")
+    assert caplog.text.count("billing_header") == 1
+
+
+def test_a_flag_keeps_prompts_as_they_are() -> None:
+    with (
+        scripted_server(disable_prompt_edits=True) as server,
+        httpx.Client(base_url=server.url) as http,
+    ):
+        for path, body in bodies(f"{BILLING}\nPlan.").items():
+            server.script("a")
+            assert "prompt_edits" not in http.post(path, json=body).json()["kvflow"]
+            assert BILLING in server.runner.prompts[-1]
