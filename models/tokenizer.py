@@ -135,8 +135,17 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **template_args,
             )
-        # Templates index and concatenate the messages: a malformed message raises one of these.
-        except (jinja2.TemplateError, TypeError, KeyError, IndexError, ValueError) as error:
+        # Templates index and concatenate the messages: a malformed message raises one of these. So
+        # do a template's own faults, such as a loop that Jinja's sandbox refuses.
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise InvalidRequestError(
                 f"the chat template refused the messages: {error}", param="messages"
             ) from error

@@ -157,6 +157,20 @@ def test_a_template_that_refuses_the_messages_is_an_invalid_request(messages, pa
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_fault_of_the_template_is_an_invalid_request(template):
+    tokenizer = Tokenizer(tiny.byte_level_tokenizer(chat_template=template))
+    with pytest.raises(InvalidRequestError, match="chat template refused"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
+
+
 def test_a_missing_template_is_an_invalid_request():
     tokenizer = Tokenizer(tiny.byte_level_tokenizer(chat_template=None))
     with pytest.raises(InvalidRequestError, match="has no chat template: send a plain prompt"):
