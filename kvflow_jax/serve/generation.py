@@ -58,6 +58,7 @@ class ChoiceDelta:
     """The merged outputs of one choice since the last wake-up.
 
     Attributes:
+        text_ends: for each of ``logprobs``, the length of the text up to its token.
         prompt_ids: in the first delta of the choice, the prompt, i32[num_prompt].
         token_ids: the new tokens; some may have no text yet.
     """
@@ -67,6 +68,7 @@ class ChoiceDelta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    text_ends: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     reasoning: str = ""  # before the text
     num_reasoning_tokens: int = 0  # of all tokens of the choice so far
@@ -81,6 +83,7 @@ class ChoiceDelta:
 
     def add(self, output: Output | ChoiceDelta) -> None:
         """Append a later output."""
+        begin = len(self.text)
         self.text += output.text
         self.reasoning += output.reasoning
         self.num_reasoning_tokens = output.num_reasoning_tokens
@@ -88,10 +91,13 @@ class ChoiceDelta:
         self.prompt_logprobs += output.prompt_logprobs
         self.logprobs += output.logprobs
         if isinstance(output, ChoiceDelta):
+            self.text_ends += [begin + end for end in output.text_ends]
             self.prompt_ids = output.prompt_ids if self.prompt_ids is None else self.prompt_ids
-        elif output.ends_at_token:
-            # The stop token is not part of the text.
-            self.logprobs = self.logprobs[:-1]
+        else:
+            self.text_ends += [len(self.text)] * len(output.logprobs)
+            if output.ends_at_token:
+                # The stop token is not part of the text.
+                self.logprobs, self.text_ends = self.logprobs[:-1], self.text_ends[:-1]
         if output.finish_reason is not None:
             self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 

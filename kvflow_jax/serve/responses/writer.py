@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvflow_jax.requests.outputs import FinishReason
@@ -14,7 +15,7 @@ from kvflow_jax.serve.responses.output_items import Event, OutputItems
 from kvflow_jax.serve.responses.response import ResponseObject
 from kvflow_jax.serve.responses.tools import ToolNames
 from kvflow_jax.serve.stream import DONE, KEEP_ALIVE, sse_event
-from kvflow_jax.tools.call_events import ArgumentsDelta, CallBegin, TextDelta
+from kvflow_jax.tools.call_events import ArgumentsDelta, CallBegin, CallEvent, TextDelta
 
 
 class ResponseWriter:
@@ -39,6 +40,7 @@ class ResponseWriter:
         self._logprobs = logprobs
         self._unsent_logprobs: list[dict[str, Any]] = []
         self._num_dropped = 0  # of the logprobs
+        self._is_behind_call = False  # no text since the last call
         self._num_events = 0
         self._is_cut = False
 
@@ -65,32 +67,67 @@ class ResponseWriter:
 
     def _read(self, delta: ChoiceDelta) -> list[Event]:
         events: list[Event] = []
-        if self._logprobs is not None:
-            self._unsent_logprobs += self._logprobs.chat(delta.logprobs)["content"]
-            self._drop_logprobs(delta.num_reasoning_tokens)
         if delta.reasoning:
             events += self._items.reasoning(delta.reasoning)
-        parsed, _ = self._parser.parse(delta)
-        for event in parsed:
-            match event:
-                case TextDelta():
-                    events += self._items.text(event.text, self._take_logprobs())
-                case CallBegin():
-                    events += self._items.begin_call(event.name)
-                case ArgumentsDelta():
-                    events += self._items.arguments(event.text)
+        for piece, logprobs in self._pieces(delta):
+            self._unsent_logprobs += logprobs
+            self._drop_logprobs(delta.num_reasoning_tokens)
+            parsed, _ = self._parser.parse(piece)
+            for event in parsed:
+                events += self._read_event(event)
         if delta.finish_reason is FinishReason.ABORT:
             raise aborted_by_caller()
         if delta.finish_reason is not None:
             if self._items.is_in_message:
-                events += self._items.text("", self._take_logprobs())
+                events += self._items.text("", self._take_logprobs(""))
             self._is_cut = delta.finish_reason is FinishReason.LENGTH
             events += self._items.finish(is_cut=self._is_cut)
         return events
 
-    def _take_logprobs(self) -> list[dict[str, Any]]:
+    def _pieces(self, delta: ChoiceDelta) -> Iterator[tuple[ChoiceDelta, list[dict[str, Any]]]]:
+        """Yield a delta token by token, with the logprobs of each, if they were asked for.
+
+        How outputs were merged must not change which of them are of the text.
+        """
+        logprobs: list[dict[str, Any]] = []
+        begin = 0
+        if self._logprobs is not None:
+            written = self._logprobs.chat(delta.logprobs)["content"]
+            for one, end in zip(written, delta.text_ends, strict=True):
+                logprobs.append(one)
+                if end > begin:
+                    text = delta.text[begin:end]
+                    yield replace(delta, text=text, finish_reason=None), logprobs
+                    begin, logprobs = end, []
+        yield replace(delta, text=delta.text[begin:]), logprobs
+
+    def _read_event(self, event: CallEvent) -> list[Event]:
+        match event:
+            case TextDelta():
+                return self._items.text(event.text, self._take_logprobs(event.text))
+            case CallBegin():
+                self._drop_call()
+                return self._items.begin_call(event.name)
+            case ArgumentsDelta():
+                self._drop_call()
+                return self._items.arguments(event.text)
+
+    def _drop_call(self) -> None:
+        """Drop the logprobs of a call, whose item has none."""
+        self._unsent_logprobs.clear()
+        self._is_behind_call = True
+
+    def _take_logprobs(self, text: str) -> list[dict[str, Any]]:
         """Return the logprobs since the last text; text that may begin a call is pending."""
         taken, self._unsent_logprobs = self._unsent_logprobs, []
+        if self._is_behind_call:
+            # The tokens that ended the call come first.
+            self._is_behind_call = False
+            num_bytes, begin = len(text.encode()), len(taken)
+            while begin and num_bytes > 0:
+                begin -= 1
+                num_bytes -= len(taken[begin]["bytes"] or ())
+            del taken[:begin]
         return taken
 
     def _drop_logprobs(self, num_reasoning_tokens: int) -> None:

@@ -196,6 +196,23 @@ def test_logprobs_are_given_if_included(
     assert all(len(entry.top_logprobs) == 2 for entry in logprobs)
 
 
+def test_logprobs_are_of_the_text_alone(server: ScriptedServer, http: httpx.Client) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {"x": "y"}}\n</tool_call>'
+    server.script(*[f"one{call}é2{call}"] * 2)
+    tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+    body = {"input": "hi", "tools": tools, "include": ["message.output_text.logprobs"]}
+    answer = http.post("/v1/responses", json=body).json()
+    *_, data, _ = http.post("/v1/responses", json={**body, "stream": True}).text.split("data: ")
+    for response in (answer, json.loads(data)["response"]):
+        kinds = [item["type"] for item in response["output"]]
+        assert kinds == ["message", "function_call"] * 2
+        for item, text in zip(response["output"][::2], ("one", "é2"), strict=True):
+            (part,) = item["content"]
+            assert part["text"] == text
+            tokens = [bytes(entry["bytes"]) for entry in part["logprobs"]]
+            assert b"".join(tokens).decode() == text
+
+
 def test_sampling_fields_of_the_chat_route_apply(
     server: ScriptedServer, client: openai.OpenAI
 ) -> None:
