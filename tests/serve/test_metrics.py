@@ -92,6 +92,8 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         "kvflow:hints_total{outcome=clipped}": 1,
         "kvflow:hints_total{outcome=ignored}": 1,
         "kvflow:hints_total{outcome=unknown_graph}": 0,
+        "kvflow:prompt_edits_total{edit=billing_header}": 0,
+        "kvflow:prompt_edits_total{edit=total_tokens}": 0,
     }
 
 
