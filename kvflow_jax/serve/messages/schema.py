@@ -136,7 +136,8 @@ def _read_tool_choice(choice: dict[str, Any] | None) -> dict[str, Any]:
     if choice is None:
         return {}
     kind, name = choice.get("type"), choice.get("name")
-    is_parallel = False if choice.get("disable_parallel_tool_use") is True else None
+    is_serial = choice.get("disable_parallel_tool_use")
+    is_parallel = not is_serial if isinstance(is_serial, bool) else None
     read: Any = _TOOL_CHOICES.get(kind) if isinstance(kind, str) else None
     if kind == "tool" and isinstance(name, str):
         read = {"type": "function", "function": {"name": name}}

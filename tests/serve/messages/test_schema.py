@@ -64,8 +64,10 @@ def test_the_choice_of_a_tool_is_translated(choice: dict[str, Any], expected: An
     assert chat.parallel_tool_calls is None
     function = {"name": "f", "parameters": SCHEMA, "strict": True}
     assert chat.tools == [{"type": "function", "function": function}]
-    one = chat_of(tools=[TOOL], tool_choice={**choice, "disable_parallel_tool_use": True})
-    assert one.parallel_tool_calls is False
+    for is_serial in (True, False):
+        flag = {"disable_parallel_tool_use": is_serial}
+        chat = chat_of(tools=[TOOL], tool_choice={**choice, **flag})
+        assert chat.parallel_tool_calls is not is_serial
 
 
 def test_an_unknown_choice_of_a_tool_is_refused() -> None:
