@@ -22,12 +22,12 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 async def parse_body(request: Request, schema: type[Schema], max_bytes: int) -> Schema:
-    """Return the JSON body of a request as ``schema``, whatever its content type.
+    """Return the JSON body of a request as ``schema``.
 
     Raises:
-        ApiError: 413 for more than ``max_bytes`` (the server buffers no more than that); 400 for
-            a body that is not a JSON object in UTF-8 or does not match the schema, naming the
-            field.
+        ApiError: 415 for a content type that is not JSON; 413 for more than ``max_bytes`` (the
+            server buffers no more than that); 400 for a body that is not a JSON object in UTF-8
+            or does not match the schema, naming the field.
     """
     return validate(await read_object(request, max_bytes), schema)
 
@@ -42,7 +42,21 @@ def validate(body: dict[str, Any], schema: type[Schema]) -> Schema:
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """Return the body of a request, a JSON object. Raises the errors of ``parse_body``."""
+    _check_content_type(request.headers.get("content-type"))
     return _parse_object(await _read(request, max_bytes))
+
+
+def _check_content_type(value: str | None) -> None:
+    """Refuse what a form of any web page can send without the browser asking the server first."""
+    if value is None:
+        return
+    media_type = value.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise ApiError(
+            415,
+            f"the content type is {media_type!r:.80}; send Content-Type: application/json",
+            code="unsupported_media_type",
+        )
 
 
 async def _read(request: Request, max_bytes: int) -> bytearray:

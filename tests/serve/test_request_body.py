@@ -35,6 +35,21 @@ def test_a_body_that_is_not_a_json_object_is_rejected(
     assert not engine.requests
 
 
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""]
+)
+def test_a_content_type_that_is_not_json_is_a_415(
+    http: httpx.Client, engine: FakeEngine, kind: str
+) -> None:
+    content = b'{"messages": [{"role": "user", "content": "hi"}]}'
+    error = error_of(http.post(CHAT, content=content, headers={"Content-Type": kind}), 415)
+    assert "application/json" in error["message"]
+    assert not engine.requests
+    for good in ("application/json; charset=utf-8", "Application/JSON", "application/x+json"):
+        http.post(CHAT, content=content, headers={"Content-Type": good}).raise_for_status()
+    http.post(CHAT, content=content).raise_for_status()
+
+
 def test_a_body_over_the_limit_is_a_413(http: httpx.Client, live: LiveServer) -> None:
     large = b"x" * (live.config.max_body_bytes + 1)
 
