@@ -63,16 +63,20 @@ class RequestFactory:
             )
         if params.stop_token_ids and max(params.stop_token_ids) >= self._vocab_size:
             raise InvalidRequestError(
-                f"stop_token_ids must be between 0 and {self._vocab_size - 1}", "stop_token_ids"
+                f"stop_token_ids must be between 0 and {self._vocab_size - 1}, "
+                f"got {max(params.stop_token_ids)}",
+                "stop_token_ids",
             )
         if params.logit_bias and max(params.logit_bias) >= self._vocab_size:
             raise InvalidRequestError(
-                f"token ids of logit_bias must be between 0 and {self._vocab_size - 1}",
+                f"token ids of logit_bias must be between 0 and {self._vocab_size - 1}, "
+                f"got {max(params.logit_bias)}",
                 "logit_bias",
             )
         if params.allowed_token_ids and max(params.allowed_token_ids) >= self._vocab_size:
             raise InvalidRequestError(
-                f"allowed_token_ids must be between 0 and {self._vocab_size - 1}",
+                f"allowed_token_ids must be between 0 and {self._vocab_size - 1}, "
+                f"got {max(params.allowed_token_ids)}",
                 "allowed_token_ids",
             )
         if (params.structured_outputs is None) != (spec.grammar is None):

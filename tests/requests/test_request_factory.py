@@ -42,9 +42,9 @@ def create(factory, num_prompt=4, **params):
         ([], {}, "prompt", "at least one token"),
         ([1] * MAX_LEN, {}, "prompt", "maximum context length is 16 tokens.*requested 17 tokens"),
         ([1, VOCAB], {}, "prompt", "between 0 and 49"),
-        ([1], {"stop_token_ids": [3, VOCAB]}, "stop_token_ids", "between 0 and 49"),
-        ([1], {"logit_bias": {VOCAB: 1.0}}, "logit_bias", "between 0 and 49"),
-        ([1], {"allowed_token_ids": [3, VOCAB]}, "allowed_token_ids", "between 0 and 49"),
+        ([1], {"stop_token_ids": [3, VOCAB]}, "stop_token_ids", "between 0 and 49, got 50"),
+        ([1], {"logit_bias": {VOCAB: 1.0}}, "logit_bias", "between 0 and 49, got 50"),
+        ([1], {"allowed_token_ids": [3, VOCAB]}, "allowed_token_ids", "between 0 and 49, got 50"),
         ([1], {"stop": "END"}, "stop", "tokenizer"),
     ],
 )
