@@ -34,9 +34,9 @@ def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
     """Return the texts of a chat's prompt, to check their lengths before tokenization."""
     texts = [message["content"] for message in messages]
     texts += [text for message in messages for f in REASONING_FIELDS if (text := message.get(f))]
-    calls = (call for message in messages for call in message.get("tool_calls") or ())
-    arguments = (call["function"]["arguments"] for call in calls)
-    texts += [one if isinstance(one, str) else json.dumps(one) for one in arguments]
+    for call in (call for message in messages for call in message.get("tool_calls") or ()):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        texts += [name, arguments if isinstance(arguments, str) else json.dumps(arguments)]
     return texts + [tool.json for tool in tools.tools]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.chat_messages import read_messages
 from kvflow_jax.serve.schemas import ChatRequest
-from tests.serve.serve_fakes import FakeEngine
+from tests.serve.serve_fakes import FakeEngine, LiveServer
+from tests.serve.serve_requests import CHAT, error_of
 
 
 def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeEngine) -> None:
@@ -86,3 +88,15 @@ def test_a_message_without_calls_has_no_field_of_calls(calls: Any) -> None:
     assert read_messages(ChatRequest(messages=[message])) == [
         {"role": "assistant", "content": "hi"}
     ]
+
+
+@pytest.mark.parametrize("field", ["name", "arguments"])
+def test_a_call_longer_than_the_context_is_not_tokenized(
+    live: LiveServer, http: httpx.Client, field: str
+) -> None:
+    function = {"name": "f", "arguments": "{}", field: "x" * 4000}
+    messages = [{"role": "assistant", "tool_calls": [{"function": function}]}]
+    num_rendered = live.tokenizer.num_rendered
+    error = error_of(http.post(CHAT, json={"messages": messages}), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert live.tokenizer.num_rendered == num_rendered
