@@ -112,10 +112,14 @@ class MessageBuilder:
     ) -> dict[str, str | None]:
         if reason is FinishReason.LENGTH:
             return {"stop_reason": "max_tokens"}
-        if isinstance(stop_reason, str):
-            return {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
-        has_calls = any(block["type"] == "tool_use" for block in self._content)
-        return {"stop_reason": "tool_use" if has_calls else "end_turn"}
+        sequence = stop_reason if isinstance(stop_reason, str) else None
+        # First, because agents run calls for this reason alone: a stop sequence may come behind.
+        if any(block["type"] == "tool_use" for block in self._content):
+            return {"stop_reason": "tool_use", "stop_sequence": sequence}
+        return {
+            "stop_reason": "end_turn" if sequence is None else "stop_sequence",
+            "stop_sequence": sequence,
+        }
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

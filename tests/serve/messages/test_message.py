@@ -68,3 +68,14 @@ def test_blocks_are_numbered_and_stopped_in_order() -> None:
     assert delta["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert (delta["usage"]["input_tokens"], delta["usage"]["cache_read_input_tokens"]) == (2, 3)
     assert stop == {"type": "message_stop"}
+
+
+@pytest.mark.parametrize(("has_call", "reason"), [(True, "tool_use"), (False, "stop_sequence")])
+def test_a_call_before_a_stop_sequence_is_to_be_run(has_call: bool, reason: str) -> None:
+    message = MessageBuilder("msg_1", "m")
+    if has_call:
+        message.begin_call("f")
+    message.text("more ")
+    message.finish(FinishReason.STOP, "END")
+    body = message.full(Usage())
+    assert (body["stop_reason"], body["stop_sequence"]) == (reason, "END")
