@@ -119,7 +119,7 @@ def models() -> list[Any]:
     for name, syntax in SYNTAXES.items():
         for layout in syntax.layouts:
             # The fences of Gemma's prompt form are text in every vocabulary.
-            for special in {()} if name == "gemma" else {(), syntax.markup.markers}:
+            for special in ((),) if name == "gemma" else ((), syntax.markup.markers):
                 model = Model(syntax, layout, scripted_tokenizer(special_tokens=special))
                 what = "special" if special else "text"
                 found.append(pytest.param(model, id=f"{name}-{layout.form.value}-{what}"))
