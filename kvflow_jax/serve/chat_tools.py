@@ -171,6 +171,9 @@ class AnswerParser:
             # A call that max_tokens cut ends with that reason.
             if parser.has_calls and delta.finish_reason is FinishReason.STOP:
                 finish = "tool_calls"
+        if self._tools.choice.is_required:
+            # The grammar has no text: this is the beginning of a call, cut before its name.
+            events = [event for event in events if not isinstance(event, TextDelta)]
         return events, finish
 
 

@@ -339,6 +339,18 @@ def test_a_model_that_knows_no_tools_makes_the_one_call_that_it_must(
     assert len(chat(client).choices[0].message.tool_calls) == 2
 
 
+def test_a_required_call_that_is_cut_before_its_name_is_no_text(
+    server: ScriptedServer, client: openai.OpenAI
+) -> None:
+    server.script(CALL, f"{CALL}\n{ASK}")
+    (choice,) = chat(client, tool_choice="required", max_tokens=8).choices
+    assert (choice.message.content, choice.finish_reason) == ("", "length")
+    max_tokens = len(server.tokenizer.encode(f"{CALL}\n")) + 8
+    fields = {"tool_choice": "required", "parallel_tool_calls": True, "max_tokens": max_tokens}
+    (choice,) = chat(client, **fields).choices
+    assert (choice.message.content, len(choice.message.tool_calls)) == (None, 1)
+
+
 def test_a_named_function_is_called_once(server: ScriptedServer, client: openai.OpenAI) -> None:
     named = {"type": "function", "function": {"name": "ask"}}
     server.script(ASK, CALL, f"{ASK}\n{ASK}")
