@@ -152,11 +152,19 @@ def fit(shape: ModelShape, samples: list[Sample]) -> Profile:
     compute = np.stack([flops, pairs, np.zeros(len(work)), np.ones(len(work))], axis=1)
     memory = np.stack([np.zeros(len(work)), np.zeros(len(work)), read, np.ones(len(work))], axis=1)
     decodes = np.array([w.num_tokens == w.num_rows for w in work])  # the first guess
+    tried: dict[bytes, tuple[float, np.ndarray]] = {}  # error and costs, by guess
     while True:
         rows = np.where(decodes[:, None], memory, compute) / seconds[:, None]
         costs = _non_negative(rows, np.ones(len(work)))
-        binds = memory @ costs > compute @ costs
+        in_compute, in_memory = compute @ costs, memory @ costs
+        binds = in_memory > in_compute
         if (binds == decodes).all() or not binds.any():
+            break
+        errors = np.maximum(in_compute, in_memory) / seconds - 1
+        tried[decodes.tobytes()] = float(errors @ errors), costs
+        if binds.tobytes() in tried:
+            # The guesses go round in a circle, as where two costs are alike: the best one counts.
+            costs = min(tried.values(), key=lambda one: one[0])[1]
             break
         decodes = binds
     per_flop, per_pair, per_byte, launch_s = costs.tolist()

@@ -74,3 +74,13 @@ def test_a_command_writes_a_profile(command, monkeypatch, tmp_path, timer):
     assert command(fit_profile, "--json", path)[0] == 0
     assert fit_profile.Profile.read(path).name == "this-machine"
     assert len(json.loads(path.read_text())["steps"]) == len(PREFILLS) + len(DECODES)
+
+
+def test_guesses_that_go_round_in_a_circle_end(timer):
+    """Timings of a loaded machine, whose steps of decoding are now bound by one thing, now not."""
+    works = [sample.work for sample in timer.samples(timer.times(1))]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        times = 10 ** rng.uniform(-4, -1, len(works))
+        fitted = fit(SMOLLM2_135M, [Sample(w, s, 1e-3) for w, s in zip(works, times, strict=True)])
+        assert np.isfinite([fitted.flops_per_s, fitted.mem_bytes_per_s, fitted.launch_s]).all()
