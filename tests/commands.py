@@ -9,14 +9,18 @@ A command that the documentation names and that no stage of CI runs fails the ru
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+TIMEOUT_S = 900  # many times what a command takes
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 NAMED = re.compile(r"python -m ((?:kvflow_jax|experiments|tests|docs)[\w.]*\w)")
@@ -75,9 +79,22 @@ def run(module: str, flags: str, folder: Path) -> str:
     command = [sys.executable, "-m", module]
     for quoted, plain in re.findall(r"'([^']*)'|(\S+)", flags):
         command.append(str(paths.get(plain, plain)) if plain else quoted)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    # A command that hangs is aborted, and Python prints where each of its threads is.
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        abort = threading.Timer(TIMEOUT_S, process.send_signal, [signal.SIGABRT])
+        abort.start()
+        stdout, stderr = process.communicate()
+        abort.cancel()
+    if process.returncode:
+        return f"exit code {process.returncode}\n{stdout[-2000:]}\n{stderr[-4000:]}"
     if "JSON" in flags:
         json.loads(paths["JSON"].read_text())
     return ""
