@@ -1,7 +1,7 @@
 """The code blocks of README and docs.
 
-A comment above a block says who runs it: none, the tests; ``<!-- make clients -->``, that target;
-``<!-- not run -->``, nobody.
+The tests run a block without a comment above it. ``make clients`` runs a block below
+``<!-- make clients -->``. Nothing runs a block below ``<!-- not run -->``.
 """
 
 from __future__ import annotations
