@@ -24,6 +24,7 @@ from kvflow_jax.errors import (
 logger = logging.getLogger("kvflow_jax.serve")
 
 STATUS_CLIENT_CLOSED = 499  # nginx's status of a client that has disconnected
+MAX_SEGMENTS = 8  # of an unknown path, at whose beginnings a route is looked for
 
 _TYPES = {
     401: "authentication_error",
@@ -169,7 +170,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     route = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        message = f"no such route: {route}{_base_url_hint(request)}"
+        message = f"no such route: {route}; {_route_hint(request)}"
     elif error.status_code == 405:
         allowed = ", ".join(_methods_of(request, request.url.path))
         message = f"method not allowed: {route}; this route accepts {allowed}"
@@ -180,15 +181,20 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     return _error_response(request, ApiError(error.status_code, message, headers=headers))
 
 
-def _base_url_hint(request: Request) -> str:
-    """Return what to do if the path is a route but for its ``/v1``; "" if it is none."""
-    path = request.url.path
-    meant = path.removeprefix("/v1") if path.startswith("/v1/v1/") else f"/v1{path}"
-    if not _methods_of(request, meant):
-        return ""
-    # Anthropic's clients add /v1 themselves.
-    base = str(request.base_url) + ("" if meant.startswith("/v1/messages") else "v1")
-    return f"; it is {meant}: the client's base URL must be {base.rstrip('/')}"
+def _route_hint(request: Request) -> str:
+    """Return what to do about a path that is no route: the route that it ends in, or the list."""
+    segments = request.url.path.strip("/").split("/")
+    for start in range(min(len(segments), MAX_SEGMENTS)):
+        end = "/" + "/".join(segments[start:])
+        for meant in (end, f"/v1{end}"):
+            if not _methods_of(request, meant):
+                continue
+            if not meant.startswith("/v1/"):
+                return f"it is {meant}"
+            # Anthropic's clients add /v1 themselves.
+            base = str(request.base_url) + ("" if meant.startswith("/v1/messages") else "v1")
+            return f"it is {meant}: the client's base URL must be {base.rstrip('/')}"
+    return "GET /docs lists the routes"
 
 
 def _methods_of(request: Request, path: str) -> list[str]:

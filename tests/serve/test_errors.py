@@ -41,6 +41,8 @@ def test_an_unknown_route_is_a_404_and_a_wrong_method_a_405(http: httpx.Client) 
         ("/models/owner/name", "/v1/models/owner/name", "/v1"),
         ("/v1/v1/completions", "/v1/completions", "/v1"),
         ("/v1/v1/messages", "/v1/messages", ""),
+        ("/v1/chat/completions/chat/completions", CHAT, "/v1"),
+        ("/openai/deployments/name/chat/completions", CHAT, "/v1"),
     ],
 )
 def test_a_wrong_base_url_is_a_404_that_says_so(
@@ -50,6 +52,22 @@ def test_a_wrong_base_url_is_a_404_that_says_so(
     assert answer.status_code == 404
     expected = f"it is {meant}: the client's base URL must be {live.url}{base}"
     assert answer.json()["error"]["message"].endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/", "GET /docs lists the routes"),
+        ("/v1", "GET /docs lists the routes"),
+        ("/v1/embeddings", "GET /docs lists the routes"),
+        ("/a" * 1000 + "/models", "GET /docs lists the routes"),
+        ("/v1/tokenize", "it is /tokenize"),
+    ],
+)
+def test_an_unknown_route_names_the_one_that_it_ends_in(
+    http: httpx.Client, path: str, hint: str
+) -> None:
+    assert error_of(http.post(path, json={}), 404)["message"].endswith(f"{path}; {hint}")
 
 
 def test_an_unexpected_error_reveals_no_detail(http: httpx.Client) -> None:
