@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": Command("kvflow_jax.serve.__main__", "serve a model over HTTP (OpenAI's API)"),
+    "serve": Command("kvflow_jax.serve.__main__", "serve a model over HTTP (OpenAI, Anthropic)"),
     "cache": Command("kvflow_jax.cache_tool.__main__", "list or clear what later starts reuse"),
 }
 

@@ -83,7 +83,7 @@ class EngineSizes:
         if config.max_model_len is not None and config.max_model_len > model.max_model_len:
             raise ConfigError(
                 f"max_model_len {config.max_model_len} exceeds the model's context of "
-                f"{model.max_model_len} tokens"
+                f"{model.max_model_len} tokens; lower it (--max-model-len)"
             )
         pages_per_seq = -(-max_model_len // page)
         # Pages beyond what all running requests can use at full length still serve the cache.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 from kvflow_jax.config.flag import Config, Setting
@@ -20,7 +21,12 @@ class ArgumentParser(argparse.ArgumentParser):
     """Parse flags; exit with code 2 and the nearest flag's name if one is unknown.
 
     The message leaves out the value of an unknown flag, which may be a key.
+
+    Attributes:
+        foreign_flags: flags of other commands, each with what to do instead.
     """
+
+    foreign_flags: Mapping[str, str] = MappingProxyType({})
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -43,9 +49,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def _unknown_argument(self, argument: str) -> str:
         """Return the error message for an argument that no flag takes."""
         flag = argument.partition("=")[0][:MAX_FLAG_CHARS]
-        if not flag.isprintable() or not flag.strip("-") or not flag.startswith("-"):
-            return f"unexpected argument {flag!r}; every setting is a flag, see --help"
         known = [option for action in self._actions for option in action.option_strings]
+        if not flag.isprintable() or not flag.strip("-") or not flag.startswith("-"):
+            model = ", the model --model" if "--model" in known else ""
+            return f"unexpected argument {flag!r}; every setting is a flag{model}: see --help"
+        if flag in self.foreign_flags:
+            return f"unknown flag {flag}; {self.foreign_flags[flag]}"
         nearest = difflib.get_close_matches(flag, known, n=1)
         return f"unknown flag {flag}; " + (
             f"did you mean {nearest[0]}?" if nearest else "see --help"

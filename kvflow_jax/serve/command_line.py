@@ -8,6 +8,7 @@ from kvflow_jax.config.flag import with_values
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.serve.argument_parser import ArgumentParser
 from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.foreign_flags import FOREIGN_FLAGS
 
 
 def parse_config(argv: Sequence[str] | None = None) -> ServerConfig:
@@ -24,8 +25,9 @@ def make_parser() -> ArgumentParser:
     """Return the parser of every flag; ``docs/flags.md`` is made from it."""
     parser = ArgumentParser(
         prog="kvflow-serve",
-        description="Serve an LLM to multi-agent workflows over OpenAI's API.",
+        description="Serve an LLM to multi-agent workflows over OpenAI's and Anthropic's APIs.",
     )
+    parser.foreign_flags = FOREIGN_FLAGS
     for config in ServerConfig().configs():
         parser.add_config(config)
     return parser

@@ -29,8 +29,8 @@ def test_known_flags_are_parsed(parser):
         (["--quik"], "command: error: unknown flag --quik; did you mean --quick?"),
         (["--prot", "80"], "command: error: unknown flag --prot; did you mean --port?"),
         (["--xyzzy"], "command: error: unknown flag --xyzzy; see --help"),
-        (["--"], "command: error: unexpected argument '--'; every setting is a flag, see --help"),
-        (["80"], "command: error: unexpected argument '80'; every setting is a flag, see --help"),
+        (["--"], "command: error: unexpected argument '--'; every setting is a flag: see --help"),
+        (["80"], "command: error: unexpected argument '80'; every setting is a flag: see --help"),
     ],
 )
 def test_an_unknown_argument_exits_with_the_nearest_flag(parser, flags, message, capsys):

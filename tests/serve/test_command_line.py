@@ -173,7 +173,10 @@ def test_flags_that_contradict_each_other(
         (["--max-num-seq=4", "--no-guards"], "unknown flag --no-guards; did you mean --no-guard?"),
         (["--api-keys=secret"], "unknown flag --api-keys; did you mean --api-key?"),
         (["--quantize"], "unknown flag --quantize; see --help"),
-        (["8000"], "unexpected argument '8000'; every setting is a flag, see --help"),
+        (
+            ["8000"],
+            "unexpected argument '8000'; every setting is a flag, the model --model: see --help",
+        ),
         (["--" + "x" * 5000], f"unknown flag --{'x' * 62}; see --help"),
     ],
 )
