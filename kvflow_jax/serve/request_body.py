@@ -15,6 +15,17 @@ from kvflow_jax.serve.errors import ApiError
 
 MAX_ERRORS_SHOWN = 3
 
+# What is wrong with a value, in the words of JSON, by pydantic's type of error.
+_COMPLAINTS = {
+    "missing": " is missing",
+    "dict_type": " must be an object",
+    "list_type": " must be a list",
+    "string_type": " must be a string",
+    "int_type": " must be an integer",
+    "float_type": " must be a number",
+    "bool_type": " must be true or false",
+}
+
 # In a body whose numbers are all finite, matched by few.
 _LARGE_NUMBER = re.compile(rb"[eE]\+?[0-9]{2}|[0-9]{300}")
 
@@ -108,9 +119,16 @@ def _too_large(max_bytes: int) -> ApiError:
 
 def _to_api_error(error: ValidationError, schema: type[BaseModel]) -> ApiError:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [f"{_path(d, schema)}: {d['msg']}" for d in details[:MAX_ERRORS_SHOWN]]
-    if len(details) > MAX_ERRORS_SHOWN:
-        shown.append(f"and {len(details) - MAX_ERRORS_SHOWN} more")
+    complaints: dict[str, list[str]] = {}  # by path; a field of several types has one of each
+    for detail in details:
+        complaint = _COMPLAINTS.get(detail["type"], f": {detail['msg']}")
+        complaints.setdefault(_path(detail, schema), []).append(complaint)
+    shown = [
+        path + " or ".join([first, *(other.removeprefix(" must be ") for other in others)])
+        for path, (first, *others) in list(complaints.items())[:MAX_ERRORS_SHOWN]
+    ]
+    if len(complaints) > MAX_ERRORS_SHOWN:
+        shown.append(f"and {len(complaints) - MAX_ERRORS_SHOWN} more")
     return ApiError(400, "; ".join(shown), param=_path(details[0], schema), code="invalid_value")
 
 

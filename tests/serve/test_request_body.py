@@ -79,13 +79,36 @@ def test_a_field_of_several_types_is_named_without_them(
 ) -> None:
     error = error_of(http.post(path, json=body), 400)
     assert error["param"] == param
-    assert error["message"].startswith(f"{param}: ")
+    assert error["message"].startswith(f"{param} must be ")
 
 
 def test_the_first_invalid_fields_of_a_body_are_named(http: httpx.Client) -> None:
     body = {"messages": HELLO, "n": 0, "seed": "x", "stream": "yes", "user": 3, "top_k": "all"}
     error = error_of(http.post(CHAT, json=body), 400)
     assert error["code"] == "invalid_value"
-    assert error["message"].count(": ") == 3
+    assert error["message"].count("; ") == 3
     assert error["message"].endswith("; and 2 more")
-    assert error["message"].startswith(f"{error['param']}: ")
+    assert error["message"].startswith(f"{error['param']}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": None}, "messages must be a list"),
+        ({"messages": "hi"}, "messages must be a list"),
+        ({"model": 7}, "model must be a string"),
+        ({"seed": "x"}, "seed must be an integer"),
+        ({"temperature": "hot"}, "temperature must be a number"),
+        ({"stream": "yes"}, "stream must be true or false"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs must be an object"),
+        ({"n": 0}, "n: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_described_in_the_words_of_json(
+    http: httpx.Client, fields: dict[str, Any], message: str
+) -> None:
+    assert error_of(http.post(CHAT, json={"messages": HELLO, **fields}), 400)["message"] == message
+
+
+def test_a_field_that_is_missing_is_named(http: httpx.Client) -> None:
+    assert error_of(http.post(CHAT, json={}), 400)["message"] == "messages is missing"

@@ -247,7 +247,7 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,"}
     [
         ({}, "input", "a text or a list of items"),
         ({"input": []}, "input", "a text or a list of items"),
-        ({"input": 7}, "input", "valid string"),
+        ({"input": 7}, "input", "must be a string or a list"),
         ({"input": ["hi"]}, "input[0]", "an object"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "robot"),
         ({"input": [{"role": "user"}]}, "input[0].content", "a list of parts"),
