@@ -99,7 +99,11 @@ def _read_tool(field: str, data: Any) -> Tool:
         )
     function = data.get("function")
     if not isinstance(function, dict):
-        raise InvalidRequestError(f"{field}.function must be an object", param=f"{field}.function")
+        raise InvalidRequestError(
+            f"{field}.function must be an object; a tool is "
+            '{"type": "function", "function": {"name": ..., "parameters": {...}}}',
+            param=f"{field}.function",
+        )
     field = f"{field}.function"
     name = function.get("name")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):

@@ -113,6 +113,12 @@ def _read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     read, skipped = [], set()
     for i, tool in enumerate(tools):
         kind, name = tool.get("type"), tool.get("name")
+        if kind == "function":  # OpenAI's, which Anthropic refuses, too
+            raise InvalidRequestError(
+                f"tools[{i}].type must be 'custom' or left out; a tool is "
+                '{"name": ..., "input_schema": {...}}',
+                f"tools[{i}].type",
+            )
         if kind not in (None, "custom"):
             skipped.add(str(kind))
             continue

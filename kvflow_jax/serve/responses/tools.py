@@ -109,7 +109,11 @@ def _read_function(
 ) -> dict[str, Any]:
     name = tool.get("name")
     if not isinstance(name, str) or not name:
-        raise InvalidRequestError(f"{where}.name must be a string", param=f"{where}.name")
+        raise InvalidRequestError(
+            f"{where}.name must be a string; a tool is "
+            '{"type": "function", "name": ..., "parameters": {...}}',
+            param=f"{where}.name",
+        )
     function = {
         key: tool[key]
         for key in ("description", "parameters", "strict")

@@ -224,6 +224,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x/"}}
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"tools": [{"name": 7}]}, "tools[0].name"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "input_schema"),
         ({"stop_sequences": "x"}, "stop_sequences"),
         ({"temperature": -1}, "temperature"),
         ({"output_config": {"format": {"type": "xml"}}}, "json_schema"),
