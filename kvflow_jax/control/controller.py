@@ -45,6 +45,8 @@ class Controller:
         has_lru_fallback: safeguard: whether tenants whose graphs lower the hit rate fall back to
             LRU, see ``LruFallback``.
         demotes_quiet_runs: safeguard: see ``RunTracker``.
+        uses_hints: whether eviction, offload, prefetch or admission depend on hints; if not, the
+            outcome that requests report is that theirs were ignored.
         compute_s, decode_s: see ``AdmissionControl``; None for ``compute_s`` switches it off.
     """
 
@@ -58,12 +60,14 @@ class Controller:
         should_load: ShouldLoad | None = None,
         has_lru_fallback: bool = False,
         demotes_quiet_runs: bool = False,
+        uses_hints: bool = True,
         compute_s: Callable[[int], float] | None = None,
         decode_s: Callable[[], float] | None = None,
     ) -> None:
         self.graphs = RegisteredGraphs()
         self.run_tracker = RunTracker(demotes_quiet_runs=demotes_quiet_runs)
         self.prefetcher = Prefetcher(cache, prefetches=prefetches, should_load=should_load)
+        self._uses_hints = uses_hints
         self._offloads_early = offloads_early
         self._offloads_everything = offloads_everything
         self._lru_fallback = (
@@ -141,9 +145,12 @@ class Controller:
         if hints.is_empty:
             return HintStatus.IGNORED if hints.priority is None else _status_of(hints)
         try:
-            return self._apply_hints(request, hints, now)
+            status = self._apply_hints(request, hints, now)
         finally:
             self._publish_changes()
+        if self._uses_hints or status is not HintStatus.APPLIED:
+            return status
+        return HintStatus.IGNORED if hints.priority is None else HintStatus.CLIPPED
 
     def can_admit(self, request: Request) -> bool:
         """Return whether admission control lets a request run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from kvflow_jax.cache.policy import POLICIES, EvictionOrder
+from kvflow_jax.cache.policy import POLICIES, EvictionOrder, lru
 from kvflow_jax.cache.policy_loader import check_policy, is_policy_name
 from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import NON_NEGATIVE, POSITIVE, TOGGLE, Values, one_of
@@ -133,6 +133,13 @@ class CacheSettings:
     admission_control: bool = False
     num_host_blocks: int = 0
     extent_sizes: tuple[int, ...] = (1,)
+
+    @property
+    def uses_hints(self) -> bool:
+        """Whether hints of workflows decide anything: LRU on both tiers alone reads none."""
+        offloads_by_reader = self.num_host_blocks > 0 and not self.offloads_everything
+        evicts_by_hints = self.eviction not in ("lru", lru)
+        return evicts_by_hints or self.prefetches or self.admission_control or offloads_by_reader
 
     @classmethod
     def resolve(

@@ -113,6 +113,7 @@ class Engine:
             should_load=self._should_load if sizes.cache.safeguards else None,
             has_lru_fallback=is_guarded,
             demotes_quiet_runs=is_guarded,
+            uses_hints=sizes.cache.uses_hints,
             compute_s=(
                 self._compute_s if sizes.cache.admission_control and not is_deterministic else None
             ),

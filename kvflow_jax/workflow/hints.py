@@ -27,7 +27,7 @@ class HintStatus(StrEnum):
     APPLIED = "applied"
     # A field was invalid, was cut, needs another that is missing, or names an unknown agent.
     CLIPPED = "clipped"
-    IGNORED = "ignored"  # none could be used
+    IGNORED = "ignored"  # none could be used, or nothing in the cache depends on hints
     UNKNOWN_GRAPH = "unknown_graph"  # applied, but the graph they name is not registered
 
 

@@ -8,6 +8,7 @@ from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import InvalidRequestError, StepFailedError
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints, HintStatus
+from tests.support.agent_cycle import KVFLOW
 from tests.support.token_runner import cold_tokens, make_engine
 
 PROMPT = [1, 2, 3, 4, 5]
@@ -17,7 +18,7 @@ NOTHING = {"hints": None, "progress": False}
 
 @pytest.fixture
 def caller():
-    thread = EngineThread(make_engine())
+    thread = EngineThread(make_engine(cache=KVFLOW))
     yield Caller(thread, PromptEncoder(None))
     thread.check_integrity()
     thread.close()

@@ -11,6 +11,7 @@ from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints, HintStatus
 from kvflow_jax.workflow.workflow import Workflow
+from tests.support.agent_cycle import KVFLOW
 from tests.support.token_runner import make_engine
 
 PARAMS = SamplingParams(max_tokens=3)
@@ -187,7 +188,7 @@ def test_one_agent_is_no_list_of_agents(caller):
     ],
 )
 def test_an_argument_of_a_wrong_type_is_named_and_the_run_goes_on(change, param):
-    thread = EngineThread(make_engine())
+    thread = EngineThread(make_engine(cache=KVFLOW))
     with WorkflowRun(Caller(thread, PromptEncoder(None)), plan_and_code()) as run:
         call = {"prompts": [1, 2, 3], "params": PARAMS, **change}
         with pytest.raises(InvalidRequestError) as raised:

@@ -60,6 +60,20 @@ def test_a_request_reports_the_outcome_of_its_hints():
     assert plain.stats.hint_status is None
 
 
+def test_hints_are_ignored_where_nothing_depends_on_them():
+    graph = cycle()
+    for settings in (CacheSettings(), HICACHE):
+        engine = make_engine(cache=settings)
+        assert call(engine, "agent0", 0, graph).stats.hint_status is HintStatus.IGNORED
+        client = call(engine, "agent1", 0, graph, priority=3)  # orders the queue
+        assert client.stats.hint_status is HintStatus.CLIPPED
+        client = call(engine, "agent1", 0, None, graph_id="unregistered", workflow_id="other")
+        assert client.stats.hint_status is HintStatus.UNKNOWN_GRAPH
+    offloads_by_reader = CacheSettings(num_host_blocks=16)
+    engine = make_engine(cache=offloads_by_reader)
+    assert call(engine, "agent0", 0, graph).stats.hint_status is HintStatus.APPLIED
+
+
 def test_another_graph_than_that_of_the_run_is_not_applied():
     engine = make_engine(cache=KVFLOW)
     for agents, status in (

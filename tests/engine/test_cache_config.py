@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvflow_jax.cache.policy import lru
 from kvflow_jax.engine.cache_config import MAX_EXTENT_BYTES, CacheConfig, CacheSettings
 from kvflow_jax.errors import ConfigError
 
@@ -92,3 +93,22 @@ def test_extents_are_bounded_in_bytes_and_by_the_pool(block_bytes, num_pages, si
     assert (
         resolve(CacheConfig(), block_bytes=block_bytes, num_pages=num_pages).extent_sizes == sizes
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "uses_hints"),
+    [
+        (CacheConfig(), True),
+        (CacheConfig(eviction="lru"), True),  # prefetch
+        (CacheConfig(eviction="lru", prefetch=False), True),  # offload of what has a reader
+        (CacheConfig(eviction="lru", prefetch=False, host_cache_gib=0), False),
+        (CacheConfig(mode="gpu-only"), False),
+        (CacheConfig(mode="gpu-only", eviction="kvflow"), True),
+        (CacheConfig(mode="gpu-only", admission=True), True),
+        (CacheConfig(mode="hicache"), False),
+        (CacheConfig(mode="hicache", eviction=lru), False),
+        (CacheConfig(mode="hicache", prefetch=True), True),
+    ],
+)
+def test_hints_are_used_unless_all_is_lru(config, uses_hints):
+    assert resolve(config).uses_hints is uses_hints

@@ -160,7 +160,7 @@ def scripted_engine(
             page_size=PAGE,
             pages_per_seq=-(-max_model_len // PAGE),
         ),
-        cache=CacheSettings(),
+        cache=CacheSettings(eviction="kvflow"),
     )
     runner = ScriptedRunner(sizes.pool, sizes.shapes, tokenizer)
     engine = Engine(
