@@ -72,6 +72,7 @@ class BlockTable:
         next_read: f64[num_blocks, 4], valid at the head of a node: the least NextRead of its
             readers, one field a column; SUFFIX if it has none.
         last_use: f64[num_blocks], seconds of the engine's clock.
+        born: f64[num_blocks], when it got its page, seconds of the engine's clock.
         depth: i32[num_blocks], number of blocks before an indexed block in its sequence.
         generation: u32[num_blocks], how often the id was freed.
         scalars: the same arrays, for access to one block at a time.
@@ -88,6 +89,7 @@ class BlockTable:
         self.head = np.full(num_blocks, NO_BLOCK, np.int32)
         self.next_read = np.tile(np.array(SUFFIX, np.float64), (num_blocks, 1))
         self.last_use = np.zeros(num_blocks, np.float64)
+        self.born = np.zeros(num_blocks, np.float64)
         self.depth = np.zeros(num_blocks, np.int32)
         self.generation = np.zeros(num_blocks, np.uint32)
         self.scalars = ScalarViews(self)
@@ -126,11 +128,11 @@ class BlockTable:
             return np.empty(0, np.int32)
         blocks = np.array(self._free_ids[-count:][::-1], np.int32)
         del self._free_ids[-count:]
-        self.assign_pages(blocks, DeviceState.VALID)
+        self.assign_pages(blocks, DeviceState.VALID, now)
         self.last_use[blocks] = now
         return blocks
 
-    def assign_pages(self, blocks: np.ndarray, state: int) -> None:
+    def assign_pages(self, blocks: np.ndarray, state: int, now: float) -> None:
         """Assign a page to each of ``blocks`` (i32[n]), none of which has one.
 
         Raises:
@@ -145,6 +147,7 @@ class BlockTable:
             self.page[blocks] = self._free_pages[-count:][::-1]
             del self._free_pages[-count:]
             self.device_state[blocks] = state
+            self.born[blocks] = now
 
     def drop_pages(self, blocks: np.ndarray) -> None:
         """Free the pages of ``blocks`` (i32[n]) and keep their ids.
@@ -159,6 +162,7 @@ class BlockTable:
         """Move the page of block ``source`` to block ``target``, which has none."""
         self.page[target], self.page[source] = self.page[source], NO_PAGE
         self.device_state[target] = self.device_state[source]
+        self.born[target] = self.born[source]
         self.device_state[source] = DeviceState.NONE
 
     def free(self, blocks: np.ndarray) -> None:

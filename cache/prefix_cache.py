@@ -182,9 +182,10 @@ class PrefixCache:
         """
         num_on_device = self._residency.num_on_device(blocks)
         lease = Lease(root, blocks.copy())
+        self._residency.ages.note_reused(blocks[:num_on_device], now)
         self._residency.acquire(blocks[:num_on_device], now)
         if num_on_device < len(blocks):
-            self._residency.load(blocks[num_on_device:])
+            self._residency.load(blocks[num_on_device:], now)
             self._residency.acquire(blocks[num_on_device:], now)
         self._leases.add(lease)
         return lease
@@ -197,20 +198,20 @@ class PrefixCache:
         """
         if num_blocks > self.num_available:
             return False
-        self.evict(num_blocks - self._table.num_free_pages)
+        self.evict(num_blocks - self._table.num_free_pages, now)
         private = self._table.allocate(num_blocks, now)
         self._table.leases[private] += 1
         lease.blocks = np.concatenate([lease.blocks, private])
         return True
 
-    def evict(self, num_blocks: int) -> None:
+    def evict(self, num_blocks: int, now: float) -> None:
         """Free pages of ``num_blocks`` blocks, in the order of the policy; none if it is below 1.
 
         Raises:
             IntegrityError: fewer pages are available.
         """
         if num_blocks > 0:
-            self._residency.evict(num_blocks)
+            self._residency.evict(num_blocks, now)
 
     def next_victim(self) -> int | None:
         """Return the block that would be evicted next; None if none can be."""
@@ -375,10 +376,10 @@ class PrefixCache:
         """Return the next read of an indexed block."""
         return self._readers.next_read_of(int(self._table.head[block]))
 
-    def flush(self) -> int:
+    def flush(self, now: float) -> int:
         """Drop every unleased block from both tiers, and return how many were dropped."""
         before = self.num_indexed
-        self._residency.flush()
+        self._residency.flush(now)
         return before - self.num_indexed
 
     def check_integrity(self) -> None:

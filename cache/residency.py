@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kvflow_jax.cache.block_ages import BlockAgeRecorder
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState, HostState
 from kvflow_jax.cache.eviction_queue import EvictionQueue
 from kvflow_jax.cache.host_tier import Extent, HostTier
@@ -38,6 +39,7 @@ class Residency:
 
     Attributes:
         num_evicted, num_offloaded: counters of blocks.
+        ages: how long blocks stay on the device, and how long they are idle.
         offload_budget: number of blocks whose offload may begin now, set by the transfer manager.
     """
 
@@ -51,6 +53,7 @@ class Residency:
     ) -> None:
         self.host = host
         self.loads = Loads()
+        self.ages = BlockAgeRecorder(table)
         self.num_evicted = 0
         self.num_offloaded = 0
         self.offload_budget = 1 << 30
@@ -123,7 +126,7 @@ class Residency:
         """Return the block that would be evicted next; None if none is evictable."""
         return self._queue.peek()
 
-    def evict(self, count: int) -> None:
+    def evict(self, count: int, now: float) -> None:
         """Free ``count`` pages, lowest key of the policy first, leaves first.
 
         Unleased loads are cancelled once no leaf is evictable.
@@ -133,15 +136,15 @@ class Residency:
         """
         target = self._table.num_free_pages + count
         while (short := target - self._table.num_free_pages) > 0:
-            if not self._evict_leaves(short) and not self._cancel_newest():
+            if not self._evict_leaves(short, now) and not self._cancel_newest():
                 raise IntegrityError(f"cannot evict {count} blocks: {short} too few are evictable")
 
-    def evict_while(self, count: int, may_evict: Callable[[int], bool]) -> None:
+    def evict_while(self, count: int, may_evict: Callable[[int], bool], now: float) -> None:
         """Free up to ``count`` pages, as long as ``may_evict`` accepts the next victim."""
-        while count > 0 and (num := self._evict_leaves(count, may_evict)):
+        while count > 0 and (num := self._evict_leaves(count, now, may_evict)):
             count -= num
 
-    def load(self, blocks: np.ndarray, *, is_prefetch: bool = False) -> None:
+    def load(self, blocks: np.ndarray, now: float, *, is_prefetch: bool = False) -> None:
         """Plan the load of host-only blocks i32[n] of a path, whose copies are valid.
 
         The block before them already has a page. They count as idle until they are leased.
@@ -156,8 +159,8 @@ class Residency:
             host.pin(extent)
         short = len(blocks) - table.num_free_pages
         if short > 0:
-            self.evict(short)
-        table.assign_pages(blocks, DeviceState.LOADING)
+            self.evict(short, now)
+        table.assign_pages(blocks, DeviceState.LOADING, now)
         table.num_children[blocks[:-1]] += 1
         parent = int(table.parent[blocks[0]])
         if parent != NO_BLOCK:
@@ -261,11 +264,11 @@ class Residency:
         for descendant in reversed(lost):
             self._drop_extent(descendant)
 
-    def flush(self) -> None:
+    def flush(self, now: float) -> None:
         """Drop every unleased block from both tiers."""
         while self.loads and self._cancel_newest():
             pass
-        self._evict_leaves(self._queue.num_idle, offloads=False)
+        self._evict_leaves(self._queue.num_idle, now, offloads=False)
         for extent in sorted(self.host.extents.values(), key=lambda extent: -extent.number):
             if not (extent.num_children or extent.num_pins):
                 self._drop_extent(extent)
@@ -293,6 +296,7 @@ class Residency:
     def _evict_leaves(
         self,
         max_blocks: int,
+        now: float,
         may_evict: Callable[[int], bool] | None = None,
         *,
         offloads: bool = True,
@@ -323,6 +327,7 @@ class Residency:
         evicted = np.array(victims, np.int32)
         self._queue.num_idle -= len(evicted)
         self.num_evicted += len(evicted)
+        self.ages.note_evicted(evicted, now)
         table.drop_pages(evicted)
         # Checked last: to make room for the last victim, the host may have dropped the first.
         is_on_host = table.host_state[evicted] != HostState.NONE

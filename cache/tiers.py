@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvflow_jax.cache.block_ages import BlockAges
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState
 from kvflow_jax.cache.index import NO_BLOCKS
 from kvflow_jax.cache.next_read import NextRead
@@ -86,6 +87,11 @@ class Tiers:
             num_late=loads.num_late,
             num_wasted=loads.num_wasted,
         )
+
+    @property
+    def ages(self) -> BlockAges:
+        """How long blocks stayed on the device, and were idle, since the cache was made."""
+        return self._residency.ages.ages
 
     def num_copied(self, path: np.ndarray) -> int:
         """Return how many leading blocks of a path, i32[n], have a host copy that can be loaded."""
@@ -180,7 +186,9 @@ class Tiers:
         extent = self._table.extent[blocks]
         return blocks[extent == extent[0]] if len(blocks) else blocks
 
-    def prefetch(self, blocks: np.ndarray, next_read: NextRead, *, num_reserved: int) -> bool:
+    def prefetch(
+        self, blocks: np.ndarray, next_read: NextRead, now: float, *, num_reserved: int
+    ) -> bool:
         """Plan the load of blocks with this next read; return whether all of them fit.
 
         Only blocks that are read later are evicted for them.
@@ -197,11 +205,12 @@ class Tiers:
         residency.evict_while(
             num_pages - table.num_free_pages,
             lambda victim: self._readers.next_read_of(int(table.head[victim])) > next_read,
+            now,
         )
         # If not all blocks fit, the first ones are loaded: a prefix is of use from its start.
         num_free = table.num_free_pages - num_reserved
         if num_free > 0:
-            residency.load(blocks[:num_free], is_prefetch=True)
+            residency.load(blocks[:num_free], now, is_prefetch=True)
         residency.host.unpin(extent)
         return num_free >= len(blocks)
 

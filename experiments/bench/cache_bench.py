@@ -113,7 +113,7 @@ def eviction(num_leaves: int = 41_000, num_calls: int = 400) -> dict[str, float]
         for agent in rng.integers(0, num_leaves, 200).tolist():
             cache.set_next_read(agent, scheduled(float(rng.integers(1, 10))))
         start = time.perf_counter()
-        cache.evict(64)
+        cache.evict(64, now)
         times.append(time.perf_counter() - start)
         now += 1
         for i in rng.integers(0, num_leaves, 64).tolist():  # refill the pool

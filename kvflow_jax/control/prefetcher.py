@@ -66,7 +66,9 @@ class Prefetcher:
             if not tiers.offload(self._to_offload[0]):
                 self._to_offload.popleft()
 
-    def plan_prefetch(self, transfer_manager: TransferManager, num_reserved: int) -> None:
+    def plan_prefetch(
+        self, transfer_manager: TransferManager, num_reserved: int, now: float
+    ) -> None:
         """Plan loads in order of the next read, evicting only what is read later.
 
         Args:
@@ -95,7 +97,7 @@ class Prefetcher:
                 break
             if not self._is_worthwhile(read, len(blocks)):
                 break
-            if not tiers.prefetch(blocks, read, num_reserved=num_reserved):
+            if not tiers.prefetch(blocks, read, now, num_reserved=num_reserved):
                 break
 
     def _is_candidate(self, head: int) -> bool:

@@ -224,7 +224,7 @@ class Engine:
         """Drop every cached block. Return False, and drop nothing, while there are requests."""
         if self._requests:
             return False
-        self.cache.flush()
+        self.cache.flush(self.clock.now())
         self.controller.reset(self.cache)
         self._publish_stats()
         return True
@@ -313,7 +313,8 @@ class Engine:
         self.controller.prefetcher.plan_offloads(self.transfer_manager)
         plan = self.scheduler.schedule(now)
         self._protect([*requeued, *plan.preempted])
-        self.controller.prefetcher.plan_prefetch(self.transfer_manager, len(self.scheduler.running))
+        num_running = len(self.scheduler.running)
+        self.controller.prefetcher.plan_prefetch(self.transfer_manager, num_running, now)
         return plan
 
     def _record_stall(self, is_busy: bool) -> None:

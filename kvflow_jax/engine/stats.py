@@ -29,6 +29,7 @@ def counters(cache: PrefixCache, scheduler: Scheduler, before: EngineStats) -> E
         num_wasted_blocks=before.num_wasted_blocks + tiers.num_wasted,
         prompt_tokens=before.prompt_tokens + scheduler.num_prompt_tokens,
         cached_prompt_tokens=before.cached_prompt_tokens + scheduler.num_cached_tokens,
+        block_ages=before.block_ages.plus(cache.tiers.ages),
         host_prompt_tokens=before.host_prompt_tokens + scheduler.num_host_tokens,
     )
 

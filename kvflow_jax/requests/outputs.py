@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kvflow_jax.cache.block_ages import NO_AGES, BlockAges
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.workflow.hints import HintStatus
 
@@ -158,4 +159,5 @@ class EngineStats:
     host_prompt_tokens: int = 0  # part of cached_prompt_tokens that was not on the device
     generation_tokens: int = 0
     tokens_per_step: TokensPerStep = TokensPerStep()
+    block_ages: BlockAges = NO_AGES
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value

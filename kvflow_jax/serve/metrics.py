@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from kvflow_jax.cache.block_ages import AGE_BOUNDS_S
 from kvflow_jax.requests.outputs import (
     STEP_TOKENS_BOUNDS,
     EngineStats,
@@ -243,6 +244,27 @@ class Metrics:
             stats.tokens_per_step.num_tokens,
             labels,
         )
+        ages = stats.block_ages
+        for name, text, histogram in (
+            (
+                "vllm:kv_block_lifetime_seconds",
+                "Time on the device of evicted KV blocks, seconds.",
+                ages.lifetime,
+            ),
+            (
+                "vllm:kv_block_idle_before_evict_seconds",
+                "Last use to eviction of KV blocks, seconds.",
+                ages.idle_before_evict,
+            ),
+            (
+                "vllm:kv_block_reuse_gap_seconds",
+                "Last use to the next request that finds a KV block on the device, seconds.",
+                ages.reuse_gap,
+            ),
+        ):
+            yield histogram_family(
+                name, text, AGE_BOUNDS_S, histogram.counts, histogram.sum_s, labels
+            )
         yield from self._requests.families(labels)
 
     def _waiting_by_reason(self, stats: EngineStats, labels: dict[str, str]) -> Metric:

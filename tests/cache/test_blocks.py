@@ -36,7 +36,7 @@ def test_an_allocation_beyond_the_free_pages_or_ids_fails():
     with pytest.raises(CapacityError, match="2 blocks: 2 pages and 1 ids are free"):
         table.allocate(2, now=0.0)
     with pytest.raises(CapacityError, match="3 pages: 2 pages are free"):
-        table.assign_pages(np.arange(3), DeviceState.LOADING)
+        table.assign_pages(np.arange(3), DeviceState.LOADING, 0.0)
 
 
 def test_a_dropped_page_is_reused_and_the_block_keeps_its_id():

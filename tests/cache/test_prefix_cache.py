@@ -38,7 +38,7 @@ def test_a_released_prefix_stays_cached_and_a_partial_page_does_not():
     assert cache.num_indexed == 2
     assert len(cache.match(ROOT, np.array([1, 2, 3, 4, 5], np.int32))) == 2
     cache.check_integrity()
-    assert cache.flush() == 2
+    assert cache.flush(0.0) == 2
     assert cache.num_indexed == 0
     cache.check_integrity()
 
@@ -157,7 +157,7 @@ def test_changed_nodes_are_returned_once():
     cache.set_next_read("agent", scheduled(1.0))
     assert cache.tiers.drain_changed_nodes() == {head}
     cache.set_next_read("agent", scheduled(3.0))
-    cache.flush()
+    cache.flush(0.0)
     assert cache.tiers.drain_changed_nodes() == set()  # the node has left the index
     assert cache.tiers.loadable_blocks(head).tolist() == []
 
@@ -173,7 +173,7 @@ def test_host_only_blocks_are_loadable_once_their_copies_are_written():
     cache.release(serve(cache, [1, 1, 2, 2, 3, 3], now=0.0), now=0.0)
     (path,) = [node.blocks for _, _, node in cache._nodes.index.nodes()]
     head = int(path[0])
-    cache.evict(2)
+    cache.evict(2, 0.0)
     assert cache.tiers.loadable_blocks(head).tolist() == []
     for offload in cache.tiers.drain_plans().offloads:
         cache.tiers.complete_offload(offload, data="copies")
@@ -186,7 +186,7 @@ def test_flushing_removes_the_readers_of_flushed_prefixes():
     cache = PrefixCache(num_pages=4, page_size=PAGE)
     cache.release(serve(cache, [1, 1], now=0.0), now=0.0)
     cache.set_reader("agent", ROOT, np.array([1, 1], np.int32), SOON)
-    assert cache.flush() == 1
+    assert cache.flush(0.0) == 1
     assert node_of(cache, "agent") is None
     cache.check_integrity()
 
@@ -234,13 +234,13 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def flush(self):
-        self.cache.flush()
+        self.cache.flush(0.0)
         assert self.cache.num_available == self.cache._table.num_free_pages
 
     @rule(count=st.integers(1, 4))
     def evict(self, count):
         idle = self.cache.num_available - self.cache._table.num_free_pages
-        self.cache._residency.evict(min(count, idle))
+        self.cache._residency.evict(min(count, idle), 0.0)
 
     @invariant()
     def integrity_holds(self):

@@ -33,7 +33,7 @@ def test_a_copy_is_not_loaded_before_the_copy_that_it_continues_is_written():
     lease = tiers.lease(prompt(1, 6))
     assert tiers.compute(lease, prompt(1, 6))
     tiers.cache.release(lease, tiers.now)
-    tiers.residency.evict(2)
+    tiers.residency.evict(2, 0.0)
     tiers.dispatch()
     assert len(tiers.offloads) == 3
     tiers.residency.complete_offload(*tiers.offloads.pop())  # the last of the three
@@ -47,12 +47,12 @@ def test_a_suffix_is_evicted_before_a_prefix_and_a_far_agent_before_a_near_one()
     tiers.serve(prompt(1), reader="near", steps=1)
     tiers.serve(prompt(2), reader="far", steps=5)
     tiers.serve(prompt(3))  # without a reader, and used last
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2, 3)] == [4, 4, 0]
-    tiers.residency.evict(1)
+    tiers.residency.evict(1, 0.0)
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [4, 3]  # the tail alone
     tiers.cache.set_next_read("far", scheduled(0.0))
-    tiers.residency.evict(2)
+    tiers.residency.evict(2, 0.0)
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [2, 3]
     tiers.cache.check_integrity()
 
@@ -65,7 +65,7 @@ def test_readers_of_unknown_order_are_evicted_by_lru_after_dead_and_before_known
     tiers.serve(prompt(4), reader="known", steps=9)
     evicted = []
     for _ in range(4):
-        tiers.residency.evict(4)
+        tiers.residency.evict(4, 0.0)
         evicted.append([i for i in (1, 2, 3, 4) if tiers.num_resident(prompt(i))[0] == 0])
     assert evicted == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
 
@@ -87,7 +87,7 @@ def test_an_early_offload_makes_eviction_free():
     assert tiers.residency.offload(int(end)) == 4
     assert tiers.residency.offload(int(end)) == 0  # nothing is copied twice
     tiers.settle()
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     assert not tiers.cache.tiers.planned_offloads
     assert tiers.num_resident(prompt(1)) == (0, 4)
 
@@ -109,10 +109,10 @@ def test_a_request_that_needs_room_cancels_a_prefetch():
     tiers.serve(prompt(1), reader="a", steps=1)
     tiers.serve(prompt(2), reader="b", steps=0)
     tiers.settle()
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     tiers.dispatch()
     loadable = tiers.loadable("a")
-    tiers.residency.load(loadable, is_prefetch=True)
+    tiers.residency.load(loadable, 0.0, is_prefetch=True)
     tiers.dispatch()
     late = tiers.loads[0]
     lease = tiers.lease(prompt(3))
@@ -128,7 +128,7 @@ def test_a_recomputed_block_gives_its_page_to_the_host_only_original():
     tiers = TieredCache(num_pages=8)
     tiers.serve(prompt(1), reader="a", steps=1)
     tiers.settle()
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     tiers.settle()
     tokens = np.array(prompt(1), np.int32)
     lease = tiers.cache.lease(ROOT, np.empty(0, np.int32), 9.0)  # a request without a cache hit
@@ -147,16 +147,16 @@ def test_a_prefetch_counts_as_useful_late_or_wasted():
     tiers = TieredCache(num_pages=12, num_host=12)
     for agent in (1, 2, 3):
         tiers.serve(prompt(agent), reader=agent, steps=agent)
-    tiers.residency.evict(12)
+    tiers.residency.evict(12, 0.0)
     tiers.settle()
     for agent in (1, 2, 3):
-        tiers.residency.load(tiers.loadable(agent), is_prefetch=True)
+        tiers.residency.load(tiers.loadable(agent), 0.0, is_prefetch=True)
     assert len(tiers.residency.loads.running()) == 3
     tiers.dispatch()
     tiers.lease(prompt(2))  # still loading
     tiers.settle()
     tiers.lease(prompt(1))
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     counters = tiers.cache.tiers.counters
     assert counters.num_prefetched == 12
     assert (counters.num_useful, counters.num_late, counters.num_wasted) == (4, 4, 4)
@@ -166,9 +166,9 @@ def test_a_prefetch_counts_as_useful_late_or_wasted():
 def test_a_cancelled_load_keeps_its_leased_blocks():
     tiers = TieredCache(num_pages=4, sizes=(1, 4))
     tiers.serve(prompt(1), reader="a", steps=1)
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     tiers.settle()
-    tiers.residency.load(tiers.path(prompt(1)), is_prefetch=True)
+    tiers.residency.load(tiers.path(prompt(1)), 0.0, is_prefetch=True)
     lease = tiers.lease(prompt(1, 4))
     (load,) = tiers.loads
     assert tiers.residency.cancel(load) == 2
@@ -185,7 +185,7 @@ def test_leased_blocks_are_never_evicted():
     tiers.serve(prompt(1))
     tiers.lease(prompt(1, 4))
     with pytest.raises(IntegrityError, match="1 too few are evictable"):
-        tiers.residency.evict(3)
+        tiers.residency.evict(3, 0.0)
     assert tiers.num_resident(prompt(1)) == (2, 2)
     assert tiers.residency.next_victim() is None
     tiers.cache.check_integrity()
@@ -195,7 +195,9 @@ def test_eviction_for_a_prefetch_stops_at_a_block_that_is_needed_sooner():
     tiers = TieredCache(num_pages=8)
     tiers.serve(prompt(1), reader="near", steps=1)
     tiers.serve(prompt(2), reader="far", steps=5)
-    tiers.residency.evict_while(8, lambda block: tiers.cache.next_read_of(block) > scheduled(3.0))
+    tiers.residency.evict_while(
+        8, lambda block: tiers.cache.next_read_of(block) > scheduled(3.0), 0.0
+    )
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [4, 0]
 
 
@@ -215,10 +217,10 @@ def test_a_flush_keeps_leased_blocks_only():
     tiers = TieredCache(num_pages=8)
     tiers.serve(prompt(1), reader="a", steps=1)
     tiers.serve(prompt(2), reader="b", steps=2)
-    tiers.residency.evict(4)
+    tiers.residency.evict(4, 0.0)
     tiers.settle()
     lease = tiers.lease(prompt(1, 4))
-    assert tiers.cache.flush() == 6
+    assert tiers.cache.flush(0.0) == 6
     assert tiers.num_resident(prompt(1)) == (2, 2)
     assert tiers.num_resident(prompt(2)) == (0, 0)
     tiers.check(lease, prompt(1, 4))
@@ -308,7 +310,7 @@ class Interleavings(RuleBasedStateMachine):
         if node_of(self.tiers.cache, reader) is not None:
             loadable = self.tiers.loadable(reader)[:max_blocks]
             if 0 < len(loadable) <= self.tiers.cache._table.num_free_pages:
-                self.tiers.residency.load(loadable, is_prefetch=True)
+                self.tiers.residency.load(loadable, 0.0, is_prefetch=True)
                 self.tiers.dispatch()
 
     @rule(which=st.integers(0, 9))
@@ -337,13 +339,13 @@ class Interleavings(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4))
     def evict(self, count):
         cache = self.tiers.cache
-        cache._residency.evict(min(count, cache.num_available - cache._table.num_free_pages))
+        cache._residency.evict(min(count, cache.num_available - cache._table.num_free_pages), 0.0)
         self.tiers.dispatch()
 
     @rule()
     def flush(self):
         if not self.tiers.cache._leases:
-            self.tiers.cache.flush()
+            self.tiers.cache.flush(0.0)
             assert self.tiers.cache.num_indexed == 0
 
     @invariant()

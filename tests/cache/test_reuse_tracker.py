@@ -173,6 +173,6 @@ def test_the_dynamic_suffix_of_a_prompt_has_no_reader():
     assert [tiers.cache.next_read_of(block) for block in path] == [soon] * 3 + [SUFFIX] * 2
     tiers.serve(second, reader="a", steps=1, num_fixed=6)
     assert tiers.num_resident(first)[1] == 5
-    tiers.cache.evict(4)
+    tiers.cache.evict(4, 0.0)
     assert tiers.num_resident(first) == (3, 3)
     assert tiers.residency.num_offloaded == 0  # suffixes are dropped

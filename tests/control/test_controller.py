@@ -134,7 +134,7 @@ def test_a_ready_request_runs_while_another_waits_for_its_load():
     call(engine, "agent0", 0, None)
     engine.controller.prefetcher.plan_offloads(engine.transfer_manager)
     run(engine)
-    engine.cache.evict(engine.cache.num_idle)
+    engine.cache.evict(engine.cache.num_idle, 0.0)
     run(engine)
     engine.transfers.is_paused = True
     waits = Client(engine, prompt_of("agent0", 1), max_tokens=3)

@@ -45,7 +45,7 @@ def stats_of_host_only_prompt(should_load):
     engine.transfer_manager.dispatch()
     engine.transfers.complete(10)
     run(engine)
-    cache.evict(cache.num_idle)
+    cache.evict(cache.num_idle, 0.0)
     again = Client(engine, prompt, max_tokens=2)
     run(engine)
     assert first.tokens == again.tokens == again.cold

@@ -31,7 +31,7 @@ def on_host(*readers, num_pages=8, should_load=None, prefetches=True):
     tiers = TieredCache(num_pages=num_pages, num_host=16, sizes=(1, 2, 4))
     for agent, steps in readers:
         tiers.serve(prompt(agent), reader=agent, steps=steps)
-        tiers.residency.evict(4)
+        tiers.residency.evict(4, 0.0)
         tiers.settle()
     return tiers, Prefetcher(tiers.cache, prefetches=prefetches, should_load=should_load)
 
@@ -50,21 +50,21 @@ def resident(tiers, *agents):
 
 def test_the_next_agent_is_prefetched_first():
     tiers, prefetcher = on_host((1, 5.0), (2, 1.0), num_pages=4)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1, 2) == [0, 4]
     assert tiers.cache.tiers.counters.num_prefetched == 4
 
 
 def test_a_later_agent_is_prefetched_only_once_its_deadline_can_be_met():
     tiers, prefetcher = on_host((1, 5.0))
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1) == [0]  # the duration of calls is unknown
     prefetcher.note_call_time(0.5)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1) == [0]  # due in 2.5 s, loaded in 4 s
     for _ in range(20):
         prefetcher.note_call_time(1.0)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1) == [4]
 
 
@@ -77,7 +77,7 @@ def test_the_cost_model_can_veto_a_prefetch():
 
     tiers, prefetcher = on_host((1, 1.0), should_load=should_load)
     prefetcher.note_call_time(3.0)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1) == [0]
     assert asked == [(4, 8, 3.0)]  # blocks, tokens, seconds to spare
 
@@ -86,16 +86,16 @@ def test_only_blocks_needed_later_are_evicted_for_a_prefetch():
     tiers, prefetcher = on_host((1, 3.0), num_pages=4)
     prefetcher.note_call_time(10.0)
     tiers.serve(prompt(2), reader=2, steps=2.0)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1, 2) == [0, 4]
     tiers.cache.set_next_read(2, scheduled(9.0))
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1, 2) == [4, 0]
 
 
 def test_pages_reserved_for_running_requests_stay_free():
     tiers, prefetcher = on_host((1, 1.0), num_pages=4)
-    prefetcher.plan_prefetch(Link(), 3)
+    prefetcher.plan_prefetch(Link(), 3, 0.0)
     assert resident(tiers, 1) == [1]  # a prefix is of use from its start
     assert tiers.cache.num_available - tiers.cache.num_idle == 3
 
@@ -103,16 +103,16 @@ def test_pages_reserved_for_running_requests_stay_free():
 @pytest.mark.parametrize("read", [UNKNOWN, scheduled(1.0, skips_prefetch=True)])
 def test_unknown_readers_and_unlikely_branches_are_not_prefetched(read):
     tiers, prefetcher = on_host((1, read))
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1) == [0]
 
 
 def test_a_prefetch_is_cancelled_when_its_run_takes_another_branch():
     tiers, prefetcher = on_host((1, 1.0))
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert tiers.residency.loads.running()
     tiers.cache.set_next_read(1, UNKNOWN)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert not tiers.residency.loads.running()
     assert resident(tiers, 1) == [0]
 
@@ -121,12 +121,12 @@ def test_nothing_is_prefetched_over_a_broken_or_a_busy_link_or_if_switched_off()
     link = Link()
     tiers, prefetcher = on_host((1, 1.0))
     link.is_up = False
-    prefetcher.plan_prefetch(link, 0)
+    prefetcher.plan_prefetch(link, 0, 0.0)
     link.is_up, link.max_planned = True, 0
-    prefetcher.plan_prefetch(link, 0)
+    prefetcher.plan_prefetch(link, 0, 0.0)
     assert resident(tiers, 1) == [0]
     tiers, prefetcher = on_host((1, 1.0), prefetches=False)
-    prefetcher.plan_prefetch(Link(), 0)
+    prefetcher.plan_prefetch(Link(), 0, 0.0)
     assert resident(tiers, 1) == [0]
 
 

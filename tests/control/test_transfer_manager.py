@@ -26,7 +26,7 @@ def test_a_load_that_fails_costs_time_not_tokens(settings):
     graph = cycle()
     for agent in AGENTS:
         call(engine, agent, 0, graph)
-    engine.cache.evict(engine.cache.num_idle)
+    engine.cache.evict(engine.cache.num_idle, 0.0)
     run(engine)
     engine.transfers.is_paused = True
     client = Client(engine, prompt_of("agent0", 1), max_tokens=3)
@@ -47,7 +47,7 @@ def test_a_load_that_times_out_is_recomputed_and_its_link_left_alone():
     engine = make_engine(num_pages=32, cache=HICACHE, clock=clock)
     call(engine, "agent0", 0, None)
     call(engine, "agent1", 0, None)
-    engine.cache.evict(engine.cache.num_idle)
+    engine.cache.evict(engine.cache.num_idle, 0.0)
     run(engine)
     engine.transfers.is_paused = True
     first = Client(engine, prompt_of("agent0", 1), max_tokens=3)

@@ -118,7 +118,7 @@ class Serving(RuleBasedStateMachine):
     @rule(count=st.integers(1, 8))
     def evict(self, count):
         cache = self.engine.cache
-        cache.evict(min(count, cache.num_idle))
+        cache.evict(min(count, cache.num_idle), 0.0)
 
     @rule(completed=st.sampled_from([[], ["a"], ["b", "x"]]), ends=st.booleans())
     def advance(self, completed, ends):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import httpx
+import numpy as np
 
+from kvflow_jax.cache.block_ages import AgeHistogram, BlockAges
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, TokensPerStep
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.workflow.hints import HintStatus
@@ -23,6 +25,7 @@ def test_names_and_values() -> None:
         cached_prompt_tokens=600,
         generation_tokens=70,
         num_finished={"stop": 4, "length": 1},
+        block_ages=BlockAges(lifetime=AgeHistogram().with_ages(np.array([0.7, 9.0]))),
     )
     metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16, max_model_len=lambda: 512)
     metrics.observe_rejection()
@@ -33,6 +36,10 @@ def test_names_and_values() -> None:
     assert found["vllm:num_requests_waiting_by_reason{reason=capacity}"] == 3
     assert found["vllm:num_requests_waiting_by_reason{reason=deferred}"] == 2
     assert found["vllm:prompt_tokens_cached_total"] == 600
+    assert found["vllm:kv_block_lifetime_seconds_count"] == 2
+    assert found["vllm:kv_block_lifetime_seconds_bucket{le=1.0}"] == 1
+    assert found["vllm:kv_block_idle_before_evict_seconds_count"] == 0
+    assert found["vllm:kv_block_reuse_gap_seconds_sum"] == 0
     assert found["vllm:iteration_tokens_total_count"] == 3
     assert found["vllm:iteration_tokens_total_sum"] == 20010
     assert found["vllm:iteration_tokens_total_bucket{le=8}"] == 1

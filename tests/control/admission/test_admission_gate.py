@@ -103,7 +103,7 @@ def recomputed_after_eviction(name, **rest):
         call(engine, name, **rest)
         run(engine)
         recomputed.append(recomputed_tokens(engine) - before)
-        engine.cache.evict(engine.cache.num_idle)
+        engine.cache.evict(engine.cache.num_idle, 0.0)
     assert recomputed[0] == 0
     return recomputed[1]
 
@@ -143,7 +143,7 @@ def test_prefixes_dropped_by_a_failure_or_a_flush_do_not_count_as_recomputed(fai
     call(engine, "run0")
     run(engine)
     assert recomputed_tokens(engine) == before
-    engine.cache.evict(engine.cache.num_idle)
+    engine.cache.evict(engine.cache.num_idle, 0.0)
     call(engine, "run0")
     run(engine)
     assert recomputed_tokens(engine) == before + PROMPT
