@@ -43,6 +43,8 @@ QUICK: dict[str, list[str]] = {
     "experiments.engine_bench": ["--quick --json JSON"],
     "experiments.cache_bench": ["--quick --json JSON"],
     "experiments.kernel_bench": ["--quick --json JSON"],
+    "experiments.peers": ["--quick --json JSON"],
+    "experiments.quality": ["--quick --json JSON"],
     "experiments.load_bench": ["--quick --json JSON"],
     "experiments.grammar_bench": ["--quick --json JSON"],
     "experiments.serve_bench": ["--quick --json JSON"],
