@@ -85,7 +85,7 @@ def main() -> int:
         model = str(folder or options.model or "smollm2-135m")
         figures = measure(model, options.quick)
     write_json({"modes": figures}, options.json)
-    return 0
+    return 1 if "failed" in figures["float32"] else 0
 
 
 def measure(model: str, is_quick: bool) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,7 @@ def main() -> int:
     if path is None and not options.quick and not options.only and options.arms == ARMS:
         path = RESULTS / f"peers_{cpu.file_name}.json"
     write_json(summary(comparison, cpu), path)
-    return 0
+    return 0 if comparison.is_complete else 1
 
 
 def arms_of(text: str) -> tuple[Arm, ...]:

@@ -92,6 +92,13 @@ class Comparison:
             for arm, loads in self.loads.items()
         }
 
+    @property
+    def is_complete(self) -> bool:
+        """True unless the first arm, this engine in float32, failed where it should have run."""
+        first = self.arms[0].name
+        figures = [self.columns.get(first, {}), *self.loads.get(first, {}).values()]
+        return not any(FAILED in one for one in figures)
+
     def _compare_tokens(self) -> None:
         """Replace the greedy tokens of each arm by how many agree with the first arm's.
 

@@ -46,6 +46,13 @@ def test_a_skipped_arm_has_its_reason_and_no_ratio(run, capsys):
     assert measured.columns["vllm-float32"] == {"precision": "float32", "failed": "no compiler"}
     assert measured.makespans()["vllm-float32"] == {}
     assert "no compiler" in capsys.readouterr().out
+    assert measured.is_complete
+
+
+def test_a_run_without_this_engine_in_float32_is_not_complete(run):
+    measured = run((OURS, VLLM), skipped={OURS.name: "no model"})
+    measured.run_loads(LOADS)
+    assert not measured.is_complete
 
 
 def test_peers_get_each_load_once(run):
