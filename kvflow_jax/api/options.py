@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,6 +12,7 @@ from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.config.flag import with_values
 from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
 from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.speculation.config import SpeculativeConfig
 
 
 class LLMOptions(TypedDict, total=False):
@@ -36,6 +38,7 @@ class LLMOptions(TypedDict, total=False):
     max_waiting: int
     seed: int | None
     deterministic: bool
+    speculative_config: SpeculativeConfig | Mapping[str, object] | None
     trace: Path | str | None
 
     eviction: str | EvictionOrder | None

@@ -58,8 +58,8 @@ class Replay:
                 runner.submit(Batch(runner.shapes.shapes[shape_index], tokens, ints, floats))
             case SetSequenceState(sequence_state):
                 runner.set_sequence_state(SequenceState(**sequence_state))
-            case SetTokenMasks(seq_slots, masks):
-                runner.set_token_masks(seq_slots, masks)
+            case SetTokenMasks(mask_slots, masks):
+                runner.set_token_masks(mask_slots, masks)
             case Score(start, targets):
                 runner.score(start, targets)
             case Read(array_id, pages):

@@ -117,10 +117,10 @@ class LeaderRunner:
         with self._leader.lockstep():
             self._runner.set_sequence_state(sequence_state)
 
-    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
-        self._remote_arrays.send(SetTokenMasks(seq_slots, masks))
+    def set_token_masks(self, mask_slots: np.ndarray, masks: np.ndarray) -> None:
+        self._remote_arrays.send(SetTokenMasks(mask_slots, masks))
         with self._leader.lockstep():
-            self._runner.set_token_masks(seq_slots, masks)
+            self._runner.set_token_masks(mask_slots, masks)
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[LeaderScores]:
         self._remote_arrays.send(Score(start, targets))

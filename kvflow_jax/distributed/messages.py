@@ -77,7 +77,7 @@ class SetSequenceState:
 class SetTokenMasks:
     """Call ``Runner.set_token_masks``."""
 
-    seq_slots: np.ndarray
+    mask_slots: np.ndarray
     masks: np.ndarray
 
 

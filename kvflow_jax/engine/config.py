@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,7 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import COUNT, NEW_FILE, POSITIVE, SEED, SWITCH
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.speculation.config import SPECULATIVE_CONFIG, SpeculativeConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class EngineConfig(Config):
         "make tokens independent of the batch and of the cache state. Slower: a step holds either "
         "one prompt or decoding requests, and outputs are not shared as prefixes",
         SWITCH,
+    )
+    speculative_config: SpeculativeConfig | Mapping[str, object] | None = flag(
+        None,
+        "speculative decoding without a draft model: draft the next tokens from finished answers "
+        "and the request's own tokens, and verify several in one step. Tokens stay the same. JSON "
+        "with vLLM's keys, or none",
+        SPECULATIVE_CONFIG,
+        if_unset="none",
     )
     trace: Path | str | None = flag(
         None,

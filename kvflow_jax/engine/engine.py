@@ -23,6 +23,7 @@ from kvflow_jax.control.cost_model import CostModel
 from kvflow_jax.control.transfer_manager import TransferManager
 from kvflow_jax.engine.scheduler import Preempted, Scheduler, StepPlan
 from kvflow_jax.engine.sizes import EngineSizes
+from kvflow_jax.engine.speculator import Speculator
 from kvflow_jax.engine.stats import counters, snapshot
 from kvflow_jax.engine.step_in_flight import StepInFlight
 from kvflow_jax.engine.trace import NoTrace, Tracer
@@ -132,10 +133,12 @@ class Engine:
             if tokenizer is None
             else GrammarCompiler(tokenizer, vocab_size, tuple(eos_token_ids))
         )
+        self._speculator = Speculator(sizes.speculation, sizes.shapes)
         self._requests: dict[int, Request] = {}
         self._in_flight: StepInFlight | None = None
         self._next_id = 0
         self._last_step_s = 0.0  # when the last step ended
+        self._busy_since_s = 0.0  # when the engine last had been idle
         self._num_steps = 0
         self._num_generated = 0
         self._num_prompt_done = 0  # prompt tokens of requests that have their first token
@@ -235,11 +238,13 @@ class Engine:
         A step that fails ends its requests with an error; the engine continues to serve.
         """
         was_busy = self._in_flight is not None
-        self._retire_prefill()
+        if not was_busy:
+            self._busy_since_s = self.clock.now()
+        self._retire_early()
         requeued = self._publish_transfers()
         previous = self._in_flight
         plan = self._plan_step(previous, requeued)
-        dispatched = self._dispatch(plan)
+        dispatched = self._dispatch(plan, is_ahead=self._in_flight is not None)
         self._record_stall(dispatched is not None or previous is not None)
         if previous is not None and not self._retire():
             dispatched = None  # its inputs came from the failed step
@@ -275,13 +280,16 @@ class Engine:
 
     # The phases of a step.
 
-    def _retire_prefill(self) -> None:
-        """Wait for the step in flight if it computes prompts: the loop does not run ahead of it.
+    def _retire_early(self) -> None:
+        """Wait for the step in flight if the loop should not run ahead of it.
 
-        Else a new request would wait for two long steps, to hide a host time that is negligible
-        beside one.
+        If it computes prompts, a new request would wait for two long steps, to hide a host time
+        that is negligible beside one. And drafts need the tokens before them.
         """
-        if self._in_flight is not None and self._in_flight.plan.prefill_lengths:
+        step = self._in_flight
+        if step is not None and (
+            step.plan.prefill_lengths or self._speculator.should_wait(step, self.scheduler.running)
+        ):
             self._retire()
 
     def _publish_transfers(self) -> list[Preempted]:
@@ -312,6 +320,7 @@ class Engine:
         self.controller.expire(now)
         self.controller.prefetcher.plan_offloads(self.transfer_manager)
         plan = self.scheduler.schedule(now)
+        self._speculator.add_drafts(plan, self.scheduler, now)
         self._protect([*requeued, *plan.preempted])
         num_running = len(self.scheduler.running)
         self.controller.prefetcher.plan_prefetch(self.transfer_manager, num_running, now)
@@ -326,8 +335,12 @@ class Engine:
         is_stalled = not is_busy and self.scheduler.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
-    def _dispatch(self, plan: StepPlan) -> StepInFlight | None:
-        """Dispatch the planned transfers, then the step; None if there is none, or it failed."""
+    def _dispatch(self, plan: StepPlan, *, is_ahead: bool) -> StepInFlight | None:
+        """Dispatch the planned transfers, then the step; None if there is none, or it failed.
+
+        Args:
+            is_ahead: a step is in flight.
+        """
         try:
             self.transfer_manager.dispatch()
         except Exception as error:
@@ -338,7 +351,12 @@ class Engine:
             return None
         try:
             step = StepInFlight.dispatch(
-                plan, self.runner, self._submit, self.sizes.shapes, self.clock.now()
+                plan,
+                self.runner,
+                self._submit,
+                self.sizes.shapes,
+                self.clock.now(),
+                is_ahead=is_ahead,
             )
         except Exception as error:
             log.exception("a step could not be dispatched")
@@ -373,11 +391,15 @@ class Engine:
         self.tracer.on_step(step.plan, step.dispatched_s, now)
         started_s = max(step.dispatched_s, self._last_step_s)
         self.cost_model.note_step(sum(step.plan.prefill_lengths), now - started_s)
+        previous_s = max(self._last_step_s, self._busy_since_s)
+        self._speculator.on_step(step.shape, now - previous_s, is_ahead=step.is_ahead)
         self._last_step_s = now
         num_before = self._num_generated + self._num_prompt_done
-        for request, tokens, logprobs in results:
+        for sampled in results:
+            request = sampled.chunk.request
             if not request.is_finished:
-                self._process_tokens(request, tokens, logprobs, now)
+                self._speculator.on_verified(sampled)
+                self._process_tokens(request, sampled.tokens, sampled.logprobs, now)
         if num_tokens := self._num_generated + self._num_prompt_done - num_before:
             self._tokens_per_step = self._tokens_per_step.add(num_tokens)
         return True
@@ -401,6 +423,8 @@ class Engine:
                 break
         num_new = request.num_known - num_before
         self._num_generated += num_new
+        if delta.finish_reason is None:
+            self._speculator.on_tokens(request)
         is_first = request.first_token_s is None
         if is_first:
             request.first_token_s = now
@@ -412,7 +436,7 @@ class Engine:
             request.id,
             text,
             tuple(tokens[:num_new]),
-            logprobs=logprobs,
+            logprobs=logprobs[:num_new],
             prompt_logprobs=tuple(request.prompt_logprobs) if is_first else (),
             stop_reason=delta.stop_reason,
             completes_grammar=delta.completes_grammar,
@@ -450,6 +474,7 @@ class Engine:
             # Hints are advice: they never fail a request.
             log.exception("the hints of request %d could not be used", request.id)
         self.tracer.on_finish(request, now)
+        self._speculator.on_finished(request, is_done=is_done)
         self._num_finished[reason.value] += 1
         if output is None:
             rest = request.flush()
@@ -530,5 +555,6 @@ class Engine:
             stall_s=self._stall_s,
             generation_tokens=self._num_generated,
             tokens_per_step=self._tokens_per_step,
+            drafts=self._speculator.stats,
             num_finished=dict(self._num_finished),
         )

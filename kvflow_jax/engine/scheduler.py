@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -61,6 +61,11 @@ class StepPlan:
     def num_steps(self) -> int:
         """Steps that the plan takes on the device."""
         return 1
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Drafted tokens that the step verifies."""
+        return sum(len(chunk.draft) for chunk in self.chunks)
 
 
 class Scheduler:
@@ -164,6 +169,31 @@ class Scheduler:
         if not plan.chunks:
             self._plan_chunks(plan, [r for r in decoding if r.lease is not None], now)
         return plan
+
+    def add_draft(
+        self,
+        plan: StepPlan,
+        index: int,
+        draft: tuple[int, ...],
+        masks: tuple[np.ndarray, ...],
+        now: float,
+    ) -> bool:
+        """Add a draft to a chunk of the plan, ``plan.chunks[index]``; False if blocks lack.
+
+        No request is preempted for it. The blocks stay leased if the draft is rejected: the request
+        fills them next. Only accepted tokens count as computed, so that no block is indexed with
+        the KV of others.
+        """
+        chunk = plan.chunks[index]
+        lease = chunk.request.lease
+        assert lease is not None
+        num_pages = -(-(chunk.start + 1 + len(draft)) // self._cache.page_size)
+        num_missing = num_pages - len(lease)
+        if num_missing > 0 and not self._cache.grow(lease, num_missing, now):
+            return False
+        pages = self._cache.pages(lease, num_pages)
+        plan.chunks[index] = replace(chunk, pages=pages, draft=draft, draft_masks=masks)
+        return True
 
     def publish(self, request: Request, now: float) -> None:
         """Index the full blocks of a running request whose tokens have reached the host.

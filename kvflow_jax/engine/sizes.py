@@ -12,6 +12,7 @@ from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.memory import FreeMemory
 from kvflow_jax.runtime.batch import BatchShapes
+from kvflow_jax.speculation.config import NO_SPECULATION, SpeculativeConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,11 @@ PREFILL_TILE = 128
 _CPU_BATCHED_TOKENS, _DEVICE_BATCHED_TOKENS = 256, 2048
 
 
+# Decode rows of a server of few requests, so that they can have drafts: on a CPU a step of 16 rows
+# reads the weights as often as one of a single row, and its products cost little more.
+_MIN_DRAFT_ROWS = 16
+
+
 @dataclass(frozen=True)
 class EngineSizes:
     """An ``EngineConfig`` without open settings, for one model and device."""
@@ -43,6 +49,7 @@ class EngineSizes:
     pool: PoolSpec
     shapes: BatchShapes
     cache: CacheSettings = CacheSettings()
+    speculation: SpeculativeConfig = NO_SPECULATION
 
     @classmethod
     def resolve(
@@ -111,6 +118,7 @@ class EngineSizes:
         # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
         budget_tokens = config.max_num_batched_tokens or _batched_tokens(platform)
         tile = _tile(page, budget_tokens)
+        speculation = SpeculativeConfig.of(config.speculative_config or NO_SPECULATION)
         shapes = BatchShapes.plan(
             max_num_seqs=config.max_num_seqs,
             max_prefill_tokens=budget_tokens,
@@ -118,6 +126,7 @@ class EngineSizes:
             page_size=page,
             pages_per_seq=-(-max_model_len // page),
             deterministic=config.deterministic,
+            min_decode_rows=min(_MIN_DRAFT_ROWS, 1 + speculation.num_speculative_tokens),
         )
         pool = PoolSpec(
             num_layers=model.num_layers,
@@ -140,7 +149,7 @@ class EngineSizes:
             num_pages=num_pages,
             free_host_bytes=max(0, int(free_host * _HOST_SHARE)),
         )
-        return cls(max_model_len, config.max_waiting, pool, shapes, cache)
+        return cls(max_model_len, config.max_waiting, pool, shapes, cache, speculation)
 
     def log(self, config: EngineConfig, model: ModelConfig) -> None:
         """Log the sizes, and warn if the pool is smaller than the model's context.

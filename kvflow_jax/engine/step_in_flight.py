@@ -9,21 +9,43 @@ import numpy as np
 
 from kvflow_jax.engine.scheduler import StepPlan
 from kvflow_jax.requests.outputs import TokenLogprobs
-from kvflow_jax.requests.request import Request
-from kvflow_jax.runtime.batch import Batch, BatchShapes
+from kvflow_jax.requests.request import Chunk, Request
+from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.runtime.interfaces import Runner, ScoreHandle, StepHandle
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
 
-# A request, its sampled tokens in order, and the logprobs of the first.
-Sampled = tuple[Request, list[int], tuple[TokenLogprobs, ...]]
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step sampled for a request: one token or more, in order.
+
+    Attributes:
+        logprobs: one for each token, if the request wants them.
+        chunk: the chunk that they follow; of its draft, all tokens but the last were accepted.
+    """
+
+    chunk: Chunk
+    tokens: list[int]
+    logprobs: tuple[TokenLogprobs, ...]
+
+    @property
+    def num_accepted(self) -> int:
+        """Number of drafted tokens that were accepted."""
+        return len(self.tokens) - 1 if self.chunk.draft else 0
 
 
 @dataclass(frozen=True, slots=True)
 class StepInFlight:
-    """A dispatched step whose results the host has not read."""
+    """A dispatched step whose results the host has not read.
+
+    Attributes:
+        is_ahead: it was dispatched while the step before it ran.
+    """
 
     plan: StepPlan
+    shape: BatchShape
     dispatched_s: float
+    is_ahead: bool
     _handle: StepHandle
     _sample_rows: np.ndarray  # i32[num_chunks], row of each chunk's sample
     # Scores of prompt tokens, with the position of the first of them.
@@ -37,11 +59,14 @@ class StepInFlight:
         submit: Callable[[StepPlan, Batch[np.ndarray]], StepHandle],
         shapes: BatchShapes,
         now: float,
+        *,
+        is_ahead: bool,
     ) -> StepInFlight:
         """Submit a step to the device without waiting for it.
 
         Args:
             submit: submits the batch of the plan to the runner.
+            is_ahead: the step before it is still in flight.
 
         Raises:
             Exception: any error of ``submit``.
@@ -50,16 +75,17 @@ class StepInFlight:
         for request in plan.admitted:
             if request.params.needs_sampler_state:
                 runner.load_sequence_state(request)
-        constrained = [
-            (chunk.request.seq_slot, mask)
-            for chunk in plan.chunks
-            if chunk.samples and (mask := chunk.request.token_mask) is not None
-        ]
-        if constrained:
-            seq_slots, masks = zip(*constrained, strict=True)
-            runner.set_token_masks(np.array(seq_slots, np.int32), np.stack(masks))
+        mask_slots: list[int] = []
+        masks: list[np.ndarray] = []
+        for chunk, row in zip(plan.chunks, sample_rows.tolist(), strict=True):
+            if chunk.samples and (mask := chunk.request.token_mask) is not None:
+                mask_slots += [chunk.request.seq_slot, *shapes.draft_mask_slots(row, chunk)]
+                masks += [mask, *chunk.draft_masks]
+        if masks:
+            runner.set_token_masks(np.array(mask_slots, np.int32), np.stack(masks))
         handle = submit(plan, batch)
-        return cls(plan, now, handle, sample_rows, list(_score_prompts(runner, plan, starts)))
+        scores = list(_score_prompts(runner, plan, starts))
+        return cls(plan, batch.shape, now, is_ahead, handle, sample_rows, scores)
 
     def results(self) -> list[Sampled]:
         """Wait for the step and return the requests that sampled, with their tokens.
@@ -76,15 +102,10 @@ class StepInFlight:
         ]
         for request, position, request_scores in scores:
             _append_scores(request, position, request_scores)
-        by_chunk = np.atleast_2d(sampled)[:, self._sample_rows].T.tolist()
-        rows = self._sample_rows.tolist()
+        by_row = np.atleast_2d(sampled).T.tolist()
         return [
-            (
-                chunk.request,
-                tokens,
-                _logprobs_of(logprobs, row, tokens[0], chunk.request.params.logprobs),
-            )
-            for chunk, tokens, row in zip(self.plan.chunks, by_chunk, rows, strict=True)
+            _sampled(chunk, row, by_row, logprobs)
+            for chunk, row in zip(self.plan.chunks, self._sample_rows.tolist(), strict=True)
             if chunk.samples
         ]
 
@@ -93,6 +114,30 @@ class StepInFlight:
         """True if the step samples the last token of one of its requests."""
         requests = (chunk.request for chunk in self.plan.chunks)
         return any(request.num_tokens == request.max_len for request in requests)
+
+
+def _sampled(
+    chunk: Chunk, row: int, by_row: list[list[int]], logprobs: Logprobs[np.ndarray] | None
+) -> Sampled:
+    """Return the samples of a chunk from its row on.
+
+    A drafted token is accepted if it is what the model samples in its place: the sample depends on
+    seed and position, so that it is the token that the model would have sampled without drafts. The
+    last sample follows the accepted ones.
+    """
+    tokens, num_top = by_row[row], chunk.request.params.logprobs
+    for i, guess in enumerate(chunk.draft):
+        if tokens[-1] != guess:
+            break
+        tokens = [*tokens, *by_row[row + 1 + i]]
+    if not chunk.draft:
+        return Sampled(chunk, tokens, _logprobs_of(logprobs, row, tokens[0], num_top))
+    all_logprobs = [
+        one
+        for i, token in enumerate(tokens)
+        for one in _logprobs_of(logprobs, row + i, token, num_top)
+    ]
+    return Sampled(chunk, tokens, tuple(all_logprobs))
 
 
 def _score_prompts(

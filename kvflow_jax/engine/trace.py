@@ -93,6 +93,7 @@ class ChromeTrace:
         args = {
             "prompt_tokens": num_prompt,
             "decode_rows": num_decode,
+            "draft_tokens": plan.num_draft_tokens,
             "requests": [chunk.request.id for chunk in plan.chunks],
         }
         self._slice(_ENGINE, _STEPS, f"{num_prompt}+{num_decode}", start_s, finished_s, args)

@@ -57,6 +57,24 @@ class Matcher:
         self.mask = self._compute_mask()
         return self._state.is_stopped()
 
+    def masks_along(self, tokens: Sequence[int]) -> list[np.ndarray]:
+        """Return the mask behind each of the next tokens, without advancing.
+
+        It ends before the first token that the grammar does not allow, or behind which nothing
+        follows.
+        """
+        ahead, masks = self.clone(), []
+        for token in tokens:
+            if not ahead.mask[token >> 5] >> (token & 31) & 1:
+                break
+            try:
+                if ahead.accept(token):
+                    break
+            except (GrammarError, StepFailedError):
+                break  # it comes again, and is reported, if the model samples the token
+            masks.append(ahead.mask)
+        return masks
+
     @property
     def is_complete(self) -> bool:
         """True if nothing may follow."""

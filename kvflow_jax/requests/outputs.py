@@ -119,6 +119,23 @@ class TokensPerStep:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftStats:
+    """Counters of speculative decoding, which never decrease.
+
+    Attributes:
+        num_drafts: drafts that were verified.
+        num_accepted_per_position: accepted drafted tokens by their position within the draft.
+        num_excluded: requests that could have no drafts, because penalties change their logits.
+    """
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_per_position: tuple[int, ...] = ()
+    num_excluded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Statistics that the engine publishes at the end of each step.
 
@@ -160,4 +177,5 @@ class EngineStats:
     generation_tokens: int = 0
     tokens_per_step: TokensPerStep = TokensPerStep()
     block_ages: BlockAges = NO_AGES
+    drafts: DraftStats = DraftStats()
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value

@@ -237,9 +237,12 @@ class Chunk:
     """Tokens ``start`` to ``start + length`` of a request, computed by one step.
 
     Args:
-        pages: i32[n], pages of the request's sequence up to the end of the chunk.
+        pages: i32[n], pages of the request's sequence up to the end of the chunk and its draft.
         samples: the step samples the token behind the chunk.
         is_decode: the chunk takes a decode row (one token), not tiles.
+        draft: a guess of the tokens behind that of a decode row. Each takes a row of its own, so
+            that the step samples a token behind each.
+        draft_masks: with a grammar, the token mask behind each drafted token, as ``Matcher.mask``.
     """
 
     request: Request
@@ -248,3 +251,10 @@ class Chunk:
     pages: np.ndarray
     samples: bool
     is_decode: bool
+    draft: tuple[int, ...] = ()
+    draft_masks: tuple[np.ndarray, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the samples of the chunk take: one, and one for each drafted token."""
+        return 1 + len(self.draft)

@@ -200,15 +200,16 @@ class SamplingParams:
         return self.temperature < MIN_TEMPERATURE
 
     @property
+    def has_penalties(self) -> bool:
+        """True if logits are changed by penalties on the tokens so far."""
+        return bool(
+            self.repetition_penalty != 1.0 or self.frequency_penalty or self.presence_penalty
+        )
+
+    @property
     def needs_sampler_state(self) -> bool:
         """True if logits are changed by a bias, a ban, or penalties on the tokens so far."""
-        return bool(
-            self.logit_bias
-            or self.min_tokens
-            or self.repetition_penalty != 1.0
-            or self.frequency_penalty
-            or self.presence_penalty
-        )
+        return bool(self.logit_bias or self.min_tokens or self.has_penalties)
 
 
 def _definitions(cls: type[SamplingParams]) -> dict[str, Param]:

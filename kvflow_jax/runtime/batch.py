@@ -55,12 +55,13 @@ class _Int:
     LEN = 1  # number of query tokens; 0: padding
     SOURCE = 2  # decode rows: seq_slot whose last sample is the token; -1: it is in ``tokens``
     SEQ_SLOT = 3  # where the sample is kept; out of range: the sample is dropped
-    BANS_STOPS = 4
-    NEEDS_SAMPLER_STATE = 5  # from here on a request's constants
-    WANTS_LOGPROBS = 6
-    SEED = 7  # two columns, the bits of u32[2]
-    HAS_GRAMMAR = 9
-    PARAMS = 10  # INT_PARAMS
+    MASK_SLOT = 4  # where the token mask is
+    BANS_STOPS = 5
+    NEEDS_SAMPLER_STATE = 6  # from here on a request's constants
+    WANTS_LOGPROBS = 7
+    SEED = 8  # two columns, the bits of u32[2]
+    HAS_GRAMMAR = 10
+    PARAMS = 11  # INT_PARAMS
     PAGES = PARAMS + len(INT_PARAMS)
 
 
@@ -126,6 +127,7 @@ class Batch(Generic[Array]):
         return SamplingRows(
             **columns,
             seq_slot=ints[:, _Int.SEQ_SLOT],
+            mask_slot=ints[:, _Int.MASK_SLOT],
             seed=seed.astype(np.uint32),  # keeps the bits
             needs_sampler_state=ints[:, _Int.NEEDS_SAMPLER_STATE] != 0,
             bans_stops=ints[:, _Int.BANS_STOPS] != 0,
@@ -156,6 +158,21 @@ class BatchShapes:
     num_seq_slots: int
     deterministic: bool = False
 
+    @property
+    def max_decode_rows(self) -> int:
+        """Decode rows of the largest shapes: at least one for each running request."""
+        return max(shape.num_decode for shape in self.shapes)
+
+    @property
+    def decode_sizes(self) -> list[int]:
+        """Rows of the shapes without tiles, in rising order."""
+        return sorted(shape.num_decode for shape in self.shapes if not shape.num_tiles)
+
+    @property
+    def num_mask_slots(self) -> int:
+        """Token masks of a step: one for each running request, and one for each drafted token."""
+        return self.num_seq_slots + self.max_decode_rows
+
     @classmethod
     def plan(
         cls,
@@ -166,6 +183,7 @@ class BatchShapes:
         page_size: int,
         pages_per_seq: int,
         deterministic: bool = False,
+        min_decode_rows: int = 1,
     ) -> BatchShapes:
         """Choose the shapes: powers of two for pure decode, a few sizes where prompts prefill.
 
@@ -176,6 +194,9 @@ class BatchShapes:
         Args:
             max_num_seqs: maximum number of running requests.
             max_prefill_tokens: prompt tokens of one step, rounded up to whole tiles.
+            min_decode_rows: decode rows that there are at least, so that few requests can have
+                drafts. Deterministic shapes have none for it: a row's bits would differ from those
+                without drafts.
         """
         if deterministic:
             shapes_of_kinds = (BatchShape(0, max_num_seqs, tile), BatchShape(1, 0, tile))
@@ -190,10 +211,11 @@ class BatchShapes:
             # nothing, and a budget of padding tokens costs a lot.
             decode = {1, 4, 16}
             prefill = {(1, half), (1, tile), (-(-max_tiles // 4), tile), (max_tiles, tile)}
-        decode = {num for num in decode if num < max_num_seqs} | {max_num_seqs}
+        max_rows = max(max_num_seqs, min_decode_rows)
+        decode = {num for num in decode if num < max_rows} | {max_rows}
         shapes = {BatchShape(0, d, tile) for d in decode}
-        shapes |= {BatchShape(n, d, t) for n, t in prefill for d in (0, max_num_seqs)}
-        shapes.add(BatchShape(4 * max_tiles, max_num_seqs, quarter))
+        shapes |= {BatchShape(n, d, t) for n, t in prefill for d in (0, max_rows)}
+        shapes.add(BatchShape(4 * max_tiles, max_rows, quarter))
         by_size = sorted(shapes, key=lambda s: (s.num_tokens, s.num_rows))
         return cls(tuple(by_size), tile, max_tiles * tile, page_size, pages_per_seq, max_num_seqs)
 
@@ -208,7 +230,7 @@ class BatchShapes:
             return 0 if lengths else min(wanted, self.tile)
         longest = 0
         for shape in self.shapes:
-            if shape.num_decode == self.num_seq_slots:
+            if shape.num_decode == self.max_decode_rows:
                 taken = sum(-(-length // shape.tile) for length in lengths)
                 longest = max(longest, (shape.num_tiles - taken) * shape.tile)
         return wanted if wanted <= longest else longest // self.page_size * self.page_size
@@ -220,9 +242,7 @@ class BatchShapes:
             The batch; the row that holds each chunk's sample, i32[num_chunks]; and the index of
             each chunk's first token among the flat tokens, i32[num_chunks].
         """
-        lengths = [chunk.length for chunk in chunks if not chunk.is_decode]
-        num_decode = len(chunks) - len(lengths)
-        shape = next(shape for shape in self.shapes if shape.fits(num_decode, lengths))
+        shape = self.fitting(chunks)
         batch = Batch.empty(shape, self.pages_per_seq, self.num_seq_slots)
         sample_rows = np.empty(len(chunks), np.int32)
         starts = np.empty(len(chunks), np.int32)
@@ -230,7 +250,7 @@ class BatchShapes:
         for i, chunk in enumerate(chunks):
             if chunk.is_decode:
                 starts[i] = row = next_decode
-                next_decode += 1
+                next_decode += chunk.num_rows
                 self._fill_decode(batch, row, chunk)
             else:
                 starts[i] = shape.num_decode + (next_tile - shape.num_decode) * shape.tile
@@ -238,18 +258,55 @@ class BatchShapes:
                 row = next_tile - 1
             sample_rows[i] = row
             if chunk.samples:
-                _fill_sampling(batch, row, chunk)
+                self._fill_sampling(batch, row, chunk)
         return batch, sample_rows, starts
 
+    def fitting(self, chunks: Sequence[Chunk]) -> BatchShape:
+        """Return the smallest shape that fits ``chunks``."""
+        lengths = [chunk.length for chunk in chunks if not chunk.is_decode]
+        num_decode = sum(chunk.num_rows for chunk in chunks if chunk.is_decode)
+        return next(shape for shape in self.shapes if shape.fits(num_decode, lengths))
+
+    def draft_mask_slots(self, first_row: int, chunk: Chunk) -> range:
+        """Return where the token masks behind a chunk's drafted tokens are, if it has any."""
+        first = self.num_seq_slots + first_row + 1
+        return range(first, first + len(chunk.draft_masks))
+
     def _fill_decode(self, batch: Batch[np.ndarray], row: int, chunk: Chunk) -> None:
-        batch.page_table[row, : len(chunk.pages)] = chunk.pages
-        batch.query_start[row] = chunk.start
-        batch.query_len[row] = 1
+        """Fill a row, and a row for each drafted token.
+
+        All of them have the pages of one sequence. A layer writes the K and V of all rows before it
+        reads any, so that a drafted token attends to those before it.
+        """
+        rows = slice(row, row + chunk.num_rows)
+        batch.page_table[rows, : len(chunk.pages)] = chunk.pages
+        batch.query_start[rows] = np.arange(chunk.start, chunk.start + chunk.num_rows)
+        batch.query_len[rows] = 1
+        batch.tokens[row + 1 : rows.stop] = chunk.draft
         if chunk.start < chunk.request.num_known:
             batch.tokens[row] = chunk.request.tokens[chunk.start]
         else:
             # The host has not seen the token yet: a step in flight samples it.
             batch.token_source[row] = chunk.request.seq_slot
+
+    def _fill_sampling(self, batch: Batch[np.ndarray], row: int, chunk: Chunk) -> None:
+        """Fill the sampling settings of the row that ends a chunk, and of its drafted tokens.
+
+        Rows of drafted tokens read and write the state of the request's seq_slot. What a rejected
+        one leaves there is not read: the host knows the request's next token, and only penalties
+        read counts, with which a request has no drafts.
+        """
+        request = chunk.request
+        if request.sampling_row is None:
+            request.sampling_row = _sampling_row(request.params, request.seed)
+        rows = slice(row, row + chunk.num_rows)
+        ints = batch.ints[rows]
+        ints[:, _CONSTANTS], batch.floats[rows] = request.sampling_row
+        ints[:, _Int.SEQ_SLOT] = ints[:, _Int.MASK_SLOT] = request.seq_slot
+        if chunk.draft_masks:
+            ints[1:, _Int.MASK_SLOT] = self.draft_mask_slots(row, chunk)
+        num_output = chunk.start + chunk.length - request.num_prompt  # without the new sample
+        ints[:, _Int.BANS_STOPS] = num_output + np.arange(len(ints)) < request.params.min_tokens
 
     def _fill_tiles(self, batch: Batch[np.ndarray], first_row: int, chunk: Chunk) -> int:
         """Lay a chunk out in tiles from ``first_row``; return the row after its last."""
@@ -263,17 +320,6 @@ class BatchShapes:
         batch.query_start[rows] = starts
         batch.query_len[rows] = np.minimum(shape.tile, end - starts)
         return rows.stop
-
-
-def _fill_sampling(batch: Batch[np.ndarray], row: int, chunk: Chunk) -> None:
-    request = chunk.request
-    if request.sampling_row is None:
-        request.sampling_row = _sampling_row(request.params, request.seed)
-    ints = batch.ints[row]
-    ints[_CONSTANTS], batch.floats[row] = request.sampling_row
-    ints[_Int.SEQ_SLOT] = request.seq_slot
-    num_output = chunk.start + chunk.length - request.num_prompt  # without the new sample
-    ints[_Int.BANS_STOPS] = num_output < request.params.min_tokens
 
 
 def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -31,8 +31,9 @@ class SamplerState:
     Attributes:
         last_tokens: i32[num_seq_slots], the last sample of each running request.
         penalties: what penalties, bans and bias read, of each running request.
-        token_masks: i32[num_seq_slots, ceil(vocab_size / 32)], the tokens that grammars allow next;
-            stale unless the request has a grammar.
+        token_masks: i32[num_mask_slots, ceil(vocab_size / 32)], the tokens that grammars allow
+            next; stale unless the request has a grammar. The first are those of the seq_slots, the
+            others those of the drafted tokens of a step.
         hidden: [max num_tokens of a step + SCORE_CHUNK_LEN, hidden_size], hidden states of the last
             step, from which prompt tokens are scored.
     """
@@ -50,7 +51,9 @@ class SamplerState:
         return cls(
             last_tokens=jnp.zeros(num_seq_slots, jnp.int32),
             penalties=PenaltyState.zeros(num_seq_slots, config.vocab_size),
-            token_masks=jnp.zeros((num_seq_slots, num_mask_words(config.vocab_size)), jnp.int32),
+            token_masks=jnp.zeros(
+                (shapes.num_mask_slots, num_mask_words(config.vocab_size)), jnp.int32
+            ),
             hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
         )
 

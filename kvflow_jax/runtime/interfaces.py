@@ -67,12 +67,12 @@ class Runner(Protocol):
         """Load a request's tokens, stop tokens and logit bias into the state of its seq_slot."""
         ...
 
-    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
+    def set_token_masks(self, mask_slots: np.ndarray, masks: np.ndarray) -> None:
         """Set which tokens the grammars of requests allow next.
 
         Args:
-            seq_slots: i32[num_requests].
-            masks: i32[num_requests, ceil(vocab_size / 32)]; see ``Matcher.mask``.
+            mask_slots: i32[num_masks], seq_slots of requests, or ``BatchShapes.draft_mask_slots``.
+            masks: i32[num_masks, ceil(vocab_size / 32)]; see ``Matcher.mask``.
         """
         ...
 

@@ -154,11 +154,11 @@ class ModelRunner:
         penalties = self._load_sequence_state(sampler.penalties, sequence_state)
         self._state = replace(self._state, sampler=replace(sampler, penalties=penalties))
 
-    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
+    def set_token_masks(self, mask_slots: np.ndarray, masks: np.ndarray) -> None:
         sampler = self._state.sampler
-        token_masks, num_slots = sampler.token_masks, self.shapes.num_seq_slots
-        for first in range(0, len(seq_slots), MASKS_PER_CALL):
-            own = seq_slots[first : first + MASKS_PER_CALL]
+        token_masks, num_slots = sampler.token_masks, self.shapes.num_mask_slots
+        for first in range(0, len(mask_slots), MASKS_PER_CALL):
+            own = mask_slots[first : first + MASKS_PER_CALL]
             # Out of range: padding, which is not written.
             rows = np.full(MASKS_PER_CALL, num_slots, np.int32)
             rows[: len(own)] = own

@@ -39,11 +39,12 @@ class SamplingRows(Generic[Array]):
     top_n_sigma: Array  # f32[n], 0: all tokens
 
     seq_slot: Array  # i32[n], where state and sample are kept; out of range: nowhere
+    mask_slot: Array  # i32[n], where the token mask is
     seed: Array  # u32[n, 2]
     needs_sampler_state: Array  # bool[n], whether penalties, bias or bans are on
     bans_stops: Array  # bool[n], whether stop tokens are banned (min_tokens)
     wants_logprobs: Array  # bool[n]
-    has_grammar: Array  # bool[n], whether the token mask of the seq_slot applies
+    has_grammar: Array  # bool[n], whether the token mask applies
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +119,7 @@ def sample(
     logits: jax.Array,  # f32[n, vocab_size]
     rows: SamplingRows[jax.Array],
     penalties: PenaltyState,
-    token_masks: jax.Array,  # i32[num_seq_slots, ceil(vocab_size / 32)], see ``Matcher.mask``
+    token_masks: jax.Array,  # i32[num_mask_slots, ceil(vocab_size / 32)], see ``Matcher.mask``
     position: jax.Array,  # i32[n], position of the new token
 ) -> tuple[jax.Array, Logprobs[jax.Array]]:
     """Sample a token for each row, i32[n], and return its logprobs (zeros if no row wants any).
@@ -188,7 +189,7 @@ def _mask(
 
     A ban of stop tokens may exclude all that it allows. Then the ban gives way.
     """
-    words = token_masks.at[rows.seq_slot].get(mode="clip")
+    words = token_masks.at[rows.mask_slot].get(mode="clip")
     bits = words[:, :, None] >> jnp.arange(32) & 1  # [n, num_words, 32]
     is_allowed = bits.reshape(len(words), -1)[:, : logits.shape[1]] != 0
     masked = jnp.where(is_allowed, adjusted, -jnp.inf)

@@ -106,7 +106,7 @@ class SimRunner:
     def load_sequence_state(self, request: Request) -> None:
         """Do nothing: simulated tokens depend on no state."""
 
-    def set_token_masks(self, seq_slots: np.ndarray, masks: np.ndarray) -> None:
+    def set_token_masks(self, mask_slots: np.ndarray, masks: np.ndarray) -> None:
         """Do nothing: simulated tokens follow no grammar."""
 
     def score(self, start: int, targets: np.ndarray) -> Sequence[SimScores]:

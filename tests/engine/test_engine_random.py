@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.speculation.config import NO_SPECULATION, SpeculativeConfig
 from kvflow_jax.workflow.hints import Hints, Reuse
 from kvflow_jax.workflow.workflow import Workflow
 from tests.support.token_runner import Client, make_engine, run
@@ -25,6 +26,7 @@ GRAPHS = [
 class Serving(RuleBasedStateMachine):
     cache = CacheSettings()
     repeats = False
+    speculation = NO_SPECULATION
 
     def __init__(self):
         super().__init__()
@@ -34,6 +36,7 @@ class Serving(RuleBasedStateMachine):
             max_num_seqs=3,
             cache=self.cache,
             repeats=self.repeats,
+            speculation=self.speculation,
         )
         self.clients: list[Client] = []
         self.failed = False
@@ -162,12 +165,17 @@ class ServingRepeatedSteps(ServingWorkflows):
     repeats = True
 
 
+class ServingDrafts(ServingWorkflows):
+    speculation = SpeculativeConfig(num_speculative_tokens=6)
+
+
 for machine in (
     Serving,
     ServingWorkflows,
     ServingHierarchically,
     ServingLateOffloads,
     ServingRepeatedSteps,
+    ServingDrafts,
 ):
     machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestServing = Serving.TestCase
@@ -175,3 +183,4 @@ TestServingWorkflows = ServingWorkflows.TestCase
 TestServingHierarchically = ServingHierarchically.TestCase
 TestServingLateOffloads = ServingLateOffloads.TestCase
 TestServingRepeatedSteps = ServingRepeatedSteps.TestCase
+TestServingDrafts = ServingDrafts.TestCase

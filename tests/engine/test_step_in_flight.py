@@ -1,5 +1,7 @@
 """A step in flight, over a runner with prepared results."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,23 +77,23 @@ def dispatch(plan, runner) -> StepInFlight:
     def submit(_plan, batch):
         return runner.submit(batch)
 
-    return StepInFlight.dispatch(plan, runner, submit, SHAPES, now=1.0)
+    return StepInFlight.dispatch(plan, runner, submit, SHAPES, now=1.0, is_ahead=False)
 
 
 def test_only_chunks_that_sample_have_results():
     whole, part = request_of(5), request_of(9)
     plan = plan_of(chunk(whole, 0, 5), chunk(part, 0, 8, seq_slot=1, samples=False))
     (result,) = dispatch(plan, PreparedRunner()).results()
-    request, tokens, logprobs = result
-    assert request is whole
-    assert len(tokens) == 1
-    assert logprobs == ()
+    assert result.chunk.request is whole
+    assert len(result.tokens) == 1
+    assert result.logprobs == ()
 
 
 def test_logprobs_are_cut_to_the_number_that_the_request_wants():
     request = request_of(5, logprobs=2)
     step = dispatch(plan_of(chunk(request, 0, 5)), PreparedRunner())
-    ((_, (token,), (scored,)),) = step.results()
+    (result,) = step.results()
+    (token,), (scored,) = result.tokens, result.logprobs
     row = token - 100
     assert scored.token_id == token
     assert scored.logprob == -row
@@ -104,11 +106,23 @@ def test_a_step_of_several_tokens_a_row_returns_the_tokens_of_each_request_in_or
         chunk(request, 3, 1, seq_slot=i, is_decode=True) for i, request in enumerate(requests)
     ]
     results = dispatch(plan_of(*chunks), PreparedRunner(num_tokens=3)).results()
-    for request, tokens, _ in results:
-        first = tokens[0]
-        assert request in requests
-        assert tokens == [first, first + 100, first + 200]
-    assert len({tokens[0] for _, tokens, _ in results}) == 2
+    for result in results:
+        first = result.tokens[0]
+        assert result.chunk.request in requests
+        assert result.tokens == [first, first + 100, first + 200]
+    assert len({result.tokens[0] for result in results}) == 2
+
+
+def test_a_draft_is_accepted_up_to_the_first_token_that_is_not_sampled():
+    request = request_of(3, logprobs=1)
+    other = chunk(request_of(3), 3, 1, seq_slot=1, is_decode=True)
+    for draft, num_accepted in (((100, 101), 2), ((100, 7), 1), ((7, 101), 0)):
+        drafted = replace(chunk(request, 2, 1, is_decode=True), draft=draft)
+        result, behind = dispatch(plan_of(drafted, other), PreparedRunner()).results()
+        assert result.tokens == [100, 101, 102][: num_accepted + 1]
+        assert result.num_accepted == num_accepted
+        assert [one.logprob for one in result.logprobs] == [0, -1, -2][: num_accepted + 1]
+        assert behind.tokens == [103]
 
 
 def test_sampler_state_is_loaded_for_admitted_requests_that_need_it():

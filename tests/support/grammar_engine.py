@@ -41,12 +41,12 @@ class MaskedRunner(TokenRunner):
         super().reset()
         self.masks: dict[int, np.ndarray] = {}
 
-    def set_token_masks(self, seq_slots, masks) -> None:
-        self.masks |= dict(zip(seq_slots.tolist(), masks, strict=True))
+    def set_token_masks(self, mask_slots, masks) -> None:
+        self.masks |= dict(zip(mask_slots.tolist(), masks, strict=True))
 
     def submit(self, batch: Batch) -> TokenStep:
-        has_grammar, seq_slot = batch.sampling.has_grammar, batch.sampling.seq_slot
-        assert sorted(self.masks) == sorted(seq_slot[has_grammar].tolist())
+        has_grammar, mask_slot = batch.sampling.has_grammar, batch.sampling.mask_slot
+        assert sorted(self.masks) == sorted(mask_slot[has_grammar].tolist())
         return super().submit(batch)
 
     def sample(self, seq_slot: int, sequence: np.ndarray) -> int:

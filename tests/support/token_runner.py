@@ -23,6 +23,7 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import Batch, BatchShapes
 from kvflow_jax.runtime.interfaces import WallClock
 from kvflow_jax.sim.fast_forward import FastForwardEngine
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 VOCAB = 50
 EOS = 7
@@ -83,7 +84,7 @@ class TokenRunner:
     def load_sequence_state(self, request) -> None:
         """Do nothing: the sampled token depends on the sequence alone."""
 
-    def set_token_masks(self, seq_slots, masks) -> None:
+    def set_token_masks(self, mask_slots, masks) -> None:
         """Do nothing: the sampled token depends on the sequence alone."""
 
     def read_blocks(self, pages) -> np.ndarray:
@@ -225,6 +226,7 @@ def make_engine(
     tile=8,
     max_model_len=64,
     deterministic=False,
+    speculation=NO_SPECULATION,
     cache=CacheSettings(),
     clock=None,
     repeats=False,
@@ -240,8 +242,10 @@ def make_engine(
             page_size=page_size,
             pages_per_seq=-(-max_model_len // page_size),
             deterministic=deterministic,
+            min_decode_rows=1 + speculation.num_speculative_tokens,
         ),
         cache=cache,
+        speculation=speculation,
     )
     runner = (RepeatingTokenRunner if repeats else TokenRunner)(sizes.pool, sizes.shapes)
     return (FastForwardEngine if repeats else Engine)(
