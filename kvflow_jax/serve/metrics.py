@@ -152,6 +152,26 @@ class Metrics:
                 self._num_rejected,
             ),
             (
+                "vllm:spec_decode_num_drafts",
+                "Drafts verified by speculative decoding.",
+                stats.drafts.num_drafts,
+            ),
+            (
+                "vllm:spec_decode_num_draft_tokens",
+                "Tokens of these drafts.",
+                stats.drafts.num_draft_tokens,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens",
+                "Tokens of these drafts that were accepted.",
+                stats.drafts.num_accepted_tokens,
+            ),
+            (
+                "kvflow:spec_decode_excluded_requests",
+                "Requests without speculative decoding, because penalties change their logits.",
+                stats.drafts.num_excluded,
+            ),
+            (
                 "kvflow:prefetch_issued_tokens",
                 "Tokens requested by the prefetcher.",
                 stats.num_prefetched_blocks * page,
@@ -190,6 +210,15 @@ class Metrics:
             counter = CounterMetricFamily(name, text, labels=names)
             counter.add_metric(values, count)
             yield counter
+
+        accepted = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted tokens of drafts, by their position in the draft.",
+            labels=[*names, "position"],
+        )
+        for position, count in enumerate(stats.drafts.num_accepted_per_position):
+            accepted.add_metric([*values, str(position)], count)
+        yield accepted
 
         yield from self._transfers(stats, labels)
         hints = CounterMetricFamily(

@@ -29,7 +29,7 @@ from kvflow_jax.speculation.matches import (
     common_lengths,
 )
 
-BYTES_PER_TOKEN = 32  # of an index whose size is a power of two
+BYTES_PER_TOKEN = 28  # of an index whose size is a power of two
 _END = -1  # behind each answer
 _FACTOR = 0x9E3779B97F4A7C15  # Fibonacci hashing (Knuth, TAOCP 3, 6.4)
 _U64 = (1 << 64) - 1
@@ -98,10 +98,16 @@ class SuffixIndex:
             is_match = (lengths >= length) & (self._owners[ends] == owner)
             if is_match.any():
                 ends, lengths = ends[is_match], lengths[is_match]
-                following = self._tokens[(ends[:, None] + np.arange(1, num_next + 1)) & self._mask]
-                has_ended = np.maximum.accumulate(following == _END, axis=1)
-                return Matches(lengths.tolist(), np.where(has_ended, _END, following))
+                return self._matches(ends, lengths, num_next)
         return NO_MATCHES
+
+    def _matches(self, ends: np.ndarray, lengths: np.ndarray, num_next: int) -> Matches:
+        """Return what follows the slots ``ends`` (i64[n]); a stale link may lead to an end."""
+        following = self._tokens[(ends[:, None] + np.arange(1, num_next + 1)) & self._mask]
+        has_ended = np.maximum.accumulate(following == _END, axis=1)
+        goes_on = ~has_ended[:, 0]
+        following = np.where(has_ended, _END, following)
+        return Matches(lengths[goes_on].tolist(), following[goes_on])
 
     def _buckets(self, owner: int, tokens: np.ndarray, length: int) -> np.ndarray:
         """Return the bucket of each n-gram of ``tokens``, i64[len(tokens) - length + 1]."""

@@ -4,7 +4,7 @@ import httpx
 import numpy as np
 
 from kvflow_jax.cache.block_ages import AgeHistogram, BlockAges
-from kvflow_jax.requests.outputs import EngineStats, FinishReason, TokensPerStep
+from kvflow_jax.requests.outputs import DraftStats, EngineStats, FinishReason, TokensPerStep
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.workflow.hints import HintStatus
 from tests.serve.metric_samples import finished, samples_of
@@ -26,6 +26,7 @@ def test_names_and_values() -> None:
         generation_tokens=70,
         num_finished={"stop": 4, "length": 1},
         block_ages=BlockAges(lifetime=AgeHistogram().with_ages(np.array([0.7, 9.0]))),
+        drafts=DraftStats(5, 20, 12, (5, 4, 3), num_excluded=2),
     )
     metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16, max_model_len=lambda: 512)
     metrics.observe_rejection()
@@ -50,6 +51,11 @@ def test_names_and_values() -> None:
     assert found["vllm:prompt_tokens_total"] == 1000
     assert found["vllm:generation_tokens_total"] == 70
     assert found["vllm:num_preemptions_total"] == 1
+    assert found["vllm:spec_decode_num_drafts_total"] == 5
+    assert found["vllm:spec_decode_num_draft_tokens_total"] == 20
+    assert found["vllm:spec_decode_num_accepted_tokens_total"] == 12
+    assert found["vllm:spec_decode_num_accepted_tokens_per_pos_total{position=2}"] == 3
+    assert found["kvflow:spec_decode_excluded_requests_total"] == 2
     assert found["vllm:request_success_total{finished_reason=stop}"] == 4
     assert found["vllm:request_success_total{finished_reason=abort}"] == 0
     assert found["vllm:admission_rejections_total"] == 1
@@ -91,6 +97,7 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         "kvflow:stall_seconds_total": 1.5,
         "kvflow:failed_transfers_total": 4,
         "kvflow:evicted_blocks_total": 9,
+        "kvflow:spec_decode_excluded_requests_total": 0,
         "kvflow:transfer_bytes_total{direction=load}": 1000,
         "kvflow:transfer_bytes_total{direction=save}": 2000,
         "kvflow:transfer_seconds_total{direction=load}": 0.25,

@@ -19,6 +19,7 @@ from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.runtime.batch import Batch, BatchShapes
 from kvflow_jax.runtime.interfaces import NoTransfers, WallClock
+from kvflow_jax.speculation.config import NO_SPECULATION
 from tests.support.token_runner import TokenRunner, TokenStep
 
 TOKENIZER = Tokenizer(byte_level_tokenizer())
@@ -50,7 +51,7 @@ class MaskedRunner(TokenRunner):
         return super().submit(batch)
 
     def sample(self, seq_slot: int, sequence: np.ndarray) -> int:
-        mask = self.masks.pop(seq_slot, None)
+        mask = self.masks.pop(self.mask_slot, None)
         allowed = list(range(256)) if mask is None else tokens_of(mask)
         digest = zlib.crc32(sequence.astype(np.int32).tobytes())
         closing = [token for token in _CLOSING if token in allowed]
@@ -59,7 +60,9 @@ class MaskedRunner(TokenRunner):
         return allowed[digest // 3 % len(allowed)]
 
 
-def make_engine(*, num_pages=64, max_num_seqs=4, deterministic=False) -> Engine:
+def make_engine(
+    *, num_pages=64, max_num_seqs=4, deterministic=False, speculation=NO_SPECULATION, clock=None
+) -> Engine:
     page, max_model_len = 4, 256
     sizes = EngineSizes(
         max_model_len=max_model_len,
@@ -72,13 +75,15 @@ def make_engine(*, num_pages=64, max_num_seqs=4, deterministic=False) -> Engine:
             page_size=page,
             pages_per_seq=max_model_len // page,
             deterministic=deterministic,
+            min_decode_rows=1 + speculation.num_speculative_tokens,
         ),
         cache=CacheSettings(),
+        speculation=speculation,
     )
     return Engine(
         sizes,
         MaskedRunner(sizes.pool, sizes.shapes),
-        WallClock(),
+        clock or WallClock(),
         NoTransfers(),
         tokenizer=TOKENIZER,
         vocab_size=TOKENIZER.vocab_size,

@@ -66,7 +66,11 @@ class TokenStep:
 
 
 class TokenRunner:
-    """Set ``fail_submit`` or ``fail_result`` to an exception that the next step raises."""
+    """Set ``fail_submit`` or ``fail_result`` to an exception that the next step raises.
+
+    Attributes:
+        mask_slot: of the row that is being sampled.
+    """
 
     def __init__(self, spec: PoolSpec, shapes: BatchShapes) -> None:
         self.spec, self.shapes = spec, shapes
@@ -74,6 +78,7 @@ class TokenRunner:
         self.fail_result: Exception | None = None
         self.is_intact = True
         self.batches: list[Batch] = []
+        self.mask_slot = 0
         self.reset()
 
     def reset(self) -> None:
@@ -116,6 +121,7 @@ class TokenRunner:
                 end = int(batch.query_start[row] + batch.query_len[row])
                 sequence = self.pool[self._kv_slots(batch, row, np.arange(end))]
                 assert (sequence >= 0).all(), "KV was read that no step wrote"
+                self.mask_slot = int(batch.sampling.mask_slot[row])
                 sampled[row] = self.sample(int(batch.sampling.seq_slot[row]), sequence)
                 self.last_tokens[batch.sampling.seq_slot[row]] = sampled[row]
         error, self.fail_result = self.fail_result, None
