@@ -23,6 +23,7 @@ GROUPS = {
         "engine_bench": "prefill, decode, batching, cached start, start-up, memory",
         "cache_bench": "the cache's own costs, without a model",
         "grammar_bench": "structured output: cost of a step, answers to schemas of real tools",
+        "speculation": "speculative decoding: recorded calls, agents with and without drafts",
         "peers": "this engine beside vLLM, llama.cpp and transformers, on the same weights",
         "quality": "perplexity and greedy agreement of each mode, memory of its weights",
         "kernel_bench": "the CPU kernels against XLA's own",

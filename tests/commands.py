@@ -47,6 +47,7 @@ QUICK: dict[str, list[str]] = {
     "experiments.quality": ["--quick --json JSON"],
     "experiments.load_bench": ["--quick --json JSON"],
     "experiments.grammar_bench": ["--quick --json JSON"],
+    "experiments.speculation": ["--quick --json JSON"],
     "experiments.serve_bench": ["--quick --json JSON"],
     "experiments.soak": ["--quick --json JSON"],
     "experiments.device_check": ["--quick --json JSON"],

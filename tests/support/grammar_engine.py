@@ -61,9 +61,15 @@ class MaskedRunner(TokenRunner):
 
 
 def make_engine(
-    *, num_pages=64, max_num_seqs=4, deterministic=False, speculation=NO_SPECULATION, clock=None
+    *,
+    num_pages=64,
+    max_num_seqs=4,
+    max_model_len=256,
+    deterministic=False,
+    speculation=NO_SPECULATION,
+    clock=None,
 ) -> Engine:
-    page, max_model_len = 4, 256
+    page = 4
     sizes = EngineSizes(
         max_model_len=max_model_len,
         max_waiting=100,
