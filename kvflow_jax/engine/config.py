@@ -87,3 +87,7 @@ class EngineConfig(Config):
         super().__post_init__()
         if self.num_pages is not None and self.pool_gib is not None:
             raise ConfigError("set num_pages or pool_gib, not both")
+        if self.speculative_config is not None:
+            # Settings are equal, and hashed, and compared between processes, however they came.
+            of_any = SpeculativeConfig.of(self.speculative_config)
+            object.__setattr__(self, "speculative_config", of_any)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,17 @@ async def show_load(service: ServiceDep, tenant: TenantDep) -> Response:
 def _settings(config: ServerConfig) -> dict[str, Any]:
     """Return what the flags say, by name of the setting, without secrets."""
     return {
-        setting.name: str(setting.value) if isinstance(setting.value, Path) else setting.value
+        setting.name: _json_of(setting.value)
         for part in config.configs()
         for setting in part.settings()
         if not setting.flag.values.is_secret
     }
+
+
+def _json_of(value: object) -> object:
+    """Return a setting's value as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value

@@ -3,6 +3,7 @@ from __future__ import annotations
 import httpx
 
 from kvflow_jax import __version__
+from kvflow_jax.engine.config import EngineConfig
 from tests.serve.serve_fakes import FakeEngine, live_server
 from tests.serve.serve_requests import error_of
 
@@ -15,10 +16,15 @@ def test_the_configuration_is_shown_without_keys(http: httpx.Client, engine: Fak
     assert info["num_device_blocks"] == engine.stats.num_blocks
     assert info["settings"]["model"] == "tiny-dir"
     assert info["settings"]["max_body_mib"] == 0.25
-    with live_server(api_keys=("secret",)) as live, httpx.Client(base_url=live.url) as other:
+    engine_config = EngineConfig(speculative_config={"num_speculative_tokens": 4})
+    with (
+        live_server(api_keys=("secret",), engine=engine_config) as live,
+        httpx.Client(base_url=live.url) as other,
+    ):
         assert error_of(other.get("/server_info"), 401)
         answer = other.get("/server_info", headers={"x-api-key": "secret"})
         assert answer.json()["settings"]["page_size"]
+        assert answer.json()["settings"]["speculative_config"]["num_speculative_tokens"] == 4
         assert "secret" not in answer.text
 
 

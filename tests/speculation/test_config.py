@@ -42,6 +42,11 @@ def test_bad_settings_are_refused_with_the_keys_that_there_are(given):
             refuse()
 
 
+def test_a_mapping_and_json_make_equal_settings():
+    config = EngineConfig(speculative_config={"num_speculative_tokens": 4})
+    assert config == EngineConfig(speculative_config=SpeculativeConfig(num_speculative_tokens=4))
+
+
 def test_text_that_is_no_json_is_refused():
     for text in ("", "suffix", "{", "null"):
         with pytest.raises(ValueError, match="JSON object"):
