@@ -114,15 +114,17 @@ def main() -> int:
     config = SpeculativeConfig(num_speculative_tokens=NUM_ROWS - 1)
     figures: dict[str, Any] = {"speculative_config": asdict(config)}
     engine = LLMOptions(pool_gib=0.3, max_num_seqs=NUM_ROWS, max_model_len=2048)
+    without, with_drafts = engine.copy(), engine.copy()
+    without["speculative_config"], with_drafts["speculative_config"] = NO_SPECULATION, config
     is_tiny = options.quick and options.model is None
     with temporary_folder() if is_tiny else nullcontext() as folder:
         model = str(folder or options.model or "smollm2-135m")
-        with LLM(model, progress=False, speculative_config=NO_SPECULATION, **engine) as plain:
+        with LLM(model, progress=False, **without) as plain:
             assert plain.tokenizer is not None
             if options.traces is not None:
                 figures |= _replay_folder(options.traces, plain.tokenizer, config)
             if not options.no_live:
-                with LLM(model, progress=False, speculative_config=config, **engine) as drafting:
+                with LLM(model, progress=False, **with_drafts) as drafting:
                     figures |= _live(plain, drafting, num_rounds, max_tokens)
     report(figures, TARGETS, options.json)
     return 0

@@ -7,7 +7,8 @@ from itertools import accumulate
 
 _EWMA_WEIGHT = 0.2  # of the newest step
 _GROWTH = 0.01  # assumed of a step for each row more, until one of that size was measured
-_MAX_AGE = 4096  # steps after which a time is measured again
+_MAX_RATIO = 2.0  # of a step to what was expected; more is another program's doing
+_MAX_AGE = 512  # steps after which a time is measured again
 
 
 class StepTimes:
@@ -24,10 +25,13 @@ class StepTimes:
     def record(self, num_rows: int, seconds: float, *, is_ahead: bool) -> None:
         """Record a decode step of a shape with ``num_rows`` rows, padding included."""
         self._num_steps += 1
-        if seconds > 0:
-            old = self._measured(num_rows, is_ahead)
-            new = seconds if old is None else old + _EWMA_WEIGHT * (seconds - old)
-            self._seconds[is_ahead, num_rows] = new, self._num_steps
+        if seconds <= 0:
+            return
+        if self._seconds:
+            seconds = min(seconds, _MAX_RATIO * self.seconds(num_rows, is_ahead=is_ahead))
+        old = self._measured(num_rows, is_ahead)
+        new = seconds if old is None else old + _EWMA_WEIGHT * (seconds - old)
+        self._seconds[is_ahead, num_rows] = new, self._num_steps
 
     def seconds(self, num_rows: int, *, is_ahead: bool) -> float:
         """Return the expected seconds of a step; 1 before any was measured."""

@@ -123,7 +123,7 @@ def test_a_row_with_a_grammar_samples_among_the_tokens_of_its_mask(temperature):
     position = np.zeros(3, np.int32)
     masks = np.stack([mask_of(5, 31), mask_of(32, VOCAB - 1)])
     penalties = PenaltyState.zeros(2, VOCAB)
-    rows.seq_slot[:] = [1, 0, 0]
+    rows.mask_slot[:] = [1, 0, 0]
     without, _ = _sample(logits, rows, penalties, masks, position)
     rows.has_grammar[:] = [True, False, True]
     tokens, _ = _sample(logits, rows, penalties, masks, position)

@@ -39,7 +39,13 @@ def test_a_size_that_was_never_measured_is_tried():
     times.record(1, 2.0, is_ahead=True)
     assert times.seconds(8, is_ahead=False) < 2.2
     times.record(8, 9.0, is_ahead=False)
-    assert times.num_worthwhile([0.5] * 7, 1, SIZES) < 7
+    assert times.num_worthwhile([0.5, 0.25, 0.125, 0.06, 0.03], 1, SIZES) < 5
+
+
+def test_a_step_that_another_program_delayed_counts_as_twice_the_time_at_most():
+    times = times_of([1.0] * 4, [1.0] * 4)
+    times.record(8, 100.0, is_ahead=False)
+    assert times.seconds(8, is_ahead=False) <= 1.2
 
 
 def test_times_are_forgotten_and_those_of_a_clock_that_stands_still_are_none():
