@@ -11,7 +11,8 @@ _MAX_WEIGHT = 64.0  # at which old outcomes count half
 _MAX_AGENTS = 4096
 # Of a draft whose matches all continue in the same way, by length of the match; roughly those of
 # the recorded calls that ``experiments.speculation`` replays. An agent's own rates replace them.
-_PRIOR = (0.35, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)
+_PRIOR = (0.45, 0.6, 0.73, 0.8, 0.87, 0.92, 0.97)
+_PRIOR_OF_AGREEMENT = (0.35, 0.65, 1.0)  # of it: no majority, a majority, all matches
 NUM_KINDS = 2 * 3 * len(_PRIOR)
 
 
@@ -38,7 +39,7 @@ class AcceptanceRates:
     def __init__(self) -> None:
         self._weights = [_PRIOR_WEIGHT] * NUM_KINDS
         self._hits = [
-            _PRIOR_WEIGHT * prior * (0.4, 0.7, 1.0)[agreement]
+            _PRIOR_WEIGHT * prior * _PRIOR_OF_AGREEMENT[agreement]
             for prior in _PRIOR
             for agreement in range(3)
             for _ in range(2)

@@ -81,6 +81,8 @@ class Drafter:
             found = self._index.find(owner, tokens, self._max_match_len, self._max_tokens)
             if max(found.lengths, default=0) > max(own.lengths, default=0):
                 is_own, matches = False, found
+        if not matches.lengths:
+            return NO_DRAFT
         return _vote(matches, rates, stop_ids, is_own=is_own)
 
     def insert(self, owner: int, tokens: np.ndarray, num_prompt: int) -> None:
@@ -96,7 +98,7 @@ def _vote(
     matches: Matches, rates: AcceptanceRates, stop_ids: Collection[int], *, is_own: bool
 ) -> Draft:
     """Return the continuation of the longest matches, token by token that of most of them."""
-    longest = max(matches.lengths, default=0)
+    longest = max(matches.lengths)
     alive = matches.continuations[np.array(matches.lengths) == longest]
     tokens: list[int] = []
     kinds: list[int] = []

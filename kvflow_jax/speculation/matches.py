@@ -43,6 +43,8 @@ def find_in_context(tokens: np.ndarray, max_len: int, num_next: int) -> Matches:
         return NO_MATCHES
     ends = np.flatnonzero(tokens[MIN_MATCH_LEN - 1 : -1] == tokens[-1]) + MIN_MATCH_LEN - 1
     for back in range(1, LONG_MATCH_LEN):
+        if not len(ends):
+            return NO_MATCHES
         fits = ends[ends >= back]
         fits = fits[tokens[fits - back] == tokens[-1 - back]] if back < num else fits[:0]
         if back >= MIN_MATCH_LEN and not len(fits):

@@ -86,10 +86,11 @@ class SuffixIndex:
             max_len, num_next: as in ``find_in_context``.
         """
         suffix = tokens[: -max_len - 1 : -1]
+        last = tokens[-LONG_MATCH_LEN:].tolist()
         for length, chains in self._chains.items():
             if len(suffix) < length:
                 continue
-            slots = chains.walk(self._bucket(owner, suffix[length - 1 :: -1].tolist()))
+            slots = chains.walk(self._bucket(owner, last[-length:]))
             if not slots:
                 continue
             ends = np.array(slots)
