@@ -409,7 +409,7 @@ class Engine:
     ) -> None:
         """Append sampled tokens to a request, up to its end, and deliver them."""
         text, reasoning, num_before = "", "", request.num_known
-        delta = _NO_DELTA
+        delta, text_ends = _NO_DELTA, []
         for token in tokens:
             request.append(token)
             try:
@@ -418,6 +418,7 @@ class Engine:
                 self._finish(request, FinishReason.ERROR, now, error)
                 return
             text += delta.text
+            text_ends.append(len(text))
             reasoning += delta.reasoning
             if delta.finish_reason is not None:
                 break
@@ -437,6 +438,7 @@ class Engine:
             text,
             tuple(tokens[:num_new]),
             logprobs=logprobs[:num_new],
+            text_ends=tuple(text_ends) if logprobs else (),
             prompt_logprobs=tuple(request.prompt_logprobs) if is_first else (),
             stop_reason=delta.stop_reason,
             completes_grammar=delta.completes_grammar,

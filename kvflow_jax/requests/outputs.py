@@ -64,6 +64,8 @@ class Output:
         num_reasoning_tokens: those of all tokens so far that belong to the reasoning, up to the one
             that completes its end tag.
         logprobs: one for each of ``token_ids``, if the request wants them.
+        text_ends: for each of ``logprobs``, the length of ``text`` up to its token; empty: all of
+            it, of an output of one token.
         prompt_logprobs: in the first output, one for each prompt token after the first, if the
             request wants them.
         stop_reason: in the last output, the stop string or stop token id that ended the text.
@@ -78,6 +80,7 @@ class Output:
     stats: RequestStats | None = None
     error: KVFlowError | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    text_ends: tuple[int, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     stop_reason: str | int | None = None
     completes_grammar: bool = False

@@ -94,7 +94,8 @@ class ChoiceDelta:
             self.text_ends += [begin + end for end in output.text_ends]
             self.prompt_ids = output.prompt_ids if self.prompt_ids is None else self.prompt_ids
         else:
-            self.text_ends += [len(self.text)] * len(output.logprobs)
+            ends = output.text_ends or (len(output.text),) * len(output.logprobs)
+            self.text_ends += [begin + end for end in ends]
             if output.ends_at_token:
                 # The stop token is not part of the text.
                 self.logprobs, self.text_ends = self.logprobs[:-1], self.text_ends[:-1]

@@ -9,9 +9,9 @@ import httpx
 import openai
 import pytest
 
-from kvflow_jax.requests.outputs import FinishReason, Output
+from kvflow_jax.requests.outputs import FinishReason, Output, TokenLogprobs
 from kvflow_jax.requests.request_spec import RequestSpec
-from kvflow_jax.serve.generation import Generation, Mailbox
+from kvflow_jax.serve.generation import ChoiceDelta, Generation, Mailbox
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer
 from tests.serve.serve_requests import HELLO, raw_completion_request
 
@@ -51,6 +51,18 @@ def test_one_wake_up_delivers_many_outputs() -> None:
     assert (first.texts, second.texts) == (["a", "b", "c"], ["A", "B", "C"])
     mailbox.post(first, 0, Output(0, "d", ()))
     assert len(loop.wake_ups) == 1
+
+
+def test_each_token_of_a_merged_delta_has_the_end_of_its_text() -> None:
+    delta = ChoiceDelta(0)
+    logprobs = tuple(TokenLogprobs(token, -1.0) for token in range(3))
+    delta.add(Output(0, "ab", (0,), logprobs=logprobs[:1]))
+    delta.add(Output(0, "cdef", (0, 1, 2), logprobs=logprobs, text_ends=(1, 1, 4)))
+    # The token that ends a text is not part of it.
+    stop = Output(0, "g", (0, 1), FinishReason.STOP, logprobs=logprobs[:2], text_ends=(1, 1))
+    delta.add(stop)
+    assert delta.text_ends == [2, 3, 3, 6, 7]
+    assert len(delta.logprobs) == 5
 
 
 def test_posting_to_a_closed_loop_does_not_raise() -> None:
