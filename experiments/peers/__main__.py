@@ -35,7 +35,7 @@ from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.hf_config import read_config_file
 
 RESULTS = Path(__file__).parents[1] / "results"
-QUICK_PLAN = Plan(repeats=1, num_steps=8, vocab=(0, 256))
+QUICK_PLAN = Plan(repeats=1, num_steps=8, vocab=(0, 256), greedy_prompt=(1, 2, 3))
 # Deterministic: two batch shapes, which compile in seconds.
 QUICK_OPTIONS = {"pool_gib": 0.02, "max_num_seqs": 8, "deterministic": True}
 QUICK_FLAGS = ("--deterministic", "--max-model-len=192")

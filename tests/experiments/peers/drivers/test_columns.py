@@ -14,7 +14,15 @@ from experiments.peers.drivers.columns import (
     run,
 )
 
-PLAN = Plan(prompt_len=32, num_new=4, num_steps=2, num_greedy=3, repeats=2, vocab=(5, 9))
+PLAN = Plan(
+    prompt_len=32,
+    num_new=4,
+    num_steps=2,
+    greedy_prompt=(5, 6),
+    num_greedy=3,
+    repeats=2,
+    vocab=(5, 9),
+)
 
 
 def recorder():
@@ -33,7 +41,7 @@ def test_every_column_is_measured():
     figures = dict(measure(engine, PLAN))
     assert list(figures) == [GREEDY, PREFILL, CACHED, *DECODES]
     assert figures[GREEDY] == [7, 7, 7]
-    assert asked[:4] == [([4], 3), ([32], 1), ([32], 1), ([32], 1)]
+    assert asked[:4] == [([2], 3), ([32], 1), ([32], 1), ([32], 1)]
     assert ([36], 1) in asked
     assert ([1023] * 8, 3) in asked
 
