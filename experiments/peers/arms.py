@@ -112,9 +112,7 @@ def _llama_cpp_variables(setup: Setup, arm: Arm) -> dict[str, str]:
 
 def _vllm_variables(setup: Setup, arm: Arm) -> dict[str, str]:
     folder = setup.environments[arm.engine].folder
-    openmp = next(folder.glob("venv/lib/python*/libiomp5.so"), None) or next(
-        folder.glob("venv/lib/libiomp5.so"), None
-    )
+    openmp = folder / "venv" / "lib" / "libiomp5.so"
     return {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -126,7 +124,7 @@ def _vllm_variables(setup: Setup, arm: Arm) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         # Its compiled programs are linked with Intel's OpenMP.
-        **({"LD_PRELOAD": str(openmp)} if openmp else {}),
+        **({"LD_PRELOAD": str(openmp)} if openmp.exists() else {}),
     }
 
 

@@ -8,6 +8,7 @@ from experiments.peers.drivers import run_vllm
 
 def test_requests_are_greedy_and_of_one_length(monkeypatch):
     made = []
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # restored at the end
 
     class FakeLLM:
         def __init__(self, model, **options):
