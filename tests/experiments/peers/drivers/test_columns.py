@@ -1,8 +1,13 @@
 """The columns over engines that take no time."""
 
+import itertools
 import json
 import sys
+from types import SimpleNamespace
 
+import pytest
+
+from experiments.peers.drivers import columns
 from experiments.peers.drivers.columns import (
     CACHED,
     DECODES,
@@ -36,6 +41,13 @@ def recorder():
     return RequestEngine(generate), asked
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Replaces the clock by one that moves on, by 1 s more at each look."""
+    looks = itertools.accumulate(itertools.count())
+    monkeypatch.setattr(columns, "time", SimpleNamespace(perf_counter=lambda: next(looks)))
+
+
 def test_every_column_is_measured():
     engine, asked = recorder()
     figures = dict(measure(engine, PLAN))
@@ -44,6 +56,12 @@ def test_every_column_is_measured():
     assert asked[:4] == [([2], 3), ([32], 1), ([32], 1), ([32], 1)]
     assert ([36], 1) in asked
     assert ([1023] * 8, 3) in asked
+
+
+def test_a_difference_that_noise_exceeds_is_no_figure():
+    engine, _ = recorder()
+    engine.decode_step_s = lambda prompts, *_: 1.0 if len(prompts) == 1 else -1.0
+    assert [column for column, _ in measure(engine, PLAN) if column in DECODES] == ["b1_256"]
 
 
 def test_the_same_prompts_are_measured_of_every_engine():
