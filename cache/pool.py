@@ -19,7 +19,12 @@ NULL_PAGE = 0
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """Sizes of a pool. Byte counts include K and V of all layers."""
+    """Sizes of a pool. Byte counts include K and V of all layers.
+
+    Attributes:
+        as_bits: keep 16-bit floats as uint16. XLA's CPU compiler widens a whole array of 16-bit
+            floats to read or write a part of it.
+    """
 
     num_layers: int
     num_pages: int
@@ -27,6 +32,7 @@ class PoolSpec:
     num_kv_heads: int
     head_dim: int
     dtype: str = "float32"
+    as_bits: bool = False
 
     @property
     def page_bytes(self) -> int:
@@ -67,7 +73,7 @@ class KVPool:
             2 * spec.num_kv_heads,
             spec.head_dim,
         )
-        return cls(jnp.zeros(shape, jnp.dtype(spec.dtype)), spec)
+        return cls(jnp.zeros(shape, jnp.uint16 if spec.as_bits else jnp.dtype(spec.dtype)), spec)
 
     def write(
         self,
@@ -82,7 +88,9 @@ class KVPool:
         # The row of a padded token must lie past the whole array, not in the next layer's pages.
         row = jnp.where(page < spec.num_pages, layer * spec.num_pages + page, self.data.shape[0])
         kv = jnp.stack([k, v], axis=2).reshape(-1, *self.data.shape[2:])  # [T, 2K, H]
-        kv = kv.astype(self.data.dtype)
+        kv = kv.astype(spec.dtype)
+        if spec.as_bits:
+            kv = jax.lax.bitcast_convert_type(kv, jnp.uint16)
         return KVPool(self.data.at[row, offset].set(kv, mode="drop"), spec)
 
     def read(
@@ -92,6 +100,8 @@ class KVPool:
     ) -> tuple[jax.Array, jax.Array]:
         """Return K and V of pages of a layer, each [..., page_size, num_kv_heads, head_dim]."""
         kv = self.data.at[layer * self.spec.num_pages + pages].get(mode="promise_in_bounds")
+        if self.spec.as_bits:
+            kv = jax.lax.bitcast_convert_type(kv, jnp.dtype(self.spec.dtype))
         return kv[..., 0::2, :], kv[..., 1::2, :]
 
     def gather(self, pages: jax.Array) -> jax.Array:

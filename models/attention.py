@@ -235,7 +235,7 @@ def attend_batched(layer: jax.Array, rows: UniformRows, pool: KVPool) -> jax.Arr
 
     A single tile would leave an accelerator mostly idle.
     """
-    return _attend_groups(layer, rows, pool, pool.data.dtype)
+    return _attend_groups(layer, rows, pool, pool.spec.dtype)
 
 
 def _attend_groups(

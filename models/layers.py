@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kvflow_jax.models.activations import gate
 from kvflow_jax.models.ops import Ops
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-}
 
 
 class Linear(nnx.Module):
@@ -37,14 +32,19 @@ class Linear(nnx.Module):
         row_parallel: bool = False,
     ) -> None:
         self.ops, self.out_features, self.row_parallel = ops, out_features, row_parallel
-        shape = ops.packed_shape(in_features, out_features)
-        self.weight = nnx.Param(random_normal(rngs, shape, dtype))
+        self.weight = nnx.Param(ops.pack(random_normal(rngs, (in_features, out_features), dtype)))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [T, in] -> [T, out]
         y = self.ops.linear(x, self.weight[...], self.out_features)
         y = self.ops.all_reduce(y) if self.row_parallel else y
         return y if self.bias is None else y + self.bias[...]
+
+    def gated(self, x: jax.Array, activation: str) -> jax.Array:  # [T, in] -> [T, out / 2]
+        """Return act(gate) * up, for the gate and up projections fused in W."""
+        if self.bias is not None:
+            return gate(self(x), activation)
+        return self.ops.gated(x, self.weight[...], self.out_features // 2, activation)
 
 
 class Embedding(nnx.Module):
@@ -53,13 +53,12 @@ class Embedding(nnx.Module):
     def __init__(
         self, vocab_size: int, hidden_size: int, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> None:
-        self.ops, self.vocab_size = ops, vocab_size
-        self.weight = nnx.Param(
-            random_normal(rngs, ops.table_shape(vocab_size, hidden_size), dtype)
-        )
+        self.ops, self.vocab_size, self.hidden_size = ops, vocab_size, hidden_size
+        table = random_normal(rngs, (vocab_size, hidden_size), dtype)
+        self.weight = nnx.Param(ops.pack_table(table))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:  # i32[T] -> [T, D]
-        return self.ops.lookup(self.weight[...], tokens)
+        return self.ops.lookup(self.weight[...], tokens, self.hidden_size)
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [n, D] -> f32[n, V]
         return self.ops.project(hidden, self.weight[...], self.vocab_size)
@@ -115,8 +114,7 @@ class GatedMLP(nnx.Module):
         self.down_proj = make(intermediate_size, hidden_size, row_parallel=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)  # [T, F] each
-        return self.down_proj(ACTIVATIONS[self.activation](gate) * up)  # [T, D]
+        return self.down_proj(self.gate_up_proj.gated(x, self.activation))  # [T, D]
 
 
 def random_normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -41,7 +41,7 @@ class Model:
     """
 
     config: ModelConfig
-    dtype: str
+    dtype: str  # of KV; also of the weights, unless ``ops`` keeps them in another form
     ops: Ops
     specs: Specs  # of the weights in ``params``
     stacked_specs: Specs  # of the weights in files and checkpoints
@@ -55,8 +55,18 @@ class Model:
 
     @property
     def weights_bytes(self) -> int:
-        """Size of all weights, in bytes."""
-        return sum(spec.size * spec.dtype.itemsize for spec in self.stacked_specs.values())
+        """Size of all packed weights, in bytes."""
+        return sum(spec.size * spec.dtype.itemsize for spec in self.specs.values())
+
+    @property
+    def weights_dtype(self) -> str:
+        """Dtype of the plain weights, in files and checkpoints."""
+        return self.ops.weights_dtype(self.dtype)
+
+    @property
+    def hidden_dtype(self) -> str:
+        """Dtype of hidden states."""
+        return self.ops.hidden_dtype(self.dtype)
 
     @classmethod
     def build(cls, config: ModelConfig, dtype: str = "float32", *, ops: Ops = XLA) -> Model:
@@ -69,16 +79,16 @@ class Model:
             raise ModelLoadError(
                 f"dtype {dtype!r} is not supported; supported: {', '.join((AUTO, *DTYPES))}"
             )
-        num = config.num_layers
+        num, weights_dtype = config.num_layers, ops.weights_dtype(dtype)
         kinds: tuple[type[nnx.Module], type[nnx.Module]] = (EmbedAndHead, DecoderLayer)
         plain_embed_and_head, plain_layer = (
-            _ModuleDef.of(kind, config, dtype, XLA) for kind in kinds
+            _ModuleDef.of(kind, config, weights_dtype, XLA) for kind in kinds
         )
         stacked_specs = plain_embed_and_head.specs | {
             LAYERS + name: jax.ShapeDtypeStruct((num, *spec.shape), spec.dtype)
             for name, spec in plain_layer.specs.items()
         }
-        embed_and_head, layer = (_ModuleDef.of(kind, config, dtype, ops) for kind in kinds)
+        embed_and_head, layer = (_ModuleDef.of(kind, config, weights_dtype, ops) for kind in kinds)
         specs = stacked_specs
         if ops.unroll:
             specs = embed_and_head.specs | {
@@ -96,13 +106,13 @@ class Model:
 
     def init_embed_and_head(self, key: jax.Array) -> Params:
         """Return random plain weights of the embedding, final norm and head, by name."""
-        plain = _ModuleDef.of(self._embed_and_head.kind, self.config, self.dtype, XLA)
-        return dict(zip(plain.specs, plain.init(self.config, self.dtype, key), strict=True))
+        plain = _ModuleDef.of(self._embed_and_head.kind, self.config, self.weights_dtype, XLA)
+        return dict(zip(plain.specs, plain.init(self.config, self.weights_dtype, key), strict=True))
 
     def init_layer(self, key: jax.Array) -> Params:
         """Return random plain weights of one layer, by their names within it."""
-        layer = _ModuleDef.of(self._layer.kind, self.config, self.dtype, XLA)
-        return dict(zip(layer.specs, layer.init(self.config, self.dtype, key), strict=True))
+        layer = _ModuleDef.of(self._layer.kind, self.config, self.weights_dtype, XLA)
+        return dict(zip(layer.specs, layer.init(self.config, self.weights_dtype, key), strict=True))
 
     def leaves(self, name: str) -> list[tuple[str, int | None]]:
         """Return the names in ``params`` of a stacked weight, each with its layer; None: all."""

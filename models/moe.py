@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kvflow_jax.models.activations import gate
 from kvflow_jax.models.config import MoeConfig
-from kvflow_jax.models.layers import ACTIVATIONS, Linear, random_normal
+from kvflow_jax.models.layers import Linear, random_normal
 from kvflow_jax.models.ops import Ops
 
 # Tokens per pass through all experts: enough to keep a device busy, with bounded memory.
@@ -82,8 +83,7 @@ class ExpertsMLP(nnx.Module):
         num_rows = jnp.bincount(experts.reshape(-1), length=self.config.num_experts)
         num_rows = num_rows.astype(jnp.int32)
         gate_up = self.gate_up_proj(x[order // num_chosen], num_rows)
-        gate, up = jnp.split(gate_up, 2, axis=-1)  # [T * C, F] each
-        out = self.down_proj(ACTIVATIONS[self.activation](gate) * up, num_rows)
+        out = self.down_proj(gate(gate_up, self.activation), num_rows)  # of [T * C, F]
         out = jnp.zeros_like(out).at[order].set(out).reshape(x.shape[0], num_chosen, -1)
         return jnp.einsum("tcd,tc->td", out, weights)
 
@@ -102,9 +102,8 @@ class ExpertsMLP(nnx.Module):
             # One product per expert: written as one product, XLA relayouts all weights.
             tokens = jnp.broadcast_to(x[chunk], (num_experts, *x[chunk].shape))
             gate_up = jnp.einsum("etd,edf->etf", tokens, self.gate_up_proj.weight[...])
-            gate, up = jnp.split(gate_up, 2, axis=-1)
             chunk_weights = by_expert[:, chunk, None]
-            hidden = ACTIVATIONS[self.activation](gate) * up * chunk_weights
+            hidden = gate(gate_up, self.activation) * chunk_weights
             # An expert that was not chosen may give infinity, and 0 times infinity is NaN.
             hidden = jnp.where(chunk_weights > 0, hidden, 0)
             outs.append(jnp.einsum("etf,efd->td", hidden, self.down_proj.weight[...]))

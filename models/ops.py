@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kvflow_jax.cache.pool import KVPool
+from kvflow_jax.models.activations import gate
 from kvflow_jax.models.attention import Attend, AttentionMetadata, attend
 from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.ragged_dot import ragged_blocks
@@ -26,16 +27,28 @@ class Ops(Protocol):
         """True if layers are unrolled; False if they are a scan over stacked weights."""
         ...
 
-    def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
-        """Return the shape of a packed matrix [num_in, num_out]."""
+    def weights_dtype(self, dtype: str) -> str:
+        """Return the dtype of plain weights, before ``pack``, of a model in ``dtype``."""
+        ...
+
+    def hidden_dtype(self, dtype: str) -> str:
+        """Return the dtype of the activations between operations, of a model in ``dtype``."""
         ...
 
     def pack(self, weight: Any) -> Any:
         """Convert a matrix [num_in, num_out], numpy or jax, to the form that ``linear`` takes."""
         ...
 
+    def floats(self, packed: Any) -> Any:
+        """Return floats that are finite if and only if all of a packed weight is."""
+        ...
+
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         """Compute x W: [T, num_in] to [T, num_out]. ``weight`` is packed."""
+        ...
+
+    def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
+        """Compute act(x G) * (x U): [T, num_in] to [T, num_out]. ``weight`` is [G, U], packed."""
         ...
 
     @property
@@ -51,15 +64,11 @@ class Ops(Protocol):
         """Sum the partial products of a row-parallel matrix over the devices."""
         ...
 
-    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
-        """Return the shape of a packed table [num_rows, width]."""
-        ...
-
     def pack_table(self, table: Any) -> Any:
         """Convert a table [num_rows, width] to the form that ``lookup`` and ``project`` take."""
         ...
 
-    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
         """Return rows of a table, i32[T] to [T, width]; indices past the end give the last row."""
         ...
 
@@ -104,14 +113,28 @@ class XlaOps:
     def dense_experts(self) -> bool:
         return self.platform == "gpu"
 
-    def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
-        return num_in, num_out
+    def weights_dtype(self, dtype: str) -> str:
+        return dtype
+
+    def hidden_dtype(self, dtype: str) -> str:
+        # XLA's CPU compiler widens 16-bit floats around every operation but products.
+        return "float32" if self.platform == "cpu" else dtype
 
     def pack(self, weight: Any) -> Any:
         return weight
 
+    def floats(self, packed: Any) -> Any:
+        return packed
+
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
-        return jnp.einsum("ti,io->to", x, weight)
+        # A CPU multiplies 16-bit floats fast only if sums are float32. Elsewhere they are, and the
+        # result has the dtype of the weights.
+        sums = jnp.float32 if self.platform == "cpu" else None
+        x = x.astype(weight.dtype)
+        return jnp.einsum("ti,io->to", x, weight, preferred_element_type=sums)
+
+    def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
+        return gate(self.linear(x, weight, 2 * num_out), activation)
 
     def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         product = ragged_blocks if self.platform == "cpu" else jax.lax.ragged_dot
@@ -120,16 +143,15 @@ class XlaOps:
     def all_reduce(self, part: jax.Array) -> jax.Array:
         return part
 
-    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
-        return num_rows, width
-
     def pack_table(self, table: Any) -> Any:
         return table
 
-    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
-        return table.at[rows].get(mode="clip")
+    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
+        found = table.at[rows].get(mode="clip")
+        return found.astype(self.hidden_dtype(str(table.dtype)))
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+        x = x.astype(table.dtype)
         return jnp.einsum("td,vd->tv", x, table, preferred_element_type=jnp.float32)
 
     def attend(

@@ -122,11 +122,11 @@ class ShardedOps(XlaOps):
         total: jax.Array = jax.lax.psum(part, AXIS)
         return total
 
-    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
         local = rows - jax.lax.axis_index(AXIS) * table.shape[0]
         is_local = (local >= 0) & (local < table.shape[0])
         found = jnp.where(is_local[:, None], table.at[local].get(mode="clip"), 0)
-        return self.all_reduce(found)
+        return self.all_reduce(found).astype(self.hidden_dtype(str(table.dtype)))
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         part = super().project(x, table, num_rows)

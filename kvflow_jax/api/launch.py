@@ -108,6 +108,7 @@ def load(
         random_weights=config.random_weights,
         seed=engine.seed or 0,
         attention=config.attention,
+        quantize=config.quantize,
         tensor_parallel=config.tensor_parallel,
         check_model=check,
         page_size=engine.page_size,

@@ -10,6 +10,7 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import COUNT, FOLDER, NAME, POSITIVE, SWITCH, one_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["none", "int8"]
 Attention = Literal["auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged"]
 
 
@@ -31,6 +32,12 @@ class LoadConfig(Config):
         "dtype of weights and KV cache; auto: float32 on CPU, bfloat16 on TPU, the checkpoint's "
         "dtype on GPU, or float16 on a GPU without bfloat16",
         one_of(*get_args(Dtype)),
+    )
+    quantize: Quantize = flag(
+        "none",
+        "keep matrices in 8 bits: int8, with a scale for each column, and rows of activations are "
+        "quantised when they are multiplied; on CPU",
+        one_of(*get_args(Quantize)),
     )
     attention: Attention = flag(
         "auto",

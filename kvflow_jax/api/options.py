@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from kvflow_jax.api.load_config import Attention, Dtype, LoadConfig
+from kvflow_jax.api.load_config import Attention, Dtype, LoadConfig, Quantize
 from kvflow_jax.cache.policy import EvictionOrder
 from kvflow_jax.config.flag import with_values
 from kvflow_jax.engine.cache_config import BackupTime, CacheConfig, CacheMode
@@ -22,6 +22,7 @@ class LLMOptions(TypedDict, total=False):
     """
 
     dtype: Dtype
+    quantize: Quantize
     attention: Attention
     tensor_parallel: int
     random_weights: bool

@@ -135,6 +135,7 @@ class EngineSizes:
             num_kv_heads=model.num_kv_heads,
             head_dim=model.head_dim,
             dtype=dtype,
+            as_bits=platform == "cpu" and dtype != "float32",
         )
         free_host = free.host_bytes - (pool.nbytes if platform == "cpu" else 0)
         if (config.cache.host_cache_gib or 0.0) * GIB > free_host:

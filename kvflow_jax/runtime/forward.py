@@ -54,7 +54,7 @@ class SamplerState:
             token_masks=jnp.zeros(
                 (shapes.num_mask_slots, num_mask_words(config.vocab_size)), jnp.int32
             ),
-            hidden=jnp.zeros(hidden_shape, jnp.dtype(model.dtype)),
+            hidden=jnp.zeros(hidden_shape, jnp.dtype(model.hidden_dtype)),
         )
 
 

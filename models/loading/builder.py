@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from kvflow_jax.errors import CapacityError
+from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
@@ -20,6 +20,7 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.sharding import Shards, shard_of
 
+NO_QUANTIZATION = "none"
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +29,7 @@ class ModelBuilder:
     """How models are computed on this machine. ``load_model`` describes the attributes."""
 
     dtype: str
+    quantize: str
     cache_dir: Path
     ops: Ops | None
     attention: str
@@ -49,7 +51,10 @@ class ModelBuilder:
         capability = getattr(device, "compute_capability", "")
         dtype = choose_dtype(self.dtype, config, device.platform, capability)
         model = Model.build(config, dtype, ops=self._ops(config, dtype, device.platform))
-        log.info("dtype of weights and KV cache: %s", dtype)
+        if self.quantize == NO_QUANTIZATION:
+            log.info("dtype of weights and KV cache: %s", dtype)
+        else:
+            log.info("weights quantised to %s, KV cache in %s", self.quantize, dtype)
         num_devices = 1 if self.shards is None else self.shards.num_shards
         _check_memory(model, device, f"each of {num_devices} {device.device_kind}", num_devices)
         self.check_model(model)
@@ -57,12 +62,19 @@ class ModelBuilder:
 
     def _ops(self, config: ModelConfig, dtype: str, platform: str) -> Ops:
         if self.shards is not None:
+            if self.quantize != NO_QUANTIZATION:
+                raise ConfigError(
+                    f"--quantize {self.quantize} does not work with --tensor-parallel: leave out "
+                    "one of them"
+                )
             shard = shard_of(config, self.shards.num_shards)
             target = KernelTarget.local(shard, dtype, self.page_size)
             return XlaOps(choose_attention(self.attention, target), platform)
         if self.ops is not None:
             return self.ops
-        return default_ops(config, dtype, self.cache_dir, self.attention, self.page_size)
+        return default_ops(
+            config, dtype, self.cache_dir, self.attention, self.page_size, self.quantize
+        )
 
 
 def default_ops(
@@ -71,6 +83,7 @@ def default_ops(
     cache_dir: Path,
     attention: str = AUTO,
     page_size: int = 16,
+    quantize: str = NO_QUANTIZATION,
 ) -> Ops:
     """Return the best ops of this platform: native kernels on a CPU that has them, else XLA.
 
@@ -78,14 +91,24 @@ def default_ops(
         cache_dir: cache of the kernels that are built on first use.
         attention: a kernel other than "auto" is combined with XLA for all else.
         page_size: of the KV pool, in tokens.
+        quantize: "int8", or "none".
 
     Raises:
-        ConfigError: the attention kernel does not support this model on this platform.
+        ConfigError: the attention kernel does not support this model on this platform, or weights
+            cannot be quantised here.
     """
     platform = jax.default_backend()
-    if platform == "cpu" and attention == AUTO and (ops := native_ops(config, dtype, cache_dir)):
-        log.info("attention on cpu: native kernels")
-        return ops
+    if platform == "cpu" and attention == AUTO:
+        int8 = quantize == "int8"
+        if ops := native_ops(config, dtype, cache_dir, int8=int8):
+            log.info("attention on cpu: native kernels")
+            return ops
+    if quantize != NO_QUANTIZATION:
+        raise ConfigError(
+            f"--quantize {quantize} needs the CPU kernels (a C++ compiler, --attention auto, "
+            "--dtype float32 or bfloat16, heads of a multiple of 16 up to 256, no mixture of "
+            "experts); leave it out for this model on this machine"
+        )
     attend = choose_attention(attention, KernelTarget.local(config, dtype, page_size))
     return XlaOps(attend, platform)
 

@@ -81,7 +81,7 @@ class CheckpointStore:
         Raises:
             ModelLoadError: the original files do not fit the model.
         """
-        path = self.path(key, model.dtype)
+        path = self.path(key, model.weights_dtype)
         # Path.exists raises for a folder without search permission.
         if os.path.lexists(path):
             try:

@@ -13,7 +13,7 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.kernels import AUTO
 from kvflow_jax.models.loading import embedded, placement
-from kvflow_jax.models.loading.builder import ModelBuilder
+from kvflow_jax.models.loading.builder import NO_QUANTIZATION, ModelBuilder
 from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.checkpoint import CheckpointStore
 from kvflow_jax.models.loading.gguf import GgufFile
@@ -59,6 +59,7 @@ def load_model(
     name_or_path: str,
     *,
     dtype: str = "auto",
+    quantize: str = NO_QUANTIZATION,
     cache_dir: Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -77,6 +78,8 @@ def load_model(
             or a name on the Hugging Face Hub. With ``random_weights`` also one of ``PRESETS``.
         dtype: of the weights: float32, bfloat16 or float16; "auto" is the best for the device and
             the model, see ``models.dtypes``.
+        quantize: "int8" keeps matrices in 8 bits, quantised by column; rows of activations are
+            quantised when they are multiplied. Then ``dtype`` is that of the KV cache.
         cache_dir: cache of dequantised weights; ``default_cache_dir()`` if None.
         random_weights: initialise the weights on the device from ``seed``; only the config is read
             from files, and the tokenizer if there is one.
@@ -103,7 +106,7 @@ def load_model(
         raise ConfigError(f"tensor_parallel must be at least 1, got {tensor_parallel}")
     shards = Shards.of_devices(tensor_parallel) if tensor_parallel > 1 else None
     builder = ModelBuilder(
-        dtype, cache_dir, ops, attention, page_size, max_model_len, shards, check_model
+        dtype, quantize, cache_dir, ops, attention, page_size, max_model_len, shards, check_model
     )
     if random_weights:
         config, tokenizer = read_shape(name_or_path)
@@ -117,7 +120,7 @@ def load_model(
         loaded = loader.load_folder(path)
     else:
         loaded = loader.load_gguf(path)
-    check_finite(loaded.params, loaded.config, name_or_path)
+    check_finite(loaded.params, loaded.config, name_or_path, loaded.model.ops)
     return loaded
 
 

@@ -13,12 +13,13 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading.hf_tensors import hf_names_of
 from kvflow_jax.models.model import LAYERS, Params
+from kvflow_jax.models.ops import XLA, Ops
 
 # Elements that stay in the processor's cache between the two passes over them.
 _BLOCK = 1 << 18
 
 
-def check_finite(params: Params, config: ModelConfig, source: str) -> None:
+def check_finite(params: Params, config: ModelConfig, source: str, ops: Ops = XLA) -> None:
     """Check every weight once, in the memory that it is in.
 
     Of several processes that share the model, each must call this. On CPU a process checks the
@@ -26,12 +27,13 @@ def check_finite(params: Params, config: ModelConfig, source: str) -> None:
 
     Args:
         source: name of the model, for messages.
+        ops: which packed the weights.
 
     Raises:
         ModelLoadError: listing the tensors with NaN or infinity under their Hugging Face names.
     """
     check = _on_host if jax.default_backend() == "cpu" else _on_device
-    checked = {name: check(weight, _is_stacked(name)) for name, weight in params.items()}
+    checked = {name: check(ops, weight, _is_stacked(name)) for name, weight in params.items()}
     problems = [
         _tensors(name, int(layer), config)
         for name, is_finite in jax.device_get(checked).items()
@@ -61,14 +63,17 @@ def _number(name: str) -> str:
     return name.removeprefix(LAYERS).partition(".")[0]
 
 
-@partial(jax.jit, static_argnums=1)
-def _on_device(weight: jax.Array, is_stacked: bool) -> jax.Array:  # bool[], bool[num_layers]
-    return jnp.isfinite(weight).all(axis=tuple(range(is_stacked, weight.ndim)))
+@partial(jax.jit, static_argnums=(0, 2))
+def _on_device(
+    ops: Ops, weight: jax.Array, is_stacked: bool
+) -> jax.Array:  # bool[], bool[num_layers]
+    floats = ops.floats(weight)
+    return jnp.isfinite(floats).all(axis=tuple(range(is_stacked, floats.ndim)))
 
 
-def _on_host(weight: jax.Array, is_stacked: bool) -> Any:  # bool[], bool[num_layers]
+def _on_host(ops: Ops, weight: jax.Array, is_stacked: bool) -> Any:  # bool[], bool[num_layers]
     """Check this process's shards; on CPU that needs neither a program nor a copy."""
-    shards = [np.asarray(shard.data) for shard in weight.addressable_shards]
+    shards = [ops.floats(np.asarray(shard.data)) for shard in weight.addressable_shards]
     if not is_stacked:
         return all(_is_finite(shard) for shard in shards)
     return np.array([all(_is_finite(shard[i]) for shard in shards) for i in range(len(weight))])

@@ -98,7 +98,7 @@ class NamedWeights:
         # Number of leading axes, layer and expert, that no tensor has.
         self._num_stacked_axes = {name: len(index) for name, index in self._tensors_of}
         if model.config.tie_embeddings:
-            self._check_tied(np.dtype(model.dtype))
+            self._check_tied(np.dtype(model.weights_dtype))
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
         num_stacked = self._num_stacked_axes[name]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,9 +9,6 @@ from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import EngineSizes
-from kvflow_jax.models.kernels.cpu import build
-from kvflow_jax.models.kernels.cpu.ops import NATIVE
-from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
@@ -22,6 +18,7 @@ from kvflow_jax.runtime.interfaces import WallClock
 from kvflow_jax.runtime.runner import ModelRunner
 from tests.runtime.test_runner import Collected, run
 from tests.support import tiny_engine
+from tests.support.native import native_ops
 from tests.support.token_runner import Client, FakeTransfers, make_engine
 from tests.support.token_runner import run as run_tokens
 
@@ -39,17 +36,14 @@ TIERED = CacheSettings(offloads_everything=True, num_host_blocks=200, extent_siz
 POOL = PoolSpec(CONFIG.num_layers, 400, PAGE, CONFIG.num_kv_heads, 16)
 
 
-@pytest.fixture(
-    scope="module", params=[XLA, XLA_ON_CPU, NATIVE], ids=["scan", "unrolled", "native"]
-)
+@pytest.fixture(scope="module", params=["scan", "unrolled", "float32", "bfloat16", "int8"], ids=str)
 def runner(request):
-    if request.param is NATIVE and (
-        jax.default_backend() != "cpu" or not build.register(default_cache_dir())
-    ):
-        pytest.skip("needs a CPU and a C++ compiler")
-    model = Model.build(CONFIG, ops=request.param)
+    dtype = "float32" if request.param != "bfloat16" else "bfloat16"
+    xla = {"scan": XLA, "unrolled": XLA_ON_CPU}
+    model = Model.build(CONFIG, dtype, ops=xla.get(request.param) or native_ops(request.param))
+    pool = replace(POOL, dtype=dtype, as_bits=dtype != "float32")
     runner = ModelRunner(
-        model, random_params(model, seed=5), POOL, SHAPES, extent_sizes=TIERED.extent_sizes
+        model, random_params(model, seed=5), pool, SHAPES, extent_sizes=TIERED.extent_sizes
     )
     runner.warm_up()
     return runner
@@ -58,7 +52,9 @@ def runner(request):
 def make(runner, num_pages, cache=CacheSettings()):
     runner.reset()
     return Engine(
-        EngineSizes(MAX_LEN, 1000, replace(POOL, num_pages=num_pages + 1), SHAPES, cache),
+        EngineSizes(
+            MAX_LEN, 1000, replace(runner.pool_spec, num_pages=num_pages + 1), SHAPES, cache
+        ),
         runner,
         WallClock(),
         FakeTransfers(),

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.kernels.cpu.ops import NATIVE
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
 from tests.models.families.cases import CONFIGS
+from tests.support.native import PACKING
 
 CONFIG = read_config(CONFIGS["llama-linear-rope-biased"])
 SCANNED, UNROLLED = (Model.build(CONFIG, ops=ops) for ops in (XLA, XLA_ON_CPU))
@@ -41,7 +41,9 @@ def test_unrolled_models_hold_a_matrix_per_layer_and_stacked_vectors():
     assert UNROLLED.stacked_specs == SCANNED.stacked_specs
 
 
-@pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, NATIVE], ids=["scanned", "unrolled", "native"])
+@pytest.mark.parametrize(
+    "ops", [XLA, XLA_ON_CPU, *PACKING.values()], ids=["scanned", "unrolled", *PACKING]
+)
 def test_packed_leaves_have_the_shapes_of_the_specs(ops):
     model = Model.build(CONFIG, ops=ops)
     found = {}

@@ -34,7 +34,9 @@ def test_the_embedded_model_equals_transformers(smollm2, prompt):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.5), ("float16", 0.05)])
 def test_low_precision_stays_within_its_tolerance(folder, dtype, tolerance):
     loaded = load_model(str(folder), dtype=dtype, progress=False)
-    assert {str(weight.dtype) for weight in loaded.params.values()} == {dtype}
+    # The CPU kernels take matrices of bfloat16 as bits.
+    dtypes = {str(weight.dtype) for weight in loaded.params.values()}
+    assert dtypes in ({dtype}, {dtype, "uint16"})
     sequence = tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS, pool_dtype=dtype)
     logits = sequence.feed(PROMPT)
     assert logits.dtype == np.float32

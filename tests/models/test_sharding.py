@@ -87,7 +87,7 @@ def test_a_single_shard_is_the_whole_model():
     table, rows = jnp.arange(12.0).reshape(4, 3), jnp.array([3, 0])
 
     def lookup_and_project(table, rows):
-        return local.ops.lookup(table, rows), local.ops.project(table[:2], table, 4)
+        return local.ops.lookup(table, rows, table.shape[1]), local.ops.project(table[:2], table, 4)
 
     run = jax.shard_map(
         lookup_and_project,

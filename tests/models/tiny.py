@@ -75,6 +75,7 @@ class Sequence:
             config.num_kv_heads,
             config.head_dim,
             pool_dtype,
+            as_bits=pool_dtype != "float32" and jax.default_backend() == "cpu",
         )
         self.pool = KVPool.zeros(spec)
         # Pages in random order: an engine allocates any free page.

@@ -17,7 +17,7 @@ PARAMS = {"embed.weight": jnp.eye(VOCAB), "layers.0.down_proj.weight": jnp.zeros
 
 class SuccessorModel:
     config = SimpleNamespace(vocab_size=VOCAB, hidden_size=VOCAB)
-    dtype = "float32"
+    dtype = hidden_dtype = "float32"
     embed_and_head_names = ("embed.weight",)
     matrix_names = ("down_proj.weight",)
     vector_names = ()

@@ -7,15 +7,18 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import jax
+
+from kvflow_jax.models.kernels.cpu.isa import InstructionSet, cpu_features, supported
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +26,6 @@ COMPILERS = ("g++", "clang++", "c++")
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fPIC",
@@ -31,58 +33,112 @@ FLAGS = (
     "-pthread",
     "-w",
 )
-TARGETS = ("kvflow_linear", "kvflow_decode_attention", "kvflow_tile_attention")
+FORMATS = ("float32", "bfloat16", "int8")
+TARGETS = (
+    *(f"kvflow_{kind}_{name}" for kind in ("linear", "gated") for name in FORMATS),
+    *(
+        f"kvflow_{kind}_attention_{name}"
+        for kind in ("decode", "tile")
+        for name in ("float32", "bfloat16")
+    ),
+)
+CHECK_TIMEOUT_S = 60.0
 _SOURCES = Path(__file__).parent
 
 _lock = threading.Lock()
-_is_registered = False  # a process can register a name only once
+_library: Library | None = None  # a process can register a name only once
 
 
-def register(cache_dir: Path) -> bool:
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded build of the kernels.
+
+    Attributes:
+        lanes: floats of a vector.
+    """
+
+    isa: InstructionSet
+    lanes: int
+
+
+def register(cache_dir: Path) -> Library | None:
     """Register the kernels with JAX, and build them first if they are not in the cache.
 
+    The fastest build is used that this CPU reports and that passes its check. The check runs in a
+    process of its own, because a CPU may report instructions that end the process.
+
     Args:
-        cache_dir: cache of libraries, keyed by their sources, compiler and CPU.
+        cache_dir: cache of libraries, keyed by their sources, compiler and instruction set.
 
     Returns:
-        False if the kernels cannot be built or loaded; the reason is logged.
+        None if the kernels cannot be built or loaded; the reason is logged.
     """
-    global _is_registered
+    global _library
     with _lock:
-        _is_registered = _is_registered or _register(cache_dir)
-        return _is_registered
+        _library = _library or _register(cache_dir / "native")
+        return _library
 
 
-def _register(cache_dir: Path) -> bool:
+def _register(folder: Path) -> Library | None:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         log.warning(
-            "no C++ compiler (%s) found: this CPU decodes at XLA's speed, up to 2 times slower; "
+            "no C++ compiler (%s) found: this CPU computes at XLA's speed, several times slower; "
             "install a compiler and restart",
             ", ".join(COMPILERS),
         )
-        return False
-    path = cache_dir / "native" / f"{_key(compiler)}.so"
+        return None
+    features = cpu_features()
+    for isa in supported(features):
+        path = folder / f"{_key(compiler, isa)}.so"
+        try:
+            if not path.exists():
+                _build(compiler, isa, path)
+            if not _is_checked(path, features):
+                log.warning("this CPU reports %s, but cannot compute with it", isa.name)
+                continue
+            library = ctypes.CDLL(str(path))
+            # For the removal of the entries of the cache that were not used for longest.
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        except subprocess.CalledProcessError as error:
+            log.warning("cannot build the CPU kernels for %s: %s", isa.name, error.stderr)
+            continue
+        except OSError as error:
+            log.warning("cannot cache or load the CPU kernels, using XLA's: %s", error)
+            return None
+        if not library.kvflow_start():
+            log.warning("the operating system does not let this process use %s", isa.name)
+            continue
+        for name in TARGETS:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+        log.info("CPU kernels: %s", isa.name)
+        return Library(isa, int(library.kvflow_lanes()))
+    return None
+
+
+def _is_checked(path: Path, features: frozenset[str]) -> bool:
+    """True if the library computes correctly on this CPU; the answer is kept beside it."""
+    cpu = hashlib.sha256(" ".join(sorted(features)).encode()).hexdigest()[:12]
+    passed = path.with_suffix(f".{cpu}.passed")
+    if passed.exists():
+        return True
+    code = (
+        "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); "
+        "sys.exit(not (library.kvflow_start() and library.kvflow_check()))"
+    )
+    command = [sys.executable, "-I", "-c", code, str(path)]
     try:
-        if not path.exists():
-            _build(compiler, path)
-        library = ctypes.CDLL(str(path))
-        # For the removal of the entries of the cache that were not used for longest.
-        with contextlib.suppress(OSError):
-            os.utime(path)
-    except subprocess.CalledProcessError as error:
-        log.warning("cannot build the CPU kernels, using XLA's: %s", error.stderr)
+        result = subprocess.run(command, timeout=CHECK_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
         return False
-    except OSError as error:
-        log.warning("cannot cache or load the CPU kernels, using XLA's: %s", error)
-        return False
-    for name in TARGETS:
-        handler = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    return True
+    if result.returncode == 0:
+        passed.touch()
+    return result.returncode == 0
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: str, isa: InstructionSet, path: Path) -> None:
     log.info("building the CPU kernels with %s; later starts reuse the library", compiler)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Build a temporary file and rename it: another process may build the same library.
@@ -93,6 +149,7 @@ def _build(compiler: str, path: Path) -> None:
             [
                 compiler,
                 *FLAGS,
+                *isa.flags,
                 "-isystem",
                 jax.ffi.include_dir(),
                 str(_SOURCES / "kernels.cc"),
@@ -108,13 +165,12 @@ def _build(compiler: str, path: Path) -> None:
         Path(scratch).unlink(missing_ok=True)
 
 
-def _key(compiler: str) -> str:
-    """Return the name of a library: a digest of sources, compiler, JAX's headers and CPU kind."""
+def _key(compiler: str, isa: InstructionSet) -> str:
+    """Return the name of a library: a digest of sources, compiler, JAX's headers and flags."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    features = sorted({line for line in lines if line.startswith(("model name", "flags", "Feat"))})
-    parts = [version.stdout, metadata.version("jaxlib"), platform.machine(), *features, *FLAGS]
+    parts = [version.stdout, metadata.version("jaxlib"), *FLAGS, *isa.flags]
+    if not isa.features:  # flags that stand for this CPU
+        parts += sorted(cpu_features())
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(_SOURCES.glob("*.h")) + sorted(_SOURCES.glob("*.cc")):
         digest.update(source.read_bytes())

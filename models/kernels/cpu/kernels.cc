@@ -1,40 +1,85 @@
 // Registers the CPU kernels with XLA's foreign function interface. ops.py calls them.
-#include "attention.h"
+#include "check.h"
+#include "decode_attention.h"
 #include "linear.h"
+#include "packed.h"
+#include "tile_attention.h"
+#if defined(__AMX_INT8__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "amx.h"
+#include "amx_attention.h"
+#endif
 
 namespace ffi = xla::ffi;
 using ffi::F32;
 using ffi::S32;
+using ffi::S8;
+using ffi::U16;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_linear, kvflow::linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<F32>>()
-                                  .Arg<ffi::Buffer<F32>>()
-                                  .Ret<ffi::Buffer<F32>>());
+#if defined(__AMX_INT8__)
+using BFloat16Format = kvflow::AmxBFloat16Panels;
+using Int8Format = kvflow::AmxInt8Panels;
+#else
+using BFloat16Format = kvflow::BFloat16Panels;
+using Int8Format = kvflow::Int8Panels;
+#endif
+using Ints = ffi::Buffer<S32>;
+using Float32Format = kvflow::Float32Panels;
 
-// The first arguments of both attention kernels: q, the pool, layer, window and page table.
-static auto bind_attention() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<ffi::Buffer<F32>>()
-      .Arg<ffi::Buffer<F32>>()
-      .Arg<ffi::Buffer<S32>>()
-      .Arg<ffi::Buffer<S32>>()
-      .Arg<ffi::Buffer<S32>>();
+static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<F32>>(); }
+
+#define KVFLOW_PRODUCTS(name, Format, kWeights)                                           \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                          \
+      kvflow_linear_##name, (kvflow::linear<Format, ffi::Buffer<kWeights>>),              \
+      bind().Arg<ffi::Buffer<kWeights>>().Ret<ffi::Buffer<F32>>());                                  \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                          \
+      kvflow_gated_##name, (kvflow::gated<Format, ffi::Buffer<kWeights>>),                \
+      bind().Arg<ffi::Buffer<kWeights>>().Attr<int64_t>("activation").Ret<ffi::Buffer<F32>>())
+
+KVFLOW_PRODUCTS(float32, Float32Format, F32);
+KVFLOW_PRODUCTS(bfloat16, BFloat16Format, U16);
+KVFLOW_PRODUCTS(int8, Int8Format, S8);
+
+// Arguments: q, the pool, layer, window and page table; spans of the rows.
+#define KVFLOW_ATTENTION(name, Kv, kPool, attend_queries)                                                 \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_decode_attention_##name, kvflow::decode_attention<Kv>, \
+                                bind().Arg<ffi::Buffer<kPool>>().Arg<Ints>().Arg<Ints>().Arg<Ints>()                                    \
+                                    .Arg<Ints>()                               \
+                                    .Attr<int64_t>("num_pages")                            \
+                                    .Attr<float>("scale")                                  \
+                                    .Ret<ffi::Buffer<F32>>());                             \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_tile_attention_##name, (kvflow::tile_attention<Kv, attend_queries>),\
+                                bind().Arg<ffi::Buffer<kPool>>().Arg<Ints>().Arg<Ints>().Arg<Ints>()                                    \
+                                    .Arg<Ints>()                               \
+                                    .Arg<Ints>()                               \
+                                    .Attr<int64_t>("num_pages")                            \
+                                    .Attr<float>("scale")                                  \
+                                    .Ret<ffi::Buffer<F32>>())
+
+KVFLOW_ATTENTION(float32, float, F32, kvflow::attend_queries<float>);
+#if defined(__AMX_INT8__)
+KVFLOW_ATTENTION(bfloat16, kvflow::BFloat16, U16, kvflow::amx_attend_queries);
+#else
+KVFLOW_ATTENTION(bfloat16, kvflow::BFloat16, U16, kvflow::attend_queries<kvflow::BFloat16>);
+#endif
+
+// Lanes of a vector, from which the width of float32 panels follows.
+extern "C" int kvflow_lanes() { return kvflow::kLanes; }
+
+// Asks the kernel for the state of the matrix unit; 0 if the process must not use the library.
+extern "C" int kvflow_start() {
+#if defined(__AMX_INT8__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl, and of the state
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return 1;
+#endif
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_decode_attention, kvflow::decode_attention,
-                              bind_attention()
-                                  .Arg<ffi::Buffer<S32>>()
-                                  .Attr<int64_t>("num_pages")
-                                  .Attr<float>("scale")
-                                  .Ret<ffi::Buffer<F32>>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_tile_attention, kvflow::tile_attention,
-                              bind_attention()
-                                  .Arg<ffi::Buffer<S32>>()
-                                  .Arg<ffi::Buffer<S32>>()
-                                  .Attr<int64_t>("num_pages")
-                                  .Attr<float>("scale")
-                                  .Ret<ffi::Buffer<F32>>());
+// 1 if every product is exact; called after kvflow_start.
+extern "C" int kvflow_check() {
+  return kvflow::is_exact<Float32Format>() && kvflow::is_exact<BFloat16Format>() &&
+         kvflow::is_exact<Int8Format>();
+}

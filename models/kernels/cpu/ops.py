@@ -1,12 +1,13 @@
-"""The C++ kernels as ``Ops``: float32 on CPU.
+"""The C++ kernels as ``Ops``: weights in float32, bfloat16 or int8 on CPU, activations in float32.
 
-Speed relative to XLA on 2 cores with AVX2 (``experiments.kernel_bench``): products of 1 to 32 rows
-1.7 to 2.4 times, of 512 rows equal; attention of decode rows 2 to 6 times, of tiles 2.2 to 2.5
-times. A row of a product, and a row of attention, is bit-identical in every batch.
+A row of a product, and a row of attention, is bit-identical in every batch. In bfloat16 and int8
+the rows of a product's left operand are rounded too, where the CPU multiplies such operands.
+``experiments.kernel_bench`` compares them with XLA's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,41 +17,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from kvflow_jax.cache.pool import KVPool
+from kvflow_jax.models.activations import gate
 from kvflow_jax.models.attention import AttentionMetadata, layer_window
 from kvflow_jax.models.config import AttentionConfig, ModelConfig
-from kvflow_jax.models.kernels.cpu.build import register
-from kvflow_jax.models.memory import aligned_empty
+from kvflow_jax.models.kernels.cpu.build import Library, register
+from kvflow_jax.models.kernels.cpu.formats import (
+    BFloat16Format,
+    Float32Format,
+    Format,
+    Int8Format,
+)
 from kvflow_jax.models.ragged_dot import ragged_blocks
 
-PANEL = 24  # columns of a panel, ``kPanel`` in linear.h
+FLOAT32_VECS = 3  # vectors of a panel, ``Float32Panels::kVecs``
 HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
+ACTIVATION_CODES = {"silu": 0, "gelu_tanh": 1}  # ``Activation`` of linear.h
 
 
+@dataclass(frozen=True)
 class NativeOps:
-    """``Ops`` with matrices in panels of 24 columns, [num_panels, in, 24], read sequentially."""
+    """``Ops`` with matrices in panels, which are read from end to end.
+
+    Attributes:
+        quantises: whether matrices are quantised from weights of more bits.
+    """
+
+    format: Format
+    quantises: bool = False
 
     unroll = True
     dense_experts = False
 
-    def packed_shape(self, num_in: int, num_out: int) -> tuple[int, ...]:
-        return -(-num_out // PANEL), num_in, PANEL
+    def weights_dtype(self, dtype: str) -> str:
+        return "float32" if self.quantises else dtype
+
+    def hidden_dtype(self, dtype: str) -> str:
+        return "float32"
 
     def pack(self, weight: Any) -> Any:
-        num_in, num_out = weight.shape
-        full, rest = divmod(num_out, PANEL)
-        if not isinstance(weight, np.ndarray):
-            weight = jnp.pad(weight, ((0, 0), (0, -num_out % PANEL)))
-            return weight.reshape(num_in, -1, PANEL).swapaxes(0, 1)
-        panels = aligned_empty(self.packed_shape(num_in, num_out), weight.dtype)
-        whole = weight[:, : full * PANEL].reshape(num_in, full, PANEL)
-        panels[:full] = whole.swapaxes(0, 1)
-        if rest:
-            panels[full, :, :rest], panels[full, :, rest:] = weight[:, full * PANEL :], 0.0
-        return panels
+        return self.format.pack(weight)
+
+    def floats(self, packed: Any) -> Any:
+        # Vectors stay plain, and so do the stacks of experts.
+        return self.format.floats(packed) if packed.dtype.kind in "iu" else packed
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
-        out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
-        return jax.ffi.ffi_call("kvflow_linear", out)(x, weight)
+        return self._product("linear", x, weight, num_out)
+
+    def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
+        if num_out % self.format.panel:
+            return gate(self.linear(x, weight, 2 * num_out), activation)
+        code = np.int64(ACTIVATION_CODES[activation])
+        return self._product("gated", x, weight, num_out, activation=code)
 
     def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         return ragged_blocks(x, weight, num_rows)
@@ -58,14 +76,11 @@ class NativeOps:
     def all_reduce(self, part: jax.Array) -> jax.Array:
         return part
 
-    def table_shape(self, num_rows: int, width: int) -> tuple[int, ...]:
-        return self.packed_shape(width, num_rows)
-
     def pack_table(self, table: Any) -> Any:
         return self.pack(table.T)
 
-    def lookup(self, table: jax.Array, rows: jax.Array) -> jax.Array:
-        return table.at[rows // PANEL, :, rows % PANEL].get(mode="clip")
+    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
+        return self.format.column(table, rows, width)
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         return self.linear(x, table, num_rows)
@@ -93,6 +108,13 @@ class NativeOps:
             outs.append(attend("tile", q[n:], metadata.page_table[n:], *spans))
         return jnp.concatenate(outs), pool
 
+    def _product(
+        self, kind: str, x: jax.Array, weight: jax.Array, num_out: int, **attributes: np.int64
+    ) -> jax.Array:
+        out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
+        call = jax.ffi.ffi_call(f"kvflow_{kind}_{self.format.name}", out)
+        return call(x.astype(jnp.float32), weight, **attributes)
+
 
 def _attend(
     layer: jax.Array,  # i32[]
@@ -104,18 +126,28 @@ def _attend(
     page_table: jax.Array,
     *spans: jax.Array,
 ) -> jax.Array:
-    call = jax.ffi.ffi_call(f"kvflow_{kind}_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    name = f"kvflow_{kind}_attention_{pool.spec.dtype}"
+    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q.shape, jnp.float32))
     num_pages = np.int64(pool.spec.num_pages)
     return call(q, pool.data, layer, window, page_table, *spans, num_pages=num_pages, scale=scale)
 
 
-NATIVE = NativeOps()
+def ops_of(library: Library, dtype: str, *, int8: bool = False) -> NativeOps:
+    """Return the kernels of a library for weights in this dtype, or quantised to int8."""
+    if int8:
+        return NativeOps(Int8Format(), quantises=True)
+    if dtype == "bfloat16":
+        return NativeOps(BFloat16Format())
+    return NativeOps(Float32Format(FLOAT32_VECS * library.lanes))
 
 
-def native_ops(config: ModelConfig, dtype: str, cache_dir: Path) -> NativeOps | None:
+def native_ops(
+    config: ModelConfig, dtype: str, cache_dir: Path, *, int8: bool = False
+) -> NativeOps | None:
     """Return the kernels, or None if they do not support the model or cannot be built here."""
-    if dtype != "float32":
+    if dtype not in ("float32", "bfloat16") or (config.moe is not None and dtype != "float32"):
         return None
     if config.head_dim % HEAD_DIM_STEP or config.head_dim > MAX_HEAD_DIM:
         return None
-    return NATIVE if register(cache_dir) else None
+    library = register(cache_dir)
+    return None if library is None else ops_of(library, dtype, int8=int8)

@@ -1,5 +1,6 @@
 """Ragged batches over a shuffled pool, and their attention by one kernel or another."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -36,7 +37,7 @@ class RaggedBatch:
         tiles: (start, number of queries) of each tile.
     """
 
-    def __init__(self, heads, page_size, *, decode, tiles, tile, window=0):
+    def __init__(self, heads, page_size, *, decode, tiles, tile, window=0, dtype="float32"):
         rng = np.random.default_rng(0)
         num_heads, kv_heads, head_dim = heads
         # The batch runs in the second layer: the windows of the others must not matter.
@@ -44,8 +45,12 @@ class RaggedBatch:
         lens = [*decode, *(start + length for start, length in tiles)]
         pages_per_seq = max(1, -(-max(lens) // page_size)) + 1
         num_pages = 1 + len(lens) * pages_per_seq
-        self.spec = PoolSpec(3, num_pages, page_size, kv_heads, head_dim)
+        self.spec = PoolSpec(
+            3, num_pages, page_size, kv_heads, head_dim, dtype, as_bits=dtype != "float32"
+        )
         data = rng.standard_normal(KVPool.zeros(self.spec).data.shape, np.float32)
+        if self.spec.as_bits:
+            data = data.astype(jnp.dtype(dtype)).view(np.uint16)
         self.pool = KVPool(jnp.asarray(data), self.spec)
         self.layer = jnp.int32(1)
         table = 1 + rng.permutation(num_pages - 1).reshape(len(lens), -1).astype(np.int32)
@@ -91,6 +96,7 @@ def attend_with_window(batch, attend, window=0):
 def in_dtype(batch, dtype):
     """Convert queries, keys, values and pool."""
     batch.qkv = [jnp.asarray(x, dtype) for x in batch.qkv]
+    batch.spec = replace(batch.spec, dtype=dtype)
     batch.pool = KVPool(jnp.asarray(batch.pool.data, dtype), batch.spec)
     return batch
 
@@ -99,9 +105,10 @@ def with_nan_past_contexts(batch):
     """Write NaN past the end of every context, where pages hold stale values."""
     page_size = batch.spec.page_size
     data = np.array(batch.pool.data).reshape(3, batch.spec.num_kv_slots, -1)
+    nan = 0x7FC0 if batch.spec.as_bits else np.nan
     ends = np.asarray(batch.metadata.query_start + batch.metadata.query_len)
     for pages, end in zip(np.asarray(batch.metadata.page_table), ends.tolist(), strict=True):
         for position in range(end, len(pages) * page_size):
-            data[:, pages[position // page_size] * page_size + position % page_size] = np.nan
+            data[:, pages[position // page_size] * page_size + position % page_size] = nan
     batch.pool = KVPool(jnp.asarray(data.reshape(batch.pool.data.shape)), batch.spec)
     return batch

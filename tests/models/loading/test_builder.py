@@ -20,6 +20,7 @@ CONFIG = read_config(FAMILIES["llama"].tiny)
 def machine(tmp_path):
     return ModelBuilder(
         dtype="auto",
+        quantize="none",
         cache_dir=tmp_path,
         ops=None,
         attention="auto",

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvflow_jax.models.kernels.cpu.ops import NATIVE
 from kvflow_jax.models.loading import placement
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
@@ -19,6 +18,7 @@ from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from kvflow_jax.models.sharding import column_slices
 from tests.models.families.cases import CONFIGS
 from tests.models.sources import CountedTensors, HostWeights
+from tests.support.native import PACKING
 
 CONFIG = read_config(CONFIGS["llama-untied-mha"])
 ROOT = Path(__file__).parents[3]
@@ -38,7 +38,9 @@ def allocated(monkeypatch):
 
 
 @pytest.mark.parametrize("discrete_memory", [False, True])
-@pytest.mark.parametrize("ops", [XLA, XLA_ON_CPU, NATIVE], ids=["scanned", "unrolled", "native"])
+@pytest.mark.parametrize(
+    "ops", [XLA, XLA_ON_CPU, *PACKING.values()], ids=["scanned", "unrolled", *PACKING]
+)
 def test_every_weight_is_read_once_into_its_leaves(ops, discrete_memory):
     model = Model.build(CONFIG, ops=ops)
     source = HostWeights.random(model)

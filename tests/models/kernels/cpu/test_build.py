@@ -1,12 +1,16 @@
 """The build of the CPU kernels, and the cache of built libraries."""
 
 import os
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kvflow_jax.models.kernels.cpu import build
+from kvflow_jax.errors import ConfigError
+from kvflow_jax.models.kernels.cpu import build, isa
 from kvflow_jax.models.loading.builder import default_ops
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.ops import XLA_ON_CPU
@@ -17,15 +21,15 @@ HAS_COMPILER = any(map(shutil.which, build.COMPILERS))
 
 @pytest.fixture(autouse=True)
 def nothing_registered(monkeypatch):
-    monkeypatch.setattr(build, "_is_registered", False)
+    monkeypatch.setattr(build, "_library", None)
 
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
     """A compiler that writes an empty file, a loader that accepts it, and what both were given."""
-    calls = {"built": [], "loaded": [], "registered": []}
+    calls = {"built": [], "loaded": [], "registered": [], "passes": True}
 
-    def compile_(compiler, path):
+    def compile_(compiler, isa, path):
         calls["built"].append(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -35,13 +39,14 @@ def library(tmp_path, monkeypatch):
             calls["loaded"].append(Path(path))
 
         def __getattr__(self, name):
-            return name
+            return (lambda: 8) if name in ("kvflow_start", "kvflow_lanes") else name
 
     def register_ffi_target(name, handler, platform):
         calls["registered"].append((name, platform))
 
     monkeypatch.setattr(build, "COMPILERS", ("sh",))
     monkeypatch.setattr(build, "_build", compile_)
+    monkeypatch.setattr(build, "_is_checked", lambda path, features: calls["passes"])
     monkeypatch.setattr(build.ctypes, "CDLL", Library)
     monkeypatch.setattr(build.jax.ffi, "pycapsule", lambda function: function)
     monkeypatch.setattr(build.jax.ffi, "register_ffi_target", register_ffi_target)
@@ -51,7 +56,7 @@ def library(tmp_path, monkeypatch):
 def test_a_library_is_built_once_and_reused(library, tmp_path, monkeypatch):
     assert build.register(tmp_path)
     assert library["registered"] == [(name, "cpu") for name in build.TARGETS]
-    monkeypatch.setattr(build, "_is_registered", False)  # as in another process
+    monkeypatch.setattr(build, "_library", None)  # as in another process
     assert build.register(tmp_path)
     assert len(library["built"]) == 1
     assert library["loaded"] == library["built"] * 2
@@ -65,7 +70,7 @@ def test_a_process_registers_the_kernels_once(library, tmp_path):
 
 def test_other_flags_build_another_library(library, tmp_path, monkeypatch):
     build.register(tmp_path)
-    monkeypatch.setattr(build, "_is_registered", False)
+    monkeypatch.setattr(build, "_library", None)
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O1"))
     build.register(tmp_path)
     assert len(set(library["built"])) == 2
@@ -106,6 +111,61 @@ def test_a_build_writes_the_whole_library_at_once(tmp_path, monkeypatch):
         scratch.write_bytes(b"library")
 
     monkeypatch.setattr(build.subprocess, "run", compile_)
-    build._build("g++", path)
+    build._build("g++", isa.NATIVE, path)
     assert path.read_bytes() == b"library"
     assert os.listdir(path.parent) == [path.name]
+
+
+AVX512 = isa.X86[2].features
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 instructions")
+def test_the_fastest_build_that_the_cpu_reports_comes_first():
+    names = [found.name for found in isa.supported(AVX512)]
+    assert names == ["avx512", "avx2", "native"]
+    assert [found.name for found in isa.supported(frozenset())] == ["native"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 instructions")
+def test_a_build_that_fails_its_check_gives_way_to_the_next(library, tmp_path, monkeypatch, caplog):
+    passed = iter([False, True])
+    monkeypatch.setattr(build, "cpu_features", lambda: AVX512)
+    monkeypatch.setattr(build, "_is_checked", lambda path, features: next(passed))
+    assert build.register(tmp_path).isa.name == "avx2"
+    assert "this CPU reports avx512, but cannot compute with it" in caplog.text
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [("return 1;", True), ("return 0;", False), ("__builtin_trap();", False)],
+)
+def test_a_check_that_fails_or_ends_its_process_is_not_passed(tmp_path, body, passes):
+    source, path = tmp_path / "library.cc", tmp_path / "library.so"
+    source.write_text(
+        f'extern "C" int kvflow_start() {{ return 1; }} extern "C" int kvflow_check() {{ {body} }}'
+    )
+    compiler = next(filter(shutil.which, build.COMPILERS))
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", path], check=True)
+    for _ in range(2):
+        assert build._is_checked(path, frozenset()) == passes
+    assert len(list(tmp_path.glob("*.passed"))) == passes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
+@pytest.mark.parametrize("name", [found.name for found in isa.supported(isa.cpu_features())])
+def test_every_build_that_this_cpu_supports_computes_correctly(name, tmp_path):
+    """Products of every build, and its attention, in a process of its own."""
+    env = os.environ | {isa.MAX_ISA: name} if name != isa.NATIVE.name else os.environ
+    tests = Path(__file__).with_name("test_ops.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", tests]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+def test_an_unknown_instruction_set_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv(isa.MAX_ISA, "sse9")
+    if platform.machine() == "x86_64":
+        with pytest.raises(ConfigError, match="KVFLOW_MAX_CPU_ISA=sse9 is not one of amx"):
+            isa.supported(frozenset())

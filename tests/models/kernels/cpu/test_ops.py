@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from kvflow_jax.cache.pool import KVPool
+from kvflow_jax.errors import ConfigError
 from kvflow_jax.models import attention
+from kvflow_jax.models.activations import gate
 from kvflow_jax.models.attention import AttentionMetadata
 from kvflow_jax.models.families import FAMILIES
-from kvflow_jax.models.kernels.cpu import build
-from kvflow_jax.models.kernels.cpu.ops import NATIVE
 from kvflow_jax.models.loading.builder import default_ops
-from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
@@ -22,59 +21,105 @@ from kvflow_jax.models.ops import XLA, XLA_ON_CPU
 from tests.models import tiny
 from tests.models.families.cases import CONFIGS
 from tests.models.kernels.batches import RaggedBatch, with_nan_past_contexts
+from tests.support.native import has_kernels, native_ops
 from tests.support.tiers import slow_except
 
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not build.register(default_cache_dir()),
-    reason="needs a CPU and a C++ compiler",
-)
+if not has_kernels():
+    pytest.skip("needs a CPU and a C++ compiler", allow_module_level=True)
+
+NATIVE = native_ops()
+WEIGHTS = ("float32", "bfloat16", "int8")
+# Of the sum of the absolute products: rounding of sums, of both operands, and to 1/127 of the peak.
+LINEAR_ERROR = {"float32": 1e-6, "bfloat16": 2**-8, "int8": 2**-6}
+ATTENTION_ERROR = {"float32": 1e-4, "bfloat16": 6e-2}
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (7, 24), (64, 100), (577, 48), (96, 23)])
-@pytest.mark.parametrize("num_rows", slow_except([1, 2, 3, 4, 7, 8, 130, 259], 1, 7, 130))
-def test_linear_equals_a_matrix_product(num_in, num_out, num_rows):
+@pytest.mark.parametrize("num_rows", slow_except([1, 2, 3, 4, 7, 8, 17, 130, 259], 1, 7, 130))
+def test_linear_equals_a_matrix_product(num_in, num_out, num_rows, weights):
+    ops = native_ops(weights)
     rng = np.random.default_rng(num_rows)
     x = rng.standard_normal((num_rows, num_in), np.float32)
     weight = rng.standard_normal((num_in, num_out), np.float32)
-    packed = NATIVE.pack(weight)
-    assert packed.shape == NATIVE.packed_shape(num_in, num_out)
-    np.testing.assert_array_equal(packed, NATIVE.pack(jnp.asarray(weight)))
-    linear = jax.jit(NATIVE.linear, static_argnums=2)
+    packed = ops.pack(weight)
+    linear = jax.jit(ops.linear, static_argnums=2)
     y = np.asarray(linear(x, packed, num_out))
     exact = x.astype(np.float64) @ weight.astype(np.float64)
-    bound = 1e-6 * (np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64)).max()
-    np.testing.assert_allclose(y, exact, atol=bound)
+    bound = (np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64)).max()
+    np.testing.assert_allclose(y, exact, atol=LINEAR_ERROR[weights] * bound)
     # A row is bit-identical whatever the other rows are.
     np.testing.assert_array_equal(linear(x[-1:], packed, num_out)[0], y[-1])
 
 
-def test_tables_are_looked_up_and_projected():
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_quantised_product_is_exact_for_what_eight_bits_hold(weights):
     rng = np.random.default_rng(0)
-    table = rng.standard_normal((50, 32), np.float32)
-    packed = jnp.asarray(NATIVE.pack_table(table))
-    assert packed.shape == NATIVE.table_shape(50, 32)
+    x, weight = (rng.integers(-126, 127, shape) for shape in ((33, 100), (100, 70)))
+    x[:, 0] = weight[0] = 127
+    y = jax.jit(native_ops(weights).linear, static_argnums=2)(
+        x.astype(np.float32), native_ops(weights).pack(weight.astype(np.float32)), 70
+    )
+    np.testing.assert_array_equal(y, x @ weight)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 96), (130, 96), (5, 40)])
+def test_a_gated_product_equals_one_of_xla(num_rows, width, activation, weights):
+    ops = native_ops(weights)
+    rng = np.random.default_rng(num_rows)
+    x = 3 * rng.standard_normal((num_rows, 65), np.float32)
+    packed = ops.pack(rng.standard_normal((65, 2 * width), np.float32))
+    gated = jax.jit(ops.gated, static_argnums=(2, 3))(x, packed, width, activation)
+    gate_up = jax.jit(ops.linear, static_argnums=2)(x, packed, 2 * width)
+    np.testing.assert_allclose(gated, gate(gate_up, activation), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_not_a_number_stays_in_its_row(weights):
+    ops = native_ops(weights)
+    x = np.ones((3, 40), np.float32)
+    x[1, 7] = np.nan
+    y = np.asarray(jax.jit(ops.linear, static_argnums=2)(x, ops.pack(np.eye(40, 33)), 33))
+    assert np.isnan(y[1]).any()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_tables_are_looked_up_and_projected(weights):
+    ops = native_ops(weights)
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((50, 31), np.float32)
+    packed = jnp.asarray(ops.pack_table(table))
     rows = np.array([0, 49, 24, 23, 7], np.int32)
-    np.testing.assert_array_equal(NATIVE.lookup(packed, rows), table[rows])
-    x = rng.standard_normal((3, 32), np.float32)
-    np.testing.assert_allclose(NATIVE.project(x, packed, 50), x @ table.T, atol=1e-5)
+    atol = {"float32": 0, "bfloat16": 2**-7, "int8": 2**-6}[weights]
+    np.testing.assert_allclose(ops.lookup(packed, rows, 31), table[rows], atol=atol)
+    x = rng.standard_normal((3, 31), np.float32)
+    bound = (np.abs(x) @ np.abs(table.T)).max()
+    np.testing.assert_allclose(
+        ops.project(x, packed, 50), x @ table.T, atol=LINEAR_ERROR[weights] * bound
+    )
 
 
 HEADS = [(4, 4, 16), (9, 3, 64), (8, 1, 32), (32, 2, 128), (6, 3, 80), (4, 2, 256)]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("page_size", slow_except([1, 7, 16, 128], 16))
-def test_attention_of_ragged_batches_equals_the_reference(heads, page_size):
+def test_attention_of_ragged_batches_equals_the_reference(heads, page_size, dtype):
     batch = RaggedBatch(
         heads,
         page_size,
         decode=[1, 300, 0, 17, 256, 257],
         tiles=[(0, 40), (100, 33), (5, 1), (0, 0), (250, 40)],
         tile=40,
+        dtype=dtype,
     )
     expected, expected_pool = batch.attend(attention.attend_reference)
     out, pool = batch.attend(NATIVE.attend)
-    np.testing.assert_allclose(out, expected, atol=1e-4)
+    np.testing.assert_allclose(out, expected, atol=ATTENTION_ERROR[dtype])
     np.testing.assert_array_equal(pool, expected_pool)
 
 
@@ -89,7 +134,8 @@ def test_attention_of_ragged_batches_equals_the_reference(heads, page_size):
         ((8, 1, 32), 130),
     ),
 )
-def test_attention_with_a_window_equals_the_reference(heads, window):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_with_a_window_equals_the_reference(heads, window, dtype):
     batch = RaggedBatch(
         heads,
         16,
@@ -97,15 +143,19 @@ def test_attention_with_a_window_equals_the_reference(heads, window):
         tiles=[(0, 40), (100, 33), (5, 1), (0, 0), (450, 40)],
         tile=40,
         window=window,
+        dtype=dtype,
     )
     expected, _ = batch.attend(attention.attend_reference)
     out, _ = batch.attend(NATIVE.attend)
-    np.testing.assert_allclose(out, expected, atol=1e-4)
+    np.testing.assert_allclose(out, expected, atol=ATTENTION_ERROR[dtype])
 
 
 @pytest.mark.parametrize("attend", ["reference", "xla", "native"])
-def test_stale_values_past_a_context_do_not_matter(attend):
-    batch = RaggedBatch((9, 3, 64), 16, decode=[5, 300], tiles=[(0, 9), (250, 40)], tile=40)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stale_values_past_a_context_do_not_matter(attend, dtype):
+    batch = RaggedBatch(
+        (9, 3, 64), 16, decode=[5, 300], tiles=[(0, 9), (250, 40)], tile=40, dtype=dtype
+    )
     implementation = {
         "reference": attention.attend_reference,
         "xla": attention.attend,
@@ -127,9 +177,10 @@ def test_attention_of_decode_rows_or_tiles_alone(decode, tiles):
     assert np.isfinite(out).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("window", [0, 300])
-def test_a_row_of_attention_does_not_depend_on_its_batch(window):
-    alone = RaggedBatch((9, 3, 64), 16, decode=[600], tiles=[], tile=32, window=window)
+def test_a_row_of_attention_does_not_depend_on_its_batch(window, dtype):
+    alone = RaggedBatch((9, 3, 64), 16, decode=[600], tiles=[], tile=32, window=window, dtype=dtype)
     metadata, num_rows = alone.metadata, 5
 
     def repeated(x):
@@ -151,9 +202,12 @@ def test_a_row_of_attention_does_not_depend_on_its_batch(window):
         np.testing.assert_array_equal(row, expected[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("window", [0, 1, 33, 140])
-def test_attention_of_a_prompt_does_not_depend_on_its_tiles(window):
-    whole = RaggedBatch((9, 3, 64), 16, decode=[], tiles=[(0, 390)], tile=390, window=window)
+def test_attention_of_a_prompt_does_not_depend_on_its_tiles(window, dtype):
+    whole = RaggedBatch(
+        (9, 3, 64), 16, decode=[], tiles=[(0, 390)], tile=390, window=window, dtype=dtype
+    )
     expected, _ = whole.attend(NATIVE.attend)
     written = KVPool(jnp.asarray(whole.attend(NATIVE.attend)[1]), whole.spec)
     q = whole.qkv[0]
@@ -186,7 +240,11 @@ def test_models_equal_those_of_xla(name):
 
 def test_they_are_chosen_if_they_support_the_model(tmp_path):
     config = read_config(CONFIGS["llama"] | {"head_dim": 64})
-    assert default_ops(config, "float32", tmp_path) is NATIVE
-    assert default_ops(config, "bfloat16", tmp_path) == XLA_ON_CPU
+    assert default_ops(config, "float32", tmp_path) == NATIVE
+    assert default_ops(config, "bfloat16", tmp_path) == native_ops("bfloat16")
+    assert default_ops(config, "bfloat16", tmp_path, quantize="int8") == native_ops("int8")
+    assert default_ops(config, "float16", tmp_path) == XLA_ON_CPU
     odd = read_config(CONFIGS["llama"] | {"head_dim": 20})
     assert default_ops(odd, "float32", tmp_path) == XLA_ON_CPU
+    with pytest.raises(ConfigError, match="--quantize int8 needs the CPU kernels"):
+        default_ops(odd, "float32", tmp_path, quantize="int8")

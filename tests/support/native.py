@@ -1,0 +1,29 @@
+"""The CPU kernels of this machine, for tests."""
+
+import jax
+import pytest
+
+from kvflow_jax.models.kernels.cpu import build
+from kvflow_jax.models.kernels.cpu.formats import BFloat16Format, Float32Format, Int8Format
+from kvflow_jax.models.kernels.cpu.ops import NativeOps, ops_of
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
+
+# Ops that pack weights alone, on any machine.
+PACKING = {
+    "native": NativeOps(Float32Format(24)),
+    "bfloat16": NativeOps(BFloat16Format()),
+    "int8": NativeOps(Int8Format(), quantises=True),
+}
+
+
+def has_kernels():
+    """True if this machine has the kernels; builds them first."""
+    return jax.default_backend() == "cpu" and build.register(default_cache_dir()) is not None
+
+
+def native_ops(weights="float32"):
+    """Return the kernels for weights in float32, bfloat16 or int8; skip the test without them."""
+    if not has_kernels():
+        pytest.skip("needs a CPU and a C++ compiler")
+    library = build.register(default_cache_dir())
+    return ops_of(library, weights, int8=weights == "int8")
