@@ -28,5 +28,5 @@ class Mode:
 MODES = {
     "float32": Mode("float32", {"dtype": "float32"}, 4),
     "bfloat16": Mode("bfloat16", {"dtype": "bfloat16"}, 2),
-    "int8": Mode("int8", {"quantize": "int8"}, 2),
+    "int8": Mode("int8", {"dtype": "bfloat16", "quantize": "int8"}, 2),
 }

@@ -159,7 +159,8 @@ def test_every_build_that_this_cpu_supports_computes_correctly(name, tmp_path):
     """Products of every build, and its attention, in a process of its own."""
     env = os.environ | {isa.MAX_ISA: name} if name != isa.NATIVE.name else os.environ
     tests = Path(__file__).with_name("test_ops.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow"]
+    command += ["-k", "linear or ragged_batches or gated", str(tests)]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:]
 
