@@ -116,9 +116,11 @@ class Int8Format:
     def pack(self, weight: Any) -> Any:
         xp: Any = np if isinstance(weight, np.ndarray) else jnp
         weight = weight.astype(np.float32)
-        # NaN and infinity make the scale not a number.
-        scale = xp.abs(weight).max(axis=0) / MAX_QUANTISED + 0 * weight.sum(axis=0)
+        is_finite = xp.isfinite(weight).all(axis=0)
+        weight = xp.where(is_finite, weight, 0)
+        scale = xp.abs(weight).max(axis=0) / MAX_QUANTISED
         quantised = xp.rint(weight * xp.where(scale > 0, 1 / xp.where(scale > 0, scale, 1), 0))
+        scale = xp.where(is_finite, scale, xp.float32(xp.nan))
         quantised = quantised.astype(np.int8)
         offset = 128 * quantised.sum(axis=0, dtype=np.int32)
         panels = _group_rows(quantised, 4)
