@@ -9,7 +9,9 @@ _TOOLS = "tool calls are always read, leave it out; --tool-call-parser chooses t
 _REASONING = "reasoning is always split off, leave it out; --reasoning-parser chooses the syntax"
 _PREFIXES = "prefixes are always cached, leave it out"
 _CHUNKS = "prompts are always computed in chunks, leave it out"
-_QUANTIZATION = "weights are not quantized, leave it out; --dtype is their precision"
+_QUANTIZATION = (
+    "it is --quantize, for int8 on CPU; else leave it out, --dtype is the weights' precision"
+)
 _TEMPLATE = "the chat template of the model is used; put another one into its folder"
 _TLS = "the server speaks HTTP alone; put a proxy in front for HTTPS"
 
@@ -26,7 +28,7 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
         "--enable-reasoning": _REASONING,
         "--enforce-eager": "every step is a compiled program, leave it out",
         "--gpu-memory-utilization": "it is --pool-gib, the size of the KV pool",
-        "--kv-cache-dtype": "the KV cache has the precision of the weights, --dtype",
+        "--kv-cache-dtype": "it is --dtype, also of weights that are not quantised",
         "--kv-offloading-size": "it is --host-cache-gib",
         "--num-gpu-blocks-override": "it is --num-pages",
         "--quantization": _QUANTIZATION,

@@ -172,7 +172,7 @@ def test_flags_that_contradict_each_other(
         (["--prot", "8000"], "unknown flag --prot; did you mean --port?"),
         (["--max-num-seq=4", "--no-guards"], "unknown flag --no-guards; did you mean --no-guard?"),
         (["--api-keys=secret"], "unknown flag --api-keys; did you mean --api-key?"),
-        (["--quantize"], "unknown flag --quantize; see --help"),
+        (["--frobnicate"], "unknown flag --frobnicate; see --help"),
         (
             ["8000"],
             "unexpected argument '8000'; every setting is a flag, the model --model: see --help",

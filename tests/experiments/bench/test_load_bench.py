@@ -74,7 +74,7 @@ def test_a_process_prints_its_figures(monkeypatch, capsys):
 
 def test_restored_weights_are_those_that_a_load_gives(monkeypatch, tmp_path):
     monkeypatch.setattr(load_bench, "native_ops", lambda *_: None)
-    monkeypatch.setattr(builder, "native_ops", lambda *_: None)
+    monkeypatch.setattr(builder, "native_ops", lambda *_, **__: None)
     # A sharded load over the one device of this process.
     of_devices = load.Shards.of_devices
     monkeypatch.setattr(load.Shards, "of_devices", lambda num_devices: of_devices(1))
