@@ -12,7 +12,7 @@ AUTO = "auto"
 def choose_dtype(name: str, config: ModelConfig, platform: str, capability: str = "") -> str:
     """Return the dtype of that name, or for ``auto`` the best dtype of this model on a device.
 
-    CPU: float32, because a CPU computes the 16-bit dtypes as float32, and slower. TPU: bfloat16.
+    CPU: float32, which every CPU multiplies fast. TPU: bfloat16.
     GPU: float16 if the checkpoint has it, else bfloat16. GPUs before Ampere (T4, V100) have no
     bfloat16 and get float16. A model that overflows float16 gets float32 instead of float16.
 
