@@ -16,7 +16,7 @@ from kvflow_jax.models.memory import aligned_empty
 
 PACKED_PANEL = 32  # columns, ``kPackedPanel``
 GROUPS_PER_TILE = 16  # ``kGroupsPerTile``
-SCALES, OFFSETS = -2, -1  # last two rows of an int8 panel: ``Int8Columns``
+SCALES = -2  # row of an int8 panel that has the scales, before that of the offsets: ``Int8Columns``
 MAX_QUANTISED = 127
 
 

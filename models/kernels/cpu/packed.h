@@ -41,30 +41,36 @@ inline void store_scaled(float* y, const IntVec* sums, float row_scale, const In
   }
 }
 
-template <typename Panels, int MU>
-inline void packed_rows(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                        const uint8_t* panel, int64_t K) {
-  for (; num_rows >= MU; num_rows -= MU, m += MU, y += MU * ldy)
-    Panels::template multiply<MU>(y, ldy, x, m, panel, K);
-  if constexpr (MU > 1)
-    if (num_rows) packed_rows<Panels, MU - 1>(y, ldy, x, m, num_rows, panel, K);
-}
+// What the formats share: a format has multiply<MU>, the product of MU rows of x and a panel.
+template <typename Panels, int kRows>
+struct PackedPanels {
+  static constexpr int kPanel = kPackedPanel, kRowBlock = kRows;
+  using Unit = NoUnit;
+
+  static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
+                      const uint8_t* panel, int64_t K) {
+    rows<kRows>(y, ldy, x, m, num_rows, panel, K);
+  }
+
+ private:
+  template <int MU>
+  static void rows(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
+                   const uint8_t* panel, int64_t K) {
+    for (; num_rows >= MU; num_rows -= MU, m += MU, y += MU * ldy)
+      Panels::template multiply<MU>(y, ldy, x, m, panel, K);
+    if constexpr (MU > 1)
+      if (num_rows) rows<MU - 1>(y, ldy, x, m, num_rows, panel, K);
+  }
+};
 
 #if defined(__AVX512BF16__)
 // x is rounded to bfloat16, pairs are multiplied and added in float32.
-struct BFloat16Panels {
-  static constexpr int kPanel = kPackedPanel, kRowBlock = 8;
-  using Unit = NoUnit;
-
+struct BFloat16Panels : PackedPanels<BFloat16Panels, 8> {
   static int64_t panel_bytes(int64_t K) { return padded_groups(K, 2) * kGroupBytes; }
   static int64_t row_bytes(int64_t K) { return padded_groups(K, 2) * 4; }
   static float prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
     round_row(row, x, K, row_bytes);
     return 1;
-  }
-  static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                      const uint8_t* panel, int64_t K) {
-    packed_rows<BFloat16Panels, kRowBlock>(y, ldy, x, m, num_rows, panel, K);
   }
 
   template <int MU>
@@ -88,17 +94,10 @@ struct BFloat16Panels {
 };
 #else
 // x stays float32, and so do all products: a bfloat16 is widened when it is read.
-struct BFloat16Panels {
-  static constexpr int kPanel = kPackedPanel, kRowBlock = kLanes == 16 ? 8 : 2;
-  using Unit = NoUnit;
-
+struct BFloat16Panels : PackedPanels<BFloat16Panels, kLanes == 16 ? 8 : 2> {
   static int64_t panel_bytes(int64_t K) { return padded_groups(K, 2) * kGroupBytes; }
   static int64_t row_bytes(int64_t) { return 0; }
   static float prepare(uint8_t*, const float*, int64_t, int64_t) { return 1; }
-  static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                      const uint8_t* panel, int64_t K) {
-    packed_rows<BFloat16Panels, kRowBlock>(y, ldy, x, m, num_rows, panel, K);
-  }
 
   template <int MU>
   static void multiply(float* y, int64_t ldy, const Rows& x, int64_t m, const uint8_t* panel,
@@ -123,15 +122,14 @@ struct BFloat16Panels {
 };
 #endif
 
-// x is quantised row by row, sums are int32 and exact: a row has the same bits in every batch.
-struct Int8Panels {
 #if defined(__AVX512VNNI__)
-  static constexpr int kRowBlock = 8, kOffset = 128;
+constexpr int kInt8Rows = 8, kInt8Offset = 128;
 #else
-  static constexpr int kRowBlock = 2, kOffset = 0;
+constexpr int kInt8Rows = 2, kInt8Offset = 0;
 #endif
-  static constexpr int kPanel = kPackedPanel;
-  using Unit = NoUnit;
+// x is quantised row by row, sums are int32 and exact: a row has the same bits in every batch.
+struct Int8Panels : PackedPanels<Int8Panels, kInt8Rows> {
+  static constexpr int kOffset = kInt8Offset;  // that prepared rows have more than x
 
   static int64_t panel_bytes(int64_t K) {
     return padded_groups(K, 4) * kGroupBytes + sizeof(Int8Columns);
@@ -139,10 +137,6 @@ struct Int8Panels {
   static int64_t row_bytes(int64_t K) { return padded_groups(K, 4) * 4; }
   static float prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
     return quantise_row<kOffset>(row, x, K, row_bytes);
-  }
-  static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                      const uint8_t* panel, int64_t K) {
-    packed_rows<Int8Panels, kRowBlock>(y, ldy, x, m, num_rows, panel, K);
   }
 
   template <int MU>
