@@ -134,7 +134,9 @@ class MatmulCeiling:
     def __init__(self, config: ModelConfig, num_tokens: int, dtype: str = "float32") -> None:
         @jax.jit
         def layer(x: list[jax.Array], w: list[jax.Array]) -> list[jax.Array]:
-            return [jnp.dot(a, b) for a, b in zip(x, w, strict=True)]
+            # As the models multiply: XLA's CPU products of bfloat16 are fast only so.
+            sums = jnp.float32
+            return [jnp.dot(a, b, preferred_element_type=sums) for a, b in zip(x, w, strict=True)]
 
         shapes = projections(config)
         keys = jax.random.split(jax.random.key(0), 2 * len(shapes))

@@ -4,7 +4,8 @@
     python -m experiments.engine_bench --quick     # tiny random model: under a minute
 
 Prefill and decode are compared with ceilings of the same machine, measured in the same run: the
-rate of XLA's matrix products, and the rate at which BLAS reads as many bytes as the weights have.
+rate of XLA's matrix products in the model's dtype, and the rate at which BLAS reads the weights in
+float32.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from experiments.measure import (
     report,
     resident_bytes,
 )
+from kvflow_jax.api.load_config import Dtype
 from kvflow_jax.api.options import LLMOptions
 
 REACH = {
@@ -51,6 +53,7 @@ class Plan:
     """Sizes of the measurements.
 
     Attributes:
+        is_quick: whether this is only a check of the command.
         prompt_len: tokens of the prompt of the prefill.
         repeats: prefills.
         ceiling_s: time to measure a ceiling, before and after each prefill.
@@ -63,6 +66,7 @@ class Plan:
         engine: arguments of ``LLM``.
     """
 
+    is_quick: bool = False
     prompt_len: int = 2048
     repeats: int = 7
     ceiling_s: float = 1.0
@@ -78,6 +82,7 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
+    is_quick=True,
     prompt_len=256,
     repeats=1,
     ceiling_s=0.1,
@@ -99,9 +104,11 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a check of the command: tiny model, short prompts"
     )
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto", help="default: auto")
     parser.add_argument("--child", choices=["start"], help="internal: run as the measured process")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
+    plan = replace(plan, engine={**plan.engine, "dtype": options.dtype})
     if options.child:
         print(json.dumps(start(options.model, plan)))
         return 0
@@ -116,7 +123,7 @@ def measure(model: str, plan: Plan) -> dict[str, Any]:
     """Return all figures of a model."""
     # The first start may have to convert and compile; the second one is measured.
     first = run_child(model, plan)
-    second = run_child(model, plan) if plan is FULL else first
+    second = first if plan.is_quick else run_child(model, plan)
     return {
         **engine_figures(model, plan),
         **decode_figures(model, plan),
@@ -146,7 +153,7 @@ def engine_figures(model: str, plan: Plan) -> dict[str, Any]:
             return stats.first_token_s - stats.arrival_s
 
         ttft(prompt(plan.prompt_len))
-        ceiling = MatmulCeiling(config, llm.sizes.shapes.max_prefill_tokens)
+        ceiling = MatmulCeiling(config, llm.sizes.shapes.max_prefill_tokens, llm.model.dtype)
         cold, warm, rates = [], [], []
         for _ in range(plan.repeats):
             # The ceiling is the mean of measurements before and after each prefill: on a shared
@@ -162,6 +169,7 @@ def engine_figures(model: str, plan: Plan) -> dict[str, Any]:
             for cold_s, rate in zip(cold, rates, strict=True)
         ]
         return {
+            "dtype": llm.model.dtype,
             "prefill_tokens_per_s": plan.prompt_len / cold_s,
             "prefill_vs_matmul_ceiling": float(np.median(ratios)),
             "matmul_gflops": float(np.median(rates)) / 1e9,
@@ -261,9 +269,10 @@ def compiles_under_mixed_load(llm: Any, rng: np.random.Generator, num_requests: 
 def run_child(model: str, plan: Plan) -> dict[str, Any]:
     """Run ``start`` in a new process; times count from its creation."""
     command = [sys.executable, "-m", "experiments.engine_bench", "--child", "start"]
+    command += ["--dtype", plan.engine.get("dtype", "auto")]
     started = time.time()
     done = subprocess.run(
-        [*command, "--model", model, *(["--quick"] if plan is QUICK else [])],
+        [*command, "--model", model, *(["--quick"] if plan.is_quick else [])],
         capture_output=True,
         text=True,
         check=False,

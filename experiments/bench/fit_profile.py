@@ -1,4 +1,4 @@
-"""Fit a hardware profile to this machine from timed steps of a real model.
+"""Fit a hardware profile to this machine from timed steps of a real model in float32.
 
     python -m experiments.bench.fit_profile --json experiments/results/profile_this_machine.json
 
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m", help="name, folder or .gguf file")
     options = parser.parse_args()
     use_compilation_cache(default_cache_dir())
-    loaded = load_model(options.model, progress=False)
+    loaded = load_model(options.model, dtype="float32", progress=False)
     timer = StepTimer(loaded)
     samples = timer.samples(timer.times())
     shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)

@@ -55,7 +55,7 @@ def main() -> int:
     with temporary_folder() if is_tiny else nullcontext() as folder:
         model = str(folder or options.model or "smollm2-135m")
         with LLM(model, progress=False, **engine) as llm:
-            figures = step_figures(llm, num_rounds, num_steps)
+            figures = {"dtype": llm.model.dtype, **step_figures(llm, num_rounds, num_steps)}
             if options.tools is not None:
                 figures |= tool_figures(llm, options.tools, options.num_tools, max_tokens)
     report(figures, REACH, options.json)

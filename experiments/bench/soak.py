@@ -55,7 +55,12 @@ def soak(model: str, num_requests: int, is_quick: bool = False) -> dict[str, Any
     """
     rng = np.random.default_rng(0)
     with LLM(
-        model, num_pages=NUM_PAGES, max_model_len=512, max_num_seqs=16, deterministic=is_quick
+        model,
+        dtype="float32",  # which TOLERANCE is for
+        num_pages=NUM_PAGES,
+        max_model_len=512,
+        max_num_seqs=16,
+        deterministic=is_quick,
     ) as llm:
         vocab = llm.config.vocab_size
         shared = [rng.integers(0, vocab, 200).tolist() for _ in range(3)]

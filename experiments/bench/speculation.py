@@ -121,6 +121,7 @@ def main() -> int:
         model = str(folder or options.model or "smollm2-135m")
         with LLM(model, progress=False, **without) as plain:
             assert plain.tokenizer is not None
+            figures["dtype"] = plain.model.dtype
             if options.traces is not None:
                 figures |= _replay_folder(options.traces, plain.tokenizer, config)
             if not options.no_live:

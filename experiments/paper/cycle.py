@@ -11,7 +11,7 @@ it as in the paper's setting (arXiv 2507.07400 v1), Llama-3.1-8B in bfloat16 on 
 
 The same arms then run in virtual time, with a profile fitted to step times of this machine before,
 between and after the arms (``experiments.bench.fit_profile``), and so does the paper's own setting
-with assumed rates of an A10G.
+with assumed rates of an A10G. On this machine the model is in float32, whatever the machine.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> int:
     else:
         use_compilation_cache(default_cache_dir())
         with _model(options) as model:
-            loaded = load_model(model, progress=False)
+            loaded = load_model(model, dtype="float32", progress=False)
         shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)
         profiles, measured = real(loaded, shape, plan)
         results |= measured

@@ -1,5 +1,6 @@
 """Arms in real execution on this machine, each beside its simulation in virtual time.
 
+The model is in float32 on every machine, so that runs of several compare.
 The machine's steps are timed between the arms (``experiments.bench.fit_profile``), and one profile
 is fitted to all of these times. The load of a shared machine changes from minute to minute: with a
 profile for each arm, the comparison of arms would be one of profiles. Where host and device memory
@@ -181,7 +182,7 @@ def main(arms: list[str], options: argparse.Namespace) -> int:
     """Run ``experiments.paper --mode real``."""
     arms = [arm for arm in arms if not ARMS[arm].is_oracle and not ARMS[arm].is_unlimited]
     use_compilation_cache(default_cache_dir())
-    loaded = load_model("smollm2-135m", progress=False)
+    loaded = load_model("smollm2-135m", dtype="float32", progress=False)
     asked = {"mode": "real", "quick": options.quick, "arms": arms, "seed": options.seed}
     results_cache = ResultCache(options.json, asked)
     machine = Machine(loaded)

@@ -29,8 +29,9 @@ class LoadConfig(Config):
     )
     dtype: Dtype = flag(
         "auto",
-        "dtype of weights and KV cache; auto: float32 on CPU, bfloat16 on TPU, the checkpoint's "
-        "dtype on GPU, or float16 on a GPU without bfloat16",
+        "dtype of weights and KV cache; auto: bfloat16 on TPU and on CPUs that multiply it fast "
+        "(avx512_bf16, AMX), float32 on other CPUs; on GPU float16 if the checkpoint has it or the "
+        "GPU has no bfloat16, else bfloat16",
         one_of(*get_args(Dtype)),
     )
     quantize: Quantize = flag(

@@ -14,13 +14,14 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
-from kvflow_jax.models.kernels.cpu.ops import native_ops
+from kvflow_jax.models.kernels.cpu.ops import has_fast_bfloat16, native_ops
 from kvflow_jax.models.memory import Device, free_device_bytes, free_host_bytes
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.sharding import Shards, shard_of
 
 NO_QUANTIZATION = "none"
+_CHOSEN = " (auto: the fastest on this device; --dtype float32 for full precision)"
 log = logging.getLogger(__name__)
 
 
@@ -49,16 +50,28 @@ class ModelBuilder:
         """
         config, device = _for_len(config, self.max_model_len), jax.local_devices()[0]
         capability = getattr(device, "compute_capability", "")
-        dtype = choose_dtype(self.dtype, config, device.platform, capability)
+        dtype = choose_dtype(
+            self.dtype,
+            config,
+            device.platform,
+            capability,
+            has_fast_bfloat16=lambda: self._has_fast_bfloat16(config),
+        )
         model = Model.build(config, dtype, ops=self._ops(config, dtype, device.platform))
+        chosen = "" if dtype in ("float32", self.dtype) else _CHOSEN
         if self.quantize == NO_QUANTIZATION:
-            log.info("dtype of weights and KV cache: %s", dtype)
+            log.info("dtype of weights and KV cache: %s%s", dtype, chosen)
         else:
-            log.info("weights quantised to %s, KV cache in %s", self.quantize, dtype)
+            log.info("weights quantised to %s, KV cache in %s%s", self.quantize, dtype, chosen)
         num_devices = 1 if self.shards is None else self.shards.num_shards
         _check_memory(model, device, f"each of {num_devices} {device.device_kind}", num_devices)
         self.check_model(model)
         return model
+
+    def _has_fast_bfloat16(self, config: ModelConfig) -> bool:
+        """True if native kernels will compute the model, faster in bfloat16 than in float32."""
+        is_native = self.ops is None and self.shards is None and self.attention == AUTO
+        return is_native and has_fast_bfloat16(config, self.cache_dir)
 
     def _ops(self, config: ModelConfig, dtype: str, platform: str) -> Ops:
         if self.shards is not None:

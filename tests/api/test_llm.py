@@ -33,7 +33,7 @@ from tests.models import tiny
 from tests.support.served import running
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-SIZES = {"num_pages": 18, "max_num_seqs": 2, "max_num_batched_tokens": 64}
+OPTIONS = {"num_pages": 18, "max_num_seqs": 2, "max_num_batched_tokens": 64, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llm(folder, tmp_path_factory):
     cache_dir = tmp_path_factory.mktemp("cache")
-    with LLM(str(folder), cache_dir=cache_dir, progress=False, **SIZES) as llm:
+    with LLM(str(folder), cache_dir=cache_dir, progress=False, **OPTIONS) as llm:
         yield llm
         llm.engine.check_integrity()
 
@@ -63,7 +63,7 @@ def test_one_prompt_gives_one_completion_and_many_give_a_list_in_order(llm):
 def test_the_models_own_sampling_parameters_are_returned_on_request(tmp_path):
     folder = tiny.write_folder(tmp_path / "model")
     (folder / "generation_config.json").write_text('{"temperature": 0.0, "max_new_tokens": 4}')
-    with LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES) as llm:
+    with LLM(str(folder), cache_dir=tmp_path, progress=False, **OPTIONS) as llm:
         params = llm.get_default_sampling_params()
         assert params == SamplingParams(temperature=0.0, max_tokens=4)
         assert len(llm.generate("hello there", params).token_ids) == 4
@@ -267,7 +267,7 @@ def test_cache_arguments_reach_the_engine(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)  # nothing is computed
     switches = {"eviction": "kvflow-cost", "prefetch": False, "host_cache_gib": 1e-3}
     switches |= {"backup": "evict", "guard": False, "admission": True}
-    with LLM(str(folder), cache_dir=tmp_path, progress=False, **switches, **SIZES) as llm:
+    with LLM(str(folder), cache_dir=tmp_path, progress=False, **switches, **OPTIONS) as llm:
         cache = llm.sizes.cache
     assert cache.eviction == "kvflow-cost"
     assert cache.admission_control
@@ -277,7 +277,7 @@ def test_cache_arguments_reach_the_engine(folder, tmp_path, monkeypatch):
 
 def test_a_closed_llm_refuses_every_call(folder, tmp_path):
     cache = CacheConfig("gpu-only")
-    llm = LLM(str(folder), cache_dir=tmp_path, progress=False, cache=cache, **SIZES)
+    llm = LLM(str(folder), cache_dir=tmp_path, progress=False, cache=cache, **OPTIONS)
     assert llm.sizes.cache.num_host_blocks == 0
     run = llm.run()
     stream = llm.stream("cut off", SamplingParams(max_tokens=400, ignore_eos=True))
@@ -308,7 +308,7 @@ def test_without_a_compiler_xla_gives_the_same_text_and_one_warning(
     # Few shapes are used, and compiling all takes long.
     monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)
     params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=3)
-    with LLM(str(folder), cache_dir=tmp_path, progress=False, **SIZES) as plain:
+    with LLM(str(folder), cache_dir=tmp_path, progress=False, **OPTIONS) as plain:
         assert plain.model.ops == XLA_ON_CPU
         assert sum("no C++ compiler" in record.message for record in caplog.records) == 1
         for prompt in ("hello there", "a prompt of some blocks of tokens, but one tile"):

@@ -33,7 +33,13 @@ def answers(folder, num):
     sizes = {"num_pages": 10, "max_num_seqs": 2, "max_model_len": 64, "page_size": 8}
     sizes["max_num_batched_tokens"] = 16
     with LLM(
-        folder, tensor_parallel=num, cache="hicache", host_cache_gib=0.01, progress=False, **sizes
+        folder,
+        dtype="float32",
+        tensor_parallel=num,
+        cache="hicache",
+        host_cache_gib=0.01,
+        progress=False,
+        **sizes,
     ) as llm:
         assert len(next(iter(llm.params.values())).devices()) == num
         given, num_host = [], 0

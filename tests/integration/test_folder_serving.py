@@ -38,7 +38,8 @@ HINTS = {
 
 
 def start(folder: Path, cache_dir: Path) -> subprocess.Popen[str]:
-    flags = f"--model {folder} --served-model-name tiny --port 0 --cache-dir {cache_dir} "
+    flags = f"--model {folder} --served-model-name tiny --port 0 --dtype float32 "
+    flags += f"--cache-dir {cache_dir} "
     flags += "--num-pages 64 --max-num-seqs 1 --max-num-batched-tokens 16 --host-cache-gib 0"
     command = [sys.executable, "-m", "kvflow_jax.serve", *flags.split()]
     root = Path(__file__).parents[2]

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240
-SIZES = {"num_pages": 10, "max_num_seqs": 2, "max_model_len": 64, "page_size": 8}
-SIZES["max_num_batched_tokens"] = 16  # cache hits are whole tiles; a prompt has two
+OPTIONS = {"num_pages": 10, "max_num_seqs": 2, "max_model_len": 64, "page_size": 8}
+OPTIONS["max_num_batched_tokens"] = 16  # cache hits are whole tiles; a prompt has two
+OPTIONS["dtype"] = "float32"
 NUM_TOKENS = 12
 
 
@@ -46,7 +47,7 @@ class Pair:
         coordinator = f"127.0.0.1:{free_port()}"
         self.logs = [logs / f"process-{i}.log" for i in range(2)]
         self.processes = []
-        sizes = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
         for i, log in enumerate(self.logs):
             command = [sys.executable, "-m", "kvflow_jax.serve", "--model", folder]
             command += ["--tensor-parallel=2", f"--coordinator={coordinator}", "--num-processes=2"]
@@ -57,7 +58,7 @@ class Pair:
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [*command, *sizes, *flags], cwd=cwds[i], env=env, stdout=file, stderr=file
+                        [*command, *options, *flags], cwd=cwds[i], env=env, stdout=file, stderr=file
                     )
                 )
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_S)
@@ -102,7 +103,7 @@ def prompts():
 
 def test_tokens_are_those_of_one_process_and_sigterm_to_a_follower_stops_all(folder, tmp_path):
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=1)
-    with LLM(folder, cache="gpu-only", deterministic=True, progress=False, **SIZES) as alone:
+    with LLM(folder, cache="gpu-only", deterministic=True, progress=False, **OPTIONS) as alone:
         expected = [alone.generate(prompt, params) for prompt in prompts()]
     flags = ("--cache=hicache", "--host-cache-gib=0.01")
     with serving(folder, tmp_path, *flags) as pair:

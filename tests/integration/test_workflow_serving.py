@@ -88,7 +88,8 @@ def test_a_branching_joining_cyclic_workflow(mode, model_folder, texts_of):
     folder, cache_dir = model_folder
     # Of the four agents' prompts and answers the pool holds about two. Sizes are those of
     # test_llm.py, so that what compiles there need not compile here.
-    flags = f"--model {folder} --served-model-name tiny --port 0 --cache-dir {cache_dir} "
+    flags = f"--model {folder} --served-model-name tiny --port 0 --dtype float32 "
+    flags += f"--cache-dir {cache_dir} "
     flags += f"--cache {mode} --num-pages 18 --max-num-seqs 2 --max-num-batched-tokens 64"
     if mode != "gpu-only":
         flags += " --host-cache-gib 0.01"

@@ -20,14 +20,14 @@ from tests.models.families.expected import PROMPT, TOLERANCE
 
 def tiny_difference(name: str, num_tokens: int, root: Path) -> float:
     folder = tiny.write_folder(root / f"{name}-{num_tokens}", cases.CONFIGS[name])
-    loaded = load_model(str(folder), max_model_len=num_tokens, progress=False)
+    loaded = load_model(str(folder), dtype="float32", max_model_len=num_tokens, progress=False)
     actual = tiny.Sequence(loaded.model, loaded.params, num_tokens).feed(PROMPT[:num_tokens])
     expected = make_reference.logits_of(make_reference.tiny_model(name), PROMPT[:num_tokens])
     return float(np.abs(actual - expected).max())
 
 
 def embedded_differences() -> dict[str, float]:
-    loaded = load_model("smollm2-135m", progress=False)
+    loaded = load_model("smollm2-135m", dtype="float32", progress=False)
     prompts = make_reference.prompt_ids()
     differences = {}
     for i, (ids, logits) in enumerate(

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 
-import jax
 import pytest
 
 from kvflow_jax.models.dtypes import choose_dtype
 from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.loading.hf_config import read_config
-from kvflow_jax.models.loading.load import load_model
 from tests.models.families.cases import CONFIGS
 
 # Platform and compute capability.
@@ -40,6 +38,15 @@ def test_auto_chooses_by_device_checkpoint_and_family(device, saved, family, cho
     assert choose_dtype("float32", config, *device) == "float32"
 
 
+def test_a_cpu_gets_bfloat16_where_that_is_fast():
+    config = PRESETS["llama-3.2-1b"]
+    assert choose_dtype("auto", config, *CPU, has_fast_bfloat16=lambda: True) == "bfloat16"
+    assert choose_dtype("auto", config, *CPU, has_fast_bfloat16=lambda: False) == "float32"
+    # Kernels are built on a CPU only, and only if nobody has named a dtype.
+    for device, name in ((H100, "auto"), (CPU, "float32")):
+        choose_dtype(name, config, *device, has_fast_bfloat16=pytest.fail)
+
+
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
 def test_the_saved_dtype_is_read_from_either_field(field):
     assert read_config(CONFIGS["llama"] | {field: "float16"}).dtype == "float16"
@@ -48,9 +55,3 @@ def test_the_saved_dtype_is_read_from_either_field(field):
 def test_the_saved_dtype_may_be_outside_the_text_config():
     hf = {"text_config": CONFIGS["llama"], "architectures": ["LlamaForCausalLM"]}
     assert read_config(hf | {"dtype": "bfloat16"}).dtype == "bfloat16"
-
-
-def test_a_model_is_loaded_in_the_chosen_dtype():
-    assert jax.default_backend() == "cpu"
-    loaded = load_model("smollm2-135m", random_weights=True, progress=False)
-    assert loaded.model.dtype == "float32"

@@ -145,9 +145,18 @@ def native_ops(
     config: ModelConfig, dtype: str, cache_dir: Path, *, int8: bool = False
 ) -> NativeOps | None:
     """Return the kernels, or None if they do not support the model or cannot be built here."""
-    if dtype not in ("float32", "bfloat16") or (config.moe is not None and dtype != "float32"):
-        return None
-    if config.head_dim % HEAD_DIM_STEP or config.head_dim > MAX_HEAD_DIM:
-        return None
-    library = register(cache_dir)
+    library = register(cache_dir) if _supports(config, dtype) else None
     return None if library is None else ops_of(library, dtype, int8=int8)
+
+
+def has_fast_bfloat16(config: ModelConfig, cache_dir: Path) -> bool:
+    """True if this CPU's kernels multiply this model in bfloat16 faster than in float32."""
+    library = register(cache_dir) if _supports(config, "bfloat16") else None
+    return library is not None and library.isa.has_fast_bfloat16
+
+
+def _supports(config: ModelConfig, dtype: str) -> bool:
+    """True if the kernels compute this model in this dtype."""
+    if dtype not in ("float32", "bfloat16") or (config.moe is not None and dtype != "float32"):
+        return False
+    return config.head_dim % HEAD_DIM_STEP == 0 and config.head_dim <= MAX_HEAD_DIM

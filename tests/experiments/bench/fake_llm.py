@@ -18,6 +18,7 @@ class FakeLLM:
     """Runs one decode step a token, each over all prompts of a call."""
 
     config = CONFIG
+    model = SimpleNamespace(dtype="float32")
     weights_bytes = 1 << 20
 
     def __init__(self, model, **options):

@@ -19,6 +19,7 @@ TOOLS = json.loads((Path(__file__).parents[2] / "grammar" / "tool_schemas.json")
 
 class MaskedLLM(Caller):
     config = SimpleNamespace(vocab_size=256)
+    model = SimpleNamespace(dtype="float32")
 
     def __init__(self, *_, **__):
         engine = make_engine(max_num_seqs=grammar_bench.NUM_ROWS, num_pages=600)

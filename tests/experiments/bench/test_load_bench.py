@@ -81,7 +81,11 @@ def test_restored_weights_are_those_that_a_load_gives(monkeypatch, tmp_path):
     folder, kept = write_folder(tmp_path / "model"), tmp_path / "kept"
     for num_devices in (1, 2):
         loaded = load.load_model(
-            str(folder), cache_dir=tmp_path, tensor_parallel=num_devices, progress=False
+            str(folder),
+            dtype="float32",
+            cache_dir=tmp_path,
+            tensor_parallel=num_devices,
+            progress=False,
         )
         load_bench._keep(loaded.params, kept / str(num_devices))
         restored = load_bench._restore(

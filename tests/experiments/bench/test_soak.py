@@ -31,7 +31,7 @@ class FakeEngine:
 
 
 class SoakLLM(FakeLLM):
-    model = params = None
+    params = None
     leaked = 0
 
     def __init__(self, model, **options):

@@ -1,6 +1,7 @@
 """``experiments.speculation``: recorded calls through the drafter, loads on two engines."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ CONFIG = SpeculativeConfig(num_speculative_tokens=8, suffix_decoding_corpus_toke
 
 
 class MaskedLLM(Caller):
+    model = SimpleNamespace(dtype="float32")
+
     def __init__(self, *_, speculative_config, **__):
         self.tokenizer = TOKENIZER
         engine = make_engine(num_pages=600, max_model_len=4096, speculation=speculative_config)

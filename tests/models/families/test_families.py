@@ -151,7 +151,7 @@ def test_a_slice_equals_that_of_the_whole_weight(tmp_path, name):
 @pytest.mark.parametrize("name", slow_except(CONFIGS, *FAST))
 def test_logits_and_greedy_tokens_are_those_of_transformers(name, tmp_path):
     folder = tiny.write_folder(tmp_path / name, CONFIGS[name])
-    loaded = load_model(str(folder), progress=False)
+    loaded = load_model(str(folder), dtype="float32", progress=False)
 
     cold = tiny.Sequence(loaded.model, loaded.params, NUM_TOKENS).feed(PROMPT)
     compared = cold[np.ix_(POSITIONS, TOKENS)]

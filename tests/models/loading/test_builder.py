@@ -1,5 +1,6 @@
 """A definition has the dtype, the operations and the memory of this machine's devices."""
 
+import platform
 from dataclasses import replace
 
 import jax
@@ -8,18 +9,22 @@ import pytest
 from kvflow_jax.errors import CapacityError, ConfigError, ModelLoadError
 from kvflow_jax.models.attention import attend_reference
 from kvflow_jax.models.families import FAMILIES
+from kvflow_jax.models.kernels.cpu import isa, ops
+from kvflow_jax.models.kernels.cpu.build import Library
 from kvflow_jax.models.loading import builder
 from kvflow_jax.models.loading.builder import ModelBuilder
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.ops import XLA
+from kvflow_jax.models.sharding import Shards
 
+AMX, AVX512_BF16, AVX512, AVX2 = (one.features for one in isa.X86)
 CONFIG = read_config(FAMILIES["llama"].tiny)
 
 
 @pytest.fixture
 def machine(tmp_path):
     return ModelBuilder(
-        dtype="auto",
+        dtype="float32",
         quantize="none",
         cache_dir=tmp_path,
         ops=None,
@@ -59,3 +64,70 @@ def test_weights_that_do_not_fit_are_rejected(machine, monkeypatch):
         CapacityError, match=r"free on the host \(.* GB short\); use a smaller dtype"
     ):
         machine.build(CONFIG)
+
+
+@pytest.fixture
+def use_cpu(monkeypatch):
+    """Take the kernels of a CPU that reports these features; without any, it has no compiler."""
+    if jax.default_backend() != "cpu" or platform.machine() != "x86_64":
+        pytest.skip("chooses among builds for x86")
+
+    def use(features):
+        library = Library(isa.supported(features)[0], lanes=16) if features else None
+        monkeypatch.setattr(ops, "register", lambda cache_dir: library)
+
+    monkeypatch.delenv(isa.MAX_ISA, raising=False)
+    return use
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        (AMX, "bfloat16"),
+        (AVX512_BF16, "bfloat16"),
+        (AVX512, "float32"),
+        (AVX2, "float32"),
+        (None, "float32"),
+    ],
+)
+def test_auto_takes_bfloat16_where_the_cpus_kernels_multiply_it_fast(
+    machine, use_cpu, features, dtype, caplog
+):
+    use_cpu(features)
+    caplog.set_level("INFO", "kvflow_jax.models")
+    machine = replace(machine, dtype="auto")
+    assert machine.build(CONFIG).dtype == dtype
+    advice = " (auto: the fastest on this device; --dtype float32 for full precision)"
+    line = f"dtype of weights and KV cache: {dtype}"
+    assert line + (advice if dtype == "bfloat16" else "") in caplog.messages
+    assert replace(machine, quantize="int8" if features else "none").build(CONFIG).dtype == dtype
+
+
+def test_auto_takes_float32_below_the_instructions_of_bfloat16(machine, use_cpu, monkeypatch):
+    monkeypatch.setenv(isa.MAX_ISA, "avx512")
+    use_cpu(AMX)
+    assert replace(machine, dtype="auto").build(CONFIG).dtype == "float32"
+
+
+@pytest.mark.parametrize("saved", ["", "float32", "float16", "bfloat16"])
+def test_auto_casts_a_checkpoint_of_any_dtype(machine, use_cpu, saved):
+    use_cpu(AMX)
+    config = replace(CONFIG, dtype=saved)
+    assert replace(machine, dtype="auto").build(config).dtype == "bfloat16"
+    assert machine.build(config).dtype == "float32"  # which the user has named
+
+
+@pytest.mark.parametrize(
+    "hf",
+    [{**FAMILIES["qwen3-moe"].tiny, "head_dim": 16}, {**FAMILIES["llama"].tiny, "head_dim": 20}],
+)
+def test_auto_takes_float32_for_models_that_the_kernels_do_not_take(machine, use_cpu, hf):
+    use_cpu(AMX)
+    assert replace(machine, dtype="auto").build(read_config(hf)).dtype == "float32"
+
+
+@pytest.mark.parametrize("change", ["attention", "ops", "shards"])
+def test_auto_takes_float32_where_xla_computes(machine, use_cpu, change):
+    use_cpu(AMX)
+    value = {"attention": "blocks", "ops": XLA, "shards": Shards.of_devices(1)}[change]
+    assert replace(machine, dtype="auto", **{change: value}).build(CONFIG).dtype == "float32"

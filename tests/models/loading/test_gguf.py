@@ -21,7 +21,7 @@ HF = FAMILIES["llama"].tiny
 
 def test_a_folder_stands_for_its_only_file(tmp_path):
     path = tiny_gguf.write(tmp_path / "a" / "model.gguf", HF)
-    loaded = load_model(str(path.parent), cache_dir=tmp_path, progress=False)
+    loaded = load_model(str(path.parent), dtype="float32", cache_dir=tmp_path, progress=False)
     assert loaded.config.eos_token_ids == loaded.tokenizer.eos_token_ids == (257,)
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("the end")) == "the end"
     prompt = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
@@ -134,10 +134,11 @@ def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):
 
 def test_random_weights_read_only_the_shape_and_the_tokenizer_of_a_file(tmp_path, monkeypatch):
     path = tiny_gguf.write(tmp_path / "model.gguf", FAMILIES["gemma3"].tiny)
-    loaded = load_model(str(path), cache_dir=tmp_path / "cache", progress=False)
+    options = {"dtype": "float32", "cache_dir": tmp_path / "cache", "progress": False}
+    loaded = load_model(str(path), **options)
     monkeypatch.setattr(GgufFile, "tensors", None)
     for name in (path, path.parent):
-        random = load_model(str(name), cache_dir=tmp_path / "cache", random_weights=True)
+        random = load_model(str(name), random_weights=True, **options)
         assert random.config == loaded.config
         assert random.tokenizer.decode(random.tokenizer.encode("the end")) == "the end"
         assert {n: w.shape for n, w in random.params.items()} == {

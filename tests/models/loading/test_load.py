@@ -40,22 +40,25 @@ def test_a_second_start_does_not_read_the_embedded_gguf(smollm2, embedded_cache,
 
 
 def test_a_folder_is_loaded_with_its_tokenizer(folder):
-    loaded = load_model(str(folder), progress=False)
+    loaded = load_model(str(folder), dtype="float32", progress=False)
     assert loaded.config.num_layers == 3
     assert loaded.config.eos_token_ids == loaded.tokenizer.eos_token_ids == (257,)
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("the end")) == "the end"
 
 
 def test_progress_is_shown_only_on_request(folder, capfd):
-    load_model(str(folder), progress=False)
+    load_model(str(folder), dtype="float32", progress=False)
     assert "weights" not in capfd.readouterr().err
-    load_model(str(folder), progress=True)
+    load_model(str(folder), dtype="float32", progress=True)
     assert "100%" in capfd.readouterr().err
 
 
 def test_eos_ids_come_from_all_files(folder):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 33]}))
-    assert load_model(str(folder), progress=False).config.eos_token_ids == (257, 33)
+    assert load_model(str(folder), dtype="float32", progress=False).config.eos_token_ids == (
+        257,
+        33,
+    )
 
 
 @pytest.mark.parametrize("lost", ["config.json", "tokenizer.json"])
@@ -104,15 +107,15 @@ def test_a_failed_download_is_reported_with_what_to_do(monkeypatch):
 
 def test_a_hub_name_is_downloaded_and_loaded(folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kwargs: str(folder))
-    assert load_model("owner/model", progress=False).name == "owner/model"
+    assert load_model("owner/model", dtype="float32", progress=False).name == "owner/model"
 
 
 def test_random_weights_of_a_folder_need_only_its_config(folder):
     (folder / "model.safetensors").unlink()
-    loaded = load_model(str(folder), random_weights=True)
+    loaded = load_model(str(folder), dtype="float32", random_weights=True)
     assert loaded.tokenizer is not None
     (folder / "tokenizer.json").unlink()
-    again = load_model(str(folder), random_weights=True)
+    again = load_model(str(folder), dtype="float32", random_weights=True)
     assert again.tokenizer is None
     for name, weight in loaded.params.items():
         assert (weight.shape, weight.dtype) == (
@@ -124,7 +127,7 @@ def test_random_weights_of_a_folder_need_only_its_config(folder):
 
 def test_a_jitted_step_does_not_depend_on_the_weights(folder):
     """They are arguments: a second call with other arrays compiles nothing."""
-    loaded = load_model(str(folder), progress=False)
+    loaded = load_model(str(folder), dtype="float32", progress=False)
     sequence = tiny.Sequence(loaded.model, loaded.params, 32)
     sequence.feed([1])
     sequence.params = {name: jax.device_put(weight) for name, weight in loaded.params.items()}

@@ -39,7 +39,7 @@ def check(request, monkeypatch):
         monkeypatch.setattr(nan_check, "_on_device", nan_check._on_host)
 
 
-@pytest.mark.parametrize("load_args", [{}, {"ops": XLA}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("load_args", [{"dtype": "float32"}, {"ops": XLA}, {"dtype": "bfloat16"}])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_single_bad_number_in_any_tensor_is_found(tmp_path, check, value, load_args):
     changes = {
@@ -55,7 +55,7 @@ def test_a_single_bad_number_in_any_tensor_is_found(tmp_path, check, value, load
     assert problems(tmp_path, "llama-untied-mha", changes, **load_args) == sorted(expected)
 
 
-@pytest.mark.parametrize("load_args", [{}, {"ops": XLA}])
+@pytest.mark.parametrize("load_args", [{"dtype": "float32"}, {"ops": XLA}])
 def test_experts_are_checked(tmp_path, check, load_args):
     experts = f"{LAYER}.mlp.experts"
     changes = {f"{experts}.3.down_proj.weight": np.nan, f"{LAYER}.mlp.gate.weight": np.inf}
@@ -66,7 +66,7 @@ def test_experts_are_checked(tmp_path, check, load_args):
 def test_biases_are_checked(tmp_path):
     changes = {f"{LAYER}.mlp.gate_proj.bias": np.nan}
     fused = f"{LAYER}.mlp.gate_proj.bias or {LAYER}.mlp.up_proj.bias"
-    assert problems(tmp_path, "llama-linear-rope-biased", changes) == [fused]
+    assert problems(tmp_path, "llama-linear-rope-biased", changes, dtype="float32") == [fused]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
