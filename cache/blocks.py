@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvflow_jax.cache.next_read import SUFFIX, NextRead
+from kvflow_jax.cache.next_read import SUFFIX
 from kvflow_jax.errors import CapacityError, IntegrityError
 
 NO_BLOCK = -1
@@ -105,10 +105,6 @@ class BlockTable:
     @property
     def num_pages(self) -> int:
         return self._num_pages
-
-    def set_next_read(self, head: int, next_read: NextRead) -> None:
-        """Set the facts of next read of the node that begins with block ``head``."""
-        self.next_read[head] = next_read
 
     def allocate(self, count: int, now: float) -> np.ndarray:
         """Allocate ``count`` blocks, each with a page of the pool.

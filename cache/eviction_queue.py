@@ -6,6 +6,8 @@ continues it. Evicting it may make the block before it evictable.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState
@@ -42,41 +44,35 @@ class EvictionQueue:
         top = self._queue.peek()
         return None if top is None else top[1]
 
-    def pop_run(self, max_blocks: int) -> list[int]:
-        """Remove the next victim, and return it with the blocks that are evicted right after it.
+    def pop(self, max_blocks: int, may_evict: Callable[[int], bool] | None = None) -> list[int]:
+        """Take up to ``max_blocks`` blocks off the device, and return them in order of eviction.
 
-        Returns:
-            Up to ``max_blocks`` blocks of one node, in order of eviction.
+        The caller drops their pages.
 
-        Raises:
-            IntegrityError: no block is evictable.
+        Args:
+            may_evict: no leaf that it rejects is taken, and none after it; None: accept all.
         """
-        leaf = self._queue.pop()
-        if leaf is None:
-            raise IntegrityError("no block is evictable")
-        # The blocks before the leaf are likely to follow. Their keys are computed in one call, and
-        # the queue is bypassed while they are lower than its top.
-        run = self._run(leaf, max_blocks)
-        if len(run) == 1:
-            return run
-        keys = self._order(BlockFacts(self._table, np.array(run, np.int32))).tolist()
-        top = self._queue.peek()
-        if top is None:
-            return run
-        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0]), len(run))
-        return run[:num_lower]
+        victims: list[int] = []
+        while len(victims) < max_blocks:
+            if may_evict is not None:
+                top = self.peek()
+                if top is None or not may_evict(top):
+                    break
+            leaf = self._queue.pop()
+            if leaf is None:
+                break
+            for block in self._run(leaf, max_blocks - len(victims)):
+                victims.append(block)
+                parent = self._unlink(block)
+            if parent is not None:
+                self.enqueue(np.array([parent], np.int32))
+        return victims
 
-    def unlink(self, block: int) -> int | None:
-        """Mark a block as off the device, and return its parent if that is evictable now."""
-        table = self._scalars
-        # The caller drops the pages of several blocks together; until then the state keeps the
-        # block from being a victim again.
-        table.device_state[block] = DeviceState.NONE
-        parent = table.parent[block]
-        if parent == NO_BLOCK:
-            return None
-        table.num_children[parent] -= 1
-        return parent if self._is_evictable(parent) else None
+    def unlink(self, block: int) -> None:
+        """Take a block, which no other on the device continues, off the device."""
+        parent = self._unlink(block)
+        if parent is not None:
+            self.enqueue(np.array([parent], np.int32))
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the idle blocks are counted and the leaves are queued."""
@@ -99,10 +95,38 @@ class EvictionQueue:
             and table.head[block] != NO_BLOCK
         )
 
-    def _run(self, leaf: int, max_blocks: int) -> list[int]:
+    def _unlink(self, block: int) -> int | None:
+        """Mark a block as off the device; return its parent if no other block continues that."""
+        table = self._scalars
+        # Pages are dropped together later; until then the state keeps the block from being a victim
+        # again.
+        table.device_state[block] = DeviceState.NONE
+        parent = table.parent[block]
+        if parent == NO_BLOCK:
+            return None
+        num_children = table.num_children[parent] = table.num_children[parent] - 1
+        return None if num_children else parent
+
+    def _run(self, leaf: int, max_blocks: int) -> Sequence[int]:
+        """Return the next victim with the blocks of its node that are evicted right after it.
+
+        Their keys are computed in one call, and the queue is bypassed while they are lower than its
+        top.
+        """
+        run = self._only_children(leaf, max_blocks)
+        if len(run) == 1:
+            return run
+        keys = self._order(BlockFacts(self._table, np.array(run, np.int32))).tolist()
+        top = self._queue.peek()
+        if top is None:
+            return run
+        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0]), len(run))
+        return run[:num_lower]
+
+    def _only_children(self, leaf: int, max_blocks: int) -> list[int]:
         """Return a leaf and the blocks before it in its node that become leaves one after another.
 
-        The run is in order of eviction and has at most ``max_blocks`` blocks.
+        They are in order of eviction, and at most ``max_blocks``.
         """
         table, block, run = self._scalars, leaf, [leaf]
         head = table.head[leaf]
@@ -110,8 +134,8 @@ class EvictionQueue:
             block = table.parent[block]
             if (
                 block == NO_BLOCK
-                or table.head[block] != head
                 or table.num_children[block] != 1
+                or table.head[block] != head
                 or table.leases[block]
                 or table.device_state[block] != DeviceState.VALID
             ):

@@ -22,6 +22,8 @@ MAX_GROWN_BLOCKS = 64
 
 NO_BLOCKS = np.empty(0, np.int32)
 NO_BLOCKS.flags.writeable = False
+NO_TOKENS = NO_BLOCKS
+_TOKEN_BYTES = 4
 
 
 class RootKey(NamedTuple):
@@ -34,14 +36,16 @@ class RootKey(NamedTuple):
 class Node:
     """Run of blocks on one edge."""
 
-    __slots__ = ("blocks", "children", "tokens")
+    __slots__ = ("blocks", "children", "key", "tokens")
 
     def __init__(
         self,
-        tokens: np.ndarray,  # i32[num_blocks * page_size]
+        key: bytes,  # of the first page
+        tokens: np.ndarray,  # i32[(num_blocks - 1) * page_size], behind the first page
         blocks: np.ndarray,  # i32[num_blocks]
         children: PersistentMap[bytes, Node],
     ) -> None:
+        self.key = key
         self.tokens = tokens
         self.blocks = blocks
         self.children = children
@@ -54,14 +58,16 @@ class Insertion:
     Attributes:
         index: the new index.
         existing: i32[n], the blocks already indexed for the first n pages; they are kept.
+        node: the node that ends with the new blocks; None if all pages were indexed.
         split: the lower half of a node that was split, now a node of its own; else None.
         is_grown: whether the new blocks extend the node of the block before them.
     """
 
     index: RadixIndex
     existing: np.ndarray
-    split: Node | None
-    is_grown: bool
+    node: Node | None = None
+    split: Node | None = None
+    is_grown: bool = False
 
 
 class RadixIndex:
@@ -94,7 +100,7 @@ class RadixIndex:
             runs.append(node.blocks[:num_equal])
             if num_equal < len(node.blocks):
                 break
-            children, start = node.children, start + len(node.tokens)
+            children, start = node.children, start + num_equal * self.page_size
         if not runs:
             return NO_BLOCKS
         return runs[0] if len(runs) == 1 else np.concatenate(runs)
@@ -130,14 +136,17 @@ class RadixIndex:
             key = _page_key(tokens, start * page_size, page_size)
             node = children.get(key)
             if node is None:
-                new = Node(tokens[start * page_size :].copy(), blocks[start:].copy(), EMPTY)
-                children = children.set(key, new)
+                rest = tokens[(start + 1) * page_size :]
+                node = Node(
+                    key, rest.copy() if len(rest) else NO_TOKENS, blocks[start:].copy(), EMPTY
+                )
+                children = children.set(key, node)
                 break
             num_equal = _num_equal_pages(node, tokens, start * page_size, page_size)
             existing.append(node.blocks[:num_equal])
             start += num_equal
             if start == len(blocks):
-                return Insertion(self, np.concatenate(existing), split=None, is_grown=False)
+                return Insertion(self, np.concatenate(existing))
             if num_equal < len(node.blocks):
                 node, split = _split(node, num_equal, page_size)
             elif (
@@ -146,18 +155,20 @@ class RadixIndex:
                 and num_equal + len(blocks) - start <= MAX_GROWN_BLOCKS
             ):
                 is_grown = True
-                grown = Node(
+                node = Node(
+                    key,
                     np.concatenate([node.tokens, tokens[start * page_size :]]),
                     np.concatenate([node.blocks, blocks[start:]]),
                     EMPTY,
                 )
-                children = children.set(key, grown)
+                children = children.set(key, node)
                 break
             trail.append((children, key, node))
             children = node.children
         return Insertion(
             index=RadixIndex(page_size, self._roots.set(root, _rebuild(trail, children))),
             existing=np.concatenate(existing) if existing else NO_BLOCKS,
+            node=node,
             split=split,
             is_grown=is_grown,
         )
@@ -208,8 +219,8 @@ class RadixIndex:
                     f"{len(leaf.children)} children to {length} blocks"
                 )
             if length:
-                tokens = leaf.tokens[: length * self.page_size]
-                children = children.set(key, Node(tokens, leaf.blocks[:length], EMPTY))
+                tokens = leaf.tokens[: (length - 1) * self.page_size]
+                children = children.set(key, Node(key, tokens, leaf.blocks[:length], EMPTY))
         top = _rebuild(trail, children)
         roots = self._roots.set(root, top) if len(top) else self._roots.delete(root)
         return RadixIndex(self.page_size, roots)
@@ -241,10 +252,10 @@ class RadixIndex:
         seen: set[int] = set()
         for root, _, node in self.nodes():
             blocks = node.blocks.tolist()
-            if not blocks or len(node.tokens) != len(blocks) * self.page_size:
+            if len(node.key) + node.tokens.nbytes != len(blocks) * self.page_size * _TOKEN_BYTES:
                 raise IntegrityError(f"tokens and blocks of a node under {root} do not match")
             for key, child in node.children.items():
-                if key != _page_key(child.tokens, 0, self.page_size):
+                if key != child.key:
                     raise IntegrityError(f"a child of block {blocks[-1]} has a wrong key")
             if seen.intersection(blocks) or len(set(blocks)) != len(blocks):
                 raise IntegrityError(f"one of the blocks {blocks} is indexed twice")
@@ -257,16 +268,17 @@ def _rebuild(
 ) -> PersistentMap[bytes, Node]:
     """Copy the path above changed ``children``, bottom up, and return the new top map."""
     for siblings, key, node in reversed(trail):
-        children = siblings.set(key, Node(node.tokens, node.blocks, children))
+        children = siblings.set(key, Node(key, node.tokens, node.blocks, children))
     return children
 
 
 def _split(node: Node, num_blocks: int, page_size: int) -> tuple[Node, Node]:
     """Return the first ``num_blocks`` of ``node`` above a child with the rest, and that child."""
-    cut = num_blocks * page_size
-    lower = Node(node.tokens[cut:], node.blocks[num_blocks:], node.children)
-    children: PersistentMap[bytes, Node] = EMPTY.set(_page_key(lower.tokens, 0, page_size), lower)
-    return Node(node.tokens[:cut], node.blocks[:num_blocks], children), lower
+    cut = (num_blocks - 1) * page_size
+    key, tokens = _page_key(node.tokens, cut, page_size), node.tokens[cut + page_size :]
+    lower = Node(key, tokens, node.blocks[num_blocks:], node.children)
+    children: PersistentMap[bytes, Node] = EMPTY.set(key, lower)
+    return Node(node.key, node.tokens[:cut], node.blocks[:num_blocks], children), lower
 
 
 def _page_key(tokens: np.ndarray, start: int, page_size: int) -> bytes:
@@ -274,8 +286,8 @@ def _page_key(tokens: np.ndarray, start: int, page_size: int) -> bytes:
 
 
 def _num_equal_pages(node: Node, tokens: np.ndarray, start: int, page_size: int) -> int:
-    length = min(len(node.tokens), len(tokens) - start)
-    differs = node.tokens[:length] != tokens[start : start + length]
-    first = int(differs.argmax()) if length else 0
-    equal = first if length and differs[first] else length
-    return equal // page_size
+    """Return how many pages of a node ``tokens[start:]`` begins with, the first one included."""
+    others = tokens[start + page_size : start + page_size + len(node.tokens)]
+    differs = node.tokens[: len(others)] != others
+    num_equal = int(differs.argmax()) if differs.any() else len(others)
+    return 1 + num_equal // page_size

@@ -71,7 +71,7 @@ def _check_nodes(
         record = nodes.get(first)
         if record is None or not np.array_equal(record.blocks, node.blocks):
             raise IntegrityError(f"the record of node {first} does not have its blocks")
-        if record.key != node.tokens[: index.page_size].tobytes():
+        if record.key != node.key:
             raise IntegrityError(f"the path key of node {first} is wrong")
         if record.root != (root if parent == NO_BLOCK else None):
             raise IntegrityError(f"the root of node {first} is wrong")

@@ -56,13 +56,18 @@ class LazyQueue:
 
     def pop(self) -> int | None:
         """Remove and return the item with the lowest key; None if no item is eligible."""
-        heap = self._top_heap()
-        if heap is None:
-            return None
-        item = heapq.heappop(heap)[2]
-        self._num_entries -= 1
-        del self._newest[item]
-        return item
+        newest = self._newest
+        while self._prefixes:
+            heap = self._heaps[self._prefixes[0]]
+            while heap:
+                _, number, item = heapq.heappop(heap)
+                self._num_entries -= 1
+                if newest.get(item) == number:
+                    del newest[item]
+                    if self._is_eligible(item):
+                        return item
+            del self._heaps[heapq.heappop(self._prefixes)]
+        return None
 
     def items(self) -> set[int]:
         """Return the queued items that are eligible."""

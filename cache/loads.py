@@ -93,8 +93,9 @@ class Loads:
             self.counters.num_late += is_late
             self.counters.num_useful += not is_late
 
-    def on_drop(self, block: int) -> None:
-        """Count a block that leaves the device as wasted if it was prefetched and not leased."""
-        if self._unread and block in self._unread:
-            self._unread.remove(block)
-            self.counters.num_wasted += 1
+    def on_drop(self, blocks: Iterable[int]) -> None:
+        """Count those of ``blocks``, which leave the device, that no lease has used as wasted."""
+        if self._unread:
+            wasted = self._unread.intersection(blocks)
+            self._unread -= wasted
+            self.counters.num_wasted += len(wasted)

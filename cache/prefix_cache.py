@@ -295,7 +295,7 @@ class PrefixCache:
             if before != NO_BLOCK:
                 self._table.num_children[before] -= 1
             self._table.num_children[tail] = 0
-            self._remove_from_index(tail[::-1].tolist())
+            self._remove_from_index(tail[::-1])
         lease.num_indexed = min(lease.num_indexed, num_indexed)
         return tail
 
@@ -385,7 +385,7 @@ class PrefixCache:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless index, table, leases and tiers agree with each other."""
         index, leased = self._nodes.index, [lease.blocks for lease in self._leases]
-        check_cache(index, self._table, self._nodes.records, leased)
+        check_cache(index, self._table, self._nodes.records(), leased)
         self._readers.check_integrity(child_nodes(index, self._table))
         self._residency.check_integrity()
         self._nodes.check_integrity()
@@ -401,14 +401,13 @@ class PrefixCache:
                 self._residency.reorder(self._nodes.blocks_of(head))
             self.tiers.note_changed(changed)
 
-    def _forget(self, blocks: list[int]) -> None:
-        """Remove blocks that are on neither tier, each after those that continue it."""
+    def _forget(self, blocks: np.ndarray) -> None:
+        """Remove blocks i32[n] that are on neither tier, each after those that continue it."""
         self._remove_from_index(blocks)
-        self._table.free(np.array(blocks, np.int32))
+        self._table.free(blocks)
 
-    def _remove_from_index(self, blocks: list[int]) -> None:
-        """Remove blocks from the index: a tail of each node, children before their parents."""
-        for node in self._nodes.remove(blocks):
-            self._readers.drop(*node)
+    def _remove_from_index(self, blocks: np.ndarray) -> None:
+        """Remove blocks i32[n] from the index: a tail of each node, children before parents."""
+        self._readers.drop(self._nodes.remove(blocks))
         self._nodes.clear_columns(blocks)
         self._reorder_changed()

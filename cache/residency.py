@@ -35,7 +35,7 @@ class Residency:
         host: the host tier; its budget may be 0.
         should_offload: (table, block) -> whether to copy a block to the host when it is evicted
             without a host copy.
-        forget: removes blocks from the index; called with each block after those that continue it.
+        forget: removes blocks i32[n] from the index; called with each after those that continue it.
 
     Attributes:
         num_evicted, num_offloaded: counters of blocks.
@@ -49,7 +49,7 @@ class Residency:
         order: EvictionOrder,
         host: HostTier,
         should_offload: Callable[[BlockTable, int], bool],
-        forget: Callable[[list[int]], None],
+        forget: Callable[[np.ndarray], None],
     ) -> None:
         self.host = host
         self.loads = Loads()
@@ -191,11 +191,9 @@ class Residency:
             if table.leases[block] or table.num_children[block]:
                 break
             cancelled.append(block)
-            self.loads.on_drop(block)
-            parent = self._queue.unlink(block)
-            if parent is not None:
-                self._queue.enqueue(np.array([parent], np.int32))
+            self._queue.unlink(block)
         self._end_load(load, cancelled)
+        self.loads.on_drop(cancelled)
         self._queue.num_idle -= len(cancelled)
         blocks = np.array(cancelled, np.int32)
         self._host_only_nodes.update(table.head[blocks].tolist())
@@ -308,22 +306,13 @@ class Residency:
             offloads: whether to offload what is worth a host copy.
         """
         table, host_state = self._table, self._table.scalars.host_state
-        offloads = offloads and self.host.max_blocks > 0
-        victims: list[int] = []
-        while len(victims) < max_blocks and (leaf := self._queue.peek()) is not None:
-            if may_evict is not None and not may_evict(leaf):
-                break
-            next_leaf = None
-            for block in self._queue.pop_run(max_blocks - len(victims)):
-                if offloads and not host_state[block] and self._should_offload(table, block):
-                    self.offload(block, is_evicting=True)
-                victims.append(block)
-                self.loads.on_drop(block)
-                next_leaf = self._queue.unlink(block)
-            if next_leaf is not None:
-                self._queue.enqueue(np.array([next_leaf], np.int32))
+        victims = self._queue.pop(max_blocks, may_evict)
         if not victims:
             return 0
+        for block in victims if offloads and self.host.max_blocks else ():
+            if not host_state[block] and self._should_offload(table, block):
+                self.offload(block, is_evicting=True)
+        self.loads.on_drop(victims)
         evicted = np.array(victims, np.int32)
         self._queue.num_idle -= len(evicted)
         self.num_evicted += len(evicted)
@@ -333,7 +322,7 @@ class Residency:
         is_on_host = table.host_state[evicted] != HostState.NONE
         self._host_only_nodes.update(table.head[evicted[is_on_host]].tolist())
         if not is_on_host.all():
-            self._forget(evicted[~is_on_host].tolist())
+            self._forget(evicted[~is_on_host])
         return len(evicted)
 
     def _cancel_newest(self) -> bool:
@@ -364,4 +353,4 @@ class Residency:
         self.host.drop(extent)
         host_only = extent.blocks[self._table.page[extent.blocks] == NO_PAGE]
         if len(host_only):
-            self._forget(host_only[::-1].tolist())
+            self._forget(host_only[::-1])

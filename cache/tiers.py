@@ -155,7 +155,7 @@ class Tiers:
         """
         changed = self._changed_nodes | self._residency.drain_host_only_nodes()
         self._changed_nodes = set()
-        return changed & self._nodes.records.keys()
+        return {head for head in changed if head in self._nodes}
 
     def next_read_of_node(self, head: int) -> NextRead:
         """Return the next read of a node."""

@@ -26,36 +26,37 @@ def paths(*lengths, num_pages=16):
 
 
 def evict(table, queue, max_blocks):
-    """Evict a run, as the residency does."""
-    run = queue.pop_run(max_blocks)
-    parent = None
-    for block in run:
-        parent = queue.unlink(block)
-    queue.num_idle -= len(run)
-    table.drop_pages(np.array(run, np.int32))
-    table.head[run] = NO_BLOCK
-    if parent is not None:
-        queue.enqueue(np.array([parent], np.int32))
-    return run
+    """Evict blocks, as the residency does."""
+    victims = queue.pop(max_blocks)
+    queue.num_idle -= len(victims)
+    table.drop_pages(np.array(victims, np.int32))
+    table.head[victims] = NO_BLOCK
+    return victims
 
 
 def test_the_leaf_of_the_lowest_key_is_next_and_its_node_follows_from_its_end():
     table, queue, (first, second) = paths(3, 2)
     assert queue.peek() == first[-1]
-    assert evict(table, queue, 8) == first[::-1]
+    assert evict(table, queue, 3) == first[::-1]
     queue.check_integrity()
     assert evict(table, queue, 1) == second[-1:]
     assert queue.peek() == second[0]
     queue.check_integrity()
 
 
-def test_a_run_ends_where_the_block_of_another_node_is_next():
+def test_a_node_is_left_where_the_block_of_another_node_is_next():
     table, queue, (first, second) = paths(3, 2)
     table.last_use[first[0]] = 5.0  # used again, without the rest of its node
-    assert evict(table, queue, 8) == [first[2], first[1]]
-    assert evict(table, queue, 8) == second[::-1]
-    assert evict(table, queue, 8) == first[:1]
+    assert evict(table, queue, 8) == [first[2], first[1], *second[::-1], first[0]]
     assert queue.peek() is None
+
+
+def test_no_block_is_evicted_after_a_leaf_that_is_rejected():
+    _, queue, (first, second) = paths(2, 2)
+    asked = []
+    assert queue.pop(8, lambda leaf: asked.append(leaf) or leaf in first) == first[::-1]
+    assert asked == [first[-1], second[-1]]
+    assert queue.peek() == second[-1]
 
 
 def test_leased_and_loading_blocks_and_those_that_are_continued_are_not_evictable():
@@ -70,8 +71,7 @@ def test_leased_and_loading_blocks_and_those_that_are_continued_are_not_evictabl
     table.device_state[first[2]] = DeviceState.LOADING
     queue.enqueue(np.array(first[2:3], np.int32))
     assert queue.peek() is None
-    with pytest.raises(IntegrityError, match="no block is evictable"):
-        queue.pop_run(1)
+    assert queue.pop(1) == []
 
 
 def test_the_integrity_check_finds_a_leaf_that_is_not_queued():

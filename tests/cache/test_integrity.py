@@ -1,5 +1,7 @@
 """The check of the whole cache finds each kind of disagreement."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,11 +22,11 @@ def cache():
     return tiers.cache
 
 
-def check(cache):
+def check(cache, records=None):
     check_cache(
         cache._nodes.index,
         cache._table,
-        cache._nodes.records,
+        cache._nodes.records() if records is None else records,
         [lease.blocks for lease in cache._leases],
     )
 
@@ -69,15 +71,17 @@ def test_a_wrong_column_of_the_table_is_found(cache, column, value, message):
     ],
 )
 def test_a_wrong_node_record_is_found(cache, field, value, message):
-    setattr(cache._nodes.records[int(path(cache, SHARED)[0])], field, value)
+    records, head = cache._nodes.records(), int(path(cache, SHARED)[0])
+    records[head] = replace(records[head], **{field: value})
     with pytest.raises(IntegrityError, match=message):
-        check(cache)
+        check(cache, records)
 
 
 def test_a_record_of_a_node_that_left_the_index_is_found(cache):
-    cache._nodes.records[8] = cache._nodes.records[int(path(cache, SHARED)[0])]
+    records = cache._nodes.records()
+    records[8] = records[int(path(cache, SHARED)[0])]
     with pytest.raises(IntegrityError, match="records of nodes that have left the index"):
-        check(cache)
+        check(cache, records)
 
 
 def test_a_leaked_block_is_found(cache):

@@ -43,8 +43,8 @@ def test_prefetched_blocks_are_counted_once_as_useful_late_or_wasted():
     loads.on_lease(ids(1))  # still loading
     loads.end(load, [1, 2, 3])
     loads.on_lease(ids(1, 2))
-    loads.on_drop(3)
-    loads.on_drop(2)
+    loads.on_drop([3, 2])
+    loads.on_drop([3])
     counters = loads.counters
     assert counters.num_prefetched == 3
     assert (counters.num_late, counters.num_useful, counters.num_wasted) == (1, 1, 1)
@@ -54,6 +54,6 @@ def test_blocks_loaded_for_a_request_are_no_prefetch():
     loads, load = planned()
     loads.end(load, [1, 2, 3])
     loads.on_lease(ids(1))
-    loads.on_drop(2)
+    loads.on_drop([2])
     counters = loads.counters
     assert counters.num_prefetched == counters.num_useful == counters.num_wasted == 0

@@ -67,14 +67,14 @@ def test_other_blocks_for_the_same_tokens_are_an_error(nodes):
 
 def test_removal_returns_the_nodes_that_have_no_blocks_left(table, nodes):
     nodes.insert(ROOT, ids(1, 1, 9, 9), ids(0, 5), 1, may_grow=True)
-    assert nodes.remove([5, 2]) == [(5, 0)]
-    nodes.clear_columns([5, 2])
+    assert nodes.remove(ids(5, 2)) == {5: 0}
+    nodes.clear_columns(ids(5, 2))
     assert nodes.blocks_of(1).tolist() == [1]
     nodes.check_integrity()
-    assert nodes.remove([1, 0]) == [(1, 0), (0, NO_BLOCK)]
-    nodes.clear_columns([1, 0])
+    assert list(nodes.remove(ids(1, 0)).items()) == [(1, 0), (0, NO_BLOCK)]
+    nodes.clear_columns(ids(1, 0))
     assert nodes.num_blocks == 0
-    assert not nodes.records
+    assert not nodes.records()
     nodes.check_integrity()
 
 

@@ -80,7 +80,7 @@ def test_readers_of_an_evicted_node_are_attached_to_its_parent():
     readers = tracker()
     for reader, steps in (("a", 4.0), ("b", 4.0), ("c", 6.0)):
         readers.attach(reader, 3, scheduled(steps))
-    readers.drop(3, before=2)
+    readers.drop({3: 2})
     assert readers.has_reader_at(2)
     assert distances(readers) == [4.0, None, 4.0, None]
     readers.check_integrity({0: [1, 2], 1: [], 2: []})
@@ -92,7 +92,7 @@ def test_readers_of_an_evicted_node_are_attached_to_its_parent():
 def test_readers_of_an_evicted_top_node_are_removed():
     readers = tracker()
     readers.attach("a", 0, scheduled(4.0))
-    readers.drop(0, before=NO_BLOCK)
+    readers.drop({0: NO_BLOCK})
     assert len(readers) == 0
     assert distances(readers) == [None] * 4
 
@@ -121,12 +121,12 @@ def test_the_integrity_check_finds_wrong_next_reads():
     table.next_read[2, 1] = 2.0
     with pytest.raises(IntegrityError, match="do not list them"):
         readers.check_integrity({0: [1, 2], 1: [], 2: []})
-    readers.drop(3, before=2)
+    readers.drop({3: 2})
     table.next_read[3] = scheduled(1.0)
     with pytest.raises(IntegrityError, match="columns of the next read"):
         readers.check_integrity({0: [1, 2], 1: [], 2: []})
     table.next_read[3] = SUFFIX
-    readers._next_read[0] = scheduled(1.0)
+    readers._nodes[0].next_read = scheduled(1.0)
     with pytest.raises(IntegrityError, match="not the least of its readers"):
         readers.check_integrity({0: [1, 2], 1: [], 2: []})
 

@@ -25,7 +25,7 @@ def read_in(steps):
 
 def node_of(cache, reader):
     """The node that a reader is attached to; None if it is not, or no longer."""
-    record = cache._readers._records.get(reader)
+    record = cache._readers._attachments.get(reader)
     return None if record is None else record.head
 
 

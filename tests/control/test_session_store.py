@@ -15,7 +15,7 @@ from tests.support.token_runner import Client, make_engine, run
 
 def readers(engine):
     """The readers attached to prefixes of an engine's cache."""
-    return set(engine.cache._readers._records)
+    return set(engine.cache._readers._attachments)
 
 
 @pytest.fixture
