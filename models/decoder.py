@@ -21,7 +21,7 @@ from kvflow_jax.models.layers import (
 )
 from kvflow_jax.models.moe import ExpertsMLP
 from kvflow_jax.models.ops import Ops
-from kvflow_jax.models.rope import Angles, rope_angles, rotate
+from kvflow_jax.models.rope import Angles, rope_angles
 
 
 class Attention(nnx.Module):
@@ -33,7 +33,7 @@ class Attention(nnx.Module):
         make = partial(Linear, ops=ops, dtype=dtype, rngs=rngs)
         self.qkv_proj = make(d, config.qkv_size, bias=config.qkv_bias)
         self.o_proj = make(heads_size, d, bias=config.out_bias, row_parallel=True)
-        head_norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, dtype=dtype)
+        head_norm = partial(RMSNorm, config.head_dim, eps=config.rms_norm_eps, ops=ops, dtype=dtype)
         self.q_norm = head_norm() if config.qk_norm == "head" else None
         self.k_norm = head_norm() if config.qk_norm == "head" else None
         norm = partial(
@@ -50,27 +50,29 @@ class Attention(nnx.Module):
         layer: jax.Array,  # i32[]
         metadata: AttentionMetadata,
         pool: KVPool,
+        residual: jax.Array | None,  # [T, D], added to the output
     ) -> tuple[jax.Array, KVPool]:
         n, k_end = self.config.num_heads, self.config.num_heads + self.config.num_kv_heads
         qkv = self.qkv_proj(x).reshape(x.shape[0], -1, self.config.head_dim)  # [T, N + 2K, H]
-        q, k, v = qkv[:, :n], qkv[:, n:k_end], qkv[:, k_end:]  # [T, N, H], [T, K, H] twice
-        q = normalise(self.q_norm or self.q_proj_norm, q)
-        k = normalise(self.k_norm or self.k_proj_norm, k)
+        if self.config.qk_norm:
+            q, k, v = qkv[:, :n], qkv[:, n:k_end], qkv[:, k_end:]  # [T, N, H], [T, K, H] twice
+            q = normalise(self.q_norm or self.q_proj_norm, q)
+            k = normalise(self.k_norm or self.k_proj_norm, k)
+            qkv = jnp.concatenate([q, k, v], axis=1)
         config = self.config.attention_config
         rope: int | jax.Array = 0
         if self.config.local_rope is not None:
             rope = jnp.asarray([int(window > 0) for window in config.windows])[layer]
         cos, sin = (values[rope] for values in angles)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out, pool = self.ops.attend(layer, q, k, v, metadata, pool, config)  # [T, N, H]
-        return self.o_proj(out.reshape(x.shape[0], -1)), pool  # [T, D]
+        out, pool = self.ops.rotate_and_attend(layer, qkv, (cos, sin), metadata, pool, config)
+        return self.o_proj(out.reshape(x.shape[0], -1), residual), pool  # [T, D]
 
 
 class DecoderLayer(nnx.Module):
     """One layer: attention and an MLP or experts, each normalised before, after, or both."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps, ops=ops, dtype=dtype)
         self.attention_norm = norm() if config.in_norms else None
         self.mlp_norm = norm() if config.in_norms else None
         self.attention_out_norm = norm() if config.out_norms else None
@@ -106,8 +108,11 @@ class DecoderLayer(nnx.Module):
         pool: KVPool,
     ) -> tuple[jax.Array, KVPool]:
         x = normalise(self.attention_norm, hidden)
-        out, pool = self.attention(x, angles, layer, metadata, pool)
-        hidden = hidden + normalise(self.attention_out_norm, out)
+        if self.attention_out_norm is None:
+            hidden, pool = self.attention(x, angles, layer, metadata, pool, hidden)
+            return self.mlp(normalise(self.mlp_norm, hidden), hidden), pool
+        out, pool = self.attention(x, angles, layer, metadata, pool, None)
+        hidden = hidden + self.attention_out_norm(out)
         out = self.mlp(normalise(self.mlp_norm, hidden))
         return hidden + normalise(self.mlp_out_norm, out), pool
 
@@ -120,7 +125,7 @@ class EmbedAndHead(nnx.Module):
         vocab, d = config.vocab_size, config.hidden_size
         make = partial(Embedding, vocab, d, ops=ops, dtype=dtype, rngs=rngs)
         self.embed = make()
-        self.final_norm = RMSNorm(d, eps=config.rms_norm_eps, dtype=dtype)
+        self.final_norm = RMSNorm(d, eps=config.rms_norm_eps, ops=ops, dtype=dtype)
         self.lm_head = None if config.tie_embeddings else make()
 
     def embed_tokens(

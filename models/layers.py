@@ -35,7 +35,14 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(ops.pack(random_normal(rngs, (in_features, out_features), dtype)))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [T, in] -> [T, out]
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+        """Map [T, in] to [T, out], and add a residual [T, out] if it is given."""
+        if residual is not None and self.bias is None:
+            return self.ops.linear_add(x, self.weight[...], self.out_features, residual)
+        y = self._project(x)
+        return y if residual is None else residual + y
+
+    def _project(self, x: jax.Array) -> jax.Array:
         y = self.ops.linear(x, self.weight[...], self.out_features)
         y = self.ops.all_reduce(y) if self.row_parallel else y
         return y if self.bias is None else y + self.bias[...]
@@ -67,14 +74,12 @@ class Embedding(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root mean square norm, computed in float32 for any dtype of the weights."""
 
-    def __init__(self, size: int, *, eps: float, dtype: jnp.dtype) -> None:
-        self.eps = eps
+    def __init__(self, size: int, *, eps: float, ops: Ops, dtype: jnp.dtype) -> None:
+        self.eps, self.ops = eps, ops
         self.weight = nnx.Param(jnp.ones(size, dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., size]
-        x32 = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale).astype(x.dtype) * self.weight[...]
+        return self.ops.rms_norm(x, self.weight[...], self.eps)
 
 
 class HeadsNorm(nnx.Module):
@@ -113,8 +118,8 @@ class GatedMLP(nnx.Module):
         self.gate_up_proj = make(hidden_size, 2 * intermediate_size)
         self.down_proj = make(intermediate_size, hidden_size, row_parallel=True)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(self.gate_up_proj.gated(x, self.activation))  # [T, D]
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+        return self.down_proj(self.gate_up_proj.gated(x, self.activation), residual)  # [T, D]
 
 
 def random_normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -64,13 +64,14 @@ class ExpertsMLP(nnx.Module):
         self.gate_up_proj = Experts(num, d, 2 * f, ops=ops, dtype=dtype, rngs=rngs)
         self.down_proj = Experts(num, f, d, ops=ops, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # [T, D]
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:  # [T, D]
         probs = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)  # [T, E]
         weights, experts = jax.lax.top_k(probs, self.config.num_experts_per_token)  # [T, C] each
         if self.config.normalise_weights:
             weights = weights / weights.sum(-1, keepdims=True)
         run_experts = self._run_dense if self.ops.dense_experts else self._run_chosen
-        return self.ops.all_reduce(run_experts(x, weights.astype(x.dtype), experts))
+        out = self.ops.all_reduce(run_experts(x, weights.astype(x.dtype), experts))
+        return out if residual is None else residual + out
 
     def _run_chosen(
         self,

@@ -17,6 +17,7 @@ from kvflow_jax.models.activations import gate
 from kvflow_jax.models.attention import Attend, AttentionMetadata, attend
 from kvflow_jax.models.config import AttentionConfig
 from kvflow_jax.models.ragged_dot import ragged_blocks
+from kvflow_jax.models.rope import Angles, rotate
 
 
 class Ops(Protocol):
@@ -47,6 +48,16 @@ class Ops(Protocol):
         """Compute x W: [T, num_in] to [T, num_out]. ``weight`` is packed."""
         ...
 
+    def linear_add(
+        self, x: jax.Array, weight: jax.Array, num_out: int, residual: jax.Array
+    ) -> jax.Array:
+        """Compute x W + residual, [T, num_out], the sum after ``all_reduce``."""
+        ...
+
+    def rms_norm(self, x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+        """Divide the last axis by its root mean square, in float32, times ``weight``."""
+        ...
+
     def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
         """Compute act(x G) * (x U): [T, num_in] to [T, num_out]. ``weight`` is [G, U], packed."""
         ...
@@ -74,6 +85,18 @@ class Ops(Protocol):
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         """Multiply with every row of a table: [T, width] to f32[T, num_rows]."""
+        ...
+
+    def rotate_and_attend(
+        self,
+        layer: jax.Array,  # i32[]
+        qkv: jax.Array,  # [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
+        angles: Angles,  # of this layer
+        metadata: AttentionMetadata,
+        pool: KVPool,
+        config: AttentionConfig,
+    ) -> tuple[jax.Array, KVPool]:
+        """Apply RoPE to queries and keys, then do as ``attend``."""
         ...
 
     def attend(
@@ -133,6 +156,16 @@ class XlaOps:
         x = x.astype(weight.dtype)
         return jnp.einsum("ti,io->to", x, weight, preferred_element_type=sums)
 
+    def linear_add(
+        self, x: jax.Array, weight: jax.Array, num_out: int, residual: jax.Array
+    ) -> jax.Array:
+        return residual + self.all_reduce(self.linear(x, weight, num_out))
+
+    def rms_norm(self, x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+        return (x32 * scale).astype(x.dtype) * weight
+
     def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
         return gate(self.linear(x, weight, 2 * num_out), activation)
 
@@ -153,6 +186,21 @@ class XlaOps:
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         x = x.astype(table.dtype)
         return jnp.einsum("td,vd->tv", x, table, preferred_element_type=jnp.float32)
+
+    def rotate_and_attend(
+        self,
+        layer: jax.Array,
+        qkv: jax.Array,
+        angles: Angles,
+        metadata: AttentionMetadata,
+        pool: KVPool,
+        config: AttentionConfig,
+    ) -> tuple[jax.Array, KVPool]:
+        k_end = qkv.shape[1] - pool.spec.num_kv_heads
+        q_end = k_end - pool.spec.num_kv_heads
+        q, k, v = qkv[:, :q_end], qkv[:, q_end:k_end], qkv[:, k_end:]
+        q, k = rotate(q, *angles), rotate(k, *angles)
+        return self.attend(layer, q, k, v, metadata, pool, config)
 
     def attend(
         self,

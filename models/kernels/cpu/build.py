@@ -35,10 +35,11 @@ FLAGS = (
 )
 FORMATS = ("float32", "bfloat16", "int8")
 TARGETS = (
-    *(f"kvflow_{kind}_{name}" for kind in ("linear", "gated") for name in FORMATS),
+    "kvflow_rms_norm",
+    *(f"kvflow_{kind}_{name}" for kind in ("linear", "linear_add", "gated") for name in FORMATS),
     *(
-        f"kvflow_{kind}_attention_{name}"
-        for kind in ("decode", "tile")
+        f"kvflow_{kind}_{name}"
+        for kind in ("store_kv", "decode_attention", "tile_attention")
         for name in ("float32", "bfloat16")
     ),
 )

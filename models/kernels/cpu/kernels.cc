@@ -2,7 +2,9 @@
 #include "check.h"
 #include "decode_attention.h"
 #include "linear.h"
+#include "norm.h"
 #include "packed.h"
+#include "store.h"
 #include "tile_attention.h"
 #if defined(__AMX_INT8__)
 #include <sys/syscall.h>
@@ -35,12 +37,34 @@ static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buf
       kvflow_linear_##name, (kvflow::linear<Format, ffi::Buffer<kWeights>>),              \
       bind().Arg<ffi::Buffer<kWeights>>().Ret<ffi::Buffer<F32>>());                                  \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                          \
+      kvflow_linear_add_##name, (kvflow::linear_add<Format, ffi::Buffer<kWeights>>),      \
+      bind().Arg<ffi::Buffer<kWeights>>().Arg<ffi::Buffer<F32>>().Ret<ffi::Buffer<F32>>()); \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(                                                          \
       kvflow_gated_##name, (kvflow::gated<Format, ffi::Buffer<kWeights>>),                \
       bind().Arg<ffi::Buffer<kWeights>>().Attr<int64_t>("activation").Ret<ffi::Buffer<F32>>())
 
 KVFLOW_PRODUCTS(float32, Float32Format, F32);
 KVFLOW_PRODUCTS(bfloat16, BFloat16Format, U16);
 KVFLOW_PRODUCTS(int8, Int8Format, S8);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    kvflow_rms_norm, kvflow::rms_norm,
+    bind().Arg<ffi::Buffer<F32>>().Attr<float>("eps").Ret<ffi::Buffer<F32>>());
+
+#define KVFLOW_STORE(name, Kv, kPool)                                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(kvflow_store_kv_##name, kvflow::store_kv<Kv>,               \
+                                bind()                                                      \
+                                    .Arg<ffi::Buffer<F32>>()                                \
+                                    .Arg<ffi::Buffer<F32>>()                                \
+                                    .Arg<Ints>()                                            \
+                                    .Arg<Ints>()                                            \
+                                    .Arg<ffi::Buffer<kPool>>()                              \
+                                    .Attr<int64_t>("num_pages")                             \
+                                    .Ret<ffi::Buffer<F32>>()                                \
+                                    .Ret<ffi::Buffer<kPool>>())
+
+KVFLOW_STORE(float32, float, F32);
+KVFLOW_STORE(bfloat16, kvflow::BFloat16, U16);
 
 // Arguments: q, the pool, layer, window and page table; spans of the rows.
 #define KVFLOW_ATTENTION(name, Kv, kPool, attend_queries)                                                 \

@@ -61,10 +61,10 @@ bool fits(const Buffer& panels, int64_t K, int64_t N) {
   return static_cast<int64_t>(panels.size_bytes()) == num_panels * Panels::panel_bytes(K);
 }
 
-// x: f32[M, K]; panels: of [K, N], the last one padded; y: f32[M, N] = x * panels.
+// y: f32[M, N] = x * panels + residual, if that is not null.
 template <typename Panels, typename Buffer>
-Error linear(xla::ffi::ThreadPool pool, Floats x, Buffer panels,
-             xla::ffi::ResultBuffer<xla::ffi::F32> y) {
+Error multiply(xla::ffi::ThreadPool& pool, Floats x, Buffer panels, const float* residual,
+               xla::ffi::ResultBuffer<xla::ffi::F32> y) {
   constexpr int64_t kPanel = Panels::kPanel;
   const int64_t M = x.dimensions()[0], K = x.dimensions()[1], N = y->dimensions()[1];
   if (!fits<Panels>(panels, K, N)) return Error::InvalidArgument("linear: the panels do not fit");
@@ -75,7 +75,16 @@ Error linear(xla::ffi::ThreadPool pool, Floats x, Buffer panels,
     const uint8_t* panel = first_panel + p * Panels::panel_bytes(K);
     float* y_tile = y->typed_data() + m0 * N + p * kPanel;
     const int64_t width = std::min(kPanel, N - p * kPanel);
-    if (width == kPanel) return Panels::product(y_tile, N, rows, m0, num_rows, panel, K);
+    const auto add_residual = [&] {
+      const float* from = residual + m0 * N + p * kPanel;
+      for (int64_t m = 0; m < num_rows; ++m)
+        for (int64_t n = 0; n < width; ++n) y_tile[m * N + n] += from[m * N + n];
+    };
+    if (width == kPanel) {
+      Panels::product(y_tile, N, rows, m0, num_rows, panel, K);
+      if (residual) add_residual();
+      return;
+    }
     float full[kGatedRows * kPanel];
     for (int64_t m = 0; m < num_rows; m += kGatedRows) {
       const int64_t num = std::min(kGatedRows, num_rows - m);
@@ -83,8 +92,23 @@ Error linear(xla::ffi::ThreadPool pool, Floats x, Buffer panels,
       for (int64_t i = 0; i < num; ++i)
         std::copy(full + i * kPanel, full + i * kPanel + width, y_tile + (m + i) * N);
     }
+    if (residual) add_residual();
   });
   return Error::Success();
+}
+
+// x: f32[M, K]; panels: of [K, N], the last one padded; y: f32[M, N] = x * panels.
+template <typename Panels, typename Buffer>
+Error linear(xla::ffi::ThreadPool pool, Floats x, Buffer panels,
+             xla::ffi::ResultBuffer<xla::ffi::F32> y) {
+  return multiply<Panels>(pool, x, panels, nullptr, y);
+}
+
+// As linear, plus residual: f32[M, N].
+template <typename Panels, typename Buffer>
+Error linear_add(xla::ffi::ThreadPool pool, Floats x, Buffer panels, Floats residual,
+                 xla::ffi::ResultBuffer<xla::ffi::F32> y) {
+  return multiply<Panels>(pool, x, panels, residual.typed_data(), y);
 }
 
 // x: f32[M, K]; panels: of [K, 2 F], gates in the first F columns, F a multiple of kPanel;

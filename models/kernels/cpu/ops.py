@@ -7,7 +7,7 @@ the rows of a product's left operand are rounded too, where the CPU multiplies s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from kvflow_jax.models.kernels.cpu.formats import (
     Int8Format,
 )
 from kvflow_jax.models.ragged_dot import ragged_blocks
+from kvflow_jax.models.rope import Angles
 
 FLOAT32_VECS = 3  # vectors of a panel, ``Float32Panels::kVecs``
 HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
@@ -64,6 +65,15 @@ class NativeOps:
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
         return self._product("linear", x, weight, num_out)
 
+    def linear_add(
+        self, x: jax.Array, weight: jax.Array, num_out: int, residual: jax.Array
+    ) -> jax.Array:
+        return self._product("linear_add", x, weight, num_out, residual)
+
+    def rms_norm(self, x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+        call = jax.ffi.ffi_call("kvflow_rms_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+        return call(x, weight.astype(jnp.float32), eps=np.float32(eps))
+
     def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
         if num_out % self.format.panel:
             return gate(self.linear(x, weight, 2 * num_out), activation)
@@ -96,24 +106,61 @@ class NativeOps:
         config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]:
         pool = pool.write(layer, metadata.write_kv_slots, k, v)
-        window, scale = layer_window(config, layer), np.float32(config.scale)
-        attend = partial(_attend, layer, pool, window, scale)
-        n, outs = metadata.num_decode, []
-        if n:
-            end = metadata.query_start[:n] + metadata.query_len[:n]
-            context_len = jnp.where(metadata.query_len[:n] > 0, end, 0)
-            outs.append(attend("decode", q[:n], metadata.page_table[:n], context_len))
-        if q.shape[0] > n:
-            spans = metadata.query_start[n:], metadata.query_len[n:]
-            outs.append(attend("tile", q[n:], metadata.page_table[n:], *spans))
-        return jnp.concatenate(outs), pool
+        return _attend_to_pool(layer, q, metadata, pool, config), pool
+
+    def rotate_and_attend(
+        self,
+        layer: jax.Array,
+        qkv: jax.Array,
+        angles: Angles,
+        metadata: AttentionMetadata,
+        pool: KVPool,
+        config: AttentionConfig,
+    ) -> tuple[jax.Array, KVPool]:
+        num_tokens, num_heads = qkv.shape[0], qkv.shape[1] - 2 * pool.spec.num_kv_heads
+        q_out = jax.ShapeDtypeStruct((num_tokens, num_heads, qkv.shape[2]), jnp.float32)
+        pool_out = jax.ShapeDtypeStruct(pool.data.shape, pool.data.dtype)
+        call = jax.ffi.ffi_call(
+            f"kvflow_store_kv_{pool.spec.dtype}", (q_out, pool_out), input_output_aliases={5: 1}
+        )
+        num_pages = np.int64(pool.spec.num_pages)
+        slots = metadata.write_kv_slots
+        q, data = call(qkv, *angles, slots, layer, pool.data, num_pages=num_pages)
+        pool = replace(pool, data=data)
+        return _attend_to_pool(layer, q, metadata, pool, config), pool
 
     def _product(
-        self, kind: str, x: jax.Array, weight: jax.Array, num_out: int, **attributes: np.int64
+        self,
+        kind: str,
+        x: jax.Array,
+        weight: jax.Array,
+        num_out: int,
+        *others: jax.Array,
+        **attributes: np.int64,
     ) -> jax.Array:
         out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
         call = jax.ffi.ffi_call(f"kvflow_{kind}_{self.format.name}", out)
-        return call(x.astype(jnp.float32), weight, **attributes)
+        return call(x.astype(jnp.float32), weight, *others, **attributes)
+
+
+def _attend_to_pool(
+    layer: jax.Array,
+    q: jax.Array,
+    metadata: AttentionMetadata,
+    pool: KVPool,
+    config: AttentionConfig,
+) -> jax.Array:
+    window, scale = layer_window(config, layer), np.float32(config.scale)
+    attend = partial(_attend, layer, pool, window, scale)
+    n, outs = metadata.num_decode, []
+    if n:
+        end = metadata.query_start[:n] + metadata.query_len[:n]
+        context_len = jnp.where(metadata.query_len[:n] > 0, end, 0)
+        outs.append(attend("decode", q[:n], metadata.page_table[:n], context_len))
+    if q.shape[0] > n:
+        spans = metadata.query_start[n:], metadata.query_len[n:]
+        outs.append(attend("tile", q[n:], metadata.page_table[n:], *spans))
+    return jnp.concatenate(outs)
 
 
 def _attend(

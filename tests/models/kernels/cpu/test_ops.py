@@ -17,7 +17,7 @@ from kvflow_jax.models.loading.builder import default_ops
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
-from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU, XlaOps
 from tests.models import tiny
 from tests.models.families.cases import CONFIGS
 from tests.models.kernels.batches import RaggedBatch, with_nan_past_contexts
@@ -61,6 +61,66 @@ def test_a_quantised_product_is_exact_for_what_eight_bits_hold(weights):
         x.astype(np.float32), native_ops(weights).pack(weight.astype(np.float32)), 70
     )
     np.testing.assert_array_equal(y, x @ weight)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("num_rows", "num_out"), [(3, 96), (130, 70)])
+def test_a_residual_is_added_to_the_product(num_rows, num_out, weights):
+    ops = native_ops(weights)
+    rng = np.random.default_rng(0)
+    x, residual = (rng.standard_normal((num_rows, n), np.float32) for n in (64, num_out))
+    packed = ops.pack(rng.standard_normal((64, num_out), np.float32))
+    y = jax.jit(ops.linear, static_argnums=2)(x, packed, num_out)
+    total = jax.jit(ops.linear_add, static_argnums=2)(x, packed, num_out, residual)
+    np.testing.assert_array_equal(total, np.asarray(y) + residual)
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (70, 577), (5, 3, 80)])
+def test_the_norm_equals_that_of_xla(shape):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, np.float32)
+    weight = jnp.asarray(rng.standard_normal(shape[-1:]), jnp.bfloat16)
+    for scale in (1e-3, 1.0, 1e3):
+        y = jax.jit(partial(NATIVE.rms_norm, eps=1e-5))(scale * x, weight)
+        np.testing.assert_allclose(y, XLA.rms_norm(scale * x, weight, 1e-5), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("heads", "rotary_dim"), [((9, 3, 64), 64), ((4, 4, 16), 16), ((6, 3, 80), 40), ((4, 2, 64), 6)]
+)
+def test_rotation_and_written_keys_equal_those_of_xla(heads, rotary_dim, dtype):
+    batch = RaggedBatch(
+        heads, 16, decode=[5, 0, 300], tiles=[(0, 40), (100, 33)], tile=40, dtype=dtype
+    )
+    qkv = np.concatenate(batch.qkv, axis=1)
+    angles = np.random.default_rng(1).uniform(0, 7, (len(qkv), 1, rotary_dim // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    found = []
+    for ops in (XlaOps(attention.attend_reference, "cpu"), NATIVE):
+        attend = jax.jit(partial(ops.rotate_and_attend, config=batch.config))
+        out, pool = attend(batch.layer, qkv, (cos, sin), batch.metadata, batch.pool)
+        data = np.asarray(pool.data)
+        found.append((out, data.view(jnp.bfloat16) if dtype == "bfloat16" else data))
+    (expected, expected_data), (out, data) = found
+    np.testing.assert_allclose(out, expected, atol=ATTENTION_ERROR[dtype])
+    # Fused multiply-adds round differently, in bfloat16 to a neighbour.
+    np.testing.assert_allclose(
+        data.astype(np.float32),
+        expected_data.astype(np.float32),
+        rtol=2**-7 if dtype == "bfloat16" else 0,
+        atol=1e-6 if dtype == "float32" else 1e-3,
+    )
+
+
+def test_the_pool_is_written_in_place():
+    batch = RaggedBatch((9, 3, 64), 16, decode=[5], tiles=[], tile=40)
+    qkv = np.concatenate(batch.qkv, axis=1)
+    angles = np.zeros((2, len(qkv), 1, 32), np.float32)
+    attend = jax.jit(partial(NATIVE.rotate_and_attend, config=batch.config), donate_argnums=4)
+    lowered = attend.lower(batch.layer, qkv, tuple(angles), batch.metadata, batch.pool)
+    memory = lowered.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < batch.pool.data.nbytes // 4
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
