@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Precision = Literal["float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -29,4 +29,5 @@ MODES = {
     "float32": Mode("float32", {"dtype": "float32"}, 4),
     "bfloat16": Mode("bfloat16", {"dtype": "bfloat16"}, 2),
     "int8": Mode("int8", {"dtype": "bfloat16", "quantize": "int8"}, 2),
+    "int4": Mode("int4", {"dtype": "bfloat16", "quantize": "int4"}, 2),
 }

@@ -9,6 +9,7 @@ from kvflow_jax.models.families import FAMILIES
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
+NO_QUANTIZATION = "none"  # weights have the dtype
 
 
 def choose_dtype(

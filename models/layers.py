@@ -37,7 +37,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         """Map [T, in] to [T, out], and add a residual [T, out] if it is given."""
-        if residual is not None and self.bias is None:
+        if residual is not None and self.row_parallel and self.bias is None:
             return self.ops.linear_add(x, self.weight[...], self.out_features, residual)
         y = self._project(x)
         return y if residual is None else residual + y

@@ -10,7 +10,7 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import COUNT, FOLDER, NAME, POSITIVE, SWITCH, one_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8"]
+Quantize = Literal["none", "int8", "int4"]
 Attention = Literal["auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged"]
 
 
@@ -36,8 +36,8 @@ class LoadConfig(Config):
     )
     quantize: Quantize = flag(
         "none",
-        "keep matrices in 8 bits: int8, with a scale for each column, and rows of activations are "
-        "quantised when they are multiplied; on CPU",
+        "keep matrices in 8 or 4 bits (int4: embeddings in 8), with a scale for 32 values of a "
+        "column, as GGUF's Q8_0 and Q4_1 do; on CPU",
         one_of(*get_args(Quantize)),
     )
     attention: Attention = flag(

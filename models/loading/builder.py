@@ -11,7 +11,7 @@ import jax
 
 from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.dtypes import NO_QUANTIZATION, choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.cpu.ops import has_fast_bfloat16, native_ops
@@ -20,7 +20,6 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import Ops, XlaOps
 from kvflow_jax.models.sharding import Shards, shard_of
 
-NO_QUANTIZATION = "none"
 _CHOSEN = " (auto: the fastest on this device; --dtype float32 for full precision)"
 log = logging.getLogger(__name__)
 
@@ -104,18 +103,17 @@ def default_ops(
         cache_dir: cache of the kernels that are built on first use.
         attention: a kernel other than "auto" is combined with XLA for all else.
         page_size: of the KV pool, in tokens.
-        quantize: "int8", or "none".
+        quantize: "int8", "int4" or "none".
 
     Raises:
         ConfigError: the attention kernel does not support this model on this platform, or weights
             cannot be quantised here.
     """
     platform = jax.default_backend()
-    if platform == "cpu" and attention == AUTO:
-        int8 = quantize == "int8"
-        if ops := native_ops(config, dtype, cache_dir, int8=int8):
-            log.info("attention on cpu: native kernels")
-            return ops
+    is_native = platform == "cpu" and attention == AUTO
+    if is_native and (ops := native_ops(config, dtype, cache_dir, quantize)):
+        log.info("attention on cpu: native kernels")
+        return ops
     if quantize != NO_QUANTIZATION:
         raise ConfigError(
             f"--quantize {quantize} needs the CPU kernels (a C++ compiler, --attention auto, "

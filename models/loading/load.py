@@ -10,10 +10,11 @@ from pathlib import Path
 
 from kvflow_jax.errors import ConfigError, ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.dtypes import NO_QUANTIZATION
 from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.kernels import AUTO
 from kvflow_jax.models.loading import embedded, placement
-from kvflow_jax.models.loading.builder import NO_QUANTIZATION, ModelBuilder
+from kvflow_jax.models.loading.builder import ModelBuilder
 from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.checkpoint import CheckpointStore
 from kvflow_jax.models.loading.gguf import GgufFile
@@ -78,8 +79,8 @@ def load_model(
             or a name on the Hugging Face Hub. With ``random_weights`` also one of ``PRESETS``.
         dtype: of the weights: float32, bfloat16 or float16; "auto" is the best for the device and
             the model, see ``models.dtypes``.
-        quantize: "int8" keeps matrices in 8 bits, quantised by column; rows of activations are
-            quantised when they are multiplied. Then ``dtype`` is that of the KV cache.
+        quantize: "int8" and "int4" keep matrices in 8 or 4 bits, "int4" embeddings in 8. Then
+            ``dtype`` is that of the KV cache.
         cache_dir: cache of dequantised weights; ``default_cache_dir()`` if None.
         random_weights: initialise the weights on the device from ``seed``; only the config is read
             from files, and the tokenizer if there is one.

@@ -36,7 +36,9 @@ TIERED = CacheSettings(offloads_everything=True, num_host_blocks=200, extent_siz
 POOL = PoolSpec(CONFIG.num_layers, 400, PAGE, CONFIG.num_kv_heads, 16)
 
 
-@pytest.fixture(scope="module", params=["scan", "unrolled", "float32", "bfloat16", "int8"], ids=str)
+@pytest.fixture(
+    scope="module", params=["scan", "unrolled", "float32", "bfloat16", "int8", "int4"], ids=str
+)
 def runner(request):
     dtype = "float32" if request.param != "bfloat16" else "bfloat16"
     xla = {"scan": XLA, "unrolled": XLA_ON_CPU}

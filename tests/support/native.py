@@ -4,15 +4,16 @@ import jax
 import pytest
 
 from kvflow_jax.models.kernels.cpu import build
-from kvflow_jax.models.kernels.cpu.formats import BFloat16Format, Float32Format, Int8Format
+from kvflow_jax.models.kernels.cpu.formats import BFloat16Format, Float32Format, GroupedFormat
 from kvflow_jax.models.kernels.cpu.ops import NativeOps, ops_of
 from kvflow_jax.models.loading.cache_folder import default_cache_dir
 
 # Ops that pack weights alone, on any machine.
 PACKING = {
-    "native": NativeOps(Float32Format(24)),
-    "bfloat16": NativeOps(BFloat16Format()),
-    "int8": NativeOps(Int8Format(), quantises=True),
+    "native": NativeOps(Float32Format(24), Float32Format(24)),
+    "bfloat16": NativeOps(BFloat16Format(), BFloat16Format()),
+    "int8": NativeOps(GroupedFormat(8), GroupedFormat(8)),
+    "int4": NativeOps(GroupedFormat(4), GroupedFormat(8)),
 }
 
 
@@ -22,8 +23,7 @@ def has_kernels():
 
 
 def native_ops(weights="float32"):
-    """Return the kernels for weights in float32, bfloat16 or int8; skip the test without them."""
+    """Return the kernels for weights in this form; skip the test without them."""
     if not has_kernels():
         pytest.skip("needs a CPU and a C++ compiler")
-    library = build.register(default_cache_dir())
-    return ops_of(library, weights, int8=weights == "int8")
+    return ops_of(build.register(default_cache_dir()), weights)

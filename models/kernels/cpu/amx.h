@@ -28,134 +28,80 @@ struct AmxUnit {
   AmxUnit& operator=(const AmxUnit&) = delete;
 };
 
-constexpr int64_t kTileRows = 16, kTileBytes = 64;
-constexpr int64_t kStepBytes = kGroupsPerTile * kGroupBytes;  // of a panel: two tiles side by side
+constexpr int64_t kTileRows = 16, kTileBytes = 64, kSumsBytes = kPackedPanel * sizeof(float);
+constexpr int64_t kStepBytes = kBlockDepth * kPackedPanel * sizeof(BFloat16);  // two tiles
 constexpr int64_t kPrefetchBytes = 4 * kStepBytes;
 
 // Tiles 0 to 3: sums, two tiles of rows by two of columns; 4, 5: rows of x; 6, 7: columns.
-template <bool kInt8>
-inline void add_products() {
-  if constexpr (kInt8) {
-    _tile_dpbusd(0, 4, 6);
-    _tile_dpbusd(1, 4, 7);
-  } else {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-  }
-}
-template <bool kInt8>
-inline void add_second_products() {
-  if constexpr (kInt8) {
-    _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
-  } else {
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
-// sums[kBlocks * 16, 32] = rows of x times a panel. Few rows read the panel from memory: prefetch.
-template <bool kInt8, int kBlocks, bool kPrefetch, bool kAdd>
-inline void tile_sums(int32_t* sums, const uint8_t* x, int64_t stride, const uint8_t* panel,
+// sums f32[kTiles * 16, 32] (+)= rows of x times columns.
+template <bool kAdd, bool kPrefetch, int kTiles>
+inline void add_tiles(float* sums, const uint8_t* x, int64_t stride, const uint8_t* columns,
                       int64_t num_steps) {
   auto* out = reinterpret_cast<uint8_t*>(sums);
   finish_writes();
   if constexpr (kAdd) {
-    _tile_loadd(0, out, kGroupBytes);
-    _tile_loadd(1, out + kTileBytes, kGroupBytes);
-    if constexpr (kBlocks == 2) {
-      _tile_loadd(2, out + kTileRows * kGroupBytes, kGroupBytes);
-      _tile_loadd(3, out + kTileRows * kGroupBytes + kTileBytes, kGroupBytes);
+    _tile_loadd(0, out, kSumsBytes);
+    _tile_loadd(1, out + kTileBytes, kSumsBytes);
+    if constexpr (kTiles == 2) {
+      _tile_loadd(2, out + kTileRows * kSumsBytes, kSumsBytes);
+      _tile_loadd(3, out + kTileRows * kSumsBytes + kTileBytes, kSumsBytes);
     }
   } else {
     _tile_zero(0);
     _tile_zero(1);
-    if constexpr (kBlocks == 2) {
+    if constexpr (kTiles == 2) {
       _tile_zero(2);
       _tile_zero(3);
     }
   }
-  for (int64_t step = 0; step < num_steps; ++step, x += kTileBytes, panel += kStepBytes) {
+  for (int64_t step = 0; step < num_steps; ++step, x += kTileBytes, columns += kStepBytes) {
     if constexpr (kPrefetch)
       for (int64_t i = 0; i < kStepBytes; i += kCacheLine)
-        _mm_prefetch(reinterpret_cast<const char*>(panel + kPrefetchBytes + i), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(columns + kPrefetchBytes + i), _MM_HINT_T0);
     _tile_loadd(4, x, stride);
-    _tile_loadd(6, panel, kGroupBytes);
-    _tile_loadd(7, panel + kTileBytes, kGroupBytes);
-    add_products<kInt8>();
-    if constexpr (kBlocks == 2) {
+    _tile_loadd(6, columns, 2 * kTileBytes);
+    _tile_loadd(7, columns + kTileBytes, 2 * kTileBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTiles == 2) {
       _tile_loadd(5, x + kTileRows * stride, stride);
-      add_second_products<kInt8>();
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, out, kGroupBytes);
-  _tile_stored(1, out + kTileBytes, kGroupBytes);
-  if constexpr (kBlocks == 2) {
-    _tile_stored(2, out + kTileRows * kGroupBytes, kGroupBytes);
-    _tile_stored(3, out + kTileRows * kGroupBytes + kTileBytes, kGroupBytes);
+  _tile_stored(0, out, kSumsBytes);
+  _tile_stored(1, out + kTileBytes, kSumsBytes);
+  if constexpr (kTiles == 2) {
+    _tile_stored(2, out + kTileRows * kSumsBytes, kSumsBytes);
+    _tile_stored(3, out + kTileRows * kSumsBytes + kTileBytes, kSumsBytes);
   }
 }
 
-// All rows of a block and a part of a panel's steps, so that the part stays in the first-level cache.
-template <bool kInt8, bool kAdd>
-inline void add_steps(int32_t* sums, const uint8_t* rows, int64_t stride, int64_t num_rows,
-                      const uint8_t* panel, int64_t num_steps) {
-  for (int64_t m = 0; m < num_rows; m += 2 * kTileRows, sums += 2 * kTileRows * kPackedPanel) {
-    const uint8_t* x = rows + m * stride;
-    if (m + kTileRows < num_rows)
-      tile_sums<kInt8, 2, false, kAdd>(sums, x, stride, panel, num_steps);
-    else if (m > 0)
-      tile_sums<kInt8, 1, false, kAdd>(sums, x, stride, panel, num_steps);
-    else
-      tile_sums<kInt8, 1, true, kAdd>(sums, x, stride, panel, num_steps);
-  }
-}
-
-constexpr int64_t kAmxRows = 128;         // rows whose sums are kept at a time
-constexpr int64_t kStepsPerPart = 10;     // 20 KiB of a panel
-
-template <bool kInt8, typename Store>
-inline void amx_product(const Rows& x, int64_t m0, int64_t num_rows, const uint8_t* panel,
-                        int64_t num_steps, const Store& store_row) {
-  alignas(kCacheLine) int32_t sums[kAmxRows * kPackedPanel];
-  const int64_t part = num_rows > 2 * kTileRows ? kStepsPerPart : num_steps;
-  for (int64_t m = 0; m < num_rows; m += kAmxRows) {
-    const int64_t num = std::min(kAmxRows, num_rows - m);
-    const uint8_t* rows = x.at(m0 + m);
-    add_steps<kInt8, false>(sums, rows, x.stride, num, panel, std::min(part, num_steps));
-    for (int64_t step = part; step < num_steps; step += part)
-      add_steps<kInt8, true>(sums, rows + step * kTileBytes, x.stride, num,
-                             panel + step * kStepBytes, std::min(part, num_steps - step));
-    for (int64_t i = 0; i < num; ++i) store_row(m + i, sums + i * kPackedPanel);
-  }
-}
-
-struct AmxBFloat16Panels : BFloat16Panels {
+// A unit of packed.h. Its sums have whole tiles of rows. kPrefetch: few rows read the columns from
+// memory.
+struct MatrixUnit {
+  using Element = BFloat16;
+  using Thread = AmxUnit;
   static constexpr int kRowBlock = kTileRows;
-  using Unit = AmxUnit;
+  static constexpr int64_t kPart = 320;  // 20 KiB
 
-  static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                      const uint8_t* panel, int64_t K) {
-    amx_product<false>(x, m, num_rows, panel, padded_groups(K, 2) / kGroupsPerTile,
-                       [&](int64_t i, const int32_t* sums) {
-                         std::memcpy(y + i * ldy, sums, kPackedPanel * sizeof(float));
-                       });
+  static int64_t row_bytes(int64_t K) { return PairsUnit::row_bytes(K); }
+  static void prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
+    PairsUnit::prepare(row, x, K, row_bytes);
   }
-};
 
-struct AmxInt8Panels : Int8Panels {
-  static_assert(kOffset == 128, "the unit multiplies unsigned rows with signed columns");
-  static constexpr int kRowBlock = kTileRows;
-  using Unit = AmxUnit;
-
-  static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                      const uint8_t* panel, int64_t K) {
-    const Int8Columns& columns = Int8Columns::of(panel, K);
-    amx_product<true>(x, m, num_rows, panel, padded_groups(K, 4) / kGroupsPerTile,
-                      [&](int64_t i, const int32_t* sums) {
-                        store_scaled(y + i * ldy, reinterpret_cast<const IntVec*>(sums),
-                                     x.scale[m + i], columns, true);
-                      });
+  template <bool kAdd, bool kPrefetch>
+  static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                  const BFloat16* columns, int64_t depth) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(columns);
+    const int64_t num_steps = depth / kBlockDepth;
+    if (num_rows <= kTileRows) return add_tiles<kAdd, kPrefetch, 1>(sums, x, stride, bytes, num_steps);
+    for (; num_rows > kTileRows; num_rows -= 2 * kTileRows) {
+      add_tiles<kAdd, false, 2>(sums, x, stride, bytes, num_steps);
+      sums += 2 * kTileRows * kPackedPanel;
+      x += 2 * kTileRows * stride;
+    }
+    if (num_rows > 0) add_tiles<kAdd, false, 1>(sums, x, stride, bytes, num_steps);
   }
 };
 

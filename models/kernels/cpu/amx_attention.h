@@ -178,8 +178,10 @@ struct AmxAttention {
     _tile_loadd(5, rows + kTileRows * stride, stride);
     _tile_loadd(6, columns, column_stride);
     _tile_loadd(7, columns + kTileBytes, column_stride);
-    add_products<false>();
-    add_second_products<false>();
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
 };
 

@@ -10,47 +10,51 @@
 
 namespace kvflow {
 
-template <typename Panels>
-void pack_column(uint8_t* panel, const int8_t* column, int64_t K, int64_t n) {
-  for (int64_t k = 0; k < K; ++k) {
-    const float value = column[k];
-    if constexpr (std::is_base_of_v<Float32Panels, Panels>) {
-      std::memcpy(panel + (k * Panels::kPanel + n) * 4, &value, 4);
-    } else if constexpr (std::is_base_of_v<BFloat16Panels, Panels>) {
-      uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      const uint16_t upper = bits >> 16;
-      std::memcpy(panel + k / 2 * kGroupBytes + n * 4 + k % 2 * 2, &upper, 2);
-    } else {
-      auto& columns = const_cast<Int8Columns&>(Int8Columns::of(panel, K));
-      columns.scale[n] = 1;
-      columns.offset[n] += Panels::kOffset * column[k];
-      panel[k / 4 * kGroupBytes + n * 4 + k % 4] = column[k];
-    }
+inline void put(Float32Panels*, uint8_t* panel, int64_t k, int64_t n, int8_t value) {
+  const float whole = value;
+  std::memcpy(panel + (k * Float32Panels::kPanel + n) * 4, &whole, 4);
+}
+
+inline void put(BFloat16Layout*, uint8_t* panel, int64_t k, int64_t n, int8_t value) {
+  const float whole = value;
+  std::memcpy(panel + k / 2 * kPairBytes * 2 + n * 4 + k % 2 * 2, (const uint8_t*)&whole + 2, 2);
+}
+
+template <int kBits>
+void put(GroupedLayout<kBits>*, uint8_t* panel, int64_t k, int64_t n, int8_t value) {
+  constexpr uint16_t kOne = 0x3c00, kMinusEight = 0xc800;  // in float16
+  using Layout = GroupedLayout<kBits>;
+  uint8_t* block = panel + k / kBlockDepth * Layout::kBytes;
+  const int64_t row = k % kBlockDepth, at = row / 2 * kPairBytes + n * 2 + row % 2;
+  std::memcpy(block + Layout::kValueBytes + n * 2, &kOne, 2);
+  if constexpr (kBits == 8) {
+    block[at] = value;
+  } else {
+    std::memcpy(block + Layout::kValueBytes + kPairBytes + n * 2, &kMinusEight, 2);
+    block[at % Layout::kValueBytes] |= (value + 8) << (at < Layout::kValueBytes ? 0 : 4);
   }
 }
 
 template <typename Panels>
 bool is_exact() {
-  // An odd depth and an odd number of rows; 127 in each row makes the scale of int8 rows 1.
-  constexpr int64_t M = 19, K = 83, N = Panels::kPanel;
+  constexpr int64_t M = 19, K = 83, N = Panels::kPanel;  // an odd depth and number of rows
   std::vector<float> x(M * K);
   std::vector<int8_t> columns(N * K);
-  for (int64_t i = 0; i < M * K; ++i) x[i] = i % K ? static_cast<float>(i * 7 % 255 - 127) : 127.0f;
+  for (int64_t i = 0; i < M * K; ++i) x[i] = static_cast<float>(i * 7 % 255 - 127);
   for (int64_t i = 0; i < N * K; ++i) columns[i] = i * 5 % 7 - 3;
   Scratch panel_memory, row_memory;
   uint8_t* panel = panel_memory.reserve(Panels::panel_bytes(K));
   std::memset(panel, 0, Panels::panel_bytes(K));
-  for (int64_t n = 0; n < N; ++n) pack_column<Panels>(panel, columns.data() + n * K, K, n);
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t k = 0; k < K; ++k) put((Panels*)nullptr, panel, k, n, columns[n * K + k]);
   const int64_t row_bytes = Panels::row_bytes(K), padded = round_up(M, Panels::kRowBlock);
-  float scale[round_up(M, Panels::kRowBlock)] = {};
-  Rows rows{reinterpret_cast<const uint8_t*>(x.data()), K * 4, nullptr};
+  Rows rows{reinterpret_cast<const uint8_t*>(x.data()), K * 4};
   if (row_bytes) {
     uint8_t* data = row_memory.reserve(padded * row_bytes);
     std::memset(data, 0, padded * row_bytes);
     for (int64_t m = 0; m < M; ++m)
-      scale[m] = Panels::prepare(data + m * row_bytes, x.data() + m * K, K, row_bytes);
-    rows = {data, row_bytes, scale};
+      Panels::prepare(data + m * row_bytes, x.data() + m * K, K, row_bytes);
+    rows = {data, row_bytes};
   }
   std::vector<float> y(M * N);
   {

@@ -1,4 +1,4 @@
-"""Matrices in the panels that the CPU kernels read: see panels.h and packed.h.
+"""Matrices in the panels that the CPU kernels read: see panels.h and layouts.h.
 
 A packed matrix is one array, [num_panels, ...], with all that its product needs.
 """
@@ -15,9 +15,8 @@ import numpy as np
 from kvflow_jax.models.memory import aligned_empty
 
 PACKED_PANEL = 32  # columns, ``kPackedPanel``
-GROUPS_PER_TILE = 16  # ``kGroupsPerTile``
-SCALES = -2  # row of an int8 panel that has the scales, before that of the offsets: ``Int8Columns``
-MAX_QUANTISED = 127
+BLOCK_DEPTH = 32  # ``kBlockDepth``
+PAIRS = BLOCK_DEPTH // 2
 
 
 class Format(Protocol):
@@ -39,10 +38,6 @@ class Format(Protocol):
 
     def column(self, panels: jax.Array, columns: jax.Array, num_in: int) -> jax.Array:
         """Return columns, i32[T] to f32[T, num_in]; an index past the end gives the last one."""
-        ...
-
-    def floats(self, panels: Any) -> Any:
-        """Return floats that are finite if and only if all of the matrix is."""
         ...
 
 
@@ -70,9 +65,6 @@ class Float32Format:
     def column(self, panels: jax.Array, columns: jax.Array, num_in: int) -> jax.Array:
         return panels.at[columns // self.panel, :, columns % self.panel].get(mode="clip")
 
-    def floats(self, panels: Any) -> Any:
-        return panels
-
 
 @dataclass(frozen=True)
 class BFloat16Format:
@@ -90,69 +82,111 @@ class BFloat16Format:
             bits = weight.astype(jnp.bfloat16).view(np.uint16)
         else:
             bits = jax.lax.bitcast_convert_type(weight.astype(jnp.bfloat16), jnp.uint16)
-        return _aligned(_group_rows(bits, 2))
+        blocks = _blocks(bits)
+        return _aligned(blocks.reshape(len(blocks), -1, *blocks.shape[3:]))
 
     def column(self, panels: jax.Array, columns: jax.Array, num_in: int) -> jax.Array:
         bits = panels.at[columns // self.panel, :, columns % self.panel].get(mode="clip")
         bits = bits.reshape(len(columns), -1)[:, :num_in]
         return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
 
-    def floats(self, panels: Any) -> Any:
-        return panels.view(jnp.bfloat16)
-
 
 @dataclass(frozen=True)
-class Int8Format:
-    """i8[num_panels, num_groups + 2, 32, 4]: four values of a column, then its scale and offset.
+class GroupedFormat:
+    """u8[num_panels, num_blocks, 16 * bits / 8 + 1 or 2, 32, 2]: integers with a scale for each 32.
 
-    A column is quantised symmetrically to -127 .. 127, a row of the product's other operand when it
-    is multiplied. The scale is f32, the offset i32, 128 times the sum of the column: the kernels
-    multiply with rows + 128 where the CPU wants an unsigned operand.
+    A block has 32 rows of the matrix in pairs, then a scale in float16 for each column. A value of
+    8 bits is -127 to 127 times its scale. One of 4 bits is 0 to 15 times its scale, plus the least
+    of the 32 values, in float16 after the scales; a byte has rows r and r + 16. So are GGUF's Q8_0
+    and Q4_1, which are therefore kept as they are.
     """
 
+    bits: int
     panel: int = PACKED_PANEL
-    name: str = "int8"
+
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}"
+
+    @property
+    def scales(self) -> int:
+        """The row of a block that has the scales."""
+        return PAIRS * self.bits // 8
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a block."""
+        return self.scales + (2 if self.bits == 4 else 1)
 
     def pack(self, weight: Any) -> Any:
         xp: Any = np if isinstance(weight, np.ndarray) else jnp
-        weight = weight.astype(np.float32)
-        is_finite = xp.isfinite(weight).all(axis=0)
-        weight = xp.where(is_finite, weight, 0)
-        scale = xp.abs(weight).max(axis=0) / MAX_QUANTISED
-        quantised = xp.rint(weight * xp.where(scale > 0, 1 / xp.where(scale > 0, scale, 1), 0))
-        scale = xp.where(is_finite, scale, xp.float32(xp.nan))
-        quantised = quantised.astype(np.int8)
-        offset = 128 * quantised.sum(axis=0, dtype=np.int32)
-        panels = _group_rows(quantised, 4)
-        ends = [self._bytes(xp, column, len(panels)) for column in (scale, offset)]
-        return _aligned(xp.concatenate([panels, *ends], axis=1))
+        blocks = _blocks(weight.astype(np.float32))  # [num_panels, num_blocks, 16, 32, 2]
+        is_finite = xp.isfinite(blocks).all(axis=(2, 4), keepdims=True)
+        blocks = xp.where(is_finite, blocks, 0)
+        if self.bits == 8:
+            least, most = -127, 127
+            ends = [abs(blocks).max(axis=(2, 4), keepdims=True) / most]
+        else:
+            least, most = 0, 15
+            low = blocks.min(axis=(2, 4), keepdims=True)
+            ends = [(blocks.max(axis=(2, 4), keepdims=True) - low) / most, low]
+        ends = [xp.where(is_finite, end, np.nan).astype(np.float16) for end in ends]
+        scale, *minima = (xp.where(is_finite, end, 0).astype(np.float32) for end in ends)
+        for low in minima:
+            blocks = blocks - low
+        whole = xp.rint(blocks / xp.where(scale > 0, scale, 1)).clip(least, most).astype(np.int8)
+        values = _bytes(whole)
+        if self.bits == 4:
+            values = values[:, :, : PAIRS // 2] | values[:, :, PAIRS // 2 :] << 4
+        return _aligned(xp.concatenate([values, *map(_bytes, ends)], axis=2))
 
     def column(self, panels: jax.Array, columns: jax.Array, num_in: int) -> jax.Array:
-        found = panels.at[columns // self.panel, :, columns % self.panel].get(mode="clip")
-        values = found[:, :SCALES].reshape(len(columns), -1)[:, :num_in]
-        scale = jax.lax.bitcast_convert_type(found[:, SCALES], jnp.float32)
-        return values.astype(jnp.float32) * scale[:, None]
+        found = panels.at[columns // self.panel, :, :, columns % self.panel].get(mode="clip")
+        found = found.reshape(*found.shape[:2], -1, 2)  # [T, num_blocks, rows, 2]
+        values, ends = found[:, :, : self.scales], found[:, :, self.scales :]
+        scale, *minima = jnp.moveaxis(
+            jax.lax.bitcast_convert_type(ends, jnp.float16).astype(jnp.float32), 2, 0
+        )
+        if self.bits == 4:
+            values = jnp.concatenate([values & 15, values >> 4], axis=2)
+        else:
+            values = jax.lax.bitcast_convert_type(values, jnp.int8)
+        floats = values.astype(jnp.float32) * scale[:, :, None, None]
+        for low in minima:
+            floats = floats + low[:, :, None, None]
+        return floats.reshape(len(columns), -1)[:, :num_in]
 
-    def floats(self, panels: Any) -> Any:
-        return np.ascontiguousarray(panels[:, SCALES]).view(np.float32)
 
-    def _bytes(self, xp: Any, column: Any, num_panels: int) -> Any:
-        """Return 32 bits of each column as i8[num_panels, 1, 32, 4]."""
-        padded = xp.pad(column, (0, num_panels * self.panel - len(column)))
-        if xp is np:
-            return padded.view(np.int8).reshape(num_panels, 1, self.panel, 4)
-        four = jax.lax.bitcast_convert_type(padded, jnp.int8)  # [num_columns, 4]
-        return four.reshape(num_panels, 1, self.panel, 4)
+def floats(packed: Any) -> Any:
+    """Return floats that are finite if and only if all of a packed or plain weight is."""
+    if packed.dtype == np.uint16:
+        return packed.view(jnp.bfloat16)
+    if packed.dtype == np.uint8:
+        scales = next(
+            form.scales
+            for form in (GroupedFormat(8), GroupedFormat(4))
+            if form.num_rows == packed.shape[2]
+        )
+        return np.ascontiguousarray(packed[:, :, scales:]).view(np.float16)
+    return packed
 
 
-def _group_rows(weight: Any, group: int) -> Any:
-    """Reorder [num_in, num_out] to [num_panels, num_groups, 32, group], padded with zeros."""
+def _blocks(weight: Any) -> Any:
+    """Reorder [num_in, num_out] to [num_panels, num_blocks, 16, 32, 2], padded with zeros."""
     num_in, num_out = weight.shape
     xp: Any = np if isinstance(weight, np.ndarray) else jnp
-    padding = (-num_in % (group * GROUPS_PER_TILE), -num_out % PACKED_PANEL)
+    padding = (-num_in % BLOCK_DEPTH, -num_out % PACKED_PANEL)
     padded = xp.pad(weight, [(0, num) for num in padding])
-    parts = padded.reshape(-1, group, padded.shape[1] // PACKED_PANEL, PACKED_PANEL)
-    return parts.transpose(2, 0, 3, 1)
+    parts = padded.reshape(-1, PAIRS, 2, padded.shape[1] // PACKED_PANEL, PACKED_PANEL)
+    return parts.transpose(3, 0, 1, 4, 2)
+
+
+def _bytes(values: Any) -> Any:
+    """Return numbers [.., 32, 2] of 8 bits, or [.., 32, 1] of 16, as u8[.., 32, 2]."""
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).view(np.uint8)
+    found = jax.lax.bitcast_convert_type(values, jnp.uint8)
+    return found.reshape(*values.shape[:-1], 2)
 
 
 def _aligned(panels: Any) -> Any:

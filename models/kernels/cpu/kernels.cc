@@ -6,7 +6,7 @@
 #include "packed.h"
 #include "store.h"
 #include "tile_attention.h"
-#if defined(__AMX_INT8__)
+#if defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,18 +17,21 @@
 namespace ffi = xla::ffi;
 using ffi::F32;
 using ffi::S32;
-using ffi::S8;
 using ffi::U16;
+using ffi::U8;
 
-#if defined(__AMX_INT8__)
-using BFloat16Format = kvflow::AmxBFloat16Panels;
-using Int8Format = kvflow::AmxInt8Panels;
+#if defined(__AMX_BF16__)
+using Unit = kvflow::MatrixUnit;
+#elif defined(__AVX512BF16__)
+using Unit = kvflow::PairsUnit;
 #else
-using BFloat16Format = kvflow::BFloat16Panels;
-using Int8Format = kvflow::Int8Panels;
+using Unit = kvflow::FloatUnit;
 #endif
-using Ints = ffi::Buffer<S32>;
 using Float32Format = kvflow::Float32Panels;
+using BFloat16Format = kvflow::PackedPanels<kvflow::BFloat16Layout, Unit>;
+using Int8Format = kvflow::PackedPanels<kvflow::GroupedLayout<8>, Unit>;
+using Int4Format = kvflow::PackedPanels<kvflow::GroupedLayout<4>, Unit>;
+using Ints = ffi::Buffer<S32>;
 
 static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<F32>>(); }
 
@@ -45,7 +48,8 @@ static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buf
 
 KVFLOW_PRODUCTS(float32, Float32Format, F32);
 KVFLOW_PRODUCTS(bfloat16, BFloat16Format, U16);
-KVFLOW_PRODUCTS(int8, Int8Format, S8);
+KVFLOW_PRODUCTS(int8, Int8Format, U8);
+KVFLOW_PRODUCTS(int4, Int4Format, U8);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kvflow_rms_norm, kvflow::rms_norm,
@@ -83,7 +87,7 @@ KVFLOW_STORE(bfloat16, kvflow::BFloat16, U16);
                                     .Ret<ffi::Buffer<F32>>())
 
 KVFLOW_ATTENTION(float32, float, F32, kvflow::attend_queries<float>);
-#if defined(__AMX_INT8__)
+#if defined(__AMX_BF16__)
 KVFLOW_ATTENTION(bfloat16, kvflow::BFloat16, U16, kvflow::amx_attend_queries);
 #else
 KVFLOW_ATTENTION(bfloat16, kvflow::BFloat16, U16, kvflow::attend_queries<kvflow::BFloat16>);
@@ -94,7 +98,7 @@ extern "C" int kvflow_lanes() { return kvflow::kLanes; }
 
 // Asks the kernel for the state of the matrix unit; 0 if the process must not use the library.
 extern "C" int kvflow_start() {
-#if defined(__AMX_INT8__)
+#if defined(__AMX_BF16__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl, and of the state
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -105,5 +109,5 @@ extern "C" int kvflow_start() {
 // 1 if every product is exact; called after kvflow_start.
 extern "C" int kvflow_check() {
   return kvflow::is_exact<Float32Format>() && kvflow::is_exact<BFloat16Format>() &&
-         kvflow::is_exact<Int8Format>();
+         kvflow::is_exact<Int8Format>() && kvflow::is_exact<Int4Format>();
 }

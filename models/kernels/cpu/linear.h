@@ -9,7 +9,7 @@
 namespace kvflow {
 
 constexpr int64_t kRowsPerItem = 256;  // rows of x per work item: with one panel they fit the cache
-constexpr int64_t kGatedRows = 128;    // rows whose gates and values are kept at a time
+constexpr int64_t kGatedRows = 256;    // rows whose gates and values are kept at a time
 
 using Floats = xla::ffi::Buffer<xla::ffi::F32>;
 using Error = xla::ffi::Error;
@@ -27,21 +27,17 @@ template <typename Panels>
 Rows prepare(xla::ffi::ThreadPool& pool, const float* x, int64_t M, int64_t K) {
   const int64_t row_bytes = Panels::row_bytes(K);
   if (!row_bytes)
-    return {reinterpret_cast<const uint8_t*>(x), K * static_cast<int64_t>(sizeof(float)), nullptr};
+    return {reinterpret_cast<const uint8_t*>(x), K * static_cast<int64_t>(sizeof(float))};
   static thread_local Scratch scratch;
-  const int64_t padded = round_up(M, Panels::kRowBlock), size = padded * row_bytes;
-  uint8_t* rows = scratch.reserve(size + padded * sizeof(float));
-  auto* scale = reinterpret_cast<float*>(rows + size);
+  const int64_t padded = round_up(M, Panels::kRowBlock);
+  uint8_t* rows = scratch.reserve(padded * row_bytes);
   constexpr int64_t kRows = 32;
   parallel_for(pool, (M + kRows - 1) / kRows, [&](int64_t item) {
     for (int64_t m = item * kRows; m < std::min(M, (item + 1) * kRows); ++m)
-      scale[m] = Panels::prepare(rows + m * row_bytes, x + m * K, K, row_bytes);
+      Panels::prepare(rows + m * row_bytes, x + m * K, K, row_bytes);
   });
-  for (int64_t m = M; m < padded; ++m) {
-    std::memset(rows + m * row_bytes, 0, row_bytes);
-    scale[m] = 0;
-  }
-  return {rows, row_bytes, scale};
+  std::memset(rows + M * row_bytes, 0, (padded - M) * row_bytes);
+  return {rows, row_bytes};
 }
 
 // Calls body(panel, first row, number of rows) for work items of all rows and panels, in parallel.

@@ -1,7 +1,7 @@
-"""The C++ kernels as ``Ops``: weights in float32, bfloat16 or int8 on CPU, activations in float32.
+"""The C++ kernels as ``Ops`` on CPU: activations in float32, weights also in 16, 8 and 4 bits.
 
-A row of a product, and a row of attention, is bit-identical in every batch. In bfloat16 and int8
-the rows of a product's left operand are rounded too, where the CPU multiplies such operands.
+A row of a product, and a row of attention, is bit-identical in every batch. Unless weights are
+float32, the rows of a product's left operand are rounded to bfloat16 where the CPU multiplies that.
 ``experiments.kernel_bench`` compares them with XLA's.
 """
 
@@ -20,12 +20,14 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.activations import gate
 from kvflow_jax.models.attention import AttentionMetadata, layer_window
 from kvflow_jax.models.config import AttentionConfig, ModelConfig
+from kvflow_jax.models.dtypes import NO_QUANTIZATION
 from kvflow_jax.models.kernels.cpu.build import Library, register
 from kvflow_jax.models.kernels.cpu.formats import (
     BFloat16Format,
     Float32Format,
     Format,
-    Int8Format,
+    GroupedFormat,
+    floats,
 )
 from kvflow_jax.models.ragged_dot import ragged_blocks
 from kvflow_jax.models.rope import Angles
@@ -40,17 +42,18 @@ class NativeOps:
     """``Ops`` with matrices in panels, which are read from end to end.
 
     Attributes:
-        quantises: whether matrices are quantised from weights of more bits.
+        format: of the layers' matrices.
+        table_format: of the embedding and of the output projection.
     """
 
     format: Format
-    quantises: bool = False
+    table_format: Format
 
     unroll = True
     dense_experts = False
 
     def weights_dtype(self, dtype: str) -> str:
-        return "float32" if self.quantises else dtype
+        return "float32" if isinstance(self.format, GroupedFormat) else dtype
 
     def hidden_dtype(self, dtype: str) -> str:
         return "float32"
@@ -59,16 +62,15 @@ class NativeOps:
         return self.format.pack(weight)
 
     def floats(self, packed: Any) -> Any:
-        # Vectors stay plain, and so do the stacks of experts.
-        return self.format.floats(packed) if packed.dtype.kind in "iu" else packed
+        return floats(packed)
 
     def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
-        return self._product("linear", x, weight, num_out)
+        return _product(self.format, "linear", x, weight, num_out)
 
     def linear_add(
         self, x: jax.Array, weight: jax.Array, num_out: int, residual: jax.Array
     ) -> jax.Array:
-        return self._product("linear_add", x, weight, num_out, residual)
+        return _product(self.format, "linear_add", x, weight, num_out, residual)
 
     def rms_norm(self, x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
         call = jax.ffi.ffi_call("kvflow_rms_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
@@ -78,7 +80,7 @@ class NativeOps:
         if num_out % self.format.panel:
             return gate(self.linear(x, weight, 2 * num_out), activation)
         code = np.int64(ACTIVATION_CODES[activation])
-        return self._product("gated", x, weight, num_out, activation=code)
+        return _product(self.format, "gated", x, weight, num_out, activation=code)
 
     def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
         return ragged_blocks(x, weight, num_rows)
@@ -87,13 +89,13 @@ class NativeOps:
         return part
 
     def pack_table(self, table: Any) -> Any:
-        return self.pack(table.T)
+        return self.table_format.pack(table.T)
 
     def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
-        return self.format.column(table, rows, width)
+        return self.table_format.column(table, rows, width)
 
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
-        return self.linear(x, table, num_rows)
+        return _product(self.table_format, "linear", x, table, num_rows)
 
     def attend(
         self,
@@ -129,18 +131,19 @@ class NativeOps:
         pool = replace(pool, data=data)
         return _attend_to_pool(layer, q, metadata, pool, config), pool
 
-    def _product(
-        self,
-        kind: str,
-        x: jax.Array,
-        weight: jax.Array,
-        num_out: int,
-        *others: jax.Array,
-        **attributes: np.int64,
-    ) -> jax.Array:
-        out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
-        call = jax.ffi.ffi_call(f"kvflow_{kind}_{self.format.name}", out)
-        return call(x.astype(jnp.float32), weight, *others, **attributes)
+
+def _product(
+    form: Format,
+    kind: str,
+    x: jax.Array,
+    weight: jax.Array,
+    num_out: int,
+    *others: jax.Array,
+    **attributes: np.int64,
+) -> jax.Array:
+    out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
+    call = jax.ffi.ffi_call(f"kvflow_{kind}_{form.name}", out)
+    return call(x.astype(jnp.float32), weight, *others, **attributes)
 
 
 def _attend_to_pool(
@@ -179,21 +182,32 @@ def _attend(
     return call(q, pool.data, layer, window, page_table, *spans, num_pages=num_pages, scale=scale)
 
 
-def ops_of(library: Library, dtype: str, *, int8: bool = False) -> NativeOps:
-    """Return the kernels of a library for weights in this dtype, or quantised to int8."""
-    if int8:
-        return NativeOps(Int8Format(), quantises=True)
-    if dtype == "bfloat16":
-        return NativeOps(BFloat16Format())
-    return NativeOps(Float32Format(FLOAT32_VECS * library.lanes))
+def ops_of(library: Library, weights: str) -> NativeOps:
+    """Return the kernels of a library for weights in float32, bfloat16, int8 or int4.
+
+    With int4 tables are int8: few bits cost most in the output projection.
+    """
+    formats: dict[str, Format] = {
+        "float32": Float32Format(FLOAT32_VECS * library.lanes),
+        "bfloat16": BFloat16Format(),
+        "int8": GroupedFormat(8),
+        "int4": GroupedFormat(4),
+    }
+    return NativeOps(formats[weights], formats["int8" if weights == "int4" else weights])
 
 
 def native_ops(
-    config: ModelConfig, dtype: str, cache_dir: Path, *, int8: bool = False
+    config: ModelConfig, dtype: str, cache_dir: Path, quantize: str = NO_QUANTIZATION
 ) -> NativeOps | None:
-    """Return the kernels, or None if they do not support the model or cannot be built here."""
+    """Return the kernels, or None if they do not support the model or cannot be built here.
+
+    Args:
+        dtype: of weights that are not quantised, and of the KV pool.
+        quantize: "int8", "int4" or "none".
+    """
     library = register(cache_dir) if _supports(config, dtype) else None
-    return None if library is None else ops_of(library, dtype, int8=int8)
+    weights = dtype if quantize == NO_QUANTIZATION else quantize
+    return None if library is None else ops_of(library, weights)
 
 
 def has_fast_bfloat16(config: ModelConfig, cache_dir: Path) -> bool:

@@ -1,182 +1,175 @@
-// Panels of bfloat16 and int8 for vector units. Both hold groups of rows of the matrix,
-// [ceil(K / kGroup), 32, kGroup]: 32 bits have what one column multiplies with one group of x.
+// Matrices in 16, 8 or 4 bits, in panels of 32 columns. A layout says how a panel lies in memory, a
+// unit multiplies rows with 32 columns of its own type: where the two differ, a part of the panel is
+// expanded to the unit's type in the first-level cache, once for all rows.
+//
+// A layout has
+//   panel_bytes(K)    size of a panel
+//   Element           type that lies in memory as a unit takes it, or void
+//   expand(to, panel, k, depth)  writes rows k to k + depth as BFloat16[depth / 2, 32, 2] or
+//                                float[depth, 32], with zeros past K
+// A unit has
+//   Element           type of the columns
+//   kRowBlock         rows of x that are multiplied at a time; rows are padded to a multiple of it
+//   kPart             depth of a part whose columns stay in the first-level cache
+//   row_bytes(K), prepare(..), Thread   as a format has, see panels.h
+//   add<kAdd, kPrefetch>(sums, x, stride, num_rows, columns, depth)
+//                     sums f32[num_rows, 32] (+)= rows * columns
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "layouts.h"
 #include "panels.h"
 
 namespace kvflow {
 
-constexpr int kPackedPanel = 32, kPackedVecs = kPackedPanel / kLanes;
-constexpr int64_t kGroupBytes = kPackedPanel * 4;
-constexpr int64_t kGroupsPerTile = 16;  // panels are padded to whole AMX tiles
+template <typename Layout, typename Multiplier>
+struct PackedPanels : Layout {
+  using Element = typename Multiplier::Element;
+  static constexpr bool kInPlace = std::is_same_v<Element, typename Layout::Element>;
+  static constexpr int kPanel = kPackedPanel, kRowBlock = Multiplier::kRowBlock;
+  using Unit = typename Multiplier::Thread;
 
-constexpr int64_t padded_groups(int64_t K, int64_t group) {
-  return round_up(K, group * kGroupsPerTile) / group;
-}
-
-// What follows the groups of an int8 panel: the scale of each column, and 128 times its sum, which
-// products with x + 128 have too much.
-struct Int8Columns {
-  float scale[kPackedPanel];
-  int32_t offset[kPackedPanel];
-
-  static const Int8Columns& of(const uint8_t* panel, int64_t K) {
-    return *reinterpret_cast<const Int8Columns*>(panel + padded_groups(K, 4) * kGroupBytes);
+  static int64_t row_bytes(int64_t K) { return Multiplier::row_bytes(K); }
+  static void prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
+    Multiplier::prepare(row, x, K, row_bytes);
   }
-};
-
-// Stores int32 sums of one row as floats, scaled by row and column.
-inline void store_scaled(float* y, const IntVec* sums, float row_scale, const Int8Columns& columns,
-                         bool subtract_offset) {
-#pragma GCC unroll 4
-  for (int n = 0; n < kPackedVecs; ++n) {
-    IntVec total = sums[n];
-    if (subtract_offset) total -= *reinterpret_cast<const IntVec*>(columns.offset + n * kLanes);
-    const Vec scale = load(columns.scale + n * kLanes) * row_scale;
-    store(y + n * kLanes, __builtin_convertvector(total, Vec) * scale);
-  }
-}
-
-// What the formats share: a format has multiply<MU>, the product of MU rows of x and a panel.
-template <typename Panels, int kRows>
-struct PackedPanels {
-  static constexpr int kPanel = kPackedPanel, kRowBlock = kRows;
-  using Unit = NoUnit;
 
   static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
                       const uint8_t* panel, int64_t K) {
-    rows<kRows>(y, ldy, x, m, num_rows, panel, K);
+    for (; num_rows > 0; num_rows -= kKeptRows, m += kKeptRows, y += kKeptRows * ldy) {
+      alignas(kCacheLine) float sums[kKeptRows * kPanel];
+      const int64_t num = std::min(kKeptRows, num_rows);
+      add_all(sums, x.at(m), x.stride, num, panel, K);
+      for (int64_t i = 0; i < num; ++i)
+        std::memcpy(y + i * ldy, sums + i * kPanel, kPanel * sizeof(float));
+    }
   }
 
  private:
-  template <int MU>
-  static void rows(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
-                   const uint8_t* panel, int64_t K) {
-    for (; num_rows >= MU; num_rows -= MU, m += MU, y += MU * ldy)
-      Panels::template multiply<MU>(y, ldy, x, m, panel, K);
+  static constexpr int64_t kKeptRows = 256;  // whose sums are kept: 32 KiB
+
+  static void add_all(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                      const uint8_t* panel, int64_t K) {
+    constexpr int64_t kValueBytes = sizeof(Element);
+    const int64_t depth = Multiplier::row_bytes(K) ? round_up(K, kBlockDepth) : K;
+    const bool many = num_rows > 2 * kRowBlock;
+    if constexpr (kInPlace) {
+      const int64_t part = many ? Multiplier::kPart : depth;
+      for (int64_t k = 0; k < depth; k += part)
+        add<true>(sums, x + k * kValueBytes, stride, num_rows,
+                  reinterpret_cast<const Element*>(panel) + k * kPanel, k,
+                  std::min(part, depth - k));
+    } else {
+      // The next block is expanded while few rows are multiplied with one.
+      constexpr int64_t kSlots = 2;
+      alignas(kCacheLine) Element columns[Multiplier::kPart * kPanel];
+      static_assert(Multiplier::kPart >= kSlots * kBlockDepth);
+      const int64_t part = many ? Multiplier::kPart : kBlockDepth, ahead = many ? 0 : part;
+      const auto at = [&](int64_t k) { return columns + k % (kSlots * part) * kPanel * !many; };
+      const auto expand = [&](int64_t k) {
+        if (k < depth) Layout::expand(at(k), panel, k, std::min(part, round_up(depth - k, kBlockDepth)));
+      };
+      if (ahead) expand(0);
+      for (int64_t k = 0; k < depth; k += part) {
+        expand(k + ahead);
+        add<false>(sums, x + k * kValueBytes, stride, num_rows, at(k), k, std::min(part, depth - k));
+      }
+    }
+  }
+
+  template <bool kPrefetch>
+  static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                  const Element* columns, int64_t k, int64_t depth) {
+    if (k == 0)
+      Multiplier::template add<false, kPrefetch>(sums, x, stride, num_rows, columns, depth);
+    else
+      Multiplier::template add<true, kPrefetch>(sums, x, stride, num_rows, columns, depth);
+  }
+};
+
+// Multiplies and adds in float32; x is taken as it is.
+struct FloatUnit {
+  using Element = float;
+  using Thread = NoUnit;
+#if defined(__AVX512F__)
+  static constexpr int kRowBlock = 12;  // 12 x 2 accumulators of 32 registers
+#else
+  static constexpr int kRowBlock = 6;  // 6 x 2 accumulators of 16 registers
+#endif
+  static constexpr int64_t kPart = 128;
+
+  static int64_t row_bytes(int64_t) { return 0; }
+  static void prepare(uint8_t*, const float*, int64_t, int64_t) {}
+
+  template <bool kAdd, bool>
+  static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                  const float* columns, int64_t depth) {
+    rows<kRowBlock, kAdd>(sums, reinterpret_cast<const float*>(x), stride / 4, num_rows, columns,
+                          depth);
+  }
+
+ private:
+  template <int MU, bool kAdd>
+  static void rows(float* sums, const float* x, int64_t ldx, int64_t num_rows,
+                   const float* columns, int64_t depth) {
+    for (; num_rows >= MU; num_rows -= MU, sums += MU * kPackedPanel, x += MU * ldx)
+      for (int n = 0; n < kPackedPanel; n += 2 * kLanes)
+        tile_product<MU, 2, kAdd>(sums + n, kPackedPanel, x, ldx, columns + n, kPackedPanel, depth);
     if constexpr (MU > 1)
-      if (num_rows) rows<MU - 1>(y, ldy, x, m, num_rows, panel, K);
+      if (num_rows) rows<MU - 1, kAdd>(sums, x, ldx, num_rows, columns, depth);
   }
 };
 
 #if defined(__AVX512BF16__)
 // x is rounded to bfloat16, pairs are multiplied and added in float32.
-struct BFloat16Panels : PackedPanels<BFloat16Panels, 8> {
-  static int64_t panel_bytes(int64_t K) { return padded_groups(K, 2) * kGroupBytes; }
-  static int64_t row_bytes(int64_t K) { return padded_groups(K, 2) * 4; }
-  static float prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
+struct PairsUnit {
+  using Element = BFloat16;
+  using Thread = NoUnit;
+  static constexpr int kRowBlock = 8;
+  static constexpr int64_t kPart = 256;
+
+  static int64_t row_bytes(int64_t K) { return round_up(K, kBlockDepth) * sizeof(BFloat16); }
+  static void prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
     round_row(row, x, K, row_bytes);
-    return 1;
   }
 
-  template <int MU>
-  static void multiply(float* y, int64_t ldy, const Rows& x, int64_t m, const uint8_t* panel,
-                       int64_t K) {
-    __m512 acc[MU][2] = {};
-    for (int64_t g = 0; g < padded_groups(K, 2); ++g) {
-      const auto* group = reinterpret_cast<const __m512bh*>(panel + g * kGroupBytes);
-#pragma GCC unroll 16
-      for (int i = 0; i < MU; ++i) {
-        int32_t pair;
-        std::memcpy(&pair, x.at(m + i) + g * 4, 4);
-        const __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
-        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], factor, group[0]);
-        acc[i][1] = _mm512_dpbf16_ps(acc[i][1], factor, group[1]);
-      }
-    }
-    for (int i = 0; i < MU; ++i)
-      for (int n = 0; n < 2; ++n) store(y + i * ldy + n * kLanes, (Vec)acc[i][n]);
-  }
-};
-#else
-// x stays float32, and so do all products: a bfloat16 is widened when it is read.
-struct BFloat16Panels : PackedPanels<BFloat16Panels, kLanes == 16 ? 8 : 2> {
-  static int64_t panel_bytes(int64_t K) { return padded_groups(K, 2) * kGroupBytes; }
-  static int64_t row_bytes(int64_t) { return 0; }
-  static float prepare(uint8_t*, const float*, int64_t, int64_t) { return 1; }
-
-  template <int MU>
-  static void multiply(float* y, int64_t ldy, const Rows& x, int64_t m, const uint8_t* panel,
-                       int64_t K) {
-    Vec acc[MU][kPackedVecs] = {};
-    const auto* a = reinterpret_cast<const float*>(x.at(m));
-    for (int64_t k = 0; k < K; k += 2) {
-      const auto* group = reinterpret_cast<const BitsVec*>(panel + k / 2 * kGroupBytes);
-#pragma GCC unroll 4
-      for (int n = 0; n < kPackedVecs; ++n) {
-        const Vec even = (Vec)(group[n] << 16), odd = (Vec)(group[n] & 0xffff0000u);
-#pragma GCC unroll 8
-        for (int i = 0; i < MU; ++i) {
-          acc[i][n] += even * a[i * K + k];
-          if (k + 1 < K) acc[i][n] += odd * a[i * K + k + 1];
-        }
-      }
-    }
-    for (int i = 0; i < MU; ++i)
-      for (int n = 0; n < kPackedVecs; ++n) store(y + i * ldy + n * kLanes, acc[i][n]);
-  }
-};
-#endif
-
-#if defined(__AVX512VNNI__)
-constexpr int kInt8Rows = 8, kInt8Offset = 128;
-#else
-constexpr int kInt8Rows = 2, kInt8Offset = 0;
-#endif
-// x is quantised row by row, sums are int32 and exact: a row has the same bits in every batch.
-struct Int8Panels : PackedPanels<Int8Panels, kInt8Rows> {
-  static constexpr int kOffset = kInt8Offset;  // that prepared rows have more than x
-
-  static int64_t panel_bytes(int64_t K) {
-    return padded_groups(K, 4) * kGroupBytes + sizeof(Int8Columns);
-  }
-  static int64_t row_bytes(int64_t K) { return padded_groups(K, 4) * 4; }
-  static float prepare(uint8_t* row, const float* x, int64_t K, int64_t row_bytes) {
-    return quantise_row<kOffset>(row, x, K, row_bytes);
-  }
-
-  template <int MU>
-  static void multiply(float* y, int64_t ldy, const Rows& x, int64_t m, const uint8_t* panel,
-                       int64_t K) {
-    IntVec acc[MU][kPackedVecs] = {};
-    for (int64_t g = 0; g < padded_groups(K, 4); ++g) {
-      const auto* group = reinterpret_cast<const IntVec*>(panel + g * kGroupBytes);
-#pragma GCC unroll 8
-      for (int i = 0; i < MU; ++i) {
-        int32_t values;
-        std::memcpy(&values, x.at(m + i) + g * 4, 4);
-#pragma GCC unroll 4
-        for (int n = 0; n < kPackedVecs; ++n) acc[i][n] = dot_groups(acc[i][n], values, group[n]);
-      }
-    }
-    const Int8Columns& columns = Int8Columns::of(panel, K);
-    for (int i = 0; i < MU; ++i)
-      store_scaled(y + i * ldy, acc[i], x.scale[m + i], columns, kOffset != 0);
+  template <bool kAdd, bool>
+  static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                  const BFloat16* columns, int64_t depth) {
+    rows<kRowBlock, kAdd>(sums, x, stride, num_rows, columns, depth);
   }
 
  private:
-  // acc + the products of four values of x with four of each column.
-  static IntVec dot_groups(IntVec acc, int32_t x, IntVec columns) {
-#if defined(__AVX512VNNI__)
-    return (IntVec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(x), (__m512i)columns);
-#elif defined(__AVX2__)
-    // The sums of two products, at most 2 * 127 * 127, fit 16 bits.
-    const __m256i values = _mm256_set1_epi32(x);
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values),
-                                               _mm256_sign_epi8((__m256i)columns, values));
-    return acc + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#else
-    for (int byte = 0; byte < 4; ++byte) {
-      const int32_t value = static_cast<int8_t>(x >> 8 * byte);
-      acc += (columns << (24 - 8 * byte) >> 24) * value;
+  template <int MU, bool kAdd>
+  static void rows(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                   const BFloat16* columns, int64_t depth) {
+    for (; num_rows >= MU; num_rows -= MU, x += MU * stride, sums += MU * kPackedPanel)
+      multiply<MU, kAdd>(sums, x, stride, columns, depth);
+    if constexpr (MU > 1)
+      if (num_rows) rows<MU - 1, kAdd>(sums, x, stride, num_rows, columns, depth);
+  }
+
+  template <int MU, bool kAdd>
+  static void multiply(float* sums, const uint8_t* x, int64_t stride, const BFloat16* columns,
+                       int64_t depth) {
+    __m512 acc[MU][2] = {};
+    if constexpr (kAdd)
+      for (int i = 0; i < MU; ++i)
+        for (int n = 0; n < 2; ++n) acc[i][n] = (__m512)load(sums + i * kPackedPanel + n * kLanes);
+    const auto* pairs = reinterpret_cast<const __m512bh*>(columns);
+    for (int64_t k = 0; k < depth; k += 2, pairs += 2) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MU; ++i) {
+        int32_t pair;
+        std::memcpy(&pair, x + i * stride + k * sizeof(BFloat16), 4);
+        const __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
+        acc[i][0] = _mm512_dpbf16_ps(acc[i][0], factor, pairs[0]);
+        acc[i][1] = _mm512_dpbf16_ps(acc[i][1], factor, pairs[1]);
+      }
     }
-    return acc;
-#endif
+    for (int i = 0; i < MU; ++i)
+      for (int n = 0; n < 2; ++n) store(sums + i * kPackedPanel + n * kLanes, (Vec)acc[i][n]);
   }
 };
+#endif
 
 }  // namespace kvflow

@@ -5,7 +5,7 @@
 //   kRowBlock         rows of x that are multiplied at a time; rows are padded to a multiple of it
 //   panel_bytes(K)    size of a panel
 //   row_bytes(K)      size of a prepared row of x; 0: x is taken as it is
-//   prepare(..)       prepares a row and returns its scale
+//   prepare(..)       prepares a row
 //   product(..)       y[num_rows, kPanel] = rows * panel
 //   Unit              what a thread holds while it multiplies
 #pragma once
@@ -33,7 +33,7 @@ struct Float32Panels {
 
   static int64_t panel_bytes(int64_t K) { return K * kPanel * sizeof(float); }
   static int64_t row_bytes(int64_t) { return 0; }
-  static float prepare(uint8_t*, const float*, int64_t, int64_t) { return 1; }
+  static void prepare(uint8_t*, const float*, int64_t, int64_t) {}
 
   static void product(float* y, int64_t ldy, const Rows& x, int64_t m, int64_t num_rows,
                       const uint8_t* panel, int64_t K) {

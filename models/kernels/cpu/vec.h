@@ -37,6 +37,17 @@ inline Vec load(const BFloat16* from) {
   const auto halves = *reinterpret_cast<const UnalignedHalves*>(from);
   return (Vec)(__builtin_convertvector(halves, BitsVec) << 16);
 }
+// kLanes values in float16.
+inline Vec load_half(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+  typedef _Float16 Half __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(from), Vec);
+#endif
+}
 inline void store(float* to, Vec v) { *reinterpret_cast<UnalignedVec*>(to) = v; }
 // Minus, because x - 0 is x and 0 + x is not: that would be an addition.
 inline Vec splat(float x) { return x - Vec{}; }

@@ -28,9 +28,10 @@ if not has_kernels():
     pytest.skip("needs a CPU and a C++ compiler", allow_module_level=True)
 
 NATIVE = native_ops()
-WEIGHTS = ("float32", "bfloat16", "int8")
-# Of the sum of the absolute products: rounding of sums, of both operands, and to 1/127 of the peak.
-LINEAR_ERROR = {"float32": 1e-6, "bfloat16": 5e-3, "int8": 2**-6}
+WEIGHTS = ("float32", "bfloat16", "int8", "int4")
+# Of the sum of the absolute products: rounding of sums, of both operands, and to 1/127 of the
+# largest of 32 values or 1/15 of their range.
+LINEAR_ERROR = {"float32": 1e-6, "bfloat16": 5e-3, "int8": 2**-7, "int4": 2**-3}
 ATTENTION_ERROR = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -53,10 +54,13 @@ def test_linear_equals_a_matrix_product(num_in, num_out, num_rows, weights):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_quantised_product_is_exact_for_what_eight_bits_hold(weights):
+def test_a_product_is_exact_for_what_the_bits_hold(weights):
     rng = np.random.default_rng(0)
-    x, weight = (rng.integers(-126, 127, shape) for shape in ((33, 100), (100, 70)))
-    x[:, 0] = weight[0] = 127
+    x = rng.integers(-126, 127, (33, 100))
+    most = 15 if weights == "int4" else 127
+    weight = rng.integers(0 if weights == "int4" else -126, most, (100, 70))
+    # In every block of 32 rows: the steps are whole numbers then.
+    weight[::32], weight[1::32] = most, 0
     y = jax.jit(native_ops(weights).linear, static_argnums=2)(
         x.astype(np.float32), native_ops(weights).pack(weight.astype(np.float32)), 70
     )
@@ -153,7 +157,7 @@ def test_tables_are_looked_up_and_projected(weights):
     table = rng.standard_normal((50, 31), np.float32)
     packed = jnp.asarray(ops.pack_table(table))
     rows = np.array([0, 49, 24, 23, 7], np.int32)
-    atol = {"float32": 0, "bfloat16": 2**-7, "int8": 2**-6}[weights]
+    atol = {"float32": 0, "bfloat16": 2**-7, "int8": 2**-6, "int4": 2**-2}[weights]
     np.testing.assert_allclose(ops.lookup(packed, rows, 31), table[rows], atol=atol)
     x = rng.standard_normal((3, 31), np.float32)
     bound = (np.abs(x) @ np.abs(table.T)).max()
