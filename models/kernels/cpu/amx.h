@@ -29,56 +29,58 @@ struct AmxUnit {
 };
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64, kSumsBytes = kPackedPanel * sizeof(float);
-constexpr int64_t kStepBytes = kBlockDepth * kPackedPanel * sizeof(BFloat16);  // two tiles
-constexpr int64_t kPrefetchBytes = 4 * kStepBytes;
 
-// Tiles 0 to 3: sums, two tiles of rows by two of columns; 4, 5: rows of x; 6, 7: columns.
-// sums f32[kTiles * 16, 32] (+)= rows of x times columns.
-template <bool kAdd, bool kPrefetch, int kTiles>
-inline void add_tiles(float* sums, const uint8_t* x, int64_t stride, const uint8_t* columns,
-                      int64_t num_steps) {
-  auto* out = reinterpret_cast<uint8_t*>(sums);
-  finish_writes();
-  if constexpr (kAdd) {
-    _tile_loadd(0, out, kSumsBytes);
-    _tile_loadd(1, out + kTileBytes, kSumsBytes);
-    if constexpr (kTiles == 2) {
-      _tile_loadd(2, out + kTileRows * kSumsBytes, kSumsBytes);
-      _tile_loadd(3, out + kTileRows * kSumsBytes + kTileBytes, kSumsBytes);
-    }
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (kTiles == 2) {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-  }
-  for (int64_t step = 0; step < num_steps; ++step, x += kTileBytes, columns += kStepBytes) {
-    if constexpr (kPrefetch)
-      for (int64_t i = 0; i < kStepBytes; i += kCacheLine)
-        _mm_prefetch(reinterpret_cast<const char*>(columns + kPrefetchBytes + i), _MM_HINT_T0);
-    _tile_loadd(4, x, stride);
-    _tile_loadd(6, columns, 2 * kTileBytes);
-    _tile_loadd(7, columns + kTileBytes, 2 * kTileBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kTiles == 2) {
-      _tile_loadd(5, x + kTileRows * stride, stride);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  _tile_stored(0, out, kSumsBytes);
-  _tile_stored(1, out + kTileBytes, kSumsBytes);
+// Tiles 0 to 3: sums, kTiles tiles of rows by two of columns; 4, 5: rows of x; 6, 7: columns.
+template <int kTiles>
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
   if constexpr (kTiles == 2) {
-    _tile_stored(2, out + kTileRows * kSumsBytes, kSumsBytes);
-    _tile_stored(3, out + kTileRows * kSumsBytes + kTileBytes, kSumsBytes);
+    _tile_zero(2);
+    _tile_zero(3);
   }
 }
 
-// A unit of packed.h. Its sums have whole tiles of rows. kPrefetch: few rows read the columns from
-// memory.
+template <int kTiles>
+inline void load_sums(const float* sums) {
+  const auto* from = reinterpret_cast<const uint8_t*>(sums);
+  finish_writes();
+  _tile_loadd(0, from, kSumsBytes);
+  _tile_loadd(1, from + kTileBytes, kSumsBytes);
+  if constexpr (kTiles == 2) {
+    _tile_loadd(2, from + kTileRows * kSumsBytes, kSumsBytes);
+    _tile_loadd(3, from + kTileRows * kSumsBytes + kTileBytes, kSumsBytes);
+  }
+}
+
+template <int kTiles>
+inline void store_sums(float* sums) {
+  auto* to = reinterpret_cast<uint8_t*>(sums);
+  _tile_stored(0, to, kSumsBytes);
+  _tile_stored(1, to + kTileBytes, kSumsBytes);
+  if constexpr (kTiles == 2) {
+    _tile_stored(2, to + kTileRows * kSumsBytes, kSumsBytes);
+    _tile_stored(3, to + kTileRows * kSumsBytes + kTileBytes, kSumsBytes);
+  }
+}
+
+// One block: two tiles of columns, 32 deep.
+template <int kTiles>
+inline void add_products(const uint8_t* x, int64_t stride, const BFloat16* columns) {
+  const auto* from = reinterpret_cast<const uint8_t*>(columns);
+  _tile_loadd(4, x, stride);
+  _tile_loadd(6, from, 2 * kTileBytes);
+  _tile_loadd(7, from + kTileBytes, 2 * kTileBytes);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if constexpr (kTiles == 2) {
+    _tile_loadd(5, x + kTileRows * stride, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// A unit of packed.h. Its sums have whole tiles of rows.
 struct MatrixUnit {
   using Element = BFloat16;
   using Thread = AmxUnit;
@@ -90,18 +92,52 @@ struct MatrixUnit {
     PairsUnit::prepare(row, x, K, row_bytes);
   }
 
-  template <bool kAdd, bool kPrefetch>
+  template <bool kAdd>
   static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                   const BFloat16* columns, int64_t depth) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(columns);
-    const int64_t num_steps = depth / kBlockDepth;
-    if (num_rows <= kTileRows) return add_tiles<kAdd, kPrefetch, 1>(sums, x, stride, bytes, num_steps);
     for (; num_rows > kTileRows; num_rows -= 2 * kTileRows) {
-      add_tiles<kAdd, false, 2>(sums, x, stride, bytes, num_steps);
+      add_tiles<kAdd, 2>(sums, x, stride, columns, depth);
       sums += 2 * kTileRows * kPackedPanel;
       x += 2 * kTileRows * stride;
     }
-    if (num_rows > 0) add_tiles<kAdd, false, 1>(sums, x, stride, bytes, num_steps);
+    if (num_rows > 0) add_tiles<kAdd, 1>(sums, x, stride, columns, depth);
+  }
+
+  template <typename Blocks>
+  static void add_blocks(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                         const Blocks& blocks, int64_t depth) {
+    if (num_rows > kTileRows)
+      multiply_blocks<2>(sums, x, stride, blocks, depth);
+    else
+      multiply_blocks<1>(sums, x, stride, blocks, depth);
+  }
+
+ private:
+  static constexpr int64_t kStepBytes = kBlockDepth * sizeof(BFloat16);  // of a row
+
+  template <bool kAdd, int kTiles>
+  static void add_tiles(float* sums, const uint8_t* x, int64_t stride, const BFloat16* columns,
+                        int64_t depth) {
+    if constexpr (kAdd)
+      load_sums<kTiles>(sums);
+    else
+      zero_sums<kTiles>();
+    finish_writes();
+    for (int64_t k = 0; k < depth; k += kBlockDepth, x += kStepBytes)
+      add_products<kTiles>(x, stride, columns + k * kPackedPanel);
+    store_sums<kTiles>(sums);
+  }
+
+  template <int kTiles, typename Blocks>
+  static void multiply_blocks(float* sums, const uint8_t* x, int64_t stride, const Blocks& blocks,
+                              int64_t depth) {
+    zero_sums<kTiles>();
+    for (int64_t i = 0; i < depth / kBlockDepth; ++i, x += kStepBytes) {
+      const BFloat16* columns = blocks(i);
+      finish_writes();
+      add_products<kTiles>(x, stride, columns);
+    }
+    store_sums<kTiles>(sums);
   }
 };
 

@@ -151,7 +151,7 @@ class GroupedFormat:
             values = jnp.concatenate([values & 15, values >> 4], axis=2)
         else:
             values = jax.lax.bitcast_convert_type(values, jnp.int8)
-        floats = values.astype(jnp.float32) * scale[:, :, None, None]
+        floats: jax.Array = values.astype(jnp.float32) * scale[:, :, None, None]
         for low in minima:
             floats = floats + low[:, :, None, None]
         return floats.reshape(len(columns), -1)[:, :num_in]

@@ -19,6 +19,11 @@ constexpr int64_t kPrefetchBlocks = 4;
 
 constexpr int64_t num_blocks(int64_t K) { return (K + kBlockDepth - 1) / kBlockDepth; }
 
+inline void prefetch(const void* from, int64_t num_bytes) {
+  for (int64_t i = 0; i < num_bytes; i += kCacheLine)
+    __builtin_prefetch(static_cast<const uint8_t*>(from) + i);
+}
+
 struct BFloat16Layout {
   using Element = BFloat16;
   static constexpr int64_t kBytes = kPairs * kPairBytes * 2;
@@ -52,8 +57,7 @@ struct GroupedLayout {
   static void expand(T* to, const uint8_t* panel, int64_t k, int64_t depth) {
     const uint8_t* block = panel + k / kBlockDepth * kBytes;
     for (; depth > 0; depth -= kBlockDepth, block += kBytes, to += kBlockDepth * kPackedPanel) {
-      for (int64_t i = 0; i < kBytes; i += kCacheLine)
-        __builtin_prefetch(block + kPrefetchBlocks * kBytes + i);
+      prefetch(block + kPrefetchBlocks * kBytes, kBytes);
       expand_block(to, block);
     }
   }

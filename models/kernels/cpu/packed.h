@@ -12,8 +12,10 @@
 //   kRowBlock         rows of x that are multiplied at a time; rows are padded to a multiple of it
 //   kPart             depth of a part whose columns stay in the first-level cache
 //   row_bytes(K), prepare(..), Thread   as a format has, see panels.h
-//   add<kAdd, kPrefetch>(sums, x, stride, num_rows, columns, depth)
+//   add<kAdd>(sums, x, stride, num_rows, columns, depth)
 //                     sums f32[num_rows, 32] (+)= rows * columns
+//   add_blocks(sums, x, stride, num_rows, blocks, depth)
+//                     the same for few rows: blocks(i) returns the columns of block i
 #pragma once
 
 #include "layouts.h"
@@ -49,42 +51,66 @@ struct PackedPanels : Layout {
 
   static void add_all(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                       const uint8_t* panel, int64_t K) {
-    constexpr int64_t kValueBytes = sizeof(Element);
     const int64_t depth = Multiplier::row_bytes(K) ? round_up(K, kBlockDepth) : K;
-    const bool many = num_rows > 2 * kRowBlock;
-    if constexpr (kInPlace) {
-      const int64_t part = many ? Multiplier::kPart : depth;
-      for (int64_t k = 0; k < depth; k += part)
-        add<true>(sums, x + k * kValueBytes, stride, num_rows,
-                  reinterpret_cast<const Element*>(panel) + k * kPanel, k,
-                  std::min(part, depth - k));
-    } else {
-      // The next block is expanded while few rows are multiplied with one.
-      constexpr int64_t kSlots = 2;
-      alignas(kCacheLine) Element columns[Multiplier::kPart * kPanel];
-      static_assert(Multiplier::kPart >= kSlots * kBlockDepth);
-      const int64_t part = many ? Multiplier::kPart : kBlockDepth, ahead = many ? 0 : part;
-      const auto at = [&](int64_t k) { return columns + k % (kSlots * part) * kPanel * !many; };
-      const auto expand = [&](int64_t k) {
-        if (k < depth) Layout::expand(at(k), panel, k, std::min(part, round_up(depth - k, kBlockDepth)));
-      };
-      if (ahead) expand(0);
-      for (int64_t k = 0; k < depth; k += part) {
-        expand(k + ahead);
-        add<false>(sums, x + k * kValueBytes, stride, num_rows, at(k), k, std::min(part, depth - k));
-      }
+    if (num_rows <= 2 * kRowBlock) return add_few(sums, x, stride, num_rows, panel, depth);
+    alignas(kCacheLine) Element columns[kInPlace ? 1 : Multiplier::kPart * kPanel];
+    for (int64_t k = 0; k < depth; k += Multiplier::kPart) {
+      const int64_t part = std::min(Multiplier::kPart, depth - k);
+      const Element* from = columns;
+      if constexpr (kInPlace)
+        from = reinterpret_cast<const Element*>(panel) + k * kPanel;
+      else
+        Layout::expand(columns, panel, k, part);
+      const uint8_t* rows = x + k * static_cast<int64_t>(sizeof(Element));
+      if (k == 0)
+        Multiplier::template add<false>(sums, rows, stride, num_rows, from, part);
+      else
+        Multiplier::template add<true>(sums, rows, stride, num_rows, from, part);
     }
   }
 
-  template <bool kPrefetch>
-  static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
-                  const Element* columns, int64_t k, int64_t depth) {
-    if (k == 0)
-      Multiplier::template add<false, kPrefetch>(sums, x, stride, num_rows, columns, depth);
-    else
-      Multiplier::template add<true, kPrefetch>(sums, x, stride, num_rows, columns, depth);
+  // A panel that is read for few rows is read from memory. The block after the one that is
+  // multiplied is expanded meanwhile.
+  static void add_few(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                      const uint8_t* panel, int64_t depth) {
+    constexpr int64_t kBlock = kBlockDepth * kPanel;
+    if constexpr (kInPlace) {
+      const auto* columns = reinterpret_cast<const Element*>(panel);
+      const auto blocks = [&](int64_t i) {
+        prefetch(columns + (i + kPrefetchBlocks) * kBlock, kBlock * sizeof(Element));
+        return columns + i * kBlock;
+      };
+      Multiplier::add_blocks(sums, x, stride, num_rows, blocks, depth);
+    } else {
+      alignas(kCacheLine) Element columns[2][kBlock];
+      const auto expand = [&](int64_t i) {
+        if (i * kBlockDepth < depth)
+          Layout::expand(columns[i % 2], panel, i * kBlockDepth, kBlockDepth);
+      };
+      expand(0);
+      const auto blocks = [&](int64_t i) {
+        expand(i + 1);
+        return columns[i % 2];
+      };
+      Multiplier::add_blocks(sums, x, stride, num_rows, blocks, depth);
+    }
   }
 };
+
+// add_blocks of units whose sums are in vectors.
+template <typename Multiplier, typename Blocks>
+inline void add_blocks_one_by_one(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                                  const Blocks& blocks, int64_t depth) {
+  for (int64_t k = 0; k < depth; k += kBlockDepth) {
+    const auto* columns = blocks(k / kBlockDepth);
+    const uint8_t* rows = x + k * sizeof(*columns);
+    const int64_t part = std::min(kBlockDepth, depth - k);
+    if (k == 0)
+      Multiplier::template add<false>(sums, rows, stride, num_rows, columns, part);
+    else
+      Multiplier::template add<true>(sums, rows, stride, num_rows, columns, part);
+  }
+}
 
 // Multiplies and adds in float32; x is taken as it is.
 struct FloatUnit {
@@ -100,11 +126,17 @@ struct FloatUnit {
   static int64_t row_bytes(int64_t) { return 0; }
   static void prepare(uint8_t*, const float*, int64_t, int64_t) {}
 
-  template <bool kAdd, bool>
+  template <bool kAdd>
   static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                   const float* columns, int64_t depth) {
     rows<kRowBlock, kAdd>(sums, reinterpret_cast<const float*>(x), stride / 4, num_rows, columns,
                           depth);
+  }
+
+  template <typename Blocks>
+  static void add_blocks(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                         const Blocks& blocks, int64_t depth) {
+    add_blocks_one_by_one<FloatUnit>(sums, x, stride, num_rows, blocks, depth);
   }
 
  private:
@@ -132,10 +164,16 @@ struct PairsUnit {
     round_row(row, x, K, row_bytes);
   }
 
-  template <bool kAdd, bool>
+  template <bool kAdd>
   static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                   const BFloat16* columns, int64_t depth) {
     rows<kRowBlock, kAdd>(sums, x, stride, num_rows, columns, depth);
+  }
+
+  template <typename Blocks>
+  static void add_blocks(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
+                         const Blocks& blocks, int64_t depth) {
+    add_blocks_one_by_one<PairsUnit>(sums, x, stride, num_rows, blocks, depth);
   }
 
  private:

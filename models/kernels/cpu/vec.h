@@ -37,7 +37,7 @@ inline Vec load(const BFloat16* from) {
   const auto halves = *reinterpret_cast<const UnalignedHalves*>(from);
   return (Vec)(__builtin_convertvector(halves, BitsVec) << 16);
 }
-// kLanes values in float16.
+// kLanes values in float16, in consecutive halves.
 inline Vec load_half(const uint16_t* from) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
