@@ -37,7 +37,7 @@ class EngineConfig(Config):
         "maximum prompt tokens per engine step",
         COUNT,
         unit="TOKENS",
-        if_unset="256 on CPU, else 2048",
+        if_unset="256 on CPU in float32, 512 in 16 bits; 2048 on devices",
     )
     page_size: int = flag(16, "tokens per KV block", COUNT, unit="TOKENS")
     pool_gib: float | None = flag(

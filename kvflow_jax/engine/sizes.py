@@ -28,11 +28,11 @@ _HOST_POOL_BITS, _DEVICE_POOL_BITS = 2, 6
 # Free memory near an edge of that rounding would still give two sizes in turn, so the size of the
 # last start is taken again if it is between these parts of the share.
 _HOST_KEPT, _DEVICE_KEPT = (0.5, 1.25), (0.9, 1.02)
-# On CPU, prefill is as fast in steps of 256 tokens as in steps of 512, and requests that decode
-# beside it wait 0.8 s per step instead of 2.3 s (experiments/NOTES.md). An accelerator needs more
-# tokens to be busy.
 PREFILL_TILE = 128
-_CPU_BATCHED_TOKENS, _DEVICE_BATCHED_TOKENS = 256, 2048
+# Requests that decode beside a prompt wait for its step. In float32 a CPU prefills as fast in steps
+# of 256 tokens as of 512; in bfloat16, which takes a third of the time, 512 are faster
+# (experiments/NOTES.md). An accelerator needs more tokens to be busy.
+_CPU_BATCHED_TOKENS, _CPU_16_BIT_BATCHED_TOKENS, _DEVICE_BATCHED_TOKENS = 256, 512, 2048
 
 
 # Decode rows of a server of few requests, so that they can have drafts: on a CPU a step of 16 rows
@@ -116,7 +116,7 @@ class EngineSizes:
                 )
             max_model_len = num_pages * page
         # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
-        budget_tokens = config.max_num_batched_tokens or _batched_tokens(platform)
+        budget_tokens = config.max_num_batched_tokens or _batched_tokens(platform, dtype)
         tile = _tile(page, budget_tokens)
         speculation = SpeculativeConfig.of(config.speculative_config or NO_SPECULATION)
         shapes = BatchShapes.plan(
@@ -182,9 +182,11 @@ class EngineSizes:
             )
 
 
-def _batched_tokens(platform: str) -> int:
+def _batched_tokens(platform: str, dtype: str) -> int:
     """Return the default number of prompt tokens per step."""
-    return _CPU_BATCHED_TOKENS if platform == "cpu" else _DEVICE_BATCHED_TOKENS
+    if platform != "cpu":
+        return _DEVICE_BATCHED_TOKENS
+    return _CPU_BATCHED_TOKENS if dtype == "float32" else _CPU_16_BIT_BATCHED_TOKENS
 
 
 def _tile(page_size: int, budget_tokens: int) -> int:

@@ -22,6 +22,9 @@ FLOAT_PARAMS = tuple(
     name for name, param in PARAMS.items() if isinstance(param, Number) and param.is_column
 )
 
+# A budget of more tiles is an accelerator's.
+_MAX_CPU_TILES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -203,12 +206,13 @@ class BatchShapes:
             return cls(shapes_of_kinds, tile, tile, page_size, pages_per_seq, max_num_seqs, True)
         max_tiles = -(-max_prefill_tokens // tile)
         half, quarter = -(-tile // 2), -(-tile // 4)
-        if max_tiles < 4:
+        if max_tiles <= _MAX_CPU_TILES:
             decode = {1 << i for i in range(6)}
-            prefill = {(1, quarter), (1, half), (1, tile), (max_tiles, tile)}
+            prefill = {(1, half), (1, tile), (max_tiles, tile)}
+            prefill.add((1, quarter) if max_tiles < _MAX_CPU_TILES else (max_tiles // 2, tile))
         else:
-            # A large budget is an accelerator's, for which padding decode rows cost next to
-            # nothing, and a budget of padding tokens costs a lot.
+            # For an accelerator padding decode rows cost next to nothing, and a budget of padding
+            # tokens costs a lot.
             decode = {1, 4, 16}
             prefill = {(1, half), (1, tile), (-(-max_tiles // 4), tile), (max_tiles, tile)}
         max_rows = max(max_num_seqs, min_decode_rows)
