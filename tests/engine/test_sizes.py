@@ -74,6 +74,16 @@ def test_a_tile_is_a_multiple_of_the_page_and_at_most_a_step():
     assert resolve(num_pages=100, page_size=200).shapes.tile == 200
 
 
+@pytest.mark.parametrize(
+    ("dtype", "platform", "tokens"),
+    [("float32", "cpu", 256), ("bfloat16", "cpu", 512), ("bfloat16", "gpu", 2048)],
+)
+def test_a_step_has_more_prompt_tokens_where_they_are_computed_faster(dtype, platform, tokens):
+    free = FreeMemory.measure(jax.devices()[0])
+    sizes = EngineSizes.resolve(EngineConfig(num_pages=100), CONFIG, dtype, platform, free)
+    assert sizes.shapes.max_prefill_tokens == tokens
+
+
 def default_pool(free, num_devices=1):
     sizes = EngineSizes.resolve(
         EngineConfig(), CONFIG, "float32", "cpu", free, num_devices=num_devices
