@@ -549,8 +549,11 @@ class Engine:
         )
 
     def _publish_stats(self) -> None:
-        self.stats = replace(
-            snapshot(self.cache, self.scheduler, self.transfer_manager, self._counters_before),
+        self.stats = snapshot(
+            self.cache,
+            self.scheduler,
+            self.transfer_manager,
+            self._counters_before,
             num_runs=len(self.controller.run_tracker),
             num_runs_held_back=self.controller.num_throttled,
             num_steps=self._num_steps,

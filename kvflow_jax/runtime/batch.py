@@ -68,6 +68,8 @@ class _Int:
     PAGES = PARAMS + len(INT_PARAMS)
 
 
+_QUERY = slice(_Int.START, _Int.SOURCE)
+_SAMPLE = slice(_Int.SEQ_SLOT, _Int.NEEDS_SAMPLER_STATE)
 _CONSTANTS = slice(_Int.NEEDS_SAMPLER_STATE, _Int.PAGES)
 
 
@@ -282,16 +284,18 @@ class BatchShapes:
         All of them have the pages of one sequence. A layer writes the K and V of all rows before it
         reads any, so that a drafted token attends to those before it.
         """
-        rows = slice(row, row + chunk.num_rows)
-        batch.page_table[rows, : len(chunk.pages)] = chunk.pages
-        batch.query_start[rows] = np.arange(chunk.start, chunk.start + chunk.num_rows)
-        batch.query_len[rows] = 1
-        batch.tokens[row + 1 : rows.stop] = chunk.draft
-        if chunk.start < chunk.request.num_known:
-            batch.tokens[row] = chunk.request.tokens[chunk.start]
+        request, last_page = chunk.request, _Int.PAGES + len(chunk.pages)
+        for i in range(chunk.num_rows):
+            ints = batch.ints[row + i]
+            ints[_QUERY] = chunk.start + i, 1
+            ints[_Int.PAGES : last_page] = chunk.pages
+        if chunk.start < request.num_known:
+            batch.tokens[row] = request.tokens[chunk.start]
         else:
             # The host has not seen the token yet: a step in flight samples it.
-            batch.token_source[row] = chunk.request.seq_slot
+            batch.ints[row, _Int.SOURCE] = request.seq_slot
+        if chunk.draft:
+            batch.tokens[row + 1 : row + chunk.num_rows] = chunk.draft
 
     def _fill_sampling(self, batch: Batch[np.ndarray], row: int, chunk: Chunk) -> None:
         """Fill the sampling settings of the row that ends a chunk, and of its drafted tokens.
@@ -303,14 +307,17 @@ class BatchShapes:
         request = chunk.request
         if request.sampling_row is None:
             request.sampling_row = _sampling_row(request.params, request.seed)
-        rows = slice(row, row + chunk.num_rows)
-        ints = batch.ints[rows]
-        ints[:, _CONSTANTS], batch.floats[rows] = request.sampling_row
-        ints[:, _Int.SEQ_SLOT] = ints[:, _Int.MASK_SLOT] = request.seq_slot
+        constants, floats = request.sampling_row
+        slot, min_tokens = request.seq_slot, request.params.min_tokens
+        mask_slots = [slot] * chunk.num_rows
         if chunk.draft_masks:
-            ints[1:, _Int.MASK_SLOT] = self.draft_mask_slots(row, chunk)
+            mask_slots[1:] = self.draft_mask_slots(row, chunk)
         num_output = chunk.start + chunk.length - request.num_prompt  # without the new sample
-        ints[:, _Int.BANS_STOPS] = num_output + np.arange(len(ints)) < request.params.min_tokens
+        for i, mask_slot in enumerate(mask_slots):
+            ints = batch.ints[row + i]
+            ints[_SAMPLE] = slot, mask_slot, num_output + i < min_tokens
+            ints[_CONSTANTS] = constants
+            batch.floats[row + i] = floats
 
     def _fill_tiles(self, batch: Batch[np.ndarray], first_row: int, chunk: Chunk) -> int:
         """Lay a chunk out in tiles from ``first_row``; return the row after its last."""

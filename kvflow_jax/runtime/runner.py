@@ -28,12 +28,21 @@ LayerGroup = tuple[np.int32, list[Leaves]]  # index of its first layer, matrices
 
 
 class JaxStep:
-    """A dispatched step, whose samples are being copied to the host."""
+    """A dispatched step.
 
-    def __init__(self, tokens: jax.Array, logprobs: Logprobs[jax.Array] | None) -> None:
-        self.tokens = tokens  # i32[num_rows]
+    Args:
+        tokens: i32[num_rows].
+        copies: whether to begin to copy the samples to the host: the host reads the memory of a CPU
+            device without a copy.
+    """
+
+    def __init__(
+        self, tokens: jax.Array, logprobs: Logprobs[jax.Array] | None, *, copies: bool
+    ) -> None:
+        self.tokens = tokens
         self._logprobs = logprobs
-        tokens.copy_to_host_async()
+        if copies:
+            tokens.copy_to_host_async()
         if logprobs is not None:
             _start_copy(logprobs)
 
@@ -106,6 +115,7 @@ class ModelRunner:
             model = shards.local_model(model)
             shard_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
             steps = sharded_step_fns(shards.mesh, model)
+        self._copies_samples = next(iter(self._replicated.device_set)).platform != "cpu"
         self._model, self._params, self._shard_spec = model, params, shard_spec
         self._embed_and_head = model.embed_and_head_leaves(params)
         self._groups = layer_groups(model, params, layers_per_call) if model.unroll else []
@@ -230,7 +240,7 @@ class ModelRunner:
         wants_logprobs = batch.wants_logprobs
         if not self._groups:
             self._state, tokens, logprobs = self._step(self._params, self._state, batch)
-            return JaxStep(tokens, logprobs if wants_logprobs else None)
+            return self._in_flight(tokens, logprobs if wants_logprobs else None)
         pool, sampler = self._state.pool, self._state.sampler
         hidden, angles, metadata = self._embed(self._embed_and_head, sampler.last_tokens, batch)
         for first, matrices in groups:
@@ -247,7 +257,10 @@ class ModelRunner:
             self._embed_and_head, sampler, hidden, batch
         )
         self._state = RunnerState(pool, sampler)
-        return JaxStep(tokens, logprobs if wants_logprobs else None)
+        return self._in_flight(tokens, logprobs if wants_logprobs else None)
+
+    def _in_flight(self, tokens: jax.Array, logprobs: Logprobs[jax.Array] | None) -> JaxStep:
+        return JaxStep(tokens, logprobs, copies=self._copies_samples)
 
     def _padding(self, shape: BatchShape) -> Batch[np.ndarray]:
         return Batch.empty(shape, self.shapes.pages_per_seq, self.shapes.num_seq_slots)
