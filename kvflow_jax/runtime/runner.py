@@ -115,7 +115,7 @@ class ModelRunner:
             model = shards.local_model(model)
             shard_spec = replace(pool_spec, num_kv_heads=model.config.num_kv_heads)
             steps = sharded_step_fns(shards.mesh, model)
-        self._copies_samples = next(iter(self._replicated.device_set)).platform != "cpu"
+        self._copies_samples = jax.default_backend() != "cpu"
         self._model, self._params, self._shard_spec = model, params, shard_spec
         self._embed_and_head = model.embed_and_head_leaves(params)
         self._groups = layer_groups(model, params, layers_per_call) if model.unroll else []
