@@ -20,17 +20,20 @@ import threading
 import time
 from pathlib import Path
 
+from experiments.make_folder import temporary_folder
+
 TIMEOUT_S = 900  # many times what a command takes
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 NAMED = re.compile(r"python -m ((?:kvflow_jax|experiments|tests|docs)[\w.]*\w)")
 
-# JSON, FOLDER and RESULTS become paths in a temporary folder; what writes JSON must write it.
+# JSON, FOLDER and RESULTS become paths in a temporary folder; what writes JSON must write it. MODEL
+# is a tiny model: compiling the embedded one takes minutes.
 QUICK: dict[str, list[str]] = {
     "experiments": [""],
     "experiments.paper": [
-        "--mode sim --quick --arms gpu-only,hicache,kvflow --json JSON",
-        "--mode real --quick --arms kvflow --json JSON",
+        "--mode sim --quick --arms hicache,kvflow --json JSON",
+        "--mode real --quick --model MODEL --arms kvflow --json JSON",
     ],
     "experiments.compare": [
         "--workload cycle --quick --arms all --json JSON",
@@ -74,9 +77,10 @@ def named_commands() -> dict[str, str]:
     }
 
 
-def run(module: str, flags: str, folder: Path) -> str:
+def run(module: str, flags: str, folder: Path, model: Path) -> str:
     """Run one command; return what went wrong, "" if nothing did."""
     paths = {"JSON": folder / "out.json", "FOLDER": folder / "out", "RESULTS": folder / "results"}
+    paths["MODEL"] = model
     if "RESULTS" in flags:
         shutil.copytree(ROOT / "experiments" / "results", paths["RESULTS"])
     command = [sys.executable, "-m", module]
@@ -118,9 +122,9 @@ def main() -> int:
         if sys.argv[1:] and not any(part in module for part in sys.argv[1:]):
             continue
         for flags in forms:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, temporary_folder() as model:
                 begin = time.monotonic()
-                problem = run(module, flags, Path(folder))
+                problem = run(module, flags, Path(folder), model)
                 print(f"{time.monotonic() - begin:6.1f} s  {module} {flags}", flush=True)
                 if problem:
                     wrong.append(f"python -m {module} {flags}: {problem}")

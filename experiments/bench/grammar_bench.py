@@ -49,7 +49,10 @@ def main() -> int:
     options = parser.parse_args()
     engine = LLMOptions(pool_gib=0.3, max_num_seqs=NUM_ROWS, max_model_len=2048)
     if options.quick:
-        engine = LLMOptions(pool_gib=0.02, max_num_seqs=NUM_ROWS, max_model_len=512)
+        # Deterministic: two batch shapes, which compile in seconds.
+        engine = LLMOptions(
+            pool_gib=0.02, max_num_seqs=NUM_ROWS, max_model_len=512, deterministic=True
+        )
     num_rounds, num_steps, max_tokens = (1, 10, 32) if options.quick else (7, 60, 512)
     is_tiny = options.quick and options.model is None
     with temporary_folder() if is_tiny else nullcontext() as folder:

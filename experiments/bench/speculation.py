@@ -114,6 +114,8 @@ def main() -> int:
     config = SpeculativeConfig(num_speculative_tokens=NUM_ROWS - 1)
     figures: dict[str, Any] = {"speculative_config": asdict(config)}
     engine = LLMOptions(pool_gib=0.3, max_num_seqs=NUM_ROWS, max_model_len=2048)
+    # Two batch shapes, which compile in seconds.
+    engine["deterministic"] = options.quick
     without, with_drafts = engine.copy(), engine.copy()
     without["speculative_config"], with_drafts["speculative_config"] = NO_SPECULATION, config
     is_tiny = options.quick and options.model is None

@@ -4,8 +4,8 @@
     python -m experiments.paper --mode real --quick
 
 ``--mode sim`` runs the paper's cells in virtual time, on the machines and models of
-``kvflow_jax.sim.machines``. ``--mode real`` runs scaled-down workloads on this machine with the
-embedded model, its host link emulated at the A10G's ratio, and simulates the same with a profile
+``kvflow_jax.sim.machines``. ``--mode real`` runs scaled-down workloads on this machine with
+``--model``, its host link emulated at the A10G's ratio, and simulates the same with a profile
 fitted to this machine's step times.
 """
 
@@ -199,6 +199,9 @@ def main() -> int:
         default="some",
         help="names, comma-separated; all; or some: all for the quick cells, all but oracle and "
         "unlimited for the others",
+    )
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="of --mode real; default: smollm2-135m"
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of all random draws")
     parser.add_argument(

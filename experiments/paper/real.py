@@ -182,8 +182,9 @@ def main(arms: list[str], options: argparse.Namespace) -> int:
     """Run ``experiments.paper --mode real``."""
     arms = [arm for arm in arms if not ARMS[arm].is_oracle and not ARMS[arm].is_unlimited]
     use_compilation_cache(default_cache_dir())
-    loaded = load_model("smollm2-135m", dtype="float32", progress=False)
-    asked = {"mode": "real", "quick": options.quick, "arms": arms, "seed": options.seed}
+    loaded = load_model(options.model, dtype="float32", progress=False)
+    asked = {"mode": "real", "model": options.model, "quick": options.quick, "arms": arms}
+    asked["seed"] = options.seed
     results_cache = ResultCache(options.json, asked)
     machine = Machine(loaded)
     workloads = scaled_workloads(loaded.config.vocab_size, options.seed, options.quick)

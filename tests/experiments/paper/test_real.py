@@ -54,7 +54,7 @@ def test_one_profile_is_fitted_to_the_times_of_all_arms(tmp_path, monkeypatch, c
     monkeypatch.setattr(real, "load_model", lambda *_, **__: loaded)
     monkeypatch.setattr(real, "use_compilation_cache", lambda _: None)
     monkeypatch.setattr(real, "Machine", FakeMachine)
-    options = SimpleNamespace(json=tmp_path / "real.json", quick=True, seed=0)
+    options = SimpleNamespace(json=tmp_path / "real.json", model="m", quick=True, seed=0)
     assert real.main(["gpu-only", "kvflow", "oracle", "unlimited"], options) == 0
     assert FakeMachine.fitted == [[1], [2], [3], [4], [5], [6]]  # three workloads, two arms
     results = json.loads(options.json.read_text())
