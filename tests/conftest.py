@@ -1,4 +1,4 @@
-"""Models that tests of several rooms share, each built once a run."""
+"""Compiled programs and models that tests of several rooms share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ from hypothesis import settings
 # A busy machine exceeds hypothesis's deadline of 200 ms; tests never assert on time.
 settings.register_profile("kvflow", deadline=None)
 settings.load_profile("kvflow")
+
+COMPILED_BYTES = 1 << 30  # the least recently used programs go
+
+
+def pytest_configure(config):
+    """Share compiled programs among test files, processes and runs, in pytest's cache folder.
+
+    Compiling takes most of the time of all tests. With a limit, JAX locks the folder.
+    """
+    import jax
+
+    has_folder = config.pluginmanager.hasplugin("cacheprovider")
+    if has_folder and jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = config.cache.mkdir("compiled-programs")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,8 @@ def running(server: Server) -> Iterator[str]:
 def embedded_server() -> Iterator[str]:
     """Yield the URL of a server of the embedded model, as ``make serve`` starts it.
 
-    Its pool is small, and it has the user's cache folder.
+    Its pool is small, and it has the user's cache folder. Blocks of the documentation that make an
+    ``LLM`` give it the same sizes, so that their programs are compiled once.
     """
     config = parse_config(["--port", "0", "--pool-gib", "0.5", "--max-num-seqs", "4"])
     with running(Server(config, bind("127.0.0.1", 0), build_engine)) as url:

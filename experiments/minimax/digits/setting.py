@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.minimax.digits.training import Cell, Program
 
-NUM_NODES, CALLS, QUICK_CALLS = 20, 4000, 400
+NUM_NODES, CALLS, QUICK_CALLS = 20, 4000, 160
 SEEDS = (0, 1, 2)
 GAMMA_X = 3.0  # the demanded one; gamma_y is .3
 OURS = "D-AdaST"
