@@ -33,6 +33,7 @@ from experiments.measure import (
 )
 from kvflow_jax.api.load_config import Dtype
 from kvflow_jax.api.options import LLMOptions
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 REACH = {
     "prefill_vs_matmul_ceiling": ">= 0.80",
@@ -77,7 +78,9 @@ class Plan:
     gain_prompt_len: int = 512
     gain_output_len: int = 64
     num_mixed: int = 100
-    engine: LLMOptions = field(default_factory=lambda: LLMOptions(pool_gib=1.0))
+    engine: LLMOptions = field(
+        default_factory=lambda: LLMOptions(pool_gib=1.0, speculative_config=NO_SPECULATION)
+    )
 
 
 FULL = Plan()
@@ -94,7 +97,13 @@ QUICK = Plan(
     gain_output_len=8,
     num_mixed=10,
     # Deterministic: two batch shapes, which compile in seconds.
-    engine={"pool_gib": 0.02, "max_num_seqs": 4, "max_model_len": 512, "deterministic": True},
+    engine={
+        "pool_gib": 0.02,
+        "max_num_seqs": 4,
+        "max_model_len": 512,
+        "deterministic": True,
+        "speculative_config": NO_SPECULATION,
+    },
 )
 
 

@@ -26,6 +26,7 @@ from kvflow_jax.api.completion import Completion
 from kvflow_jax.api.options import LLMOptions
 from kvflow_jax.errors import StepFailedError
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 NUM_ROWS = 8
 REACH = {
@@ -53,6 +54,7 @@ def main() -> int:
         engine = LLMOptions(
             pool_gib=0.02, max_num_seqs=NUM_ROWS, max_model_len=512, deterministic=True
         )
+    engine["speculative_config"] = NO_SPECULATION  # a measurement of steps
     num_rounds, num_steps, max_tokens = (1, 10, 32) if options.quick else (7, 60, 512)
     is_tiny = options.quick and options.model is None
     with temporary_folder() if is_tiny else nullcontext() as folder:

@@ -26,6 +26,7 @@ from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, write_json
 from experiments.modes import MODES
 from kvflow_jax.api.options import LLMOptions
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 TEXTS = ("docs/**/*.md", "LICENSE")
 LIMIT_S = 1800.0  # of a mode
@@ -53,7 +54,9 @@ class Plan:
     num_prompts: int = 32
     prompt_len: int = 96
     output_len: int = 64
-    engine: LLMOptions = field(default_factory=lambda: LLMOptions(pool_gib=1.0))
+    engine: LLMOptions = field(
+        default_factory=lambda: LLMOptions(pool_gib=1.0, speculative_config=NO_SPECULATION)
+    )
 
 
 FULL = Plan()
@@ -64,7 +67,13 @@ QUICK = Plan(
     prompt_len=32,
     output_len=8,
     # Deterministic: two batch shapes, which compile in seconds.
-    engine={"pool_gib": 0.02, "max_num_seqs": 4, "max_model_len": 512, "deterministic": True},
+    engine={
+        "pool_gib": 0.02,
+        "max_num_seqs": 4,
+        "max_model_len": 512,
+        "deterministic": True,
+        "speculative_config": NO_SPECULATION,
+    },
 )
 
 

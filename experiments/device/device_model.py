@@ -25,6 +25,7 @@ from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.sizes import GIB
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 PREFILL = 2048  # tokens of the timed prompt
 CYCLE_FIGURES = (
@@ -66,6 +67,7 @@ class Plan:
             link_ratio=self.link_ratio if is_tiered else None,
         )
         return EngineConfig(
+            speculative_config=NO_SPECULATION,
             max_model_len=max(self.sizes.fixed + own, PREFILL + PAGE),
             max_num_seqs=8,
             num_pages=max(4 * self.sizes.fixed + own, PREFILL + 512) // PAGE,
@@ -97,6 +99,7 @@ def model_rates(load: LoadConfig, plan: Plan, ceiling: dict[str, Any]) -> dict[s
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
         num_pages=config.num_pages,
+        speculative_config=NO_SPECULATION,
     ) as llm:
         ready_s = time.monotonic() - start
         rng = np.random.default_rng(0)

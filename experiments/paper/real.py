@@ -38,6 +38,7 @@ from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.requests.outputs import EngineStats
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
 from kvflow_jax.sim.profile import ModelShape, Profile
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 LINK_RATIO = A10G.link_ratio(LLAMA_3_1_8B)
 MAX_PREFILL = 256
@@ -101,6 +102,7 @@ class Machine:
             page_size=PAGE,
             num_pages=(workload.total if arm.is_unlimited else setting.pool_tokens) // PAGE + 1,
             seed=0,
+            speculative_config=NO_SPECULATION,  # the paper's engines have none
             deterministic=setting.deterministic,
             cache=cache,
         )

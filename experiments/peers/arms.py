@@ -19,6 +19,10 @@ from experiments.peers.weights import PeerWeights
 KVFLOW = "kvflow"
 
 
+# The columns are what a step takes; the peers have no drafts either.
+_NO_DRAFTS = {"speculative_config": {"num_speculative_tokens": 0}}
+
+
 @dataclass(frozen=True)
 class Arm:
     """An engine in one mode.
@@ -143,7 +147,7 @@ def measure_arm(arm: Arm, setup: Setup, plan: Plan, limit_s: float) -> dict[str,
     """
     options = {"model": setup.model_of(arm), **arm.options}
     if arm.is_ours:
-        options = {"model": setup.model, "llm": {**setup.options, **arm.options}}
+        options = {"model": setup.model, "llm": {**_NO_DRAFTS, **setup.options, **arm.options}}
     driver = f"experiments.peers.drivers.run_{arm.engine}"
     command = [str(setup.python(arm)), "-m", driver, json.dumps(options), json.dumps(asdict(plan))]
     try:

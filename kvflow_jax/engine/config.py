@@ -11,7 +11,11 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import COUNT, NEW_FILE, POSITIVE, SEED, SWITCH
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.errors import ConfigError
-from kvflow_jax.speculation.config import SPECULATIVE_CONFIG, SpeculativeConfig
+from kvflow_jax.speculation.config import (
+    DEFAULT_SPECULATION,
+    SPECULATIVE_CONFIG,
+    SpeculativeConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,12 @@ class EngineConfig(Config):
         SWITCH,
     )
     speculative_config: SpeculativeConfig | Mapping[str, object] | None = flag(
-        None,
+        DEFAULT_SPECULATION,
         "speculative decoding without a draft model: draft the next tokens from finished answers "
         "and the request's own tokens, and verify several in one step. Tokens stay the same. JSON "
         "with vLLM's keys, or none",
         SPECULATIVE_CONFIG,
-        if_unset="none",
+        if_unset='{"method": "suffix", "num_speculative_tokens": 16}',
     )
     trace: Path | str | None = flag(
         None,
@@ -87,7 +91,6 @@ class EngineConfig(Config):
         super().__post_init__()
         if self.num_pages is not None and self.pool_gib is not None:
             raise ConfigError("set num_pages or pool_gib, not both")
-        if self.speculative_config is not None:
-            # Settings are equal, and hashed, and compared between processes, however they came.
-            of_any = SpeculativeConfig.of(self.speculative_config)
-            object.__setattr__(self, "speculative_config", of_any)
+        # Settings are equal, and hashed, and compared between processes, however they came.
+        speculative_config = SpeculativeConfig.of(self.speculative_config)
+        object.__setattr__(self, "speculative_config", speculative_config)

@@ -118,7 +118,7 @@ class EngineSizes:
         # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.
         budget_tokens = config.max_num_batched_tokens or _batched_tokens(platform, dtype)
         tile = _tile(page, budget_tokens)
-        speculation = SpeculativeConfig.of(config.speculative_config or NO_SPECULATION)
+        speculation = SpeculativeConfig.of(config.speculative_config)
         shapes = BatchShapes.plan(
             max_num_seqs=config.max_num_seqs,
             max_prefill_tokens=budget_tokens,

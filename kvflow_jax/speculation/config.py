@@ -47,11 +47,13 @@ class SpeculativeConfig:
 
     @classmethod
     def of(cls, value: object) -> SpeculativeConfig:
-        """Return the settings that an argument or the JSON of a flag describes.
+        """Return the settings that an argument or the JSON of a flag describes; None: no drafts.
 
         Raises:
             ValueError: it describes none.
         """
+        if value is None:
+            return NO_SPECULATION
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
@@ -68,6 +70,7 @@ _VALUES: dict[str, Values[object]] = {
     "suffix_decoding_max_tree_depth": integer(MIN_MATCH_LEN, 1024),
     "suffix_decoding_corpus_tokens": integer(0, _MAX_CORPUS_TOKENS),
 }
+DEFAULT_SPECULATION = SpeculativeConfig()
 NO_SPECULATION = SpeculativeConfig(num_speculative_tokens=0)
 
 
@@ -84,7 +87,7 @@ def _is_valid(value: object) -> bool:
 
 
 SPECULATIVE_CONFIG: Values[SpeculativeConfig] = Values(
-    f"none, or a JSON object with some of the keys of {json.dumps(asdict(SpeculativeConfig()))}, "
+    f"none, or a JSON object with some of the keys of {json.dumps(asdict(DEFAULT_SPECULATION))}, "
     f"where method is {' or '.join(get_args(Method))} and num_speculative_tokens is at most "
     f"{MAX_DRAFT_TOKENS}",
     _parse,

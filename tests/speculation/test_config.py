@@ -42,12 +42,18 @@ def test_bad_settings_are_refused_with_the_keys_that_there_are(given):
             refuse()
 
 
+def test_it_is_on_unless_it_is_switched_off():
+    assert EngineConfig().speculative_config == SpeculativeConfig()
+    assert EngineConfig(speculative_config=None).speculative_config == NO_SPECULATION
+    assert SPECULATIVE_CONFIG.of_text("null") == NO_SPECULATION
+
+
 def test_a_mapping_and_json_make_equal_settings():
     config = EngineConfig(speculative_config={"num_speculative_tokens": 4})
     assert config == EngineConfig(speculative_config=SpeculativeConfig(num_speculative_tokens=4))
 
 
 def test_text_that_is_no_json_is_refused():
-    for text in ("", "suffix", "{", "null"):
+    for text in ("", "suffix", "{"):
         with pytest.raises(ValueError, match="JSON object"):
             SPECULATIVE_CONFIG.of_text(text)
