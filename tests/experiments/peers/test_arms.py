@@ -61,7 +61,7 @@ def test_an_arm_is_measured_line_by_line(driver, setup):
     driver("import sys; print('a log'); print('{\"a\": 1}'); print(sys.argv[1])")
     figures = measure_arm(OURS, setup, Plan(), limit_s=60)
     no_drafts = {"num_speculative_tokens": 0}
-        llm = {"speculative_config": no_drafts, "pool_gib": 1.0, "dtype": "float32"}
+    llm = {"speculative_config": no_drafts, "pool_gib": 1.0, "dtype": "float32"}
     assert figures == {"a": 1, "model": "tiny", "llm": llm}
 
 
