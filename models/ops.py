@@ -96,20 +96,7 @@ class Ops(Protocol):
         pool: KVPool,
         config: AttentionConfig,
     ) -> tuple[jax.Array, KVPool]:
-        """Apply RoPE to queries and keys, then do as ``attend``."""
-        ...
-
-    def attend(
-        self,
-        layer: jax.Array,  # i32[]
-        q: jax.Array,  # [num_tokens, num_heads, head_dim]
-        k: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
-        v: jax.Array,  # [num_tokens, num_kv_heads, head_dim]
-        metadata: AttentionMetadata,
-        pool: KVPool,
-        config: AttentionConfig,
-    ) -> tuple[jax.Array, KVPool]:
-        """See ``attention.attend``."""
+        """Apply RoPE to queries and keys, then do as ``attention.attend``."""
         ...
 
 
@@ -200,18 +187,6 @@ class XlaOps:
         q_end = k_end - pool.spec.num_kv_heads
         q, k, v = qkv[:, :q_end], qkv[:, q_end:k_end], qkv[:, k_end:]
         q, k = rotate(q, *angles), rotate(k, *angles)
-        return self.attend(layer, q, k, v, metadata, pool, config)
-
-    def attend(
-        self,
-        layer: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        metadata: AttentionMetadata,
-        pool: KVPool,
-        config: AttentionConfig,
-    ) -> tuple[jax.Array, KVPool]:
         return self.attention(layer, q, k, v, metadata, pool, config)
 
 

@@ -149,15 +149,21 @@ def attention(
         tile=width,
     )
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    q = jnp.asarray(rng.standard_normal((num_tokens, heads, config.head_dim), np.float32))
-    kv = jnp.zeros((num_tokens, kv_heads, config.head_dim), jnp.float32)
+    shape = num_tokens, heads + 2 * kv_heads, config.head_dim
+    qkv = jnp.asarray(rng.standard_normal(shape, np.float32))
+    no_angle = num_tokens, 1, config.head_dim // 2
+    angles = jnp.ones(no_angle, jnp.float32), jnp.zeros(no_angle, jnp.float32)
 
-    def run(q: jax.Array, metadata: AttentionMetadata, pool: KVPool) -> tuple[jax.Array, KVPool]:
+    def run(qkv: jax.Array, metadata: AttentionMetadata, pool: KVPool) -> tuple[jax.Array, KVPool]:
         # A pool that is carried through a loop is updated in place, as in a step.
         def attend(layer: jax.Array, carry: tuple[jax.Array, KVPool]) -> tuple[jax.Array, KVPool]:
-            return ops.attend(layer, carry[0], kv, kv, metadata, carry[1], config.attention_config)
+            qkv, pool = carry
+            out, pool = ops.rotate_and_attend(
+                layer, qkv, angles, metadata, pool, config.attention_config
+            )
+            return qkv.at[:, :heads].set(out), pool
 
-        end: tuple[jax.Array, KVPool] = jax.lax.fori_loop(0, config.num_layers, attend, (q, pool))
+        end: tuple[jax.Array, KVPool] = jax.lax.fori_loop(0, config.num_layers, attend, (qkv, pool))
         return end
 
     jitted = jax.jit(run, donate_argnums=2)
@@ -165,7 +171,7 @@ def attention(
 
     def call() -> jax.Array:
         out: jax.Array
-        out, state[0] = jitted(q, metadata, state[0])
+        out, state[0] = jitted(qkv, metadata, state[0])
         return out
 
     return call

@@ -97,19 +97,6 @@ class NativeOps:
     def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
         return _product(self.table_format, "linear", x, table, num_rows)
 
-    def attend(
-        self,
-        layer: jax.Array,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        metadata: AttentionMetadata,
-        pool: KVPool,
-        config: AttentionConfig,
-    ) -> tuple[jax.Array, KVPool]:
-        pool = pool.write(layer, metadata.write_kv_slots, k, v)
-        return _attend_to_pool(layer, q, metadata, pool, config), pool
-
     def rotate_and_attend(
         self,
         layer: jax.Array,

@@ -28,6 +28,19 @@ def jitted(attend, config):
     return jax.jit(partial(attend, config=config))
 
 
+@cache
+def without_rope(ops):
+    """Return the attention of ops, as a function like ``attention.attend``: no head is rotated."""
+
+    def attend(layer, q, k, v, metadata, pool, config):
+        qkv = jnp.concatenate([q, k, v], axis=1)
+        shape = (len(qkv), 1, qkv.shape[2] // 2)
+        angles = jnp.ones(shape), jnp.zeros(shape)
+        return ops.rotate_and_attend(layer, qkv, angles, metadata, pool, config)
+
+    return attend
+
+
 class RaggedBatch:
     """Sequences of the given lengths in a shuffled pool, and the rows that attend to them.
 

@@ -20,7 +20,7 @@ from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XLA, XLA_ON_CPU, XlaOps
 from tests.models import tiny
 from tests.models.families.cases import CONFIGS
-from tests.models.kernels.batches import RaggedBatch, with_nan_past_contexts
+from tests.models.kernels.batches import RaggedBatch, with_nan_past_contexts, without_rope
 from tests.support.native import has_kernels, native_ops
 from tests.support.tiers import slow_except
 
@@ -28,6 +28,7 @@ if not has_kernels():
     pytest.skip("needs a CPU and a C++ compiler", allow_module_level=True)
 
 NATIVE = native_ops()
+ATTEND = without_rope(NATIVE)
 WEIGHTS = ("float32", "bfloat16", "int8", "int4")
 # Of the sum of the absolute products: rounding of sums, of both operands, and to 1/127 of the
 # largest of 32 values or 1/15 of their range.
@@ -182,7 +183,7 @@ def test_attention_of_ragged_batches_equals_the_reference(heads, page_size, dtyp
         dtype=dtype,
     )
     expected, expected_pool = batch.attend(attention.attend_reference)
-    out, pool = batch.attend(NATIVE.attend)
+    out, pool = batch.attend(ATTEND)
     np.testing.assert_allclose(out, expected, atol=ATTENTION_ERROR[dtype])
     np.testing.assert_array_equal(pool, expected_pool)
 
@@ -210,7 +211,7 @@ def test_attention_with_a_window_equals_the_reference(heads, window, dtype):
         dtype=dtype,
     )
     expected, _ = batch.attend(attention.attend_reference)
-    out, _ = batch.attend(NATIVE.attend)
+    out, _ = batch.attend(ATTEND)
     np.testing.assert_allclose(out, expected, atol=ATTENTION_ERROR[dtype])
 
 
@@ -223,7 +224,7 @@ def test_stale_values_past_a_context_do_not_matter(attend, dtype):
     implementation = {
         "reference": attention.attend_reference,
         "xla": attention.attend,
-        "native": NATIVE.attend,
+        "native": ATTEND,
     }[attend]
     expected, _ = batch.attend(implementation)
     out, _ = with_nan_past_contexts(batch).attend(implementation)
@@ -236,7 +237,7 @@ def test_stale_values_past_a_context_do_not_matter(attend, dtype):
 def test_attention_of_decode_rows_or_tiles_alone(decode, tiles):
     batch = RaggedBatch((9, 3, 64), 16, decode=decode, tiles=tiles, tile=16)
     expected, _ = batch.attend(attention.attend_reference)
-    out, _ = batch.attend(NATIVE.attend)
+    out, _ = batch.attend(ATTEND)
     np.testing.assert_allclose(out, expected, atol=1e-4)
     assert np.isfinite(out).all()
 
@@ -259,8 +260,8 @@ def test_a_row_of_attention_does_not_depend_on_its_batch(window, dtype):
         tile=32,
     )
     qkv = [repeated(x) for x in alone.qkv]
-    expected, _ = alone.attend(NATIVE.attend)
-    attend = jax.jit(partial(NATIVE.attend, config=alone.config))
+    expected, _ = alone.attend(ATTEND)
+    attend = jax.jit(partial(ATTEND, config=alone.config))
     out, _ = attend(alone.layer, *qkv, crowd, alone.pool)
     for row in np.asarray(out):
         np.testing.assert_array_equal(row, expected[0])
@@ -272,8 +273,8 @@ def test_attention_of_a_prompt_does_not_depend_on_its_tiles(window, dtype):
     whole = RaggedBatch(
         (9, 3, 64), 16, decode=[], tiles=[(0, 390)], tile=390, window=window, dtype=dtype
     )
-    expected, _ = whole.attend(NATIVE.attend)
-    written = KVPool(jnp.asarray(whole.attend(NATIVE.attend)[1]), whole.spec)
+    expected, _ = whole.attend(ATTEND)
+    written = KVPool(jnp.asarray(whole.attend(ATTEND)[1]), whole.spec)
     q = whole.qkv[0]
     for start, end in ((0, 1), (1, 33), (33, 90), (90, 301), (301, 390)):
         metadata = AttentionMetadata(
@@ -285,7 +286,7 @@ def test_attention_of_a_prompt_does_not_depend_on_its_tiles(window, dtype):
             tile=end - start,
         )
         qkv = [x[start:end] for x in (q, *whole.qkv[1:])]
-        attend = jax.jit(partial(NATIVE.attend, config=whole.config))
+        attend = jax.jit(partial(ATTEND, config=whole.config))
         out, _ = attend(whole.layer, *qkv, metadata, written)
         np.testing.assert_array_equal(out, expected[start:end])
 
