@@ -11,10 +11,10 @@ from kvflow_jax.errors import ConfigError
 
 MAX_ISA = "KVFLOW_MAX_CPU_ISA"
 _AVX2 = ("avx2", "fma", "f16c")
-_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 _AVX512_BF16 = (*_AVX512, "avx512_bf16")
-_AMX = (*_AVX512_BF16, "amx_tile", "amx_int8", "amx_bf16")
-_OPTIONS = {"amx_tile": "amx-tile", "amx_int8": "amx-int8", "amx_bf16": "amx-bf16"}
+_AMX = (*_AVX512_BF16, "amx_tile", "amx_bf16")
+_OPTIONS = {"amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
 
 
 @dataclass(frozen=True, slots=True)
