@@ -129,25 +129,19 @@ struct FloatUnit {
   template <bool kAdd>
   static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                   const float* columns, int64_t depth) {
-    rows<kRowBlock, kAdd>(sums, reinterpret_cast<const float*>(x), stride / 4, num_rows, columns,
-                          depth);
+    const auto* from = reinterpret_cast<const float*>(x);
+    const int64_t ldx = stride / static_cast<int64_t>(sizeof(float));
+    for_row_blocks<kRowBlock>(num_rows, [&](auto MU, int64_t m) {
+      for (int n = 0; n < kPackedPanel; n += 2 * kLanes)
+        tile_product<MU, 2, kAdd>(sums + m * kPackedPanel + n, kPackedPanel, from + m * ldx, ldx,
+                                  columns + n, kPackedPanel, depth);
+    });
   }
 
   template <typename Blocks>
   static void add_blocks(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                          const Blocks& blocks, int64_t depth) {
     add_blocks_one_by_one<FloatUnit>(sums, x, stride, num_rows, blocks, depth);
-  }
-
- private:
-  template <int MU, bool kAdd>
-  static void rows(float* sums, const float* x, int64_t ldx, int64_t num_rows,
-                   const float* columns, int64_t depth) {
-    for (; num_rows >= MU; num_rows -= MU, sums += MU * kPackedPanel, x += MU * ldx)
-      for (int n = 0; n < kPackedPanel; n += 2 * kLanes)
-        tile_product<MU, 2, kAdd>(sums + n, kPackedPanel, x, ldx, columns + n, kPackedPanel, depth);
-    if constexpr (MU > 1)
-      if (num_rows) rows<MU - 1, kAdd>(sums, x, ldx, num_rows, columns, depth);
   }
 };
 
@@ -167,7 +161,9 @@ struct PairsUnit {
   template <bool kAdd>
   static void add(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
                   const BFloat16* columns, int64_t depth) {
-    rows<kRowBlock, kAdd>(sums, x, stride, num_rows, columns, depth);
+    for_row_blocks<kRowBlock>(num_rows, [&](auto MU, int64_t m) {
+      multiply<MU, kAdd>(sums + m * kPackedPanel, x + m * stride, stride, columns, depth);
+    });
   }
 
   template <typename Blocks>
@@ -177,15 +173,6 @@ struct PairsUnit {
   }
 
  private:
-  template <int MU, bool kAdd>
-  static void rows(float* sums, const uint8_t* x, int64_t stride, int64_t num_rows,
-                   const BFloat16* columns, int64_t depth) {
-    for (; num_rows >= MU; num_rows -= MU, x += MU * stride, sums += MU * kPackedPanel)
-      multiply<MU, kAdd>(sums, x, stride, columns, depth);
-    if constexpr (MU > 1)
-      if (num_rows) rows<MU - 1, kAdd>(sums, x, stride, num_rows, columns, depth);
-  }
-
   template <int MU, bool kAdd>
   static void multiply(float* sums, const uint8_t* x, int64_t stride, const BFloat16* columns,
                        int64_t depth) {

@@ -10,8 +10,6 @@
 //   Unit              what a thread holds while it multiplies
 #pragma once
 
-#include <type_traits>
-
 #include "rows.h"
 #include "vec.h"
 
@@ -41,21 +39,20 @@ struct Float32Panels {
     const auto* b = reinterpret_cast<const float*>(panel);
     // Many rows read a panel often: in parts that stay in the first-level cache.
     const int64_t depth = num_rows > 2 * kRowBlock ? kDepth : K;
-    rows<kRowBlock, false>(y, ldy, a, K, b, num_rows, std::min(depth, K));
+    add<false>(y, ldy, a, K, b, num_rows, std::min(depth, K));
     for (int64_t k = depth; k < K; k += depth)
-      rows<kRowBlock, true>(y, ldy, a + k, K, b + k * kPanel, num_rows, std::min(depth, K - k));
+      add<true>(y, ldy, a + k, K, b + k * kPanel, num_rows, std::min(depth, K - k));
   }
 
  private:
   static constexpr int64_t kDepth = 24 * 1024 / (kPanel * sizeof(float));
 
-  template <int MU, bool kAdd>
-  static void rows(float* y, int64_t ldy, const float* a, int64_t lda, const float* b,
-                   int64_t num_rows, int64_t depth) {
-    for (; num_rows >= MU; num_rows -= MU, y += MU * ldy, a += MU * lda)
-      tile_product<MU, kVecs, kAdd>(y, ldy, a, lda, b, kPanel, depth);
-    if constexpr (MU > 1)
-      if (num_rows) rows<MU - 1, kAdd>(y, ldy, a, lda, b, num_rows, depth);
+  template <bool kAdd>
+  static void add(float* y, int64_t ldy, const float* a, int64_t lda, const float* b,
+                  int64_t num_rows, int64_t depth) {
+    for_row_blocks<kRowBlock>(num_rows, [&](auto MU, int64_t m) {
+      tile_product<MU, kVecs, kAdd>(y + m * ldy, ldy, a + m * lda, lda, b, kPanel, depth);
+    });
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
@@ -37,6 +38,15 @@ struct Rows {
 
   const uint8_t* at(int64_t m) const { return data + m * stride; }
 };
+
+// Calls body(MU, m), where MU is an integral constant, for blocks of MU rows from row m on: kMost rows
+// in all blocks but the last.
+template <int kMost, typename Body>
+inline void for_row_blocks(int64_t num_rows, const Body& body, int64_t m = 0) {
+  for (; num_rows - m >= kMost; m += kMost) body(std::integral_constant<int, kMost>(), m);
+  if constexpr (kMost > 1)
+    if (m < num_rows) for_row_blocks<kMost - 1>(num_rows, body, m);
+}
 
 // Rounds x to bfloat16, with zeros up to the end of the row.
 inline void round_row(uint8_t* to, const float* x, int64_t K, int64_t row_bytes) {
