@@ -19,12 +19,22 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 
+from kvflow_jax.api.options import LLMOptions
 from kvflow_jax.config.values import COUNT, INDEX, POSITIVE
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.serve.argument_parser import ArgumentParser, argument_type
+from kvflow_jax.speculation.config import NO_SPECULATION
 
 # Written by ``experiments.bench.fit_profile``, read for the machine ``this-machine``.
 THIS_MACHINE = Path(__file__).parent / "results" / "profile_this_machine.json"
+# The engine of quick runs. Deterministic: two batch shapes, which compile in seconds.
+QUICK_ENGINE = LLMOptions(
+    pool_gib=0.02,
+    max_num_seqs=4,
+    max_model_len=512,
+    deterministic=True,
+    speculative_config=NO_SPECULATION,
+)
 
 
 def arguments(docstring: str | None) -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments.make_folder import temporary_folder
 from experiments.measure import (
+    QUICK_ENGINE,
     BandwidthCeiling,
     MatmulCeiling,
     arguments,
@@ -96,14 +97,7 @@ QUICK = Plan(
     gain_prompt_len=64,
     gain_output_len=8,
     num_mixed=10,
-    # Deterministic: two batch shapes, which compile in seconds.
-    engine={
-        "pool_gib": 0.02,
-        "max_num_seqs": 4,
-        "max_model_len": 512,
-        "deterministic": True,
-        "speculative_config": NO_SPECULATION,
-    },
+    engine=QUICK_ENGINE,
 )
 
 

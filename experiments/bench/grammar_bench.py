@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.bench.tool_schemas import sample_tools
 from experiments.make_folder import temporary_folder
-from experiments.measure import arguments, report
+from experiments.measure import QUICK_ENGINE, arguments, report
 from kvflow_jax import LLM, SamplingParams, StructuredOutputsParams
 from kvflow_jax.api.completion import Completion
 from kvflow_jax.api.options import LLMOptions
@@ -50,10 +50,7 @@ def main() -> int:
     options = parser.parse_args()
     engine = LLMOptions(pool_gib=0.3, max_num_seqs=NUM_ROWS, max_model_len=2048)
     if options.quick:
-        # Deterministic: two batch shapes, which compile in seconds.
-        engine = LLMOptions(
-            pool_gib=0.02, max_num_seqs=NUM_ROWS, max_model_len=512, deterministic=True
-        )
+        engine = QUICK_ENGINE | {"max_num_seqs": NUM_ROWS}
     engine["speculative_config"] = NO_SPECULATION  # a measurement of steps
     num_rounds, num_steps, max_tokens = (1, 10, 32) if options.quick else (7, 60, 512)
     is_tiny = options.quick and options.model is None

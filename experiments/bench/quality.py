@@ -23,7 +23,7 @@ from typing import Any
 
 from experiments.child import ROOT, ChildError, run_child
 from experiments.make_folder import temporary_folder
-from experiments.measure import arguments, write_json
+from experiments.measure import QUICK_ENGINE, arguments, write_json
 from experiments.modes import MODES
 from kvflow_jax.api.options import LLMOptions
 from kvflow_jax.speculation.config import NO_SPECULATION
@@ -66,14 +66,7 @@ QUICK = Plan(
     num_prompts=3,
     prompt_len=32,
     output_len=8,
-    # Deterministic: two batch shapes, which compile in seconds.
-    engine={
-        "pool_gib": 0.02,
-        "max_num_seqs": 4,
-        "max_model_len": 512,
-        "deterministic": True,
-        "speculative_config": NO_SPECULATION,
-    },
+    engine=QUICK_ENGINE,
 )
 
 
