@@ -42,7 +42,7 @@ def test_a_cpu_gets_bfloat16_where_that_is_fast():
     config = PRESETS["llama-3.2-1b"]
     assert choose_dtype("auto", config, *CPU, has_fast_bfloat16=lambda: True) == "bfloat16"
     assert choose_dtype("auto", config, *CPU, has_fast_bfloat16=lambda: False) == "float32"
-    # Kernels are built on a CPU only, and only if nobody has named a dtype.
+    # Asking builds the kernels, which takes seconds.
     for device, name in ((H100, "auto"), (CPU, "float32")):
         choose_dtype(name, config, *device, has_fast_bfloat16=pytest.fail)
 
