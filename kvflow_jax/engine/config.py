@@ -41,7 +41,7 @@ class EngineConfig(Config):
         "maximum prompt tokens per engine step",
         COUNT,
         unit="TOKENS",
-        if_unset="256 on CPU in float32, 512 in 16 bits; 2048 on devices",
+        if_unset="256 on CPU in float32, 512 on CPU in 16 bits, else 2048",
     )
     page_size: int = flag(16, "tokens per KV block", COUNT, unit="TOKENS")
     pool_gib: float | None = flag(
