@@ -38,12 +38,12 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         """Map [T, in] to [T, out], and add a residual [T, out] if it is given."""
         if residual is not None and self.row_parallel and self.bias is None:
-            return self.ops.linear_add(x, self.weight[...], self.out_features, residual)
+            return self.ops.linear_add(x, self.weight.get_value(), self.out_features, residual)
         y = self._project(x)
         return y if residual is None else residual + y
 
     def _project(self, x: jax.Array) -> jax.Array:
-        y = self.ops.linear(x, self.weight[...], self.out_features)
+        y = self.ops.linear(x, self.weight.get_value(), self.out_features)
         y = self.ops.all_reduce(y) if self.row_parallel else y
         return y if self.bias is None else y + self.bias[...]
 
@@ -51,7 +51,7 @@ class Linear(nnx.Module):
         """Return act(gate) * up, for the gate and up projections fused in W."""
         if self.bias is not None:
             return gate(self(x), activation)
-        return self.ops.gated(x, self.weight[...], self.out_features // 2, activation)
+        return self.ops.gated(x, self.weight.get_value(), self.out_features // 2, activation)
 
 
 class Embedding(nnx.Module):
@@ -65,10 +65,10 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(ops.pack_table(table))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:  # i32[T] -> [T, D]
-        return self.ops.lookup(self.weight[...], tokens, self.hidden_size)
+        return self.ops.lookup(self.weight.get_value(), tokens, self.hidden_size)
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [n, D] -> f32[n, V]
-        return self.ops.project(hidden, self.weight[...], self.vocab_size)
+        return self.ops.project(hidden, self.weight.get_value(), self.vocab_size)
 
 
 class RMSNorm(nnx.Module):

@@ -18,11 +18,12 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.decoder import DecoderLayer, EmbedAndHead
 from kvflow_jax.models.dtypes import AUTO, DTYPES
 from kvflow_jax.models.ops import XLA, Ops
+from kvflow_jax.models.quantised import Int8Array, Weight
 from kvflow_jax.models.rope import Angles
 
-Params = dict[str, jax.Array]  # dotted name -> weight, with the shapes of ``Model.specs``
-Leaves = list[jax.Array]  # weights of one module of the model, in the order of its names
-Specs = dict[str, jax.ShapeDtypeStruct]
+Params = dict[str, Weight]  # dotted name -> weight, with the shapes of ``Model.specs``
+Leaves = list[Any]  # weights of one module of the model, in the order of its names
+Specs = dict[str, Any]  # dotted name -> weight, with ShapeDtypeStructs as arrays
 
 LAYERS = "layers."
 
@@ -56,7 +57,7 @@ class Model:
     @property
     def weights_bytes(self) -> int:
         """Size of all packed weights, in bytes."""
-        return sum(spec.size * spec.dtype.itemsize for spec in self.specs.values())
+        return sum(spec.size * spec.dtype.itemsize for spec in jax.tree.leaves(self.specs))
 
     @property
     def weights_dtype(self) -> str:
@@ -84,13 +85,11 @@ class Model:
         plain_embed_and_head, plain_layer = (
             _ModuleDef.of(kind, config, weights_dtype, XLA) for kind in kinds
         )
-        stacked_specs = plain_embed_and_head.specs | {
-            LAYERS + name: jax.ShapeDtypeStruct((num, *spec.shape), spec.dtype)
-            for name, spec in plain_layer.specs.items()
-        }
+        stacked_specs = plain_embed_and_head.specs | _stacked(plain_layer.specs, num)
         embed_and_head, layer = (_ModuleDef.of(kind, config, weights_dtype, ops) for kind in kinds)
-        specs = stacked_specs
-        if ops.unroll:
+        if not ops.unroll:
+            specs = embed_and_head.specs | _stacked(layer.specs, num)
+        else:
             specs = embed_and_head.specs | {
                 name: stacked_specs[name]
                 for name in (LAYERS + name for name in layer.specs)
@@ -104,12 +103,12 @@ class Model:
             }
         return cls(config, dtype, ops, specs, stacked_specs, embed_and_head, layer)
 
-    def init_embed_and_head(self, key: jax.Array) -> Params:
+    def init_embed_and_head(self, key: jax.Array) -> dict[str, jax.Array]:
         """Return random plain weights of the embedding, final norm and head, by name."""
         plain = _ModuleDef.of(self._embed_and_head.kind, self.config, self.weights_dtype, XLA)
         return dict(zip(plain.specs, plain.init(self.config, self.weights_dtype, key), strict=True))
 
-    def init_layer(self, key: jax.Array) -> Params:
+    def init_layer(self, key: jax.Array) -> dict[str, jax.Array]:
         """Return random plain weights of one layer, by their names within it."""
         layer = _ModuleDef.of(self._layer.kind, self.config, self.weights_dtype, XLA)
         return dict(zip(layer.specs, layer.init(self.config, self.weights_dtype, key), strict=True))
@@ -124,13 +123,13 @@ class Model:
     def pack(self, name: str, weight: Any) -> Any:
         """Return a leaf of the stacked weight ``name`` in the packed form of ``ops``.
 
-        The leaf is a numpy or a jax array.
+        The leaf, a numpy or a jax array, may be a slice along the first axis. Vectors and the
+        experts' stacks of matrices stay plain.
         """
         if not name.startswith(LAYERS):
             # The matrices outside the layers are embedding tables.
             return self.ops.pack_table(weight) if weight.ndim == 2 else weight
-        # Stacked vectors and the experts' stacks of matrices stay plain.
-        is_matrix = weight.ndim == 2 and name not in self.specs
+        is_matrix = len(self.stacked_specs[name].shape) == 3
         return self.ops.pack(weight) if is_matrix else weight
 
     def forward(
@@ -262,12 +261,13 @@ class _ModuleDef:
     def of(cls, kind: type[nnx.Module], config: ModelConfig, dtype: str, ops: Ops) -> _ModuleDef:
         define = partial(_define, kind, config, dtype, ops)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: define(0)))
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
-        specs = {_name(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves}
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_weight)
+        specs = {_name(path): jax.tree.map(_spec, weight) for path, weight in leaves}
         return cls(kind, ops, specs, graphdef, partial(jax.tree.unflatten, treedef))
 
     def init(self, config: ModelConfig, dtype: str, key: jax.Array) -> Leaves:
-        return jax.tree.leaves(nnx.state(_define(self.kind, config, dtype, self.ops, key)))
+        state = nnx.state(_define(self.kind, config, dtype, self.ops, key))
+        return jax.tree.leaves(state, is_leaf=_is_weight)
 
     def merge(self, leaves: Leaves) -> Any:
         return nnx.merge(self.graphdef, self.unflatten(leaves))
@@ -291,6 +291,23 @@ def _run_layer(
 
 def _define(kind: Any, config: ModelConfig, dtype: str, ops: Ops, key: jax.Array | int) -> Any:
     return kind(config, ops=ops, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(params=key))
+
+
+def _is_weight(node: Any) -> bool:
+    return isinstance(node, Int8Array)
+
+
+def _spec(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _stacked(specs: Specs, num_layers: int) -> Specs:
+    """Return the specs of all layers' weights, stacked, from those of one."""
+
+    def stack(spec: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_layers, *spec.shape), spec.dtype)
+
+    return {LAYERS + name: jax.tree.map(stack, spec) for name, spec in specs.items()}
 
 
 def _name(path: tuple[Any, ...]) -> str:

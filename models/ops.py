@@ -16,6 +16,8 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.models.activations import gate
 from kvflow_jax.models.attention import Attend, AttentionMetadata, attend
 from kvflow_jax.models.config import AttentionConfig
+from kvflow_jax.models.dtypes import NO_QUANTIZATION
+from kvflow_jax.models.quantised import Int8Array, Weight, multiply, multiply_transposed
 from kvflow_jax.models.ragged_dot import ragged_blocks
 from kvflow_jax.models.rope import Angles, rotate
 
@@ -44,13 +46,11 @@ class Ops(Protocol):
         """Return floats that are finite if and only if all of a packed weight is."""
         ...
 
-    def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
+    def linear(self, x: jax.Array, weight: Any, num_out: int) -> jax.Array:
         """Compute x W: [T, num_in] to [T, num_out]. ``weight`` is packed."""
         ...
 
-    def linear_add(
-        self, x: jax.Array, weight: jax.Array, num_out: int, residual: jax.Array
-    ) -> jax.Array:
+    def linear_add(self, x: jax.Array, weight: Any, num_out: int, residual: jax.Array) -> jax.Array:
         """Compute x W + residual, [T, num_out], the sum after ``all_reduce``."""
         ...
 
@@ -58,7 +58,7 @@ class Ops(Protocol):
         """Divide the last axis by its root mean square, in float32, times ``weight``."""
         ...
 
-    def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
+    def gated(self, x: jax.Array, weight: Any, num_out: int, activation: str) -> jax.Array:
         """Compute act(x G) * (x U): [T, num_in] to [T, num_out]. ``weight`` is [G, U], packed."""
         ...
 
@@ -79,11 +79,11 @@ class Ops(Protocol):
         """Convert a table [num_rows, width] to the form that ``lookup`` and ``project`` take."""
         ...
 
-    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
+    def lookup(self, table: Any, rows: jax.Array, width: int) -> jax.Array:
         """Return rows of a table, i32[T] to [T, width]; indices past the end give the last row."""
         ...
 
-    def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+    def project(self, x: jax.Array, table: Any, num_rows: int) -> jax.Array:
         """Multiply with every row of a table: [T, width] to f32[T, num_rows]."""
         ...
 
@@ -110,10 +110,12 @@ class XlaOps:
             of the weights, so layers are unrolled there: scanned, a decode step is 1.2 to 1.7 times
             slower on CPU and moves three times the bytes on GPU. ``jax.lax.ragged_dot`` pays on
             neither, see ``ragged_dot`` and ``moe``.
+        quantize: "int8" keeps matrices and tables as ``Int8Array``, "none" as they are.
     """
 
     attention: Attend = attend
     platform: str = "tpu"
+    quantize: str = NO_QUANTIZATION
 
     @property
     def unroll(self) -> bool:
@@ -131,12 +133,14 @@ class XlaOps:
         return "float32" if self.platform == "cpu" else dtype
 
     def pack(self, weight: Any) -> Any:
-        return weight
+        return weight if self.quantize == NO_QUANTIZATION else Int8Array.quantise(weight, axis=-2)
 
     def floats(self, packed: Any) -> Any:
-        return packed
+        return packed.scale if isinstance(packed, Int8Array) else packed
 
-    def linear(self, x: jax.Array, weight: jax.Array, num_out: int) -> jax.Array:
+    def linear(self, x: jax.Array, weight: Weight, num_out: int) -> jax.Array:
+        if isinstance(weight, Int8Array):
+            return multiply(x, weight, self.platform).astype(x.dtype)
         # A CPU multiplies 16-bit floats fast only if sums are float32. Elsewhere they are, and the
         # result has the dtype of the weights.
         sums = jnp.float32 if self.platform == "cpu" else None
@@ -144,7 +148,7 @@ class XlaOps:
         return jnp.einsum("ti,io->to", x, weight, preferred_element_type=sums)
 
     def linear_add(
-        self, x: jax.Array, weight: jax.Array, num_out: int, residual: jax.Array
+        self, x: jax.Array, weight: Weight, num_out: int, residual: jax.Array
     ) -> jax.Array:
         return residual + self.all_reduce(self.linear(x, weight, num_out))
 
@@ -153,7 +157,7 @@ class XlaOps:
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
         return (x32 * scale).astype(x.dtype) * weight
 
-    def gated(self, x: jax.Array, weight: jax.Array, num_out: int, activation: str) -> jax.Array:
+    def gated(self, x: jax.Array, weight: Weight, num_out: int, activation: str) -> jax.Array:
         return gate(self.linear(x, weight, 2 * num_out), activation)
 
     def ragged_dot(self, x: jax.Array, weight: jax.Array, num_rows: jax.Array) -> jax.Array:
@@ -164,13 +168,18 @@ class XlaOps:
         return part
 
     def pack_table(self, table: Any) -> Any:
-        return table
+        return table if self.quantize == NO_QUANTIZATION else Int8Array.quantise(table, axis=-1)
 
-    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
-        found = table.at[rows].get(mode="clip")
+    def lookup(self, table: Weight, rows: jax.Array, width: int) -> jax.Array:
+        if isinstance(table, Int8Array):
+            found = table.rows(rows)
+        else:
+            found = table.at[rows].get(mode="clip")
         return found.astype(self.hidden_dtype(str(table.dtype)))
 
-    def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+    def project(self, x: jax.Array, table: Weight, num_rows: int) -> jax.Array:
+        if isinstance(table, Int8Array):
+            return multiply_transposed(x, table, self.platform)
         x = x.astype(table.dtype)
         return jnp.einsum("td,vd->tv", x, table, preferred_element_type=jnp.float32)
 

@@ -26,6 +26,7 @@ from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.model import Model
 from kvflow_jax.models.ops import XlaOps
+from kvflow_jax.models.quantised import Weight
 
 AXIS = "shard"
 REPLICATED = PartitionSpec()
@@ -33,6 +34,7 @@ POOL = PartitionSpec(None, None, AXIS)  # [num_layers * num_pages, page_size, 2 
 BLOCKS = PartitionSpec(None, None, None, AXIS)  # result of ``KVPool.gather``
 
 # End of a weight's name -> its sharded axis, counted from the last. Other weights are replicated.
+# The scales of an ``Int8Array`` are sharded as its values are: each device has those of its shard.
 SHARDED_AXES = {
     "qkv_proj.weight": -1,
     "qkv_proj.bias": -1,
@@ -122,13 +124,13 @@ class ShardedOps(XlaOps):
         total: jax.Array = jax.lax.psum(part, AXIS)
         return total
 
-    def lookup(self, table: jax.Array, rows: jax.Array, width: int) -> jax.Array:
+    def lookup(self, table: Weight, rows: jax.Array, width: int) -> jax.Array:
         local = rows - jax.lax.axis_index(AXIS) * table.shape[0]
         is_local = (local >= 0) & (local < table.shape[0])
-        found = jnp.where(is_local[:, None], table.at[local].get(mode="clip"), 0)
-        return self.all_reduce(found).astype(self.hidden_dtype(str(table.dtype)))
+        found = super().lookup(table, local, width)
+        return self.all_reduce(jnp.where(is_local[:, None], found, 0))
 
-    def project(self, x: jax.Array, table: jax.Array, num_rows: int) -> jax.Array:
+    def project(self, x: jax.Array, table: Weight, num_rows: int) -> jax.Array:
         part = super().project(x, table, num_rows)
         logits: jax.Array = jax.lax.all_gather(part, AXIS, axis=1, tiled=True)
         return logits
@@ -184,7 +186,7 @@ class Shards:
             ConfigError: a size of the model is no multiple of the number of shards.
         """
         assert isinstance(model.ops, XlaOps)
-        ops = ShardedOps(model.ops.attention, model.ops.platform)
+        ops = ShardedOps(model.ops.attention, model.ops.platform, model.ops.quantize)
         return Model.build(shard_of(model.config, self.num_shards), model.dtype, ops=ops)
 
     def weight_shardings(self, model: Model) -> dict[str, NamedSharding]:

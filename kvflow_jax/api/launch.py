@@ -259,7 +259,7 @@ def prepare(
     if group is not None:
         check_consistent(group, _weights_of(loaded))
     shards = loaded.shards
-    weight_shards = next(iter(loaded.params.values())).addressable_shards
+    weight_shards = jax.tree.leaves(loaded.params)[0].addressable_shards
     device = min((shard.device for shard in weight_shards), key=lambda d: d.id)
     num_devices = 1 if shards is None else shards.num_shards
     free = FreeMemory.measure(device)
@@ -328,7 +328,10 @@ def prepare(
 
 def _weights_of(loaded: LoadedModel) -> dict[str, str]:
     """Return the properties of weights that decide programs and tokens, by name."""
-    params = [(name, param.shape, str(param.dtype)) for name, param in loaded.params.items()]
+    params = [
+        (name, [(array.shape, str(array.dtype)) for array in jax.tree.leaves(weight)])
+        for name, weight in loaded.params.items()
+    ]
     shapes = hashlib.sha256(repr(sorted(params)).encode()).hexdigest()
     return {"shapes": shapes[:_DIGEST_CHARS], "weights": loaded.version[:_DIGEST_CHARS]}
 

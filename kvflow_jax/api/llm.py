@@ -75,7 +75,7 @@ class LLM(Caller):
         self.model, self.params = loaded.model, loaded.params
         self.sizes = engine.sizes
         self.runner = engine.runner
-        self.weights_bytes = sum(leaf.nbytes for leaf in loaded.params.values())
+        self.weights_bytes = loaded.model.weights_bytes
         super().__init__(EngineThread(engine), PromptEncoder(loaded.tokenizer))
 
     def run(self, workflow: Workflow | None = None, workflow_id: str | None = None) -> WorkflowRun:

@@ -104,7 +104,7 @@ class ModelRunner:
         self._pool_sharding: jax.sharding.Sharding
         self.block_sharding: jax.sharding.Sharding
         if shards is None:
-            here = jax.sharding.SingleDeviceSharding(next(iter(params.values())).device)
+            here = jax.sharding.SingleDeviceSharding(jax.tree.leaves(params)[0].device)
             self._replicated = self._pool_sharding = self.block_sharding = here
             params, shard_spec = jax.device_put(params, here), pool_spec
             steps = StepFns.of(model)

@@ -74,14 +74,10 @@ class ModelBuilder:
 
     def _ops(self, config: ModelConfig, dtype: str, platform: str) -> Ops:
         if self.shards is not None:
-            if self.quantize != NO_QUANTIZATION:
-                raise ConfigError(
-                    f"--quantize {self.quantize} does not work with --tensor-parallel: leave out "
-                    "one of them"
-                )
+            check_quantize(config, self.quantize)
             shard = shard_of(config, self.shards.num_shards)
             target = KernelTarget.local(shard, dtype, self.page_size)
-            return XlaOps(choose_attention(self.attention, target), platform)
+            return XlaOps(choose_attention(self.attention, target), platform, self.quantize)
         if self.ops is not None:
             return self.ops
         return default_ops(
@@ -114,14 +110,24 @@ def default_ops(
     if is_native and (ops := native_ops(config, dtype, cache_dir, quantize)):
         log.info("attention on cpu: native kernels")
         return ops
-    if quantize != NO_QUANTIZATION:
-        raise ConfigError(
-            f"--quantize {quantize} needs the CPU kernels (a C++ compiler, --attention auto, "
-            "--dtype float32 or bfloat16, heads of a multiple of 16 up to 256, no mixture of "
-            "experts); leave it out for this model on this machine"
-        )
+    check_quantize(config, quantize)
     attend = choose_attention(attention, KernelTarget.local(config, dtype, page_size))
-    return XlaOps(attend, platform)
+    return XlaOps(attend, platform, quantize)
+
+
+def check_quantize(config: ModelConfig, quantize: str) -> None:
+    """Raise ConfigError if XLA cannot compute a model with weights quantised so."""
+    if quantize == "int4":
+        raise ConfigError(
+            "--quantize int4 needs the CPU kernels (a C++ compiler, --attention auto, --dtype "
+            "float32 or bfloat16, heads of a multiple of 16 up to 256, no --tensor-parallel); "
+            "use int8 for this model on this machine"
+        )
+    if quantize != NO_QUANTIZATION and config.moe is not None:
+        raise ConfigError(
+            f"--quantize {quantize} does not support mixtures of experts; leave it out for this "
+            "model"
+        )
 
 
 def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading.hf_tensors import hf_names_of
 from kvflow_jax.models.model import LAYERS, Params
 from kvflow_jax.models.ops import XLA, Ops
+from kvflow_jax.models.quantised import Weight
 
 # Elements that stay in the processor's cache between the two passes over them.
 _BLOCK = 1 << 18
@@ -64,19 +66,24 @@ def _number(name: str) -> str:
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _on_device(
-    ops: Ops, weight: jax.Array, is_stacked: bool
-) -> jax.Array:  # bool[], bool[num_layers]
+def _on_device(ops: Ops, weight: Weight, is_stacked: bool) -> jax.Array:  # bool[], bool[num_layers]
     floats = ops.floats(weight)
     return jnp.isfinite(floats).all(axis=tuple(range(is_stacked, floats.ndim)))
 
 
-def _on_host(ops: Ops, weight: jax.Array, is_stacked: bool) -> Any:  # bool[], bool[num_layers]
+def _on_host(ops: Ops, weight: Weight, is_stacked: bool) -> Any:  # bool[], bool[num_layers]
     """Check this process's shards; on CPU that needs neither a program nor a copy."""
-    shards = [ops.floats(np.asarray(shard.data)) for shard in weight.addressable_shards]
+    shards = [ops.floats(shard) for shard in _local_shards(weight)]
     if not is_stacked:
         return all(_is_finite(shard) for shard in shards)
-    return np.array([all(_is_finite(shard[i]) for shard in shards) for i in range(len(weight))])
+    return np.array([all(map(_is_finite, layer)) for layer in zip(*shards, strict=True)])
+
+
+def _local_shards(weight: Weight) -> Iterator[Any]:
+    """Yield the shards of this process's devices, in numpy."""
+    num = len(jax.tree.leaves(weight)[0].addressable_shards)
+    for i in range(num):
+        yield jax.tree.map(lambda array, i=i: np.asarray(array.addressable_shards[i].data), weight)
 
 
 def _is_finite(array: np.ndarray) -> bool:

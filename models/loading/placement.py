@@ -16,6 +16,8 @@ from jax.sharding import NamedSharding
 from kvflow_jax.models.loading.weights import Index, WeightSource
 from kvflow_jax.models.memory import Device, aligned_empty
 from kvflow_jax.models.model import Model, Params
+from kvflow_jax.models.ops import XlaOps
+from kvflow_jax.models.quantised import Weight
 from kvflow_jax.models.sharding import Shards, column_slices
 
 # Bytes of host memory that stage a transfer to a device with discrete memory; at least one layer.
@@ -116,7 +118,7 @@ class _Placer:
     discrete_memory: bool
     bar: Any
 
-    def place(self, leaf: _Leaf) -> jax.Array:
+    def place(self, leaf: _Leaf) -> Weight:
         chunks = [list(part.chunks(leaf.spec.dtype.itemsize)) for part in leaf.slices]
         if self.discrete_memory and leaf.layer is None and len(chunks[0]) > 1:
             arrays = self._place_in_chunks(leaf, chunks)
@@ -124,33 +126,41 @@ class _Placer:
             arrays = [array for part in leaf.slices for array in self._place_whole(leaf, part)]
         if leaf.sharding is None:
             return arrays[0]
-        return jax.make_array_from_single_device_arrays(leaf.spec.shape, leaf.sharding, arrays)
+        weight: Weight = jax.tree.map(partial(_global_array, leaf.sharding), *arrays)
+        return weight
 
-    def _place_whole(self, leaf: _Leaf, part: _DeviceSlice) -> list[jax.Array]:
+    def _place_whole(self, leaf: _Leaf, part: _DeviceSlice) -> list[Weight]:
         """Place a slice on each of its devices with one transfer."""
-        weight = self._read(leaf, part)
-        weight = self.model.pack(leaf.stacked_name, weight if leaf.layer is None else weight[0])
-        return self._put(weight, part)
+        return self._put(leaf, self._read(leaf, part), part)
 
-    def _place_in_chunks(self, leaf: _Leaf, chunks: list[list[_DeviceSlice]]) -> list[jax.Array]:
+    def _place_in_chunks(self, leaf: _Leaf, chunks: list[list[_DeviceSlice]]) -> list[Weight]:
         """Place the slices of all devices chunk by chunk, in step.
 
         The slices have the same shape. Devices share tensors: in step, each is read from disk once.
         """
-        arrays = [
-            jnp.zeros(part.shape, leaf.spec.dtype, device=device)
-            for part in leaf.slices
-            for device in part.devices
+        weights = [
+            self._zeros(leaf, part, device) for part in leaf.slices for device in part.devices
         ]
         first_row = 0
         for step in zip(*chunks, strict=True):
-            sent = [array for part in step for array in self._put(self._read(leaf, part), part)]
-            arrays = [
-                _write_rows(array, rows, np.int32(first_row))
-                for array, rows in zip(arrays, sent, strict=True)
+            sent = [
+                weight for part in step for weight in self._put(leaf, self._read(leaf, part), part)
+            ]
+            weights = [
+                _write_rows(weight, rows, np.int32(first_row))
+                for weight, rows in zip(weights, sent, strict=True)
             ]
             first_row += step[0].shape[0]
-        return arrays
+        return weights
+
+    def _zeros(self, leaf: _Leaf, part: _DeviceSlice, device: Device | None) -> Weight:
+        """Allocate the packed form of a slice."""
+        plain = jax.ShapeDtypeStruct(part.shape, leaf.spec.dtype)
+        packed = jax.eval_shape(partial(self.model.pack, leaf.stacked_name), plain)
+        zeros: Weight = jax.tree.map(
+            lambda spec: jnp.zeros(spec.shape, spec.dtype, device=device), packed
+        )
+        return zeros
 
     def _read(self, leaf: _Leaf, part: _DeviceSlice) -> np.ndarray:
         out, start = aligned_empty(part.shape, np.dtype(leaf.spec.dtype)), 0
@@ -161,18 +171,37 @@ class _Placer:
         self.bar.update(part.size)
         return out
 
-    def _put(self, weight: np.ndarray, part: _DeviceSlice) -> list[jax.Array]:
+    def _put(self, leaf: _Leaf, weight: np.ndarray, part: _DeviceSlice) -> list[Weight]:
+        """Send a slice, or a chunk of it, to its devices, packed here or by fast devices."""
+        pack = partial(self.model.pack, leaf.stacked_name)
+        weight = weight if leaf.layer is None else weight[0]
+        packs_here = not (self.discrete_memory and isinstance(self.model.ops, XlaOps))
+        sent = pack(weight) if packs_here else weight
         may_alias = not self.discrete_memory
-        arrays = [jax.device_put(weight, device, may_alias=may_alias) for device in part.devices]
+        weights = [jax.device_put(sent, device, may_alias=may_alias) for device in part.devices]
         # The transfer reads the host's array, which is freed afterwards.
         if self.discrete_memory:
-            jax.block_until_ready(arrays)
-        return arrays
+            jax.block_until_ready(weights)
+        return weights if packs_here else [pack(array) for array in weights]
 
 
 @partial(jax.jit, donate_argnums=0)
-def _write_rows(array: jax.Array, rows: jax.Array, first_row: np.int32) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, rows, first_row, axis=0)
+def _write_rows(weight: Weight, rows: Weight, first_row: np.int32) -> Weight:
+    def write(array: jax.Array, rows: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, rows, first_row, axis=0)
+
+    written: Weight = jax.tree.map(write, weight, rows)
+    return written
+
+
+def _global_array(sharding: NamedSharding, *shards: jax.Array) -> jax.Array:
+    """Return the array of which this process's devices have these shards."""
+    axes = (*sharding.spec, *[None] * shards[0].ndim)
+    shape = tuple(
+        size * (1 if axis is None else sharding.mesh.size)
+        for size, axis in zip(shards[0].shape, axes, strict=False)
+    )
+    return jax.make_array_from_single_device_arrays(shape, sharding, list(shards))
 
 
 def _leaves(model: Model, shards: Shards | None) -> Iterator[_Leaf]:

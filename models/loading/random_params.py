@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 
 from kvflow_jax.models.model import LAYERS, Model, Params
-from kvflow_jax.models.sharding import Shards, group_columns_by_device
+from kvflow_jax.models.sharding import Shards, group_columns_by_device, weight_spec
 
 
 def random_params(model: Model, seed: int = 0, shards: Shards | None = None) -> Params:
@@ -36,7 +37,7 @@ def random_params(model: Model, seed: int = 0, shards: Shards | None = None) -> 
 def _compile_init(
     model: Model,
     shards: Shards | None,
-    init: Callable[[jax.Array], Params],
+    init: Callable[[jax.Array], dict[str, jax.Array]],
     prefix: str,
     names: Sequence[str],
 ) -> Any:
@@ -50,10 +51,13 @@ def _compile_init(
         initialised, params = init(keys), {}
         for name in names:
             weight = initialised[name]
+            pack: Callable[[Any], Any] = partial(model.pack, LAYERS + name if prefix else name)
             if shards is not None:
                 weight = group_columns_by_device(name, weight, model.config, shards.num_shards)
-            stacked_name = LAYERS + name if prefix else name
-            params[prefix + name] = model.pack(stacked_name, weight)
+                # Each device packs its own shard, as when it is read from a file.
+                spec = weight_spec(prefix + name, weight.ndim)
+                pack = jax.shard_map(pack, mesh=shards.mesh, in_specs=spec, out_specs=spec)
+            params[prefix + name] = pack(weight)
         return params
 
     shardings = None
