@@ -65,13 +65,12 @@ def test_activations_of_16_bits_stay_so(ops):
     assert ops.linear(x, weight, WEIGHT.shape[1]).dtype == x.dtype
 
 
-@pytest.mark.parametrize("name", ["llama-untied-mha", "gemma3"])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_a_model_computes_nearly_the_same_in_a_quarter_of_the_memory(name, platform):
+def test_a_model_computes_nearly_the_same_in_a_quarter_of_the_memory(platform):
     tokens, logits, sizes = tiny.prompt_tokens(20), [], []
     for quantize in ("none", "int8"):
         ops = XlaOps(platform=platform, quantize=quantize)
-        model = Model.build(read_config(CONFIGS[name]), ops=ops)
+        model = Model.build(read_config(CONFIGS["llama-untied-mha"]), ops=ops)
         params = random_params(model, seed=3)
         assert sum(array.nbytes for array in jax.tree.leaves(params)) == model.weights_bytes
         logits.append(tiny.Sequence(model, params, 32).feed(tokens, 24))

@@ -1,5 +1,6 @@
 """The CPU kernels equal XLA, and are bit-identical in every batch."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -311,5 +312,7 @@ def test_they_are_chosen_if_they_support_the_model(tmp_path):
     assert default_ops(config, "float16", tmp_path) == XLA_ON_CPU
     odd = read_config(CONFIGS["llama"] | {"head_dim": 20})
     assert default_ops(odd, "float32", tmp_path) == XLA_ON_CPU
-    with pytest.raises(ConfigError, match="--quantize int8 needs the CPU kernels"):
-        default_ops(odd, "float32", tmp_path, quantize="int8")
+    int8 = default_ops(odd, "float32", tmp_path, quantize="int8")
+    assert int8 == replace(XLA_ON_CPU, quantize="int8")
+    with pytest.raises(ConfigError, match="--quantize int4 needs the CPU kernels"):
+        default_ops(odd, "float32", tmp_path, quantize="int4")
