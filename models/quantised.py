@@ -41,11 +41,10 @@ class Int8Array:
         """Round floats to the nearest of 255 values, with a scale for each slice along an axis.
 
         Args:
-            weight: [..., m, n], numpy or jax.
+            weight: [..., m, n].
             axis: that each scale spans: -2 for a scale a column, -1 for one a row.
         """
-        quantise = partial(_quantise, np) if isinstance(weight, np.ndarray) else _quantise_on_device
-        return cls(*quantise(weight, axis))
+        return cls(*_quantise(weight, axis))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,19 +76,17 @@ class Int8Array:
 Weight = jax.Array | Int8Array
 
 
-def _quantise(xp: Any, weight: Any, axis: int) -> tuple[Any, Any]:
-    """Return the values and scales of floats; ``xp`` is numpy or jax.numpy."""
-    floats = weight.astype(np.float32)
-    is_finite = xp.isfinite(floats).all(axis=axis, keepdims=True)
-    floats = xp.where(is_finite, floats, 0)
+@partial(jax.jit, static_argnums=1)
+def _quantise(weight: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Return the values and scales of floats."""
+    floats = weight.astype(jnp.float32)
+    is_finite = jnp.isfinite(floats).all(axis=axis, keepdims=True)
+    floats = jnp.where(is_finite, floats, 0)
     # Values are rounded against the scale as it is kept, so that its rounding costs nothing.
-    scale = (abs(floats).max(axis=axis, keepdims=True) * np.float32(1 / MOST)).astype(weight.dtype)
-    divisor = scale.astype(np.float32)
-    qvalue = xp.rint(floats / xp.where(divisor > 0, divisor, 1)).clip(-MOST, MOST)
-    return qvalue.astype(np.int8), xp.where(is_finite, scale, xp.asarray(np.nan, weight.dtype))
-
-
-_quantise_on_device = jax.jit(partial(_quantise, jnp), static_argnums=1)
+    scale = (jnp.abs(floats).max(axis=axis, keepdims=True) / MOST).astype(weight.dtype)
+    divisor = scale.astype(jnp.float32)
+    qvalue = jnp.rint(floats / jnp.where(divisor > 0, divisor, 1)).clip(-MOST, MOST)
+    return qvalue.astype(jnp.int8), jnp.where(is_finite, scale, jnp.nan)
 
 
 def multiply(x: jax.Array, weight: Int8Array, platform: str) -> jax.Array:

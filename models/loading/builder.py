@@ -43,10 +43,15 @@ class ModelBuilder:
 
         Raises:
             CapacityError: the weights need more memory than is free; says how much more.
-            ConfigError: the attention kernel does not support this model on this platform, or the
-                devices cannot share the model.
+            ConfigError: the attention kernel does not support this model on this platform, weights
+                cannot be quantised so, or the devices cannot share the model.
             ModelLoadError: weights cannot have this dtype.
         """
+        if self.quantize != NO_QUANTIZATION and config.moe is not None:
+            raise ConfigError(
+                f"--quantize {self.quantize} does not support mixtures of experts "
+                f"({config.family}); leave it out for this model"
+            )
         config, device = _for_len(config, self.max_model_len), jax.local_devices()[0]
         capability = getattr(device, "compute_capability", "")
         dtype = choose_dtype(
@@ -74,10 +79,8 @@ class ModelBuilder:
 
     def _ops(self, config: ModelConfig, dtype: str, platform: str) -> Ops:
         if self.shards is not None:
-            check_quantize(config, self.quantize)
             shard = shard_of(config, self.shards.num_shards)
-            target = KernelTarget.local(shard, dtype, self.page_size)
-            return XlaOps(choose_attention(self.attention, target), platform, self.quantize)
+            return _xla_ops(shard, dtype, platform, self.attention, self.page_size, self.quantize)
         if self.ops is not None:
             return self.ops
         return default_ops(
@@ -110,24 +113,21 @@ def default_ops(
     if is_native and (ops := native_ops(config, dtype, cache_dir, quantize)):
         log.info("attention on cpu: native kernels")
         return ops
-    check_quantize(config, quantize)
-    attend = choose_attention(attention, KernelTarget.local(config, dtype, page_size))
-    return XlaOps(attend, platform, quantize)
+    return _xla_ops(config, dtype, platform, attention, page_size, quantize)
 
 
-def check_quantize(config: ModelConfig, quantize: str) -> None:
-    """Raise ConfigError if XLA cannot compute a model with weights quantised so."""
+def _xla_ops(
+    config: ModelConfig, dtype: str, platform: str, attention: str, page_size: int, quantize: str
+) -> XlaOps:
+    """Return XLA's ops with an attention kernel of this platform; see ``default_ops``."""
     if quantize == "int4":
         raise ConfigError(
             "--quantize int4 needs the CPU kernels (a C++ compiler, --attention auto, --dtype "
             "float32 or bfloat16, heads of a multiple of 16 up to 256, no --tensor-parallel); "
             "use int8 for this model on this machine"
         )
-    if quantize != NO_QUANTIZATION and config.moe is not None:
-        raise ConfigError(
-            f"--quantize {quantize} does not support mixtures of experts; leave it out for this "
-            "model"
-        )
+    attend = choose_attention(attention, KernelTarget.local(config, dtype, page_size))
+    return XlaOps(attend, platform, quantize)
 
 
 def _for_len(config: ModelConfig, max_model_len: int | None) -> ModelConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -121,17 +121,19 @@ class _Placer:
     def place(self, leaf: _Leaf) -> Weight:
         chunks = [list(part.chunks(leaf.spec.dtype.itemsize)) for part in leaf.slices]
         if self.discrete_memory and leaf.layer is None and len(chunks[0]) > 1:
-            arrays = self._place_in_chunks(leaf, chunks)
+            placed = self._place_in_chunks(leaf, chunks)
         else:
-            arrays = [array for part in leaf.slices for array in self._place_whole(leaf, part)]
+            placed = self._place_step(leaf, leaf.slices)
         if leaf.sharding is None:
-            return arrays[0]
-        weight: Weight = jax.tree.map(partial(_global_array, leaf.sharding), *arrays)
+            return placed[0]
+        weight: Weight = jax.tree.map(partial(_global_array, leaf.sharding), *placed)
         return weight
 
-    def _place_whole(self, leaf: _Leaf, part: _DeviceSlice) -> list[Weight]:
-        """Place a slice on each of its devices with one transfer."""
-        return self._put(leaf, self._read(leaf, part), part)
+    def _place_step(self, leaf: _Leaf, parts: Iterable[_DeviceSlice]) -> list[Weight]:
+        """Place slices, or chunks of them, one after the other, each with one transfer a device."""
+        return [
+            weight for part in parts for weight in self._put(leaf, self._read(leaf, part), part)
+        ]
 
     def _place_in_chunks(self, leaf: _Leaf, chunks: list[list[_DeviceSlice]]) -> list[Weight]:
         """Place the slices of all devices chunk by chunk, in step.
@@ -143,12 +145,9 @@ class _Placer:
         ]
         first_row = 0
         for step in zip(*chunks, strict=True):
-            sent = [
-                weight for part in step for weight in self._put(leaf, self._read(leaf, part), part)
-            ]
             weights = [
                 _write_rows(weight, rows, np.int32(first_row))
-                for weight, rows in zip(weights, sent, strict=True)
+                for weight, rows in zip(weights, self._place_step(leaf, step), strict=True)
             ]
             first_row += step[0].shape[0]
         return weights
@@ -172,17 +171,18 @@ class _Placer:
         return out
 
     def _put(self, leaf: _Leaf, weight: np.ndarray, part: _DeviceSlice) -> list[Weight]:
-        """Send a slice, or a chunk of it, to its devices, packed here or by fast devices."""
+        """Send a slice, or a chunk of it, to its devices; XLA packs it there."""
         pack = partial(self.model.pack, leaf.stacked_name)
         weight = weight if leaf.layer is None else weight[0]
-        packs_here = not (self.discrete_memory and isinstance(self.model.ops, XlaOps))
-        sent = pack(weight) if packs_here else weight
-        may_alias = not self.discrete_memory
-        weights = [jax.device_put(sent, device, may_alias=may_alias) for device in part.devices]
-        # The transfer reads the host's array, which is freed afterwards.
-        if self.discrete_memory:
-            jax.block_until_ready(weights)
-        return weights if packs_here else [pack(array) for array in weights]
+        packs_there = isinstance(self.model.ops, XlaOps)
+        sent = weight if packs_there else pack(weight)
+        put = partial(jax.device_put, sent, may_alias=not self.discrete_memory)
+        weights = [put(device) for device in part.devices]
+        if packs_there:
+            weights = [pack(array) for array in weights]
+        # Transfers and packing read the host's array, which is freed afterwards.
+        placed: list[Weight] = jax.block_until_ready(weights)
+        return placed
 
 
 @partial(jax.jit, donate_argnums=0)

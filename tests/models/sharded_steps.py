@@ -17,6 +17,7 @@ from kvflow_jax.models import sharding
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.models.rope import RopeConfig
 from kvflow_jax.runtime import sharded_forward
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
@@ -41,6 +42,7 @@ CONFIG = ModelConfig(
     qk_norm="head",
     mlp_bias=True,
 )
+MATRICES = ("proj.weight", "embed.weight", "lm_head.weight")
 SHAPES = BatchShapes.plan(
     max_num_seqs=2, max_prefill_tokens=16, tile=8, page_size=8, pages_per_seq=3
 )
@@ -63,27 +65,41 @@ def batches():
         yield batch
 
 
-def check(config):
+def in_8_bits(name, weight):
+    """Round a matrix to values of 8 bits that every shard keeps: it has the largest of them."""
+    largest = float(jnp.abs(weight).max())
+    axis = -1 if name in ("embed.weight", "lm_head.weight") else -2
+    edges = [slice(None)] * weight.ndim
+    edges[axis] = slice(None, None, weight.shape[axis] // NUM_SHARDS)
+    return jnp.rint(weight * (127 / largest)).at[tuple(edges)].set(127) * (largest / 127)
+
+
+def check(config, quantize="none"):
     """Run the steps on one device and on four."""
-    whole = Model.build(config)
-    params = random_params(whole, seed=1)
-    keys = jax.random.split(jax.random.key(2), len(params))
-    params = {
+    whole = Model.build(config, ops=XlaOps(quantize=quantize))
+    plain = random_params(Model.build(config), seed=1)
+    keys = jax.random.split(jax.random.key(2), len(plain))
+    plain = {
         name: jax.random.normal(key, weight.shape) if name.endswith("bias") else 8 * weight
-        for key, (name, weight) in zip(keys, params.items(), strict=True)
+        for key, (name, weight) in zip(keys, plain.items(), strict=True)
     }
-    spec = PoolSpec(config.num_layers, 5, 8, config.num_kv_heads, config.head_dim)
-    state = RunnerState.zeros(whole, spec, SHAPES)
+    if quantize != "none":
+        plain = {
+            name: in_8_bits(name, weight) if name.endswith(MATRICES) else weight
+            for name, weight in plain.items()
+        }
+    params = {name: whole.pack(name, weight) for name, weight in plain.items()}
+    pool_spec = PoolSpec(config.num_layers, 5, 8, config.num_kv_heads, config.head_dim)
+    state = RunnerState.zeros(whole, pool_spec, SHAPES)
 
     mesh = Mesh(np.array(jax.devices()), (sharding.AXIS,))
-    local = Model.build(sharding.shard_of(config, NUM_SHARDS), ops=sharding.ShardedOps())
-    sharded_params = {
-        name: jax.device_put(
-            sharding.group_columns_by_device(name, weight, config, NUM_SHARDS),
-            NamedSharding(mesh, sharding.weight_spec(name, weight.ndim)),
-        )
-        for name, weight in params.items()
-    }
+    local = sharding.Shards(mesh).local_model(whole)
+    sharded_params = {}
+    for name, weight in plain.items():
+        grouped = sharding.group_columns_by_device(name, weight, config, NUM_SHARDS)
+        spec = sharding.weight_spec(name, weight.ndim)
+        pack = jax.shard_map(partial(whole.pack, name), mesh=mesh, in_specs=spec, out_specs=spec)
+        sharded_params[name] = pack(jax.device_put(grouped, NamedSharding(mesh, spec)))
     sharded_spec = PoolSpec(
         config.num_layers, 5, 8, config.num_kv_heads // NUM_SHARDS, config.head_dim
     )
@@ -114,6 +130,7 @@ def main():
     check(CONFIG)
     # Norms over all heads, of which each device has some.
     check(replace(CONFIG, qk_norm="projection", in_norms=False, out_norms=True))
+    check(CONFIG, quantize="int8")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kvflow_jax.errors import ConfigError
-from kvflow_jax.models.loading.builder import check_quantize
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.model import Model
@@ -27,15 +25,12 @@ def floats(weight):
 @pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
 def test_floats_are_rounded_to_half_a_step(axis, dtype):
-    weight = WEIGHT.astype(dtype)
+    weight = jnp.asarray(WEIGHT, dtype)
     kept = Int8Array.quantise(weight, axis)
     assert (kept.qvalue.dtype, kept.dtype, kept.shape) == (np.int8, dtype, WEIGHT.shape)
-    steps = np.abs(floats(kept) - weight.astype(np.float32)) / kept.scale.astype(np.float32)
+    steps = np.abs(floats(kept) - np.asarray(weight, np.float32)) / kept.scale.astype(np.float32)
     # A scale that is rounded down clips the largest value.
     assert steps.max() <= (0.5 + 1e-4 if dtype == np.float32 else 1)
-    on_device = Int8Array.quantise(jnp.asarray(weight), axis)
-    np.testing.assert_array_equal(on_device.scale, kept.scale)
-    assert np.abs(np.asarray(on_device.qvalue, int) - kept.qvalue).max() <= 1
 
 
 def test_zeros_stay_zeros_and_other_than_finite_numbers_are_kept_in_the_scale():
@@ -77,12 +72,3 @@ def test_a_model_computes_nearly_the_same_in_a_quarter_of_the_memory(platform):
         sizes.append(model.weights_bytes)
     np.testing.assert_allclose(*logits, atol=0.05 * np.abs(logits[0]).max())
     assert sizes[1] < 0.3 * sizes[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "quantize", "message"),
-    [("llama", "int4", "use int8"), ("qwen3-moe", "int8", "does not support mixtures of experts")],
-)
-def test_what_xla_cannot_keep_quantised_is_named(name, quantize, message):
-    with pytest.raises(ConfigError, match=message):
-        check_quantize(read_config(CONFIGS[name]), quantize)

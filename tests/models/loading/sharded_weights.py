@@ -1,5 +1,7 @@
 """Weights of every family on two devices, from a folder and from a checkpoint, equal those on one.
 
+In 8 bits, each device quantises its own shard.
+
 test_placement runs this in another process: the number of devices is fixed when JAX starts.
 """
 
@@ -16,7 +18,7 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model
-from kvflow_jax.models.ops import XLA
+from kvflow_jax.models.ops import XLA, XlaOps
 from kvflow_jax.models.sharding import Shards, group_columns_by_device
 from tests.models import tiny
 from tests.models.families.cases import CONFIGS
@@ -33,6 +35,21 @@ def check(params, stacked, model, shards):
         for shard in params[name].addressable_shards:
             np.testing.assert_array_equal(shard.data, np.asarray(arranged)[shard.index])
         assert params[name].sharding == shards.weight_shardings(model)[name]
+
+
+def check_int8(folder, model, shards):
+    """Compare each device's scales and values with those of its shard of the plain weights."""
+    params = placement.place(model, folder_weights(model, folder), shards)
+    for name, weight in read_folder(model, folder).items():
+        arranged = group_columns_by_device(name, weight, model.config, shards.num_shards)
+        sharding = shards.weight_shardings(model)[name]
+        for device, index in sharding.devices_indices_map(arranged.shape).items():
+            own = jax.tree.map(lambda array, device=device: _on(device, array), params[name])
+            jax.tree.map(np.testing.assert_array_equal, own, model.pack(name, arranged[index]))
+
+
+def _on(device, array):
+    return next(shard.data for shard in array.addressable_shards if shard.device == device)
 
 
 def main():
@@ -62,6 +79,8 @@ def main():
             )
             check(params, stacked, model, shards)
             assert path.exists()
+    model = Model.build(read_config(CASES["llama"]), ops=XlaOps(quantize="int8"))
+    check_int8(root / "llama", model, shards)
 
 
 if __name__ == "__main__":

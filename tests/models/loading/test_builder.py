@@ -66,6 +66,24 @@ def test_weights_that_do_not_fit_are_rejected(machine, monkeypatch):
         machine.build(CONFIG)
 
 
+def test_weights_stay_in_8_bits_where_xla_computes(machine):
+    model = replace(machine, quantize="int8", shards=Shards.of_devices(1)).build(CONFIG)
+    assert model.weights_bytes < 0.3 * machine.build(CONFIG).weights_bytes
+
+
+@pytest.mark.parametrize(
+    ("family", "quantize", "message"),
+    [
+        ("llama", "int4", "--quantize int4 needs the CPU kernels .* use int8"),
+        ("qwen3-moe", "int8", r"does not support mixtures of experts \(qwen3-moe\); leave it out"),
+    ],
+)
+def test_weights_that_cannot_be_quantised_are_refused(machine, family, quantize, message):
+    machine = replace(machine, quantize=quantize, shards=Shards.of_devices(1))
+    with pytest.raises(ConfigError, match=message):
+        machine.build(read_config(FAMILIES[family].tiny))
+
+
 @pytest.fixture
 def use_cpu(monkeypatch):
     """Take the kernels of a CPU that reports these features; without any, it has no compiler."""

@@ -7,7 +7,7 @@ import pytest
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.loading import nan_check
 from kvflow_jax.models.loading.load import load_model
-from kvflow_jax.models.ops import XLA
+from kvflow_jax.models.ops import XLA, XlaOps
 from tests.models import tiny
 from tests.models.families.cases import CONFIGS
 
@@ -53,6 +53,13 @@ def test_a_single_bad_number_in_any_tensor_is_found(tmp_path, check, value, load
     fused = " or ".join(f"{LAYER}.self_attn.{part}_proj.weight" for part in "qkv")
     expected = {*changes, fused} - {f"{LAYER}.self_attn.v_proj.weight"}
     assert problems(tmp_path, "llama-untied-mha", changes, **load_args) == sorted(expected)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cpu"])
+def test_weights_in_8_bits_have_bad_numbers_in_their_scales(tmp_path, check, platform):
+    changes = {"lm_head.weight": np.inf, f"{LAYER}.mlp.down_proj.weight": np.nan}
+    ops = XlaOps(platform=platform, quantize="int8")
+    assert problems(tmp_path, "llama-untied-mha", changes, ops=ops) == sorted(changes)
 
 
 @pytest.mark.parametrize("load_args", [{"dtype": "float32"}, {"ops": XLA}])

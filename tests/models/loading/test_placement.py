@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,13 +15,20 @@ from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors
 from kvflow_jax.models.loading.weights import NamedWeights
 from kvflow_jax.models.model import Model
-from kvflow_jax.models.ops import XLA, XLA_ON_CPU
+from kvflow_jax.models.ops import XLA, XLA_ON_CPU, XlaOps
 from kvflow_jax.models.sharding import column_slices
 from tests.models.families.cases import CONFIGS
 from tests.models.sources import CountedTensors, HostWeights
 from tests.support.native import PACKING
 
 CONFIG = read_config(CONFIGS["llama-untied-mha"])
+OPS = {
+    "scanned": XLA,
+    "scanned-int8": XlaOps(quantize="int8"),
+    "unrolled": XLA_ON_CPU,
+    "unrolled-int8": XlaOps(platform="cpu", quantize="int8"),
+    **PACKING,
+}
 ROOT = Path(__file__).parents[3]
 
 
@@ -38,9 +46,7 @@ def allocated(monkeypatch):
 
 
 @pytest.mark.parametrize("discrete_memory", [False, True])
-@pytest.mark.parametrize(
-    "ops", [XLA, XLA_ON_CPU, *PACKING.values()], ids=["scanned", "unrolled", *PACKING]
-)
+@pytest.mark.parametrize("ops", OPS.values(), ids=OPS)
 def test_every_weight_is_read_once_into_its_leaves(ops, discrete_memory):
     model = Model.build(CONFIG, ops=ops)
     source = HostWeights.random(model)
@@ -51,7 +57,7 @@ def test_every_weight_is_read_once_into_its_leaves(ops, discrete_memory):
     for name, weight in source.arrays.items():
         for leaf, layer in model.leaves(name):
             expected = model.pack(name, weight if layer is None else weight[layer])
-            np.testing.assert_array_equal(params[leaf], expected)
+            jax.tree.map(np.testing.assert_array_equal, params[leaf], expected)
         assert source.num_read[name] == weight.size
 
 
@@ -62,13 +68,14 @@ def test_a_cpu_device_uses_the_host_memory_that_was_read_into(allocated):
     assert used == {array.ctypes.data for array in allocated}
 
 
-def test_a_device_with_discrete_memory_receives_chunks(allocated, monkeypatch):
+@pytest.mark.parametrize("name", ["scanned", "scanned-int8"])
+def test_a_device_with_discrete_memory_receives_chunks(allocated, monkeypatch, name):
     monkeypatch.setattr(placement, "STAGING_BYTES", 10_000)
-    model = Model.build(CONFIG, ops=XLA)
+    model = Model.build(CONFIG, ops=OPS[name])
     source = HostWeights.random(model)
     params = placement.place(model, source, discrete_memory=True)
     for name, weight in source.arrays.items():
-        np.testing.assert_array_equal(params[name], weight)
+        jax.tree.map(np.testing.assert_array_equal, params[name], model.pack(name, weight))
     layer_bytes = [weight[0].nbytes for weight in source.arrays.values() if weight.ndim == 3]
     assert max(array.nbytes for array in allocated) == max(layer_bytes)
     assert len(allocated) > 2 * CONFIG.num_layers
