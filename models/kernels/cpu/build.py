@@ -33,7 +33,7 @@ FLAGS = (
     "-pthread",
     "-w",
 )
-FORMATS = ("float32", "bfloat16", "int8", "int4")
+FORMATS = ("float32", "bfloat16", "int8", "int4", "int8_few_rows", "int4_few_rows")
 TARGETS = (
     "kvflow_rms_norm",
     *(f"kvflow_{kind}_{name}" for kind in ("linear", "linear_add", "gated") for name in FORMATS),

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "integers.h"
 #include "linear.h"
 #include "packed.h"
 

@@ -17,19 +17,20 @@ from kvflow_jax.models.memory import aligned_empty
 PACKED_PANEL = 32  # columns, ``kPackedPanel``
 BLOCK_DEPTH = 32  # ``kBlockDepth``
 PAIRS = BLOCK_DEPTH // 2
+# Up to here a product in integers is faster than the expansion of a matrix to bfloat16.
+FEW_ROWS = 4
 
 
 class Format(Protocol):
     """How matrices of one dtype lie in memory."""
 
     @property
-    def name(self) -> str:
-        """The end of the kernels' names."""
-        ...
-
-    @property
     def panel(self) -> int:
         """Columns of a panel."""
+        ...
+
+    def kernel(self, num_rows: int) -> str:
+        """Return the end of the names of the kernels that multiply so many rows."""
         ...
 
     def pack(self, weight: Any) -> Any:
@@ -46,7 +47,9 @@ class Float32Format:
     """f32[num_panels, num_in, panel]."""
 
     panel: int
-    name: str = "float32"
+
+    def kernel(self, num_rows: int) -> str:
+        return "float32"
 
     def pack(self, weight: Any) -> Any:
         num_in, num_out = weight.shape
@@ -74,7 +77,9 @@ class BFloat16Format:
     """
 
     panel: int = PACKED_PANEL
-    name: str = "bfloat16"
+
+    def kernel(self, num_rows: int) -> str:
+        return "bfloat16"
 
     def pack(self, weight: Any) -> Any:
         bits: Any
@@ -104,9 +109,8 @@ class GroupedFormat:
     bits: int
     panel: int = PACKED_PANEL
 
-    @property
-    def name(self) -> str:
-        return f"int{self.bits}"
+    def kernel(self, num_rows: int) -> str:
+        return f"int{self.bits}{'_few_rows' if num_rows <= FEW_ROWS else ''}"
 
     @property
     def scales(self) -> int:

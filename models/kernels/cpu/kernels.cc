@@ -1,6 +1,7 @@
 // Registers the CPU kernels with XLA's foreign function interface. ops.py calls them.
 #include "check.h"
 #include "decode_attention.h"
+#include "integers.h"
 #include "linear.h"
 #include "norm.h"
 #include "packed.h"
@@ -31,6 +32,8 @@ using Float32Format = kvflow::Float32Panels;
 using BFloat16Format = kvflow::PackedPanels<kvflow::BFloat16Layout, Unit>;
 using Int8Format = kvflow::PackedPanels<kvflow::GroupedLayout<8>, Unit>;
 using Int4Format = kvflow::PackedPanels<kvflow::GroupedLayout<4>, Unit>;
+using FewInt8Format = kvflow::IntegerPanels<8>;
+using FewInt4Format = kvflow::IntegerPanels<4>;
 using Ints = ffi::Buffer<S32>;
 
 static auto bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<F32>>(); }
@@ -50,6 +53,8 @@ KVFLOW_PRODUCTS(float32, Float32Format, F32);
 KVFLOW_PRODUCTS(bfloat16, BFloat16Format, U16);
 KVFLOW_PRODUCTS(int8, Int8Format, U8);
 KVFLOW_PRODUCTS(int4, Int4Format, U8);
+KVFLOW_PRODUCTS(int8_few_rows, FewInt8Format, U8);
+KVFLOW_PRODUCTS(int4_few_rows, FewInt4Format, U8);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kvflow_rms_norm, kvflow::rms_norm,
@@ -109,5 +114,6 @@ extern "C" int kvflow_start() {
 // 1 if every product is exact; called after kvflow_start.
 extern "C" int kvflow_check() {
   return kvflow::is_exact<Float32Format>() && kvflow::is_exact<BFloat16Format>() &&
-         kvflow::is_exact<Int8Format>() && kvflow::is_exact<Int4Format>();
+         kvflow::is_exact<Int8Format>() && kvflow::is_exact<Int4Format>() &&
+         kvflow::is_exact<FewInt8Format>() && kvflow::is_exact<FewInt4Format>();
 }

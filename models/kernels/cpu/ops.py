@@ -1,6 +1,7 @@
 """The C++ kernels as ``Ops`` on CPU: activations in float32, weights also in 16, 8 and 4 bits.
 
-A row of a product, and a row of attention, is bit-identical in every batch. Unless weights are
+A row of attention is bit-identical in every batch. So is a row of a product, but for weights in 8
+and 4 bits: few rows are multiplied with these in integers of 16 bits. Else, unless weights are
 float32, the rows of a product's left operand are rounded to bfloat16 where the CPU multiplies that.
 ``experiments.kernel_bench`` compares them with XLA's.
 """
@@ -129,7 +130,7 @@ def _product(
     **attributes: np.int64,
 ) -> jax.Array:
     out = jax.ShapeDtypeStruct((x.shape[0], num_out), jnp.float32)
-    call = jax.ffi.ffi_call(f"kvflow_{kind}_{form.name}", out)
+    call = jax.ffi.ffi_call(f"kvflow_{kind}_{form.kernel(x.shape[0])}", out)
     return call(x.astype(jnp.float32), weight, *others, **attributes)
 
 

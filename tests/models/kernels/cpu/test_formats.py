@@ -13,7 +13,7 @@ from kvflow_jax.models.kernels.cpu.formats import (
 )
 
 FORMATS = {
-    form.name: form
+    form.kernel(33): form
     for form in (Float32Format(24), BFloat16Format(), GroupedFormat(8), GroupedFormat(4))
 }
 SHAPES = [(1, 1), (7, 24), (64, 100), (577, 48)]
