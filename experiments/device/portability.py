@@ -35,31 +35,32 @@ from kvflow_jax.cache.pool import KVPool
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.models import sharding
-from kvflow_jax.models.dtypes import choose_dtype
+from kvflow_jax.models.dtypes import NO_QUANTIZATION, choose_dtype
 from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.memory import FreeMemory, free_host_bytes
 from kvflow_jax.models.model import LAYERS, Model
 from kvflow_jax.models.ops import XlaOps
+from kvflow_jax.models.quantised import Int8Array
 from kvflow_jax.runtime.batch import Batch, BatchShape
 from kvflow_jax.runtime.forward import RunnerState, StepFns
 from kvflow_jax.runtime.runner import layer_groups
 from kvflow_jax.runtime.sharded_forward import sharded_step_fns
 
-# (model, chip, number of chips, attention)
+# (model, chip, number of chips, attention, quantization)
 TARGETS = (
-    ("qwen3-0.6b", "v5e", 1, AUTO),
-    ("llama-3.1-8b", "v6e", 1, AUTO),
-    ("llama-3.1-8b", "v5e", 4, AUTO),
-    ("qwen3-30b-a3b", "v6e", 4, AUTO),
-    ("qwen3-0.6b", "t4", 1, AUTO),
-    ("llama-3.1-8b", "l4", 1, AUTO),
-    ("llama-3.1-8b", "h100", 1, AUTO),
-    ("llama-3.1-8b", "h100", 1, "blocks"),
-    ("llama-3.1-8b", "l4", 1, "gpu-paged"),
-    ("llama-3.1-8b", "h100", 2, AUTO),
-    ("qwen3-30b-a3b", "h100", 1, AUTO),
+    ("qwen3-0.6b", "v5e", 1, AUTO, NO_QUANTIZATION),
+    ("llama-3.1-8b", "v6e", 1, AUTO, "int8"),
+    ("llama-3.1-8b", "v5e", 4, AUTO, NO_QUANTIZATION),
+    ("qwen3-30b-a3b", "v6e", 4, AUTO, NO_QUANTIZATION),
+    ("qwen3-0.6b", "t4", 1, AUTO, NO_QUANTIZATION),
+    ("llama-3.1-8b", "l4", 1, AUTO, "int8"),
+    ("llama-3.1-8b", "h100", 1, AUTO, NO_QUANTIZATION),
+    ("llama-3.1-8b", "h100", 1, "blocks", NO_QUANTIZATION),
+    ("llama-3.1-8b", "l4", 1, "gpu-paged", NO_QUANTIZATION),
+    ("llama-3.1-8b", "h100", 2, AUTO, NO_QUANTIZATION),
+    ("qwen3-30b-a3b", "h100", 1, AUTO, NO_QUANTIZATION),
 )
 MAX_TEMP_BYTES = 1 * GIB  # any copy of a pool exceeds this
 # Of weights. On v6e, steps with prompts copy one projection to a new layout.
@@ -70,6 +71,8 @@ SHOWN_FIRST = ("program", "target", "dtype", "limit_gib")
 HOST = re.compile(r"S\(5\)|\b(?:in|out)feed\b|is_host_transfer=true|MoveTo(?:Host|Device)")
 # A copy to a new layout in main memory; S(1) is a TPU's on-chip memory.
 COPY = re.compile(r"= \w+\[([\d,]+)\](?!\S*S\(1\))\S* (?:copy|transpose)\(")
+# A matrix of integers that is written as floats.
+EXPANSION = re.compile(r"= (?:bf16|f16|f32)\[([\d,]+)\]\S* fusion\(")
 KERNEL_CALL = re.compile(r'custom_call_target="(tpu_custom_call|[^"]*(?:triton|mosaic)[^"]*)"')
 
 
@@ -95,27 +98,24 @@ class Program:
 class CompileTarget:
     """A model on chips of one kind: shapes and shardings of the arguments of its programs."""
 
-    def __init__(self, name: str, kind: str, num_chips: int, attention: str) -> None:
+    def __init__(self, name: str, kind: str, num_chips: int, attention: str, quantize: str) -> None:
         chip = CHIPS[kind]
         self.name = f"{name} on {num_chips} {kind}"
-        if attention != AUTO:
-            self.name += f", {attention}"
+        for setting, default in ((attention, AUTO), (quantize, NO_QUANTIZATION)):
+            self.name += "" if setting == default else f", {setting}"
         whole = PRESETS[name]
         self.dtype = choose_dtype("auto", whole, chip.platform, chip.compute_capability)
         page_size = EngineConfig().page_size
         target = KernelTarget(chip.platform, whole, self.dtype, page_size, chip.compute_capability)
         attend = choose_attention(attention, target)
         self.mesh = Mesh(np.array(chip.devices(num_chips)), (sharding.AXIS,))
-        self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform))
-        specs = self.model.specs
+        self.model = Model.build(whole, self.dtype, ops=XlaOps(attend, chip.platform, quantize))
+        self.params: dict[str, Any] = {}
+        for name, weight in self.model.specs.items():
+            spec = sharding.weight_spec(name, len(weight.shape))
+            self.params[name] = jax.tree.map(partial(self._struct, spec=spec), weight)
         if num_chips > 1:
-            own = sharding.shard_of(whole, num_chips)
-            ops = sharding.ShardedOps(attend, chip.platform)
-            self.model = Model.build(own, self.dtype, ops=ops)
-        self.params: dict[str, Any] = {
-            name: self._struct(spec, sharding.weight_spec(name, len(spec.shape)))
-            for name, spec in specs.items()
-        }
+            self.model = sharding.Shards(self.mesh).local_model(self.model)
         self.weights_bytes = _bytes_of_one(self.params)
         self.bytes_limit = int(chip.memory_gib * GIB)
         self.sizes = EngineSizes.resolve(
@@ -138,6 +138,7 @@ class CompileTarget:
         self._steps = (
             StepFns.of(self.model) if num_chips == 1 else sharded_step_fns(self.mesh, self.model)
         )
+        self._is_quantised = quantize != NO_QUANTIZATION
         self._copies_by_program = chip.platform == "tpu"
 
     def programs(self) -> Iterator[Program]:
@@ -200,15 +201,25 @@ class CompileTarget:
         yield Program("scatter", traced, self.pool_bytes)
 
     def copied_share(self, text: str) -> float:
-        """Return the share of a layer's matrices that a program copies or transposes first."""
+        """Return the share of a layer's matrices that a program writes before their product.
+
+        It copies or transposes them, or expands integers to floats.
+        """
         sides = [
-            _sides(leaf.sharding.shard_shape(leaf.shape)[-2:])
-            for name, leaf in self.params.items()
+            _sides(matrix.sharding.shard_shape(matrix.shape)[-2:])
+            for name, matrix in self._matrices()
             if name.startswith(LAYERS) and name.endswith("proj.weight")
         ]
-        copied = {_sides(map(int, sizes.split(","))) for sizes in COPY.findall(text)}
+        patterns = [COPY, EXPANSION] if self._is_quantised else [COPY]
+        shapes = [shape for pattern in patterns for shape in pattern.findall(text)]
+        copied = {_sides(map(int, shape.split(","))) for shape in shapes}
         sizes = {side: side[0] * side[1] for side in sides}
         return sum(sizes[side] for side in copied & sizes.keys()) / sum(sizes.values())
+
+    def _matrices(self) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
+        """Yield every weight by name; of a quantised one its values."""
+        for name, weight in self.params.items():
+            yield name, weight.qvalue if isinstance(weight, Int8Array) else weight
 
     def _struct(self, leaf: Any, spec: PartitionSpec = sharding.REPLICATED) -> jax.ShapeDtypeStruct:
         named_sharding = NamedSharding(self.mesh, spec)
@@ -268,7 +279,7 @@ def compile_program(program: Program, target: CompileTarget) -> dict[str, Any]:
     if peak > target.bytes_limit:
         raise CheckError(f"{figures}: does not fit the chip")
     if figures["copied_share"] > MAX_COPIED_SHARE:
-        raise CheckError(f"{figures}: copies weights before their product")
+        raise CheckError(f"{figures}: writes weights before their product")
     uses_host = HOST.search(text) is not None
     if uses_host != program.name.endswith("pinned_host"):
         raise CheckError(f"{figures}: {'accesses' if uses_host else 'does not access'} the host")
@@ -309,11 +320,11 @@ def main() -> int:
         )
         print(f"{figures['target']:35}{figures['program']:40}{text}", flush=True)
 
-    for name, kind, num_chips, attention in TARGETS:
-        target = CompileTarget(name, kind, num_chips, attention)
+    for described in TARGETS:
+        target = CompileTarget(*described)
         print(
-            f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB in {target.dtype}, pool "
-            f"{target.pool_bytes / GIB:.2f} GiB, {target.sizes.max_model_len} tokens of context"
+            f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB, pool "
+            f"{target.pool_bytes / GIB:.2f} GiB in {target.dtype}, {target.sizes.max_model_len} tokens of context"
         )
         for program in target.programs():
             try:
