@@ -12,6 +12,7 @@ from kvflow_jax.models.families import BY_ARCHITECTURE
 from kvflow_jax.models.families.base import ModelFamily
 from kvflow_jax.models.families.hf_fields import HfFields, Json
 from kvflow_jax.models.families.hf_rope import read_rope
+from kvflow_jax.models.loading.compressed_tensors import check_quantization
 from kvflow_jax.models.rope import RopeConfig
 
 # A larger number is a mistake, and would take minutes to check layer by layer.
@@ -109,10 +110,7 @@ def _effective(hf: Json, fields: HfFields, family: ModelFamily | None) -> Json:
 def _read_shared(hf: HfFields, family: ModelFamily | None) -> ModelConfig:
     """Return the config with the fields that families share; report the problems of others."""
     if hf.flag("quantization_config"):
-        hf.report(
-            "quantized weights (quantization_config) are not supported; use the unquantized "
-            "checkpoint or a .gguf file"
-        )
+        check_quantization(hf.nested("quantization_config"))
     num_heads = hf.size("num_attention_heads")
     config = ModelConfig(
         family="" if family is None else family.name,

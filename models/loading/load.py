@@ -17,6 +17,7 @@ from kvflow_jax.models.loading import embedded, placement
 from kvflow_jax.models.loading.builder import ModelBuilder
 from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.checkpoint import CheckpointStore
+from kvflow_jax.models.loading.compressed_tensors import ScaledTensors
 from kvflow_jax.models.loading.gguf import GgufFile
 from kvflow_jax.models.loading.hf_config import read_config_file
 from kvflow_jax.models.loading.hf_tensors import header_problems
@@ -193,13 +194,14 @@ class _Loader:
             if config is None:
                 weight_files(folder, problems)
             else:
-                tensors = FolderTensors(folder)
-                problems += tensors.problems + header_problems(Model.build(config), tensors.headers)
+                scaled = ScaledTensors(FolderTensors(folder))
+                problems += scaled.problems + header_problems(Model.build(config), scaled.headers)
             raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
         model = self.builder.build(config.with_eos(tokenizer.eos_token_ids))
         tensors = FolderTensors(folder)
         norm_offset = FAMILIES[config.family].norm_offset
-        params = self._place(model, NamedWeights(model, tensors, norm_offset=norm_offset))
+        weights = NamedWeights(model, ScaledTensors(tensors), norm_offset=norm_offset)
+        params = self._place(model, weights)
         return self._loaded(model, params, tokenizer, weights_digest(tensors.files))
 
     def _place(self, model: Model, source: WeightSource) -> Params:
