@@ -1,8 +1,8 @@
 """Weights in 8 bits that XLA reads as they are: integers, and a scale for each column or row.
 
-The integers are converted inside the product, where the compilers of GPUs and TPUs fuse it, so that
-8 bits a weight are read from memory; the sums are scaled afterwards. Activations keep their dtype
-(weight-only quantisation, w8a16).
+The integers are converted inside the product, where the compilers of TPUs and of GPUs from Ampere
+on fuse it, so that 8 bits a weight are read from memory. The sums are scaled afterwards.
+Activations keep their dtype (weight-only quantisation, w8a16).
 
 Scales are for whole columns, so that one product suffices. Those of groups of rows, as the CPU
 kernels have, would need a product a group or a matrix that is expanded before its product.

@@ -324,7 +324,8 @@ def main() -> int:
         target = CompileTarget(*described)
         print(
             f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB, pool "
-            f"{target.pool_bytes / GIB:.2f} GiB in {target.dtype}, {target.sizes.max_model_len} tokens of context"
+            f"{target.pool_bytes / GIB:.2f} GiB in {target.dtype}, "
+            f"{target.sizes.max_model_len} tokens of context"
         )
         for program in target.programs():
             try:
