@@ -37,7 +37,6 @@ struct Float32Panels {
                       const uint8_t* panel, int64_t K) {
     const auto* a = reinterpret_cast<const float*>(x.at(m));
     const auto* b = reinterpret_cast<const float*>(panel);
-    if (num_rows <= kRowBlock) return add<false, kFarAhead>(y, ldy, a, K, b, num_rows, K);
     // Many rows read a panel often: in parts that stay in the first-level cache.
     const int64_t depth = num_rows > 2 * kRowBlock ? kDepth : K;
     add<false>(y, ldy, a, K, b, num_rows, std::min(depth, K));
@@ -47,13 +46,19 @@ struct Float32Panels {
 
  private:
   static constexpr int64_t kDepth = 24 * 1024 / (kPanel * sizeof(float));
-  static constexpr int64_t kFarAhead = 4 * 1024 / sizeof(float);
 
-  template <bool kAdd, int64_t kAhead = 0>
+  // The first block of rows reads the panel from memory, and prefetches what follows this part.
+  template <bool kAdd>
   static void add(float* y, int64_t ldy, const float* a, int64_t lda, const float* b,
                   int64_t num_rows, int64_t depth) {
     for_row_blocks<kRowBlock>(num_rows, [&](auto MU, int64_t m) {
-      tile_product<MU, kVecs, kAdd, kAhead>(y + m * ldy, ldy, a + m * lda, lda, b, kPanel, depth);
+      const auto multiply = [&](auto ahead) {
+        tile_product<MU, kVecs, kAdd, ahead>(y + m * ldy, ldy, a + m * lda, lda, b, kPanel, depth);
+      };
+      if (m == 0)
+        multiply(std::integral_constant<int64_t, kDepth * kPanel>());
+      else
+        multiply(std::integral_constant<int64_t, 0>());
     });
   }
 };

@@ -153,7 +153,7 @@ inline void transpose(uint8_t* to, int64_t stride, const void* const* rows) {
 
 // c[MU rows, NU vectors] (+)= a[MU, depth] * b[depth, NU vectors], in registers.
 // Every entry is one chain of fused multiply-adds in the order of depth, so it is bit-identical for
-// all MU and NU. If b comes from memory, kAhead says how many of its values ahead to prefetch.
+// all MU and NU. kAhead: how many values ahead to prefetch b into the second-level cache, or 0.
 template <int MU, int NU, bool kAdd, int64_t kAhead = 0>
 inline void tile_product(float* c, int64_t ldc, const float* a, int64_t lda, const float* b,
                          int64_t ldb, int64_t depth) {
@@ -167,7 +167,7 @@ inline void tile_product(float* c, int64_t ldc, const float* a, int64_t lda, con
 #pragma GCC unroll 16
     for (int n = 0; n < NU; ++n) {
       row[n] = load(b + k * ldb + n * kLanes);
-      if constexpr (kAhead > 0) __builtin_prefetch(b + k * ldb + n * kLanes + kAhead);
+      if constexpr (kAhead > 0) __builtin_prefetch(b + k * ldb + n * kLanes + kAhead, 0, 2);
       keep_in_register(row[n]);
     }
 #pragma GCC unroll 16
