@@ -1,14 +1,17 @@
-"""Check a device: rates, attention kernels against the reference, and the gain of KVFlow.
+"""Check a device: a model served, kernels against the reference, rates, the gain of KVFlow.
 
     python -m experiments.device_check --json FILE
+    python -m experiments.device_check --stages serve kernels --json FILE
     python -m experiments.device_check --quick     # few sizes, no model: a check of the command
 
-Measures the ceilings of compute and memory, the host link and its overlap with steps; every
-attention kernel that supports the device, beside the reference; whether tokens depend on the cache;
-prefill and decode of a model; and the paper's cycle of ten agents over the real link under
-gpu-only, hicache and kvflow. It takes minutes, from a bare checkout with JAX, Flax, Orbax and
-transformers. On an accelerator the model is the shape of Llama-3.1-8B, or of Llama-3.2-1B if that
-does not fit, with random weights.
+Stages, the most telling first: ``serve`` checks that tokens do not depend on the cache and runs the
+paper's cycle of ten agents over the real link under gpu-only, hicache and kvflow; ``kernels`` holds
+every attention kernel that supports the device against the reference; ``rates`` measures the
+ceilings of compute and memory, the host link and its overlap with steps, and the model's prefill
+and decode beside them; ``int8`` the same model with weights in 8 bits; ``shapes`` checks kernels on
+more shapes of heads. It runs from a bare checkout with JAX, Flax, Orbax and transformers. On an
+accelerator the model is the shape of Llama-3.1-8B, or of Llama-3.2-1B if that does not fit, with
+random weights.
 
 A section that fails is reported, and the others go on; the JSON file is written after each. Exits
 with 1 if a section failed, a kernel is wrong or a token depends on the cache.
@@ -16,10 +19,12 @@ with 1 if a section failed, a kernel is wrong or a token depends on the cache.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,8 +48,20 @@ SIZES_MIB = (1, 32, 256)  # of copies over the host link
 EIGHT_B_BYTES = 20 * GIB  # weights, pool and a step of llama-3.1-8b
 
 
+STAGES = ("serve", "kernels", "rates", "int8", "shapes")
+QUICK_STAGES = ("kernels", "rates")
+
+
 def main() -> int:
     parser = arguments(__doc__)
+    parser.add_argument(
+        "--stages",
+        choices=STAGES,
+        nargs="+",
+        metavar="STAGE",
+        default=STAGES,
+        help=f"default: all, {', '.join(STAGES)}",
+    )
     parser.add_argument(
         "--model",
         help="default: smollm2-135m on CPU, else the shape of llama-3.1-8b, or of llama-3.2-1b if "
@@ -67,43 +84,82 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few sizes, implies --no-model")
     options = parser.parse_args()
     start = time.monotonic()
-    device = jax.devices()[0]
-    on_cpu = device.platform == "cpu"
-    dtype: Dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
-    name, is_random = options.model, options.random_weights
-    if name is None:
-        name, is_random = default_model(device), is_random or not on_cpu
-    sections = Sections(options.json)
-    figures = sections.figures
-    figures |= {"device": machine(), "dtype": dtype}
-    sections.run("memory", lambda: memory(device))
-    sections.run("ceilings", lambda: ceilings(device, dtype, options.quick))
-    sizes = SIZES_MIB[:1] if options.quick else SIZES_MIB
-    sections.run("host_link", lambda: host_link(device, sizes))
-    if not options.quick:
-        sections.run("overlap", lambda: overlap(device, dtype))
-    shape = PRESETS.get(name, PRESETS["llama-3.1-8b"])
-    longest = 256 if on_cpu or options.quick else 4096
-
-    checked = {key: kernel for key, kernel in KERNELS.items() if key != "reference"}
-    for key, kernel in checked.items():
-        check = partial(check_kernel, key, kernel, shape, dtype, longest, figures)
-        sections.run_checked(f"attention.{key}", check)
-    if not (options.no_model or options.quick):
-        plan = Plan.on(device)
-        for i, attention in enumerate(options.attention):
-            sections.run_checked("exactness", partial(exactness, device, dtype, attention))
-            load = LoadConfig(name, random_weights=is_random, dtype=dtype, attention=attention)
-            sections.run("model", partial(model_rates, load, plan, figures))
-            if i == 0:
-                sections.run("cycle", partial(cycle_arms, load, plan))
-    if not options.quick:
-        for key, kernel in checked.items():
-            check = partial(check_shapes, key, kernel, longest)
-            sections.run_checked(f"attention.{key}.shapes", check)
-    figures |= {"took_s": time.monotonic() - start, "problems": sections.problems}
-    report(figures, {"problems": "none"}, options.json)
+    check = DeviceCheck(options)
+    for stage in QUICK_STAGES if options.quick else options.stages:
+        getattr(check, stage)()
+    sections = check.sections
+    sections.figures |= {"took_s": time.monotonic() - start, "problems": sections.problems}
+    report(sections.figures, {"problems": "none"}, options.json)
     return 1 if sections.problems else 0
+
+
+class DeviceCheck:
+    """The stages, a method each."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.sections = Sections(options.json)
+        self._device = jax.devices()[0]
+        on_cpu = self._device.platform == "cpu"
+        self._dtype: Dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
+        self._is_quick = options.quick
+        self._longest = 256 if on_cpu or options.quick else 4096
+        self._kernels = {key: kernel for key, kernel in KERNELS.items() if key != "reference"}
+        name = options.model or default_model(self._device)
+        self._shape = PRESETS.get(name, PRESETS["llama-3.1-8b"])
+        is_random = options.random_weights or (options.model is None and not on_cpu)
+        load = LoadConfig(name, random_weights=is_random, dtype=self._dtype)
+        has_model = not (options.no_model or options.quick)
+        self._loads = [replace(load, attention=key) for key in options.attention if has_model]
+        self._plan = Plan.on(self._device)
+        self.sections.figures |= {"device": machine(), "dtype": self._dtype}
+
+    def serve(self) -> None:
+        """Check that tokens do not depend on the cache; run the cycle."""
+        for load in self._loads:
+            check = partial(exactness, self._device, self._dtype, load.attention)
+            self.sections.run_checked("exactness", check)
+        for load in self._loads[:1]:
+            self.sections.run("cycle", partial(cycle_arms, load, self._plan))
+
+    def kernels(self) -> None:
+        """Hold every attention kernel against the reference."""
+        self._ensure_ceilings()
+        for key, kernel in self._kernels.items():
+            sizes = self._shape, self._dtype, self._longest
+            check = partial(check_kernel, key, kernel, *sizes, self.sections.figures)
+            self.sections.run_checked(f"attention.{key}", check)
+
+    def rates(self) -> None:
+        """Measure the device, and the model beside its ceilings."""
+        self.sections.run("memory", lambda: memory(self._device))
+        self._ensure_ceilings()
+        sizes = SIZES_MIB[:1] if self._is_quick else SIZES_MIB
+        self.sections.run("host_link", lambda: host_link(self._device, sizes))
+        if not self._is_quick:
+            self.sections.run("overlap", lambda: overlap(self._device, self._dtype))
+        self._measure(self._loads)
+
+    def int8(self) -> None:
+        """Measure the model with weights in 8 bits."""
+        self._measure([replace(load, quantize="int8") for load in self._loads])
+
+    def shapes(self) -> None:
+        """Check the kernels on more shapes of heads."""
+        for key, kernel in self._kernels.items():
+            check = partial(check_shapes, key, kernel, self._longest)
+            self.sections.run_checked(f"attention.{key}.shapes", check)
+
+    def _measure(self, loads: Sequence[LoadConfig]) -> None:
+        self._ensure_ceilings()
+        figures = self.sections.figures
+        for load in loads:
+            self.sections.run("model", partial(model_rates, load, self._plan, figures))
+
+    def _ensure_ceilings(self) -> None:
+        """Measure what the other figures are fractions of, once."""
+        if "matmul_tflops" not in self.sections.figures:
+            measure = partial(ceilings, self._device, self._dtype, self._is_quick)
+            self.sections.run("ceilings", measure)
 
 
 class Sections:

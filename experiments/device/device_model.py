@@ -25,6 +25,7 @@ from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.cache.pool import PoolSpec
 from kvflow_jax.engine.config import EngineConfig
 from kvflow_jax.engine.sizes import GIB
+from kvflow_jax.models.dtypes import NO_QUANTIZATION
 from kvflow_jax.speculation.config import NO_SPECULATION
 
 PREFILL = 2048  # tokens of the timed prompt
@@ -95,6 +96,7 @@ def model_rates(load: LoadConfig, plan: Plan, ceiling: dict[str, Any]) -> dict[s
         cache=config.cache,
         random_weights=load.random_weights,
         dtype=load.dtype,
+        quantize=load.quantize,
         attention=load.attention,
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len,
@@ -133,7 +135,10 @@ def model_rates(load: LoadConfig, plan: Plan, ceiling: dict[str, Any]) -> dict[s
                 bound_s = llm.weights_bytes / (ceiling["read_gb_s"] * 1e9)
                 figures["decode_b1_vs_bandwidth"] = bound_s / decode_s
     gc.collect()  # frees the weights before they are loaded again
-    return {f"model.{load.attention}.{key}": value for key, value in figures.items()}
+    name = f"model.{load.attention}"
+    if load.quantize != NO_QUANTIZATION:
+        name += f".{load.quantize}"
+    return {f"{name}.{key}": value for key, value in figures.items()}
 
 
 def cycle_arms(load: LoadConfig, plan: Plan) -> dict[str, Any]:

@@ -31,3 +31,20 @@ def test_the_exit_status_tells_problems(monkeypatch, capsys):
     assert device_check.main() == 0
     monkeypatch.setattr(device_check, "check_kernel", lambda *args: ({}, ["wrong"]))
     assert device_check.main() == 1
+
+
+def test_stages_run_alone(monkeypatch, tmp_path):
+    path = tmp_path / "figures.json"
+    flags = ["--stages", "int8", "--model", "smollm2-135m", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["device_check", *flags])
+    monkeypatch.setattr(device_check, "ceilings", lambda *args: {"matmul_tflops": 1.0})
+    loads = []
+
+    def rates(load, plan, ceiling):
+        loads.append((load.model, load.quantize, ceiling["matmul_tflops"]))
+        return {}
+
+    monkeypatch.setattr(device_check, "model_rates", rates)
+    assert device_check.main() == 0
+    assert loads == [("smollm2-135m", "int8", 1.0)]
+    assert json.loads(path.read_text())["problems"] == []
