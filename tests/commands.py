@@ -3,7 +3,8 @@
     python -m tests.commands                 # all of them
     python -m tests.commands engine_bench    # those whose name contains it
 
-A command that the documentation names and that no stage of CI runs fails the run.
+As many run side by side as there are cores. A command that the documentation names and that no
+stage of CI runs fails the run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.make_folder import temporary_folder
@@ -77,34 +80,50 @@ def named_commands() -> dict[str, str]:
     }
 
 
-def run(module: str, flags: str, folder: Path, model: Path) -> str:
-    """Run one command; return what went wrong, "" if nothing did."""
-    paths = {"JSON": folder / "out.json", "FOLDER": folder / "out", "RESULTS": folder / "results"}
-    paths["MODEL"] = model
-    if "RESULTS" in flags:
-        shutil.copytree(ROOT / "experiments" / "results", paths["RESULTS"])
-    command = [sys.executable, "-m", module]
-    for quoted, plain in re.findall(r"'([^']*)'|(\S+)", flags):
-        command.append(str(paths.get(plain, plain)) if plain else quoted)
-    # A command that hangs is aborted, and Python prints where each of its threads is.
-    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        abort = threading.Timer(TIMEOUT_S, process.send_signal, [signal.SIGABRT])
-        abort.start()
-        stdout, stderr = process.communicate()
-        abort.cancel()
-    if process.returncode:
-        return f"exit code {process.returncode}\n{stdout[-2000:]}\n{stderr[-4000:]}"
-    if "JSON" in flags:
-        json.loads(paths["JSON"].read_text())
-    return ""
+@dataclass(frozen=True)
+class Command:
+    """A module and its flags."""
+
+    module: str
+    flags: str
+
+    def __str__(self) -> str:
+        return f"{self.module} {self.flags}"
+
+    def run(self) -> tuple[float, str]:
+        """Return the seconds that it took, and what went wrong, "" if nothing did."""
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder, temporary_folder() as model:
+            problem = self._run_in(Path(folder), model)
+        return time.monotonic() - begin, problem
+
+    def _run_in(self, folder: Path, model: Path) -> str:
+        paths = {"JSON": folder / "out.json", "FOLDER": folder / "out", "MODEL": model}
+        paths["RESULTS"] = folder / "results"
+        if "RESULTS" in self.flags:
+            shutil.copytree(ROOT / "experiments" / "results", paths["RESULTS"])
+        arguments = [sys.executable, "-m", self.module]
+        for quoted, plain in re.findall(r"'([^']*)'|(\S+)", self.flags):
+            arguments.append(str(paths.get(plain, plain)) if plain else quoted)
+        # A command that hangs is aborted, and Python prints where each of its threads is.
+        environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+        with subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            abort = threading.Timer(TIMEOUT_S, process.send_signal, [signal.SIGABRT])
+            abort.start()
+            stdout, stderr = process.communicate()
+            abort.cancel()
+        if process.returncode:
+            return f"exit code {process.returncode}\n{stdout[-2000:]}\n{stderr[-4000:]}"
+        if "JSON" in self.flags:
+            json.loads(paths["JSON"].read_text())
+        return ""
 
 
 def main() -> int:
@@ -118,16 +137,19 @@ def main() -> int:
         for name, page in named.items()
         if name not in QUICK and name not in ELSEWHERE
     ]
-    for module, forms in QUICK.items():
-        if sys.argv[1:] and not any(part in module for part in sys.argv[1:]):
-            continue
-        for flags in forms:
-            with tempfile.TemporaryDirectory() as folder, temporary_folder() as model:
-                begin = time.monotonic()
-                problem = run(module, flags, Path(folder), model)
-                print(f"{time.monotonic() - begin:6.1f} s  {module} {flags}", flush=True)
-                if problem:
-                    wrong.append(f"python -m {module} {flags}: {problem}")
+    commands = [
+        Command(module, flags)
+        for module, forms in QUICK.items()
+        for flags in forms
+        if not sys.argv[1:] or any(part in module for part in sys.argv[1:])
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for command, (seconds, problem) in zip(
+            commands, threads.map(Command.run, commands), strict=True
+        ):
+            print(f"{seconds:6.1f} s  {command}", flush=True)
+            if problem:
+                wrong.append(f"python -m {command}: {problem}")
     for problem in wrong:
         print(problem)
     return bool(wrong)

@@ -5,17 +5,20 @@
 
 Nothing is allocated and nothing runs: libtpu and XLA's CUDA plugin compile from shapes alone, for
 described devices, the programs that ``ModelRunner`` jits, with the pool size that the engine would
-choose on that chip. Exits with 1 if a check fails: each program must update the pool in place, fit
+choose on that chip. The compilers of TPUs and of GPUs run side by side. Exits with 1 if a check
+fails: each program must update the pool in place, fit
 beside weights and pool, copy no weights, and not access the host.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -306,32 +309,45 @@ def _named(shape: BatchShape) -> str:
     return " + ".join(parts)
 
 
-def main() -> int:
-    options = arguments(__doc__).parse_args()
+def check_platform(platform: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compile for the chips of one platform; print and return the figures, and what failed."""
     results: list[dict[str, Any]] = []
     problems: list[str] = []
-
-    def add(figures: dict[str, Any]) -> None:
-        results.append(figures)
-        shown = {key: value for key, value in figures.items() if key not in SHOWN_FIRST}
-        text = ", ".join(
-            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in shown.items()
-        )
-        print(f"{figures['target']:35}{figures['program']:40}{text}", flush=True)
-
     for described in TARGETS:
+        if CHIPS[described[1]].platform != platform:
+            continue
         target = CompileTarget(*described)
         print(
             f"{target.name}: weights {target.weights_bytes / GIB:.2f} GiB, pool "
             f"{target.pool_bytes / GIB:.2f} GiB in {target.dtype}, "
-            f"{target.sizes.max_model_len} tokens of context"
+            f"{target.sizes.max_model_len} tokens of context",
+            flush=True,
         )
         for program in target.programs():
             try:
-                add(compile_program(program, target))
+                results.append(compile_program(program, target))
+                print(_line(results[-1]), flush=True)
             except (CheckError, jax.errors.JaxRuntimeError) as error:
                 problems.append(f"{target.name}, {program.name}: {error}")
+    return results, problems
+
+
+def _line(figures: dict[str, Any]) -> str:
+    shown = {key: value for key, value in figures.items() if key not in SHOWN_FIRST}
+    text = ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in shown.items()
+    )
+    return f"{figures['target']:35}{figures['program']:40}{text}"
+
+
+def main() -> int:
+    options = arguments(__doc__).parse_args()
+    platforms = sorted({CHIPS[kind].platform for _, kind, *_ in TARGETS})
+    with ProcessPoolExecutor(len(platforms), multiprocessing.get_context("spawn")) as processes:
+        found = list(processes.map(check_platform, platforms))
+    results = [figures for part, _ in found for figures in part]
+    problems = [problem for _, part in found for problem in part]
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
     write_json({"programs": results, "problems": problems}, options.json)
