@@ -48,10 +48,6 @@ SIZES_MIB = (1, 32, 256)  # of copies over the host link
 EIGHT_B_BYTES = 20 * GIB  # weights, pool and a step of llama-3.1-8b
 
 
-STAGES = ("serve", "kernels", "rates", "int8", "shapes")
-QUICK_STAGES = ("kernels", "rates")
-
-
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument(
@@ -59,7 +55,7 @@ def main() -> int:
         choices=STAGES,
         nargs="+",
         metavar="STAGE",
-        default=STAGES,
+        default=list(STAGES),
         help=f"default: all, {', '.join(STAGES)}",
     )
     parser.add_argument(
@@ -81,12 +77,14 @@ def main() -> int:
         default=[AUTO],
         help="attention kernels of the model; the cycle takes the first",
     )
-    parser.add_argument("--quick", action="store_true", help="few sizes, implies --no-model")
+    parser.add_argument(
+        "--quick", action="store_true", help="few sizes, no model; the stages kernels and rates"
+    )
     options = parser.parse_args()
     start = time.monotonic()
     check = DeviceCheck(options)
     for stage in QUICK_STAGES if options.quick else options.stages:
-        getattr(check, stage)()
+        STAGES[stage](check)
     sections = check.sections
     sections.figures |= {"took_s": time.monotonic() - start, "problems": sections.problems}
     report(sections.figures, {"problems": "none"}, options.json)
@@ -160,6 +158,16 @@ class DeviceCheck:
         if "matmul_tflops" not in self.sections.figures:
             measure = partial(ceilings, self._device, self._dtype, self._is_quick)
             self.sections.run("ceilings", measure)
+
+
+STAGES: dict[str, Callable[[DeviceCheck], None]] = {
+    "serve": DeviceCheck.serve,
+    "kernels": DeviceCheck.kernels,
+    "rates": DeviceCheck.rates,
+    "int8": DeviceCheck.int8,
+    "shapes": DeviceCheck.shapes,
+}
+QUICK_STAGES = ("kernels", "rates")
 
 
 class Sections:
