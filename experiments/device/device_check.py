@@ -55,7 +55,6 @@ def main() -> int:
         choices=STAGES,
         nargs="+",
         metavar="STAGE",
-        default=list(STAGES),
         help=f"default: all, {', '.join(STAGES)}",
     )
     parser.add_argument(
@@ -81,9 +80,11 @@ def main() -> int:
         "--quick", action="store_true", help="few sizes, no model; the stages kernels and rates"
     )
     options = parser.parse_args()
+    if options.quick and options.stages:
+        parser.error(f"--quick runs the stages {' and '.join(QUICK_STAGES)}: leave out --stages")
     start = time.monotonic()
     check = DeviceCheck(options)
-    for stage in QUICK_STAGES if options.quick else options.stages:
+    for stage in QUICK_STAGES if options.quick else options.stages or STAGES:
         STAGES[stage](check)
     sections = check.sections
     sections.figures |= {"took_s": time.monotonic() - start, "problems": sections.problems}

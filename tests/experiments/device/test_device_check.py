@@ -3,6 +3,8 @@
 import json
 import sys
 
+import pytest
+
 from experiments.device import device_check
 from experiments.device.device_check import Sections
 
@@ -31,6 +33,13 @@ def test_the_exit_status_tells_problems(monkeypatch, capsys):
     assert device_check.main() == 0
     monkeypatch.setattr(device_check, "check_kernel", lambda *args: ({}, ["wrong"]))
     assert device_check.main() == 1
+
+
+def test_a_quick_check_refuses_a_choice_of_stages(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["device_check", "--quick", "--stages", "serve"])
+    with pytest.raises(SystemExit):
+        device_check.main()
+    assert "leave out --stages" in capsys.readouterr().err
 
 
 def test_stages_run_alone(monkeypatch, tmp_path):
