@@ -30,6 +30,11 @@ class Ops(Protocol):
         """True if layers are unrolled; False if they are a scan over stacked weights."""
         ...
 
+    @property
+    def packs_on_device(self) -> bool:
+        """True if ``pack`` takes a weight on its device; False if on the host, in numpy."""
+        ...
+
     def weights_dtype(self, dtype: str) -> str:
         """Return the dtype of plain weights, before ``pack``, of a model in ``dtype``."""
         ...
@@ -116,6 +121,8 @@ class XlaOps:
     attention: Attend = attend
     platform: str = "tpu"
     quantize: str = NO_QUANTIZATION
+
+    packs_on_device = True
 
     @property
     def unroll(self) -> bool:

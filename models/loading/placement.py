@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding
 from kvflow_jax.models.loading.weights import Index, WeightSource
 from kvflow_jax.models.memory import Device, aligned_empty
 from kvflow_jax.models.model import Model, Params
-from kvflow_jax.models.ops import XlaOps
 from kvflow_jax.models.quantised import Weight
 from kvflow_jax.models.sharding import Shards, column_slices
 
@@ -171,14 +170,14 @@ class _Placer:
         return out
 
     def _put(self, leaf: _Leaf, weight: np.ndarray, part: _DeviceSlice) -> list[Weight]:
-        """Send a slice, or a chunk of it, to its devices; XLA packs it there."""
+        """Pack a slice, or a chunk of it, and send it to its devices, in the order of the ops."""
         pack = partial(self.model.pack, leaf.stacked_name)
         weight = weight if leaf.layer is None else weight[0]
-        packs_there = isinstance(self.model.ops, XlaOps)
-        sent = weight if packs_there else pack(weight)
+        packs_on_device = self.model.ops.packs_on_device
+        sent = weight if packs_on_device else pack(weight)
         put = partial(jax.device_put, sent, may_alias=not self.discrete_memory)
         weights = [put(device) for device in part.devices]
-        if packs_there:
+        if packs_on_device:
             weights = [pack(array) for array in weights]
         # Transfers and packing read the host's array, which is freed afterwards.
         placed: list[Weight] = jax.block_until_ready(weights)

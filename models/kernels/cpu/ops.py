@@ -51,6 +51,7 @@ class NativeOps:
     table_format: Format
 
     unroll = True
+    packs_on_device = False
     dense_experts = False
 
     def weights_dtype(self, dtype: str) -> str:
