@@ -1,4 +1,4 @@
-"""Weights in 8 bits that XLA reads as they are: integers, and a scale for each column or row.
+"""Weights in 8 bits that XLA reads as they are: integers with per-channel scales.
 
 The integers are converted inside the product, where the compilers of TPUs and of GPUs from Ampere
 on fuse it, so that 8 bits a weight are read from memory. The sums are scaled afterwards.
@@ -42,7 +42,7 @@ class Int8Array:
 
         Args:
             weight: [..., m, n].
-            axis: that each scale spans: -2 for a scale a column, -1 for one a row.
+            axis: that each scale spans: -2 for scales of columns, -1 for those of rows.
         """
         return cls(*_quantise(weight, axis))
 
@@ -90,14 +90,14 @@ def _quantise(weight: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 
 
 def multiply(x: jax.Array, weight: Int8Array, platform: str) -> jax.Array:
-    """Compute x W, [T, m] to f32[T, n], with a scale a column."""
+    """Compute x W, [T, m] to f32[T, n]; scales are of columns."""
     sums = _product("ti,io->to", x, weight.qvalue, 1, platform)
     scaled: jax.Array = sums * weight.scale.astype(jnp.float32)
     return scaled
 
 
 def multiply_transposed(x: jax.Array, weight: Int8Array, platform: str) -> jax.Array:
-    """Compute x W^T, [T, n] to f32[T, m], with a scale a row."""
+    """Compute x W^T, [T, n] to f32[T, m]; scales are of rows."""
     sums = _product("td,vd->tv", x, weight.qvalue, 0, platform)
     scaled: jax.Array = sums * weight.scale[:, 0].astype(jnp.float32)
     return scaled

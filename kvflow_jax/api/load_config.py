@@ -37,8 +37,8 @@ class LoadConfig(Config):
     quantize: Quantize = flag(
         "none",
         "keep matrices in 8 or 4 bits (int4: embeddings in 8), with a scale for 32 values of a "
-        "column, as GGUF's Q8_0 and Q4_1 do. Without the CPU kernels int8 alone, with a scale a "
-        "column; mixtures of experts are not supported",
+        "column, as GGUF's Q8_0 and Q4_1 do. Without the CPU kernels only int8, with "
+        "per-channel scales; mixtures of experts are not supported",
         one_of(*get_args(Quantize)),
     )
     attention: Attention = flag(

@@ -10,7 +10,7 @@ _REASONING = "reasoning is always split off, leave it out; --reasoning-parser ch
 _PREFIXES = "prefixes are always cached, leave it out"
 _CHUNKS = "prompts are always computed in chunks, leave it out"
 _QUANTIZATION = (
-    "it is --quantize int8 or int4 (CPU); else leave it out, --dtype is the weights' precision"
+    "it is --quantize int8, or int4 on CPU; else leave it out, --dtype is the weights' precision"
 )
 _TEMPLATE = "the chat template of the model is used; put another one into its folder"
 _TLS = "the server speaks HTTP alone; put a proxy in front for HTTPS"

@@ -31,7 +31,7 @@ def check_quantization(config: HfFields) -> None:
         kind = ", ".join(filter(None, (method, form))) or "quantization_config"
         config.report(
             f"quantized weights ({kind}) are not supported; use the unquantized checkpoint, "
-            f"a .gguf file, or {_METHOD} in symmetric int8 with a scale a channel or a matrix"
+            f"a .gguf file, or {_METHOD} in symmetric int8, per channel or per tensor"
         )
 
 
@@ -71,7 +71,9 @@ class ScaledTensors:
                 _, scale_dtype = of_name.get(f"{matrix}_scale", ((), dtype))
                 self.headers.append((name, shape, scale_dtype))
             elif kind == "weight_scale" and shape not in ((*matrix_shape[:1], 1), (1,)):
-                self.problems.append(f"{name}: expected a scale a row, found shape {list(shape)}")
+                self.problems.append(
+                    f"{name}: expected one scale for each row, found shape {list(shape)}"
+                )
             elif kind == "weight_scale":
                 scales = tensors.read(name, tuple(slice(0, size) for size in shape))
                 self._scales[matrix] = scales.astype(np.float32).reshape(-1, 1)

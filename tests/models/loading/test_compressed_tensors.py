@@ -82,7 +82,7 @@ def test_missing_and_misshapen_scales_are_named(tmp_path):
     with pytest.raises(ModelLoadError) as caught:
         NamedWeights(Model.build(read_config(HF)), ScaledTensors(FolderTensors(folder)))
     assert str(caught.value).split("\n- ")[1:] == [
-        f"{other}: expected a scale a row, found shape [96, 2]",
+        f"{other}: expected one scale for each row, found shape [96, 2]",
         f"{FIRST}.weight: expected float32, bfloat16 or float16, found I8",
     ]
 
