@@ -10,6 +10,7 @@ from kvflow_jax.models.families import FAMILIES
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
 NO_QUANTIZATION = "none"  # weights have the dtype
+INT8, INT4 = "int8", "int4"
 
 
 def choose_dtype(

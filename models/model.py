@@ -35,7 +35,7 @@ class Model:
     >>> hidden, pool = model.forward(params, tokens, positions, metadata, pool)
     >>> logits = model.logits(params, hidden[last])
 
-    Files and checkpoints hold plain weights, *stacked* over layers. ``ops`` decides the form on the
+    Files hold plain weights, *stacked* over layers. ``ops`` decides the form on the
     device: the layout of each matrix, and either stacked (``layers.mlp.down_proj.weight``) for a
     scan, which compiles one layer, or per layer (``layers.0.mlp.down_proj.weight``) for unrolled
     layers. Vectors of layers (norms, biases) are always stacked, because a dispatch pays per leaf.
@@ -45,7 +45,7 @@ class Model:
     dtype: str  # of KV; also of the weights, unless ``ops`` keeps them in another form
     ops: Ops
     specs: Specs  # of the weights in ``params``
-    stacked_specs: Specs  # of the weights in files and checkpoints
+    stacked_specs: Specs  # of the plain weights
     _embed_and_head: _ModuleDef
     _layer: _ModuleDef
 
@@ -61,8 +61,13 @@ class Model:
 
     @property
     def weights_dtype(self) -> str:
-        """Dtype of the plain weights, in files and checkpoints."""
+        """Dtype of the plain weights."""
         return self.ops.weights_dtype(self.dtype)
+
+    @property
+    def weights_form(self) -> str:
+        """Name of the form of the weights in checkpoints."""
+        return self.ops.weights_form(self.dtype)
 
     @property
     def hidden_dtype(self) -> str:

@@ -39,6 +39,13 @@ class Ops(Protocol):
         """Return the dtype of plain weights, before ``pack``, of a model in ``dtype``."""
         ...
 
+    def weights_form(self, dtype: str) -> str:
+        """Return the name of the form that weights have in a checkpoint of a model in ``dtype``.
+
+        Weights that are packed on the host are packed there, others are plain.
+        """
+        ...
+
     def hidden_dtype(self, dtype: str) -> str:
         """Return the dtype of the activations between operations, of a model in ``dtype``."""
         ...
@@ -133,6 +140,9 @@ class XlaOps:
         return self.platform == "gpu"
 
     def weights_dtype(self, dtype: str) -> str:
+        return dtype
+
+    def weights_form(self, dtype: str) -> str:
         return dtype
 
     def hidden_dtype(self, dtype: str) -> str:

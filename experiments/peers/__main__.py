@@ -2,6 +2,7 @@
 
     python -m experiments.peers --json FILE
     python -m experiments.peers --arms kvflow,vllm-float32 --only columns
+    python -m experiments.peers --avx2      # as on a CPU without AVX-512 and AMX
     python -m experiments.peers --quick     # tiny random model, no peers: under a minute
 
 The peers are built once, in the cache folder, which takes about a quarter of an hour and 6 GB.
@@ -58,8 +59,11 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a check of the command: tiny model, no peers"
     )
+    parser.add_argument(
+        "--avx2", action="store_true", help="no engine uses the CPU's AVX-512 and AMX"
+    )
     options = parser.parse_args()
-    cpu = this_cpu()
+    cpu = this_cpu().limited() if options.avx2 else this_cpu()
     with temporary_folder() if options.quick else nullcontext() as folder:
         comparison = prepare(options.arms, folder, cpu)
         if options.only != "loads":

@@ -78,12 +78,14 @@ class Setup:
         weights: None: no peer takes part.
         model: ``--model`` of this engine.
         options: further arguments of ``LLM`` in every mode.
+        limits: environment variables of every process.
     """
 
     environments: Mapping[str, Environment]
     weights: PeerWeights | None
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     def python(self, arm: Arm) -> Path:
         """Return the interpreter of an arm's engine."""
@@ -99,7 +101,8 @@ class Setup:
 
     def variables(self, arm: Arm) -> dict[str, str]:
         """Return the environment variables of an arm's process."""
-        return {**os.environ, **ENGINE_VARIABLES.get(arm.engine, _none)(self, arm)}
+        of_engine = ENGINE_VARIABLES.get(arm.engine, _none)(self, arm)
+        return {**os.environ, **self.limits, **of_engine}
 
 
 def _none(setup: Setup, arm: Arm) -> dict[str, str]:

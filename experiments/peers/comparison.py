@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.peers.arms import Arm, Setup, measure_arm
-from experiments.peers.cpu import Cpu
+from experiments.peers.cpu import AVX2_VARIABLES, Cpu
 from experiments.peers.drivers.columns import GREEDY, Plan
 from experiments.peers.environment import Environment, PeerUnavailableError
 from experiments.peers.loads import Load
@@ -140,4 +140,5 @@ def peer_setup(
     weights = PeerWeights.of(cache_dir) if environments else None
     if weights:
         weights.ensure()
-    return Setup(environments, weights, model, {"pool_gib": POOL_GIB}), reasons
+    limits = AVX2_VARIABLES if cpu.is_limited else {}
+    return Setup(environments, weights, model, {"pool_gib": POOL_GIB}, limits), reasons

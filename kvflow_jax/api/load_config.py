@@ -10,7 +10,7 @@ from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import COUNT, FOLDER, NAME, POSITIVE, SWITCH, one_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8", "int4"]
+Quantize = Literal["auto", "none", "int8", "int4"]
 Attention = Literal["auto", "reference", "blocks", "tpu-ragged", "gpu-mosaic", "gpu-paged"]
 
 
@@ -35,10 +35,11 @@ class LoadConfig(Config):
         one_of(*get_args(Dtype)),
     )
     quantize: Quantize = flag(
-        "none",
+        "auto",
         "keep matrices in 8 or 4 bits (int4: embeddings in 8), with a scale for 32 values of a "
         "column, as GGUF's Q8_0 and Q4_1 do. Without the CPU kernels only int8, with "
-        "per-channel scales; mixtures of experts are not supported",
+        "per-channel scales; mixtures of experts are not supported. auto: as a quantised .gguf "
+        "file has them, where the CPU kernels compute it, else none",
         one_of(*get_args(Quantize)),
     )
     attention: Attention = flag(

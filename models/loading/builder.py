@@ -11,7 +11,7 @@ import jax
 
 from kvflow_jax.errors import CapacityError, ConfigError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.dtypes import NO_QUANTIZATION, choose_dtype
+from kvflow_jax.models.dtypes import INT4, NO_QUANTIZATION, choose_dtype
 from kvflow_jax.models.kernels import AUTO, choose_attention
 from kvflow_jax.models.kernels.base import KernelTarget
 from kvflow_jax.models.kernels.cpu.ops import has_fast_bfloat16, native_ops
@@ -38,8 +38,11 @@ class ModelBuilder:
     shards: Shards | None
     check_model: Callable[[Model], None]
 
-    def build(self, config: ModelConfig) -> Model:
+    def build(self, config: ModelConfig, stored: str = NO_QUANTIZATION) -> Model:
         """Return the definition of a model, whose weights are then read or initialised.
+
+        Args:
+            stored: how the model's files quantise matrices, which ``quantize`` "auto" keeps.
 
         Raises:
             CapacityError: the weights need more memory than is free; says how much more.
@@ -47,7 +50,7 @@ class ModelBuilder:
                 cannot be quantised so, or the devices cannot share the model.
             ModelLoadError: weights cannot have this dtype.
         """
-        if self.quantize != NO_QUANTIZATION and config.moe is not None:
+        if self.quantize not in (AUTO, NO_QUANTIZATION) and config.moe is not None:
             raise ConfigError(
                 f"--quantize {self.quantize} does not support mixtures of experts "
                 f"({config.family}); leave it out for this model"
@@ -61,12 +64,13 @@ class ModelBuilder:
             capability,
             has_fast_bfloat16=lambda: self._has_fast_bfloat16(config),
         )
-        model = Model.build(config, dtype, ops=self._ops(config, dtype, device.platform))
+        quantize = self._quantize(config, dtype, device.platform, stored)
+        model = Model.build(config, dtype, ops=self._ops(config, dtype, device.platform, quantize))
         chosen = "" if dtype in ("float32", self.dtype) else _CHOSEN
-        if self.quantize == NO_QUANTIZATION:
+        if quantize == NO_QUANTIZATION:
             log.info("dtype of weights and KV cache: %s%s", dtype, chosen)
         else:
-            log.info("weights quantised to %s, KV cache in %s%s", self.quantize, dtype, chosen)
+            log.info("weights quantised to %s, KV cache in %s%s", quantize, dtype, chosen)
         num_devices = 1 if self.shards is None else self.shards.num_shards
         _check_memory(model, device, f"each of {num_devices} {device.device_kind}", num_devices)
         self.check_model(model)
@@ -74,18 +78,32 @@ class ModelBuilder:
 
     def _has_fast_bfloat16(self, config: ModelConfig) -> bool:
         """True if native kernels will compute the model, faster in bfloat16 than in float32."""
-        is_native = self.ops is None and self.shards is None and self.attention == AUTO
-        return is_native and has_fast_bfloat16(config, self.cache_dir)
+        return self._takes_native and has_fast_bfloat16(config, self.cache_dir)
 
-    def _ops(self, config: ModelConfig, dtype: str, platform: str) -> Ops:
+    @property
+    def _takes_native(self) -> bool:
+        return self.ops is None and self.shards is None and self.attention == AUTO
+
+    def _quantize(self, config: ModelConfig, dtype: str, platform: str, stored: str) -> str:
+        """Return how weights are quantised: "auto" as in the files, where native kernels can."""
+        if self.quantize != AUTO:
+            return self.quantize
+        is_kept = (
+            stored != NO_QUANTIZATION
+            and config.moe is None
+            and platform == "cpu"
+            and self._takes_native
+            and native_ops(config, dtype, self.cache_dir, stored) is not None
+        )
+        return stored if is_kept else NO_QUANTIZATION
+
+    def _ops(self, config: ModelConfig, dtype: str, platform: str, quantize: str) -> Ops:
         if self.shards is not None:
             shard = shard_of(config, self.shards.num_shards)
-            return _xla_ops(shard, dtype, platform, self.attention, self.page_size, self.quantize)
+            return _xla_ops(shard, dtype, platform, self.attention, self.page_size, quantize)
         if self.ops is not None:
             return self.ops
-        return default_ops(
-            config, dtype, self.cache_dir, self.attention, self.page_size, self.quantize
-        )
+        return default_ops(config, dtype, self.cache_dir, self.attention, self.page_size, quantize)
 
 
 def default_ops(
@@ -120,7 +138,7 @@ def _xla_ops(
     config: ModelConfig, dtype: str, platform: str, attention: str, page_size: int, quantize: str
 ) -> XlaOps:
     """Return XLA's ops with an attention kernel of this platform; see ``default_ops``."""
-    if quantize == "int4":
+    if quantize == INT4:
         raise ConfigError(
             "--quantize int4 needs the CPU kernels (a C++ compiler, --attention auto, --dtype "
             "float32 or bfloat16, heads of a multiple of 16 up to 256, no --tensor-parallel); "
@@ -151,6 +169,8 @@ def _check_memory(model: Model, device: Device, described: str, num_devices: int
     free = free_device_bytes(device)
     needed, where = nbytes // num_devices, f"on {described}"
     remedies = ["a smaller dtype (--dtype bfloat16)"] if model.dtype == "float32" else []
+    if model.config.moe is None:
+        remedies.append("fewer bits (--quantize int8, or int4 on CPU)")
     # The device uses the host's memory.
     if free is None:
         free, needed, where = free_host_bytes(), nbytes, "on the host"

@@ -1,6 +1,6 @@
 """A cache of converted weights in the user's cache folder: convert once, restore on later starts.
 
-    <cache>/models/<content>-v<FORMAT>-<dtype>/
+    <cache>/models/<content>-v<FORMAT>-<form>/
         weights/ends, weights/layers.0, ...   one Orbax checkpoint each, written in turn
         tokenizer/                            extra files of the model
         complete.json                         manifest: size and digest of each file; written last
@@ -30,6 +30,7 @@ from kvflow_jax.models.loading.checkpoint_reader import (
     CheckpointWeights,
     UnusableCheckpointError,
     fsync,
+    num_bytes,
     write_manifest,
     write_weights,
 )
@@ -50,9 +51,13 @@ class CheckpointStore:
 
     cache_dir: Path
 
-    def path(self, key: str, dtype: str) -> Path:
-        """Return the folder of a checkpoint; it need not exist."""
-        return self.cache_dir / "models" / f"{key[:25]}-v{FORMAT}-{dtype}"
+    def path(self, key: str, form: str) -> Path:
+        """Return the folder of a checkpoint; it need not exist.
+
+        Args:
+            form: of its weights, as ``Model.weights_form`` names it.
+        """
+        return self.cache_dir / "models" / f"{key[:25]}-v{FORMAT}-{form}"
 
     def restore_or_convert(
         self,
@@ -81,7 +86,7 @@ class CheckpointStore:
         Raises:
             ModelLoadError: the original files do not fit the model.
         """
-        path = self.path(key, model.weights_dtype)
+        path = self.path(key, model.weights_form)
         # Path.exists raises for a folder without search permission.
         if os.path.lexists(path):
             try:
@@ -119,7 +124,7 @@ class CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
         # Half of the free space stays free.
-        needed = 2 * model.weights_bytes
+        needed = 2 * num_bytes(model)
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(

@@ -1,5 +1,8 @@
 """Reads and writes a folder of Orbax checkpoints, one a layer.
 
+Weights that the host packs for its kernels are written packed: a start reads what it keeps, and a
+quantised model takes no more room on the disk than in memory. Others are written as they are.
+
 Orbax writes Zarr arrays through TensorStore. Reading goes to TensorStore directly: it copies the
 chunks of a requested slice straight into the caller's buffer. Each file is checked against its
 digest before it is read for the first time.
@@ -25,7 +28,7 @@ from kvflow_jax.models.loading.weights import Index, WeightSource
 from kvflow_jax.models.model import LAYERS, Model
 
 # Raise it when names, shapes, folders or the meaning of weights change.
-FORMAT = 4
+FORMAT = 5
 # Bytes of a Zarr chunk; chunks are read in parallel.
 CHUNK_BYTES = 16 << 20
 # Lists every other file of a checkpoint with its size and digest.
@@ -48,6 +51,7 @@ class CheckpointWeights:
 
     def __init__(self, path: Path, model: Model) -> None:
         self._path = path
+        self.is_packed = not model.ops.packs_on_device
         with _raise_unusable(path):
             manifest = json.loads((path / MANIFEST_FILE).read_text())
             if manifest["weights"] != (expected := _signature(model)):
@@ -113,12 +117,18 @@ def write_weights(path: Path, model: Model, source: WeightSource, *, progress: b
     with checkpointer() as orbax, _without_orbax_warnings():
         for item, names in tqdm(items.items(), desc="Converting", disable=not progress):
             weights = {
-                name: _read_layer(model, source, stacked_name, layer)
+                name: _form(model, stacked_name, _read_layer(model, source, stacked_name, layer))
                 for name, (stacked_name, layer) in names.items()
             }
             chunked = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in weights}
             orbax.save(path / WEIGHTS / item, args=ocp.args.PyTreeSave(weights, save_args=chunked))
     source.raise_problems()
+
+
+def num_bytes(model: Model) -> int:
+    """Return the size of a model's weights in a checkpoint."""
+    specs = model.stacked_specs if model.ops.packs_on_device else model.specs
+    return sum(spec.size * spec.dtype.itemsize for spec in specs.values())
 
 
 def write_manifest(path: Path, model: Model) -> None:
@@ -185,6 +195,14 @@ def _read_layer(model: Model, source: WeightSource, name: str, layer: int | None
     return out if layer is None else out[0]
 
 
+def _form(model: Model, name: str, weight: np.ndarray) -> np.ndarray:
+    """Return a layer of a stacked weight, or all of it, as a checkpoint has it."""
+    if model.ops.packs_on_device:
+        return weight
+    packed: np.ndarray = model.pack(name, weight)
+    return packed
+
+
 @contextmanager
 def _raise_unusable(path: Path) -> Iterator[None]:
     """Raise any error of json, tensorstore or zarr as an UnusableCheckpointError."""
@@ -207,8 +225,8 @@ def _without_orbax_warnings() -> Iterator[None]:
 
 
 def _signature(model: Model) -> dict[str, str]:
-    specs = sorted(model.stacked_specs.items())
-    return {name: f"{spec.dtype}{list(spec.shape)}" for name, spec in specs}
+    specs = model.stacked_specs if model.ops.packs_on_device else model.specs
+    return {name: f"{spec.dtype}{list(spec.shape)}" for name, spec in sorted(specs.items())}
 
 
 def _files(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
+from kvflow_jax.models.dtypes import INT4, INT8, NO_QUANTIZATION
 from kvflow_jax.models.families import BY_GGUF_ARCHITECTURE
 from kvflow_jax.models.families.hf_fields import HfFields, Json
 from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from gguf import ReaderTensor
     from transformers import PreTrainedTokenizerFast
 
-TENSOR_TYPES = (
-    *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
-    *("Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"),
-)
+# Quantised types whose values have up to 4 bits, and those with more.
+_INT4_TYPES = ("Q4_0", "Q4_1", "Q4_K")
+_INT8_TYPES = ("Q8_0", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
+TENSOR_TYPES = ("F32", "F16", "BF16", *_INT4_TYPES, *_INT8_TYPES)
 
 # GGUF field without its "<architecture>." -> field of a config.json
 _REQUIRED = {
@@ -57,7 +58,7 @@ _SAMPLING_FIELDS = {
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 
-_EMBEDDING = "token_embd.weight"
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
 class GgufFile:
@@ -147,6 +148,23 @@ class GgufFile:
             mlp_bias="blk.0.ffn_gate.bias" in self._tensors,
         )
 
+    @property
+    def quantization(self) -> str:
+        """How matrices are quantised, as ``load_model`` names it.
+
+        "int4" if all have 4 bits, embedding and output projection aside; "int8" if some have more;
+        "none" if some have floats.
+        """
+        types = {
+            name: tensor.tensor_type.name
+            for name, tensor in self._tensors.items()
+            if len(tensor.shape) > 1
+        }
+        if not set(types.values()) <= {*_INT4_TYPES, *_INT8_TYPES}:
+            return NO_QUANTIZATION
+        layers = {kind for name, kind in types.items() if name not in (_EMBEDDING, _HEAD)}
+        return INT4 if layers <= {*_INT4_TYPES} else INT8
+
     def tensors(self, model: Model) -> GgufTensors:
         """Return the file's tensors under the Hugging Face names that the model needs."""
         return GgufTensors(self.path, self._tensors, self.form, model)
@@ -170,7 +188,7 @@ class GgufFile:
             # The shortest decimal that rounds to the float32: 1e-5, not 9.999999747378752e-06.
             "rms_norm_eps": float(str(np.float32(hf.number("rms_norm_eps")))),
             "vocab_size": int(self._tensors[_EMBEDDING].shape[-1]),
-            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "tie_word_embeddings": _HEAD not in self._tensors,
             "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self._eos_token_ids(),
             "partial_rotary_factor": rotary_dim / head_dim,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from kvflow_jax.errors import ConfigError, ModelLoadError
 from kvflow_jax.models.config import ModelConfig
-from kvflow_jax.models.dtypes import NO_QUANTIZATION
 from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.kernels import AUTO
 from kvflow_jax.models.loading import embedded, placement
@@ -61,7 +60,7 @@ def load_model(
     name_or_path: str,
     *,
     dtype: str = "auto",
-    quantize: str = NO_QUANTIZATION,
+    quantize: str = AUTO,
     cache_dir: Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -81,7 +80,9 @@ def load_model(
         dtype: of the weights: float32, bfloat16 or float16; "auto" is the best for the device and
             the model, see ``models.dtypes``.
         quantize: "int8" and "int4" keep matrices in 8 or 4 bits, "int4" embeddings in 8. Then
-            ``dtype`` is that of the KV cache.
+            ``dtype`` is that of the KV cache. "none" keeps them in ``dtype``. "auto" is that of
+            a .gguf file which is quantised, see ``GgufFile.quantization``, where the CPU kernels
+            compute the model, else "none".
         cache_dir: cache of dequantised weights; ``default_cache_dir()`` if None.
         random_weights: initialise the weights on the device from ``seed``; only the config is read
             from files, and the tokenizer if there is one.
@@ -166,7 +167,7 @@ class _Loader:
         """
         file = GgufFile(path)
         config, tokenizer = read_gguf_shape(file)
-        model = self.builder.build(config)
+        model = self.builder.build(config, file.quantization)
         with path.open("rb") as content:
             key = hashlib.file_digest(content, "sha256").hexdigest()
         params, _ = self.store.restore_or_convert(

@@ -118,6 +118,8 @@ class _Placer:
     bar: Any
 
     def place(self, leaf: _Leaf) -> Weight:
+        if self.source.is_packed:
+            return self._place_packed(leaf)
         chunks = [list(part.chunks(leaf.spec.dtype.itemsize)) for part in leaf.slices]
         if self.discrete_memory and leaf.layer is None and len(chunks[0]) > 1:
             placed = self._place_in_chunks(leaf, chunks)
@@ -127,6 +129,23 @@ class _Placer:
             return placed[0]
         weight: Weight = jax.tree.map(partial(_global_array, leaf.sharding), *placed)
         return weight
+
+    def _place_packed(self, leaf: _Leaf) -> Weight:
+        """Place all of a leaf on the default device."""
+        (part,) = leaf.slices
+        spec = self.model.specs[leaf.name]
+        out = aligned_empty(spec.shape, np.dtype(spec.dtype))
+        index = tuple(slice(0, size) for size in spec.shape)
+        if leaf.layer is None:
+            self.source.read(leaf.stacked_name, index, out)
+        else:
+            layer = slice(leaf.layer, leaf.layer + 1)
+            self.source.read(leaf.stacked_name, (layer, *index), out[None])
+        self.bar.update(part.size)
+        placed: Weight = jax.block_until_ready(
+            jax.device_put(out, may_alias=not self.discrete_memory)
+        )
+        return placed
 
     def _place_step(self, leaf: _Leaf, parts: Iterable[_DeviceSlice]) -> list[Weight]:
         """Place slices, or chunks of them, one after the other, each with one transfer a device."""

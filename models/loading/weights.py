@@ -36,7 +36,15 @@ BLOCK_ROWS = 128
 
 
 class WeightSource(Protocol):
-    """The weights of a model as ``Model.stacked_specs`` names and shapes them."""
+    """The weights of a model as ``Model.stacked_specs`` names them.
+
+    Attributes:
+        is_packed: each has been packed by ``Model.pack``, a layer for itself; else they have the
+            shapes of ``Model.stacked_specs``.
+    """
+
+    @property
+    def is_packed(self) -> bool: ...
 
     def read(self, name: str, index: Index, out: np.ndarray) -> None:
         """Fill ``out`` with ``weight[index]``, in the dtype of ``out``.
@@ -82,6 +90,8 @@ class NamedWeights:
         ModelLoadError: listing every missing, misshapen or unexpected tensor and unreadable file,
             before a tensor is read.
     """
+
+    is_packed = False
 
     def __init__(self, model: Model, tensors: Tensors, *, norm_offset: float = 0.0) -> None:
         self._tensors, self._norm_offset = tensors, norm_offset

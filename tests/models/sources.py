@@ -12,6 +12,8 @@ from kvflow_jax.models.loading.weights import NamedWeights
 class HostWeights:
     """A ``WeightSource`` of arrays in memory; counts the elements read of each weight."""
 
+    is_packed = False
+
     def __init__(self, arrays):
         self.arrays, self.num_read = arrays, dict.fromkeys(arrays, 0)
 

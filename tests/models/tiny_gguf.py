@@ -61,6 +61,23 @@ def write(
     return path
 
 
+def quantised(array: np.ndarray, tensor_type) -> np.ndarray:
+    """Return a matrix's bytes; for types that gguf only reads, random ones with small scales."""
+    try:
+        return gguf.quants.quantize(array, tensor_type)
+    except NotImplementedError:
+        block, num_bytes = gguf.GGML_QUANT_SIZES[tensor_type]
+        rng = np.random.default_rng(array.size)
+        shape = (*array.shape[:-1], array.shape[-1] // block, num_bytes)
+        data = rng.integers(0, 256, shape).astype(np.uint8)
+        scale = np.array([2e-4], np.float16).view(np.uint8)
+        if tensor_type.name == "Q6_K":
+            data[..., -2:] = scale
+        else:
+            data[..., :2], data[..., 2:4] = scale, scale
+        return data.reshape(*array.shape[:-1], -1)
+
+
 def model_fields(hf: Json, form: GgufForm) -> dict:
     """Return the GGUF fields of a config.json."""
     head_dim = hf.get("head_dim", hf["hidden_size"] // hf["num_attention_heads"])

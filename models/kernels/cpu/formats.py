@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kvflow_jax.models.kernels.cpu.grids import find_scales
 from kvflow_jax.models.memory import aligned_empty
 
 PACKED_PANEL = 32  # columns, ``kPackedPanel``
@@ -19,10 +20,19 @@ BLOCK_DEPTH = 32  # ``kBlockDepth``
 PAIRS = BLOCK_DEPTH // 2
 # Up to here a product in integers is faster than the expansion of a matrix to bfloat16.
 FEW_ROWS = 4
+# Steps over which blocks may range that were quantised before, by the bits that they get here. In 8
+# bits the ends of Q4_0 and Q5_0, 8 and 16 steps from zero, become 15 and 7 times as many; in 4 any
+# number of steps up to 7 fits the double, too.
+_STEPS = {8: (120, 112), 4: range(14, 7, -1)}
 
 
 class Format(Protocol):
     """How matrices of one dtype lie in memory."""
+
+    @property
+    def name(self) -> str:
+        """The dtype, or the bits of a quantised matrix."""
+        ...
 
     @property
     def panel(self) -> int:
@@ -47,9 +57,10 @@ class Float32Format:
     """f32[num_panels, num_in, panel]."""
 
     panel: int
+    name = "float32"
 
     def kernel(self, num_rows: int) -> str:
-        return "float32"
+        return self.name
 
     def pack(self, weight: Any) -> Any:
         num_in, num_out = weight.shape
@@ -77,9 +88,10 @@ class BFloat16Format:
     """
 
     panel: int = PACKED_PANEL
+    name = "bfloat16"
 
     def kernel(self, num_rows: int) -> str:
-        return "bfloat16"
+        return self.name
 
     def pack(self, weight: Any) -> Any:
         bits: Any
@@ -109,8 +121,12 @@ class GroupedFormat:
     bits: int
     panel: int = PACKED_PANEL
 
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}"
+
     def kernel(self, num_rows: int) -> str:
-        return f"int{self.bits}{'_few_rows' if num_rows <= FEW_ROWS else ''}"
+        return f"{self.name}{'_few_rows' if num_rows <= FEW_ROWS else ''}"
 
     @property
     def scales(self) -> int:
@@ -122,27 +138,44 @@ class GroupedFormat:
         """Rows of a block."""
         return self.scales + (2 if self.bits == 4 else 1)
 
+    @property
+    def most(self) -> int:
+        """The greatest integer."""
+        return 127 if self.bits == 8 else 15
+
     def pack(self, weight: Any) -> Any:
         xp: Any = np if isinstance(weight, np.ndarray) else jnp
         blocks = _blocks(weight.astype(np.float32))  # [num_panels, num_blocks, 16, 32, 2]
         is_finite = xp.isfinite(blocks).all(axis=(2, 4), keepdims=True)
         blocks = xp.where(is_finite, blocks, 0)
-        if self.bits == 8:
-            least, most = -127, 127
-            ends = [abs(blocks).max(axis=(2, 4), keepdims=True) / most]
-        else:
-            least, most = 0, 15
-            low = blocks.min(axis=(2, 4), keepdims=True)
-            ends = [(blocks.max(axis=(2, 4), keepdims=True) - low) / most, low]
+        low, least = (xp.float32(0), -self.most)
+        if self.bits == 4:
+            low, least = blocks.min(axis=(2, 4), keepdims=True), 0
+        ends = [self._scales(blocks - low), low][: self.num_rows - self.scales]
         ends = [xp.where(is_finite, end, np.nan).astype(np.float16) for end in ends]
         scale, *minima = (xp.where(is_finite, end, 0).astype(np.float32) for end in ends)
         for low in minima:
             blocks = blocks - low
-        whole = xp.rint(blocks / xp.where(scale > 0, scale, 1)).clip(least, most).astype(np.int8)
+        whole = (
+            xp.rint(blocks / xp.where(scale > 0, scale, 1)).clip(least, self.most).astype(np.int8)
+        )
         values = _bytes(whole)
         if self.bits == 4:
             values = values[:, :, : PAIRS // 2] | values[:, :, PAIRS // 2 :] << 4
         return _aligned(xp.concatenate([values, *map(_bytes, ends)], axis=2))
+
+    def _scales(self, blocks: Any) -> Any:
+        """Return f32[num_panels, num_blocks, 1, 32, 1], the scales of blocks of finite values."""
+        peak = abs(blocks).max(axis=(2, 4), keepdims=True)
+        scale = peak / self.most
+        if not isinstance(blocks, np.ndarray):
+            return scale
+        others = [peak / steps for steps in _STEPS[self.bits]]
+        if self.bits == 8:
+            others.append(np.broadcast_to(scale.max(axis=1, keepdims=True), scale.shape))
+        of_blocks = [array[:, :, 0, :, 0] for array in (scale, *others)]
+        found = find_scales(blocks.swapaxes(2, 3), of_blocks[0], of_blocks[1:])
+        return found[:, :, None, :, None]
 
     def column(self, panels: jax.Array, columns: jax.Array, num_in: int) -> jax.Array:
         found = panels.at[columns // self.panel, :, :, columns % self.panel].get(mode="clip")

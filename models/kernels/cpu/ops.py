@@ -57,6 +57,10 @@ class NativeOps:
     def weights_dtype(self, dtype: str) -> str:
         return "float32" if isinstance(self.format, GroupedFormat) else dtype
 
+    def weights_form(self, dtype: str) -> str:
+        formats = (self.format, self.table_format)
+        return "-".join(dict.fromkeys(f"{form.name}x{form.panel}" for form in formats))
+
     def hidden_dtype(self, dtype: str) -> str:
         return "float32"
 

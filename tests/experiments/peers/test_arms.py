@@ -1,5 +1,6 @@
 """The table of arms, and the process that measures one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_each_engine_gets_its_variables(setup):
     openmp.parent.mkdir(parents=True)
     openmp.touch()
     assert setup.variables(Arm("vllm", "a", "float32"))["LD_PRELOAD"] == str(openmp)
+
+
+def test_every_engine_gets_the_limits(setup):
+    limited = replace(setup, limits={"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"})
+    for arm in ARMS:
+        assert limited.variables(arm)["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
 
 
 @pytest.fixture

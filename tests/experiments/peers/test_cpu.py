@@ -20,5 +20,11 @@ def test_the_first_cpu_is_read():
     assert cpu.file_name == "intel_xeon_processor_6_207"
 
 
+def test_a_limited_cpu_has_another_name_and_no_wider_extensions():
+    cpu = Cpu.parse(XEON).limited()
+    assert cpu.flags == ("avx2",)
+    assert cpu.file_name == "intel_xeon_processor_6_207_avx2"
+
+
 def test_a_machine_without_proc_has_no_flags():
     assert Cpu.parse("") == Cpu("unknown", (0, 0), ())

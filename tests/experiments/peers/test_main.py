@@ -61,3 +61,12 @@ def test_arms_are_named_by_engine_or_by_mode():
     assert peers.arms_of("kvflow,transformers,llama_cpp,vllm") == ARMS
     with pytest.raises(argparse.ArgumentTypeError, match="unknown: sglang"):
         peers.arms_of("vllm,sglang")
+
+
+def test_no_engine_uses_more_than_avx2(command, measured, monkeypatch):
+    cpus = []
+    monkeypatch.setattr(
+        peers, "peer_setup", lambda *args: cpus.append(args[-1]) or (Setup({}, None, "m"), {})
+    )
+    assert command(peers, "--avx2", "--arms", "kvflow-float32", "--only", "columns")[0] == 0
+    assert cpus[0].is_limited

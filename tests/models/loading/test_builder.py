@@ -13,9 +13,11 @@ from kvflow_jax.models.kernels.cpu import isa, ops
 from kvflow_jax.models.kernels.cpu.build import Library
 from kvflow_jax.models.loading import builder
 from kvflow_jax.models.loading.builder import ModelBuilder
+from kvflow_jax.models.loading.cache_folder import default_cache_dir
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.ops import XLA
 from kvflow_jax.models.sharding import Shards
+from tests.support.native import native_ops
 
 AMX, AVX512_BF16, AVX512, AVX2 = (one.features for one in isa.X86)
 CONFIG = read_config(FAMILIES["llama"].tiny)
@@ -82,6 +84,25 @@ def test_weights_that_cannot_be_quantised_are_refused(machine, family, quantize,
     machine = replace(machine, quantize=quantize, shards=Shards.of_devices(1))
     with pytest.raises(ConfigError, match=message):
         machine.build(read_config(FAMILIES[family].tiny))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "int4"),
+        ({"quantize": "none"}, "float32"),
+        ({"quantize": "int8"}, "int8"),
+        ({"attention": "blocks"}, None),
+    ],
+)
+def test_auto_keeps_the_bits_of_the_files_where_the_cpu_kernels_compute(machine, change, expected):
+    native_ops()
+    machine = replace(machine, cache_dir=default_cache_dir(), **{"quantize": "auto"} | change)
+    found = machine.build(CONFIG, "int4").ops
+    assert found.quantize == "none" if expected is None else found == native_ops(expected)
+    moe = read_config(FAMILIES["qwen3-moe"].tiny)
+    if machine.quantize == "auto":
+        assert machine.build(moe, "int4").weights_dtype == "float32"
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.loading import checkpoint
+from kvflow_jax.models.loading import checkpoint, placement
 from kvflow_jax.models.loading.checkpoint import LOCK_FILE, CheckpointStore
-from kvflow_jax.models.loading.checkpoint_reader import MANIFEST_FILE
+from kvflow_jax.models.loading.checkpoint_reader import MANIFEST_FILE, num_bytes
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.ops import XLA
 from tests.models.families.cases import CONFIGS
 from tests.models.sources import HostWeights, read_all
+from tests.support.native import PACKING
 
 CONFIG = read_config(CONFIGS["llama"])
 
@@ -67,6 +69,28 @@ def test_another_content_or_dtype_is_another_checkpoint(tmp_path):
         for content_hash in ("a" * 64, "b" * 64)
     }
     assert len(paths) == 4
+
+
+@pytest.mark.parametrize("ops", PACKING.values(), ids=PACKING)
+def test_weights_are_packed_once(tmp_path, monkeypatch, ops):
+    model = Model.build(CONFIG, ops=ops)
+    store, source = CheckpointStore(tmp_path), HostWeights.random(model)
+    place = partial(placement.place, model)
+    expected = place(source)
+    for convert in (lambda: source, None):
+        params, path = store.restore_or_convert(model, "a" * 64, convert, place)
+        assert params.keys() == expected.keys()
+        for name, weight in expected.items():
+            np.testing.assert_array_equal(params[name], weight)
+        monkeypatch.setattr(Model, "pack", None)
+    files = sum(file.stat().st_size for file in (path / "weights").rglob("0*") if file.is_file())
+    assert files == num_bytes(model) == model.weights_bytes
+
+
+def test_each_form_of_weights_is_another_checkpoint(tmp_path):
+    models = [Model.build(CONFIG, ops=ops) for ops in (XLA, *PACKING.values())]
+    paths = {CheckpointStore(tmp_path).path("a" * 64, model.weights_form) for model in models}
+    assert len(paths) == len(models)
 
 
 def _delete_the_manifest(path):
@@ -180,7 +204,7 @@ def test_the_temporary_folder_of_a_killed_process_is_removed(tmp_path):
     """At once if its lock is free; after a day if an older version wrote it without a lock."""
     model, models = Model.build(CONFIG), tmp_path / "models"
     temporary = {
-        name: models / f"{name}-v4-float32.tmp-x" for name in ("dead", "old", "new", "alive")
+        name: models / f"{name}-v5-float32.tmp-x" for name in ("dead", "old", "new", "alive")
     }
     for name, folder in temporary.items():
         folder.mkdir(parents=True)

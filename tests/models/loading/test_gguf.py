@@ -1,6 +1,7 @@
 """Files of llama.cpp's format: what is read, cached and rejected. ``test_families`` has logits."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kvflow_jax.models.loading.gguf import GgufFile  # noqa: E402
 from kvflow_jax.models.loading.load import load_model  # noqa: E402
 from kvflow_jax.models.ops import XLA  # noqa: E402
 from tests.models import tiny, tiny_gguf  # noqa: E402
+from tests.support.native import native_ops  # noqa: E402
 
 HF = FAMILIES["llama"].tiny
 
@@ -121,6 +123,48 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path):
     message = problems_of(tiny_gguf.write(tmp_path / "model.gguf", HF, tensors=tensors))
     assert "missing tensor model.layers.1.mlp.up_proj.weight" in message
     assert "unexpected tensor blk.1.attn_sinks.weight [4]" in message
+
+
+def quantised_file(path, kinds):
+    """Write a file with matrices of types: those of tables, of ``ffn_down`` and of all others."""
+    tensors = {}
+    for name, tensor in tiny_gguf.tensors_of(tiny_gguf.WIDE).items():
+        is_table = name in ("token_embd.weight", "output.weight")
+        kind = kinds["tables" if is_table else "down" if "ffn_down" in name else "others"]
+        kind = gguf.GGMLQuantizationType[kind]
+        tensors[name] = (tiny_gguf.quantised(tensor, kind), kind) if tensor.ndim == 2 else tensor
+    return tiny_gguf.write(path, tiny_gguf.WIDE, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    ("tables", "down", "others", "expected"),
+    [
+        ("Q6_K", "Q4_K", "Q4_K", "int4"),
+        ("Q8_0", "Q4_1", "Q4_0", "int4"),
+        ("Q6_K", "Q6_K", "Q4_K", "int8"),
+        ("Q8_0", "Q8_0", "Q8_0", "int8"),
+        ("F16", "Q4_0", "Q4_0", "none"),
+        ("Q8_0", "BF16", "Q8_0", "none"),
+    ],
+)
+def test_a_file_has_as_many_bits_as_its_widest_matrix(tmp_path, tables, down, others, expected):
+    kinds = {"tables": tables, "down": down, "others": others}
+    assert GgufFile(quantised_file(tmp_path / "m.gguf", kinds)).quantization == expected
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_0", "int4"), ("Q8_0", "int8")])
+def test_a_quantised_file_keeps_its_bits_and_values(tmp_path, kind, bits):
+    expected_ops = native_ops(bits)
+    path = quantised_file(tmp_path / "m.gguf", {"tables": "Q8_0", "down": kind, "others": kind})
+    load = partial(load_model, str(path), cache_dir=tmp_path, dtype="float32", progress=False)
+    kept, plain = load(), load(quantize="none")
+    assert (kept.model.ops, plain.model.ops) == (expected_ops, native_ops("float32"))
+    tokens = tiny.prompt_tokens(20)
+    logits, expected = (
+        tiny.Sequence(loaded.model, loaded.params, len(tokens)).feed(tokens)
+        for loaded in (kept, plain)
+    )
+    np.testing.assert_allclose(logits, expected, atol=0.03 * np.abs(expected).max())
 
 
 def test_a_second_start_dequantises_nothing(tmp_path, monkeypatch):

@@ -30,28 +30,11 @@ def weights_of(file):
     return read_all(model, NamedWeights(model, file.tensors(model)))
 
 
-def quantised(array: np.ndarray, tensor_type) -> np.ndarray:
-    """Return a matrix's bytes; for types that gguf only reads, random ones with small scales."""
-    try:
-        return gguf.quants.quantize(array, tensor_type)
-    except NotImplementedError:
-        block, num_bytes = gguf.GGML_QUANT_SIZES[tensor_type]
-        rng = np.random.default_rng(array.size)
-        shape = (*array.shape[:-1], array.shape[-1] // block, num_bytes)
-        data = rng.integers(0, 256, shape).astype(np.uint8)
-        scale = np.array([2e-4], np.float16).view(np.uint8)
-        if tensor_type.name == "Q6_K":
-            data[..., -2:] = scale
-        else:
-            data[..., :2], data[..., 2:4] = scale, scale
-        return data.reshape(*array.shape[:-1], -1)
-
-
 @pytest.mark.parametrize("name", TENSOR_TYPES)
 def test_every_supported_type_is_dequantised_as_gguf_does(name, tmp_path):
     tensor_type = gguf.GGMLQuantizationType[name]
     tensors = {
-        key: (quantised(tensor, tensor_type), tensor_type) if tensor.ndim == 2 else tensor
+        key: (tiny_gguf.quantised(tensor, tensor_type), tensor_type) if tensor.ndim == 2 else tensor
         for key, tensor in tiny_gguf.tensors_of(tiny_gguf.WIDE).items()
     }
     file = GgufFile(tiny_gguf.write(tmp_path / "model.gguf", tiny_gguf.WIDE, tensors=tensors))

@@ -11,6 +11,7 @@ from kvflow_jax.models.kernels.cpu.formats import (
     GroupedFormat,
     floats,
 )
+from tests.models.tiny_gguf import quantised
 
 FORMATS = {
     form.kernel(33): form
@@ -63,13 +64,31 @@ def test_a_column_of_one_value_is_exact(name):
     np.testing.assert_allclose(found[2], np.full(40, 0.5), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "stored"), [("int8", "Q8_0"), ("int4", "Q4_1")])
-def test_values_of_a_gguf_file_are_kept(name, stored):
+@pytest.mark.parametrize(
+    ("name", "stored", "tolerance"),
+    [
+        *(("int8", "Q8_0", 1e-6), ("int4", "Q4_1", 1e-6)),
+        # Their scales are not in float16, or other multiples of one that is.
+        *(("int8", "Q4_0", 1e-3), ("int8", "Q5_0", 1e-3)),
+        *(("int4", "Q4_0", 1e-3), ("int4", "Q4_K", 2e-3)),
+    ],
+)
+def test_values_of_a_gguf_file_are_kept(name, stored, tolerance):
     kind = gguf.GGMLQuantizationType[stored]
-    weight = gguf.quants.dequantize(gguf.quants.quantize(matrix((96, 64)), kind), kind).T
+    weight = gguf.quants.dequantize(quantised(matrix((96, 256)), kind), kind).T
     form = FORMATS[name]
-    found = form.column(jnp.asarray(form.pack(weight)), jnp.arange(96), 64)
-    np.testing.assert_allclose(found.T, weight, rtol=1e-6, atol=1e-6)
+    found = form.column(jnp.asarray(form.pack(weight)), jnp.arange(96), 256)
+    np.testing.assert_allclose(found.T, weight, atol=tolerance * np.abs(weight).max())
+
+
+def test_values_with_a_scale_for_each_column_are_kept():
+    rng = np.random.default_rng(0)
+    steps = rng.integers(-100, 101, (96, 40)).astype(np.float32)
+    steps[7] = 127
+    weight = steps * rng.random(40, np.float32)
+    form = FORMATS["int8"]
+    found = form.column(jnp.asarray(form.pack(weight)), jnp.arange(40), 96)
+    np.testing.assert_allclose(found.T, weight, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("int8", 8.5 / 32), ("int4", 5 / 32)])
