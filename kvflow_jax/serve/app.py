@@ -146,15 +146,19 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
         # Echoed as they are then, not as they were sent.
         encoded = [body.truncate(ids, service.max_model_len) for ids in encoded]
         prompts = [*encoded]
-    echoes = completions.echo_prompts(service.tokenizer, prompts, encoded) if body.echo else ()
-    response_format = completions.CompletionFormat(
-        service.model_name, body, _logprob_writer(service, body), echoes
-    )
     hint_parser = service.hint_parser(body.agent_hints, body.session_id)
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
+    # Checks the token ids, which echo decodes.
     specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser, grammar)
+    echoes: Sequence[completions.Echo] = ()
+    if body.echo:
+        echo = partial(completions.echo_prompts, service.tokenizer, prompts, encoded)
+        echoes = await service.run_in_thread(echo)
+    response_format = completions.CompletionFormat(
+        service.model_name, body, _logprob_writer(service, body), echoes
+    )
     ids = request_ids(request, body, response_format.id)
     generation = service.generate(specs, body.num_choices, tenant, ids)
     return await _respond(request, service, generation, body, response_format)

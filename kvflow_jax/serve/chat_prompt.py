@@ -106,5 +106,5 @@ def encode_chat(
         messages, num_messages = [*fixed_messages], len(fixed_messages)
     if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
-    num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, **kwargs)
+    num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, kwargs)
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))

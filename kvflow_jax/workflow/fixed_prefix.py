@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from kvflow_jax.errors import InvalidRequestError
@@ -27,7 +28,7 @@ def chat_prefix_len(
     messages: Sequence[Mapping[str, object]],
     prompt_ids: Sequence[int],
     num_messages: int | None = None,
-    **template_args: object,
+    template_args: Mapping[str, object] = MappingProxyType({}),
 ) -> int | None:
     """Return the length in tokens of the part of a chat's prompt that its first messages fill.
 
@@ -39,7 +40,8 @@ def chat_prefix_len(
         messages: of the whole chat.
         prompt_ids: tokens of the whole chat, as the template wrote them.
         num_messages: number of first messages; None: the leading system messages.
-        template_args: arguments with which the template wrote ``prompt_ids``.
+        template_args: arguments with which the template wrote ``prompt_ids``. Clients choose their
+            names, so they are one argument, and none of this function's.
 
     Returns:
         None if there is no system message, or if the template refuses those messages alone. The

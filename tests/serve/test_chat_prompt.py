@@ -52,3 +52,13 @@ def test_the_fixed_prefix_is_unknown_if_no_system_message_can_be_rendered_alone(
     # Without an agent there is no fixed prefix to compute.
     chat_with_hints(http, {"workflow_id": "w"})
     assert live.tokenizer.num_rendered == before + 1
+
+
+@pytest.mark.parametrize(
+    "name", ["template", "prompt_ids", "num_messages", "template_args", "hints", "tokenizer"]
+)
+def test_a_variable_of_the_template_may_be_named_like_an_inner_argument(
+    http: httpx.Client, engine: FakeEngine, name: str
+) -> None:
+    chat_with_hints(http, PLANNER, chat_template_kwargs={name: 1})
+    assert engine.last.hints.num_fixed == len(SYSTEM_PROMPT)

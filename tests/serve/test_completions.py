@@ -133,6 +133,12 @@ def test_a_missing_prompt_is_rejected(http: httpx.Client) -> None:
     assert error_of(http.post("/v1/completions", json={}), 400)["param"] == "prompt"
 
 
+@pytest.mark.parametrize("prompt", [[-1], [2**31], [2**32], [10**30], [[1], [-5]]])
+def test_token_ids_are_checked_before_echo_decodes_them(http: httpx.Client, prompt: Any) -> None:
+    body = {"prompt": prompt, "max_tokens": 1, "echo": True}
+    assert error_of(http.post("/v1/completions", json=body), 400)["param"] == "prompt"
+
+
 @pytest.mark.parametrize("prompt", [["ab", "cd"], [[97, 98], [99, 100]]])
 def test_echo_without_output_returns_the_prompt_alone(
     http: httpx.Client, engine: FakeEngine, prompt: Any
