@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from kvflow_jax.workflow.step_graph import NEVER, Graph, RunState
-from kvflow_jax.workflow.workflow import Workflow
+from kvflow_jax.workflow.workflow import MAX_ID_LEN, Workflow
 
 MAX_WARNINGS = 20
 _KNOWN_FIELDS = {"name", "nodes", "edges", "joins", "entries"}
@@ -21,7 +22,8 @@ def warnings_of(data: Mapping[str, Any], workflow: Workflow, graph: Graph) -> li
         data: the form that ``workflow`` was read from.
         graph: the frozen ``workflow``.
     """
-    found = [f"unknown field {json.dumps(str(key))}" for key in data if key not in _KNOWN_FIELDS]
+    unknown = islice((key for key in data if key not in _KNOWN_FIELDS), MAX_WARNINGS)
+    found = [f"unknown field {json.dumps(str(key)[:MAX_ID_LEN])}" for key in unknown]
     found += _undeclared_nodes(data, workflow)
     found += _repeated_edges(data)
     found += _improbable_choices(workflow)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Literal, NoReturn, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
@@ -245,10 +246,10 @@ class HintParser:
             return {}
         parsed = {
             agent: float(math.floor(min(max(steps, 0), MAX_STEPS)))
-            for agent, steps in list(value.items())[:MAX_AGENTS]
+            for agent, steps in islice(value.items(), MAX_AGENTS)
             if _is_id(agent) and _is_number(steps)
         }
-        self._is_clipped |= parsed != dict(value)
+        self._is_clipped |= len(parsed) != len(value) or parsed != dict(value)
         return parsed
 
     def _next_agents(self) -> dict[str, float]:

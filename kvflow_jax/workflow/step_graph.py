@@ -18,7 +18,7 @@ from kvflow_jax.errors import IntegrityError
 
 # In larger graphs, a call that is not due is assigned to the first of its agent's nodes, not to the
 # nearest: that would need the steps of all nodes.
-MAX_NODES_COMPARED = 512
+MAX_COMPARED = 1024  # nodes and edges
 NEVER = 1 << 30  # steps of a node that cannot run any more
 
 
@@ -76,6 +76,11 @@ class Graph:
         return self is other or all(
             getattr(self, name) == getattr(other, name) for name in _DECLARED
         )
+
+    @property
+    def num_parts(self) -> int:
+        """Nodes and edges, each of which a search of the graph visits."""
+        return len(self.names) + len(self.sources)
 
     @classmethod
     def build(
@@ -336,7 +341,7 @@ class RunState:
         for node in nodes:
             if self._is_ready(node):
                 return node
-        if len(nodes) == 1 or len(self.graph.names) > MAX_NODES_COMPARED:
+        if len(nodes) == 1 or self.graph.num_parts > MAX_COMPARED:
             return nodes[0]
         return min(nodes, key=self.steps().__getitem__)
 

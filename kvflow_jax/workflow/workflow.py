@@ -11,7 +11,7 @@ from kvflow_jax.workflow.joins import exclusive_joins
 from kvflow_jax.workflow.step_graph import Edge, Graph
 
 MAX_NODES = 4096
-MAX_EDGES = 65_536
+MAX_EDGES = 16_384  # each event of a run follows all of them: about 2 ms
 MAX_ID_LEN = 256  # characters
 
 JoinMode = Literal["all", "any"]
@@ -48,15 +48,16 @@ class Workflow:
              "joins": [{"target", "mode": "all" | "any", "sources": [str]}]}
 
         Only ``id``, ``source`` and ``target`` are required. Each source of a join is an edge, even
-        if ``edges`` lacks it.
+        if ``edges`` lacks it. No list may be longer than the workflow that it declares can be, even
+        if it repeats itself.
         """
         if not isinstance(data, Mapping):
             raise InvalidRequestError("a step graph must be an object")
         workflow = cls(_check_name(_value(data, "name", "")))
-        for path, item in _items(data, "nodes"):
+        for path, item in _items(data, "nodes", MAX_NODES):
             node = {"id": item} if isinstance(item, str) else _record(item, path)
             workflow._add_node(node.get("id"), node.get("agent"), f"{path}.")
-        for path, item in _items(data, "edges"):
+        for path, item in _items(data, "edges", MAX_EDGES):
             edge = _record(item, path)
             workflow._add_edge(
                 edge.get("source"),
@@ -65,14 +66,17 @@ class Workflow:
                 edge.get("probability"),
                 f"{path}.",
             )
-        for path, item in _items(data, "joins"):
+        num_sources_left = MAX_EDGES  # of all joins together
+        for path, item in _items(data, "joins", MAX_NODES):
             join = _record(item, path)
             target = _check_id(join.get("target"), f"{path}.target")
             workflow._add_join(target, _value(join, "mode", "all"), f"{path}.")
-            for source_path, source in _items(join, "sources", f"{path}."):
+            sources = list(_items(join, "sources", num_sources_left, f"{path}."))
+            num_sources_left -= len(sources)
+            for source_path, source in sources:
                 if (_check_id(source, source_path), target) not in workflow._edges:
                     workflow._add_edge(source, target, False, None, f"{path}.")
-        for path, item in _items(data, "entries"):
+        for path, item in _items(data, "entries", MAX_NODES):
             workflow._add_entry(item, path)
         return workflow
 
@@ -263,13 +267,19 @@ def _record(item: object, param: str) -> Mapping[str, object]:
     return item
 
 
-def _items(data: Mapping[str, object], key: str, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _items(
+    data: Mapping[str, object], key: str, max_items: int, prefix: str = ""
+) -> Iterator[tuple[str, object]]:
     """Yield (path, item) of the items of a list."""
-    items = _value(data, key, ())
+    items, param = _value(data, key, ()), f"{prefix}{key}"
     if not isinstance(items, list | tuple):
-        raise InvalidRequestError(f"{prefix}{key} must be a list", param=f"{prefix}{key}")
+        raise InvalidRequestError(f"{param} must be a list", param=param)
+    if len(items) > max_items:
+        raise InvalidRequestError(
+            f"{param} must have at most {max_items} items, got {len(items)}", param=param
+        )
     for i, item in enumerate(items):
-        yield f"{prefix}{key}[{i}]", item
+        yield f"{param}[{i}]", item
 
 
 def _edge_dict(edge: Edge) -> dict[str, object]:

@@ -37,10 +37,34 @@ def test_a_loop_around_a_fan_leaves_its_joins_alone():
     assert exclusive(workflow) == set()
 
 
-def test_a_large_graph_is_not_analyzed(monkeypatch):
+def test_a_costly_graph_is_not_analyzed(monkeypatch):
     workflow = Workflow().edge("plan", "code").edge("code", "review").edge("review", "code")
-    monkeypatch.setattr(joins, "MAX_ANALYZED", 2)
+    monkeypatch.setattr(joins, "MAX_FOLLOWED", 2)  # the entry, and the edge behind it
+    assert exclusive(workflow) == {"code"}
+    monkeypatch.setattr(joins, "MAX_FOLLOWED", 1)
     assert exclusive(workflow) == set()
+
+
+def test_what_is_followed_is_bounded_in_nodes_edges_choices_and_joins(monkeypatch):
+    """A core in which all is connected, many choices before it and many joins behind it."""
+    followed = []
+
+    def counted(*args):
+        found = _labels(*args)
+        followed.append(found[1])
+        return found
+
+    _labels = joins._labels
+    monkeypatch.setattr(joins, "_labels", counted)
+    workflow = Workflow()
+    for i in range(60):
+        workflow.edge("c", f"d{i}", True).edge(f"d{i}", "k0")
+        for j in range(60):
+            workflow.edge(f"k{i}", f"k{j}")
+    for i in range(400):
+        workflow.edge("k0", f"s{i}").edge("k1", f"s{i}")
+    assert exclusive(workflow) == set()
+    assert sum(followed) <= joins.MAX_FOLLOWED + len(workflow.edges)
 
 
 def test_undeclared_joins_wait_for_all_inputs_that_can_be_satisfied():

@@ -179,11 +179,30 @@ def test_the_size_of_a_workflow_is_bounded_and_the_largest_one_runs():
     skips = ((i, i + far) for far in range(2, MAX_NODES) for i in range(MAX_NODES - far))
     for source, target in islice(skips, MAX_EDGES - len(workflow.edges)):
         workflow.edge(f"n{source}", f"n{target}")
-    with pytest.raises(InvalidRequestError, match="at most 65536 edges"):
+    with pytest.raises(InvalidRequestError, match="at most 16384 edges"):
         workflow.edge(f"n{MAX_NODES - 1}", "n0")
     run = run_of(workflow.edge("n0", "n1"))
     assert run.steps() == tuple(range(MAX_NODES))
     assert play(run, "n0").steps()[1:] == tuple(range(MAX_NODES - 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        ({"nodes": ["a"] * (MAX_NODES + 1)}, "nodes"),
+        ({"entries": ["a"] * (MAX_NODES + 1)}, "entries"),
+        ({"joins": [{"target": "a"}] * (MAX_NODES + 1)}, "joins"),
+        ({"edges": [{"source": "a", "target": "b"}] * (MAX_EDGES + 1)}, "edges"),
+        (
+            {"joins": [{"target": "a", "sources": ["b"] * (MAX_EDGES // 2 + 1)}] * 2},
+            "joins[1].sources",
+        ),
+    ],
+)
+def test_a_form_that_repeats_itself_is_bounded_like_what_it_declares(data, param):
+    with pytest.raises(InvalidRequestError, match="at most") as error:
+        Workflow.from_dict(data)
+    assert error.value.param == param
 
 
 def test_the_repr_of_a_workflow_lists_its_edges():
