@@ -66,6 +66,10 @@ class EngineClosedError(KVFlowError):
     """The engine is draining or has stopped, and accepts no requests (HTTP 503)."""
 
 
+class EngineStalledError(KVFlowError):
+    """A step of the engine does not end (HTTP 503). A retry may meet the engine restarted."""
+
+
 class ConfigError(KVFlowError, ValueError):
     """Settings are out of range or contradictory. The message names them and their limits."""
 

@@ -198,6 +198,7 @@ def build_engine(
         model_name=loaded.name,
         seed=config.seed,
         tracer=tracer,
+        longest_step_s=device.longest_step_s,
     )
 
 
@@ -226,12 +227,14 @@ class Prepared:
     """A warm runner and the sizes and rates that were measured for it.
 
     Attributes:
+        longest_step_s: seconds of the longest step without context.
         bandwidth: bytes per second in each direction; None if there is no host tier.
         pace_s_per_byte: seconds per byte of the emulated link; 0: the link is not emulated.
     """
 
     sizes: EngineSizes
     runner: ModelRunner
+    longest_step_s: float
     bandwidth: dict[Direction, float] | None
     pace_s_per_byte: float
 
@@ -323,7 +326,7 @@ def prepare(
     if ratio and bandwidth is not None:
         pace = ratio * runner.prefill_s_per_token() / token_bytes(sizes)
         log.info("the host link is emulated: %.3g GB/s", 1e-9 / pace)
-    return Prepared(sizes, runner, bandwidth, pace)
+    return Prepared(sizes, runner, runner.longest_step_s(), bandwidth, pace)
 
 
 def _weights_of(loaded: LoadedModel) -> dict[str, str]:

@@ -11,8 +11,9 @@ are recomputed. A direction with a transfer that timed out is not used until it 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +104,7 @@ class TransferManager:
         self._refused_until_s = 0.0
         self._iteration_s = 0.0  # decaying maximum of the engine's iterations
         self._last_iteration_s: float | None = None
+        self._refused: list[Transfer] = []  # which could not be submitted
         self._failed: list[Load] = []  # loads whose host copies are lost
         self._void: list[Load] = []  # completed loads that may continue a failed one
 
@@ -166,14 +168,15 @@ class TransferManager:
         self._tiers, self._num_pages = cache.tiers, cache.num_pages
         self._in_flight.clear()
         self._bytes_queued = dict.fromkeys(Direction, 0)
-        self._failed, self._void = [], []
+        self._refused, self._failed, self._void = [], [], []
 
     def publish_finished(self) -> Finished:
         """Publish the transfers that have finished, and time out those past their deadlines."""
         self._note_iteration()
         finished: list[Transfer] = []
         failed: list[Load] = []
-        for transfer in self._transfers.poll():
+        refused, self._refused = self._refused, []
+        for transfer in [*refused, *self._transfers.poll()]:
             self._stuck.discard(transfer.direction)
             if self._in_flight.pop(transfer, None) is None:
                 continue  # it belongs to an earlier cache, or has timed out
@@ -203,14 +206,14 @@ class TransferManager:
         """Start the planned transfers. Call it before the step that may reuse their pages."""
         plans = self._tiers.drain_plans()
         for offload in plans.offloads:
-            staged = self._runner.read_blocks(offload.pages)
-            self._submit(Direction.OFFLOAD, offload, staged, len(offload.pages))
+            read = partial(self._runner.read_blocks, offload.pages)
+            self._submit(Direction.OFFLOAD, offload, read, len(offload.pages))
         was_idle = not self._bytes_queued[Direction.LOAD]
         submitted = [
-            self._submit(Direction.LOAD, load, load.extent.data, len(load.extent.blocks))
+            self._submit(Direction.LOAD, load, partial(_data_of, load), len(load.extent.blocks))
             for load in plans.loads
         ]
-        if submitted and was_idle:
+        if submitted and was_idle and submitted[0].error is None:
             # On a GPU, a copy into a fresh buffer waits for the steps dispatched before it: enqueue
             # it before the next step. The copies behind it are enqueued while it is in flight.
             self._transfers.wait_issued(submitted[0], ISSUE_TIMEOUT_S)
@@ -230,14 +233,21 @@ class TransferManager:
         return loads
 
     def _submit(
-        self, direction: Direction, job: Load | Offload, data: object, num_blocks: int
+        self, direction: Direction, job: Load | Offload, read: Callable[[], object], num_blocks: int
     ) -> Transfer:
+        """Submit the transfer of what ``read`` returns; if that is refused, it has failed."""
         now = self._clock.now()
-        transfer = Transfer(direction, job, data, num_blocks * self._block_bytes, submitted_s=now)
+        transfer = Transfer(direction, job, None, num_blocks * self._block_bytes, submitted_s=now)
         self._bytes_queued[direction] += transfer.nbytes
         expected_s = self._bytes_queued[direction] / self.links[direction].bytes_per_s
         self._in_flight[transfer] = now + max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * expected_s)
-        self._transfers.submit(transfer)
+        try:
+            transfer.data = read()
+            self._transfers.submit(transfer)
+        except Exception as error:
+            log.exception("a transfer from %s could not be started", direction.value)
+            transfer.error = error
+            self._refused.append(transfer)
         return transfer
 
     def _note(self, transfer: Transfer) -> None:
@@ -269,3 +279,7 @@ class TransferManager:
             return
         self._tiers.fail_offload(offload)
         self._refused_until_s = self._clock.now() + REFUSED_S
+
+
+def _data_of(load: Load) -> object:
+    return load.extent.data

@@ -85,6 +85,14 @@ class EngineConfig(Config):
         NEW_FILE,
         is_per_process=True,
     )
+    step_timeout_s: float = flag(
+        20.0,
+        "seconds after which a step that has not ended is reported by /health and /ready, and its "
+        "requests get an error; at least three times the longest step so far",
+        POSITIVE,
+        unit="SECONDS",
+        is_per_process=True,
+    )
     cache: CacheConfig = CacheConfig()
 
     def __post_init__(self) -> None:

@@ -65,6 +65,7 @@ class Engine:
         model_name: part of the root key of the index.
         seed: seed of the generator that draws a seed for each request without one.
         tracer: receives every step, transfer, stall and finished request.
+        longest_step_s: seconds of the longest step without context, as measured at the start.
 
     Attributes:
         stats: snapshot published at the end of the last step; any thread may read it.
@@ -83,8 +84,10 @@ class Engine:
         model_name: str = "",
         seed: int | None = None,
         tracer: Tracer | None = None,
+        longest_step_s: float = 0.0,
     ) -> None:
         self.sizes = sizes
+        self.longest_step_s = longest_step_s
         self.clock = clock
         self.cache = self._new_cache()
         self.cost_model = CostModel()
@@ -211,7 +214,7 @@ class Engine:
         try:
             request.hint_status = self.controller.on_request_added(request, now)
         except Exception:
-            log.exception("the hints of request %d could not be used", request_id)
+            _log_unused_hints(request)
             request.hint_status = HintStatus.IGNORED
         self._requests[request_id] = request
         self.scheduler.add(request)
@@ -414,8 +417,8 @@ class Engine:
             request.append(token)
             try:
                 delta = request.detokenize(token)
-            except StepFailedError as error:
-                self._finish(request, FinishReason.ERROR, now, error)
+            except Exception as error:
+                self._finish(request, FinishReason.ERROR, now, _failure_of(request, error))
                 return
             text += delta.text
             text_ends.append(len(text))
@@ -432,7 +435,10 @@ class Engine:
             self._num_prompt_done += request.num_prompt
         self.scheduler.publish(request, now)
         if is_first:
-            self.controller.on_prefill_done(request, now)
+            try:
+                self.controller.on_prefill_done(request, now)
+            except Exception:
+                _log_unused_hints(request)
         output = Output(
             request.id,
             text,
@@ -473,13 +479,12 @@ class Engine:
         try:
             self.controller.on_request_finished(request, now, is_done=is_done)
         except Exception:
-            # Hints are advice: they never fail a request.
-            log.exception("the hints of request %d could not be used", request.id)
+            _log_unused_hints(request)
         self.tracer.on_finish(request, now)
         self._speculator.on_finished(request, is_done=is_done)
         self._num_finished[reason.value] += 1
         if output is None:
-            rest = request.flush()
+            rest = _rest_of(request)
             output = Output(
                 request.id,
                 rest.text,
@@ -499,7 +504,10 @@ class Engine:
     def _protect(self, preempted: Iterable[Preempted]) -> None:
         """Protect the computed tokens of requests that are back in the queue."""
         for request, num_computed in preempted:
-            self.controller.on_preempted(request, num_computed)
+            try:
+                self.controller.on_preempted(request, num_computed)
+            except Exception:
+                _log_unused_hints(request)
 
     def _check_drained(self) -> None:
         """Raise IntegrityError if a result of this step was not passed on."""
@@ -563,3 +571,25 @@ class Engine:
             drafts=self._speculator.stats,
             num_finished=dict(self._num_finished),
         )
+
+
+def _log_unused_hints(request: Request) -> None:
+    """Log the error that is being handled: hints are advice and never fail a request."""
+    log.exception("the hints of request %d could not be used", request.id)
+
+
+def _failure_of(request: Request, error: Exception) -> KVFlowError:
+    """Return the error that a request ends with, whose tokens could not be read."""
+    if isinstance(error, KVFlowError):
+        return error
+    log.error("the output of request %d could not be read", request.id, exc_info=error)
+    return StepFailedError(f"the output could not be read: {error}")
+
+
+def _rest_of(request: Request) -> TokenDelta:
+    """Return the pending text of a request that ends without a last token."""
+    try:
+        return request.flush()
+    except Exception:
+        log.exception("the rest of the output of request %d could not be read", request.id)
+        return _NO_DELTA

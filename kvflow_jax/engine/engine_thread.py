@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -13,10 +14,14 @@ from functools import partial
 from typing import TypeVar
 
 from kvflow_jax.engine.engine import Engine
+from kvflow_jax.engine.output_channel import OutputChannel
+from kvflow_jax.engine.step_watchdog import StepWatchdog
 from kvflow_jax.errors import (
     EngineClosedError,
+    EngineStalledError,
     IntegrityError,
     InvalidRequestError,
+    KVFlowError,
     PolicyError,
     QueueFullError,
     StepFailedError,
@@ -38,6 +43,10 @@ T = TypeVar("T")
 POLL_INTERVAL_S = 1.0
 # How often a caller that waits for a result checks that the engine's thread is alive.
 _LIVENESS_INTERVAL_S = 1.0
+# How long the end of the engine waits for a step.
+_CLOSE_TIMEOUT_S = 5.0
+# How long a callback that the engine's thread is in may hold up the end of its request.
+_DELIVERY_TIMEOUT_S = 0.1
 
 
 class EngineThread:
@@ -47,7 +56,8 @@ class EngineThread:
     the engine needs no lock.
 
     Args:
-        stalled_by: returns the value of the property of this name; called from any thread.
+        stalled_by: returns why other processes hold the engine up, "" while they do not; called
+            from any thread.
     """
 
     def __init__(self, engine: Engine, stalled_by: Callable[[], str] = lambda: "") -> None:
@@ -55,15 +65,20 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._lock = threading.Lock()  # guards the fields up to the next blank line
-        self._num_pending = 0
+        self._channels: dict[int, OutputChannel] = {}  # of pending requests, by id
         self._is_open = True
         self._is_closing = False
 
         self._ids = itertools.count()
         self._idle = threading.Event()
+        self._stuck_reason = ""
+        self._watchdog = StepWatchdog(
+            engine.sizes.step_timeout_s, engine.longest_step_s, self._on_stuck
+        )
         engine.transfers.listen(self._wake.set)
         self._thread = threading.Thread(target=self._run, name="kvflow-engine", daemon=True)
         self._thread.start()
+        self._watchdog.start()
 
     @property
     def max_model_len(self) -> int:
@@ -80,8 +95,16 @@ class EngineThread:
 
     @property
     def stalled_by(self) -> str:
-        """Why the engine waits for other processes, as text; "" while it does not."""
-        return self._stalled_by()
+        """Why the engine makes no progress, as text; "" while it does.
+
+        Its step does not end, or other processes do not answer.
+        """
+        return self.stuck_reason or self._stalled_by()
+
+    @property
+    def stuck_reason(self) -> str:
+        """Which step of this process does not end, as text; "" while there is none."""
+        return self._stuck_reason if self._watchdog.is_stuck else ""
 
     @property
     def stats(self) -> EngineStats:
@@ -109,24 +132,27 @@ class EngineThread:
         Raises:
             InvalidRequestError: the request can never run; see ``check``.
             QueueFullError: ``max_pending`` requests run or wait.
+            EngineStalledError: a step does not end.
             EngineClosedError: the engine drains or has stopped.
         """
+        if reason := self.stuck_reason:
+            raise EngineStalledError(reason)
         arrival_s = self._engine.clock.now()
         self._engine.check(spec)
         max_pending = self.max_pending
         with self._lock:
             if not self._is_open or not self.is_alive:
                 raise EngineClosedError("the engine takes no new requests: it is shutting down")
-            if self._num_pending >= max_pending:
+            if len(self._channels) >= max_pending:
                 raise QueueFullError(
-                    f"{self._num_pending} requests run or wait, the bound is {max_pending}; try "
+                    f"{len(self._channels)} requests run or wait, the bound is {max_pending}; try "
                     "again later, or raise max_waiting"
                 )
-            self._num_pending += 1
             request_id = next(self._ids)
+            channel = self._channels[request_id] = OutputChannel(on_output)
             # Post under the lock: a request posted while the engine is open always gets a last
             # output.
-            deliver = partial(self._deliver, on_output)
+            deliver = partial(self._deliver, channel)
             self._post(partial(self._add, spec, deliver, arrival_s, request_id))
         return request_id
 
@@ -194,24 +220,39 @@ class EngineThread:
         if self._idle.wait(timeout_s) or not self.is_alive:
             return True
         error = EngineClosedError("the server is shutting down")
-        self._call(partial(self._engine.fail_all, error))
+        try:
+            self._call(partial(self._engine.fail_all, error), _CLOSE_TIMEOUT_S)
+        except EngineStalledError:
+            self._end_pending(error)
         return False
 
     def close(self) -> None:
-        """End all requests with an error and stop the thread. A second call does nothing."""
+        """End all requests with an error and stop the thread. A second call does nothing.
+
+        A thread whose step does not end is left behind; then ``is_alive`` stays True.
+        """
         with self._lock:
             self._is_open = False
             self._is_closing = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(0 if self.stuck_reason else _CLOSE_TIMEOUT_S)
+        if self.is_alive:
+            log.error("the engine is closed, though its step has not ended")
+            self._end_pending(EngineClosedError("the engine was closed"))
+        self._watchdog.stop()
 
     def _post(self, command: Callable[[], object]) -> None:
         """Execute a command on the engine's thread; do not wait for it."""
         self._inbox.put(command)
         self._wake.set()
 
-    def _call(self, command: Callable[[], T]) -> T:
-        """Execute a command on the engine's thread and return its result."""
+    def _call(self, command: Callable[[], T], timeout_s: float = math.inf) -> T:
+        """Execute a command on the engine's thread and return its result.
+
+        Raises:
+            EngineStalledError: a step does not end, or takes longer than ``timeout_s``.
+            EngineClosedError: the engine has stopped.
+        """
         future: Future[T] = Future()
 
         def execute() -> None:
@@ -227,10 +268,15 @@ class EngineThread:
         self._post(execute)
         while True:
             try:
-                return future.result(timeout=_LIVENESS_INTERVAL_S)
+                return future.result(timeout=min(_LIVENESS_INTERVAL_S, timeout_s))
             except TimeoutError:
+                timeout_s -= _LIVENESS_INTERVAL_S
                 if not self.is_alive:
                     raise EngineClosedError("the engine has stopped") from None
+                if reason := self.stuck_reason:
+                    raise EngineStalledError(reason) from None
+                if timeout_s <= 0:
+                    raise EngineStalledError("the engine's step takes too long") from None
 
     def _run(self) -> None:
         reason = "the engine was closed"
@@ -248,12 +294,14 @@ class EngineThread:
             self._engine.fail_requests(EngineClosedError(reason))
             self._engine.transfers.close()
             self._engine.tracer.close()
+            self._watchdog.stop()
             self._idle.set()
 
     def _run_iteration(self) -> None:
         """Execute the commands in the inbox, then one step; wait if there is nothing to do."""
         engine = self._engine
         self._wake.clear()
+        self._watchdog.begin_step()
         try:
             self._execute_commands()
             is_busy = engine.step()
@@ -263,6 +311,8 @@ class EngineThread:
             log.exception("the engine failed; it restarts with an empty cache")
             engine.fail_all(StepFailedError(f"the engine failed: {error}"))
             is_busy = True
+        finally:
+            self._watchdog.end_step()
         if engine.is_idle and not self._is_open:
             self._idle.set()
         if not is_busy:
@@ -289,8 +339,27 @@ class EngineThread:
             failure = InvalidRequestError(f"the request could not be queued: {error}")
             on_output(Output(request_id, "", (), FinishReason.ERROR, error=failure))
 
-    def _deliver(self, on_output: Callable[[Output], None], output: Output) -> None:
+    def _deliver(self, channel: OutputChannel, output: Output) -> None:
+        """Deliver an output of the engine."""
         if output.finish_reason is not None:
             with self._lock:
-                self._num_pending -= 1
-        on_output(output)
+                self._channels.pop(output.request_id, None)
+        channel.deliver(output)
+
+    def _on_stuck(self, taken_s: float) -> None:
+        """End all requests, for their clients; the engine ends them when its step has ended."""
+        self._stuck_reason = f"the engine's step has not ended for {taken_s:.0f} s"
+        log.critical("%s; its requests get an error", self._stuck_reason)
+        self._end_pending(EngineStalledError(self._stuck_reason))
+
+    def _end_pending(self, error: KVFlowError) -> None:
+        """End all requests with ``error``, without the engine's thread."""
+        with self._lock:
+            pending, self._channels = self._channels, {}
+        for request_id, channel in pending.items():
+            last = Output(request_id, "", (), FinishReason.ERROR, error=error)
+            try:
+                channel.deliver(last, _DELIVERY_TIMEOUT_S)
+            except Exception:
+                log.exception("on_output of request %d failed", request_id)
+            self.abort(request_id)

@@ -50,6 +50,7 @@ class EngineSizes:
     shapes: BatchShapes
     cache: CacheSettings = CacheSettings()
     speculation: SpeculativeConfig = NO_SPECULATION
+    step_timeout_s: float = 20.0
 
     @classmethod
     def resolve(
@@ -150,7 +151,15 @@ class EngineSizes:
             num_pages=num_pages,
             free_host_bytes=max(0, int(free_host * _HOST_SHARE)),
         )
-        return cls(max_model_len, config.max_waiting, pool, shapes, cache, speculation)
+        return cls(
+            max_model_len,
+            config.max_waiting,
+            pool,
+            shapes,
+            cache,
+            speculation,
+            config.step_timeout_s,
+        )
 
     def log(self, config: EngineConfig, model: ModelConfig) -> None:
         """Log the sizes, and warn if the pool is smaller than the model's context.

@@ -12,7 +12,9 @@ The format is Chrome's trace events: a JSON array, which viewers can read even i
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,8 @@ from kvflow_jax.cache.transfer import Direction, Transfer
 from kvflow_jax.engine.scheduler import StepPlan
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.requests.request import Request
+
+log = logging.getLogger(__name__)
 
 # Process ids of the trace format.
 _ENGINE, _AGENTS = 1, 2
@@ -76,8 +80,7 @@ class ChromeTrace:
             self._file = Path(path).open("w")  # noqa: SIM115 (it stays open)
         except OSError as error:
             raise ConfigError(f"the trace cannot be written to {path}: {error}") from None
-        self._file.write("[\n")
-        self._separator = ""
+        self._separator = "[\n"
         self._last_step_s = 0.0
         self._name("process_name", _ENGINE, 0, "engine")
         self._name("process_name", _AGENTS, 0, "agents")
@@ -134,9 +137,13 @@ class ChromeTrace:
 
     def close(self) -> None:
         """Complete and close the file. A second call does nothing."""
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        try:
             self._file.write("\n]\n")
             self._file.close()
+        except OSError as error:
+            self._give_up(error)
 
     def _slice(
         self, process: int, track: int, name: str, start_s: float, end_s: float, args: Any
@@ -162,5 +169,17 @@ class ChromeTrace:
         self._write(name=kind, ph="M", pid=process, tid=track, args={"name": name})
 
     def _write(self, **event: Any) -> None:
-        self._file.write(self._separator + json.dumps(event, separators=(",", ":")))
+        if self._file.closed:
+            return
+        try:
+            self._file.write(self._separator + json.dumps(event, separators=(",", ":")))
+        except OSError as error:
+            self._give_up(error)
         self._separator = ",\n"
+
+    def _give_up(self, error: OSError) -> None:
+        """Write nothing more: a full disk must not end the engine."""
+        log.error("the trace ends here, it cannot be written: %s", error)
+        # Closing flushes what could not be written, and fails again.
+        with suppress(OSError):
+            self._file.close()

@@ -211,6 +211,13 @@ class ModelRunner:
             empty = np.empty(0, np.int32)
             self.write_blocks(self.read_blocks(np.zeros(size, np.int32)), empty, empty)
 
+    def longest_step_s(self) -> float:
+        """Measure the seconds of the longest step, without context. Warm up first."""
+        shape = max(self.shapes.shapes, key=lambda shape: shape.num_tokens)
+        start = time.perf_counter()
+        self._submit(self._padding(shape), self._groups[:1]).result()
+        return (time.perf_counter() - start) * max(1, len(self._groups))
+
     def prefill_s_per_token(self) -> float:
         """Measure the seconds that prefill takes for each token, without context. Warm up first."""
         shape = max((s for s in self.shapes.shapes if not s.num_decode), key=lambda s: s.num_tokens)

@@ -84,8 +84,7 @@ def create_app(service: Service) -> FastAPI:
 @public_routes.get("/health")
 @public_routes.head("/health")
 async def health(service: ServiceDep) -> Response:
-    if not service.is_healthy:
-        raise ApiError(503, "the engine has stopped; restart the server", code="engine_dead")
+    service.check_healthy()
     return JSONResponse({"status": "ok"})
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvflow_jax.errors import (
     EngineClosedError,
+    EngineStalledError,
     GrammarError,
     InvalidRequestError,
     KVFlowError,
@@ -104,6 +105,8 @@ def to_api_error(error: BaseException) -> ApiError:
             )
         case EngineClosedError():
             return ApiError(503, str(error), code="engine_closed")
+        case EngineStalledError():
+            return ApiError(503, str(error), code="stalled")
         case GrammarError():
             return ApiError(400, str(error), code="grammar_error")
         case KVFlowError():

@@ -35,6 +35,11 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def stuck_reason(self) -> str:
+        """Which step of this process does not end, as text; "" while there is none."""
+        ...
+
+    @property
     def stats(self) -> EngineStats:
         """Snapshot published at the end of the last step."""
         ...

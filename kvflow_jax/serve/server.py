@@ -211,7 +211,8 @@ def run(config: ServerConfig, build: EngineBuilder) -> int:
     """Serve until stopped.
 
     Returns:
-        exit code: 0 after draining; 1 if the address is not free or the model cannot be loaded.
+        exit code: 0 after draining; 1 if the address is not free, the model cannot be loaded, or a
+            step of the engine does not end.
     """
     try:
         listener = bind(config.host, config.port)
@@ -224,8 +225,11 @@ def run(config: ServerConfig, build: EngineBuilder) -> int:
         return 1
     server = Server(config, listener, build)
     code = server.serve_until_stopped()
-    if server.is_loading:
-        # The load thread may be inside XLA, where interpreter shutdown can crash or hang.
+    if server.service.is_engine_alive:  # its step does not end
+        code = code or 1
+    if server.is_loading or server.service.is_engine_alive:
+        # A thread inside XLA, that loads or whose step does not end, can make interpreter shutdown
+        # crash or hang.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)

@@ -103,9 +103,25 @@ class Service:
         return self.model_names[0]
 
     @property
+    def is_engine_alive(self) -> bool:
+        """True if there is an engine and its thread runs."""
+        return self._engine is not None and self._engine.is_alive
+
+    @property
     def is_healthy(self) -> bool:
         """False once the engine thread has died; a server that is loading is healthy."""
         return self._engine is None or self._engine.is_alive
+
+    def check_healthy(self) -> None:
+        """Raise unless the process is of use; one that is loading is.
+
+        Raises:
+            ApiError: 503, if the engine has died, or its step does not end: restart the server.
+        """
+        if not self.is_healthy:
+            raise _engine_died()
+        if self._engine is not None and (reason := self._engine.stuck_reason):
+            raise ApiError(503, reason, code="stalled")
 
     @property
     def is_ready(self) -> bool:

@@ -42,6 +42,28 @@ def test_a_load_that_fails_costs_time_not_tokens(settings):
     run(engine)
 
 
+@pytest.mark.parametrize("refused", ["submit", "read_blocks"])
+def test_a_link_that_refuses_everything_costs_time_not_tokens(monkeypatch, refused):
+    engine, graph = make_engine(num_pages=32, cache=HICACHE), cycle()
+    for round_ in range(2):
+        for agent in AGENTS:
+            call(engine, agent, round_, graph)
+
+    def refuse(*args):
+        raise RuntimeError("no host memory")
+
+    owner = engine.transfers if refused == "submit" else engine.runner
+    monkeypatch.setattr(owner, refused, refuse)
+    for round_ in range(2, 4):
+        for agent in AGENTS:
+            client = call(engine, agent, round_, graph)
+            assert client.tokens == client.cold
+            engine.check_integrity()
+    assert engine.stats.num_failed_transfers > 0
+    run(engine)
+    assert engine.cache.num_leased == 0
+
+
 def test_a_load_that_times_out_is_recomputed_and_its_link_left_alone():
     clock = ManualClock()
     engine = make_engine(num_pages=32, cache=HICACHE, clock=clock)

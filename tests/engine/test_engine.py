@@ -219,3 +219,43 @@ def test_counters_survive_a_restart_with_an_empty_cache():
     assert engine.stats.prompt_tokens == before.prompt_tokens == 24
     assert engine.stats.num_steps == before.num_steps
     assert engine.stats.num_blocks_cached == 0
+
+
+@pytest.mark.parametrize("part", ["detokenizer", "stop_strings"])
+@pytest.mark.parametrize("method", ["push", "flush"])
+def test_a_request_whose_text_cannot_be_read_fails_alone(part, method):
+    class Broken:
+        def push(self, *args, **kwargs):
+            if method == "push":
+                raise ValueError("injected")
+            return "" if part == "detokenizer" else ("", None)
+
+        def flush(self):
+            raise ValueError("injected")
+
+    engine = make_engine()
+    good = Client(engine, prompt_without_eos(9, 1))
+    bad = Client(engine, prompt_without_eos(9, 2))
+    setattr(engine._requests[bad.id], part, Broken())
+    run(engine)
+    assert good.tokens == good.cold
+    assert bad.reason == FinishReason.ERROR
+    assert isinstance(bad.outputs[-1].error, StepFailedError)
+    engine.check_integrity()
+    aborted = Client(engine, prompt_without_eos(9, 3))
+    setattr(engine._requests[aborted.id], part, Broken())
+    engine.abort(aborted.id)
+    assert aborted.reason == FinishReason.ABORT
+
+
+@pytest.mark.parametrize("hook", ["on_request_added", "on_prefill_done", "on_request_finished"])
+def test_hints_that_cannot_be_used_fail_no_request(monkeypatch, hook):
+    engine = make_engine()
+
+    def fail(*args, **kwargs):
+        raise ValueError("injected")
+
+    monkeypatch.setattr(engine.controller, hook, fail)
+    client = Client(engine, prompt_without_eos(9), hints=Hints(agent_id="a", workflow_id="w"))
+    run(engine)
+    assert client.tokens == client.cold

@@ -12,6 +12,7 @@ from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import (
     EngineClosedError,
+    EngineStalledError,
     InvalidRequestError,
     PolicyError,
     QueueFullError,
@@ -90,7 +91,7 @@ def test_requests_in_the_inbox_get_an_error_when_the_thread_dies():
     paused = PausedEngine()
 
     def die(*_):
-        if paused.thread._num_pending:  # not before a request is pending
+        if paused.thread._channels:  # not before a request is pending
             raise SystemExit
         return False
 
@@ -105,6 +106,70 @@ def test_requests_in_the_inbox_get_an_error_when_the_thread_dies():
     assert not paused.thread.is_alive
     with pytest.raises(EngineClosedError):
         paused.submit()
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """An engine in a step that has not ended in time, with the outputs of its request."""
+    monkeypatch.setattr(engine_thread, "_LIVENESS_INTERVAL_S", 0.001)
+    monkeypatch.setattr(engine_thread, "_CLOSE_TIMEOUT_S", 0.001)
+    paused = PausedEngine()
+    outputs = paused.submit()
+    assert paused.in_step.wait(TIMEOUT_S)
+    paused.thread._watchdog._timeout_s = paused.thread._watchdog._longest_s = -1.0
+    paused.thread._watchdog.check()
+    yield paused, outputs
+    paused.resume.set()
+    paused.thread._thread.join(0.01)
+    paused.thread.close()
+
+
+def test_a_step_that_does_not_end_ends_its_requests_and_is_reported(stuck):
+    paused, outputs = stuck
+    output = last(outputs)
+    assert isinstance(output.error, EngineStalledError)
+    assert "has not ended for" in paused.thread.stalled_by
+    assert paused.thread.stuck_reason == paused.thread.stalled_by
+    for call in (paused.submit, paused.thread.flush_cache, paused.thread.check_integrity):
+        with pytest.raises(EngineStalledError, match="has not ended"):
+            call()
+    with pytest.raises(queue.Empty):
+        outputs.get_nowait()
+
+
+def test_an_engine_whose_step_ends_late_serves_on(stuck):
+    paused, outputs = stuck
+    last(outputs)
+    paused.thread._watchdog._timeout_s = 1000.0
+    paused.resume.set()
+    while paused.thread.stalled_by:
+        pass
+    assert last(paused.submit()).finish_reason is FinishReason.LENGTH
+    paused.thread.check_integrity()
+    assert paused.engine.is_idle
+    with pytest.raises(queue.Empty):
+        outputs.get_nowait()
+
+
+def test_drain_and_close_return_though_a_step_does_not_end(stuck):
+    paused, outputs = stuck
+    assert not paused.thread.drain(0.0)
+    paused.thread.close()
+    assert paused.thread.is_alive
+    assert isinstance(last(outputs).error, EngineStalledError)
+
+
+def test_a_close_waits_for_no_step_that_the_watchdog_still_allows(monkeypatch):
+    monkeypatch.setattr(engine_thread, "_CLOSE_TIMEOUT_S", 0.001)
+    paused = PausedEngine()
+    outputs = paused.submit()
+    assert paused.in_step.wait(TIMEOUT_S)
+    assert not paused.thread.drain(0.0)
+    assert isinstance(last(outputs).error, EngineClosedError)
+    paused.thread.close()
+    paused.resume.set()
+    paused.thread._thread.join(TIMEOUT_S)
+    assert not paused.thread.is_alive
 
 
 @pytest.mark.parametrize("field", ["salt", "priority", "fairness_key", "hints"])

@@ -2,13 +2,15 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.requests.outputs import FinishReason
 from tests.support.agent_cycle import AGENTS, KVFLOW, call, cycle
-from tests.support.token_runner import make_engine
+from tests.support.token_runner import Client, make_engine, prompt_without_eos, run
 
 
 def test_steps_transfers_stalls_and_requests_have_tracks_of_their_own(tmp_path):
@@ -48,3 +50,15 @@ def test_steps_transfers_stalls_and_requests_have_tracks_of_their_own(tmp_path):
 def test_a_trace_that_cannot_be_written_is_an_error_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         ChromeTrace(tmp_path / "missing" / "trace.json")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_ends_the_trace_and_nothing_else(caplog):
+    engine = make_engine()
+    engine.tracer = ChromeTrace("/dev/full")
+    for seed in range(60):
+        client = Client(engine, prompt_without_eos(9, seed))
+        run(engine)
+        assert client.reason == FinishReason.LENGTH
+    engine.tracer.close()
+    assert caplog.text.count("the trace ends here") == 1

@@ -72,7 +72,7 @@ class FakeEngine:
         self.submit_error: KVFlowError | None = None
         self.stats = EngineStats(num_blocks=100)
         self.is_alive = True
-        self.stalled_by = ""
+        self.stalled_by = self.stuck_reason = ""
         self.is_closed = False
         self.can_flush = True
         self.num_cached = self.num_cached_host = 0
@@ -160,6 +160,7 @@ class FakeEngine:
     def close(self) -> None:
         self._jobs.put(None)
         self._thread.join()
+        self.is_alive = False
 
     # Called by tests.
 

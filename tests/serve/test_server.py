@@ -177,6 +177,9 @@ def build(config):
                 engine.finish(request, text="bye")
         return drain(timeout_s)
     engine.submit, engine.drain = report_submit, report_drain
+    if sys.argv[2] == "stuck":
+        engine.stalled_by = engine.stuck_reason = "a step has not ended"
+        engine.close = lambda: None
     return engine, FakeTokenizer(), "tiny", {}
 
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
@@ -214,6 +217,17 @@ def test_a_signal_drains_and_exits_with_code_0(number: signal.Signals) -> None:
         child.send_signal(number)
         assert answer.result().json()["choices"][0]["message"]["content"] == "bye"
         assert child.wait(TIMEOUT_S) == 0
+
+
+def test_a_step_that_does_not_end_ends_the_process_with_code_1() -> None:
+    with process("stuck") as (child, lines):
+        url = read_until(lines, "ready after").split()[-1]
+        for path in ("/health", "/ready"):
+            answer = httpx.get(f"{url}{path}")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "stalled"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(TIMEOUT_S) == 1
 
 
 def test_a_second_ctrl_c_exits_immediately() -> None:
