@@ -31,7 +31,7 @@ export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 .NOTPARALLEL:
 
 .PHONY: help setup setup-smoke serve test test-slow test-all own-coverage smoke lint types imports docs commands \
-	clients notebooks dist parity portability clean
+	clients notebooks dist parity soak portability clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -88,6 +88,9 @@ dist: $(ENV)/.dev ## build wheel and sdist, install each outside the checkout, s
 
 parity: $(ENV)/.parity ## make transformers' logits afresh and compare ours with them; ARGS=gemma3 for a family
 	$(BIN)/python -m tests.models.parity $(ARGS)
+
+soak: $(ENV)/.dev ## run 20 minutes of mixed workflows on a server; its memory must not grow
+	$(BIN)/python -m experiments.memory_soak $(ARGS)
 
 portability: $(ENV)/.portability ## compile for TPUs and GPUs, none of them here
 	PYTHONPATH=$(ENV)/compilers $(BIN)/python -m experiments.portability $(ARGS)

@@ -56,6 +56,7 @@ QUICK: dict[str, list[str]] = {
     "experiments.speculation": ["--quick --json JSON"],
     "experiments.serve_bench": ["--quick --json JSON"],
     "experiments.soak": ["--quick --json JSON"],
+    "experiments.memory_soak": ["--quick --json JSON"],
     "experiments.device_check": ["--quick --json JSON"],
     "experiments.make_folder": ["gemma3 FOLDER"],
     "kvflow_jax": ["", "serve --help"],

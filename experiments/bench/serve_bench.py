@@ -11,23 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
 import numpy as np
 
+from experiments.bench.server_process import server_process
 from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, positive_float, positive_int, report
 
-HOST = "127.0.0.1"
 FULL = ("--pool-gib", "1")  # flags of the server
 # Deterministic: two batch shapes, which compile in seconds.
 QUICK = ("--pool-gib=0.02", "--max-num-seqs=4", "--max-model-len=1024", "--deterministic")
@@ -60,7 +55,10 @@ async def measure(
     flags: Sequence[str], num_clients: int, phase_s: float, vocab: range
 ) -> dict[str, Any]:
     """Start a server, and measure it idle and under load."""
-    async with server(flags) as url, httpx.AsyncClient(base_url=url, timeout=120) as client:
+    async with (
+        server_process(flags) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=120) as client,
+    ):
         idle = await health_latencies(client, phase_s / 4)
         stop = asyncio.Event()
         gaps: list[float] = []
@@ -79,39 +77,6 @@ async def measure(
         **{f"health_busy_{key}": value for key, value in spread_ms(busy).items()},
         **{f"between_chunks_{key}": value for key, value in spread_ms(gaps).items()},
     }
-
-
-@asynccontextmanager
-async def server(flags: Sequence[str]) -> AsyncIterator[str]:
-    """Yield the URL of a ready server process; SIGINT drains and ends it."""
-    port = free_port()
-    url = f"http://{HOST}:{port}"
-    command = [sys.executable, "-m", "kvflow_jax.serve", "--host", HOST, "--port", str(port)]
-    process = subprocess.Popen([*command, *flags], cwd=Path(__file__).parents[2])
-    try:
-        async with httpx.AsyncClient(base_url=url) as client:
-            while True:
-                if process.poll() is not None:
-                    raise SystemExit(
-                        f"the server ended with status {process.returncode}, see its log"
-                    )
-                try:
-                    if (await client.get("/ready")).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass  # not listening yet
-                await asyncio.sleep(0.2)
-        yield url
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
-
-
-def free_port() -> int:
-    """Return a free TCP port of the loopback interface."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return int(listener.getsockname()[1])
 
 
 async def health_latencies(client: httpx.AsyncClient, seconds: float) -> list[float]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.bench import serve_bench
+from experiments.bench import serve_bench, server_process
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,9 +40,11 @@ class FakeProcess:
     def __init__(self, command, **_):
         FakeProcess.commands = (*FakeProcess.commands, command)
         port = int(command[command.index("--port") + 1])
-        self._server = ThreadingHTTPServer((serve_bench.HOST, port), Handler)
+        self._server = ThreadingHTTPServer((server_process.HOST, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
+
+    pid = 0
 
     def poll(self):
         return None
@@ -56,7 +58,7 @@ class FakeProcess:
 
 
 def test_a_quick_benchmark_measures_idle_and_busy(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(serve_bench, "subprocess", SimpleNamespace(Popen=FakeProcess))
+    monkeypatch.setattr(server_process, "subprocess", SimpleNamespace(Popen=FakeProcess))
     path = tmp_path / "out.json"
     assert command(serve_bench, "--quick", "--seconds", 0.05, "--json", path)[0] == 0
     figures = json.loads(path.read_text())
@@ -74,7 +76,7 @@ def test_a_server_that_ends_is_an_error(command, monkeypatch):
         def poll(self):
             return 3
 
-    monkeypatch.setattr(serve_bench, "subprocess", SimpleNamespace(Popen=Ended))
+    monkeypatch.setattr(server_process, "subprocess", SimpleNamespace(Popen=Ended))
     with pytest.raises(SystemExit, match="status 3"):
         command(serve_bench, "--quick")
 

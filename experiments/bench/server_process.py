@@ -1,0 +1,57 @@
+"""A server in a process of its own, for experiments over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+HOST = "127.0.0.1"
+
+
+class ServerProcess(NamedTuple):
+    """A running server: its base URL and its process id."""
+
+    url: str
+    pid: int
+
+
+@asynccontextmanager
+async def server_process(flags: Sequence[str]) -> AsyncIterator[ServerProcess]:
+    """Start a server process, and yield it once it is ready; SIGINT drains and ends it."""
+    port = free_port()
+    url = f"http://{HOST}:{port}"
+    command = [sys.executable, "-m", "kvflow_jax.serve", "--host", HOST, "--port", str(port)]
+    process = subprocess.Popen([*command, *flags], cwd=Path(__file__).parents[2])
+    try:
+        async with httpx.AsyncClient(base_url=url) as client:
+            while True:
+                if process.poll() is not None:
+                    raise SystemExit(
+                        f"the server ended with status {process.returncode}, see its log"
+                    )
+                try:
+                    if (await client.get("/ready")).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass  # not listening yet
+                await asyncio.sleep(0.2)
+        yield ServerProcess(url, process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def free_port() -> int:
+    """Return a free TCP port of the loopback interface."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
