@@ -21,6 +21,7 @@ from kvflow_jax.serve import (
 )
 from kvflow_jax.serve.cors import CrossOriginMiddleware
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.http_middleware import RequestIdMiddleware, SlashMiddleware
@@ -132,15 +133,14 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     params = body.sampling_params(service.sampling_defaults)
     prompts = completions.read_prompts(body.prompt)
     service.check_num_completions(len(prompts) * len(params))
-    grammar = await service.compile_grammar(params[0])
+    compiling = service.compile_grammar(tenant, params[0])
+    grammar = await until_disconnect(request.receive, compiling)
     encoded = completions.token_prompts(prompts)
     if encoded is None:
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = await service.tokenize(
-            texts,
-            lambda t: completions.encode_prompts(t, prompts),
-            truncates=body.truncate_prompt_tokens is not None,
+        encoding = completions.encode_prompts(
+            service, tenant, prompts, truncates=body.truncate_prompt_tokens is not None
         )
+        encoded = await until_disconnect(request.receive, encoding)
     if body.truncate_prompt_tokens is not None:
         # Echoed as they are then, not as they were sent.
         encoded = [body.truncate(ids, service.max_model_len) for ids in encoded]
@@ -148,13 +148,14 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     hint_parser = service.hint_parser(body.agent_hints, body.session_id)
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
-        hints = await service.run_in_thread(partial(completions.read_hints, hint_parser, encoded))
+        read_hints = partial(completions.read_hints, hint_parser, encoded)
+        hints = await until_disconnect(request.receive, service.run_in_thread(tenant, read_hints))
     # Checks the token ids, which echo decodes.
     specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser, grammar)
     echoes: Sequence[completions.Echo] = ()
     if body.echo:
         echo = partial(completions.echo_prompts, service.tokenizer, prompts, encoded)
-        echoes = await service.run_in_thread(echo)
+        echoes = await service.run_in_thread(tenant, echo)
     response_format = completions.CompletionFormat(
         service.model_name, body, _logprob_writer(service, body), echoes
     )

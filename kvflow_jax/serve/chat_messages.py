@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic_core import from_json
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
-from kvflow_jax.serve.chat_tools import ChatTools
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.tools.tool import is_deeper
 
@@ -30,14 +29,22 @@ def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
     return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
 
 
-def texts_of(messages: list[dict[str, Any]], tools: ChatTools) -> list[str]:
-    """Return the texts of a chat's prompt, to check their lengths before tokenization."""
-    texts = [message["content"] for message in messages]
-    texts += [text for message in messages for f in REASONING_FIELDS if (text := message.get(f))]
-    for call in (call for message in messages for call in message.get("tool_calls") or ()):
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        texts += [name, arguments if isinstance(arguments, str) else json.dumps(arguments)]
-    return texts + [tool.json for tool in tools.tools]
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value, and a character for every other thing in it.
+
+    They bound what a template may write of the value, with whichever of its fields.
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from texts_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_of(item)
+    else:
+        yield "0"
 
 
 def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,13 @@ from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter, TextOffsets
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import CompletionRequest
+from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import finish_name
 from kvflow_jax.workflow.hints import HintParser, Hints
 
 Prompt = str | list[int]
+
+MAX_BATCH_CHARS = 64 * 1024  # about 50 ms of tokenization
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +153,33 @@ def token_prompts(prompts: list[Prompt]) -> list[list[int]] | None:
     return token_ids if len(token_ids) == len(prompts) else None
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: list[Prompt]) -> list[list[int]]:
-    """Return the token ids of each prompt. Runs on the tokenizer threads."""
-    return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+async def encode_prompts(
+    service: Service, tenant: str, prompts: list[Prompt], *, truncates: bool
+) -> list[list[int]]:
+    """Return the token ids of each prompt; raise the errors of ``Service.tokenize``.
+
+    Long ones take a turn of the tenant each.
+    """
+    encoded: list[list[int]] = []
+    while len(encoded) < len(prompts):
+        batch = _next_batch(prompts, len(encoded))
+        encoded += await service.tokenize(
+            tenant,
+            [[prompt] for prompt in batch if isinstance(prompt, str)],
+            lambda t, batch=batch: [t.encode(p) if isinstance(p, str) else p for p in batch],  # type: ignore[misc]
+            truncates=truncates,
+        )
+    return encoded
+
+
+def _next_batch(prompts: Sequence[Prompt], start: int) -> Sequence[Prompt]:
+    """Return the prompts from ``start`` on that one turn encodes."""
+    num_chars = 0
+    for end in range(start, len(prompts)):
+        num_chars += len(prompts[end])
+        if num_chars >= MAX_BATCH_CHARS:
+            return prompts[start : end + 1]
+    return prompts[start:]
 
 
 def read_hints(hint_parser: HintParser, prompts: Sequence[Sequence[int]]) -> list[Hints]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
@@ -25,11 +25,13 @@ from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.serve.protocols import EngineClient, Tokenizer
+from kvflow_jax.serve.tenant_threads import TenantThreads
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import HintParser
 
 NUM_TOKENIZER_THREADS = 2
-MAX_TRUNCATED = 16  # contexts of text that one truncated prompt may have
+NUM_GRAMMAR_THREADS = 2  # the compiler has as many: the queue before it is this one
+MAX_TRUNCATED = 4  # contexts of text that one truncated prompt may have
 # Each call waits for the end of an engine step, which then answers all waiting calls at once.
 NUM_ENGINE_CALLERS = 32
 
@@ -69,9 +71,8 @@ class Service:
         self._model_reasoning = ModelReasoning()
         self._mailbox: Mailbox | None = None
         self._open_generations: set[Generation] = set()
-        self._tokenizer_threads = ThreadPoolExecutor(
-            NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer"
-        )
+        self._tokenizer_threads = TenantThreads(NUM_TOKENIZER_THREADS, "tokenizer")
+        self._grammar_threads = TenantThreads(NUM_GRAMMAR_THREADS, "grammar-call")
         self._engine_callers = ThreadPoolExecutor(
             NUM_ENGINE_CALLERS, thread_name_prefix="engine-call"
         )
@@ -172,20 +173,22 @@ class Service:
 
     async def tokenize(
         self,
-        texts: Sequence[str],
+        tenant: str,
+        prompts: Iterable[Iterable[str]],
         encode: Callable[[Tokenizer], Result],
         *,
         truncates: bool = False,
     ) -> Result:
-        """Run ``encode`` with the tokenizer on the tokenizer threads.
+        """Run ``encode`` with the tokenizer on the tokenizer threads, in the tenant's turn.
 
         Args:
-            texts: the texts to encode, each part of one prompt. A text that cannot fit into the
-                context is rejected before tokenization, which would delay all other requests.
-            truncates: the prompt will be truncated, so that longer texts are accepted.
+            prompts: all texts of each prompt. A prompt whose texts cannot fit into the context
+                together is refused before tokenization, which takes minutes for a large body.
+                Iterated on the thread.
+            truncates: the prompts will be truncated, so that longer texts are accepted.
 
         Raises:
-            InvalidRequestError: a text is too long, the model has no tokenizer, or ``encode``
+            InvalidRequestError: a prompt is too long, the model has no tokenizer, or ``encode``
                 raises it.
         """
         engine, _ = self._require_ready()
@@ -196,23 +199,23 @@ class Service:
                 "/v1/completions",
                 code="no_tokenizer",
             )
-        max_bytes = engine.max_model_len * tokenizer.max_token_bytes
-        if truncates:
-            max_bytes *= MAX_TRUNCATED
-        for text in texts:
-            # A character has at most four bytes, so most texts need not be encoded here.
-            if 4 * len(text) <= max_bytes:
-                continue
-            num_bytes = len(text.encode(errors="replace"))
-            if num_bytes > max_bytes:
-                num_tokens = -(-num_bytes // tokenizer.max_token_bytes)
-                raise ContextLengthError(num_tokens, engine.max_model_len, is_exact=False)
-        return await self.run_in_thread(lambda: encode(tokenizer))
+        max_tokens, max_token_bytes = engine.max_model_len, tokenizer.max_token_bytes
+        max_bytes = max_tokens * max_token_bytes * (MAX_TRUNCATED if truncates else 1)
+
+        def check_and_encode() -> Result:
+            for texts in prompts:
+                num_bytes = sum(map(num_utf8_bytes, texts))
+                if num_bytes > max_bytes:
+                    num_tokens = -(-num_bytes // max_token_bytes)
+                    raise ContextLengthError(num_tokens, max_tokens, is_exact=False)
+            return encode(tokenizer)
+
+        return await self.run_in_thread(tenant, check_and_encode)
 
     async def compile_grammar(
-        self, params: SamplingParams, reasoning: ReasoningMarkup | None = None
+        self, tenant: str, params: SamplingParams, reasoning: ReasoningMarkup | None = None
     ) -> Matcher | None:
-        """Return the grammar of requests with these parameters, compiled on a thread.
+        """Return the grammar of requests with these parameters, compiled in the tenant's turn.
 
         Args:
             reasoning: where reasoning is in their outputs: the grammar holds behind it.
@@ -223,8 +226,9 @@ class Service:
         structured_outputs = params.structured_outputs
         if structured_outputs is None:
             return None
-        return await self.call_engine(
-            lambda engine: engine.compile_grammar(structured_outputs, reasoning)
+        engine, _ = self._require_ready()
+        return await self._grammar_threads.run(
+            tenant, lambda: engine.compile_grammar(structured_outputs, reasoning)
         )
 
     def hint_parser(self, data: Any, session_id: str | None) -> HintParser | None:
@@ -330,9 +334,9 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._engine_callers, lambda: call(engine))
 
-    async def run_in_thread(self, work: Callable[[], Result]) -> Result:
+    async def run_in_thread(self, tenant: str, work: Callable[[], Result]) -> Result:
         """Return ``work()``, which needs milliseconds of CPU, run on the tokenizer threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizer_threads, work)
+        return await self._tokenizer_threads.run(tenant, work)
 
     def fail_if_engine_died(self) -> None:
         """Fail all open generations if the engine thread has died."""
@@ -351,7 +355,8 @@ class Service:
 
     def close(self) -> None:
         """Stop the engine. Called after the loop has ended."""
-        self._tokenizer_threads.shutdown(wait=False, cancel_futures=True)
+        self._tokenizer_threads.close()
+        self._grammar_threads.close()
         self._engine_callers.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
@@ -364,6 +369,11 @@ class Service:
         if not self._engine.is_alive:
             raise _engine_died()
         return self._engine, self._mailbox
+
+
+def num_utf8_bytes(text: str) -> int:
+    """Return the length of a text in UTF-8, without a copy of it where it is ASCII."""
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def _served_names(config: ServerConfig, model_name: str) -> tuple[str, ...]:

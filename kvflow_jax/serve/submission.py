@@ -17,6 +17,7 @@ from kvflow_jax.serve.chat import read_chat_tools
 from kvflow_jax.serve.chat_messages import read_messages, texts_of
 from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
 from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
+from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
@@ -78,15 +79,17 @@ class Chat:
         return chat_read
 
     async def encode(
-        self, service: Service, hint_parser: HintParser | None = None
+        self, service: Service, tenant: str, hint_parser: HintParser | None = None
     ) -> tuple[list[int], Hints | None]:
         """Return the prompt ids, and the hints.
 
         Raises:
-            InvalidRequestError: a text is too long, or the template refuses the messages.
+            InvalidRequestError: the texts are too long, or the template refuses the messages.
         """
+        written = [self.messages, [tool.json for tool in self.tools.tools], self.template_kwargs]
         prompt_ids, hints = await service.tokenize(
-            texts_of(self.messages, self.tools),
+            tenant,
+            [texts_of(written)],
             lambda tokenizer: encode_chat(
                 ToolTemplate(tokenizer, self.tools),
                 self.messages,
@@ -108,10 +111,13 @@ class Chat:
         """Encode, compile its grammar and submit its choices; the caller must close the generation.
 
         Raises:
-            ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
+            ApiError, InvalidRequestError, QueueFullError, EngineClosedError,
+            ClientDisconnectedError.
         """
         hint_parser = service.hint_parser(self.body.agent_hints, self.body.session_id)
-        prompt_ids, hints = await self.encode(service, hint_parser)
+        prompt_ids, hints = await until_disconnect(
+            request.receive, self.encode(service, tenant, hint_parser)
+        )
         is_continued = bool(self.body.continue_final_message)
         reasoning = service.model_reasoning.markup(
             service.tokenizer,
@@ -119,7 +125,9 @@ class Chat:
             begun=self.messages[-1]["content"] if is_continued else "",
             is_included=self.body.reasoning_fields.is_included,
         )
-        grammar = await service.compile_grammar(self.params[0], reasoning)
+        grammar = await until_disconnect(
+            request.receive, service.compile_grammar(tenant, self.params[0], reasoning)
+        )
         specs = request_specs(
             request,
             tenant,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import read_object, validate
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest
@@ -53,10 +54,11 @@ async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> 
     else:
         request_read = validate(body, TokenizeChatRequest)
     service.check_model(request_read.model)
-    tokens = await _encode(service, request_read)
+    encoding = _encode(service, tenant, request_read)
+    tokens = await until_disconnect(request.receive, encoding)
     strs = None
     if request_read.return_token_strs:
-        strs = await service.tokenize([], lambda t: t.token_strs(tokens))
+        strs = await service.tokenize(tenant, [], lambda t: t.token_strs(tokens))
     return JSONResponse(
         {
             "count": len(tokens),
@@ -81,23 +83,28 @@ async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -
         )
     body = validate(data, DetokenizeRequest)
     service.check_model(body.model)
-    text = await service.tokenize([], lambda t: t.decode(body.tokens, skip_special_tokens=False))
+    text = await service.tokenize(
+        tenant, [], lambda t: t.decode(body.tokens, skip_special_tokens=False)
+    )
     return JSONResponse({"prompt": text})
 
 
 @routes.get("/tokenizer_info")
 async def show_tokenizer_info(service: ServiceDep, tenant: TenantDep) -> Response:
-    return JSONResponse(await service.tokenize([], lambda t: t.info()))
+    return JSONResponse(await service.tokenize(tenant, [], lambda t: t.info()))
 
 
-async def _encode(service: Service, body: TokenizeRequest | TokenizeChatRequest) -> list[int]:
+async def _encode(
+    service: Service, tenant: str, body: TokenizeRequest | TokenizeChatRequest
+) -> list[int]:
     """Return the prompt ids that a completion or chat of this body has."""
     if isinstance(body, TokenizeChatRequest):
-        tokens, _ = await Chat.read(service, body).encode(service)
+        tokens, _ = await Chat.read(service, body).encode(service, tenant)
         return tokens
     text, adds_special = body.prompt, body.add_special_tokens is not False
     tokens = await service.tokenize(
-        [text],
+        tenant,
+        [[text]],
         lambda t: t.encode(text, add_special_tokens=adds_special),
         truncates=body.truncate_prompt_tokens is not None,
     )

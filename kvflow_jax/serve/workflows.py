@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
 from kvflow_jax.serve.openapi import body_of, json_body
@@ -73,7 +74,8 @@ async def register_graph(
     service.check_ready()
     _check_id(graph_id)
     data = await read_object(request, service.config.max_body_bytes)
-    graph, text, warnings = await service.run_in_thread(lambda: _read_graph(data))
+    reading = service.run_in_thread(tenant, lambda: _read_graph(data))
+    graph, text, warnings = await until_disconnect(request.receive, reading)
     registry = service.graph_registry
     async with registry.lock:
         await service.call_engine(lambda engine: engine.register_graph(tenant, graph_id, graph))

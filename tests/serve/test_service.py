@@ -49,9 +49,15 @@ def test_a_text_longer_than_the_context_is_rejected_without_tokenization(
 ) -> None:
     live.tokenizer.encoded.clear()
     text = "x" * (live.engine.max_model_len * live.tokenizer.max_token_bytes + 1)
+    user = {"role": "user", "content": "x"}
     for path, body in (
         ("/v1/completions", {"prompt": ["a", text]}),
-        (CHAT, {"messages": [{"role": "user", "content": text}]}),
+        (CHAT, {"messages": [{**user, "content": text}]}),
+        # No text is too long by itself, wherever it is.
+        (CHAT, {"messages": [{**user, "content": text[:100]}] * 30}),
+        (CHAT, {"messages": [{**user, "own": [{"a": text[:-99]}]}, {**user, "content": "x" * 99}]}),
+        (CHAT, {"messages": [user], "chat_template_kwargs": {"a": text}}),
+        (CHAT, {"messages": [{**user, "own": [0] * len(text)}]}),
     ):
         assert error_of(http.post(path, json=body), 400)["code"] == "context_length_exceeded"
     assert not live.tokenizer.encoded

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax.errors import ContextLengthError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.messages.errors import prompt_too_long
 from kvflow_jax.serve.messages.schema import CountTokensRequest, MessagesRequest
 from kvflow_jax.serve.messages.writer import MessageWriter
@@ -43,7 +44,8 @@ async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep)
     body = await parse_body(request, CountTokensRequest, service.config.max_body_bytes)
     service.check_model(body.model)
     try:
-        prompt_ids, _ = await Chat.read(service, body.to_chat()).encode(service)
+        encoding = Chat.read(service, body.to_chat()).encode(service, tenant)
+        prompt_ids, _ = await until_disconnect(request.receive, encoding)
     except ContextLengthError as error:
         raise prompt_too_long(error) from error
     return JSONResponse({"input_tokens": len(prompt_ids)})

@@ -1,0 +1,1 @@
+"""What bounds the memory that tenants fill, and the work that they cause."""
