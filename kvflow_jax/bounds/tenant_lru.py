@@ -117,15 +117,23 @@ class TenantLru(Generic[Key, Value]):
         record = self._tenants.get(tenant)
         return [] if record is None else list(record.entries)
 
-    def oldest(self) -> Iterator[tuple[str, Key, Value]]:
-        """Yield tenant, key and value of the least recently used value of each tenant.
+    def pop_oldest(
+        self, is_due: Callable[[Value], bool], max_values: int
+    ) -> list[tuple[Key, Value]]:
+        """Remove and return the least recently used values of each tenant that are due.
 
-        The map may change meanwhile.
+        Args:
+            max_values: at most so many, for one call; the others remain for the next.
         """
-        for tenant, record in list(self._tenants.items()):
-            if record.entries:
+        popped: list[tuple[Key, Value]] = []
+        for tenant in list(self._tenants):
+            while len(popped) < max_values and (record := self._tenants.get(tenant)):
                 key, entry = next(iter(record.entries.items()))
-                yield tenant, key, entry.value
+                if not is_due(entry.value):
+                    break
+                self.pop(tenant, key)
+                popped.append((key, entry.value))
+        return popped
 
     def __iter__(self) -> Iterator[Key]:
         for record in self._tenants.values():

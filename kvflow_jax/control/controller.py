@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.next_read import RUNNING, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.control.admission.admission_gate import AdmissionGate
@@ -158,6 +159,16 @@ class Controller:
         return run is None or self._gate.can_admit(request, run)
 
     @property
+    def tenant_state(self) -> dict[str, Usage]:
+        """What is kept for tenants, by its kind."""
+        return {
+            "runs": self.run_tracker.usage,
+            "histories": self._sessions.usage,
+            "agents": self._agent_prefixes.usage,
+            "graphs": self.graphs.usage,
+        }
+
+    @property
     def num_throttled(self) -> int:
         """Workflow runs throttled by admission control."""
         return self._gate.num_throttled
@@ -209,7 +220,7 @@ class Controller:
         if hints is None or hints.is_empty:
             # A request without hints may be continued, as in any chat: it is ordered by recency,
             # behind all known readers and before suffixes that are known not to be read.
-            reader = UnhintedReader(request.id)
+            reader = UnhintedReader(request.tenant, request.id)
             next_read = self._sessions.keep(reader, None, None, now + HISTORY_TTL_S)
             self._readers.set(reader, request, _computed_tokens(request), next_read)
             return
@@ -219,8 +230,14 @@ class Controller:
             self._publish_changes()
 
     def expire(self, now: float) -> None:
-        """Forget the runs, conversations and agents whose times to live have passed."""
+        """Forget the runs, conversations and agents whose times to live have passed.
+
+        Called once in each step, as it begins: runs that could not be updated in the last one are
+        now.
+        """
+        self.run_tracker.begin_step()
         if now - self._expired_s < EXPIRE_EVERY_S:
+            self._publish_changes()
             return
         self._expired_s = now
         self.run_tracker.expire(now)
@@ -284,10 +301,11 @@ class Controller:
             self._sessions.forget(reader)
             return
         ttl_s = HISTORY_TTL_S if hints.ttl_s is None else hints.ttl_s
-        next_read = self._sessions.keep(reader, run, hints.agent_id, now + ttl_s)
+        tokens = _computed_tokens(request)
+        num_blocks = len(tokens) // self._cache.page_size
+        next_read = self._sessions.keep(reader, run, hints.agent_id, now + ttl_s, num_blocks)
         if run is not None and hints.agent_id is not None:
             self._gate.add_reader(run, reader)
-        tokens = _computed_tokens(request)
         if len(tokens):  # else it never ran, and the history is unchanged
             self._gate.set_working_set(reader, request, len(tokens))
             self._readers.set(reader, request, tokens, next_read)

@@ -43,6 +43,7 @@ class KeptReader(NamedTuple):
 class UnhintedReader(NamedTuple):
     """The unknown next turn of a request without hints."""
 
+    tenant: str
     request_id: int
     kind: Literal["unhinted"] = "unhinted"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple
 
+from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.step_graph import Graph
 
-MAX_GRAPHS = 10_000
+MAX_BYTES = 16 << 20  # of one tenant's graphs
 
 
 class NamedGraph(NamedTuple):
@@ -19,27 +19,28 @@ class NamedGraph(NamedTuple):
 
 
 class RegisteredGraphs:
-    """The graphs of all tenants, ``MAX_GRAPHS`` at most: the least recently registered go first."""
+    """The graphs of all tenants; those of a tenant that were used least recently go first."""
 
-    def __init__(self) -> None:
-        self._graphs: OrderedDict[tuple[str, str], Graph] = OrderedDict()  # by tenant, id
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._graphs: TenantLru[str, Graph] = TenantLru(max_bytes)
+
+    @property
+    def usage(self) -> Usage:
+        return self._graphs.usage
 
     def register(self, tenant: str, graph_id: str, graph: Graph) -> None:
         """Register a graph for the runs of a tenant; replaces one of the same name."""
-        self._graphs[tenant, graph_id] = graph
-        self._graphs.move_to_end((tenant, graph_id))
-        while len(self._graphs) > MAX_GRAPHS:
-            self._graphs.popitem(last=False)
+        self._graphs.put(tenant, graph_id, graph, graph.num_bytes)
 
     def unregister(self, tenant: str, graph_id: str) -> bool:
         """Forget a graph; return False if there is none of this name."""
-        return self._graphs.pop((tenant, graph_id), None) is not None
+        return self._graphs.pop(tenant, graph_id) is not None
 
     def find(self, tenant: str, graph_id: str | None) -> NamedGraph:
         """Return the graph of this name; known, and None, if no name is given."""
         if graph_id is None:
             return NamedGraph(None, True)
-        graph = self._graphs.get((tenant, graph_id))
+        graph = self._graphs.use(tenant, graph_id)
         return NamedGraph(graph, graph is not None)
 
     def find_hinted(self, tenant: str, hints: Hints) -> NamedGraph:

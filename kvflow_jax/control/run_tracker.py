@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
+from kvflow_jax.bounds.tenant_queue import TenantQueue
 from kvflow_jax.cache import next_read
 from kvflow_jax.cache.min_multiset import MinMultiset
 from kvflow_jax.cache.next_read import NextRead
@@ -14,7 +17,15 @@ from kvflow_jax.control.readers import AgentReader, HistoryReader, Reader, RunKe
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.workflow.step_graph import NEVER, Graph, RunState
 
-MAX_RUNS = 100_000
+MAX_BYTES = 32 << 20  # of one tenant's runs, with their graphs
+# Work on the next reads of agents in one step of the engine: about 5 ms. Runs that move beyond that
+# are updated in later steps, in which tenants take turns.
+MAX_WORK = 25_000
+_AGENT_WORK = 16  # an agent's next read costs as much as so many nodes and edges of a graph
+MAX_EXPIRED = 1000  # runs that end in one step because they were abandoned
+# Of a run beside its state, and of each of its agents, whose reads are also those of the cache and
+# of admission control.
+_RUN_BYTES, _AGENT_BYTES = 1200, 700
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned
 # A run is quiet once it has idled for this factor of a long idle time, and for MIN_QUIET_S.
 QUIET_FACTOR, MIN_QUIET_S = 8.0, 10.0
@@ -35,6 +46,7 @@ class Run:
         readers: agent -> readers of its conversations, which are read when the agent runs.
         is_throttled: whether admission control throttles the run.
         is_quiet: whether it idles for much longer than runs do; counts as if it were throttled.
+        is_stale: whether it has moved since ``agent_reads`` was computed.
     """
 
     key: RunKey
@@ -47,6 +59,26 @@ class Run:
     readers: dict[str, dict[HistoryReader, None]] = field(default_factory=dict)
     is_throttled: bool = False
     is_quiet: bool = False
+    is_stale: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Estimate of its memory in bytes, without its graph and its conversations."""
+        # Those that a stale run will have count, too.
+        num_in_graph = 0 if self.state is None else len(self.state.graph.nodes_of)
+        num_agents = max(len(self.agent_reads), len(self.overrides), num_in_graph)
+        num_bytes = _RUN_BYTES + sum(map(sys.getsizeof, self.key))
+        num_bytes += _AGENT_BYTES * num_agents + sum(map(len, self.overrides))
+        return num_bytes if self.state is None else num_bytes + self.state.num_bytes
+
+    @property
+    def work(self) -> int:
+        """What an update of ``agent_reads`` costs, in visits of nodes and edges."""
+        num_agents = len(self.agent_reads) + len(self.overrides)
+        if self.state is None:
+            return _AGENT_WORK * num_agents
+        graph = self.state.graph
+        return graph.num_parts + _AGENT_WORK * (num_agents + len(graph.nodes_of))
 
 
 class RunTracker:
@@ -55,12 +87,16 @@ class RunTracker:
     Args:
         demotes_quiet_runs: whether quiet runs count as throttled. An abandoned run is not reported
             as such, and its prefixes must not displace those of live runs.
+        max_bytes: of one tenant's runs; those without activity for longest are ended first.
     """
 
-    def __init__(self, *, demotes_quiet_runs: bool = False) -> None:
+    def __init__(self, *, demotes_quiet_runs: bool = False, max_bytes: int = MAX_BYTES) -> None:
         self._changes: dict[Reader, NextRead] = {}  # not drained yet
         self._ended: list[RunKey] = []  # not drained yet
-        self._runs: OrderedDict[RunKey, Run] = OrderedDict()  # least recently seen first
+        self._runs: TenantLru[RunKey, Run] = TenantLru(max_bytes, lambda key, run: self._close(run))
+        self._graph_users: Counter[tuple[str, Graph]] = Counter()  # runs, by tenant and graph
+        self._stale: TenantQueue[Run] = TenantQueue()  # those that ``is_stale``, and ended ones
+        self._work_left = MAX_WORK  # of this step
         self._reads: dict[AgentReader, MinMultiset[NextRead]] = {}
         self._demotes_quiet_runs = demotes_quiet_runs
         # Start of the idle time of each run without calls, the longest idle first.
@@ -70,25 +106,37 @@ class RunTracker:
     def __len__(self) -> int:
         return len(self._runs)
 
+    @property
+    def usage(self) -> Usage:
+        return self._runs.usage
+
+    def begin_step(self) -> None:
+        """Update the runs that have moved, as far as the work of one step goes."""
+        self._work_left = MAX_WORK
+        while self._work_left > 0 and len(self._stale):
+            run = self._stale.pop()
+            if run.is_stale:
+                self._refresh(run)
+
     def get_or_begin(self, key: RunKey, graph: Graph | None, now: float) -> Run:
         """Return the run of this key; begin one if there is none or it is over.
 
         A graph given after the run began counts the calls in progress.
         """
-        run = self._runs.get(key)
+        run = self.find(key)
         if run is None or (run.state is not None and run.state.is_over):
             if run is not None:
                 self.end(key)
-            state = RunState(graph) if graph is not None else None
-            run = self._runs[key] = Run(key, state, now)
-            while len(self._runs) > MAX_RUNS:
-                self.end(next(iter(self._runs)))
+            run = Run(key, None, now)
+            self._runs.put(key.tenant, key, run, run.num_bytes)
+            if graph is not None:
+                self._set_graph(run, graph)
             self._update(run)
         elif run.state is None and graph is not None:
-            run.state = RunState(graph)
+            state = self._set_graph(run, graph)
             for agent, num_calls in run.calls.items():
                 for _ in range(num_calls):
-                    run.state.start(agent)
+                    state.start(agent)
             self._update(run)
         self.touch(run, now)
         return run
@@ -96,9 +144,9 @@ class RunTracker:
     def touch(self, run: Run, now: float) -> None:
         """Record activity of a run: it is neither abandoned nor quiet."""
         run.last_seen_s = now
-        if self._runs.get(run.key) is not run:
+        if self.find(run.key) is not run:
             return
-        self._runs.move_to_end(run.key)
+        self._runs.use(run.key.tenant, run.key)
         idle_since_s = self._idle_since_s.pop(run.key, None)
         if idle_since_s is not None:
             self._idle_times.observe(now - idle_since_s)
@@ -110,7 +158,7 @@ class RunTracker:
 
     def find(self, key: RunKey) -> Run | None:
         """Return the run of this key, None if there is none."""
-        return self._runs.get(key)
+        return self._runs.get(key.tenant, key)
 
     def next_read_of(self, agent: AgentReader) -> NextRead:
         """Return the soonest read of an agent's prefix over all runs; UNKNOWN without one."""
@@ -161,7 +209,7 @@ class RunTracker:
                 run.state.finish(agent)
             else:
                 run.state.abandon(agent)
-        if self._runs.get(run.key) is not run:
+        if self.find(run.key) is not run:
             return  # the run was ended meanwhile, and has no steps any more
         if is_done:
             run.overrides = dict(overrides)
@@ -191,20 +239,15 @@ class RunTracker:
 
     def end(self, key: RunKey) -> bool:
         """Forget a run; return False if there is none of this key."""
-        run = self._runs.pop(key, None)
+        run = self._runs.pop(key.tenant, key)
         if run is None:
             return False
-        run.state, run.overrides = None, {}
-        run.calls.clear()
-        run.throttled.clear()
-        self._idle_since_s.pop(key, None)
-        self._update(run)
-        self._ended.append(key)
+        self._close(run)
         return True
 
     def set_throttled(self, key: RunKey, *, is_throttled: bool) -> None:
         """Record that admission control throttles or resumes a run."""
-        run = self._runs.get(key)
+        run = self.find(key)
         if run is not None and run.is_throttled != is_throttled:
             run.is_throttled = is_throttled
             run.throttled.clear()
@@ -220,15 +263,15 @@ class RunTracker:
         """End abandoned runs without calls, and demote quiet ones if that is switched on."""
         if self._demotes_quiet_runs:
             self._mark_quiet(now)
-        while self._runs:
-            key, run = next(iter(self._runs.items()))
-            if now - run.last_seen_s < RUN_TTL_S:
-                return
+        abandoned = self._runs.pop_oldest(
+            lambda run: now - run.last_seen_s >= RUN_TTL_S, MAX_EXPIRED
+        )
+        for key, run in abandoned:
             if run.calls:
                 run.last_seen_s = now
-                self._runs.move_to_end(key)
+                self._runs.put(key.tenant, key, run, run.num_bytes)
             else:
-                self.end(key)
+                self._close(run)
 
     def _mark_quiet(self, now: float) -> None:
         quiet_s = max(MIN_QUIET_S, QUIET_FACTOR * self._idle_times.long_s)
@@ -237,11 +280,47 @@ class RunTracker:
             if now - since_s <= quiet_s:
                 return
             del self._idle_since_s[key]
-            run = self._runs[key]
+            run = self.find(key)
+            assert run is not None
             run.is_quiet = True
             self._update(run)
 
+    def _set_graph(self, run: Run, graph: Graph) -> RunState:
+        run.state = state = RunState(graph)
+        user = (run.key.tenant, graph)
+        self._graph_users[user] += 1
+        if self._graph_users[user] == 1:
+            self._runs.share(run.key.tenant, graph.num_bytes)
+        return state
+
+    def _close(self, run: Run) -> None:
+        """Forget a run that has been removed."""
+        if run.state is not None:
+            user = (run.key.tenant, run.state.graph)
+            self._graph_users[user] -= 1
+            if not self._graph_users[user]:
+                del self._graph_users[user]
+                self._runs.share(run.key.tenant, -run.state.graph.num_bytes)
+        run.state, run.overrides = None, {}
+        run.calls.clear()
+        run.throttled.clear()
+        self._idle_since_s.pop(run.key, None)
+        self._refresh(run)  # at once: it frees memory
+        self._ended.append(run.key)
+
     def _update(self, run: Run) -> None:
+        """Update the next reads of a run that has moved, now or in a later step."""
+        if self._work_left > 0:
+            self._refresh(run)
+        elif not run.is_stale:
+            run.is_stale = True
+            self._stale.push(run.key.tenant, run)
+        if self.find(run.key) is run:
+            self._runs.resize(run.key.tenant, run.key, run.num_bytes)
+
+    def _refresh(self, run: Run) -> None:
+        run.is_stale = False
+        self._work_left -= run.work
         new = _agent_reads(run)
         old, run.agent_reads = run.agent_reads, new
         # A dict, not a set, whose order would differ from process to process.

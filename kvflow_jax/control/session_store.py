@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 
+from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.cache.next_read import UNKNOWN, NextRead
 from kvflow_jax.control.readers import HistoryReader, KeptReader, SessionReader
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.workflow.hints import Hints
 
-MAX_HISTORIES = 200_000
+MAX_BYTES = 16 << 20  # of one tenant's histories
+# Of a history beside its names and the hashes of its working set: its record, its expiry, its
+# reader in the cache and that of its run.
+_HISTORY_BYTES = 900
+_BLOCK_BYTES = 8  # of a working set
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _History:
     """A conversation that will be continued, or a sequence that a caller asked to keep."""
 
@@ -34,14 +39,17 @@ class SessionStore:
     Args:
         run_tracker: knows when the agent that continues a history runs.
         release: called with each history that is no longer kept, and with its run.
+        max_bytes: of one tenant's histories; the least recently kept are released first.
     """
 
     def __init__(
-        self, run_tracker: RunTracker, release: Callable[[HistoryReader, Run | None], object]
+        self,
+        run_tracker: RunTracker,
+        release: Callable[[HistoryReader, Run | None], object],
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._run_tracker, self._release = run_tracker, release
-        # The least recently kept first.
-        self._histories: OrderedDict[HistoryReader, _History] = OrderedDict()
+        self._histories: TenantLru[HistoryReader, _History] = TenantLru(max_bytes, self._drop)
         # A heap of (expiry time, tie-breaker, reader), some of them stale.
         self._expiries: list[tuple[float, int, HistoryReader]] = []
         self._numbers = count()
@@ -49,21 +57,35 @@ class SessionStore:
     def __len__(self) -> int:
         return len(self._histories)
 
+    @property
+    def usage(self) -> Usage:
+        return self._histories.usage
+
     def keep(
-        self, reader: HistoryReader, run: Run | None, agent: str | None, expires_s: float
+        self,
+        reader: HistoryReader,
+        run: Run | None,
+        agent: str | None,
+        expires_s: float,
+        num_blocks: int = 0,
     ) -> NextRead:
-        """Keep a history until ``expires_s``, or extend it; return its next read."""
+        """Keep a history until ``expires_s``, or extend it; return its next read.
+
+        Args:
+            num_blocks: of its working set.
+        """
         self._pop(reader)
-        self._histories[reader] = _History(expires_s, run, agent)
+        names = sum(sys.getsizeof(name) for name in (*reader, agent) if isinstance(name, str))
+        num_bytes = _HISTORY_BYTES + names + _BLOCK_BYTES * num_blocks
+        self._histories.put(reader.tenant, reader, _History(expires_s, run, agent), num_bytes)
         heapq.heappush(self._expiries, (expires_s, next(self._numbers), reader))
         if len(self._expiries) > 2 * len(self._histories) + 64:
             self._expiries = [
                 (history.expires_s, next(self._numbers), reader)
-                for reader, history in self._histories.items()
+                for reader in self._histories
+                if (history := self._find(reader)) is not None
             ]
             heapq.heapify(self._expiries)
-        while len(self._histories) > MAX_HISTORIES:
-            self.forget(next(iter(self._histories)))
         if run is None or agent is None:
             return UNKNOWN
         return self._run_tracker.attach_reader(run, agent, reader)
@@ -73,9 +95,9 @@ class SessionStore:
 
         The call may wait in the queue for longer than the time to live.
         """
-        history = self._histories.get(reader)
+        history = self._find(reader)
         if history is not None:
-            self._histories[reader] = replace(history, expires_s=math.inf)
+            history.expires_s = math.inf
 
     def forget(self, reader: HistoryReader) -> None:
         """Release a history; does nothing for an unknown one."""
@@ -93,15 +115,27 @@ class SessionStore:
         """Release the histories whose time to live has passed."""
         while self._expiries and self._expiries[0][0] <= now:
             expires_s, _, reader = heapq.heappop(self._expiries)
-            history = self._histories.get(reader)
+            history = self._find(reader)
             if history is not None and history.expires_s == expires_s:
                 self.forget(reader)
 
+    def _find(self, reader: HistoryReader) -> _History | None:
+        return self._histories.get(reader.tenant, reader)
+
     def _pop(self, reader: HistoryReader) -> _History | None:
-        history = self._histories.pop(reader, None)
-        if history is not None and history.run is not None and history.agent is not None:
-            self._run_tracker.detach_reader(history.run, history.agent, reader)
+        history = self._histories.pop(reader.tenant, reader)
+        if history is not None:
+            self._detach(reader, history)
         return history
+
+    def _drop(self, reader: HistoryReader, history: _History) -> None:
+        """Release a history that was evicted."""
+        self._detach(reader, history)
+        self._release(reader, history.run)
+
+    def _detach(self, reader: HistoryReader, history: _History) -> None:
+        if history.run is not None and history.agent is not None:
+            self._run_tracker.detach_reader(history.run, history.agent, reader)
 
 
 def history_reader(tenant: str, hints: Hints) -> HistoryReader:

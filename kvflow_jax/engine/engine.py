@@ -564,6 +564,7 @@ class Engine:
             self._counters_before,
             num_runs=len(self.controller.run_tracker),
             num_runs_held_back=self.controller.num_throttled,
+            tenant_state=self.controller.tenant_state,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._num_generated,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.block_ages import NO_AGES, BlockAges
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.workflow.hints import HintStatus
@@ -157,6 +159,7 @@ class EngineStats:
     max_blocks_host: int = 0  # size of the host tier
     num_runs: int = 0  # live workflow runs
     num_runs_held_back: int = 0  # workflow runs throttled by admission control
+    tenant_state: Mapping[str, Usage] = field(default_factory=dict)  # what is kept, by its kind
 
     # Counters, which never decrease.
     num_steps: int = 0

@@ -145,7 +145,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
         # Echoed as they are then, not as they were sent.
         encoded = [body.truncate(ids, service.max_model_len) for ids in encoded]
         prompts = [*encoded]
-    hint_parser = service.hint_parser(body.agent_hints, body.session_id)
+    hint_parser = service.hint_parser(tenant, body.agent_hints, body.session_id)
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         read_hints = partial(completions.read_hints, hint_parser, encoded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.block_ages import AGE_BOUNDS_S
 from kvflow_jax.requests.outputs import (
     STEP_TOKENS_BOUNDS,
@@ -40,6 +41,8 @@ class Metrics:
         engine_stats: returns the engine's last published snapshot; called at each scrape.
         page_size: tokens per block.
         max_model_len: returns the model's context, 0 while there is none; called at each scrape.
+        tenant_state: returns what the server itself keeps for tenants, by its kind; called at each
+            scrape.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Metrics:
         engine_stats: Callable[[], EngineStats],
         page_size: int,
         max_model_len: Callable[[], int] = lambda: 0,
+        tenant_state: Callable[[], Mapping[str, Usage]] = dict,
     ) -> None:
+        self._tenant_state = tenant_state
         self._model_name = model_name
         self._engine_stats = engine_stats
         self._page_size = page_size
@@ -121,6 +126,7 @@ class Metrics:
             yield family
 
         yield self._waiting_by_reason(stats, labels)
+        yield from self._tenant_states({**stats.tenant_state, **self._tenant_state()}, labels)
 
         page = self._page_size
         for name, text, count in (
@@ -295,6 +301,26 @@ class Metrics:
                 name, text, AGE_BOUNDS_S, histogram.counts, histogram.sum_s, labels
             )
         yield from self._requests.families(labels)
+
+    def _tenant_states(
+        self, states: Mapping[str, Usage], labels: dict[str, str]
+    ) -> Iterator[Metric]:
+        names = [*labels, "state"]
+        used = GaugeMetricFamily(
+            "kvflow:tenant_state_bytes",
+            "Memory of what is kept for tenants, all together, by its kind: an estimate.",
+            labels=names,
+        )
+        evicted = CounterMetricFamily(
+            "kvflow:tenant_state_evictions",
+            "What was dropped because its tenant, or all together, had too many bytes.",
+            labels=names,
+        )
+        for kind, usage in states.items():
+            used.add_metric([*labels.values(), kind], usage.num_bytes)
+            evicted.add_metric([*labels.values(), kind], usage.num_evicted)
+        yield used
+        yield evicted
 
     def _waiting_by_reason(self, stats: EngineStats, labels: dict[str, str]) -> Metric:
         family = GaugeMetricFamily(

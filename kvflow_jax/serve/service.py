@@ -61,6 +61,10 @@ class Service:
             lambda: self.stats,
             config.engine.page_size,
             lambda: 0 if self._engine is None else self._engine.max_model_len,
+            lambda: {
+                "hint_graphs": self._graph_store.usage,
+                "registered_graphs": self.graph_registry.usage,
+            },
         )
         self.sampling_defaults: Mapping[str, int | float] = {}
         self.graph_registry = GraphRegistry()
@@ -231,13 +235,13 @@ class Service:
             tenant, lambda: engine.compile_grammar(structured_outputs, reasoning)
         )
 
-    def hint_parser(self, data: Any, session_id: str | None) -> HintParser | None:
+    def hint_parser(self, tenant: str, data: Any, session_id: str | None) -> HintParser | None:
         """Return a reader of a body's ``agent_hints``; None if there are none.
 
         Args:
             session_id: of hints that name no session.
         """
-        return None if data is None else HintParser(data, self._graph_store, session_id)
+        return None if data is None else HintParser(data, self._graph_store, session_id, tenant)
 
     def check_num_completions(self, num_completions: int) -> None:
         """Raise if the queue could never hold all completions of a request.

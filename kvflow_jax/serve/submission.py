@@ -114,7 +114,7 @@ class Chat:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError,
             ClientDisconnectedError.
         """
-        hint_parser = service.hint_parser(self.body.agent_hints, self.body.session_id)
+        hint_parser = service.hint_parser(tenant, self.body.agent_hints, self.body.session_id)
         prompt_ids, hints = await until_disconnect(
             request.receive, self.encode(service, tenant, hint_parser)
         )

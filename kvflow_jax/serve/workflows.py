@@ -79,7 +79,7 @@ async def register_graph(
     registry = service.graph_registry
     async with registry.lock:
         await service.call_engine(lambda engine: engine.register_graph(tenant, graph_id, graph))
-        evicted = registry.put((tenant, graph_id), text)
+        evicted = registry.put((tenant, graph_id), text, graph.num_bytes)
         if evicted:
             await service.call_engine(lambda engine: _unregister(engine, evicted))
     return JSONResponse(

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.step_graph import Graph
-from kvflow_jax.workflow.workflow import Workflow
+from kvflow_jax.workflow.workflow import MAX_EDGES, MAX_ID_LEN, MAX_NODES, Workflow
 
-MAX_PARTS = 200_000
+MAX_BYTES = 16 << 20  # of one tenant's graphs
+
+_NODE = ("id", "agent")
+_EDGE = ("source", "target", "conditional", "probability")
+_JOIN = ("target", "mode")
+_INVALID = ...  # stands for what makes a form invalid
 
 
 class GraphStore:
-    """Freezes step graphs and keeps the most recently used ones. Thread-safe.
+    """Freezes step graphs and keeps the most recently used ones of each tenant. Thread-safe.
 
-    Args:
-        max_parts: capacity; a graph counts 1 and its nodes and edges.
+    Tenants share no graphs: the time to read one would tell whether another tenant has it.
     """
 
-    def __init__(self, max_parts: int = MAX_PARTS) -> None:
-        self._max_parts = max_parts
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[bytes, Graph] = OrderedDict()  # least recently used first
-        self._num_parts = 0
+        self._graphs: TenantLru[bytes, Graph] = TenantLru(max_bytes)
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def graph(self, data: Mapping[str, object]) -> Graph:
-        """Return the graph of a JSON form; equal forms return the same object.
+    @property
+    def usage(self) -> Usage:
+        return self._graphs.usage
+
+    def graph(self, data: Mapping[str, object], tenant: str = "") -> Graph:
+        """Return the graph of a JSON form; equal forms of a tenant return the same object.
 
         Args:
             data: see ``Workflow.from_dict``.
@@ -40,31 +45,74 @@ class GraphStore:
         Raises:
             InvalidRequestError: not the form of a step graph.
         """
+        if not isinstance(data, Mapping):
+            raise InvalidRequestError("a step graph must be an object")
         key = _digest(data)
         with self._lock:
-            graph = self._graphs.get(key)
-            if graph is not None:
-                self._graphs.move_to_end(key)
-                return graph
-        # Without the lock: a large graph takes milliseconds. Another thread may add it meanwhile.
+            graph = self._graphs.use(tenant, key)
+        if graph is not None:
+            return graph
+        # Without the lock: a large graph takes tenths of a second. Another thread may add it
+        # meanwhile.
         built = Workflow.from_dict(data).freeze()
         with self._lock:
-            graph = self._graphs.setdefault(key, built)
-            if graph is built:
-                self._num_parts += _num_parts(built)
-                while self._num_parts > self._max_parts and len(self._graphs) > 1:
-                    _, oldest = self._graphs.popitem(last=False)
-                    self._num_parts -= _num_parts(oldest)
+            graph = self._graphs.use(tenant, key)
+            if graph is None:
+                graph = built
+                self._graphs.put(tenant, key, built, built.num_bytes)
         return graph
 
 
 def _digest(data: Mapping[str, object]) -> bytes:
-    try:
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"a step graph must be JSON: {error}") from error
-    return hashlib.sha256(text.encode()).digest()
+    """Return a digest of what ``Workflow.from_dict`` reads of a form.
+
+    The form of a valid graph has none of the marks that stand for what is invalid, so that it
+    shares its digest with valid graphs only. Takes no longer for a large form than for a large
+    graph, whatever else is in it.
+    """
+    lists = _Lists()
+    form = (
+        _scalar(data.get("name")),
+        [_scalars(node, _NODE) for node in lists.items(data.get("nodes"))],
+        [_scalars(edge, _EDGE) for edge in lists.items(data.get("edges"))],
+        [
+            (_scalars(join, _JOIN), list(map(_scalar, lists.items(_sources(join)))))
+            for join in lists.items(data.get("joins"))
+        ],
+        list(map(_scalar, lists.items(data.get("entries")))),
+    )
+    return hashlib.sha256(repr(form).encode(errors="surrogatepass")).digest()
 
 
-def _num_parts(graph: Graph) -> int:
-    return 1 + len(graph.names) + len(graph.sources)
+class _Lists:
+    """The items of lists, as many as those of a valid form have in all."""
+
+    def __init__(self) -> None:
+        self._num_left = 3 * MAX_NODES + 2 * MAX_EDGES
+
+    def items(self, value: object) -> Sequence[object]:
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or len(value) > self._num_left:
+            return (_INVALID,)
+        self._num_left -= len(value)
+        return value
+
+
+def _sources(join: object) -> object:
+    return join.get("sources") if isinstance(join, Mapping) else _INVALID
+
+
+def _scalars(record: object, names: tuple[str, ...]) -> object:
+    if not isinstance(record, Mapping):
+        return _scalar(record)
+    return tuple(_scalar(record.get(name)) for name in names)
+
+
+def _scalar(value: object) -> object:
+    """Return a value that a valid form may have, as it is; a mark for others."""
+    if isinstance(value, str):
+        return value if len(value) <= MAX_ID_LEN else _INVALID
+    if value is None or isinstance(value, bool | float):
+        return value
+    return value if isinstance(value, int) and 0 <= value <= 1 else _INVALID

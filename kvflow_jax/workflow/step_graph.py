@@ -10,9 +10,11 @@ unsatisfied inputs at each node (Knuth 1977, superior functions).
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from kvflow_jax.errors import IntegrityError
 
@@ -20,6 +22,8 @@ from kvflow_jax.errors import IntegrityError
 # nearest: that would need the steps of all nodes.
 MAX_COMPARED = 1024  # nodes and edges
 NEVER = 1 << 30  # steps of a node that cannot run any more
+# Of a graph in memory, beside the names of its nodes and the sets of their edges.
+_NODE_BYTES, _EDGE_BYTES = 240, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,12 @@ class Graph:
     def num_parts(self) -> int:
         """Nodes and edges, each of which a search of the graph visits."""
         return len(self.names) + len(self.sources)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Estimate of its memory in bytes."""
+        parts = _NODE_BYTES * len(self.names) + _EDGE_BYTES * len(self.sources)
+        return parts + sum(map(sys.getsizeof, (*self.names, *self.incoming, *self.choices)))
 
     @classmethod
     def build(
@@ -198,6 +208,14 @@ class RunState:
     def key(self) -> Hashable:
         """A key of the state: equal keys of one graph imply equal steps and probabilities."""
         return self._satisfied, self._forced, tuple(sorted(self._running))
+
+    @property
+    def num_bytes(self) -> int:
+        """Its memory in bytes, without that of the graph."""
+        own = (self, self._running, self._satisfied)
+        return sum(map(sys.getsizeof, own)) + (
+            0 if self._forced is self.graph.entries else sys.getsizeof(self._forced)
+        )
 
     def start(self, agent: str) -> bool:
         """Start a call of an agent: its first ready node, else the one with the fewest steps.

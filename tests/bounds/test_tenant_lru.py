@@ -77,15 +77,17 @@ def test_an_evicted_value_may_take_others_with_it():
     lru.check_integrity()
 
 
-def test_the_oldest_of_each_tenant_can_be_removed_meanwhile():
+def test_the_oldest_that_are_due_are_removed_and_no_more_than_asked_for():
     lru = TenantLru(100 * SIZE)
     for tenant in "ab":
-        for key in "xy":
-            lru.put(tenant, key, tenant + key, 0)
-    for tenant, key, _ in lru.oldest():
-        lru.pop(tenant, key)
-    assert [value for _, _, value in lru.oldest()] == ["ay", "by"]
-    assert sorted(lru) == ["y", "y"]
+        for number in (1, 2, 5, 3):
+            lru.put(tenant, (tenant, number), number, 0)
+    is_due = (4).__gt__
+    assert lru.pop_oldest(is_due, 3) == [(("a", 1), 1), (("a", 2), 2), (("b", 1), 1)]
+    assert lru.pop_oldest(is_due, 3) == [(("b", 2), 2)]
+    assert lru.pop_oldest(is_due, 3) == []  # what is behind one that is not due was used later
+    assert sorted(lru) == [("a", 3), ("a", 5), ("b", 3), ("b", 5)]
+    lru.check_integrity()
 
 
 @given(

@@ -1,6 +1,6 @@
 """Step graphs by tenant and name."""
 
-from kvflow_jax.control import registered_graphs
+from kvflow_jax.bounds.tenant_lru import ENTRY_BYTES
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
 from kvflow_jax.workflow.hints import Hints
 from tests.support.step_graphs import chain
@@ -27,9 +27,13 @@ def test_a_graph_in_the_hints_precedes_the_one_that_they_name():
     assert graphs.find_hinted("t", Hints()) == (None, True)
 
 
-def test_the_number_of_graphs_is_bounded(monkeypatch):
-    monkeypatch.setattr(registered_graphs, "MAX_GRAPHS", 2)
-    graphs = RegisteredGraphs()
-    for name in ("a", "b", "a", "c"):
+def test_the_bytes_of_a_tenants_graphs_are_bounded():
+    graphs = RegisteredGraphs(max_bytes=2 * (ENTRY_BYTES + GRAPH.num_bytes))
+    graphs.register("other", "a", GRAPH)
+    for name in ("a", "b"):
         graphs.register("t", name, GRAPH)
+    assert graphs.find("t", "a").is_known  # used again
+    graphs.register("t", "c", GRAPH)
     assert [graphs.find("t", name).is_known for name in "abc"] == [True, False, True]
+    assert graphs.find("other", "a").is_known
+    assert graphs.usage.num_evicted == 1

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from kvflow_jax.cache.next_read import NEVER, RUNNING, UNKNOWN, ReadKind, scheduled
+from kvflow_jax.control import run_tracker as run_tracker_module
 from kvflow_jax.control.readers import AgentReader, RunKey, SessionReader
 from kvflow_jax.control.run_tracker import (
     MAX_BRANCHES,
@@ -15,6 +16,8 @@ from kvflow_jax.control.run_tracker import (
 )
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.workflow.workflow import Workflow
+from tests.support.memory import traced_bytes
+from tests.support.step_graphs import chain
 
 
 def ring(agents="abc"):
@@ -278,3 +281,96 @@ def test_changes_and_ended_runs_must_be_drained():
         run_tracker.check_drained()
     assert run_tracker.drain_ended() == [RunKey("", "w")]
     run_tracker.check_drained()
+
+
+def test_the_bytes_of_a_tenants_runs_are_bounded_and_the_longest_idle_ones_end():
+    run_tracker = RunTracker(max_bytes=400_000)
+    other = run_tracker.get_or_begin(RunKey("other", "w"), ring(), 0.0)
+    overrides = {f"agent{i}": scheduled(float(i)) for i in range(100)}
+    runs = []
+    for i in range(10):
+        run = run_tracker.get_or_begin(RunKey("t", str(i)), None, float(i))
+        runs.append(run)
+        call(run_tracker, run, "a", overrides)
+        run_tracker.touch(run, float(i))
+        run_tracker.touch(runs[0], float(i))
+    left = [run for run in runs if run_tracker.find(run.key) is run]
+    assert left == [runs[0], *runs[-len(left) + 1 :]]
+    assert 2 < len(left) < 8
+    ended = run_tracker.drain_ended()
+    assert ended == [run.key for run in runs if run not in left]
+    assert run_tracker.find(other.key) is other
+    assert run_tracker.usage.num_evicted == len(ended)
+    for run in left:
+        run_tracker.end(run.key)
+    assert read_of(run_tracker, "agent5", "t") == UNKNOWN
+
+
+def test_runs_of_one_graph_count_it_once():
+    graph = chain(*(f"agent{i}" for i in range(300))).freeze()
+    one, many = RunTracker(), RunTracker()
+    one.get_or_begin(RunKey("t", "0"), graph, 0.0)
+    for i in range(10):
+        many.get_or_begin(RunKey("t", str(i)), graph, 0.0)
+    shared = graph.num_bytes
+    assert many.usage.num_bytes - shared == 10 * (one.usage.num_bytes - shared)
+    for i in range(9):
+        many.end(RunKey("t", str(i)))
+    assert many.usage == one.usage
+    many.end(RunKey("t", "9"))
+    assert many.usage.num_bytes == 0
+
+
+@pytest.mark.parametrize("num_agents", [1, 50, 1000])
+def test_the_bytes_of_a_run_are_estimated(num_agents):
+    def make():
+        run_tracker = RunTracker()
+        for i in range(5):
+            run = run_tracker.get_or_begin(RunKey("t", f"run{i}"), None, 0.0)
+            steps = {f"a{i}-{agent}": scheduled(float(agent)) for agent in range(num_agents)}
+            call(run_tracker, run, "a", steps)
+        for _ in range(20):  # steps, until all are up to date
+            run_tracker.begin_step()
+        run_tracker.drain_changes()
+        return run_tracker
+
+    num_bytes, run_tracker = traced_bytes(make)
+    assert 0.8 * num_bytes <= run_tracker.usage.num_bytes <= 2 * num_bytes
+
+
+def test_runs_that_move_beyond_the_work_of_a_step_are_updated_in_turns(monkeypatch):
+    monkeypatch.setattr(run_tracker_module, "MAX_WORK", 1)
+    run_tracker = RunTracker()
+    run_tracker.begin_step()
+    runs = {
+        (tenant, i): run_tracker.get_or_begin(RunKey(tenant, str(i)), ring(), 0.0)
+        for tenant, i in (("t", 0), ("t", 1), ("t", 2), ("u", 0))
+    }
+    run_tracker.start_call(runs["t", 0], "a")
+    run_tracker.start_call(runs["u", 0], "b")  # stale already: it is updated once
+
+    def updated():
+        return [key for key, run in runs.items() if run.agent_reads]
+
+    order = [updated()]
+    for _ in range(5):
+        run_tracker.begin_step()
+        order.append(updated())
+    assert [len(keys) for keys in order] == [1, 2, 3, 4, 4, 4]
+    assert order[0] == [("t", 0)]
+    assert ("u", 0) in order[2]  # whatever of the other tenant waits
+    assert read_of(run_tracker, "b", "u") == RUNNING
+    assert read_of(run_tracker, "a", "t") == RUNNING
+
+
+def test_a_run_that_ends_while_it_is_stale_leaves_nothing(monkeypatch):
+    monkeypatch.setattr(run_tracker_module, "MAX_WORK", 1)
+    run_tracker = RunTracker()
+    for i in range(3):
+        run_tracker.get_or_begin(RunKey("t", str(i)), ring(), 0.0)
+    for i in range(3):
+        run_tracker.end(RunKey("t", str(i)))
+    for _ in range(4):
+        run_tracker.begin_step()
+    assert read_of(run_tracker, "a", "t") == UNKNOWN
+    assert run_tracker.usage.num_bytes == 0

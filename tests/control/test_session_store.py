@@ -2,8 +2,8 @@
 
 import pytest
 
+from kvflow_jax.bounds.tenant_lru import ENTRY_BYTES
 from kvflow_jax.cache.next_read import UNKNOWN, scheduled
-from kvflow_jax.control import session_store
 from kvflow_jax.control.readers import AgentReader, RunKey, SessionReader
 from kvflow_jax.control.run_tracker import RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader
@@ -33,55 +33,68 @@ def store(run_tracker, released):
     return SessionStore(run_tracker, lambda reader, run: released.append(reader))
 
 
+def session(name):
+    return SessionReader("t", name)
+
+
 def test_a_history_that_a_call_continues_is_kept_until_the_call_has_ended(store, released):
-    store.keep("chat", None, None, 10.0)
-    store.keep("other", None, None, 10.0)
-    store.pin("chat")
-    store.pin("unknown")
+    store.keep(session("chat"), None, None, 10.0)
+    store.keep(session("other"), None, None, 10.0)
+    store.pin(session("chat"))
+    store.pin(session("unknown"))
     store.expire(1000.0)  # the call waited in the queue for long
-    assert released == ["other"]
-    store.keep("chat", None, None, 1010.0)
+    assert released == [session("other")]
+    store.keep(session("chat"), None, None, 1010.0)
     store.expire(1011.0)
-    assert released == ["other", "chat"]
+    assert released == [session("other"), session("chat")]
     assert len(store) == 0
 
 
 def test_a_history_that_is_kept_again_expires_later(store, released):
-    store.keep("chat", None, None, 10.0)
-    store.keep("chat", None, None, 20.0)
+    store.keep(session("chat"), None, None, 10.0)
+    store.keep(session("chat"), None, None, 20.0)
     store.expire(15.0)
     assert not released
     store.expire(20.0)
-    assert released == ["chat"]
+    assert released == [session("chat")]
 
 
 def test_stale_expiries_do_not_accumulate(store):
     for i in range(1000):
-        store.keep("chat", None, None, float(i))
+        store.keep(session("chat"), None, None, float(i))
     assert len(store._expiries) < 100
 
 
-def test_the_number_of_histories_is_bounded(store, released, monkeypatch):
-    monkeypatch.setattr(session_store, "MAX_HISTORIES", 2)
-    for reader in ("a", "b", "a", "c"):
-        store.keep(reader, None, None, 10.0)
-    assert released == ["b"]  # kept least recently
+def test_the_bytes_of_a_tenants_histories_are_bounded(run_tracker, released):
+    store = SessionStore(
+        run_tracker, lambda reader, run: released.append(reader), 2 * (ENTRY_BYTES + 1300)
+    )
+    other = SessionReader("other", "x")
+    store.keep(other, None, None, 10.0)
+    for name in "abac":
+        store.keep(session(name), None, None, 10.0)
+    assert released == [session("b")]  # kept least recently
+    store.keep(session("d"), None, None, 10.0, num_blocks=1000)
+    assert released[1:] == [session("a"), session("c")]
+    assert len(store) == 2
+    store.expire(20.0)
+    assert set(released[3:]) == {other, session("d")}
 
 
 def test_a_history_has_the_steps_of_the_agent_that_continues_it(store, run_tracker):
     run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
-    assert store.keep("chat", run, "code", 10.0) == scheduled(1.0)
-    assert store.keep("chat", None, None, 10.0) == UNKNOWN
+    assert store.keep(session("chat"), run, "code", 10.0) == scheduled(1.0)
+    assert store.keep(session("chat"), None, None, 10.0) == UNKNOWN
     assert not run.readers  # detached again
 
 
 def test_the_end_of_a_run_releases_its_histories_only(store, released, run_tracker):
     run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
-    store.keep("plan's", run, "plan", 10.0)
-    store.keep("code's", run, "code", 10.0)
-    store.keep("chat", None, None, 10.0)
+    store.keep(session("plan's"), run, "plan", 10.0)
+    store.keep(session("code's"), run, "code", 10.0)
+    store.keep(session("chat"), None, None, 10.0)
     store.end_run(run)
-    assert released == ["plan's", "code's"]
+    assert released == [session("plan's"), session("code's")]
     assert len(store) == 1
 
 

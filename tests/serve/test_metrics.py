@@ -3,6 +3,7 @@ from __future__ import annotations
 import httpx
 import numpy as np
 
+from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.block_ages import AgeHistogram, BlockAges
 from kvflow_jax.requests.outputs import DraftStats, EngineStats, FinishReason, TokensPerStep
 from kvflow_jax.serve.metrics import Metrics
@@ -27,12 +28,15 @@ def test_names_and_values() -> None:
         num_finished={"stop": 4, "length": 1},
         block_ages=BlockAges(lifetime=AgeHistogram().with_ages(np.array([0.7, 9.0]))),
         drafts=DraftStats(5, 20, 12, (5, 4, 3), num_excluded=2),
+        tenant_state={"runs": Usage(3, 1000, 2)},
     )
     metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16, max_model_len=lambda: 512)
     metrics.observe_rejection()
     metrics.observe(finished(FinishReason.STOP))
     found = samples_of(metrics.render().decode())
     assert found["vllm:num_requests_running"] == 3
+    assert found["kvflow:tenant_state_bytes{state=runs}"] == 1000
+    assert found["kvflow:tenant_state_evictions_total{state=runs}"] == 2
     assert found["vllm:num_requests_waiting"] == 5
     assert found["vllm:num_requests_waiting_by_reason{reason=capacity}"] == 3
     assert found["vllm:num_requests_waiting_by_reason{reason=deferred}"] == 2

@@ -156,11 +156,11 @@ def test_a_graph_evicted_from_the_registry_is_evicted_from_the_engine(
     http: httpx.Client, live: LiveServer
 ) -> None:
     service = live.server.service
-    before, service.graph_registry = service.graph_registry, GraphRegistry(max_graphs=2)
+    before, service.graph_registry = service.graph_registry, GraphRegistry(max_bytes=1)
     try:
         for name in "abac":
             http.put(f"/v1/workflows/{name}", json=REVIEW).raise_for_status()
-        assert {graph_id for _, graph_id in live.engine.graphs} == {"a", "c"}
+        assert {graph_id for _, graph_id in live.engine.graphs} == {"c"}
         assert http.get("/v1/workflows/b").status_code == 404
     finally:
         service.graph_registry = before

@@ -5,6 +5,7 @@ import pytest
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.workflow.step_graph import NEVER, RunState
 from kvflow_jax.workflow.workflow import Workflow
+from tests.support.memory import traced_bytes
 from tests.support.step_graphs import by_node, chain, chances, play, run_of
 
 
@@ -277,3 +278,34 @@ def test_a_choice_that_is_satisfied_in_part_is_found():
     run._satisfied -= {0}
     with pytest.raises(IntegrityError, match="only some choices"):
         run.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "num_edges", "is_choice", "len_name"),
+    [(20, 40, False, 8), (500, 500, True, 8), (300, 6000, True, 8), (800, 0, False, 200)],
+)
+def test_the_bytes_of_a_graph_are_estimated(num_nodes, num_edges, is_choice, len_name):
+    def make():
+        names = [f"{i:0{len_name}d}" for i in range(num_nodes)]
+        workflow = Workflow()
+        for name in names:
+            workflow.agent(name)
+        for i in range(num_edges):
+            target = names[(i + 1 + i // num_nodes) % num_nodes]
+            workflow.edge(names[i % num_nodes], target, is_choice)
+        return workflow.freeze()
+
+    num_bytes, graph = traced_bytes(make)
+    assert 0.9 * num_bytes <= graph.num_bytes <= 1.8 * num_bytes
+
+
+def test_the_bytes_of_a_run_grow_with_what_is_satisfied():
+    workflow = Workflow()
+    for i in range(1000):
+        workflow.edge("a", f"b{i}")
+    run = run_of(workflow)
+    before = run.num_bytes
+    num_bytes, _ = traced_bytes(lambda: play(run_of(workflow), "a"))
+    play(run, "a")
+    assert run.num_bytes > before
+    assert 0.9 * num_bytes <= run.num_bytes <= 1.2 * num_bytes
