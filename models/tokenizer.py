@@ -12,6 +12,7 @@ from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.families.hf_fields import HfFields
+from kvflow_jax.models.template_budget import bound_chat_templates, template_budget
 
 # Of transformers, not of the tokenizer.
 _PRIVATE_INFO = ("name_or_path", "tokenizer_object", "backend", "is_local", "local_files_only")
@@ -32,6 +33,7 @@ class Tokenizer:
 
     def __init__(self, hf: Any, eos_token_ids: Iterable[int] = ()) -> None:
         self.hf = hf
+        bound_chat_templates()
         hf.model_max_length = 1 << 62  # the engine bounds prompts; transformers would warn
         own = [] if hf.eos_token_id is None else [hf.eos_token_id]
         self.eos_token_ids = tuple(dict.fromkeys([*eos_token_ids, *own]))
@@ -129,12 +131,13 @@ class Tokenizer:
 
         adds_special = bool(template_args.pop("add_special_tokens", False))
         try:
-            text = self.hf.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **template_args,
-            )
+            with template_budget():
+                text = self.hf.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **template_args,
+                )
         # Templates index and concatenate the messages: a malformed message raises one of these. So
         # do a template's own faults, such as a loop that Jinja's sandbox refuses.
         except (
