@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import math
 import numbers
@@ -118,17 +119,21 @@ def _is_name(value: object) -> bool:
     )
 
 
-def list_of(item: Values[str], *, plural: str) -> Values[tuple[str, ...]]:
+def list_of(
+    item: Values[str], *, plural: str, separator: str | None = None
+) -> Values[tuple[str, ...]]:
     """Return tuples of texts; the flag takes several, or a JSON list, as vLLM's flags do.
 
     Args:
         item: each of them.
         plural: what they are, for messages.
+        separator: of several in one text; None: a text is one.
     """
 
     def parse(text: str) -> tuple[str, ...]:
-        texts = json.loads(text) if text.startswith("[") else [text]
-        return tuple(texts)
+        if text.startswith("["):
+            return tuple(json.loads(text))
+        return (text,) if separator is None else tuple(text.split(separator))
 
     def is_valid(value: object) -> bool:
         return isinstance(value, tuple) and all(item.is_valid(one) for one in value)
@@ -146,6 +151,22 @@ def _is_token(value: object) -> bool:
     return isinstance(value, str) and (
         value == "*" or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value) is not None
     )
+
+
+def _is_host(value: object) -> bool:
+    return isinstance(value, str) and (
+        value == "*" or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value) is not None
+    )
+
+
+def _is_network(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        return value == "*"
+    return True
 
 
 def _is_keys(value: object) -> bool:
@@ -184,6 +205,17 @@ NAMES = list_of(NAME, plural=f"names of 1 to {MAX_NAME_CHARS} characters without
 ORIGINS = list_of(
     Values("an origin", str, _is_origin, metavar="ORIGIN"),
     plural="origins such as https://app.example.com, without a path, or *",
+)
+HOSTS = list_of(
+    Values("a host", str, _is_host, metavar="HOST"),
+    plural="names of hosts without a port, or *",
+    separator=",",
+)
+NETWORKS = list_of(
+    Values("an address", str, _is_network, metavar="ADDRESS"),
+    plural="IP addresses or networks such as 10.0.0.0/8, or *",
+    # As uvicorn's flag of this name.
+    separator=",",
 )
 # Names of methods and headers are "tokens" in HTTP (RFC 9110, section 5.6.2).
 HTTP_TOKENS = list_of(Values("a name", str, _is_token, metavar="NAME"), plural="names or *")

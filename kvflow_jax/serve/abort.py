@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.openapi import body_of
-from kvflow_jax.serve.request_body import parse_body
 
 routes = APIRouter()
 
@@ -26,7 +25,7 @@ class AbortRequest(BaseModel):
 @routes.post("/abort_request", openapi_extra=body_of(AbortRequest))
 async def abort_request(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await parse_body(request, AbortRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, AbortRequest)
     if not body.rid and not body.abort_all:
         raise InvalidRequestError("send the rid of a request, or abort_all: true", param="rid")
     # A request that has just ended is no error: its caller cannot know.

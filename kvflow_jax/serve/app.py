@@ -30,12 +30,12 @@ from kvflow_jax.serve.messages.errors import error_response
 from kvflow_jax.serve.messages.routes import routes as messages
 from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.openapi import body_of
-from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.responses.routes import routes as responses
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import ChunkWriter, EventStream, Format, full_response
 from kvflow_jax.serve.submission import Chat, request_ids, request_specs
+from kvflow_jax.serve.web_pages import WebPageMiddleware
 from kvflow_jax.workflow.hints import Hints
 
 public_routes = APIRouter()
@@ -73,6 +73,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.routes = [route for router in routers for route in router.routes]
     install_error_handlers(app, {"/v1/messages": error_response})
     app.add_middleware(CrossOriginMiddleware, config=service.config)
+    app.add_middleware(WebPageMiddleware, config=service.config)
     app.add_middleware(DisconnectMiddleware)
     app.add_middleware(SlashMiddleware)
     app.add_middleware(RequestIdMiddleware)
@@ -111,7 +112,7 @@ async def create_chat_completion(
     request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
-    body = await parse_body(request, ChatRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, ChatRequest)
     service.check_model(body.model)
     read = Chat.read(service, body)
     response_format = chat.ChatFormat(
@@ -128,7 +129,7 @@ async def create_chat_completion(
 @routes.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
 async def create_completion(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await parse_body(request, CompletionRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, CompletionRequest)
     service.check_model(body.model)
     params = body.sampling_params(service.sampling_defaults)
     prompts = completions.read_prompts(body.prompt)

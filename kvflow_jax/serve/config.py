@@ -8,9 +8,12 @@ from typing import ClassVar, Literal, get_args
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import (
+    COUNT,
+    HOSTS,
     HTTP_TOKENS,
     KEYS,
     NAMES,
+    NETWORKS,
     NON_NEGATIVE,
     ORIGINS,
     PORT,
@@ -75,6 +78,32 @@ class ServerConfig(Config):
     )
     allow_credentials: bool = flag(
         False, "allow these pages to send cookies and the browser's own credentials", SWITCH
+    )
+    allowed_hosts: tuple[str, ...] = flag(
+        (),
+        "names by which clients may call the server, beside IP addresses, localhost and --host, "
+        "or *",
+        HOSTS,
+        if_unset="any other name if --host is no loopback address, else none",
+    )
+    forwarded_allow_ips: tuple[str, ...] = flag(
+        (),
+        "addresses of proxies whose X-Forwarded-For is believed, or *",
+        NETWORKS,
+        if_unset="none",
+    )
+    max_connections: int = flag(
+        1024,
+        "most open connections; for one more, that of the client is closed which has been waited "
+        "for longest",
+        COUNT,
+    )
+    client_timeout_s: float = flag(
+        30.0,
+        "seconds that a client has to send the head of a request, or to read what is sent to it; "
+        "as many and one for each 16 KiB to send the body",
+        POSITIVE,
+        unit="SECONDS",
     )
     tool_call_parser: str = flag(
         AUTO,

@@ -1,19 +1,34 @@
-"""Request bodies: read up to a size limit, parsed strictly, validated against a schema."""
+"""Request bodies: read up to limits, parsed strictly, validated against a schema."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 
+from kvflow_jax.serve.body_memory import BodyMemory, Reservation
 from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.json_structure import Limits, has_few_values, scan
+from kvflow_jax.serve.large_json import parse, parse_in_slices
 
 MAX_ERRORS_SHOWN = 3
+MAX_ERRORS_READ = 100
+MAX_INLINE_BYTES = 1 << 18  # of a body that is parsed on the event loop, in a few milliseconds
+BODIES_AT_ONCE = 8  # of the largest size, in the memory of the server
+BODIES_OF_A_CLIENT = 4
+# The largest step graph: 16,384 edges of four fields, and 4,096 nodes. A chat has some ten objects
+# for each message with its tool calls.
+MAX_CONTAINERS = 1 << 15
+MAX_VALUES = 1 << 17  # beside the token ids of prompts
+PROMPTS_OF_IDS = 4  # whole contexts of token ids in one body
 
 # What is wrong with a value, in the words of JSON, by pydantic's type of error.
 _COMPLAINTS = {
@@ -26,21 +41,66 @@ _COMPLAINTS = {
     "bool_type": " must be true or false",
 }
 
-# In a body whose numbers are all finite, matched by few.
-_LARGE_NUMBER = re.compile(rb"[eE]\+?[0-9]{2}|[0-9]{300}")
-
+Read = TypeVar("Read")
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-async def parse_body(request: Request, schema: type[Schema], max_bytes: int) -> Schema:
-    """Return the JSON body of a request as ``schema``.
+class BodyReader:
+    """Reads the bodies of requests, within limits of time and memory.
 
-    Raises:
-        ApiError: 415 for a content type that is not JSON; 413 for more than ``max_bytes`` (the
-            server buffers no more than that); 400 for a body that is not a JSON object in UTF-8
-            or does not match the schema, naming the field.
+    A large body is parsed and validated on a thread, one at a time and in slices: from_json holds
+    the GIL, so that two of them at a time would halve the event loop's share of it.
+
+    Args:
+        max_bytes: of one body.
+        max_model_len: the context in tokens, once there is one; prompts may be lists of token ids.
     """
-    return validate(await read_object(request, max_bytes), schema)
+
+    def __init__(self, max_bytes: int, max_model_len: Callable[[], int]) -> None:
+        self._max_bytes, self._max_model_len = max_bytes, max_model_len
+        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, BODIES_OF_A_CLIENT * max_bytes)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-body")
+
+    async def parse(self, request: Request, schema: type[Schema]) -> Schema:
+        """Return the JSON body of a request as ``schema``.
+
+        Raises:
+            ApiError: 415 for a content type that is not JSON; 413 for more than ``max_bytes`` (the
+                server buffers no more than that) or more values than the limits; 503 while the
+                bodies of other requests take all the memory for bodies; 400 for a body that is not
+                a JSON object in UTF-8 or does not match the schema, naming the field.
+        """
+        return await self.read(request, lambda body: validate(body, schema))
+
+    async def read(self, request: Request, read: Callable[[dict[str, Any]], Read]) -> Read:
+        """Return ``read(body)`` for a body, which is a JSON object. Raises as ``parse``."""
+        limits = Limits(MAX_CONTAINERS, MAX_VALUES + PROMPTS_OF_IDS * self._max_model_len())
+        _check_content_type(request.headers.get("content-type"))
+        client = request.client.host if request.client is not None else ""
+        with self.memory.reservation(client) as reservation:
+            body = await self._receive(request, reservation)
+            if len(body) <= MAX_INLINE_BYTES and has_few_values(body, limits):
+                return read(_as_object(_parse(body)))
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._thread, lambda: read(_as_object(_parse_large(body, limits)))
+            )
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _receive(self, request: Request, reservation: Reservation) -> bytearray:
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        body = bytearray()
+        # A chunked body declares no length.
+        async for chunk in request.stream():
+            if len(body) + len(chunk) > self._max_bytes:
+                raise _too_large(self._max_bytes)
+            reservation.grow(len(chunk))
+            body += chunk
+        return body
 
 
 def validate(body: dict[str, Any], schema: type[Schema]) -> Schema:
@@ -48,13 +108,13 @@ def validate(body: dict[str, Any], schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate(body)
     except ValidationError as error:
-        raise _to_api_error(error, schema) from None
-
-
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the body of a request, a JSON object. Raises the errors of ``parse_body``."""
-    _check_content_type(request.headers.get("content-type"))
-    return _parse_object(await _read(request, max_bytes))
+        if error.error_count() <= MAX_ERRORS_READ:
+            raise _to_api_error(error, schema) from None
+    # Each error is an object of its own: those of a part of the body are enough.
+    part = {name: _beginning(value) for name, value in body.items()}
+    if part != body:
+        validate(part, schema)
+    raise ApiError(400, f"more than {MAX_ERRORS_READ} values are invalid", code="invalid_value")
 
 
 def _check_content_type(value: str | None) -> None:
@@ -70,43 +130,61 @@ def _check_content_type(value: str | None) -> None:
         )
 
 
-async def _read(request: Request, max_bytes: int) -> bytearray:
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    # A chunked body declares no length.
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise _too_large(max_bytes)
-        body += chunk
-    return body
-
-
-def _parse_object(body: bytearray) -> dict[str, Any]:
+def _parse(body: bytearray) -> Any:
     try:
-        # Limits the depth, and rejects NaN, Infinity, invalid UTF-8 and lone surrogates.
-        parsed = from_json(body, allow_inf_nan=False)
+        return parse(bytes(body))
     except ValueError as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+        raise _not_json(str(error)) from None
+
+
+def _parse_large(body: bytearray, limits: Limits) -> Any:
+    structure = scan(body, limits)
+    try:
+        return parse_in_slices(body, structure)
+    except ValueError as error:
+        # The position is one within a slice.
+        raise _not_json(str(error).partition(" at line ")[0]) from None
+
+
+def _as_object(parsed: Any) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ApiError(400, "the body must be a JSON object")
     # Python would echo such a number as Infinity, which is no JSON.
-    if _LARGE_NUMBER.search(body) and (path := _path_of_infinity(parsed)) is not None:
+    if (path := _path_of_infinity(parsed)) is not None:
         raise ApiError(400, f"{path}: the number is out of range", param=path, code="invalid_value")
     return parsed
 
 
-def _path_of_infinity(value: Any, path: str = "") -> str | None:
+def _path_of_infinity(value: dict[str, Any] | list[Any], path: str = "") -> str | None:
     """Return the path of an infinite number in a JSON value; None if there is none."""
-    if isinstance(value, float):
-        return path if math.isinf(value) else None
+    items = value.values() if isinstance(value, dict) else value
+    # Without a step of Python for each number.
+    may_be_here = math.inf in items or -math.inf in items
+    if not may_be_here and not any(isinstance(item, dict | list) for item in items):
+        return None
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        if isinstance(item, float | dict | list):
-            at = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else key
-            if (found := _path_of_infinity(item, at)) is not None:
-                return found
+        if not isinstance(item, float | dict | list):
+            continue
+        at = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else key
+        if isinstance(item, float):
+            if math.isinf(item):
+                return at
+        elif (found := _path_of_infinity(item, at)) is not None:
+            return found
     return None
+
+
+def _beginning(value: Any) -> Any:
+    """Return the first items of a list or dict."""
+    if isinstance(value, list):
+        return value[:MAX_ERRORS_READ]
+    if isinstance(value, dict):
+        return dict(islice(value.items(), MAX_ERRORS_READ))
+    return value
+
+
+def _not_json(why: str) -> ApiError:
+    return ApiError(400, f"the body is not valid JSON: {why}", code="invalid_json")
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -223,7 +223,7 @@ class ChatRequest(GenerationRequest):
 
     unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_CHAT, **_DEPRECATED_CHAT}
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None

@@ -8,19 +8,24 @@ import errno
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.serve.app import create_app
 from kvflow_jax.serve.config import ServerConfig
+from kvflow_jax.serve.connections import ConnectionTable
+from kvflow_jax.serve.http_protocol import HttpProtocol
 from kvflow_jax.serve.protocols import BuiltEngine
 from kvflow_jax.serve.service import Service
 
@@ -32,6 +37,10 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 # Time for slow clients to read the remaining output after the engine has drained.
 FLUSH_TIMEOUT_S = 5
+
+TICKS_PER_S = 10  # of uvicorn's loop
+# Files that a process opens beside connections: weights, programs, its log.
+OTHER_FILES = 512
 
 EngineBuilder = Callable[[ServerConfig], BuiltEngine]
 
@@ -48,6 +57,8 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it: a peer that has vanished without a word is noticed.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.bind(address)
         # On Linux two sockets may be bound to one port until one of them listens.
         listener.listen(BACKLOG)
@@ -73,14 +84,19 @@ class Server(uvicorn.Server):
         self._settings = config
         self._listener = listener
         self._build = build
+        self.connections = ConnectionTable(config.max_connections, config.client_timeout_s)
         super().__init__(
             uvicorn.Config(
                 create_app(self.service),
+                http=cast(type[asyncio.Protocol], partial(HttpProtocol, self.connections)),
                 log_config=None,  # the CLI configures logging
                 access_log=config.log_level == "debug",
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                # By default uvicorn believes every process of this machine.
+                proxy_headers=bool(config.forwarded_allow_ips),
+                forwarded_allow_ips=list(config.forwarded_allow_ips),
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
             )
@@ -108,6 +124,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self.service.fail_if_engine_died()
+        if counter % TICKS_PER_S == 0:
+            self.connections.close_late(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -195,6 +213,14 @@ class Server(uvicorn.Server):
         )
 
 
+def _raise_file_limit(num_files: int) -> None:
+    """Let this process open as many files, if the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _bind_remedy(error: OSError) -> str:
     """Return what to do about an error of ``bind``."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
@@ -223,6 +249,7 @@ def run(config: ServerConfig, build: EngineBuilder) -> int:
             file=sys.stderr,
         )
         return 1
+    _raise_file_limit(config.max_connections + OTHER_FILES)
     server = Server(config, listener, build)
     code = server.serve_until_stopped()
     if server.service.is_engine_alive:  # its step does not end

@@ -25,6 +25,7 @@ from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.serve.protocols import EngineClient, Tokenizer
+from kvflow_jax.serve.request_body import BodyReader
 from kvflow_jax.serve.tenant_threads import TenantThreads
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import HintParser
@@ -67,6 +68,9 @@ class Service:
             },
         )
         self.sampling_defaults: Mapping[str, int | float] = {}
+        self.bodies = BodyReader(
+            config.max_body_bytes, lambda: 0 if self._engine is None else self._engine.max_model_len
+        )
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
         self._engine: EngineClient | None = None
@@ -359,6 +363,7 @@ class Service:
 
     def close(self) -> None:
         """Stop the engine. Called after the loop has ended."""
+        self.bodies.close()
         self._tokenizer_threads.close()
         self._grammar_threads.close()
         self._engine_callers.shutdown(wait=False, cancel_futures=True)

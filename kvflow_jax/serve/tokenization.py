@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.openapi import body_of
-from kvflow_jax.serve.request_body import read_object, validate
+from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.submission import Chat
@@ -40,19 +40,13 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=1 << 32)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], FailFast()]
 
 
 @routes.post("/tokenize", openapi_extra=body_of(TokenizeRequest, TokenizeChatRequest))
 async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await read_object(request, service.config.max_body_bytes)
-    if (body.get("prompt") is None) == (body.get("messages") is None):
-        raise InvalidRequestError("send either prompt or messages", param="prompt")
-    if body.get("prompt") is not None:
-        request_read: TokenizeRequest | TokenizeChatRequest = validate(body, TokenizeRequest)
-    else:
-        request_read = validate(body, TokenizeChatRequest)
+    request_read = await service.bodies.read(request, _validate_text_or_chat)
     service.check_model(request_read.model)
     encoding = _encode(service, tenant, request_read)
     tokens = await until_disconnect(request.receive, encoding)
@@ -72,16 +66,8 @@ async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> 
 @routes.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
 async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    data = await read_object(request, service.config.max_body_bytes)
-    # Checked first, to spend no work on an oversized list.
-    tokens, limit = data.get("tokens"), service.max_model_len
-    if isinstance(tokens, list) and len(tokens) > limit:
-        raise InvalidRequestError(
-            f"tokens has {len(tokens)} entries, the limit is this model's context, {limit}; "
-            "split them",
-            param="tokens",
-        )
-    body = validate(data, DetokenizeRequest)
+    limit = service.max_model_len
+    body = await service.bodies.read(request, lambda data: _validate_tokens(data, limit))
     service.check_model(body.model)
     text = await service.tokenize(
         tenant, [], lambda t: t.decode(body.tokens, skip_special_tokens=False)
@@ -92,6 +78,26 @@ async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -
 @routes.get("/tokenizer_info")
 async def show_tokenizer_info(service: ServiceDep, tenant: TenantDep) -> Response:
     return JSONResponse(await service.tokenize(tenant, [], lambda t: t.info()))
+
+
+def _validate_text_or_chat(body: dict[str, Any]) -> TokenizeRequest | TokenizeChatRequest:
+    if (body.get("prompt") is None) == (body.get("messages") is None):
+        raise InvalidRequestError("send either prompt or messages", param="prompt")
+    if body.get("prompt") is not None:
+        return validate(body, TokenizeRequest)
+    return validate(body, TokenizeChatRequest)
+
+
+def _validate_tokens(body: dict[str, Any], limit: int) -> DetokenizeRequest:
+    # Checked first, to spend no work on an oversized list.
+    tokens = body.get("tokens")
+    if isinstance(tokens, list) and len(tokens) > limit:
+        raise InvalidRequestError(
+            f"tokens has {len(tokens)} entries, the limit is this model's context, {limit}; "
+            "split them",
+            param="tokens",
+        )
+    return validate(body, DetokenizeRequest)
 
 
 async def _encode(

@@ -16,7 +16,6 @@ from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
 from kvflow_jax.serve.openapi import body_of, json_body
 from kvflow_jax.serve.protocols import EngineClient
-from kvflow_jax.serve.request_body import parse_body, read_object
 from kvflow_jax.workflow.graph_warnings import warnings_of
 from kvflow_jax.workflow.hints import MAX_ID_LEN
 from kvflow_jax.workflow.step_graph import Graph
@@ -73,7 +72,7 @@ async def register_graph(
 ) -> Response:
     service.check_ready()
     _check_id(graph_id)
-    data = await read_object(request, service.config.max_body_bytes)
+    data = await service.bodies.read(request, dict)
     reading = service.run_in_thread(tenant, lambda: _read_graph(data))
     graph, text, warnings = await until_disconnect(request.receive, reading)
     registry = service.graph_registry
@@ -122,7 +121,7 @@ async def advance_run(
     workflow_id: str, request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
-    body = await parse_body(request, AdvanceRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, AdvanceRequest)
     unknown = await service.call_engine(lambda engine: _advance(engine, tenant, workflow_id, body))
     if unknown is None:
         raise ApiError(

@@ -35,5 +35,7 @@ def chat_with_hints(http: httpx.Client, hints: Any, **fields: Any) -> dict[str, 
 def raw_completion_request(prompt: str | list[str], stream: bool) -> bytes:
     """Return the bytes of an HTTP request to ``/v1/completions``."""
     body = json.dumps({"prompt": prompt, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body

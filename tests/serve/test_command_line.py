@@ -39,6 +39,8 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
         --host ::1 --port 0 --api-key a --api-key b
         --allowed-origins https://a.example http://b.example:3000
         --allowed-methods ["GET","POST"] --allowed-headers X-One --allow-credentials
+        --allowed-hosts a.example b.example --forwarded-allow-ips 10.0.0.0/8 ::1
+        --max-connections 99 --client-timeout-s 2.5
         --max-model-len 4096 --max-num-seqs 8 --max-num-batched-tokens 256 --page-size 32
         --pool-gib 0.5 --dtype bfloat16 --attention blocks --tensor-parallel 2
         --generation-config kvflow --cache-dir-gib 7.5
@@ -53,6 +55,10 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
         allowed_methods=("GET", "POST"),
         allowed_headers=("X-One",),
         allow_credentials=True,
+        allowed_hosts=("a.example", "b.example"),
+        forwarded_allow_ips=("10.0.0.0/8", "::1"),
+        max_connections=99,
+        client_timeout_s=2.5,
         host="::1",
         port=0,
         api_keys=("a", "b"),
@@ -98,6 +104,8 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert parse_config(["--trace", "trace.json"]).engine.trace == Path("trace.json")
     assert parse_config(["--no-prefetch"]).engine.cache == CacheConfig(prefetch=False)
+    addresses = parse_config(["--forwarded-allow-ips", "10.0.0.0/8,::1"]).forwarded_allow_ips
+    assert addresses == ("10.0.0.0/8", "::1")
     assert parse_config(["--guard"]).engine.cache == CacheConfig(guard=True)
     assert parse_config(["--no-admission"]).engine.cache == CacheConfig(admission=False)
     assert parse_config(["--host-cache-gib", "0"]).engine.cache == CacheConfig(host_cache_gib=0)
@@ -115,6 +123,12 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
         ["--allowed-origins", '["*", 1]'],
         ["--allowed-origins", "["],
         ["--allowed-headers", "X One"],
+        ["--allowed-hosts", "http://a.example"],
+        ["--allowed-hosts", "a.example:8000"],
+        ["--forwarded-allow-ips", "proxy.example"],
+        ["--forwarded-allow-ips", "10.0.0.1/8"],
+        ["--max-connections", "0"],
+        ["--client-timeout-s", "0"],
         ["--port", "70000"],
         ["--port", "http"],
         ["--api-key", ""],

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.serve_fakes import FakeEngine, LiveServer
+from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer, live_server
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
 
@@ -64,6 +64,52 @@ def test_a_body_over_the_limit_is_a_413(http: httpx.Client, live: LiveServer) ->
     # The connection still works, and a body below the limit is accepted.
     body = {"messages": HELLO, "pad": "x" * (live.config.max_body_bytes - 100)}
     assert http.post(CHAT, json=body).status_code == 200
+
+
+def test_a_body_of_too_many_values_is_a_413() -> None:
+    with live_server() as live, httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http:
+        for unknown in ("[" + "[]," * 40_000 + "1]", "[" + "1," * 300_000 + "1]"):
+            content = f'{{"messages": [{{"role": "user", "content": "hi"}}], "x": {unknown}}}'
+            error = error_of(http.post(CHAT, content=content.encode()), 413)
+            assert error["code"] == "body_too_complex"
+        # As many in a string are one value.
+        body = {"messages": HELLO, "x": "[]," * 200_000}
+        assert http.post(CHAT, json=body).status_code == 200
+        assert http.put("/v1/workflows/g", json=_graph(num_edges=16_000)).status_code == 200
+
+
+def _graph(num_edges: int) -> dict[str, Any]:
+    names = [f"agent-{i}" for i in range(200)]
+    edges = [{"source": names[i // 200], "target": names[i % 200]} for i in range(num_edges)]
+    return {"nodes": names, "edges": edges}
+
+
+def test_mistakes_of_a_large_body_are_named() -> None:
+    with live_server() as live, httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http:
+        pad = "x" * (1 << 19)
+        error = error_of(http.post(CHAT, json={"messages": 3, "pad": pad}), 400)
+        assert error["message"] == "messages must be a list"
+        error = error_of(http.post(CHAT, json={"messages": [1] * 60_000, "pad": pad}), 400)
+        assert error["param"] == "messages[0]"
+        bias = {str(i): 1 if i < 100 else "x" for i in range(60_000)}
+        error = error_of(http.post(CHAT, json={"messages": HELLO, "logit_bias": bias}), 400)
+        assert error["message"] == "more than 100 values are invalid"
+        error = error_of(http.post(CHAT, content=f'{{"messages": ["{pad}",]}}'.encode()), 400)
+        assert error["code"] == "invalid_json"
+        # A position would be one within a part of the body.
+        assert "column" not in error["message"]
+
+
+def test_bodies_are_refused_while_others_take_the_memory() -> None:
+    with live_server() as live, httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http:
+        memory = live.server.service.bodies.memory
+        with memory.reservation("127.0.0.1") as others:
+            others.grow(4 * live.config.max_body_bytes)
+            refused = http.post(CHAT, json={"messages": HELLO})
+            assert error_of(refused, 503)["code"] == "too_many_bodies"
+            assert refused.headers["retry-after"] == "1"
+        assert http.post(CHAT, json={"messages": HELLO}).status_code == 200
+        assert memory.used_bytes == 0
 
 
 @pytest.mark.parametrize(

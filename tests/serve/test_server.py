@@ -21,7 +21,7 @@ import pytest
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
 from kvflow_jax.serve.server import _bind_remedy
-from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer
+from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer, live_server
 from tests.serve.serve_requests import HELLO
 
 
@@ -150,6 +150,27 @@ def test_a_request_that_outlasts_the_drain_is_aborted_with_an_error(stream: bool
         with pytest.raises(openai.APIError, match="aborted this request"):
             answer.result()
     live.join()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "client"),
+    [
+        ((), "127.0.0.1"),
+        (("10.0.0.1",), "127.0.0.1"),
+        (("127.0.0.1",), "203.0.113.9"),
+        (("127.0.0.0/8", "203.0.113.0/24"), "198.51.100.7"),
+    ],
+)
+def test_only_named_proxies_may_say_who_the_client_is(
+    proxies: tuple[str, ...], client: str
+) -> None:
+    with (
+        live_server(forwarded_allow_ips=proxies) as live,
+        httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http,
+    ):
+        headers = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
+        http.post("/v1/chat/completions", json={"messages": HELLO}, headers=headers)
+        assert live.engine.last.spec.fairness_key.startswith(f"{client}:")
 
 
 PROGRAM = """

@@ -12,7 +12,6 @@ from kvflow_jax.serve.messages.errors import prompt_too_long
 from kvflow_jax.serve.messages.schema import CountTokensRequest, MessagesRequest
 from kvflow_jax.serve.messages.writer import MessageWriter
 from kvflow_jax.serve.openapi import body_of
-from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.stream import EventStream, collect, hint_headers, new_id
 from kvflow_jax.serve.submission import Chat
 
@@ -22,7 +21,7 @@ routes = APIRouter()
 @routes.post("/v1/messages", openapi_extra=body_of(MessagesRequest))
 async def create_message(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await parse_body(request, MessagesRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, MessagesRequest)
     service.check_model(body.model)
     message_id = new_id("msg")
     try:
@@ -41,7 +40,7 @@ async def create_message(request: Request, service: ServiceDep, tenant: TenantDe
 @routes.post("/v1/messages/count_tokens", openapi_extra=body_of(CountTokensRequest))
 async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await parse_body(request, CountTokensRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, CountTokensRequest)
     service.check_model(body.model)
     try:
         encoding = Chat.read(service, body.to_chat()).encode(service, tenant)

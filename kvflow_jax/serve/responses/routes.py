@@ -8,7 +8,6 @@ from fastapi.responses import JSONResponse, Response
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.openapi import body_of
-from kvflow_jax.serve.request_body import parse_body
 from kvflow_jax.serve.responses.response import ResponseObject
 from kvflow_jax.serve.responses.schema import ResponsesRequest
 from kvflow_jax.serve.responses.writer import ResponseWriter
@@ -21,7 +20,7 @@ routes = APIRouter()
 @routes.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
 async def create_response(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await parse_body(request, ResponsesRequest, service.config.max_body_bytes)
+    body = await service.bodies.parse(request, ResponsesRequest)
     service.check_model(body.model)
     chat_body, names = body.to_chat()
     chat = Chat.read(service, chat_body)

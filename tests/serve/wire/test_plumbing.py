@@ -160,7 +160,7 @@ def post(url: str, body: dict[str, Any], *, hang_up: threading.Event) -> None:
     """Send a chat and close the connection once ``hang_up`` is set, without an answer."""
     host, port = url.removeprefix("http://").split(":")
     content = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         assert hang_up.wait(TIMEOUT_S)

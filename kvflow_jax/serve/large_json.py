@@ -1,0 +1,138 @@
+"""Parsing of large JSON texts in slices, so that other threads run in between.
+
+The parser, ``pydantic_core.from_json``, holds the GIL until it has read its whole text: up to 0.5 s
+for 32 MiB.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+
+from kvflow_jax.serve.json_structure import Structure
+
+SLICE_BYTES = 1 << 18
+# What must not be cut: an escape, both halves of a character that has two, a character in UTF-8.
+_TOKEN = re.compile(
+    rb"\\u[dD][89abAB]..\\u....|\\u....|\\.|[^\\\x80-\xff]|[\xc0-\xff][\x80-\xbf]*|[\x80-\xbf]",
+    re.S,
+)
+_LONGEST_TOKEN = 12
+_BLANKS = b" \t\n\r"
+
+
+def parse(text: bytes) -> Any:
+    """Return the value of a short JSON text.
+
+    Rejects NaN and Infinity, invalid UTF-8, lone surrogates, and more than 200 levels.
+
+    Raises:
+        ValueError: it is no JSON text.
+    """
+    return from_json(text, allow_inf_nan=False)
+
+
+def parse_in_slices(text: bytes | bytearray, structure: Structure) -> Any:
+    """Return the value of a JSON text, as ``parse`` does.
+
+    Args:
+        structure: that of the text, from ``json_structure.scan``.
+    """
+    return _Reader(text, structure).read(0, len(text), 0, len(structure.at), 1)
+
+
+class _Reader:
+    def __init__(self, text: bytes | bytearray, structure: Structure) -> None:
+        self._text, self._structure = memoryview(text), structure
+
+    def read(self, begin: int, end: int, low: int, high: int, depth: int) -> Any:
+        """Return the value of ``text[begin:end]``, whose structure is ``at[low:high]``.
+
+        Args:
+            depth: of the containers within the text, if the value is one.
+        """
+        if end - begin <= SLICE_BYTES:
+            return parse(bytes(self._text[begin:end]))
+        begin, end = self._strip(begin, end)
+        kind = bytes(self._text[begin : begin + 1])
+        if kind == b'"':
+            return self._read_string(begin, end)
+        brackets = kind + bytes(self._text[end - 1 : end])
+        if brackets not in (b"[]", b"{}"):
+            return parse(bytes(self._text[begin:end]))  # a number; else it raises
+        kinds = self._structure.kinds[low:high]
+        own = low + np.flatnonzero(self._structure.depths[low:high] == depth)
+        is_comma = self._structure.kinds[own] == ord(",")
+        is_bracket = np.isin(self._structure.kinds[own], list(b"[]{}"))
+        if kinds.size < 2 or np.count_nonzero(is_bracket) != 2:
+            raise ValueError("brackets do not match")
+        # The bounds of the items, as indices of the structure: bracket, commas, bracket.
+        bounds = [low, *own[is_comma].tolist(), high - 1]
+        edges = self._structure.at[bounds]
+        value: Any = [] if kind == b"[" else {}
+        add = value.extend if kind == b"[" else value.update
+        first = 0
+        while first < len(bounds) - 1:
+            fitting = np.searchsorted(edges, edges[first] + SLICE_BYTES, "right") - 1
+            last = max(first + 1, int(fitting))
+            left, right = int(edges[first]) + 1, int(edges[last])
+            if right - left > SLICE_BYTES:
+                add(self._read_item(left, right, bounds[first] + 1, bounds[last], depth, kind))
+            else:
+                items = bytes(self._text[left:right])
+                if len(bounds) > 2 and not items.strip(_BLANKS):
+                    raise ValueError("a value is missing beside a comma")
+                add(parse(brackets[:1] + items + brackets[1:]))
+            first = last
+        return value
+
+    def _read_item(self, begin: int, end: int, low: int, high: int, depth: int, kind: bytes) -> Any:
+        """Return a list or dict of one item that is too long for a slice."""
+        if kind == b"[":
+            return [self.read(begin, end, low, high, depth + 1)]
+        if low >= high or self._structure.kinds[low] != ord(":"):
+            raise ValueError("a key has no value")
+        colon = int(self._structure.at[low])
+        key = self.read(begin, colon, low, low, depth + 1)
+        if not isinstance(key, str):
+            raise ValueError("a key is no string")
+        return {key: self.read(colon + 1, end, low + 1, high, depth + 1)}
+
+    def _read_string(self, begin: int, end: int) -> str:
+        if self._text[end - 1] != ord('"'):
+            raise ValueError("a string does not end")
+        parts, start, end = [], begin + 1, end - 1
+        while start < end:
+            stop = self._cut(start, min(start + SLICE_BYTES, end), end)
+            parts.append(parse(b'"' + bytes(self._text[start:stop]) + b'"'))
+            start = stop
+        return "".join(parts)
+
+    def _cut(self, start: int, stop: int, end: int) -> int:
+        """Return the last position up to ``stop`` where a string may be cut."""
+        if stop == end:
+            return end
+        begin = max(start, stop - 4 * _LONGEST_TOKEN)
+        # An odd number of backslashes before it means that it is escaped itself.
+        before = bytes(self._text[start:begin])
+        begin -= (len(before) - len(before.rstrip(b"\\"))) % 2
+        tail = bytes(self._text[begin : stop + _LONGEST_TOKEN])
+        cuts = [begin + token.end() for token in _TOKEN.finditer(tail)]
+        return max((cut for cut in cuts if cut <= stop), default=stop)
+
+    def _strip(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the bounds without blanks around them."""
+        while begin < end:
+            piece = bytes(self._text[begin : min(begin + SLICE_BYTES, end)])
+            begin += len(piece) - len(piece.lstrip(_BLANKS))
+            if begin == end or self._text[begin] not in _BLANKS:
+                break
+        while begin < end:
+            piece = bytes(self._text[max(begin, end - SLICE_BYTES) : end])
+            end -= len(piece) - len(piece.rstrip(_BLANKS))
+            if self._text[end - 1] not in _BLANKS:
+                break
+        return begin, end
