@@ -11,12 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
+from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.models.families.hf_fields import HfFields
+from kvflow_jax.models.json_file import MAX_JSON_BYTES, read_json
 from kvflow_jax.models.template_budget import bound_chat_templates, template_budget
 
 # Of transformers, not of the tokenizer.
 _PRIVATE_INFO = ("name_or_path", "tokenizer_object", "backend", "is_local", "local_files_only")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder has at least one
+MAX_TOKENIZER_BYTES = 256 << 20  # the largest, Gemma 3's, has 33 MB
+_TOKENIZER_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+)
 
 
 class Tokenizer:
@@ -56,8 +67,14 @@ class Tokenizer:
                 f"{folder} has no tokenizer.json; download it, or save one there with "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
+        _check_sizes(folder)
         try:
-            hf = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            hf = transformers().AutoTokenizer.from_pretrained(
+                folder,
+                local_files_only=True,
+                # Unset, it asks the terminal.
+                trust_remote_code=False,
+            )
         except Exception as error:  # its readers raise errors of many libraries
             raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
         if not getattr(hf, "is_fast", False):
@@ -114,6 +131,8 @@ class Tokenizer:
         """Return the tokens of a conversation rendered by the model's chat template.
 
         Args:
+            messages: their texts may have marks of ``control_tokens``; else control tokens that
+                they spell are control tokens.
             template_args: variables of the template and arguments of transformers' method of this
                 name; and ``add_special_tokens``, which adds those that ``encode`` adds, beside the
                 template's own.
@@ -152,7 +171,14 @@ class Tokenizer:
             raise InvalidRequestError(
                 f"the chat template refused the messages: {error}", param="messages"
             ) from error
+        if self.control_tokens.is_needed(text):
+            return self.control_tokens.encode(text, add_special_tokens=adds_special)
         return self.encode(text, add_special_tokens=adds_special)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Marks texts of a chat that spell control tokens, before ``apply_chat_template``."""
+        return ControlTokens(self.hf.backend_tokenizer, self.chat_template or "")
 
     @property
     def chat_template(self) -> str | None:
@@ -264,13 +290,19 @@ class Detokenizer:
         return text
 
 
+def _check_sizes(folder: Path) -> None:
+    """Raise ModelLoadError if a file that transformers parses is large."""
+    for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS):
+        path = folder / name
+        limit = MAX_TOKENIZER_BYTES if name in TOKENIZER_FILES else MAX_JSON_BYTES
+        if path.exists() and (size := path.stat().st_size) > limit:
+            raise ModelLoadError(f"{path} has {size} bytes, the limit is {limit}")
+
+
 def _read_eos_ids(path: Path) -> tuple[int, ...]:
     """Return the end tokens of a config.json or generation_config.json."""
-    try:
-        fields = HfFields(json.loads(path.read_text()))
-        token_ids = fields.token_ids("eos_token_id")
-    except (ValueError, AttributeError, OSError, RecursionError) as error:
-        raise ModelLoadError(f"{path} is not a JSON object: {error}") from error
+    fields = HfFields(read_json(path))
+    token_ids = fields.token_ids("eos_token_id")
     if not fields.usable("eos_token_id"):
         raise ModelLoadError(f"{path} has no token ids: {', '.join(fields.problems.messages())}")
     return token_ids

@@ -39,6 +39,8 @@ class PromptEncoder:
     ) -> RequestSpec:
         """Return the request that answers a conversation, by the model's chat template.
 
+        Control tokens that its texts spell stay text; see ``ControlTokens``.
+
         If the hints name an agent but not the length of its fixed prefix, the fixed prefix is the
         leading system messages.
         """
@@ -46,6 +48,7 @@ class PromptEncoder:
         tokenizer = self._require_tokenizer("messages")
         if not messages:
             raise InvalidRequestError("a conversation needs at least one message", "messages")
+        messages = tokenizer.control_tokens.mark_messages(messages)
         prompt = tokenizer.apply_chat_template(messages)
         if hints is not None and hints.agent_id is not None and hints.num_fixed is None:
             num_fixed = chat_prefix_len(tokenizer, messages, prompt)

@@ -225,6 +225,12 @@ FOLDER: Values[Path] = Values(
     lambda value: isinstance(value, Path),
     metavar="FOLDER",
 )
+FILE: Values[Path] = Values(
+    "the Path of a file",
+    lambda text: Path(text).expanduser(),
+    lambda value: isinstance(value, Path),
+    metavar="FILE",
+)
 NEW_FILE: Values[Path] = Values("a file that can be written", Path, _is_new_file, metavar="FILE")
 SWITCH = Values("True or False", bool, _is_bool, action="switch")
 TOGGLE = Values("True or False", bool, _is_bool, action="toggle")

@@ -47,7 +47,7 @@ class Connection:
         self.send_frame(frame(message))
 
     def send_frame(self, data: bytes) -> None:
-        """Send the result of ``frame``, which several connections may share."""
+        """Send bytes, such as the result of ``frame``, which several connections may share."""
         with self._send_lock:
             self._socket.sendall(data)
 
@@ -66,6 +66,18 @@ class Connection:
             if length > max_bytes:
                 raise ValueError(f"a message of {length} bytes, more than {max_bytes}")
             return decode(self._receive(length))
+        finally:
+            self._socket.settimeout(None)
+
+    def receive_bytes(self, num_bytes: int, timeout_s: float) -> bytes:
+        """Wait for so many bytes that are no message.
+
+        Raises:
+            OSError, EOFError: the connection is broken, or silent for ``timeout_s`` seconds.
+        """
+        self._socket.settimeout(timeout_s)
+        try:
+            return self._receive(num_bytes)
         finally:
             self._socket.settimeout(None)
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 
+from kvflow_jax.distributed.authentication import authenticate_follower
 from kvflow_jax.distributed.connection import Connection
 from kvflow_jax.distributed.messages import Hello, Refused
 from kvflow_jax.distributed.process_info import ProcessInfo
@@ -19,8 +20,10 @@ log = logging.getLogger(__name__)
 Settings = Mapping[str, str]  # value by flag
 Accepted = Mapping[int, tuple[str, Connection]]  # host name and connection by process id
 
-HELLO_TIMEOUT_S = 10.0  # from connecting to Hello
-_MAX_HELLO_BYTES = 1 << 20  # the sender is not known yet
+HELLO_TIMEOUT_S = 10.0  # from connecting to Hello, each of its parts
+# Handshakes under way, beside those of followers. Each has a thread; a new one ends the oldest.
+MAX_PENDING = 64
+_MAX_HELLO_BYTES = 1 << 20
 _ACCEPT_POLL_S = 0.2  # between two checks whether all followers are accepted
 
 
@@ -35,7 +38,8 @@ class Handshakes:
         self._process_info, self._settings = process_info, settings
         self._lock = threading.Lock()  # guards the fields below
         self._accepted: dict[int, tuple[str, Connection]] = {}
-        self._pending: set[Connection] = set()  # connected, no Hello yet
+        # Connected, no Hello yet, oldest first.
+        self._pending: dict[Connection, None] = {}
         self._is_closed = False
 
     def accept_all(self, listener: socket.socket, timeout_s: float) -> Accepted:
@@ -62,7 +66,11 @@ class Handshakes:
 
     def _start_handshake(self, connection: Connection) -> None:
         with self._lock:
-            self._pending.add(connection)
+            self._pending[connection] = None
+            if len(self._pending) > MAX_PENDING + self._process_info.num_processes:
+                oldest = next(iter(self._pending))
+                del self._pending[oldest]
+                oldest.close()
         threading.Thread(
             target=self._handshake, args=[connection], name="kvflow-handshake", daemon=True
         ).start()
@@ -70,6 +78,7 @@ class Handshakes:
     def _handshake(self, connection: Connection) -> None:
         """Run one handshake, on the connection's own thread."""
         try:
+            authenticate_follower(connection, self._process_info.secret, HELLO_TIMEOUT_S)
             hello = connection.receive(HELLO_TIMEOUT_S, _MAX_HELLO_BYTES)
             if not isinstance(hello, Hello):
                 raise ValueError("the first message is no Hello of kvflow-jax")
@@ -81,7 +90,7 @@ class Handshakes:
             connection.close()
         finally:
             with self._lock:
-                self._pending.discard(connection)
+                self._pending.pop(connection, None)
 
     def _accept(self, hello: Hello, connection: Connection) -> str:
         """Accept a follower; return why it is refused, "" if accepted."""
@@ -90,7 +99,7 @@ class Handshakes:
                 return "process 0 no longer waits for followers"
             if reason := refusal_reason(hello, self._process_info, self._settings, self._accepted):
                 return reason
-            self._pending.discard(connection)
+            self._pending.pop(connection, None)
             self._accepted[hello.process_id] = hello.host, connection
             log.info("process %d on %s has joined", hello.process_id, hello.host)
             return ""

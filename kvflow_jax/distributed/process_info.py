@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvflow_jax.errors import ConfigError
 
@@ -20,6 +20,7 @@ class ProcessInfo:
         num_processes: number of processes in the group.
         process_id: 0 for the leader, 1 to ``num_processes`` - 1 for followers.
         devices: local ids of the devices this process may use; None: all.
+        secret: what the processes prove to each other; see ``authentication``.
     """
 
     host: str
@@ -27,6 +28,7 @@ class ProcessInfo:
     num_processes: int
     process_id: int
     devices: Sequence[int] | None = None
+    secret: bytes = field(default=b"", repr=False)
 
     @classmethod
     def find(

@@ -1,8 +1,9 @@
 """Rendezvous of the processes that share a model, before any of them starts JAX.
 
 JAX aborts a process that waits too long for another. Therefore processes first meet over their own
-connections, and start JAX once all have joined. The coordinator port is unauthenticated: expose it
-only on a private network.
+connections, and start JAX once all have joined. The connections are authenticated by the group's
+secret. JAX's own coordinator, which is started then, cannot be: expose its port only on a private
+network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import time
 
 import jax
 
+from kvflow_jax.distributed.authentication import (
+    SECRET_VARIABLE,
+    AuthenticationError,
+    authenticate_leader,
+)
 from kvflow_jax.distributed.connection import Connection
 from kvflow_jax.distributed.handshake import HELLO_TIMEOUT_S, Accepted, Handshakes, Settings
 from kvflow_jax.distributed.messages import Failed, Hello, Refused, StartJax
@@ -50,6 +56,16 @@ def join_leader(process_info: ProcessInfo, settings: Settings, timeout_s: float)
     hello = Hello(
         process_info.process_id, process_info.num_processes, socket.gethostname(), dict(settings)
     )
+    left_s = max(deadline_s - time.monotonic(), 0.0)
+    try:
+        authenticate_leader(connection, process_info.secret, left_s + HELLO_TIMEOUT_S)
+    except (OSError, EOFError, AuthenticationError) as error:
+        connection.close()
+        raise ConfigError(
+            f"process 0 at {process_info.host}:{process_info.port} does not answer as one that "
+            f"knows the secret of this process ({error}); give all processes the same "
+            f"{SECRET_VARIABLE} or --coordinator-secret-file, and see its log"
+        ) from None
     try:
         connection.send(hello)
         # When process 0 times out first, its answer says why.

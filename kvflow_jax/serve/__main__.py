@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -71,7 +73,8 @@ def find_process_info(config: ServerConfig) -> ProcessInfo | None:
     Raises:
         ConfigError: names the missing or wrong flag.
     """
-    from kvflow_jax.distributed.process_info import ProcessInfo
+    from kvflow_jax.distributed.authentication import SECRET_VARIABLE, read_secret
+    from kvflow_jax.distributed.process_info import ProcessInfo, is_loopback
 
     processes, tensor_parallel = config.processes, config.load.tensor_parallel
     if processes.coordinator is None:
@@ -92,7 +95,15 @@ def find_process_info(config: ServerConfig) -> ProcessInfo | None:
             f"--tensor-parallel {tensor_parallel} leaves processes without a device: set it to at "
             f"least --num-processes, {process_info.num_processes}"
         )
-    return process_info if process_info.num_processes > 1 else None
+    if process_info.num_processes == 1:
+        return None
+    secret = read_secret(processes.coordinator_secret_file, os.environ)
+    if not secret and not is_loopback(process_info.host):
+        raise ConfigError(
+            f"the coordinator {process_info.host} can be reached from other machines, so the "
+            f"processes need a secret: set {SECRET_VARIABLE} or --coordinator-secret-file on each"
+        )
+    return replace(process_info, secret=secret)
 
 
 def _set_up_logging(level: str) -> None:

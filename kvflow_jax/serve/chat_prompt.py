@@ -13,7 +13,7 @@ from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.hints import HintParser, Hints
 
 # Arguments of transformers' apply_chat_template that clients may not set.
-_RESERVED_KWARGS = frozenset(
+RESERVED_KWARGS = frozenset(
     {
         "add_generation_prompt",
         "add_special_tokens",
@@ -27,6 +27,7 @@ _RESERVED_KWARGS = frozenset(
         "return_assistant_tokens_mask",
         "return_dict",
         "return_tensors",
+        "sanitize_control_tokens",
         "self",
         "tokenize",
         "tokenizer_kwargs",
@@ -66,7 +67,7 @@ def template_kwargs(body: ChatRequest) -> dict[str, Any]:
             field of reasoning has a wrong type.
     """
     kwargs = body.chat_template_kwargs or {}
-    reserved = sorted(_RESERVED_KWARGS.intersection(kwargs))
+    reserved = sorted(RESERVED_KWARGS.intersection(kwargs))
     if reserved:
         raise InvalidRequestError(
             f"chat_template_kwargs must not set {', '.join(reserved)}",

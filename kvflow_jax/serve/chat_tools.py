@@ -6,7 +6,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
@@ -14,7 +14,7 @@ from kvflow_jax.grammar.call_grammar import CallGrammar
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.generation import ChoiceDelta
-from kvflow_jax.serve.protocols import Tokenizer
+from kvflow_jax.serve.protocols import TextMarks, Tokenizer
 from kvflow_jax.serve.stream import finish_name
 from kvflow_jax.tools.call_events import CallEvent, TextDelta
 from kvflow_jax.tools.call_markup import CallMarkup
@@ -206,10 +206,20 @@ class ToolTemplate:
 
     A template that knows tools gets their definitions. For others they are written into the
     messages; see ``tools.prompt_form``.
+
+    Args:
+        marks: keeps what clients send text, where it spells control tokens; None: does not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tools: ChatTools) -> None:
-        self._tokenizer, self._tools = tokenizer, tools
+    def __init__(
+        self, tokenizer: Tokenizer, tools: ChatTools, marks: TextMarks | None = None
+    ) -> None:
+        self._tokenizer, self._model = tokenizer, tools.model
+        self._tools, self._marks = tools.tools, marks
+        if marks is not None:
+            self._tools = tuple(
+                replace(tool, definition=marks.mark(tool.definition)) for tool in tools.tools
+            )
 
     def apply_chat_template(
         self,
@@ -223,7 +233,11 @@ class ToolTemplate:
         Raises:
             InvalidRequestError: the template rejects the messages.
         """
-        tools, model = self._tools.tools, self._tools.model
+        tools, model = self._tools, self._model
+        # What is written into the messages from here on, such as markers of calls, is not marked.
+        if self._marks is not None:
+            messages = self._marks.mark_messages(messages)
+            template_args = self._marks.mark(template_args)
         if not model.knows_tools:
             messages = with_prompt_form(
                 messages, tools, model.syntax, as_field=model.has_tools_field

@@ -116,6 +116,12 @@ class ServerConfig(Config):
         "none leaves reasoning in the answers",
         one_of(AUTO, NONE, *REASONING_SYNTAXES),
     )
+    chat_special_tokens: bool = flag(
+        False,
+        "read special tokens that the texts of a chat spell as special tokens, as vLLM does; "
+        "otherwise they are text, and a text cannot end its message and begin another one",
+        SWITCH,
+    )
     force_include_usage: bool = flag(
         False,
         "end every stream of chats and completions with its usage, as vLLM's "

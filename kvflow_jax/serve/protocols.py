@@ -101,6 +101,18 @@ class EngineClient(Protocol):
     def close(self) -> None: ...
 
 
+class TextMarks(Protocol):
+    """``kvflow_jax.models.control_tokens.ControlTokens``."""
+
+    def mark(self, value: Any, *, is_answer: bool = False) -> Any:
+        """Return JSON whose strings are marked where they spell control tokens."""
+        ...
+
+    def mark_messages(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages of a chat with their strings marked."""
+        ...
+
+
 class Tokenizer(Protocol):
     """``kvflow_jax.models.tokenizer.Tokenizer``, called from the tokenizer threads."""
 
@@ -112,6 +124,11 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The chat template, the one for tools if there are several; None if there is none."""
+        ...
+
+    @property
+    def control_tokens(self) -> TextMarks:
+        """Marks texts of a chat, so that control tokens that they spell stay text."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...

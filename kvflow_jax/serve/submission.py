@@ -20,6 +20,7 @@ from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
+from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.tools.call_markup import CallMarkup
@@ -87,17 +88,23 @@ class Chat:
             InvalidRequestError: the texts are too long, or the template refuses the messages.
         """
         written = [self.messages, [tool.json for tool in self.tools.tools], self.template_kwargs]
-        prompt_ids, hints = await service.tokenize(
-            tenant,
-            [texts_of(written)],
-            lambda tokenizer: encode_chat(
-                ToolTemplate(tokenizer, self.tools),
+        reads_special_tokens = service.config.chat_special_tokens
+
+        def encode(tokenizer: Tokenizer) -> tuple[list[int], Hints | None]:
+            marks = None if reads_special_tokens else tokenizer.control_tokens
+            return encode_chat(
+                ToolTemplate(tokenizer, self.tools, marks),
                 self.messages,
                 self.template_kwargs,
                 self.prompt_args,
                 hint_parser,
                 self.fixed_messages,
-            ),
+            )
+
+        prompt_ids, hints = await service.tokenize(
+            tenant,
+            [texts_of(written)],
+            encode,
             truncates=self.body.truncate_prompt_tokens is not None,
         )
         truncated = self.body.truncate(prompt_ids, service.max_model_len)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from kvflow_jax.api.prompts import (
     PromptEncoder,
@@ -10,6 +12,7 @@ from kvflow_jax.api.prompts import (
     list_prompts,
 )
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints
 
@@ -24,6 +27,8 @@ def text_of(token_ids):
 
 class CharTokenizer:
     """A token for each character; a message is ``<role>content;``."""
+
+    control_tokens = ControlTokens(Backend(BPE()), "")
 
     def encode(self, text):
         return list(map(ord, text))

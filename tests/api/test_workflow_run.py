@@ -1,12 +1,15 @@
 """A run names its agents to the engine, reports progress, and ends."""
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from kvflow_jax.api.caller import Caller
 from kvflow_jax.api.prompts import PromptEncoder
 from kvflow_jax.api.workflow_run import TENANT, WorkflowRun
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError
+from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.requests.outputs import FinishReason, Output, RequestStats
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.workflow.hints import Hints, HintStatus
@@ -20,6 +23,8 @@ MESSAGES = [{"role": "user", "content": "Plan this."}]
 
 
 class CharTokenizer:
+    control_tokens = ControlTokens(Backend(BPE()), "")
+
     def encode(self, text):
         return list(map(ord, text))
 

@@ -3,10 +3,12 @@
 import socket
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 
 from kvflow_jax.distributed import handshake
+from kvflow_jax.distributed.authentication import authenticate_leader
 from kvflow_jax.distributed.connection import Connection
 from kvflow_jax.distributed.handshake import Handshakes, refusal_reason
 from kvflow_jax.distributed.messages import Drop, Hello, Refused
@@ -22,6 +24,21 @@ def listener():
 
 def connect(listener):
     return socket.create_connection(listener.getsockname())
+
+
+def greet(listener, hello, secret=b""):
+    """Return the connection of a process that has proved its secret and sent its first message.
+
+    The listener need not accept it yet.
+    """
+    connection = Connection(connect(listener))
+
+    def run():
+        authenticate_leader(connection, secret, 30.0)
+        connection.send(hello)
+
+    threading.Thread(target=run).start()
+    return connection
 
 
 @pytest.mark.parametrize(
@@ -57,11 +74,11 @@ def test_a_peer_without_a_hello_delays_nobody_and_is_disconnected(monkeypatch, l
     monkeypatch.setattr(handshake, "HELLO_TIMEOUT_S", 600.0)
     stranger = connect(listener)
     stranger.sendall(sent)
-    follower = Connection(connect(listener))
-    follower.send(Hello(1, 2, "there", {}))
+    follower = greet(listener, Hello(1, 2, "there", {}))
     accepted = Handshakes(pairs.process_info(0), {}).accept_all(listener, 30.0)
     assert accepted[1][0] == "there"
     stranger.settimeout(30)
+    assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32  # what it is to prove
     assert stranger.recv(1) == b""  # disconnected
     for connection in (stranger, follower, accepted[1][1]):
         connection.close()
@@ -77,8 +94,7 @@ def test_a_process_that_was_just_accepted_is_not_disconnected(listener):
             assert go_on.wait(30)
             return reason
 
-    follower = Connection(connect(listener))
-    follower.send(Hello(1, 2, "there", {}))
+    follower = greet(listener, Hello(1, 2, "there", {}))
     accepted = SlowHandshakes(pairs.process_info(0), {}).accept_all(listener, 30.0)
     follower.send(Drop([1]))
     assert accepted[1][1].receive(30) == Drop([1])
@@ -88,13 +104,37 @@ def test_a_process_that_was_just_accepted_is_not_disconnected(listener):
 
 
 def test_when_a_process_is_missing_those_that_came_are_refused_too(listener):
-    follower = Connection(connect(listener))
-    follower.send(Hello(2, 3, "there", {}))
+    follower = greet(listener, Hello(2, 3, "there", {}))
     handshakes = Handshakes(pairs.process_info(0, 3, port=7), {})
-    reason = "process 1 did not join at 127.0.0.1:7 within 0.3 s: .* --join-timeout-s"
+    reason = "process 1 did not join at 127.0.0.1:7 within 1 s: .* --join-timeout-s"
     with pytest.raises(ConfigError, match=reason) as error:
-        handshakes.accept_all(listener, 0.3)
+        handshakes.accept_all(listener, 1.0)
     assert follower.receive(30) == Refused(str(error.value))
     late = Hello(1, 3, "there", {})
     assert handshakes._accept(late, follower) == "process 0 no longer waits for followers"
     follower.close()
+
+
+def test_a_process_without_the_secret_is_not_listened_to(listener):
+    info = replace(pairs.process_info(0), secret=b"the secret of the group")
+    stranger = Connection(connect(listener))
+    stranger.send_frame(bytes(64))
+    stranger.send(Hello(1, 2, "stranger", {}))
+    follower = greet(listener, Hello(1, 2, "there", {}), info.secret)
+    accepted = Handshakes(info, {}).accept_all(listener, 30.0)
+    assert accepted[1][0] == "there"
+    for connection in (stranger, follower, accepted[1][1]):
+        connection.close()
+
+
+def test_many_silent_peers_hold_few_threads_and_keep_nobody_out(monkeypatch, listener):
+    monkeypatch.setattr(handshake, "HELLO_TIMEOUT_S", 600.0)
+    monkeypatch.setattr(handshake, "MAX_PENDING", 1)
+    handshakes = Handshakes(pairs.process_info(0), {})
+    silent = [connect(listener) for _ in range(6)]
+    follower = greet(listener, Hello(1, 2, "there", {}))
+    accepted = handshakes.accept_all(listener, 30.0)
+    assert accepted[1][0] == "there"
+    assert len(handshakes._pending) <= 3
+    for connection in (*silent, follower, accepted[1][1]):
+        connection.close()

@@ -95,8 +95,9 @@ def meet(monkeypatch, leader_info):
     return messages
 
 
-def test_processes_that_meet_start_jax_at_one_port(monkeypatch):
-    assert meet(monkeypatch, process_info(0)) == []
+@pytest.mark.parametrize("secret", [b"", b"the secret of the group"])
+def test_processes_that_meet_start_jax_at_one_port(monkeypatch, secret):
+    assert meet(monkeypatch, replace(process_info(0), secret=secret)) == []
 
 
 def resolve_to_ipv6(monkeypatch, name):
@@ -134,3 +135,22 @@ def test_process_0_listens_at_every_address_that_followers_may_use(monkeypatch, 
 def test_processes_meet_at_a_name_with_an_ipv6_address_only(monkeypatch):
     resolve_to_ipv6(monkeypatch, "here")
     assert meet(monkeypatch, ProcessInfo("here", free_port(), 2, 0)) == []
+
+
+def test_processes_of_different_secrets_do_not_meet():
+    leader_info = replace(process_info(0), secret=b"the secret of the group")
+    failed = []
+
+    def try_to_lead():
+        try:
+            start_leader(leader_info, {}, 0.5)
+        except ConfigError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=try_to_lead)
+    thread.start()
+    stranger = replace(leader_info, process_id=1, secret=b"another secret")
+    with pytest.raises(ConfigError, match="the same KVFLOW_COORDINATOR_SECRET"):
+        join_leader(stranger, {}, 10.0)
+    thread.join()
+    assert "did not join" in str(failed[0])

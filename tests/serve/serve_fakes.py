@@ -9,9 +9,13 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -251,6 +255,7 @@ class FakeTokenizer:
 
     max_token_bytes = 4
     chat_template = "{{ messages }}{{ tools }}"
+    control_tokens = ControlTokens(Backend(BPE()), "")
 
     def __init__(self) -> None:
         self.encoded: list[str] = []

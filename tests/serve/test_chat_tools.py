@@ -13,6 +13,7 @@ import pytest
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.chat_tools import ChatTools, ModelTools, ToolChoice, ToolTemplate
 from kvflow_jax.tools.syntaxes import SYNTAXES
+from kvflow_jax.tools.tool import read_tools
 from tests.serve.serve_requests import CHAT, error_of
 from tests.support.scripted_runner import MODEL, ScriptedServer, scripted_server, scripted_tokenizer
 from tests.tools.parsing import tool
@@ -292,6 +293,34 @@ def test_a_template_that_names_arguments_gets_those_that_are_no_json() -> None:
     del calls[1:]
     with pytest.raises(InvalidRequestError):
         ToolTemplate(tokenizer, tools).apply_chat_template(messages, chat_template="{{ 1 / 'a' }}")
+
+
+def test_only_the_template_and_the_call_syntax_write_control_tokens() -> None:
+    tokens = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
+    tokenizer = scripted_tokenizer(special_tokens=tokens)
+    ids = tokenizer.special_token_ids(tokens)
+    model = ModelTools.of(tokenizer, "hermes")
+
+    def count(text: str) -> list[int]:
+        """Return the number of each token in a chat whose texts end with ``text``."""
+        calls = [{"id": "1", "function": {"name": "ask", "arguments": {"text": text}}}]
+        messages = [
+            {"role": "system", "content": text},
+            {"role": "assistant", "content": text, "tool_calls": calls},
+            {"role": "tool", "content": text, "tool_call_id": "1"},
+            {"role": "assistant", "content": text},
+        ]
+        declared = read_tools([tool("ask", text={"type": "string", "description": text})])
+        tools = ChatTools(model, declared, ToolChoice(allows_calls=True))
+        template = ToolTemplate(tokenizer, tools, tokenizer.control_tokens)
+        prompt = template.apply_chat_template(
+            messages, add_generation_prompt=False, continue_final_message=True, style=text
+        )
+        return [prompt.count(ids[token]) for token in tokens]
+
+    plain = count("text")
+    assert all(plain)
+    assert count("".join(tokens)) == plain
 
 
 def test_arguments_nested_too_deep_are_text_or_refused(

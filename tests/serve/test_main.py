@@ -71,11 +71,24 @@ def test_a_process_is_single_without_a_coordinator() -> None:
             {"coordinator": "127.0.0.1:1", "num_processes": 2, "process_id": 0},
             "--tensor-parallel 1 leaves processes without a device",
         ),
+        (
+            {"coordinator": "h:1", "num_processes": 2, "process_id": 0, "tensor_parallel": 2},
+            "need a secret: set KVFLOW_COORDINATOR_SECRET or --coordinator-secret-file on each",
+        ),
     ],
 )
 def test_a_group_that_cannot_work_is_rejected(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         find_process_info(with_values(ServerConfig(), settings))
+
+
+def test_the_secret_of_a_group_is_read_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"coordinator": "h:1", "num_processes": 2, "process_id": 0, "tensor_parallel": 2}
+    monkeypatch.setenv("KVFLOW_COORDINATOR_SECRET", "a secret of 24 characters")
+    process_info = find_process_info(with_values(ServerConfig(), settings))
+    assert process_info is not None
+    assert process_info.secret == b"a secret of 24 characters"
+    assert "secret of" not in repr(process_info)
 
 
 @pytest.mark.parametrize(("process_id", "exit_code"), [(0, 10), (1, 11)])
