@@ -9,6 +9,18 @@ from typing import NoReturn
 
 from kvflow_jax.errors import ModelLoadError
 
+# Larger numbers are mistakes. Names of tensors and memory are computed from them before a file with
+# that many tensors is found missing.
+MAX_SIZE = (1 << 31) - 1
+MAX_LAYERS = 4096
+MAX_EXPERTS = 8192
+MAX_EXPERTS_OF_ALL_LAYERS = 1 << 17
+MAX_VOCABULARY = 1 << 24
+MAX_HEAD_DIM = 1 << 16
+
+# Characters of a value that a message shows.
+_MAX_SHOWN = 80
+
 # A parsed JSON object.
 Json = Mapping[str, object]
 
@@ -78,11 +90,15 @@ class HfFields:
         self.report(problem)
         raise self.problems.error()
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """Return a whole number above 0; without a default the field is required."""
+    def size(self, name: str, default: int | None = None, *, limit: int = MAX_SIZE) -> int:
+        """Return a whole number from 1 to ``limit``; without a default the field is required."""
         size = int(self.positive(name, default))
+        if size > limit:
+            message = f"{name} is {self._shown(name)}, above the limit of {limit}"
+            self._reject(self.problems.others, name, message)
+            return 1
         if not size:
-            self._reject(self.problems.out_of_range, name, f"{name} is {self.values[name]}")
+            self._reject(self.problems.out_of_range, name, f"{name} is {self._shown(name)}")
         return max(size, 1)
 
     def positive(self, name: str, default: float | None = None) -> float:
@@ -93,7 +109,7 @@ class HfFields:
             return 1.0 if default is None else default
         number = self.number(name)
         if not 0 < number < math.inf and self.usable(name):
-            self._reject(self.problems.out_of_range, name, f"{name} is {self.values[name]}")
+            self._reject(self.problems.out_of_range, name, f"{name} is {self._shown(name)}")
         return number if self.usable(name) else 1.0
 
     def number(self, name: str, default: float = 0.0) -> float:
@@ -151,10 +167,20 @@ class HfFields:
         self._reject_type(name)
         return []
 
+    def _shown(self, name: str) -> str:
+        """Return a field's value for a message."""
+        return shortened(str(self.values[name]))
+
     def _reject_type(self, name: str) -> None:
-        self._reject(self.problems.wrong_types, name, f"{name} is {self.values[name]!r}")
+        value = shortened(repr(self.values[name]))
+        self._reject(self.problems.wrong_types, name, f"{name} is {value}")
 
     def _reject(self, found: list[str], name: str, message: str) -> None:
         if name not in self._unusable:
             self._unusable.add(name)
             found.append(message)
+
+
+def shortened(text: str) -> str:
+    """Return what a message shows of a text from a file."""
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"

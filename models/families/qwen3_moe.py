@@ -15,7 +15,12 @@ from kvflow_jax.models.families.base import (
     Target,
     without,
 )
-from kvflow_jax.models.families.hf_fields import HfFields, Json
+from kvflow_jax.models.families.hf_fields import (
+    MAX_EXPERTS,
+    MAX_EXPERTS_OF_ALL_LAYERS,
+    HfFields,
+    Json,
+)
 from kvflow_jax.models.families.hf_windows import read_windows
 
 
@@ -26,7 +31,7 @@ def _configure(config: ModelConfig, hf: HfFields) -> ModelConfig:
 
 def _read_moe(hf: HfFields) -> MoeConfig:
     moe = MoeConfig(
-        num_experts=hf.size("num_experts"),
+        num_experts=hf.size("num_experts", limit=MAX_EXPERTS),
         num_experts_per_token=hf.size("num_experts_per_tok"),
         intermediate_size=hf.size("moe_intermediate_size"),
         normalise_weights=hf.flag("norm_topk_prob"),
@@ -37,6 +42,13 @@ def _read_moe(hf: HfFields) -> MoeConfig:
             "and mlp_only_layers empty"
         )
     is_usable = hf.usable("num_experts", "num_experts_per_tok")
+    num_layers = hf.size("num_hidden_layers")
+    if is_usable and moe.num_experts * num_layers > MAX_EXPERTS_OF_ALL_LAYERS:
+        # At once: the names of their tensors alone would fill memory.
+        hf.fail(
+            f"num_experts {moe.num_experts} in each of {num_layers} layers are above the limit of "
+            f"{MAX_EXPERTS_OF_ALL_LAYERS}"
+        )
     if is_usable and moe.num_experts_per_token > moe.num_experts:
         hf.report(
             f"num_experts_per_tok {moe.num_experts_per_token} is above num_experts "

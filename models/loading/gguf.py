@@ -6,6 +6,8 @@ so that both formats pass the same checks.
 
 from __future__ import annotations
 
+import importlib.util
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,14 +18,14 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import INT4, INT8, NO_QUANTIZATION
 from kvflow_jax.models.families import BY_GGUF_ARCHITECTURE
-from kvflow_jax.models.families.hf_fields import HfFields, Json
+from kvflow_jax.models.families.hf_fields import MAX_LAYERS, HfFields, Json
+from kvflow_jax.models.loading.gguf_header import GgufHeader, read_header
 from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
 from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
 
 if TYPE_CHECKING:
-    from gguf import ReaderTensor
     from transformers import PreTrainedTokenizerFast
 
 # Quantised types whose values have up to 4 bits, and those with more.
@@ -58,6 +60,9 @@ _SAMPLING_FIELDS = {
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 
+# Of RoPE; half of a head's dimensions.
+_MAX_FREQUENCIES = 4096
+
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
@@ -75,13 +80,14 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fields, self._tensors = _read(path)
-        architecture = self.fields.get("general.architecture")
+        header = _read(path)
+        self.fields, self._tensors = header.fields, header.tensors
+        architecture = str(self.fields.get("general.architecture"))
         problems = (
             []
             if architecture in BY_GGUF_ARCHITECTURE
             else [
-                f"architecture {architecture!r} is not supported; supported: "
+                f"architecture {architecture!r:.80} is not supported; supported: "
                 + ", ".join(BY_GGUF_ARCHITECTURE)
             ]
         )
@@ -97,7 +103,7 @@ class GgufFile:
             if tensor.tensor_type.name not in TENSOR_TYPES
         ]
         self._raise_if(problems)
-        self.family = BY_GGUF_ARCHITECTURE[str(architecture)]
+        self.family = BY_GGUF_ARCHITECTURE[architecture]
         assert self.family.gguf is not None
         self.form = self.family.gguf
         prefix = f"{architecture}."
@@ -128,6 +134,9 @@ class GgufFile:
             for name, value in hf.items()
             if isinstance(value, list)
         ]
+        # Before the family's fields are computed, some of them layer by layer.
+        if own.number("block_count") > MAX_LAYERS:
+            problems.append(f"{arch}.block_count is above the limit of {MAX_LAYERS}")
         if own.flag("expert_count") and "expert_count" not in names:
             problems.append(f"a mixture of experts is not supported in architecture {arch!r}")
         self._raise_if(problems)
@@ -233,7 +242,11 @@ class GgufFile:
 
     def _factors(self, name: str) -> list[float] | None:
         tensor = self._tensors.get(name)
-        return None if tensor is None else [float(factor) for factor in tensor.data]
+        if tensor is None:
+            return None
+        if tensor.tensor_type.name != "F32" or tensor.data.size > _MAX_FREQUENCIES:
+            self._raise_if([f"tensor {name} must be a vector of F32"])
+        return [float(factor) for factor in tensor.data.ravel()]
 
 
 def read_sampling_fields(path: Path) -> Json:
@@ -242,7 +255,7 @@ def read_sampling_fields(path: Path) -> Json:
     Raises:
         ModelLoadError: see ``GgufFile``.
     """
-    fields, _ = _read(path)
+    fields = _read(path).fields
     named = {_SAMPLING_FIELDS[name]: fields[name] for name in _SAMPLING_FIELDS if name in fields}
     # A float of 32 bits is 0.95 only to seven digits.
     return {
@@ -251,24 +264,17 @@ def read_sampling_fields(path: Path) -> Json:
     }
 
 
-def _read(path: Path) -> tuple[Json, dict[str, ReaderTensor]]:
-    """Return the fields and the tensors of a file, by name; tensors are mapped, not read.
+def _read(path: Path) -> GgufHeader:
+    """Return the fields and the tensors of a file.
 
     Raises:
         ModelLoadError: the package ``gguf`` is missing, or the file is damaged.
     """
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelLoadError(f"reading {path.name} needs gguf; install it with: pip install gguf")
     try:
-        import gguf
-    except ImportError as error:
+        return read_header(path)
+    except (ValueError, struct.error, OSError) as error:
         raise ModelLoadError(
-            f"reading {path.name} needs gguf; install it with: pip install gguf"
+            f"{path} is truncated or not a GGUF file; download it again ({error})"
         ) from error
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-    # The parser checks nothing: a damaged file raises errors of any type.
-    except Exception as error:
-        raise ModelLoadError(
-            f"{path} is truncated or not a GGUF file; download it again ({error!r})"
-        ) from error
-    return fields, {tensor.name: tensor for tensor in reader.tensors}

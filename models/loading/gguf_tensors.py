@@ -12,12 +12,13 @@ import numpy as np
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.families.base import GgufForm
+from kvflow_jax.models.loading.gguf_header import GgufTensor
 from kvflow_jax.models.loading.hf_tensors import Header, weight_slices
 from kvflow_jax.models.loading.weights import Index
 from kvflow_jax.models.model import Model
 
 if TYPE_CHECKING:
-    from gguf import ReaderTensor, TensorNameMap
+    from gguf import TensorNameMap
 
 # Divisors of RoPE's frequencies in llama.cpp (llama3, LongRoPE long and short). They become part of
 # the config and are no weights.
@@ -37,14 +38,14 @@ class _TensorView:
         order: the tensor's row that is row i of the view; None keeps the order.
     """
 
-    tensor: ReaderTensor
+    tensor: GgufTensor
     expert: int | None = None
     order: np.ndarray | None = None  # i64[num_rows]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        sizes = [int(size) for size in self.tensor.shape[::-1]]
-        return tuple(sizes if self.expert is None else sizes[1:])
+        sizes = self.tensor.shape[::-1]
+        return sizes if self.expert is None else sizes[1:]
 
     def read(self, index: Index) -> np.ndarray:
         """Dequantise a part of one or two axes; returns f32."""
@@ -69,7 +70,7 @@ class GgufTensors:
     """
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, ReaderTensor], form: GgufForm, model: Model
+        self, path: Path, tensors: Mapping[str, GgufTensor], form: GgufForm, model: Model
     ) -> None:
         self.source = str(path)
         self.problems: list[str] = []

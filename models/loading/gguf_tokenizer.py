@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Of a SentencePiece token, which is cut at each. SentencePiece's own limit is 16.
+MAX_TOKEN_CHARS = 512
+
 # Values of gguf.TokenType.
 CONTROL, USER_DEFINED = 3, 4
 
@@ -88,13 +91,17 @@ class _Vocabulary:
     def read(cls, fields: HfFields) -> _Vocabulary:
         roles = ("bos", "eos", "padding", "unknown")
         ids = {role: fields.token_ids(f"tokenizer.ggml.{role}_token_id") for role in roles}
+        tokens = fields.texts("tokenizer.ggml.tokens")
+        for role, found in ids.items():
+            if found and not 0 <= found[0] < len(tokens):
+                fields.report(f"the {role} token {found[0]} is none of the {len(tokens)} tokens")
         flags = {
             name: fields.flag(name) if fields.has(name) else None
             for name in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix")
         }
         return cls(
-            tokens=fields.texts("tokenizer.ggml.tokens"),
-            token_types=tuple(map(int, fields.numbers("tokenizer.ggml.token_type"))),
+            tokens=tokens,
+            token_types=fields.token_ids("tokenizer.ggml.token_type"),
             merges=fields.texts("tokenizer.ggml.merges"),
             scores=fields.numbers("tokenizer.ggml.scores"),
             pre=fields.text("tokenizer.ggml.pre"),
@@ -139,11 +146,16 @@ def build_tokenizer(
         )
     vocabulary = _Vocabulary.read(reader)
     reader.problems.raise_if_any()
-    if kind == "gpt2":
-        backend = _byte_level(vocabulary, path)
-    else:
-        backend = _sentencepiece(vocabulary, merges_in_token_order)
-    _add_tokens(backend, vocabulary)
+    try:
+        if kind == "gpt2":
+            backend = _byte_level(vocabulary, path)
+        else:
+            backend = _sentencepiece(vocabulary, merges_in_token_order)
+        _add_tokens(backend, vocabulary)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # such as a merge of tokens that there are not; tokenizers' own type
+        raise ModelLoadError(f"the tokenizer of {path} cannot be built: {error}") from error
     adds_bos = vocabulary.adds_bos
     if adds_bos is None:
         adds_bos = kind == "llama" or vocabulary.pre in _IGNORE_MERGES
@@ -155,7 +167,7 @@ def build_tokenizer(
         eos_token=vocabulary.token("eos"),
         pad_token=vocabulary.token("padding"),
         unk_token=vocabulary.token("unknown"),
-        chat_template=fields.get("tokenizer.chat_template"),
+        chat_template=reader.text("tokenizer.chat_template") or None,
         clean_up_tokenization_spaces=False,
     )
     return tokenizer
@@ -165,10 +177,15 @@ def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
     """Mark the tokens that are not split, those of control as special."""
     from tokenizers import AddedToken
 
-    for token, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=False):
-        if kind in (CONTROL, USER_DEFINED) and backend.token_to_id(token) is not None:
-            added = AddedToken(token, special=kind == CONTROL, normalized=False)
-            (backend.add_special_tokens if kind == CONTROL else backend.add_tokens)([added])
+    kinds = zip(vocabulary.tokens, vocabulary.token_types, strict=False)
+    added: dict[int, list[AddedToken]] = {CONTROL: [], USER_DEFINED: []}
+    for token, kind in kinds:
+        if kind in added and backend.token_to_id(token) is not None:
+            special = kind == CONTROL
+            added[kind].append(AddedToken(token, special=special, normalized=False))
+    # At once: each call compiles the pattern of all anew.
+    backend.add_special_tokens(added[CONTROL])
+    backend.add_tokens(added[USER_DEFINED])
 
 
 def _prepend_bos(backend: Backend, vocabulary: _Vocabulary) -> None:
@@ -214,6 +231,9 @@ def _sentencepiece(vocabulary: _Vocabulary, merges_in_token_order: bool) -> Back
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, scores = vocabulary.tokens, vocabulary.scores
+    longest = max(map(len, tokens))
+    if longest > MAX_TOKEN_CHARS:
+        raise ModelLoadError(f"a token has {longest} characters, the limit is {MAX_TOKEN_CHARS}")
     if merges_in_token_order:
         tokens = tuple(_with_underscores(token) for token in tokens)
         scores = tuple(-float(i) for i in range(len(tokens)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,19 @@ from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.families import BY_ARCHITECTURE
 from kvflow_jax.models.families.base import ModelFamily
-from kvflow_jax.models.families.hf_fields import HfFields, Json
+from kvflow_jax.models.families.hf_fields import (
+    MAX_HEAD_DIM,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    HfFields,
+    Json,
+    shortened,
+)
 from kvflow_jax.models.families.hf_rope import read_rope
+from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.loading.compressed_tensors import check_quantization
 from kvflow_jax.models.rope import RopeConfig
 
-# A larger number is a mistake, and would take minutes to check layer by layer.
-MAX_LAYERS = 4096
 # Hugging Face name -> name in ``ModelConfig``.
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -63,19 +68,12 @@ def read_config_file(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     try:
-        value = json.loads(path.read_text())
+        return read_config(read_json(path))
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"missing file {path}; give a Hugging Face folder with config.json and safetensors "
             "files, or a .gguf file"
         ) from error
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path} is not JSON, download it again: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} is not a JSON object, download it again")
-    return read_config(value)
 
 
 def _family(hf: HfFields) -> ModelFamily | None:
@@ -85,8 +83,8 @@ def _family(hf: HfFields) -> ModelFamily | None:
         if name in BY_ARCHITECTURE:
             return BY_ARCHITECTURE[name]
     hf.report(
-        f"architecture {', '.join(architectures) or '(none named)'} is not supported; supported: "
-        + ", ".join(BY_ARCHITECTURE)
+        f"architecture {shortened(', '.join(architectures)) or '(none named)'} is not supported; "
+        "supported: " + ", ".join(BY_ARCHITECTURE)
     )
     return None
 
@@ -114,7 +112,7 @@ def _read_shared(hf: HfFields, family: ModelFamily | None) -> ModelConfig:
     num_heads = hf.size("num_attention_heads")
     config = ModelConfig(
         family="" if family is None else family.name,
-        vocab_size=hf.size("vocab_size"),
+        vocab_size=hf.size("vocab_size", limit=MAX_VOCABULARY),
         hidden_size=hf.size("hidden_size"),
         intermediate_size=hf.size("intermediate_size"),
         num_layers=_read_num_layers(hf),
@@ -151,17 +149,19 @@ def _read_num_layers(hf: HfFields) -> int:
 def _read_head_dim(hf: HfFields) -> int:
     hidden_size, num_heads = hf.size("hidden_size"), hf.size("num_attention_heads")
     if hf.has("head_dim") or not hf.usable("hidden_size", "num_attention_heads"):
-        return hf.size("head_dim", 2)
+        return hf.size("head_dim", 2, limit=MAX_HEAD_DIM)
     if hidden_size % num_heads:
         hf.report(
             f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}, and "
             "config.json has no head_dim"
         )
-    return max(hidden_size // num_heads, 1)
+    return min(max(hidden_size // num_heads, 1), MAX_HEAD_DIM)
 
 
 def _read_activation(hf: HfFields) -> str:
     name = hf.text("hidden_act", "silu")
     if name not in ACTIVATIONS:
-        hf.report(f"hidden_act {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+        hf.report(
+            f"hidden_act {shortened(name)!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS.get(name, "silu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.families.hf_fields import shortened
+from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.loading.hf_tensors import Header, canonical_name
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+# A hundred thousand tensors have 12 MB.
+MAX_HEADER_BYTES = 32 << 20
 
 # Bytes read from a file after which it is reopened.
 REOPEN_BYTES = 128 << 20
@@ -88,11 +92,17 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
         )
         return []
     try:
-        shards = sorted(
-            {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
-        )
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
-        problems.append(f"{INDEX_FILE} cannot be read, download it again: {error!r}")
+        weight_map = read_json(index).get("weight_map")
+    except (ModelLoadError, OSError) as error:
+        problems.append(f"{INDEX_FILE} cannot be read, download it again: {error}")
+        return []
+    if not isinstance(weight_map, dict):
+        problems.append(f"{INDEX_FILE} cannot be read, download it again: it has no weight_map")
+        return []
+    shards = sorted({str(name) for name in weight_map.values()})
+    # A name with a path could lead out of the folder.
+    if others := [shard for shard in shards if Path(shard).name != shard]:
+        problems.append(f"{INDEX_FILE} names {shortened(others[0])!r}, which is no file name")
         return []
     problems += [
         f"missing shard {shard}; download it again"
@@ -103,6 +113,11 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
 
 
 def _headers(path: Path) -> Iterator[Header]:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    # The library parses up to 100 MB of JSON, which takes a gigabyte of memory.
+    if header_bytes > MAX_HEADER_BYTES:
+        raise SafetensorError(f"its header has {header_bytes} bytes")
     with safe_open(path, framework="numpy") as file:
         # file is not iterable: it has no __iter__.
         for name in file.keys():  # noqa: SIM118

@@ -31,6 +31,9 @@ from kvflow_jax.models.model import Model
 # One slice an axis, each with start and stop.
 Index = tuple[slice, ...]
 
+# Of one message: a config may name a hundred thousand tensors that the files lack.
+MAX_SHOWN_PROBLEMS = 200
+
 # Rows of a tensor that are read and cast at a time.
 BLOCK_ROWS = 128
 
@@ -171,6 +174,8 @@ class NamedWeights:
 
     def _raise_if(self, problems: list[str], advice: str = "") -> None:
         if problems:
+            if (num_more := len(problems) - MAX_SHOWN_PROBLEMS) > 0:
+                problems = [*problems[:MAX_SHOWN_PROBLEMS], f"and {num_more} more"]
             raise ModelLoadError(
                 f"cannot load the weights in {self._tensors.source}{advice}:\n- "
                 + "\n- ".join(problems)

@@ -10,15 +10,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
 from kvflow_jax.models.kernels.cpu.isa import InstructionSet, cpu_features, supported
+from kvflow_jax.models.kernels.cpu.library_cache import cached_library, own_folder
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +92,9 @@ def _register(folder: Path) -> Library | None:
         return None
     features = cpu_features()
     for isa in supported(features):
-        path = folder / f"{_key(compiler, isa)}.so"
         try:
-            if not path.exists():
-                _build(compiler, isa, path)
+            folder = own_folder(folder)
+            path = cached_library(folder, _key(compiler, isa), partial(_build, compiler, isa))
             if not _is_checked(path, features):
                 log.warning("this CPU reports %s, but cannot compute with it", isa.name)
                 continue
@@ -140,34 +140,27 @@ def _is_checked(path: Path, features: frozenset[str]) -> bool:
 
 
 def _build(compiler: str, isa: InstructionSet, path: Path) -> None:
+    """Write the library to a file.
+
+    Raises:
+        CalledProcessError: it cannot be built; has the compiler's errors.
+    """
     log.info("building the CPU kernels with %s; later starts reuse the library", compiler)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Build a temporary file and rename it: another process may build the same library.
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".so")
-    os.close(handle)
-    try:
-        subprocess.run(
-            [
-                compiler,
-                *FLAGS,
-                *isa.flags,
-                "-isystem",
-                jax.ffi.include_dir(),
-                str(_SOURCES / "kernels.cc"),
-                "-o",
-                scratch,
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        os.replace(scratch, path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+    headers = ["-isystem", jax.ffi.include_dir()]
+    command = [
+        compiler,
+        *FLAGS,
+        *isa.flags,
+        *headers,
+        str(_SOURCES / "kernels.cc"),
+        "-o",
+        str(path),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def _key(compiler: str, isa: InstructionSet) -> str:
-    """Return the name of a library: a digest of sources, compiler, JAX's headers and flags."""
+    """Return the key of a library: a digest of sources, compiler, JAX's headers and flags."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     parts = [version.stdout, metadata.version("jaxlib"), *FLAGS, *isa.flags]
     if not isa.features:  # flags that stand for this CPU

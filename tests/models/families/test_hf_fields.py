@@ -51,7 +51,7 @@ def test_every_problem_is_named_once():
     assert hf.problems.messages() == [
         "config.json lacks size",
         "values of the wrong type: factors is ['x'], names is 5, eos is 'y', part is [1], "
-        f"huge is {10**400}",
+        f"huge is 1{79 * '0'}…",
         "values must be above 0 and finite, but ratio is -1",
         "something else",
     ]

@@ -1,7 +1,6 @@
 """Tensors of a .gguf file are read as those of a Hugging Face checkpoint."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ gguf = pytest.importorskip("gguf")
 from kvflow_jax.errors import ModelLoadError  # noqa: E402 (needs gguf)
 from kvflow_jax.models.families import FAMILIES  # noqa: E402
 from kvflow_jax.models.loading.gguf import TENSOR_TYPES, GgufFile  # noqa: E402 (needs gguf)
+from kvflow_jax.models.loading.gguf_header import GgufTensor  # noqa: E402
 from kvflow_jax.models.loading.gguf_tensors import (  # noqa: E402
     GgufTensors,
     gguf_name,
@@ -64,12 +64,10 @@ def test_experts_are_dequantised_one_by_one(tmp_path):
 
 
 def in_memory(**tensors: np.ndarray):
-    """Return float32 tensors as gguf's reader does: their shapes begin with the innermost axis."""
+    """Return float32 tensors as of a file: their shapes begin with the innermost axis."""
     kind = gguf.GGMLQuantizationType.F32
     views = {
-        name: SimpleNamespace(
-            data=data.astype(np.float32), shape=np.array(data.shape[::-1]), tensor_type=kind
-        )
+        name: GgufTensor(kind, data.shape[::-1], data.astype(np.float32))
         for name, data in tensors.items()
     }
     return GgufTensors(Path("m"), views, FAMILIES["llama"].gguf, LLAMA)

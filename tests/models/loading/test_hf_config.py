@@ -84,6 +84,31 @@ def test_too_many_layers_are_rejected():
         read_config(LLAMA | {"num_hidden_layers": 1_000_000_000})
 
 
+@pytest.mark.parametrize(
+    ("architecture", "change", "message"),
+    [
+        ("llama", {"vocab_size": 10**12}, "vocab_size is 1000000000000, above the limit"),
+        ("llama", {"head_dim": 10**9}, "head_dim is 1000000000, above the limit of 65536"),
+        ("llama", {"hidden_size": 10**12}, "hidden_size is 1000000000000, above the limit"),
+        ("llama", {"num_attention_heads": 10**30}, "above the limit of 2147483647"),
+        ("llama", {"max_position_embeddings": 10**30}, "above the limit of 2147483647"),
+        ("llama", {"hidden_size": "x" * 10**6}, "values of the wrong type: hidden_size is 'xxx"),
+        ("llama", {"hidden_act": "x" * 10**6}, "hidden_act 'xxx"),
+        ("qwen3-moe", {"num_experts": 10**9}, "num_experts is 1000000000, above the limit of 8192"),
+        (
+            "qwen3-moe",
+            {"num_experts": 8192, "num_hidden_layers": 4096},
+            "num_experts 8192 in each of 4096 layers are above the limit of 131072",
+        ),
+    ],
+)
+def test_sizes_that_would_fill_memory_are_refused(architecture, change, message):
+    with pytest.raises(ModelLoadError) as caught:
+        read_config(FAMILIES[architecture].tiny | change)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
 def test_eos_ids_outside_of_the_vocabulary_are_dropped():
     hf = LLAMA | {"eos_token_id": [-1, 5, 10**30]}
     assert read_config(hf).with_eos((6, 10**9)).eos_token_ids == (5, 6)

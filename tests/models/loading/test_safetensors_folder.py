@@ -113,6 +113,59 @@ def test_a_corrupt_header_is_reported(folder):
     assert "truncated or corrupt" in read_problems(folder)
 
 
+def safetensors(header, num_bytes=0, header_bytes=None):
+    """Return a safetensors file with this header, by its bytes or a JSON value."""
+    data = header if isinstance(header, bytes) else json.dumps(header).encode()
+    length = len(data) if header_bytes is None else header_bytes
+    return length.to_bytes(8, "little") + data + bytes(num_bytes)
+
+
+def f32(shape, *offsets):
+    return {"model.norm.weight": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(7),
+        safetensors(b"", header_bytes=2**64 - 1),
+        safetensors(b"", header_bytes=2**63),
+        safetensors(b"", header_bytes=99_000_000),
+        safetensors(b"[" * 100_000),
+        safetensors(f32([2**32, 2**32], 0, 0)),
+        safetensors(f32([2**62], 0, 0)),
+        safetensors(f32([4], 0, 2**63), 16),
+        safetensors(f32([4], 16, 0), 16),
+        safetensors(f32([4], -16, 0), 16),
+        safetensors(f32([4], 0, 16), 15),
+        safetensors(f32([4], 4, 20), 20),
+        safetensors(f32([1e9], 0, 16), 16),
+        safetensors(f32("x", 0, 16), 16),
+        safetensors({"model.norm.weight": 7}),
+        safetensors({"a": f32([4], 0, 16)["model.norm.weight"]} | f32([4], 0, 16), 16),
+    ],
+)
+def test_a_header_that_contradicts_its_file_is_reported(folder, data):
+    (folder / "model.safetensors").write_bytes(data)
+    message = read_problems(folder)
+    assert "model.safetensors is truncated or corrupt, download it again" in message
+
+
+def test_a_header_has_a_limit(folder, monkeypatch):
+    monkeypatch.setattr(safetensors_folder, "MAX_HEADER_BYTES", 100)
+    assert "its header has" in read_problems(folder)
+
+
+@pytest.mark.parametrize("name", ["../m2/model.safetensors", "/dev/zero", "a/b.safetensors"])
+def test_a_shard_is_a_file_of_the_folder(tmp_path, name):
+    tiny.write_folder(tmp_path / "m2")
+    folder = tiny.write_folder(tmp_path / "m", shards=2)
+    index = json.dumps({"weight_map": {"a": name}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert f"names '{name}', which is no file name" in read_problems(folder)
+
+
 def test_a_missing_shard_is_named(tmp_path):
     folder = tiny.write_folder(tmp_path / "m", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
