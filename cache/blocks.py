@@ -73,6 +73,7 @@ class BlockTable:
             readers, one field a column; SUFFIX if it has none.
         last_use: f64[num_blocks], seconds of the engine's clock.
         born: f64[num_blocks], when it got its page, seconds of the engine's clock.
+        tenant: i32[num_blocks], index of the tenant of its tree (``TenantRooms``).
         depth: i32[num_blocks], number of blocks before an indexed block in its sequence.
         generation: u32[num_blocks], how often the id was freed.
         scalars: the same arrays, for access to one block at a time.
@@ -90,6 +91,7 @@ class BlockTable:
         self.next_read = np.tile(np.array(SUFFIX, np.float64), (num_blocks, 1))
         self.last_use = np.zeros(num_blocks, np.float64)
         self.born = np.zeros(num_blocks, np.float64)
+        self.tenant = np.zeros(num_blocks, np.int32)
         self.depth = np.zeros(num_blocks, np.int32)
         self.generation = np.zeros(num_blocks, np.uint32)
         self.scalars = ScalarViews(self)
@@ -106,8 +108,8 @@ class BlockTable:
     def num_pages(self) -> int:
         return self._num_pages
 
-    def allocate(self, count: int, now: float) -> np.ndarray:
-        """Allocate ``count`` blocks, each with a page of the pool.
+    def allocate(self, count: int, now: float, tenant: int = 0) -> np.ndarray:
+        """Allocate ``count`` blocks, each with a page of the pool, for a tenant.
 
         Returns:
             i32[count] block ids, valid on the device, unleased and not indexed.
@@ -126,6 +128,7 @@ class BlockTable:
         del self._free_ids[-count:]
         self.assign_pages(blocks, DeviceState.VALID, now)
         self.last_use[blocks] = now
+        self.tenant[blocks] = tenant
         return blocks
 
     def assign_pages(self, blocks: np.ndarray, state: int, now: float) -> None:

@@ -28,7 +28,7 @@ class EvictionQueue:
         self._table = table
         self._scalars = table.scalars
         self._order = order
-        self._queue = LazyQueue(self._is_evictable)
+        self._queues: dict[int, LazyQueue] = {}  # by tenant
 
     def enqueue(self, blocks: np.ndarray) -> None:
         """Queue those of ``blocks`` (i32[n]) that are evictable, or update their keys."""
@@ -36,32 +36,47 @@ class EvictionQueue:
         is_evictable = (table.num_children[blocks] == 0) & (table.leases[blocks] == 0)
         is_evictable &= table.device_state[blocks] == DeviceState.VALID
         leaves = blocks[is_evictable]
-        if len(leaves):
-            self._queue.push(leaves.tolist(), self._order(BlockFacts(table, leaves)).tolist())
+        if not len(leaves):
+            return
+        tenants = table.tenant[leaves]
+        for tenant in {int(tenants[0])} if (tenants == tenants[0]).all() else set(tenants.tolist()):
+            own = leaves[tenants == tenant]
+            if tenant not in self._queues:
+                self._queues[tenant] = LazyQueue(self._is_evictable)
+            keys = self._order(BlockFacts(table, own)).tolist()
+            self._queues[tenant].push(own.tolist(), keys)
 
-    def peek(self) -> int | None:
-        """Return the block that would be evicted next; None if none is evictable."""
-        top = self._queue.peek()
-        return None if top is None else top[1]
+    def peek(self, tenant: int | None = None) -> int | None:
+        """Return the block that would be evicted next; None if none is evictable.
 
-    def pop(self, max_blocks: int, may_evict: Callable[[int], bool] | None = None) -> list[int]:
+        Args:
+            tenant: whose block; None: of any.
+        """
+        top = self._top(tenant)
+        return None if top is None else top[0][1]
+
+    def pop(
+        self,
+        max_blocks: int,
+        may_evict: Callable[[int], bool] | None = None,
+        tenant: int | None = None,
+    ) -> list[int]:
         """Take up to ``max_blocks`` blocks off the device, and return them in order of eviction.
 
         The caller drops their pages.
 
         Args:
             may_evict: no leaf that it rejects is taken, and none after it; None: accept all.
+            tenant: whose blocks; None: of all.
         """
         victims: list[int] = []
         while len(victims) < max_blocks:
-            if may_evict is not None:
-                top = self.peek()
-                if top is None or not may_evict(top):
-                    break
-            leaf = self._queue.pop()
-            if leaf is None:
+            top = self._top(tenant)
+            if top is None or (may_evict is not None and not may_evict(top[0][1])):
                 break
-            for block in self._run(leaf, max_blocks - len(victims)):
+            leaf = top[1].pop()
+            assert leaf is not None
+            for block in self._run(leaf, max_blocks - len(victims), tenant):
                 victims.append(block)
                 parent = self._unlink(block)
             if parent is not None:
@@ -83,7 +98,8 @@ class EvictionQueue:
             raise IntegrityError(f"{len(idle)} blocks are idle, {self.num_idle} are counted")
         evictable = idle[table.num_children[idle] == 0]
         evictable = evictable[table.device_state[evictable] == DeviceState.VALID]
-        if self._queue.items() != set(evictable.tolist()):
+        queued = {item for queue in self._queues.values() for item in queue.items()}
+        if queued != set(evictable.tolist()):
             raise IntegrityError("the queued leaves are not the evictable ones")
 
     def _is_evictable(self, block: int) -> bool:
@@ -107,7 +123,16 @@ class EvictionQueue:
         num_children = table.num_children[parent] = table.num_children[parent] - 1
         return None if num_children else parent
 
-    def _run(self, leaf: int, max_blocks: int) -> Sequence[int]:
+    def _top(self, tenant: int | None) -> tuple[tuple[list[float], int], LazyQueue] | None:
+        """Return the lowest key and its block, and the queue that has it."""
+        if tenant is None:
+            tops = [(top, queue) for queue in self._queues.values() if (top := queue.peek())]
+            return min(tops, key=lambda top: top[0], default=None)
+        queue = self._queues.get(tenant)
+        top = None if queue is None else queue.peek()
+        return None if queue is None or top is None else (top, queue)
+
+    def _run(self, leaf: int, max_blocks: int, tenant: int | None) -> Sequence[int]:
         """Return the next victim with the blocks of its node that are evicted right after it.
 
         Their keys are computed in one call, and the queue is bypassed while they are lower than its
@@ -117,10 +142,10 @@ class EvictionQueue:
         if len(run) == 1:
             return run
         keys = self._order(BlockFacts(self._table, np.array(run, np.int32))).tolist()
-        top = self._queue.peek()
+        top = self._top(tenant)
         if top is None:
             return run
-        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0]), len(run))
+        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0][0]), len(run))
         return run[:num_lower]
 
     def _only_children(self, leaf: int, max_blocks: int) -> list[int]:

@@ -27,10 +27,15 @@ _TOKEN_BYTES = 4
 
 
 class RootKey(NamedTuple):
-    """Namespace of the index: sequences under different keys never share blocks."""
+    """Namespace of the index: sequences under different keys never share blocks.
+
+    Attributes:
+        tenant: whose room in the cache the blocks take (``TenantRooms``).
+    """
 
     model: str
     salt: str = ""
+    tenant: str = ""
 
 
 class Node:

@@ -163,17 +163,32 @@ class PrefixCache:
             num_usable=num_on_device + self._residency.num_loadable(path[num_on_device:]),
         )
 
-    def has_room(self, path: np.ndarray, num_blocks: int, *, num_reserved: int) -> bool:
+    def has_room(
+        self, path: np.ndarray, num_blocks: int, *, num_reserved: int, tenant: str = ""
+    ) -> bool:
         """Return whether a lease on a path (i32[n], cached) can be grown to ``num_blocks`` blocks.
 
         Args:
             num_reserved: pages that must be available afterwards.
+            tenant: of the lease.
         """
+        return self.num_missing(path, num_blocks, num_reserved=num_reserved, tenant=tenant) <= 0
+
+    def num_missing(
+        self, path: np.ndarray, num_blocks: int, *, num_reserved: int, tenant: str = ""
+    ) -> int:
+        """Return how many pages ``has_room`` lacks; at most 0 if it lacks none."""
         on_device = path[: self._residency.num_on_device(path)]
         # Blocks of the path without a lease count as available, and no longer will.
         num_unleased = int((self._table.leases[on_device] == 0).sum())
         num_needed = num_blocks - len(on_device) + num_unleased + num_reserved
-        return num_needed <= self.num_available
+        if num_needed <= self._table.num_free_pages:
+            return num_needed - self._table.num_free_pages
+        return num_needed - self._residency.num_available_to(tenant)
+
+    def num_unshared(self, lease: Lease) -> int:
+        """Return how many blocks of a lease no other lease includes."""
+        return int((self._table.leases[lease.blocks] == 1).sum())
 
     def lease(self, root: RootKey, blocks: np.ndarray, now: float) -> Lease:
         """Lease indexed ``blocks`` (a match, i32[n]): they are not evicted before the release.
@@ -182,10 +197,11 @@ class PrefixCache:
         """
         num_on_device = self._residency.num_on_device(blocks)
         lease = Lease(root, blocks.copy())
+        tenant = self._residency.rooms.use(root.tenant, now)
         self._residency.ages.note_reused(blocks[:num_on_device], now)
         self._residency.acquire(blocks[:num_on_device], now)
         if num_on_device < len(blocks):
-            self._residency.load(blocks[num_on_device:], now)
+            self._residency.load(blocks[num_on_device:], now, tenant=tenant)
             self._residency.acquire(blocks[num_on_device:], now)
         self._leases.add(lease)
         return lease
@@ -196,10 +212,15 @@ class PrefixCache:
         Returns:
             False if fewer pages are available; nothing has changed then.
         """
-        if num_blocks > self.num_available:
-            return False
-        self.evict(num_blocks - self._table.num_free_pages, now)
-        private = self._table.allocate(num_blocks, now)
+        num_short = num_blocks - self._table.num_free_pages
+        rooms = self._residency.rooms
+        tenant = rooms.index_of(lease.root.tenant)
+        assert tenant is not None  # it has a lease
+        if num_short > 0:
+            if num_blocks > self._residency.num_available_to(lease.root.tenant):
+                return False
+            self._residency.evict(num_short, now, tenant)
+        private = self._table.allocate(num_blocks, now, tenant)
         self._table.leases[private] += 1
         lease.blocks = np.concatenate([lease.blocks, private])
         return True

@@ -23,6 +23,7 @@ from kvflow_jax.cache.eviction_queue import EvictionQueue
 from kvflow_jax.cache.host_tier import Extent, HostTier
 from kvflow_jax.cache.loads import Loads
 from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
+from kvflow_jax.cache.tenant_rooms import TenantRooms
 from kvflow_jax.cache.transfer_plans import Load, Offload, PageWrites
 from kvflow_jax.errors import IntegrityError
 
@@ -40,6 +41,7 @@ class Residency:
     Attributes:
         num_evicted, num_offloaded: counters of blocks.
         ages: how long blocks stay on the device, and how long they are idle.
+        rooms: what each tenant may have evicted.
         offload_budget: number of blocks whose offload may begin now, set by the transfer manager.
     """
 
@@ -62,6 +64,7 @@ class Residency:
         self._should_offload = should_offload
         self._forget = forget
         self._queue = EvictionQueue(table, order)
+        self.rooms = TenantRooms(table)
         self._offloads: list[Offload] = []  # planned, not yet drained
         self._host_only_nodes: set[int] = set()  # of which a block became host-only, not drained
 
@@ -69,6 +72,13 @@ class Residency:
     def num_available(self) -> int:
         """Pages that can be allocated now: free pages and those of idle blocks and prefetches."""
         return self._table.num_free_pages + self._queue.num_idle
+
+    def num_available_to(self, tenant: str) -> int:
+        """Return how many pages can be allocated now for a tenant."""
+        if not self.rooms.are_many:
+            return self.num_available
+        claimable = self.rooms.claimable(self.rooms.index_of(tenant))
+        return self._table.num_free_pages + int(claimable.sum())
 
     @property
     def planned_offloads(self) -> Sequence[Offload]:
@@ -126,17 +136,21 @@ class Residency:
         """Return the block that would be evicted next; None if none is evictable."""
         return self._queue.peek()
 
-    def evict(self, count: int, now: float) -> None:
+    def evict(self, count: int, now: float, tenant: int | None = None) -> None:
         """Free ``count`` pages, lowest key of the policy first, leaves first.
 
         Unleased loads are cancelled once no leaf is evictable.
+
+        Args:
+            tenant: which needs them, so that those of tenants beyond their rooms go first; None:
+                the policy alone decides.
 
         Raises:
             IntegrityError: fewer pages can be freed.
         """
         target = self._table.num_free_pages + count
         while (short := target - self._table.num_free_pages) > 0:
-            if not self._evict_leaves(short, now) and not self._cancel_newest():
+            if not self._evict_for(tenant, short, now) and not self._cancel_newest():
                 raise IntegrityError(f"cannot evict {count} blocks: {short} too few are evictable")
 
     def evict_while(self, count: int, may_evict: Callable[[int], bool], now: float) -> None:
@@ -144,7 +158,14 @@ class Residency:
         while count > 0 and (num := self._evict_leaves(count, now, may_evict)):
             count -= num
 
-    def load(self, blocks: np.ndarray, now: float, *, is_prefetch: bool = False) -> None:
+    def load(
+        self,
+        blocks: np.ndarray,
+        now: float,
+        *,
+        tenant: int | None = None,
+        is_prefetch: bool = False,
+    ) -> None:
         """Plan the load of host-only blocks i32[n] of a path, whose copies are valid.
 
         The block before them already has a page. They count as idle until they are leased.
@@ -159,7 +180,7 @@ class Residency:
             host.pin(extent)
         short = len(blocks) - table.num_free_pages
         if short > 0:
-            self.evict(short, now)
+            self.evict(short, now, tenant)
         table.assign_pages(blocks, DeviceState.LOADING, now)
         table.num_children[blocks[:-1]] += 1
         parent = int(table.parent[blocks[0]])
@@ -291,22 +312,35 @@ class Residency:
                 raise IntegrityError(f"block {block} is loading from an extent that is not pinned")
         self.host.check_integrity()
 
+    def _evict_for(self, tenant: int | None, max_blocks: int, now: float) -> int:
+        """Free up to ``max_blocks`` pages of leaves for a tenant, and return how many."""
+        if tenant is None or not self.rooms.are_many:
+            return self._evict_leaves(max_blocks, now)
+        claimable = self.rooms.claimable(tenant)
+        for other in self.rooms.order(tenant):
+            num = min(max_blocks, int(claimable[other]))
+            if num > 0 and (num := self._evict_leaves(num, now, tenant=other)):
+                return num
+        return 0
+
     def _evict_leaves(
         self,
         max_blocks: int,
         now: float,
         may_evict: Callable[[int], bool] | None = None,
         *,
+        tenant: int | None = None,
         offloads: bool = True,
     ) -> int:
         """Free up to ``max_blocks`` pages of leaves, and return how many.
 
         Args:
             may_evict: eviction stops at the first victim that it rejects; None: accept all.
+            tenant: whose; None: of all.
             offloads: whether to offload what is worth a host copy.
         """
         table, host_state = self._table, self._table.scalars.host_state
-        victims = self._queue.pop(max_blocks, may_evict)
+        victims = self._queue.pop(max_blocks, may_evict, tenant)
         if not victims:
             return 0
         for block in victims if offloads and self.host.max_blocks else ():

@@ -283,9 +283,15 @@ def controller_step(
         engine.controller.begin_run(str(i), "run", graph, None, 0.0)
     params = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
     for i in range(num_running):
-        hints = Hints(workflow_id="run", agent_id=f"agent{i % 10}", graph=graph, num_fixed=32)
+        hints = Hints(
+            workflow_id="run",
+            agent_id=f"agent{i % 10}",
+            graph=graph,
+            num_fixed=32,
+            tenant=str(i),
+        )
         prompt = np.full(100, i, np.int32)
-        spec = RequestSpec(prompt, params, fairness_key=str(i), hints=hints)
+        spec = RequestSpec(prompt, params, user=str(i), hints=hints)
         engine.add(spec, lambda _: None)
     plans: list[float] = []
     steps: list[float] = []

@@ -160,6 +160,7 @@ class Driver:
                 num_fixed=call.num_fixed,
                 session_id=call.session,
                 session_final=call.is_last,
+                tenant=run.tenant,
             )
         prompt = np.concatenate(
             [
@@ -176,7 +177,7 @@ class Driver:
                 self._end(run, number, output)
 
         params = SamplingParams(max_tokens=call.num_output, temperature=0.0, ignore_eos=True)
-        spec = RequestSpec(prompt, params, fairness_key=run.tenant, hints=hints)
+        spec = RequestSpec(prompt, params, user=run.tenant, hints=hints)
         self.submitted.append((run, number))
         try:
             self._server.submit(spec, on_output)

@@ -263,7 +263,7 @@ class Controller:
                     status = HintStatus.CLIPPED
                 self.run_tracker.start_call(run, hints.agent_id)
             self._runs[request.id] = run
-            self._gate.on_call_added(run, hints.agent_id, request.priority, now)
+            self._gate.on_call_added(run, hints.agent_id, request, now)
         if hints.agent_id is not None:
             agent, page_size = AgentReader(request.tenant, hints.agent_id), self._cache.page_size
             num_fixed = self._agent_prefixes.note_call(agent, request, page_size, now)

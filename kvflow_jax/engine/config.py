@@ -55,7 +55,8 @@ class EngineConfig(Config):
     num_pages: int | None = flag(None, "KV pool size in blocks, instead of --pool-gib", COUNT)
     max_waiting: int = flag(
         1024,
-        "maximum number of queued requests; further requests get HTTP 429 (backpressure)",
+        "maximum number of queued requests of a tenant; further requests get HTTP 429 "
+        "(backpressure). All tenants together may have four times as many",
         COUNT,
         is_per_process=True,
     )

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
+from kvflow_jax.engine.backlog import Backlog
 from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.output_channel import OutputChannel
 from kvflow_jax.engine.step_watchdog import StepWatchdog
@@ -23,7 +24,6 @@ from kvflow_jax.errors import (
     InvalidRequestError,
     KVFlowError,
     PolicyError,
-    QueueFullError,
     StepFailedError,
 )
 from kvflow_jax.grammar.matcher import Matcher
@@ -65,7 +65,9 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._lock = threading.Lock()  # guards the fields up to the next blank line
-        self._channels: dict[int, OutputChannel] = {}  # of pending requests, by id
+        # Of pending requests, by id, with their tenants.
+        self._channels: dict[int, tuple[str, OutputChannel]] = {}
+        self._backlog = Backlog(self.max_pending)
         self._is_open = True
         self._is_closing = False
 
@@ -86,7 +88,7 @@ class EngineThread:
 
     @property
     def max_pending(self) -> int:
-        """Maximum number of running and waiting requests together."""
+        """Maximum number of running and waiting requests of one tenant together."""
         return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_seq_slots
 
     @property
@@ -123,6 +125,18 @@ class EngineThread:
         """Return the ``grammar`` of requests that ask for it; see ``Engine.compile_grammar``."""
         return self._engine.compile_grammar(structured_outputs, reasoning)
 
+    def check_room(self, tenant: str, num: int, max_pending: int | None = None) -> None:
+        """Raise unless a tenant may submit ``num`` more requests now.
+
+        Args:
+            max_pending: a lower bound of this tenant's requests; None: that of all.
+
+        Raises:
+            QueueFullError: says when to retry.
+        """
+        with self._lock:
+            self._backlog.check(tenant, num, self._engine.clock.now(), max_pending)
+
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id; see ``Engine.add``.
 
@@ -131,7 +145,7 @@ class EngineThread:
 
         Raises:
             InvalidRequestError: the request can never run; see ``check``.
-            QueueFullError: ``max_pending`` requests run or wait.
+            QueueFullError: see ``check_room``.
             EngineStalledError: a step does not end.
             EngineClosedError: the engine drains or has stopped.
         """
@@ -139,17 +153,14 @@ class EngineThread:
             raise EngineStalledError(reason)
         arrival_s = self._engine.clock.now()
         self._engine.check(spec)
-        max_pending = self.max_pending
         with self._lock:
             if not self._is_open or not self.is_alive:
                 raise EngineClosedError("the engine takes no new requests: it is shutting down")
-            if len(self._channels) >= max_pending:
-                raise QueueFullError(
-                    f"{len(self._channels)} requests run or wait, the bound is {max_pending}; try "
-                    "again later, or raise max_waiting"
-                )
+            self._backlog.check(spec.tenant, 1, arrival_s)
+            self._backlog.add(spec.tenant, arrival_s)
             request_id = next(self._ids)
-            channel = self._channels[request_id] = OutputChannel(on_output)
+            channel = OutputChannel(on_output)
+            self._channels[request_id] = spec.tenant, channel
             # Post under the lock: a request posted while the engine is open always gets a last
             # output.
             deliver = partial(self._deliver, channel)
@@ -343,7 +354,7 @@ class EngineThread:
         """Deliver an output of the engine."""
         if output.finish_reason is not None:
             with self._lock:
-                self._channels.pop(output.request_id, None)
+                self._forget(output.request_id)
         channel.deliver(output)
 
     def _on_stuck(self, taken_s: float) -> None:
@@ -355,11 +366,18 @@ class EngineThread:
     def _end_pending(self, error: KVFlowError) -> None:
         """End all requests with ``error``, without the engine's thread."""
         with self._lock:
-            pending, self._channels = self._channels, {}
-        for request_id, channel in pending.items():
+            pending = dict(self._channels)
+            for request_id in pending:
+                self._forget(request_id)
+        for request_id, (_, channel) in pending.items():
             last = Output(request_id, "", (), FinishReason.ERROR, error=error)
             try:
                 channel.deliver(last, _DELIVERY_TIMEOUT_S)
             except Exception:
                 log.exception("on_output of request %d failed", request_id)
             self.abort(request_id)
+
+    def _forget(self, request_id: int) -> None:
+        """Forget a request that ends, under the lock; does nothing for one that was forgotten."""
+        if (entry := self._channels.pop(request_id, None)) is not None:
+            self._backlog.end(entry[0], self._engine.clock.now())

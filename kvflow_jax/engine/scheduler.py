@@ -4,9 +4,11 @@
        ▲                                                                        │
        └──────────── preempt the last in order, when blocks run out ────────────┘
 
-Both lists are ordered by priority, then by fair queueing between fairness keys, then by arrival. A
-waiting request holds no blocks and no seq slot, so no deadlock is possible: the first request in
-order can always preempt those behind it.
+Tenants take turns, the least served first: for rows of prompts in a step, and for the seq slots
+and blocks of new requests (``FairQueue``). The running requests are in an order in which the last
+is of the tenant that leases the most blocks, so that who takes most gives way. A waiting request
+holds no blocks and no seq slot, so no deadlock is possible: the first running request can always
+preempt those behind it.
 
 A request whose prefix is partly host-only is admitted, too, with blocks reserved for its prefix
 and its suffix. It joins the running requests, and steps skip it until the load is done. No
@@ -15,22 +17,33 @@ other request waits for it, and it waits for no other.
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from enum import Enum, auto
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
+from kvflow_jax.engine.fair_queue import FairQueue, Turn
+from kvflow_jax.engine.fair_shares import sort_by_claim, victims_for
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.request import NO_SEQ_SLOT, Chunk, Request
 from kvflow_jax.runtime.batch import BatchShapes
 
-_BY_ORDER = attrgetter("order")
 _BlockKey = tuple[RootKey, int | None, bytes]  # root, the block before it, its tokens
+
+
+class _Admission(Enum):
+    """What became of an attempt to admit a waiting request."""
+
+    ADMITTED = auto()
+    NOBODY = auto()  # no request of the turn may start
+    FULL = auto()  # rows, seq slots or blocks lack
 
 
 class Preempted(NamedTuple):
@@ -72,7 +85,8 @@ class Scheduler:
     """Owns the waiting and running requests, with their seq slots and leases.
 
     Attributes:
-        waiting, running: requests, sorted by ``Request.order``.
+        waiting: requests, fair among tenants.
+        running: requests; from the start of ``schedule`` on in the order of their claims to blocks.
         num_host_tokens: the part of ``num_cached_tokens`` that was on the host at admission.
         uses_host_tier: False: recompute host-only blocks.
         should_load: called with (blocks to load, tokens to compute instead); returns whether to
@@ -81,7 +95,7 @@ class Scheduler:
     """
 
     def __init__(self, cache: PrefixCache, shapes: BatchShapes) -> None:
-        self.waiting: list[Request] = []
+        self.waiting = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self.num_deferred = 0  # waiting requests that the last admission passed over
@@ -95,58 +109,41 @@ class Scheduler:
         self._shapes = shapes
         self._free_seq_slots = list(range(shapes.num_seq_slots - 1, -1, -1))
         self._decoded_last = False
-        self._virtual_time = 0  # the largest virtual start of the admitted requests
-        # The last virtual start of each fairness key with waiting requests.
-        self._last_virtual_start: dict[str, int] = {}
 
     def add(self, request: Request) -> None:
-        """Queue a request, with a virtual start 1 after the last of its fairness key.
-
-        This is start-time fair queueing with requests as the unit of service. A key that queues a
-        hundred requests at once does not wait longer for the first of them, and a request of
-        another key that arrives later runs right after that first one.
-        """
-        if len(self._last_virtual_start) > 2 * len(self.waiting) + 64:
-            # Entries before the virtual time no longer matter: drop them to bound the dict.
-            self._last_virtual_start = {
-                key: start
-                for key, start in self._last_virtual_start.items()
-                if start >= self._virtual_time
-            }
-        if not self.waiting:
-            self._last_virtual_start.clear()
-        request.virtual_start = max(
-            self._virtual_time, self._last_virtual_start.get(request.fairness_key, -1) + 1
-        )
-        self._last_virtual_start[request.fairness_key] = request.virtual_start
-        insort(self.waiting, request, key=_BY_ORDER)
+        """Queue a request; see ``FairQueue.add``."""
+        self.waiting.add(request)
 
     def remove(self, request: Request, now: float) -> None:
         """Remove a waiting or running request and release its seq slot and lease."""
-        if request.lease is not None:
+        is_running = request.lease is not None
+        if is_running:
             self.running.remove(request)
             self._release(request, now)
-        elif request in self.waiting:
-            self.waiting.remove(request)
+        self.waiting.end(request, is_running=is_running)
 
     def schedule(self, now: float) -> StepPlan:
         """Plan a step; it has no chunks if no request can run.
 
-        Running requests come first, each with one token or the next chunk of its prompt. Then
-        waiting requests are admitted while rows, seq slots and blocks last.
+        Requests that decode come first, each with one token. Then tenants take turns, each with
+        the next chunks of its running prompts, and with waiting requests while rows, seq slots and
+        blocks last.
         """
         for request in self.running:
             if request.is_loading:
                 assert request.lease is not None
                 request.is_loading = self._cache.num_loading(request.lease) > 0
-        if self._shapes.deterministic:
-            return self._schedule_deterministic(now)
         plan = StepPlan()
-        self._plan_chunks(plan, self.running, now)
-        self._admit(plan, now)
+        sort_by_claim(self.running)
+        first = self._make_room(plan, now)
+        if self._shapes.deterministic:
+            self._schedule_deterministic(plan, first, now)
+        else:
+            self._plan_chunks(plan, [r for r in self.running if self._decodes(r)], now)
+            self._plan_prompts(plan, first, now)
         return plan
 
-    def _schedule_deterministic(self, now: float) -> StepPlan:
+    def _schedule_deterministic(self, plan: StepPlan, first: Turn | None, now: float) -> None:
         """Plan a step with either one chunk of a prompt or decode rows, alternating.
 
         A sequence is then always split in the same way: its prompt into tiles from its start, with
@@ -154,21 +151,14 @@ class Scheduler:
         request computes them again. Only blocks of prompts are shared: KV of output tokens differs
         in the last bits from KV of the same tokens in a prompt.
         """
-        plan = StepPlan()
-        decoding = [r for r in self.running if r.wants_step and r.num_computed >= r.num_prompt]
+        decoding = [r for r in self.running if r.wants_step and self._decodes(r)]
         if not self._decoded_last:
             self._plan_chunks(plan, decoding, now)
         self._decoded_last = bool(plan.chunks)
         if not plan.chunks:
-            prompts = [
-                r for r in self.running if r.num_computed < r.num_prompt and not r.is_loading
-            ]
-            self._plan_chunks(plan, prompts[:1], now)
-        if not plan.chunks:
-            self._admit(plan, now)
+            self._plan_prompts(plan, first, now)
         if not plan.chunks:
             self._plan_chunks(plan, [r for r in decoding if r.lease is not None], now)
-        return plan
 
     def add_draft(
         self,
@@ -250,6 +240,93 @@ class Scheduler:
         if self._cache.num_leased != len(leased):
             raise IntegrityError("blocks are leased by no running request")
 
+    def _make_room(self, plan: StepPlan, now: float) -> Turn | None:
+        """Preempt requests of tenants that take more than their share, for one that waits.
+
+        Only for the waiting tenant that runs least, and only if it then fits.
+
+        Returns:
+            Whose turn comes first, because room was made for it; None: nobody was preempted.
+        """
+        queue = self.waiting
+        if not queue or queue.num_tenants < 2:
+            return None
+        turn = min(queue.turns(), key=lambda turn: (-turn[0], queue.num_running(turn[1])))
+        request = next((r for r in queue.of(turn) if self._may_start(r)), None)
+        if request is None:
+            return None
+        victims = self._victims_for(request)
+        for victim in victims:
+            plan.preempted.append(self._preempt(victim, now))
+        return turn if victims else None
+
+    def _victims_for(self, request: Request) -> list[Request]:
+        """Return whom to preempt for a waiting request; see ``fair_shares.victims_for``."""
+        cache, matched = self._cache, self._match(request)
+        num_blocks = -(-request.num_tokens // cache.page_size)
+
+        def num_freed(victim: Request) -> int:
+            assert victim.lease is not None
+            return cache.num_unshared(victim.lease) + 1  # the block reserved for it
+
+        return victims_for(
+            request,
+            self.running,
+            num_blocks=num_blocks,
+            blocks_short=cache.num_missing(
+                matched,
+                num_blocks,
+                num_reserved=len(self.running),
+                tenant=request.root.tenant,
+            ),
+            slots_short=int(not self._free_seq_slots),
+            equal_share=cache.num_pages / self.waiting.num_tenants,
+            num_freed=num_freed,
+        )
+
+    def _plan_prompts(self, plan: StepPlan, first: Turn | None, now: float) -> None:
+        """Plan chunks of running prompts and admit waiting requests, by turns.
+
+        Args:
+            first: whose turn comes before all others.
+        """
+        self.num_deferred = 0
+        prompts: defaultdict[Turn, list[Request]] = defaultdict(list)
+        for request in self.running:
+            if not self._decodes(request):
+                prompts[request.rank, request.share].append(request)
+        turns = self.waiting.turns(prompts)
+        if first is not None:
+            turns.sort(key=lambda turn: (-turn[0], turn != first))  # stable
+        waiting = {turn: iter(self.waiting.of(turn)) for turn in turns}
+        outcome = _Admission.ADMITTED
+        for _, of_rank in groupby(turns, key=itemgetter(0)):
+            open_turns = list(of_rank)
+            for turn in list(open_turns):
+                self._plan_chunks(plan, prompts[turn], now)
+                if outcome is not _Admission.FULL:
+                    outcome = self._admit_next(plan, waiting[turn], now)
+            while open_turns and outcome is not _Admission.FULL:
+                for turn in list(open_turns):
+                    outcome = self._admit_next(plan, waiting[turn], now)
+                    if outcome is _Admission.FULL:
+                        break
+                    if outcome is _Admission.NOBODY:
+                        open_turns.remove(turn)
+
+    def _decodes(self, request: Request) -> bool:
+        """True if the next chunk of a running request takes a decode row."""
+        if self._shapes.deterministic:
+            return request.num_computed >= request.num_prompt
+        return request.num_tokens - request.num_computed <= 1
+
+    def _may_start(self, request: Request) -> bool:
+        """True if a waiting request waits for nothing but room.
+
+        One that was preempted while a step was in flight waits for its token, which is not known.
+        """
+        return not request.num_in_flight and self.can_admit(request)
+
     def _plan_chunks(self, plan: StepPlan, requests: Sequence[Request], now: float) -> None:
         for request in list(requests):
             # A request earlier in the list may have preempted this one.
@@ -279,6 +356,7 @@ class Scheduler:
             return False
         start = request.num_computed
         request.num_computed += length
+        self.waiting.serve(request.share, length)
         request.num_prompt_computed += max(0, min(request.num_computed, request.num_prompt) - start)
         samples = request.num_computed == request.num_tokens
         request.num_in_flight += samples
@@ -352,7 +430,7 @@ class Scheduler:
         self._release(request, now)
         preempted = Preempted(request, request.num_computed)
         request.num_computed = 0
-        insort(self.waiting, request, key=_BY_ORDER)
+        self.waiting.requeue(request)
         return preempted
 
     def _release(self, request: Request, now: float) -> None:
@@ -363,32 +441,32 @@ class Scheduler:
         self._free_seq_slots.append(request.seq_slot)
         request.seq_slot = NO_SEQ_SLOT
 
-    def _admit(self, plan: StepPlan, now: float) -> None:
-        """Admit waiting requests, in order, while rows, seq slots and blocks last."""
-        self.num_deferred = 0
+    def _admit_next(self, plan: StepPlan, waiting: Iterator[Request], now: float) -> _Admission:
+        """Admit the next of the waiting requests of a turn that may start.
+
+        A request too large for the free blocks is not overtaken, so that it is not starved.
+        """
         # Keys of the blocks that running requests compute next.
-        in_progress = {key for r in self.running if (key := self._next_block(r)) is not None}
-        for request in list(self.waiting):
+        in_progress: set[_BlockKey] | None = None
+        for request in waiting:
             if not self._free_seq_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
-                return
-            if request.num_in_flight:
-                self.num_deferred += 1
-                continue  # preempted while a step was in flight: its token is not yet known
-            if not self.can_admit(request):
+                return _Admission.FULL
+            if not self._may_start(request):
                 self.num_deferred += 1
                 continue
             # The match leaves at least one token to compute: its logits give the first sample.
             matched = self._match(request)
+            if in_progress is None:
+                in_progress = {key for r in self.running if (key := self._next_block(r))}
             is_in_progress = self._block_key(request, matched) in in_progress
             if is_in_progress and not request.scores_prompt:
                 self.num_deferred += 1
                 continue  # wait for the request that computes its next block, and share the block
             if not self._has_room(request, matched):
-                return
-            self.waiting.remove(request)
-            insort(self.running, request, key=_BY_ORDER)
+                return _Admission.FULL
+            self.waiting.admit(request)
+            self.running.append(request)
             plan.admitted.append(request)
-            self._virtual_time = max(self._virtual_time, request.virtual_start)
             request.seq_slot = self._free_seq_slots.pop()
             lease = self._lease_prefix(request, matched, now)
             num_blocks = -(-request.num_known // self._cache.page_size)
@@ -396,8 +474,8 @@ class Scheduler:
                 raise IntegrityError("blocks counted as available could not be leased")
             if not request.is_loading:
                 self._plan_chunk(plan, request, now)
-            if (key := self._next_block(request)) is not None:
-                in_progress.add(key)
+            return _Admission.ADMITTED
+        return _Admission.NOBODY
 
     def _lease_prefix(self, request: Request, matched: np.ndarray, now: float) -> Lease:
         """Lease a request's cached prefix, blocks i32[n]; load the host-only ones."""
@@ -439,7 +517,9 @@ class Scheduler:
     def _has_room(self, request: Request, matched: np.ndarray) -> bool:
         """True if the whole sequence fits beside one more block for each running request."""
         num_blocks = -(-request.num_tokens // self._cache.page_size)
-        return self._cache.has_room(matched, num_blocks, num_reserved=len(self.running))
+        return self._cache.has_room(
+            matched, num_blocks, num_reserved=len(self.running), tenant=request.root.tenant
+        )
 
     def _next_block(self, request: Request) -> _BlockKey | None:
         """Return the key of the block that a running request computes next.

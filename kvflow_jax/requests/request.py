@@ -40,8 +40,10 @@ class Request:
     far have run.
 
     Attributes:
+        share: the tenant whose share of the engine it takes.
         tenant: whose agents, runs and sessions the hints name.
-        virtual_start: its start in the virtual time of fair queueing, set by the scheduler.
+        virtual_start: its start in the virtual time of fair queueing between the users of a
+            tenant, set by ``FairQueue``.
         num_in_flight: tokens that dispatched steps sample, unknown to the host.
         num_prompt_computed: computed prompt tokens, with those computed again after preemptions.
         num_reasoning: output tokens of its reasoning, up to the one that completes the end tag.
@@ -72,8 +74,9 @@ class Request:
     ) -> None:
         self.params = spec.params
         self.priority = spec.priority
-        self.fairness_key = spec.fairness_key
-        self.tenant = spec.tenant
+        self.rank = spec.rank
+        self.share, self.user = spec.tenant, spec.user
+        self.tenant = spec.agents_tenant
         self.hints = spec.hints
         self.hint_status: HintStatus | None = None
 
@@ -117,7 +120,7 @@ class Request:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """The sort key of the queues: higher priority first, then fair queueing, then arrival."""
+        """The order within a tenant: higher priority first, then fair queueing, then arrival."""
         return -self.priority, self.virtual_start, self.id
 
     @property

@@ -128,7 +128,7 @@ class RequestFactory:
             on_output,
             request_id=request_id,
             arrival_s=arrival_s,
-            root=RootKey(self._model_name, spec.salt),
+            root=RootKey(self._model_name, spec.salt, spec.cache_tenant),
             max_len=max_len,
             stop_ids=eos.union(params.stop_token_ids),
             seed=self._seed(params),

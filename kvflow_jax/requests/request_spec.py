@@ -26,9 +26,12 @@ class RequestSpec:
         prompt: token ids, a flat sequence of integers.
         params: sampling parameters and stop conditions.
         salt: requests share cached prefixes only if their salts are equal.
-        priority: higher priorities run first.
-        fairness_key: among requests of equal priority, keys share the engine fairly (see
-            ``Scheduler.add``); requests of one key run in order of arrival.
+        cache_tenant: whose room in the cache it takes; tenants with rooms share no blocks.
+        tenant: tenants share the engine fairly, whatever each has queued (see ``FairQueue``).
+        user: users of a tenant share what it gets, those of equal priority fairly; requests of one
+            user run in order of arrival.
+        priority: higher priorities of a tenant run first.
+        rank: among tenants, requests of a higher rank run first. Callers do not choose it.
         hints: workflow hints. Hints that cannot be used never fail the request.
         call_markup: where tool calls are in the output. Stop strings do not end a call, and the
             text has the markers of calls that are special tokens. None: there are no calls.
@@ -47,8 +50,11 @@ class RequestSpec:
     prompt: InitVar[Sequence[int] | np.ndarray]
     params: SamplingParams = SamplingParams()
     salt: str = ""
+    cache_tenant: str = ""
+    tenant: str = ""
+    user: str = ""
     priority: int = 0
-    fairness_key: str = ""
+    rank: int = 0
     hints: Hints | None = None
     call_markup: CallMarkup | None = None
     reasoning: ReasoningMarkup | None = None
@@ -61,20 +67,21 @@ class RequestSpec:
             raise InvalidRequestError(
                 f"params must be SamplingParams, got {self.params!r:.80}", "params"
             )
-        for name, value in (("salt", self.salt), ("fairness_key", self.fairness_key)):
+        for name in ("salt", "cache_tenant", "tenant", "user"):
+            value = getattr(self, name)
             if not isinstance(value, str):
                 raise InvalidRequestError(f"{name} must be a string, got {value!r:.80}", name)
-        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
-            raise InvalidRequestError(
-                f"priority must be an integer, got {self.priority!r:.80}", "priority"
-            )
+        for name in ("priority", "rank"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidRequestError(f"{name} must be an integer, got {value!r:.80}", name)
         check_hints(self.hints)
 
     @property
-    def tenant(self) -> str:
+    def agents_tenant(self) -> str:
         """The tenant whose agents, runs and sessions the hints name."""
         of_hints = None if self.hints is None else self.hints.tenant
-        return self.fairness_key if of_hints is None else of_hints
+        return self.tenant if of_hints is None else of_hints
 
 
 def check_hints(hints: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from kvflow_jax import __version__
@@ -20,7 +20,12 @@ from kvflow_jax.serve import (
     workflows,
 )
 from kvflow_jax.serve.cors import CrossOriginMiddleware
-from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.dependencies import (
+    AdminDep,
+    ServiceDep,
+    TenantDep,
+    check_may_read_metrics,
+)
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
@@ -97,7 +102,11 @@ async def ready(service: ServiceDep) -> Response:
     return JSONResponse({"status": service.phase.value})
 
 
-@public_routes.get("/metrics", response_class=PlainTextResponse)
+@public_routes.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    dependencies=[Depends(check_may_read_metrics)],
+)
 async def metrics(service: ServiceDep) -> Response:
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
@@ -133,7 +142,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     service.check_model(body.model)
     params = body.sampling_params(service.sampling_defaults)
     prompts = completions.read_prompts(body.prompt)
-    service.check_num_completions(len(prompts) * len(params))
+    service.check_room(tenant, len(params), len(prompts) * len(params))
     compiling = service.compile_grammar(tenant, params[0])
     grammar = await until_disconnect(request.receive, compiling)
     encoded = completions.token_prompts(prompts)
@@ -152,7 +161,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
         read_hints = partial(completions.read_hints, hint_parser, encoded)
         hints = await until_disconnect(request.receive, service.run_in_thread(tenant, read_hints))
     # Checks the token ids, which echo decodes.
-    specs = request_specs(request, tenant, body, params, encoded, hints, hint_parser, grammar)
+    specs = request_specs(service, tenant, body, params, encoded, hints, hint_parser, grammar)
     echoes: Sequence[completions.Echo] = ()
     if body.echo:
         echo = partial(completions.echo_prompts, service.tokenizer, prompts, encoded)
@@ -166,7 +175,7 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
 
 
 @routes.post("/flush_cache")
-async def flush_cache(service: ServiceDep, tenant: TenantDep) -> Response:
+async def flush_cache(service: ServiceDep, tenant: AdminDep) -> Response:
     if not await service.flush_cache():
         stats = service.stats
         raise ApiError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from kvflow_jax.api.load_config import LoadConfig
 from kvflow_jax.config.flag import Config, flag
 from kvflow_jax.config.values import (
     COUNT,
+    FILE,
     HOSTS,
     HTTP_TOKENS,
     KEYS,
@@ -63,6 +65,28 @@ class ServerConfig(Config):
         if_unset="no key required",
         # Log lines print the config.
         is_shown=False,
+    )
+    api_key_file: Path | None = flag(
+        None,
+        "TOML file of API keys with names, classes and quotas; read again when it changes, and at "
+        "SIGHUP",
+        FILE,
+        if_unset="no file",
+    )
+    admin_api_keys: tuple[str, ...] = flag(
+        (),
+        "Bearer key that may also drop the cache, read metrics and see the graphs of all tenants; "
+        "repeatable",
+        KEYS,
+        name="admin_api_key",
+        if_unset="a single --api-key is that, too; without keys, requests from this machine are",
+        is_shown=False,
+    )
+    open_metrics: bool = flag(
+        False,
+        "let everyone read /metrics although keys are required; its counters tell of the requests "
+        "of all tenants together",
+        SWITCH,
     )
     allowed_origins: tuple[str, ...] = flag(
         (),

@@ -29,6 +29,7 @@ MAX_SEGMENTS = 8  # of an unknown path, at whose beginnings a route is looked fo
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     429: "rate_limit_error",
     499: "client_closed_request",
     503: "service_unavailable_error",

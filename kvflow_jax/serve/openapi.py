@@ -5,17 +5,18 @@ The routes parse their bodies themselves, so each says in ``openapi_extra`` what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from kvflow_jax import __version__
-from kvflow_jax.serve.dependencies import get_tenant
+from kvflow_jax.serve.dependencies import check_may_read_metrics, get_admin, get_tenant
 from kvflow_jax.serve.docs_page import docs_page
 from kvflow_jax.serve.service import Service
 
@@ -74,14 +75,17 @@ def _document(app: FastAPI) -> Json:
         service: Service = app.state.service
         document = get_openapi(title=app.title, version=__version__, routes=app.state.routes)
         components: Json = {"schemas": dict(_ERRORS)}
-        if service.config.api_keys:
+        checks: set[object] = {get_tenant, get_admin}
+        if not service.config.open_metrics:
+            checks.add(check_may_read_metrics)
+        if service.keys.is_required:
             components["securitySchemes"] = _SECURITY_SCHEMES
         for route, operation in _operations(app, document):
             # FastAPI's error of its own checks, which no route uses.
             operation["responses"].pop("422", None)
             _describe_errors(route, operation)
             _move_schemas(operation, components["schemas"])
-            if service.config.api_keys and _needs_key(route):
+            if service.keys.is_required and _needs_key(route.dependant, checks):
                 operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
         document["components"] = components
         app.openapi_schema = document
@@ -95,8 +99,9 @@ def _operations(app: FastAPI, document: Json) -> Iterator[tuple[APIRoute, Json]]
                 yield route, document["paths"][route.path_format][method.lower()]
 
 
-def _needs_key(route: APIRoute) -> bool:
-    return any(dependency.call is get_tenant for dependency in route.dependant.dependencies)
+def _needs_key(dependant: Dependant, checks: Collection[object]) -> bool:
+    """Return whether a route, or what it depends on, depends on one of ``checks``."""
+    return any(one.call in checks or _needs_key(one, checks) for one in dependant.dependencies)
 
 
 def _describe_errors(route: APIRoute, operation: Json) -> None:

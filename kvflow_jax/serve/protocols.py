@@ -21,7 +21,7 @@ class EngineClient(Protocol):
 
     @property
     def max_pending(self) -> int:
-        """Maximum number of running and queued requests together."""
+        """Maximum number of running and queued requests of one tenant together."""
         ...
 
     @property
@@ -58,6 +58,13 @@ class EngineClient(Protocol):
             InvalidRequestError: it cannot be compiled.
         """
         ...
+
+    def check_room(self, tenant: str, num: int, max_pending: int | None = None) -> None:
+        """Raise QueueFullError unless a tenant may submit ``num`` more requests now.
+
+        Args:
+            max_pending: a lower bound of this tenant's requests; None: that of all.
+        """
 
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id immediately.

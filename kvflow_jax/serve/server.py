@@ -21,7 +21,7 @@ from typing import cast
 
 import uvicorn
 
-from kvflow_jax.errors import KVFlowError
+from kvflow_jax.errors import ConfigError, KVFlowError
 from kvflow_jax.serve.app import create_app
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.connections import ConnectionTable
@@ -37,7 +37,6 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 # Time for slow clients to read the remaining output after the engine has drained.
 FLUSH_TIMEOUT_S = 5
-
 TICKS_PER_S = 10  # of uvicorn's loop
 # Files that a process opens beside connections: weights, programs, its log.
 OTHER_FILES = 512
@@ -81,6 +80,7 @@ class Server(uvicorn.Server):
         self.service = Service(config)
         self.exit_code = 0
         self.is_loading = True
+        self.must_reload_keys = False
         self._settings = config
         self._listener = listener
         self._build = build
@@ -126,6 +126,11 @@ class Server(uvicorn.Server):
         self.service.fail_if_engine_died()
         if counter % TICKS_PER_S == 0:
             self.connections.close_late(asyncio.get_running_loop().time())
+        if self.must_reload_keys:
+            self.must_reload_keys = False
+            self.service.key_store.reload()
+        elif counter % TICKS_PER_S == 0:
+            self.service.key_store.reload_if_changed()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -151,6 +156,8 @@ class Server(uvicorn.Server):
             return
         signals = (signal.SIGINT, signal.SIGTERM)
         previous = {number: signal.signal(number, self.handle_exit) for number in signals}
+        if self._settings.api_key_file is not None:
+            previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
@@ -162,6 +169,9 @@ class Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             os._exit(128 + sig)
         self.should_exit = True
+
+    def _on_hangup(self, sig: int, frame: FrameType | None) -> None:
+        self.must_reload_keys = True  # on the loop, by the next tick
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         """Build the engine, and report the result to the loop; runs on the load thread."""
@@ -206,7 +216,7 @@ class Server(uvicorn.Server):
             "max_tokens": 32,
             "temperature": 0,
         }
-        key = " -H 'Authorization: Bearer <key>'" if self._settings.api_keys else ""
+        key = " -H 'Authorization: Bearer <key>'" if self.service.keys.is_required else ""
         return (
             f"curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
             f"-d '{json.dumps(body)}'"
@@ -238,7 +248,7 @@ def run(config: ServerConfig, build: EngineBuilder) -> int:
 
     Returns:
         exit code: 0 after draining; 1 if the address is not free, the model cannot be loaded, or a
-            step of the engine does not end.
+            step of the engine does not end; 2 if the file of API keys cannot be used.
     """
     try:
         listener = bind(config.host, config.port)
@@ -250,7 +260,12 @@ def run(config: ServerConfig, build: EngineBuilder) -> int:
         )
         return 1
     _raise_file_limit(config.max_connections + OTHER_FILES)
-    server = Server(config, listener, build)
+    try:
+        server = Server(config, listener, build)
+    except ConfigError as error:
+        listener.close()
+        print(f"kvflow-serve: {error}", file=sys.stderr)
+        return 2
     code = server.serve_until_stopped()
     if server.service.is_engine_alive:  # its step does not end
         code = code or 1

@@ -19,6 +19,7 @@ routes = APIRouter()
 @routes.get("/server_info")
 async def show_server_info(service: ServiceDep, tenant: TenantDep) -> Response:
     config, stats = service.config, service.stats
+    is_admin = service.keys.limits_of(tenant).is_admin
     return JSONResponse(
         {
             "version": __version__,
@@ -29,14 +30,17 @@ async def show_server_info(service: ServiceDep, tenant: TenantDep) -> Response:
             "block_size": config.engine.page_size,
             "num_device_blocks": stats.num_blocks,
             "num_host_blocks": stats.max_blocks_host,
-            "settings": _settings(config),
+            # Names of files and the like are no business of a tenant among others.
+            "settings": _settings(config) if is_admin else None,
         }
     )
 
 
 @routes.get("/load")
 async def show_load(service: ServiceDep, tenant: TenantDep) -> Response:
-    return JSONResponse({"server_load": service.num_open})  # vLLM's name
+    is_admin = service.keys.limits_of(tenant).is_admin
+    num_open = service.num_open_of(None if is_admin else tenant)
+    return JSONResponse({"server_load": num_open})  # vLLM's name
 
 
 def _settings(config: ServerConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
-from kvflow_jax.requests.outputs import EngineStats
+from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
@@ -23,10 +24,12 @@ from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
+from kvflow_jax.serve.key_store import KeyStore
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.serve.protocols import EngineClient, Tokenizer
 from kvflow_jax.serve.request_body import BodyReader
 from kvflow_jax.serve.tenant_threads import TenantThreads
+from kvflow_jax.serve.token_quotas import TokenQuotas
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import HintParser
 
@@ -55,7 +58,8 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.phase = Phase.STARTING
-        self.keys = KeyRing(config.api_keys)
+        self.key_store = KeyStore(config)
+        self._token_quotas = TokenQuotas()
         self.model_names = _served_names(config, config.load.model)
         self.metrics = Metrics(
             lambda: self.model_name,
@@ -105,6 +109,11 @@ class Service:
         # A signal may have started draining already.
         if self.phase is Phase.STARTING:
             self.phase = Phase.READY
+
+    @property
+    def keys(self) -> KeyRing:
+        """The API keys in force."""
+        return self.key_store.ring
 
     @property
     def model_name(self) -> str:
@@ -247,19 +256,36 @@ class Service:
         """
         return None if data is None else HintParser(data, self._graph_store, session_id, tenant)
 
-    def check_num_completions(self, num_completions: int) -> None:
-        """Raise if the queue could never hold all completions of a request.
+    def check_room(self, tenant: str, n: int, num_completions: int) -> None:
+        """Raise unless a tenant may submit an HTTP request now; before work is spent on it.
+
+        Args:
+            n: completions of each prompt.
+            num_completions: of all prompts.
 
         Raises:
-            InvalidRequestError: names the limit.
+            InvalidRequestError: the queue could never hold them; names the limit.
+            ApiError: 429, the tenant's quota of tokens is used up.
+            QueueFullError: the tenant's queue is full.
         """
         engine, _ = self._require_ready()
-        if num_completions > engine.max_pending:
-            raise InvalidRequestError(
-                f"a request may ask for at most {engine.max_pending} completions, "
-                f"got {num_completions}; split it",
-                param="n",
-            )
+        limits = self.keys.limits_of(tenant)
+        for num, bound in (
+            (n, limits.max_n),
+            (num_completions, limits.max_pending),
+            (num_completions, engine.max_pending),
+        ):
+            if bound is not None and num > bound:
+                raise InvalidRequestError(
+                    f"a request may ask for at most {bound} completions, got {num}; split it",
+                    param="n",
+                )
+        try:
+            self._token_quotas.check(tenant, limits.tokens_per_minute, time.monotonic())
+            engine.check_room(tenant, num_completions, limits.max_pending)
+        except (ApiError, QueueFullError):
+            self.metrics.observe_rejection()
+            raise
 
     def generate(
         self,
@@ -279,10 +305,12 @@ class Service:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError.
         """
         engine, mailbox = self._require_ready()
+        self.check_room(tenant, num_per_prompt, len(specs))
+        self._use_tokens(tenant, sum(len(s.prompt_ids) for s in specs[::num_per_prompt]))
         generation = Generation(
             engine,
             mailbox,
-            self.metrics.observe,
+            partial(self._observe, tenant),
             self._open_generations.discard,
             num_per_prompt,
             on_prompt_finished=partial(self.metrics.observe_prompt, num_per_prompt),
@@ -311,10 +339,9 @@ class Service:
             generation.abort()
         return len(found)
 
-    @property
-    def num_open(self) -> int:
-        """HTTP requests that wait for output."""
-        return len(self._open_generations)
+    def num_open_of(self, tenant: str | None) -> int:
+        """Return how many HTTP requests of a tenant wait for output; None: of all tenants."""
+        return sum(tenant in (None, open_.tenant) for open_ in self._open_generations)
 
     @property
     def model_tools(self) -> ModelTools:
@@ -369,6 +396,15 @@ class Service:
         self._engine_callers.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
+
+    def _observe(self, tenant: str, output: Output) -> None:
+        self.metrics.observe(output)
+        if output.stats is not None:
+            self._use_tokens(tenant, output.stats.num_output_tokens)
+
+    def _use_tokens(self, tenant: str, num_tokens: int) -> None:
+        quota = self.keys.limits_of(tenant).tokens_per_minute
+        self._token_quotas.use(tenant, quota, num_tokens, time.monotonic())
 
     def _require_ready(self) -> tuple[EngineClient, Mailbox]:
         if self.phase is Phase.DRAINING:

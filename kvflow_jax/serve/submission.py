@@ -12,7 +12,6 @@ from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.serve.auth import cache_salt, fairness_key_of
 from kvflow_jax.serve.chat import read_chat_tools
 from kvflow_jax.serve.chat_messages import read_messages, texts_of
 from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
@@ -66,7 +65,7 @@ class Chat:
             messages, edits = edit_prompt(messages)
             fixed_messages, _ = edit_prompt(fixed_messages)
         messages = service.model_reasoning.with_history(messages)
-        chat_read = cls(
+        return cls(
             body,
             [replace(one, structured_outputs=output) for one in params],
             messages,
@@ -76,8 +75,6 @@ class Chat:
             fixed_messages,
             edits,
         )
-        service.check_num_completions(len(chat_read.params))
-        return chat_read
 
     async def encode(
         self, service: Service, tenant: str, hint_parser: HintParser | None = None
@@ -121,6 +118,7 @@ class Chat:
             ApiError, InvalidRequestError, QueueFullError, EngineClosedError,
             ClientDisconnectedError.
         """
+        service.check_room(tenant, len(self.params), len(self.params))
         hint_parser = service.hint_parser(tenant, self.body.agent_hints, self.body.session_id)
         prompt_ids, hints = await until_disconnect(
             request.receive, self.encode(service, tenant, hint_parser)
@@ -136,7 +134,7 @@ class Chat:
             request.receive, service.compile_grammar(tenant, self.params[0], reasoning)
         )
         specs = request_specs(
-            request,
+            service,
             tenant,
             self.body,
             self.params,
@@ -166,7 +164,7 @@ def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> fr
 
 
 def request_specs(
-    request: Request,
+    service: Service,
     tenant: str,
     body: GenerationRequest,
     params: Sequence[SamplingParams],
@@ -178,23 +176,25 @@ def request_specs(
     reasoning: ReasoningMarkup | None = None,
 ) -> list[RequestSpec]:
     """Return what to submit: each prompt with its hints, once for each of ``params``."""
-    priority = body.priority
+    priority, keys = body.priority, service.keys
     if hint_parser is not None and priority is None:
         priority = hint_parser.priority
+    priority = priority or 0
+    rank = min(priority, keys.limits_of(tenant).max_priority)
     specs = []
     for prompt, prompt_hints in zip(prompts, hints, strict=True):
         prompt_ids = as_token_ids(prompt)
-        if prompt_hints is not None:
-            # Agents belong to the tenant (API key), not to the fairness key: the users and hosts
-            # of one application share its agents.
-            prompt_hints = replace(prompt_hints, tenant=tenant)
         specs += [
             RequestSpec(
                 prompt_ids,
                 choice_params,
-                salt=cache_salt(tenant, body.cache_salt),
-                priority=priority or 0,
-                fairness_key=fairness_key_of(request, tenant, body.user),
+                salt=keys.cache_salt(tenant, body.cache_salt),
+                cache_tenant=tenant if keys.is_required else "",
+                tenant=tenant,
+                # The users of one application share its agents, and its share of the engine.
+                user=body.user or "",
+                priority=priority,
+                rank=rank,
                 hints=prompt_hints,
                 call_markup=call_markup,
                 reasoning=reasoning,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.dependencies import ServiceDep, TenantDep, admin_required
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
 from kvflow_jax.serve.openapi import body_of, json_body
 from kvflow_jax.serve.protocols import EngineClient
+from kvflow_jax.serve.service import Service
 from kvflow_jax.workflow.graph_warnings import warnings_of
 from kvflow_jax.workflow.hints import MAX_ID_LEN
 from kvflow_jax.workflow.step_graph import Graph
@@ -66,6 +67,19 @@ class AdvanceRequest(BaseModel):
     finished: bool | None = None
 
 
+async def get_graph_owner(request: Request, service: ServiceDep, tenant: TenantDep) -> str:
+    """Return whose graphs a request names: its tenant's, or for an admin those of ``?tenant=``."""
+    owner = request.query_params.get("tenant")
+    if owner is None or owner == tenant:
+        return tenant
+    if not service.keys.limits_of(tenant).is_admin:
+        raise admin_required()
+    return owner
+
+
+GraphOwnerDep = Annotated[str, Depends(get_graph_owner)]
+
+
 @routes.put("/v1/workflows/{graph_id:path}", openapi_extra=json_body(GRAPH_SCHEMA))
 async def register_graph(
     graph_id: str, request: Request, service: ServiceDep, tenant: TenantDep
@@ -77,6 +91,7 @@ async def register_graph(
     graph, text, warnings = await until_disconnect(request.receive, reading)
     registry = service.graph_registry
     async with registry.lock:
+        _check_num_graphs(service, tenant, graph_id)
         await service.call_engine(lambda engine: engine.register_graph(tenant, graph_id, graph))
         evicted = registry.put((tenant, graph_id), text, graph.num_bytes)
         if evicted:
@@ -92,27 +107,27 @@ async def register_graph(
 
 
 @routes.get("/v1/workflows")
-async def list_graphs(service: ServiceDep, tenant: TenantDep) -> Response:
-    names = service.graph_registry.names(tenant)
+async def list_graphs(service: ServiceDep, owner: GraphOwnerDep) -> Response:
+    names = service.graph_registry.names(owner)
     return JSONResponse({"object": "list", "data": [{"graph_id": name} for name in names]})
 
 
 @routes.get("/v1/workflows/{graph_id:path}")
-async def show_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
-    text = service.graph_registry.get((tenant, graph_id))
+async def show_graph(graph_id: str, service: ServiceDep, owner: GraphOwnerDep) -> Response:
+    text = service.graph_registry.get((owner, graph_id))
     if text is None:
         raise _unknown_graph(graph_id)
     return Response(text, media_type="application/json")
 
 
 @routes.delete("/v1/workflows/{graph_id:path}")
-async def unregister_graph(graph_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
+async def unregister_graph(graph_id: str, service: ServiceDep, owner: GraphOwnerDep) -> Response:
     service.check_ready()
     registry = service.graph_registry
     async with registry.lock:
-        if not registry.remove((tenant, graph_id)):
+        if not registry.remove((owner, graph_id)):
             raise _unknown_graph(graph_id)
-        await service.call_engine(lambda engine: engine.unregister_graph(tenant, graph_id))
+        await service.call_engine(lambda engine: engine.unregister_graph(owner, graph_id))
     return JSONResponse({"graph_id": graph_id, "deleted": True})
 
 
@@ -132,6 +147,18 @@ async def advance_run(
             code="run_not_found",
         )
     return JSONResponse({"unknown_agents": unknown})
+
+
+def _check_num_graphs(service: Service, tenant: str, graph_id: str) -> None:
+    """Raise unless a tenant may register a graph of this name."""
+    bound = service.keys.limits_of(tenant).max_graphs
+    names = service.graph_registry.names(tenant)
+    if bound is not None and len(names) >= bound and graph_id not in names:
+        raise ApiError(
+            403,
+            f"this key may have {bound} registered graphs; DELETE one first",
+            code="graph_quota_exceeded",
+        )
 
 
 def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes, list[str]]:

@@ -90,6 +90,7 @@ class FastForwardEngine(Engine):
             if num_blocks and not cache.grow(lease, num_blocks, now):
                 raise IntegrityError("blocks counted as available could not be leased")
             request.num_computed += num_repeats - 1
+            self.scheduler.waiting.serve(request.share, num_repeats - 1)
             request.num_in_flight += num_repeats - 1
             num_pages = -(-request.num_computed // page)
             plan.chunks[i] = replace(chunk, pages=cache.pages(lease, num_pages))

@@ -62,8 +62,7 @@ class Hints:
         ttl_s: seconds to keep a history or a KEEP; None: the engine's default.
         is_clipped: whether a field was ignored or cut.
         priority: higher runs sooner, unless the request itself has one; None: not given.
-        tenant: tenant that the agents, runs and sessions belong to; None: the request's
-            ``fairness_key``.
+        tenant: tenant that the agents, runs and sessions belong to; None: the request's.
     """
 
     workflow_id: str | None = None

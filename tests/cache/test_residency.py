@@ -234,7 +234,7 @@ def test_a_flush_keeps_leased_blocks_only():
             lambda residency: setattr(residency._queue, "num_idle", 0),
             "4 blocks are idle, 0 are counted",
         ),
-        (lambda residency: residency._queue._queue.pop(), "queued leaves"),
+        (lambda residency: residency._queue._queues[0].pop(), "queued leaves"),
         (lambda residency: residency.loads._load_of.update({0: None}), "LOADING"),
     ],
 )

@@ -28,7 +28,7 @@ def call(engine, agent, turn, tenant):
     start = 2 * ord(agent[0]) % 40
     prompt = [start] * 16 + [turn % 40, 7, turn // 40]
     hints = Hints(workflow_id="run", agent_id=agent, graph=RING, num_fixed=16)
-    client = Client(engine, prompt, max_tokens=2, hints=hints, fairness_key=tenant)
+    client = Client(engine, prompt, max_tokens=2, hints=hints, tenant=tenant)
     run(engine)
     assert client.tokens == client.cold
     return client.stats.num_cached_tokens
@@ -76,14 +76,12 @@ def test_all_tenants_fall_back_if_all_calls_together_hit_less_than_lru():
         for agent in "abcd":
             prompt = [2 * ord(agent) % 40] * 16 + [7]
             hints = Hints(workflow_id="run", agent_id=agent, graph=graph, num_fixed=16)
-            Client(engine, prompt, max_tokens=2, hints=hints, fairness_key="gone")
+            Client(engine, prompt, max_tokens=2, hints=hints, tenant="gone")
             run(engine)
         chats = [[30 + i] * 16 for i in range(2)]
         total = 0
         for turn in range(60):
-            client = Client(
-                engine, [*chats[turn % 2], turn % 40], max_tokens=2, fairness_key="chat"
-            )
+            client = Client(engine, [*chats[turn % 2], turn % 40], max_tokens=2, tenant="chat")
             run(engine)
             assert client.tokens == client.cold
             total += client.stats.num_prompt_tokens - client.stats.num_cached_tokens
@@ -96,7 +94,7 @@ PAGE_SIZE = 4
 
 
 def request(prompt, tenant="t", num_cached=0, **params):
-    request = bare_request(prompt, fairness_key=tenant, **params)
+    request = bare_request(prompt, tenant=tenant, **params)
     request.num_cached = num_cached
     return request
 

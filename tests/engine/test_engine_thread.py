@@ -172,7 +172,7 @@ def test_a_close_waits_for_no_step_that_the_watchdog_still_allows(monkeypatch):
     assert not paused.thread.is_alive
 
 
-@pytest.mark.parametrize("field", ["salt", "priority", "fairness_key", "hints"])
+@pytest.mark.parametrize("field", ["salt", "priority", "tenant", "user", "rank", "hints"])
 def test_a_field_of_a_wrong_type_is_refused_by_name_and_the_engine_serves_on(field):
     with running_thread() as thread:
         outputs = queue.SimpleQueue()

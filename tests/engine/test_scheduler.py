@@ -24,9 +24,17 @@ def make_scheduler(*, num_pages=32, max_num_seqs=4, max_prefill_tokens=32) -> Sc
     return Scheduler(PrefixCache(num_pages, PAGE), shapes)
 
 
-def add(scheduler, request_id, prompt, *, fairness_key="", priority=0, max_tokens=8) -> Request:
+def add(
+    scheduler, request_id, prompt, *, tenant="", user="", priority=0, rank=0, max_tokens=8
+) -> Request:
     request = make_request(
-        prompt, request_id, fairness_key=fairness_key, priority=priority, max_tokens=max_tokens
+        prompt,
+        request_id,
+        user=user,
+        tenant=tenant,
+        rank=rank,
+        priority=priority,
+        max_tokens=max_tokens,
     )
     scheduler.add(request)
     return request
@@ -36,21 +44,21 @@ def ids(requests):
     return [request.id for request in requests]
 
 
-def test_fairness_keys_alternate_whatever_each_has_queued():
+def test_users_alternate_whatever_each_has_queued():
     scheduler = make_scheduler()
     for request_id in range(3):
-        add(scheduler, request_id, [request_id], fairness_key="batch")
-    add(scheduler, 3, [3], fairness_key="interactive")
-    add(scheduler, 4, [4], fairness_key="interactive")
+        add(scheduler, request_id, [request_id], user="batch")
+    add(scheduler, 3, [3], user="interactive")
+    add(scheduler, 4, [4], user="interactive")
     assert ids(scheduler.waiting) == [0, 3, 1, 4, 2]
 
 
-def test_a_new_fairness_key_starts_at_the_virtual_time_of_the_running_requests():
+def test_a_new_user_starts_at_the_virtual_time_of_the_running_requests():
     scheduler = make_scheduler(max_num_seqs=3)
     for request_id in range(6):
-        add(scheduler, request_id, [request_id], fairness_key="batch")
+        add(scheduler, request_id, [request_id], user="batch")
     scheduler.schedule(0.0)
-    late = add(scheduler, 6, [6], fairness_key="interactive")
+    late = add(scheduler, 6, [6], user="interactive")
     assert late.virtual_start == scheduler.running[-1].virtual_start == 2
     assert ids(scheduler.waiting) == [6, 3, 4, 5]
 
@@ -97,11 +105,11 @@ def test_a_removed_request_leaves_neither_lease_nor_seq_slot():
     scheduler = make_scheduler(max_num_seqs=1)
     running, waiting = add(scheduler, 0, range(10)), add(scheduler, 1, range(10))
     scheduler.schedule(0.0)
-    assert (scheduler.running, scheduler.waiting) == ([running], [waiting])
+    assert (scheduler.running, list(scheduler.waiting)) == ([running], [waiting])
     for request in (running, waiting, waiting):
         scheduler.remove(request, 0.0)
     scheduler.check_integrity()
-    assert not scheduler.running + scheduler.waiting
+    assert not [*scheduler.running, *scheduler.waiting]
 
 
 def test_a_request_whose_load_failed_waits_again():
@@ -110,7 +118,7 @@ def test_a_request_whose_load_failed_waits_again():
     scheduler.schedule(0.0)
     assert first.lease is not None
     requeued = scheduler.requeue_failed_loads(first.lease.blocks[:1], 0.0)
-    assert (scheduler.waiting, scheduler.running) == ([first], [other])
+    assert (list(scheduler.waiting), scheduler.running) == ([first], [other])
     assert requeued == [(first, 10)]
     assert first.num_computed == 0
     assert first.num_preemptions == 0
@@ -190,3 +198,87 @@ def test_decoding_continues_beside_a_long_prefill():
     assert decoding.stats.finished_s < long.stats.first_token_s
     assert decoding.tokens == decoding.cold
     assert long.tokens == long.cold
+
+
+def fill(scheduler, num, *, num_prompt=4, tenant="greedy", **fields):
+    return [
+        add(scheduler, i, [i % 90] * num_prompt, tenant=tenant, max_tokens=500, **fields)
+        for i in range(num)
+    ]
+
+
+def test_a_tenant_with_every_seq_slot_gives_one_to_another():
+    scheduler = make_scheduler()
+    fill(scheduler, 100)
+    scheduler.schedule(0.0)
+    assert len(scheduler.running) == 4
+    other = add(scheduler, 100, [91] * 8, tenant="other")
+    plan = scheduler.schedule(0.0)
+    assert plan.admitted == [other]
+    assert [preempted.request.share for preempted in plan.preempted] == ["greedy"]
+    for request in scheduler.running:
+        request.num_in_flight = 0
+    # Each has less than it could take from the other: nobody gives way again.
+    add(scheduler, 101, [92] * 8, tenant="other")
+    assert len(scheduler.schedule(0.0).preempted) == 1
+    add(scheduler, 102, [93] * 8, tenant="other")
+    assert not scheduler.schedule(0.0).preempted
+    scheduler.check_integrity()
+
+
+def test_priorities_take_no_seq_slots_of_others():
+    scheduler = make_scheduler()
+    fill(scheduler, 4)
+    other = add(scheduler, 100, [91] * 8, tenant="other")
+    fill(scheduler, 4, priority=10**9)
+    assert other in scheduler.schedule(0.0).admitted
+
+
+def test_a_lower_rank_waits_for_all_others():
+    scheduler = make_scheduler()
+    late = add(scheduler, 100, [91] * 8, tenant="batch", rank=-1)
+    fill(scheduler, 8)
+    assert late not in scheduler.schedule(0.0).admitted
+    assert not scheduler.schedule(0.0).preempted
+
+
+def test_a_long_prompt_of_another_tenant_takes_the_rows_of_every_other_step():
+    scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
+    fill(scheduler, 2, num_prompt=60)
+    for _ in range(2):
+        scheduler.schedule(0.0)
+    other = add(scheduler, 100, [91] * 32, tenant="other")
+    num_steps = 0
+    while not other.num_in_flight:
+        scheduler.schedule(0.0)
+        num_steps += 1
+    assert num_steps <= 2 * 2 + 1  # twice the steps that it takes alone, and one that was under way
+
+
+def test_a_tenant_with_most_blocks_gives_them():
+    scheduler = make_scheduler(num_pages=32, max_num_seqs=8, max_prefill_tokens=128)
+    fill(scheduler, 4, num_prompt=27)
+    scheduler.schedule(0.0)
+    assert len(scheduler.running) == 4
+    other = add(scheduler, 100, [91] * 50, tenant="other")
+    plan = scheduler.schedule(0.0)
+    assert other in plan.admitted
+    assert {preempted.request.share for preempted in plan.preempted} == {"greedy"}
+    scheduler.check_integrity()
+
+
+def test_a_request_that_grows_preempts_the_tenant_that_leases_most():
+    scheduler = make_scheduler(num_pages=16, max_num_seqs=4)
+    greedy = fill(scheduler, 3, num_prompt=16)
+    other = add(scheduler, 100, [91] * 8, tenant="other")
+    preempted = []
+    for _ in range(40):
+        plan = scheduler.schedule(0.0)
+        preempted += [request for request, _ in plan.preempted]
+        for chunk in plan.chunks:
+            if chunk.samples:
+                chunk.request.append(chunk.request.id % 90)
+    assert preempted
+    assert other not in preempted
+    assert set(preempted) <= set(greedy)
+    scheduler.check_integrity()

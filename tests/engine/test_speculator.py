@@ -128,7 +128,7 @@ def test_preemptions_and_drafts_beside_each_other_change_no_token(deterministic)
 
 
 def test_other_salts_and_tenants_get_no_drafts_of_an_answer():
-    for other in ({"salt": "b"}, {"hints": Hints(tenant="t"), "fairness_key": "t"}):
+    for other in ({"salt": "b"}, {"hints": Hints(tenant="t")}, {"tenant": "t"}):
         engine = drafting_engine()
         prompt = prompt_without_eos(20, max_tokens=30)
         Client(engine, prompt, max_tokens=30)

@@ -116,7 +116,7 @@ class Soak:
         max_tokens = int(rng.integers(1, 10))
         key = str(rng.integers(0, self.num_keys))
         self.clients.append(
-            Client(self.engine, prompt, max_tokens=max_tokens, hints=hints, fairness_key=key)
+            Client(self.engine, prompt, max_tokens=max_tokens, hints=hints, tenant=key)
         )
 
     def run(self, num_actions):

@@ -166,8 +166,8 @@ def test_order_is_by_priority_then_virtual_start_then_arrival():
 @pytest.mark.parametrize(
     ("hints", "tenant"), [(None, "key"), (Hints(), "key"), (Hints(tenant="other"), "other")]
 )
-def test_the_tenant_is_the_fairness_key_unless_hints_name_another(hints, tenant):
-    assert make_request([5], fairness_key="key", hints=hints).tenant == tenant
+def test_agents_are_the_tenants_unless_hints_name_another(hints, tenant):
+    assert make_request([5], tenant="key", hints=hints).tenant == tenant
 
 
 def test_only_prompt_logprobs_need_the_whole_prompt_computed():

@@ -19,10 +19,12 @@ from kvflow_jax.workflow.hints import Hints
         ("params", None, "must be SamplingParams, got None"),
         ("salt", 5, "must be a string, got 5"),
         ("salt", None, "must be a string, got None"),
-        ("fairness_key", b"key", "must be a string, got b'key'"),
+        ("tenant", b"key", "must be a string, got b'key'"),
+        ("user", b"key", "must be a string, got b'key'"),
         ("priority", "high", "must be an integer, got 'high'"),
         ("priority", True, "must be an integer, got True"),
         ("priority", 1.0, "must be an integer, got 1.0"),
+        ("rank", None, "must be an integer, got None"),
         ("hints", {"agent_id": "planner"}, "must be Hints, got {'agent_id': 'planner'}"),
     ],
 )
@@ -55,10 +57,10 @@ def test_requests_of_one_prompt_share_its_token_ids():
     assert second.prompt_ids is first.prompt_ids
 
 
-def test_the_tenant_is_that_of_the_hints_or_else_the_fairness_key():
-    assert RequestSpec([1], fairness_key="key").tenant == "key"
-    assert RequestSpec([1], fairness_key="key", hints=Hints()).tenant == "key"
-    assert RequestSpec([1], fairness_key="key", hints=Hints(tenant="")).tenant == ""
+def test_agents_belong_to_the_tenant_that_hints_name_or_else_the_requests():
+    assert RequestSpec([1], tenant="key").agents_tenant == "key"
+    assert RequestSpec([1], tenant="key", hints=Hints()).agents_tenant == "key"
+    assert RequestSpec([1], tenant="key", hints=Hints(tenant="")).agents_tenant == ""
 
 
 @pytest.mark.parametrize(

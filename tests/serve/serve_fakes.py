@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from kvflow_jax.api.load_config import LoadConfig
+from kvflow_jax.engine.backlog import Backlog
 from kvflow_jax.errors import EngineClosedError, InvalidRequestError, KVFlowError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.models.control_tokens import ControlTokens
@@ -86,8 +87,12 @@ class FakeEngine:
         self.requests: dict[int, FakeRequest] = {}
         self.running: dict[int, FakeRequest] = {}
         self.aborted: list[int] = []
+        self.backlog = Backlog(self.max_pending)
 
     # Called by the server.
+
+    def check_room(self, tenant: str, num: int, max_pending: int | None = None) -> None:
+        self.backlog.check(tenant, num, 10.0, max_pending)
 
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         if self.is_closed:

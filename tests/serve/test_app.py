@@ -48,7 +48,6 @@ def test_every_hint_reaches_the_engine(http: httpx.Client, engine: FakeEngine) -
         reuse=Reuse.KEEP,
         ttl_s=1.5,
         num_fixed=4,
-        tenant="",
         priority=3,
     )
     assert engine.last.spec.priority == 3
@@ -126,7 +125,7 @@ def test_agents_belong_to_the_tenant_whatever_the_user() -> None:
             ) as http:
                 for user in ("a", "b"):
                     chat_with_hints(http, PLANNER, user=user)
-                    seen[key, user] = live.engine.last.hints.tenant
+                    seen[key, user] = live.engine.last.spec.tenant
         assert seen["one", "a"] == seen["one", "b"] != ""
         assert seen["two", "a"] == seen["two", "b"] != seen["one", "a"]
 

@@ -37,6 +37,7 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVFLOW_CACHE_DIR", "/elsewhere")
     flags = """--model m --served-model-name s t --served-model-name u
         --host ::1 --port 0 --api-key a --api-key b
+        --api-key-file keys.toml --admin-api-key c --open-metrics
         --allowed-origins https://a.example http://b.example:3000
         --allowed-methods ["GET","POST"] --allowed-headers X-One --allow-credentials
         --allowed-hosts a.example b.example --forwarded-allow-ips 10.0.0.0/8 ::1
@@ -62,6 +63,9 @@ def test_every_flag_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
         host="::1",
         port=0,
         api_keys=("a", "b"),
+        api_key_file=Path("keys.toml"),
+        admin_api_keys=("c",),
+        open_metrics=True,
         max_body_mib=1.5,
         drain_timeout_s=0.0,
         log_level="debug",

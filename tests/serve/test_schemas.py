@@ -61,7 +61,7 @@ def test_sampling_parameters_reach_the_engine(http: httpx.Client, engine: FakeEn
         prompt_logprobs=1,
     )
     assert (engine.last.spec.priority, engine.last.spec.salt) == (2, "mine")
-    assert engine.last.spec.fairness_key == "127.0.0.1:me"
+    assert engine.last.spec.user == "me"
 
 
 def test_null_is_absent_and_unknown_fields_are_ignored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
@@ -20,7 +21,8 @@ import pytest
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
-from kvflow_jax.serve.server import _bind_remedy
+from kvflow_jax.serve.auth import tenant_of_peer
+from kvflow_jax.serve.server import TICKS_PER_S, _bind_remedy
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer, live_server
 from tests.serve.serve_requests import HELLO
 
@@ -170,7 +172,7 @@ def test_only_named_proxies_may_say_who_the_client_is(
     ):
         headers = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
         http.post("/v1/chat/completions", json={"messages": HELLO}, headers=headers)
-        assert live.engine.last.spec.fairness_key.startswith(f"{client}:")
+        assert live.engine.last.spec.tenant == tenant_of_peer(client)
 
 
 PROGRAM = """
@@ -269,3 +271,37 @@ def test_ctrl_c_while_loading_exits_immediately() -> None:
         read_until(lines, "loading")
         child.send_signal(signal.SIGINT)
         assert child.wait(TIMEOUT_S) == 0
+
+
+KEY_FILE = '[[keys]]\nname = "red"\nkey = "{key}"\n'
+
+
+def test_a_file_of_keys_is_read_again_when_it_changes_and_at_sighup(tmp_path: Path) -> None:
+    path, new = tmp_path / "keys.toml", tmp_path / "new"
+    path.write_text(KEY_FILE.format(key="old"))
+    live = LiveServer(api_key_file=path)
+    try:
+        store = live.server.service.key_store
+        new.write_text(KEY_FILE.format(key="new"))
+        new.replace(path)
+        asyncio.run(live.server.on_tick(TICKS_PER_S))
+        assert store.ring.authenticate(b"Bearer new") == "red"
+        before = store.ring
+        live.server._on_hangup(signal.SIGHUP, None)
+        asyncio.run(live.server.on_tick(1))
+        assert store.ring is not before
+    finally:
+        live.request_stop()
+        live.join()
+        live.engine.close()
+
+
+def test_a_wrong_file_of_keys_stops_the_start_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text("[[keys]]\n")
+    assert main(["--port", "0", "--api-key-file", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "name must be" in error

@@ -24,6 +24,6 @@ def test_every_route_submits_the_same_chat(
     assert request.prompt == f"{SYSTEM_PROMPT}<user>hi"
     assert request.params.seed == 7
     assert (request.spec.priority, request.spec.salt) == (2, "s")
-    assert request.spec.fairness_key.endswith(":u")
+    assert request.spec.user == "u"
     assert request.hints.agent_id == "planner"
     assert request.hints.num_fixed == len(SYSTEM_PROMPT)

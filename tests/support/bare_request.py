@@ -6,9 +6,9 @@ from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 
 
-def bare_request(prompt, *, fairness_key="", hints=None, **params):
+def bare_request(prompt, *, tenant="", hints=None, **params):
     return Request(
-        RequestSpec(prompt, SamplingParams(**params), fairness_key=fairness_key, hints=hints),
+        RequestSpec(prompt, SamplingParams(**params), tenant=tenant, hints=hints),
         lambda output: None,
         request_id=0,
         arrival_s=0.0,

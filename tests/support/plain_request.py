@@ -23,7 +23,7 @@ def make_request(
         lambda output: None,
         request_id=request_id,
         arrival_s=0.0,
-        root=RootKey("model", spec.salt),
+        root=RootKey("model", spec.salt, spec.cache_tenant),
         max_len=len(spec.prompt_ids) + spec.params.max_tokens,
         stop_ids=frozenset(stop_ids) | frozenset(spec.params.stop_token_ids),
         seed=(0, 0),

@@ -23,6 +23,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,14 @@ SLICE_FACTOR = 32  # time slice, in multiples of the time to recompute the queue
 MIN_SLICE_S = 10.0
 _UPDATE_EVERY_S = 1.0
 _MAX_SAMPLED = 16  # queued runs from which the size of all queued runs is extrapolated
+
+
+class _Claim(NamedTuple):
+    """By what a run is compared with others: first of all tenants, then of its own."""
+
+    rank: int
+    tenant: str
+    priority: int
 
 
 class AdmissionControl:
@@ -80,7 +89,7 @@ class AdmissionControl:
         self._active: OrderedDict[RunKey, float] = OrderedDict()
         self._queue: OrderedDict[RunKey, float] = OrderedDict()
         self._idle: OrderedDict[RunKey, float] = OrderedDict()
-        self._priority: dict[RunKey, int] = {}  # run -> priority of its last call
+        self._claims: dict[RunKey, _Claim] = {}  # run -> that of its last call
         self._limit = math.inf  # most blocks that active runs may have
         # Share of the time spent recomputing evicted KV, moving average.
         self._recompute_share = 0.0
@@ -138,19 +147,29 @@ class AdmissionControl:
     # The life of a run.
 
     def on_call_added(
-        self, run: RunKey, readers: Iterable[Reader], now: float, *, priority: int = 0
+        self,
+        run: RunKey,
+        readers: Iterable[Reader],
+        now: float,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        rank: int = 0,
     ) -> None:
         """Queue a new call of a run, and admit the run if the limit permits.
 
         Args:
             readers: readers that the run uses, now or later.
-            priority: runs of a higher one are admitted first, and not after runs of a lower one.
+            tenant: the tenants with the fewest active runs are admitted first.
+            priority: runs of a tenant of a higher one are admitted first, and not after runs of a
+                lower one.
+            rank: as ``priority``, between all tenants.
         """
         idle_since_s = self._idle.pop(run, None)
         if idle_since_s is not None:
             self._idle_times.observe(now - idle_since_s)
         self._num_calls[run] += 1
-        self._priority[run] = priority
+        self._claims[run] = _Claim(rank, tenant, priority)
         self._readers.setdefault(run, set())
         self.add_readers(run, readers)
         if run in self._active:
@@ -192,7 +211,7 @@ class AdmissionControl:
         """Forget a run."""
         self._queue.pop(run, None)
         self._idle.pop(run, None)
-        self._priority.pop(run, None)
+        self._claims.pop(run, None)
         readers = self._readers.pop(run, set())
         if self._active.pop(run, None) is not None:
             self._working_sets.release(readers)
@@ -265,12 +284,12 @@ class AdmissionControl:
         return self._decode_share * max(0.0, num_queued) / max(1.0, num_others)
 
     def _admit_queued(self, now: float) -> None:
-        """Admit queued runs within the limit, by priority, then in the order they were queued.
+        """Admit queued runs within the limit, by claim, then in the order they were queued.
 
         A run that does not fit stops the runs behind it, so that it is not starved.
         """
         while self._queue:
-            run = max(self._queue, key=self._priority.__getitem__)  # the first of the highest
+            run = max(self._queue, key=self._order_of())  # the first of the highest
             if not self._make_room(run, now):
                 return
             self._activate(run, now)
@@ -325,14 +344,14 @@ class AdmissionControl:
         return None
 
     def _newest(self) -> RunKey | None:
-        """Return the active run of the lowest priority, of these the newest, that frees blocks.
+        """Return the active run of the least claim, of these the newest, that frees blocks.
 
         The last active run is never returned.
         """
         if len(self._active) < 2:
             return None
         newest_first = list(self._active)[::-1]
-        for run in sorted(newest_first, key=self._priority.__getitem__):
+        for run in sorted(newest_first, key=self._order_of()):
             if self._working_sets.would_free_blocks(self._readers[run]):
                 return run
         return None
@@ -340,24 +359,48 @@ class AdmissionControl:
     def _preemptible(self, run: RunKey, num_blocks: int, now: float) -> RunKey | None:
         """Return the active run that gives way to a queued one; None if there is none.
 
-        An active run of lower priority gives way at once; of equal priority, the run that has been
-        active longest gives way at the end of its time slice.
+        A run of lower rank gives way at once, and so does one of lower priority of the same
+        tenant, and one of a tenant that keeps as many active runs as the other gets. Of equal
+        claims, the run that has been active longest gives way at the end of its time slice.
 
         Args:
             num_blocks: blocks that the queued run reads and no active run does.
         """
         if not self._active:
             return None
-        priority = self._priority[run]
-        lowest = min(self._active, key=self._priority.__getitem__)
-        if self._priority[lowest] < priority:
-            return lowest
+        claim, num_active = self._claims[run], self._num_active()
+
+        def gives_way(other: _Claim) -> bool:
+            if other.rank != claim.rank:
+                return other.rank < claim.rank
+            if other.tenant == claim.tenant:
+                return other.priority < claim.priority
+            return num_active[other.tenant] - 1 >= num_active[claim.tenant] + 1
+
+        for candidate in sorted(self._active, key=self._order_of()):
+            if gives_way(self._claims[candidate]):
+                return candidate
         slice_s = max(MIN_SLICE_S, SLICE_FACTOR * self._compute_s(num_blocks))
-        for other, since_s in self._active.items():
-            if self._priority[other] == priority:
+        for candidate, since_s in self._active.items():
+            other = self._claims[candidate]
+            if other.rank == claim.rank and (other.tenant != claim.tenant or other == claim):
                 is_over = now - max(self._queue[run], since_s) > slice_s
-                return other if is_over else None
+                return candidate if is_over else None
         return None
+
+    def _num_active(self) -> Counter[str]:
+        """Return the active runs of each tenant."""
+        return Counter(self._claims[run].tenant for run in self._active)
+
+    def _order_of(self) -> Callable[[RunKey], tuple[int, int, int]]:
+        """Return the order of claims: the highest is admitted first, the lowest gives way first."""
+        num_active = self._num_active()
+
+        def order(run: RunKey) -> tuple[int, int, int]:
+            claim = self._claims[run]
+            return claim.rank, -num_active[claim.tenant], claim.priority
+
+        return order
 
     def _num_additional(self, run: RunKey) -> int:
         """Return the blocks in a run's working sets that no active run reads."""

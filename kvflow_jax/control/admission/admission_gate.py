@@ -57,8 +57,12 @@ class AdmissionGate:
             return True
         return not self._control.is_throttled(run.key)
 
-    def on_call_added(self, run: Run, agent: str | None, priority: int, now: float) -> None:
-        """Record a new call of a run, by ``agent`` if that is known; the run may be throttled."""
+    def on_call_added(self, run: Run, agent: str | None, request: Request, now: float) -> None:
+        """Record a new call of a run, by ``agent`` if that is known; the run may be throttled.
+
+        Args:
+            request: the call; the run has its claims.
+        """
         self.drop_ended_runs()
         if self._control is None:
             return
@@ -67,7 +71,14 @@ class AdmissionGate:
             for agent, read in run.agent_reads.items()
             if read.kind < ReadKind.NEVER
         ]
-        self._control.on_call_added(run.key, readers, now, priority=priority)
+        self._control.on_call_added(
+            run.key,
+            readers,
+            now,
+            tenant=request.share,
+            priority=request.priority,
+            rank=request.rank,
+        )
         if agent is not None and self._control.is_throttled(run.key):
             self._run_tracker.throttle_call(run, agent)
 

@@ -32,8 +32,10 @@ class Harness:
         self.counted.append(num_blocks)
         return num_blocks * BLOCK_S
 
-    def call(self, run, *agents, priority=0):
-        self.admission.on_call_added(run, agents or [run], self.now, priority=priority)
+    def call(self, run, *agents, priority=0, tenant="", rank=0):
+        self.admission.on_call_added(
+            run, agents or [run], self.now, priority=priority, tenant=tenant, rank=rank
+        )
         return not self.admission.is_throttled(run)
 
     def finish(self, run):
@@ -285,6 +287,19 @@ def test_runs_of_higher_priority_are_admitted_first():
     # Resumed at once, before runs of lower priority.
     assert not harness.admission.is_throttled("d")
     assert harness.admission.is_throttled("c")
+
+
+def test_a_run_of_another_tenant_waits_for_no_crowd_whatever_priority_that_claims():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("c")
+    assert harness.call("d", tenant="other", priority=-9)  # the crowd keeps as many
+    assert not harness.admission.is_throttled("d")
+
+
+def test_a_run_of_a_higher_rank_precedes_those_of_all_tenants():
+    harness = thrashing("a", "b", "c", "d")
+    assert not harness.call("c", tenant="other", rank=-1)
+    assert harness.call("d", rank=1)
 
 
 def test_the_limit_grows_again_once_little_is_recomputed():

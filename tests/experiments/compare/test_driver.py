@@ -55,7 +55,7 @@ def test_a_call_starts_once_its_inputs_end_and_reads_their_outputs():
     server.finish()
     ((spec, _),) = server.requests
     assert spec.prompt_ids.tolist() == [0, 1, 2, 3, 7, 8]
-    assert spec.fairness_key == "tenant"
+    assert (spec.user, spec.hints.tenant) == ("tenant", "tenant")
     assert spec.hints.agent_id == "b"
     server.finish()
     records = driver.wait(0)

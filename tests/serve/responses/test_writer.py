@@ -69,7 +69,7 @@ def test_hints_apply_and_are_reported(http: httpx.Client, engine: FakeEngine, st
     spec = engine.last.spec
     assert spec.hints.agent_id == "planner"
     assert (spec.priority, spec.salt) == (3, "s")
-    assert spec.fairness_key.endswith(":u")
+    assert spec.user == "u"
 
 
 def test_a_client_that_disconnects_aborts_its_response(
