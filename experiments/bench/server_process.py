@@ -15,6 +15,7 @@ from typing import NamedTuple
 import httpx
 
 HOST = "127.0.0.1"
+POLL_S = 0.2  # between two questions whether the server is ready
 
 
 class ServerProcess(NamedTuple):
@@ -43,7 +44,7 @@ async def server_process(flags: Sequence[str]) -> AsyncIterator[ServerProcess]:
                         break
                 except httpx.TransportError:
                     pass  # not listening yet
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(POLL_S)
         yield ServerProcess(url, process.pid)
     finally:
         process.send_signal(signal.SIGINT)
