@@ -41,6 +41,7 @@ class LLMOptions(TypedDict, total=False):
     deterministic: bool
     speculative_config: SpeculativeConfig | Mapping[str, object] | None
     trace: Path | str | None
+    step_timeout_s: float
 
     eviction: str | EvictionOrder | None
     prefetch: bool | None

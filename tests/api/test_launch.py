@@ -40,6 +40,9 @@ class FakeRunner:
     def warm_up(self, track):
         self.num_warmed = len(list(track(self.shapes.shapes)))
 
+    def longest_step_s(self):
+        return 0.5
+
     def prefill_s_per_token(self):
         return 1e-3
 
@@ -151,6 +154,7 @@ def test_an_engine_has_transfers_if_it_has_a_host_tier(loaded, mode, kind):
     assert isinstance(engine.transfers, kind)
     assert engine.sizes.max_model_len == CONFIG.max_model_len
     assert engine.runner.num_warmed
+    assert engine.longest_step_s == 0.5
     engine.transfers.close()
 
 

@@ -8,7 +8,7 @@ from kvflow_jax.serve.config import ServerConfig
 
 
 def test_the_repr_of_a_config_contains_no_api_key() -> None:
-    assert "secret" not in repr(ServerConfig(api_keys=("secret",)))
+    assert "sesame" not in repr(ServerConfig(api_keys=("sesame",)))
 
 
 def test_the_body_limit_is_given_in_mib() -> None:

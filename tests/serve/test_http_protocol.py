@@ -50,27 +50,28 @@ def error_in(answer: bytes) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("start", "endless", "status"),
+    ("start", "endless", "statuses"),
     [
-        (START + b"X: ", b"a", 431),
-        (START, b"a", 431),  # the name of a header
-        (START + b"X:", b" ", 431),
-        (START + b"X: 1\r\n ", b"a", 431),  # a folded line
-        (START, b"X: 1\r\n", 431),
-        (b"", b"\r\n", 431),
-        (b"GET /", b"a", 414),
-        (b"GET /?", b"a", 414),
-        (b"", b"a", 400),
-        (b"GET / HTTP/1.1", b"a", 400),
+        (START + b"X: ", b"a", {431}),
+        (START, b"a", {431}),  # the name of a header
+        (START + b"X:", b" ", {431}),
+        # A folded line; the parser refuses one whose beginning came with the line before.
+        (START + b"X: 1\r\n ", b"a", {400, 431}),
+        (START, b"X: 1\r\n", {431}),
+        (b"", b"\r\n", {431}),
+        (b"GET /", b"a", {414}),
+        (b"GET /?", b"a", {414}),
+        (b"", b"a", {400}),
+        (b"GET / HTTP/1.1", b"a", {400}),
     ],
 )
 def test_a_head_without_an_end_is_refused(
-    live: LiveServer, start: bytes, endless: bytes, status: int
+    live: LiveServer, start: bytes, endless: bytes, statuses: set[int]
 ) -> None:
     piece = endless * ((1 << 15) // len(endless))
     answer = answer_to(live, start + piece, *[piece] * (ENDLESS // len(piece)))
     # Nothing, if the client's side had to be reset before it read the answer.
-    assert not answer or error_in(answer)[0] == status
+    assert not answer or error_in(answer)[0] in statuses
 
 
 @pytest.mark.parametrize(

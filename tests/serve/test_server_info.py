@@ -18,14 +18,14 @@ def test_the_configuration_is_shown_without_keys(http: httpx.Client, engine: Fak
     assert info["settings"]["max_body_mib"] == 0.25
     engine_config = EngineConfig(speculative_config={"num_speculative_tokens": 4})
     with (
-        live_server(api_keys=("secret",), engine=engine_config) as live,
+        live_server(api_keys=("sesame",), engine=engine_config) as live,
         httpx.Client(base_url=live.url) as other,
     ):
         assert error_of(other.get("/server_info"), 401)
-        answer = other.get("/server_info", headers={"x-api-key": "secret"})
+        answer = other.get("/server_info", headers={"x-api-key": "sesame"})
         assert answer.json()["settings"]["page_size"]
         assert answer.json()["settings"]["speculative_config"]["num_speculative_tokens"] == 4
-        assert "secret" not in answer.text
+        assert "sesame" not in answer.text
 
 
 def test_the_load_is_that_of_open_requests(http: httpx.Client) -> None:
