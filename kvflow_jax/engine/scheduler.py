@@ -246,7 +246,7 @@ class Scheduler:
         Only for the waiting tenant that runs least, and only if it then fits.
 
         Returns:
-            Whose turn comes first, because room was made for it; None: nobody was preempted.
+            The turn that comes first, because room was made for it; None: no request was preempted.
         """
         queue = self.waiting
         if not queue or queue.num_tenants < 2:

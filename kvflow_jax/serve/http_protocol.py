@@ -253,7 +253,7 @@ class HttpProtocol(HttpToolsProtocol):
         return is_being_received and not running.response_started
 
     def _disconnect(self, cycle: RequestResponseCycle | None) -> None:
-        """Let the application of a request know that nobody reads its answer."""
+        """Tell the application of a request that its client has disconnected."""
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()

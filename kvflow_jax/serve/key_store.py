@@ -28,7 +28,7 @@ class KeyStore:
     def __init__(self, config: ServerConfig) -> None:
         self._of_flags = [ApiKey.of(text) for text in config.api_keys]
         if len(config.api_keys) == 1 and not (config.admin_api_keys or config.api_key_file):
-            # There is nobody to protect from the holder of the only key.
+            # With one key there is one tenant, so that admin rights reach no other.
             self._of_flags = [replace(key, limits=ADMIN_LIMITS) for key in self._of_flags]
         self._of_flags += [ApiKey.of(text, ADMIN_LIMITS) for text in config.admin_api_keys]
         self._is_required = bool(config.api_keys or config.api_key_file)
