@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -211,11 +212,9 @@ class Engine:
             request_id=request_id,
             arrival_s=now if arrival_s is None else arrival_s,
         )
-        try:
+        request.hint_status = HintStatus.IGNORED
+        with _hints_as_advice(request):
             request.hint_status = self.controller.on_request_added(request, now)
-        except Exception:
-            _log_unused_hints(request)
-            request.hint_status = HintStatus.IGNORED
         self._requests[request_id] = request
         self.scheduler.add(request)
         return request_id
@@ -435,10 +434,8 @@ class Engine:
             self._num_prompt_done += request.num_prompt
         self.scheduler.publish(request, now)
         if is_first:
-            try:
+            with _hints_as_advice(request):
                 self.controller.on_prefill_done(request, now)
-            except Exception:
-                _log_unused_hints(request)
         output = Output(
             request.id,
             text,
@@ -476,10 +473,8 @@ class Engine:
         request.finish_reason = reason
         del self._requests[request.id]
         is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        try:
+        with _hints_as_advice(request):
             self.controller.on_request_finished(request, now, is_done=is_done)
-        except Exception:
-            _log_unused_hints(request)
         self.tracer.on_finish(request, now)
         self._speculator.on_finished(request, is_done=is_done)
         self._num_finished[reason.value] += 1
@@ -504,10 +499,8 @@ class Engine:
     def _protect(self, preempted: Iterable[Preempted]) -> None:
         """Protect the computed tokens of requests that are back in the queue."""
         for request, num_computed in preempted:
-            try:
+            with _hints_as_advice(request):
                 self.controller.on_preempted(request, num_computed)
-            except Exception:
-                _log_unused_hints(request)
 
     def _check_drained(self) -> None:
         """Raise IntegrityError if a result of this step was not passed on."""
@@ -574,9 +567,13 @@ class Engine:
         )
 
 
-def _log_unused_hints(request: Request) -> None:
-    """Log the error that is being handled: hints are advice and never fail a request."""
-    log.exception("the hints of request %d could not be used", request.id)
+@contextmanager
+def _hints_as_advice(request: Request) -> Iterator[None]:
+    """Log an error of the context: hints are advice and never fail a request."""
+    try:
+        yield
+    except Exception:
+        log.exception("the hints of request %d could not be used", request.id)
 
 
 def _failure_of(request: Request, error: Exception) -> KVFlowError:
