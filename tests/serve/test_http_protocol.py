@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvflow_jax.serve import http_protocol
-from tests.serve.serve_fakes import TIMEOUT_S, LiveServer, live_server
+from tests.serve.serve_fakes import TIMEOUT_S, FakeRequest, LiveServer, live_server
 from tests.serve.serve_requests import CHAT, raw_completion_request
 
 START = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -166,23 +166,26 @@ def test_a_body_that_arrives_after_its_answer_has_no_end(hasty: LiveServer) -> N
     assert answer.startswith(b"HTTP/1.1 415")
 
 
-def test_a_client_that_does_not_read_is_closed(hasty: LiveServer) -> None:
-    hasty.engine.reset()
-    hasty.engine.reply = None
-    with connection_to(hasty) as connection:
+@contextmanager
+def running_stream(live: LiveServer) -> Iterator[tuple[socket.socket, FakeRequest]]:
+    """Yield the connection of a stream, and its request, which waits for the test."""
+    live.engine.reset()
+    live.engine.reply = None
+    with connection_to(live) as connection:
         connection.sendall(raw_completion_request("a", True))
-        (request,) = hasty.engine.wait_for_requests(1)
+        (request,) = live.engine.wait_for_requests(1)
+        yield connection, request
+
+
+def test_a_client_that_does_not_read_is_closed(hasty: LiveServer) -> None:
+    with running_stream(hasty) as (_, request):
         for _ in range(200):
             hasty.engine.emit(request, "x" * (1 << 17))
         hasty.engine.wait_for(lambda: request.request_id in hasty.engine.aborted)
 
 
 def test_a_long_answer_is_no_slow_client(hasty: LiveServer) -> None:
-    hasty.engine.reset()
-    hasty.engine.reply = None
-    with connection_to(hasty) as connection:
-        connection.sendall(raw_completion_request("a", True))
-        (request,) = hasty.engine.wait_for_requests(1)
+    with running_stream(hasty) as (connection, request):
         # That this one is closed shows that the other has been looked at.
         answer_to(hasty)
         hasty.engine.emit(request, "late")
