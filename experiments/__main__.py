@@ -29,7 +29,9 @@ GROUPS = {
         "kernel_bench": "the CPU kernels against XLA's own",
         "load_bench": "how fast a model is loaded, and how much host memory that takes",
         "serve_bench": "latency of the HTTP server beside a busy engine",
+        "load": "500 streams, hostile clients, an abort storm, a greedy tenant",
         "soak": "mixed requests with aborts in a pool too small, then exactness",
+        "memory_soak": "mixed workflows for 20 minutes: resident memory, and texts",
         "bench.fit_profile": "fit the simulator's hardware profile to this machine",
     },
     "Devices": {

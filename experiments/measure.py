@@ -203,9 +203,10 @@ class BandwidthCeiling:
         return self.nbytes / min(times)
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process, bytes (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int | None = None) -> int:
+    """Return the resident memory of a process, bytes (Linux); default: of this one."""
+    statm = Path("/proc", str(pid or "self"), "statm").read_text()
+    return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ QUICK: dict[str, list[str]] = {
     "experiments.kernel_bench": ["--quick --json JSON"],
     "experiments.peers": ["--quick --json JSON"],
     "experiments.quality": ["--quick --json JSON"],
+    "experiments.load": ["--quick --json JSON"],
     "experiments.load_bench": ["--quick --json JSON"],
     "experiments.grammar_bench": ["--quick --json JSON"],
     "experiments.speculation": ["--quick --json JSON"],

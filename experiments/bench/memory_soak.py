@@ -13,8 +13,8 @@ runs deterministically. Exits with 1 if a text differs.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-import resource
 import sys
 import time
 from collections import Counter
@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -96,7 +95,7 @@ class Soak:
             ]
             start_s = time.monotonic()
             while (now := time.monotonic() - start_s) < seconds:
-                self.memory.append((now, resident_bytes(process.pid)))
+                self.memory.append((now, process.resident_bytes()))
                 await asyncio.sleep(min(SAMPLE_S, seconds / 8))
             stop.set()
             await asyncio.gather(*clients)
@@ -125,6 +124,7 @@ class Soak:
                     self.statuses[name, answer.status_code] += 1
             except httpx.ReadTimeout:
                 self.statuses[name, 0] += 1
+            await asyncio.sleep(0)  # a transport that never waits must not keep the loop
 
     def compare(self, prompt: int, answer: httpx.Response) -> None:
         """Compare the text of an answer with the first to the same prompt."""
@@ -231,15 +231,15 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process, in bytes."""
-    num_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return num_pages * resource.getpagesize()
-
-
 def slope_mb_per_minute(memory: Sequence[tuple[float, int]], settle_s: float) -> float:
-    """Return the slope of a line through the samples (seconds, bytes) after ``settle_s``."""
-    seconds, num_bytes = np.array([one for one in memory if one[0] >= settle_s]).T
+    """Return the slope of a line through the samples (seconds, bytes) after ``settle_s``.
+
+    With fewer than two samples it is NaN.
+    """
+    samples = [one for one in memory if one[0] >= settle_s]
+    if len(samples) < 2:
+        return math.nan
+    seconds, num_bytes = np.array(samples).T
     return float(np.polyfit(seconds / 60, num_bytes / 1e6, 1)[0])
 
 

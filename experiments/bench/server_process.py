@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 import httpx
 
+from experiments.measure import resident_bytes
+
 HOST = "127.0.0.1"
 POLL_S = 0.2  # between two questions whether the server is ready
 
@@ -23,6 +26,17 @@ class ServerProcess(NamedTuple):
 
     url: str
     pid: int
+
+    def resident_bytes(self) -> int:
+        """Return its resident memory, bytes."""
+        return resident_bytes(self.pid)
+
+    def num_threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+    def num_handles(self) -> int:
+        """Return the number of its open file descriptors."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import pytest
 
@@ -78,4 +79,8 @@ def test_ceilings_are_rates():
 
 def test_seconds_are_those_of_the_median_call():
     assert measure.seconds(lambda: 1, repeats=3) >= 0
+
+
+def test_resident_memory_is_that_of_the_process():
     assert measure.resident_bytes() > 1 << 20
+    assert 1 << 20 < measure.resident_bytes(os.getpid()) < 1 << 40
