@@ -25,7 +25,7 @@ class AbortRequest(BaseModel):
 @routes.post("/abort_request", openapi_extra=body_of(AbortRequest))
 async def abort_request(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, AbortRequest)
+    body = await service.bodies.parse(request, tenant, AbortRequest)
     if not body.rid and not body.abort_all:
         raise InvalidRequestError("send the rid of a request, or abort_all: true", param="rid")
     # A request that has just ended is no error: its caller cannot know.

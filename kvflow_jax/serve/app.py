@@ -121,7 +121,7 @@ async def create_chat_completion(
     request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, ChatRequest)
+    body = await service.bodies.parse(request, tenant, ChatRequest)
     service.check_model(body.model)
     read = Chat.read(service, body)
     response_format = chat.ChatFormat(
@@ -138,7 +138,7 @@ async def create_chat_completion(
 @routes.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
 async def create_completion(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, CompletionRequest)
+    body = await service.bodies.parse(request, tenant, CompletionRequest)
     service.check_model(body.model)
     params = body.sampling_params(service.sampling_defaults)
     prompts = completions.read_prompts(body.prompt)

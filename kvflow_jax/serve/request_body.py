@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -18,12 +16,13 @@ from kvflow_jax.serve.body_memory import BodyMemory, Reservation
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.json_structure import Limits, has_few_values, scan
 from kvflow_jax.serve.large_json import parse, parse_in_slices
+from kvflow_jax.serve.tenant_threads import TenantThreads
 
 MAX_ERRORS_SHOWN = 3
 MAX_ERRORS_READ = 100
 MAX_INLINE_BYTES = 1 << 18  # of a body that is parsed on the event loop, in a few milliseconds
 BODIES_AT_ONCE = 8  # of the largest size, in the memory of the server
-BODIES_OF_A_CLIENT = 4
+BODIES_OF_A_TENANT = 4
 # The largest step graph: 16,384 edges of four fields, and 4,096 nodes. A chat has some ten objects
 # for each message with its tool calls.
 MAX_CONTAINERS = 1 << 15
@@ -49,7 +48,8 @@ class BodyReader:
     """Reads the bodies of requests, within limits of time and memory.
 
     A large body is parsed and validated on a thread, one at a time and in slices: from_json holds
-    the GIL, so that two of them at a time would halve the event loop's share of it.
+    the GIL, so that two of them at a time would halve the event loop's share of it. Tenants take
+    turns.
 
     Args:
         max_bytes: of one body.
@@ -58,11 +58,11 @@ class BodyReader:
 
     def __init__(self, max_bytes: int, max_model_len: Callable[[], int]) -> None:
         self._max_bytes, self._max_model_len = max_bytes, max_model_len
-        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, BODIES_OF_A_CLIENT * max_bytes)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="request-body")
+        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, BODIES_OF_A_TENANT * max_bytes)
+        self._thread = TenantThreads(1, "request-body")
 
-    async def parse(self, request: Request, schema: type[Schema]) -> Schema:
-        """Return the JSON body of a request as ``schema``.
+    async def parse(self, request: Request, tenant: str, schema: type[Schema]) -> Schema:
+        """Return the JSON body of a tenant's request as ``schema``.
 
         Raises:
             ApiError: 415 for a content type that is not JSON; 413 for more than ``max_bytes`` (the
@@ -70,24 +70,24 @@ class BodyReader:
                 bodies of other requests take all the memory for bodies; 400 for a body that is not
                 a JSON object in UTF-8 or does not match the schema, naming the field.
         """
-        return await self.read(request, lambda body: validate(body, schema))
+        return await self.read(request, tenant, lambda body: validate(body, schema))
 
-    async def read(self, request: Request, read: Callable[[dict[str, Any]], Read]) -> Read:
+    async def read(
+        self, request: Request, tenant: str, read: Callable[[dict[str, Any]], Read]
+    ) -> Read:
         """Return ``read(body)`` for a body, which is a JSON object. Raises as ``parse``."""
         limits = Limits(MAX_CONTAINERS, MAX_VALUES + PROMPTS_OF_IDS * self._max_model_len())
         _check_content_type(request.headers.get("content-type"))
-        client = request.client.host if request.client is not None else ""
-        with self.memory.reservation(client) as reservation:
+        with self.memory.reservation(tenant) as reservation:
             body = await self._receive(request, reservation)
             if len(body) <= MAX_INLINE_BYTES and has_few_values(body, limits):
                 return read(_as_object(_parse(body)))
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._thread, lambda: read(_as_object(_parse_large(body, limits)))
+            return await self._thread.run(
+                tenant, lambda: read(_as_object(_parse_large(body, limits)))
             )
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     async def _receive(self, request: Request, reservation: Reservation) -> bytearray:
         declared = request.headers.get("content-length", "")

@@ -46,7 +46,7 @@ class DetokenizeRequest(BaseModel):
 @routes.post("/tokenize", openapi_extra=body_of(TokenizeRequest, TokenizeChatRequest))
 async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    request_read = await service.bodies.read(request, _validate_text_or_chat)
+    request_read = await service.bodies.read(request, tenant, _validate_text_or_chat)
     service.check_model(request_read.model)
     encoding = _encode(service, tenant, request_read)
     tokens = await until_disconnect(request.receive, encoding)
@@ -67,7 +67,7 @@ async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> 
 async def detokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
     limit = service.max_model_len
-    body = await service.bodies.read(request, lambda data: _validate_tokens(data, limit))
+    body = await service.bodies.read(request, tenant, lambda data: _validate_tokens(data, limit))
     service.check_model(body.model)
     text = await service.tokenize(
         tenant, [], lambda t: t.decode(body.tokens, skip_special_tokens=False)

@@ -86,7 +86,7 @@ async def register_graph(
 ) -> Response:
     service.check_ready()
     _check_id(graph_id)
-    data = await service.bodies.read(request, dict)
+    data = await service.bodies.read(request, tenant, dict)
     reading = service.run_in_thread(tenant, lambda: _read_graph(data))
     graph, text, warnings = await until_disconnect(request.receive, reading)
     registry = service.graph_registry
@@ -136,7 +136,7 @@ async def advance_run(
     workflow_id: str, request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, AdvanceRequest)
+    body = await service.bodies.parse(request, tenant, AdvanceRequest)
     unknown = await service.call_engine(lambda engine: _advance(engine, tenant, workflow_id, body))
     if unknown is None:
         raise ApiError(

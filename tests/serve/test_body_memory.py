@@ -21,7 +21,7 @@ def test_bodies_share_a_budget_and_give_it_back() -> None:
     assert memory.used_bytes == 0
 
 
-def test_a_client_takes_only_its_part() -> None:
+def test_a_tenant_takes_only_its_part() -> None:
     memory = BodyMemory(100, max_bytes_each=80)
     with memory.reservation("a") as first, memory.reservation("a") as second:
         first.grow(60)

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kvflow_jax.serve.auth import LOCAL, ApiKey
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer, live_server
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
@@ -103,13 +104,23 @@ def test_mistakes_of_a_large_body_are_named() -> None:
 def test_bodies_are_refused_while_others_take_the_memory() -> None:
     with live_server() as live, httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http:
         memory = live.server.service.bodies.memory
-        with memory.reservation("127.0.0.1") as others:
+        with memory.reservation(LOCAL) as others:
             others.grow(4 * live.config.max_body_bytes)
             refused = http.post(CHAT, json={"messages": HELLO})
             assert error_of(refused, 503)["code"] == "too_many_bodies"
             assert refused.headers["retry-after"] == "1"
         assert http.post(CHAT, json={"messages": HELLO}).status_code == 200
         assert memory.used_bytes == 0
+
+
+def test_bodies_are_counted_by_key() -> None:
+    with live_server(api_keys=("one", "two")) as live, httpx.Client(base_url=live.url) as http:
+        body = {"messages": HELLO}
+        with live.server.service.bodies.memory.reservation(ApiKey.of("one").tenant) as others:
+            others.grow(4 * live.config.max_body_bytes)
+            refused = http.post(CHAT, json=body, headers={"x-api-key": "one"})
+            assert error_of(refused, 503)["code"] == "too_many_bodies"
+            assert http.post(CHAT, json=body, headers={"x-api-key": "two"}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ routes = APIRouter()
 @routes.post("/v1/messages", openapi_extra=body_of(MessagesRequest))
 async def create_message(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, MessagesRequest)
+    body = await service.bodies.parse(request, tenant, MessagesRequest)
     service.check_model(body.model)
     message_id = new_id("msg")
     try:
@@ -40,7 +40,7 @@ async def create_message(request: Request, service: ServiceDep, tenant: TenantDe
 @routes.post("/v1/messages/count_tokens", openapi_extra=body_of(CountTokensRequest))
 async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, CountTokensRequest)
+    body = await service.bodies.parse(request, tenant, CountTokensRequest)
     service.check_model(body.model)
     try:
         encoding = Chat.read(service, body.to_chat()).encode(service, tenant)

@@ -20,7 +20,7 @@ routes = APIRouter()
 @routes.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
 async def create_response(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, ResponsesRequest)
+    body = await service.bodies.parse(request, tenant, ResponsesRequest)
     service.check_model(body.model)
     chat_body, names = body.to_chat()
     chat = Chat.read(service, chat_body)
