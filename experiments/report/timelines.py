@@ -20,7 +20,7 @@ from experiments.drawing import save
 from experiments.workloads.base import Sizes, Workload
 from experiments.workloads.paper import cycle
 from kvflow_jax.cache.index import RootKey
-from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.engine.step_plan import StepPlan
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B, pool_tokens
 

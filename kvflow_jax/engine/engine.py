@@ -22,11 +22,12 @@ from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
 from kvflow_jax.control.transfer_manager import TransferManager
-from kvflow_jax.engine.scheduler import Preempted, Scheduler, StepPlan
+from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.speculator import Speculator
 from kvflow_jax.engine.stats import counters, snapshot
 from kvflow_jax.engine.step_in_flight import StepInFlight
+from kvflow_jax.engine.step_plan import Preempted, StepPlan
 from kvflow_jax.engine.trace import NoTrace, Tracer
 from kvflow_jax.errors import KVFlowError, StepFailedError
 from kvflow_jax.grammar.compiler import GrammarCompiler
@@ -302,7 +303,7 @@ class Engine:
             log.exception("blocks could not be written to the pool")
             self.fail_all(StepFailedError(f"blocks could not be written to the pool: {error}"))
             return []
-        self.scheduler.uses_host_tier = self.transfer_manager.is_usable(Direction.LOAD)
+        self.scheduler.sharing.uses_host_tier = self.transfer_manager.is_usable(Direction.LOAD)
         self.transfer_manager.set_offload_budget()
         self.tracer.on_transfers(finished.transfers)
         if finished.failed_blocks is None:
@@ -518,7 +519,7 @@ class Engine:
     def _new_scheduler(self) -> Scheduler:
         scheduler = Scheduler(self.cache, self.sizes.shapes)
         if self.sizes.cache.safeguards:
-            scheduler.should_load = self._should_load
+            scheduler.sharing.should_load = self._should_load
         scheduler.can_admit = lambda request: self.controller.can_admit(request)
         return scheduler
 

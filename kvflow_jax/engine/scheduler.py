@@ -19,23 +19,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum, auto
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
 
 import numpy as np
 
-from kvflow_jax.cache.index import RootKey
 from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
 from kvflow_jax.engine.fair_queue import FairQueue, Turn
 from kvflow_jax.engine.fair_shares import sort_by_claim, victims_for
+from kvflow_jax.engine.prefix_sharing import BlockKey, PrefixSharing
+from kvflow_jax.engine.step_plan import Preempted, StepPlan
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.request import NO_SEQ_SLOT, Chunk, Request
 from kvflow_jax.runtime.batch import BatchShapes
-
-_BlockKey = tuple[RootKey, int | None, bytes]  # root, the block before it, its tokens
 
 
 class _Admission(Enum):
@@ -46,41 +44,6 @@ class _Admission(Enum):
     FULL = auto()  # rows, seq slots or blocks lack
 
 
-class Preempted(NamedTuple):
-    """A request that is back in the queue, and how many of its tokens were computed."""
-
-    request: Request
-    num_computed: int
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """The chunks that one step computes, and the blocks that it published before computing them.
-
-    Attributes:
-        admitted: requests that start, or restart after a preemption, with this step.
-        preempted: requests that are preempted to make room.
-        published: (lease, its number of indexed blocks before), in order of publishing.
-        prefill_lengths: tokens of each chunk that takes tiles rather than a decode row.
-    """
-
-    chunks: list[Chunk] = field(default_factory=list)
-    admitted: list[Request] = field(default_factory=list)
-    preempted: list[Preempted] = field(default_factory=list)
-    published: list[tuple[Lease, int]] = field(default_factory=list)
-    prefill_lengths: list[int] = field(default_factory=list)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that the plan takes on the device."""
-        return 1
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """Drafted tokens that the step verifies."""
-        return sum(len(chunk.draft) for chunk in self.chunks)
-
-
 class Scheduler:
     """Owns the waiting and running requests, with their seq slots and leases.
 
@@ -88,9 +51,7 @@ class Scheduler:
         waiting: requests, fair among tenants.
         running: requests; from the start of ``schedule`` on in the order of their claims to blocks.
         num_host_tokens: the part of ``num_cached_tokens`` that was on the host at admission.
-        uses_host_tier: False: recompute host-only blocks.
-        should_load: called with (blocks to load, tokens to compute instead); returns whether to
-            load.
+        sharing: which cached blocks requests use.
         can_admit: called with a waiting request; returns False while its run is throttled.
     """
 
@@ -102,8 +63,7 @@ class Scheduler:
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_host_tokens = 0
-        self.uses_host_tier = True
-        self.should_load: Callable[[int, int], bool] = lambda num_blocks, num_tokens: True
+        self.sharing = PrefixSharing(cache, shapes)
         self.can_admit: Callable[[Request], bool] = lambda request: True
         self._cache = cache
         self._shapes = shapes
@@ -190,8 +150,8 @@ class Scheduler:
 
         Call between steps: private blocks are replaced by indexed blocks of the same tokens.
         """
-        if request.lease is not None and self._has_unindexed_block(request):
-            tokens = self._shareable_tokens(request)
+        if request.lease is not None and self.sharing.has_unindexed_block(request):
+            tokens = self.sharing.shareable_tokens(request)
             num_written = len(tokens) // self._cache.page_size
             self._cache.deduplicate(request.lease, tokens, now, num_written=num_written)
             self._cache.publish(request.lease, tokens)
@@ -262,7 +222,7 @@ class Scheduler:
 
     def _victims_for(self, request: Request) -> list[Request]:
         """Return whom to preempt for a waiting request; see ``fair_shares.victims_for``."""
-        cache, matched = self._cache, self._match(request)
+        cache, matched = self._cache, self.sharing.match(request)
         num_blocks = -(-request.num_tokens // cache.page_size)
 
         def num_freed(victim: Request) -> int:
@@ -349,7 +309,7 @@ class Scheduler:
 
     def _plan_chunk(self, plan: StepPlan, request: Request, now: float) -> bool:
         """Add the next chunk of a running request to the plan; False if rows or blocks lack."""
-        if request.num_computed + 1 < request.num_known and self._may_hit(request):
+        if request.num_computed + 1 < request.num_known and self.sharing.may_hit(request):
             self._deduplicate(request, now)
         length, is_decode = self._next_length(plan, request)
         if length == 0 or not self._grow(plan, request, request.num_computed + length, now):
@@ -363,8 +323,8 @@ class Scheduler:
         lease = request.lease
         assert lease is not None
         before = lease.num_indexed
-        if self._has_unindexed_block(request):
-            self._cache.publish(lease, self._shareable_tokens(request))
+        if self.sharing.has_unindexed_block(request):
+            self._cache.publish(lease, self.sharing.shareable_tokens(request))
             if lease.num_indexed > before:
                 plan.published.append((lease, before))
         num_pages = -(-request.num_computed // self._cache.page_size)
@@ -385,23 +345,6 @@ class Scheduler:
         )
         num_shared = request.lease.num_indexed * self._cache.page_size
         request.num_computed = max(request.num_computed, num_shared)
-
-    def _may_hit(self, request: Request) -> bool:
-        """True if a running request may use blocks that other requests have computed."""
-        return not (request.scores_prompt or self._shapes.deterministic)
-
-    def _num_shareable(self, request: Request) -> int:
-        """Return how many leading tokens are known, written or planned, and may be indexed."""
-        num_tokens = min(request.num_known, request.num_computed)
-        return min(num_tokens, request.num_prompt) if self._shapes.deterministic else num_tokens
-
-    def _shareable_tokens(self, request: Request) -> np.ndarray:
-        return request.tokens[: self._num_shareable(request)]
-
-    def _has_unindexed_block(self, request: Request) -> bool:
-        """True if a running request has a full block that is not indexed."""
-        assert request.lease is not None
-        return self._num_shareable(request) // self._cache.page_size > request.lease.num_indexed
 
     def _grow(self, plan: StepPlan, request: Request, num_tokens: int, now: float) -> bool:
         """Lease blocks for ``num_tokens`` tokens, preempting the last requests in order for room.
@@ -447,7 +390,7 @@ class Scheduler:
         A request too large for the free blocks is not overtaken, so that it is not starved.
         """
         # Keys of the blocks that running requests compute next.
-        in_progress: set[_BlockKey] | None = None
+        in_progress: set[BlockKey] | None = None
         for request in waiting:
             if not self._free_seq_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
                 return _Admission.FULL
@@ -455,10 +398,10 @@ class Scheduler:
                 self.num_deferred += 1
                 continue
             # The match leaves at least one token to compute: its logits give the first sample.
-            matched = self._match(request)
+            matched = self.sharing.match(request)
             if in_progress is None:
-                in_progress = {key for r in self.running if (key := self._next_block(r))}
-            is_in_progress = self._block_key(request, matched) in in_progress
+                in_progress = {key for r in self.running if (key := self.sharing.next_block(r))}
+            is_in_progress = self.sharing.block_key(request, matched) in in_progress
             if is_in_progress and not request.scores_prompt:
                 self.num_deferred += 1
                 continue  # wait for the request that computes its next block, and share the block
@@ -492,50 +435,9 @@ class Scheduler:
             self.num_host_tokens += request.num_cached_host
         return lease
 
-    def _match(self, request: Request) -> np.ndarray:
-        """Return the blocks i32[n] of the cached prefix that a waiting request should use."""
-        matched = self._match_index(request)
-        state = self._cache.state_of(matched)
-        num_used = state.num_usable if self.uses_host_tier else state.num_on_device
-        num_tokens = (num_used - state.num_valid) * self._cache.page_size
-        if num_tokens and not self.should_load(num_used - state.num_on_device, num_tokens):
-            num_used = state.num_valid
-        matched = matched[:num_used]
-        if not self._shapes.deterministic:
-            return matched
-        pages_per_tile = self._shapes.tile // self._cache.page_size
-        return matched[: len(matched) // pages_per_tile * pages_per_tile]
-
-    def _match_index(self, request: Request) -> np.ndarray:
-        """Return the blocks i32[n] of the longest indexed prefix that leaves a token to compute."""
-        if request.scores_prompt:
-            return np.empty(0, np.int32)
-        if not self._shapes.deterministic:
-            return self._cache.match(request.root, request.known_tokens[:-1])
-        return self._cache.match(request.root, request.known_tokens[: request.num_prompt - 1])
-
     def _has_room(self, request: Request, matched: np.ndarray) -> bool:
         """True if the whole sequence fits beside one more block for each running request."""
         num_blocks = -(-request.num_tokens // self._cache.page_size)
         return self._cache.has_room(
             matched, num_blocks, num_reserved=len(self.running), tenant=request.root.tenant
         )
-
-    def _next_block(self, request: Request) -> _BlockKey | None:
-        """Return the key of the block that a running request computes next.
-
-        None if the block's tokens are not all known.
-        """
-        if request.lease is None or request.num_computed >= request.num_known:
-            return None
-        return self._block_key(
-            request, request.lease.blocks[: request.num_computed // self._cache.page_size]
-        )
-
-    def _block_key(self, request: Request, before: np.ndarray) -> _BlockKey | None:
-        """Return (root, parent block, tokens) of the block behind ``before``, i32[n], if full."""
-        page = self._cache.page_size
-        tokens = request.known_tokens[len(before) * page : (len(before) + 1) * page]
-        if len(tokens) < page:
-            return None
-        return request.root, int(before[-1]) if len(before) else None, tokens.tobytes()

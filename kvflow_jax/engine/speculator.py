@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvflow_jax.engine.scheduler import Scheduler, StepPlan
+from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.engine.step_in_flight import Sampled, StepInFlight
+from kvflow_jax.engine.step_plan import StepPlan
 from kvflow_jax.requests.outputs import DraftStats
 from kvflow_jax.requests.request import Chunk, Request
 from kvflow_jax.runtime.batch import BatchShape, BatchShapes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.engine.step_plan import StepPlan
 from kvflow_jax.requests.outputs import TokenLogprobs
 from kvflow_jax.requests.request import Chunk, Request
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvflow_jax.cache.transfer import Direction, Transfer
-from kvflow_jax.engine.scheduler import StepPlan
+from kvflow_jax.engine.step_plan import StepPlan
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.requests.request import Request
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from kvflow_jax.engine.engine import Engine
-from kvflow_jax.engine.scheduler import Preempted, StepPlan
 from kvflow_jax.engine.step_in_flight import StepInFlight
+from kvflow_jax.engine.step_plan import Preempted, StepPlan
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.runtime.batch import Batch
 from kvflow_jax.runtime.interfaces import StepHandle

@@ -116,7 +116,7 @@ class Serving(RuleBasedStateMachine):
     @rule(should_load=st.booleans())
     def set_cost_model(self, should_load):
         """Let the cost model prefer loading or computing."""
-        self.engine.scheduler.should_load = lambda num_blocks, num_tokens: should_load
+        self.engine.scheduler.sharing.should_load = lambda num_blocks, num_tokens: should_load
 
     @rule(count=st.integers(1, 8))
     def evict(self, count):

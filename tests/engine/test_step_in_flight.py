@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kvflow_jax.engine.scheduler import StepPlan
 from kvflow_jax.engine.step_in_flight import StepInFlight
+from kvflow_jax.engine.step_plan import StepPlan
 from kvflow_jax.requests.request import Chunk, Request
 from kvflow_jax.runtime.batch import BatchShapes
 from kvflow_jax.runtime.sampler import Logprobs
