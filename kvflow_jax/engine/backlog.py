@@ -89,6 +89,11 @@ class Backlog:
                 _retry_after(self._total.wait_s(num_excess, now)),
             )
 
+    def retry_after_s(self, tenant: str, now: float) -> int:
+        """Return the estimated seconds until the next request of a tenant ends; at least 1."""
+        account = self._accounts.get(tenant)
+        return 1 if account is None else _retry_after(account.wait_s(1, now))
+
     def add(self, tenant: str, now: float) -> None:
         """Count a request, which ``check`` has accepted."""
         if tenant not in self._accounts:

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.policy_loader import find_policy
 from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.transfer import Direction
@@ -165,6 +166,12 @@ class Engine:
         may_continue = self.transfer_manager.has_in_flight or self.controller.num_throttled > 0
         return may_continue and self._in_flight is None
 
+    @property
+    def _tenant_state(self) -> dict[str, Usage]:
+        compiler = self._grammar_compiler
+        grammars = {} if compiler is None else {"grammars": compiler.usage}
+        return {**self.controller.tenant_state, **grammars}
+
     def check(self, spec: RequestSpec) -> None:
         """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
         self._request_factory.check(spec)
@@ -173,20 +180,23 @@ class Engine:
         self,
         structured_outputs: StructuredOutputsParams,
         reasoning: ReasoningMarkup | None = None,
+        tenant: str = "",
     ) -> Matcher:
         """Return the ``grammar`` of requests that ask for it. Any thread may call this; it blocks.
 
         Args:
             reasoning: where reasoning is in their outputs: the grammar holds behind it.
+            tenant: of the requests.
 
         Raises:
+            QueueFullError: the grammars of the tenant's requests take too much memory.
             InvalidRequestError: see ``GrammarCompiler.compile``; or the model has no tokenizer.
         """
         if self._grammar_compiler is None:
             raise structured_outputs.error(
                 f"{structured_outputs.param} needs a tokenizer, which this model lacks"
             )
-        return self._grammar_compiler.compile(structured_outputs, reasoning)
+        return self._grammar_compiler.compile(structured_outputs, reasoning, tenant)
 
     def add(
         self,
@@ -558,7 +568,7 @@ class Engine:
             self._counters_before,
             num_runs=len(self.controller.run_tracker),
             num_runs_held_back=self.controller.num_throttled,
-            tenant_state=self.controller.tenant_state,
+            tenant_state=self._tenant_state,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._num_generated,

@@ -24,6 +24,7 @@ from kvflow_jax.errors import (
     InvalidRequestError,
     KVFlowError,
     PolicyError,
+    QueueFullError,
     StepFailedError,
 )
 from kvflow_jax.grammar.matcher import Matcher
@@ -121,9 +122,15 @@ class EngineThread:
         self,
         structured_outputs: StructuredOutputsParams,
         reasoning: ReasoningMarkup | None = None,
+        tenant: str = "",
     ) -> Matcher:
         """Return the ``grammar`` of requests that ask for it; see ``Engine.compile_grammar``."""
-        return self._engine.compile_grammar(structured_outputs, reasoning)
+        try:
+            return self._engine.compile_grammar(structured_outputs, reasoning, tenant)
+        except QueueFullError as error:
+            with self._lock:
+                wait_s = self._backlog.retry_after_s(tenant, self._engine.clock.now())
+            raise QueueFullError(str(error), wait_s) from None
 
     def check_room(self, tenant: str, num: int, max_pending: int | None = None) -> None:
         """Raise unless a tenant may submit ``num`` more requests now.

@@ -1,4 +1,4 @@
-"""Compilation of grammars for one model's tokenizer, bounded in time, and a cache of them."""
+"""Compilation of grammars for one model's tokenizer, bounded in time and memory, and its cache."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from kvflow_jax.errors import GrammarError
+from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
+from kvflow_jax.errors import GrammarError, QueueFullError
 from kvflow_jax.grammar.lark import WHITESPACE, is_lark
 from kvflow_jax.grammar.matcher import Matcher, error_of
 from kvflow_jax.grammar.reasoning import behind_reasoning
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 COMPILE_TIMEOUT_S = 10.0
 NUM_COMPILER_THREADS = 2
-MAX_CACHED = 64  # compiled grammars
+# Bytes of compiled grammars by ``num_compiled_bytes``: cached for a tenant, cached for all tenants
+# as a multiple of that, and used by all requests of a tenant together with what is cached.
+MAX_CACHED_BYTES, MAX_FULL_TENANTS, MAX_USED_BYTES = 128 << 20, 4, 256 << 20
 # The conversion to Lark is Python, and its time grows with the square of the rules: seconds here.
 MAX_GBNF_CHARS = 16 * 1024
 
@@ -36,6 +40,8 @@ _NO_TEXT = "it matches no text, or only the empty one"
 
 class GrammarCompiler:
     """Compiles grammars over the tokens of one model. Any thread may call it.
+
+    Tenants share no compiled grammars: the time to compile one would tell whether another has it.
 
     Args:
         tokenizer: the model's.
@@ -57,10 +63,23 @@ class GrammarCompiler:
         self._eos_token_ids, self._timeout_s = eos_token_ids, timeout_s
         self._threads = ThreadPoolExecutor(NUM_COMPILER_THREADS, thread_name_prefix="grammar")
         self._lock = threading.Lock()  # guards the tokenizer, which is built once
-        self._compile = lru_cache(MAX_CACHED)(self._compile_uncached)
+        self._cache_lock = threading.Lock()  # guards the fields below
+        self._cache: TenantLru[_Key, Matcher] = TenantLru(
+            MAX_CACHED_BYTES, max_full_tenants=MAX_FULL_TENANTS
+        )
+        # By tenant, the bytes of those that the cache or a request refers to.
+        self._used: dict[str, WeakKeyDictionary[Matcher, int]] = {}
+
+    @property
+    def usage(self) -> Usage:
+        """What the cache holds."""
+        return self._cache.usage
 
     def compile(
-        self, spec: StructuredOutputsParams, reasoning: ReasoningMarkup | None = None
+        self,
+        spec: StructuredOutputsParams,
+        reasoning: ReasoningMarkup | None = None,
+        tenant: str = "",
     ) -> Matcher:
         """Return a matcher at the start of a grammar, to be cloned for each output.
 
@@ -68,12 +87,14 @@ class GrammarCompiler:
 
         Args:
             reasoning: where reasoning is in the outputs: the grammar holds behind it.
+            tenant: whose cache is used.
 
         Raises:
+            QueueFullError: the grammars of the tenant's requests take too much memory.
             InvalidRequestError: the grammar is invalid, matches nothing, or takes too long; the
                 message has the keyword or the place that is at fault.
         """
-        future = self._threads.submit(self._compile, spec, reasoning)
+        future = self._threads.submit(self._compile, spec, reasoning, tenant)
         try:
             return future.result(self._timeout_s)
         except FutureTimeoutError:
@@ -88,6 +109,29 @@ class GrammarCompiler:
                 f"the grammar of {spec.param} cannot be used: {_reason(str(error))}"
             ) from None
 
+    def _compile(
+        self, spec: StructuredOutputsParams, reasoning: ReasoningMarkup | None, tenant: str
+    ) -> Matcher:
+        key, num_bytes = (spec, reasoning), spec.num_compiled_bytes
+        with self._cache_lock:
+            if (cached := self._cache.use(tenant, key)) is not None:
+                return cached
+            used = self._used.get(tenant)
+            if used is not None and sum(used.values()) + num_bytes > MAX_USED_BYTES:
+                raise QueueFullError(
+                    f"the grammars of your requests take more than {MAX_USED_BYTES >> 20} MiB; "
+                    "try again when some of them have ended"
+                )
+        if reasoning is not None:
+            # Alone first: its errors are then of its own text, not of what is around it.
+            self._compile(spec, None, tenant)
+        compiled = self._compile_uncached(spec, reasoning)
+        with self._cache_lock:
+            self._cache.put(tenant, key, compiled, num_bytes)
+            self._used.setdefault(tenant, WeakKeyDictionary())[compiled] = num_bytes
+            self._used = {name: used for name, used in self._used.items() if used}
+        return compiled
+
     def _compile_uncached(
         self, spec: StructuredOutputsParams, reasoning: ReasoningMarkup | None
     ) -> Matcher:
@@ -97,8 +141,6 @@ class GrammarCompiler:
             raise _CompileError("llguidance is not installed; install kvflow-jax[serve]") from None
         grammar = _llguidance_grammar(spec)
         if reasoning is not None:
-            # Alone first: its errors are then of its own text, not of what is around it.
-            self._compile(spec, None)
             special_ids = self._hf_tokenizer.special_token_ids(reasoning.tags)
             grammar = behind_reasoning(grammar, reasoning, special_ids)
         with self._lock:
@@ -135,6 +177,9 @@ class GrammarCompiler:
         return LLParserLimits(
             initial_lexer_fuel=_INITIAL_FUEL, step_lexer_fuel=_STEP_FUEL, verbose_errors=False
         )
+
+
+_Key = tuple[StructuredOutputsParams, ReasoningMarkup | None]
 
 
 class _CompileError(Exception):

@@ -10,6 +10,9 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError
 
 MAX_GRAMMAR_CHARS = 256 * 1024
+# Of a small schema; and of each character of a long literal, in any kind of grammar. Schemas of
+# many short names take an eighth of it.
+_COMPILED_BYTES, _COMPILED_BYTES_PER_CHAR = 160 << 10, 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,13 @@ class StructuredOutputsParams:
                 param,
             )
         return cls(**{name: given[name] for name in FIELDS if name in given}, param=param)
+
+    @property
+    def num_compiled_bytes(self) -> int:
+        """Upper estimate of the memory of its compiled form, in bytes."""
+        texts = (self.json, self.regex, self.grammar, *(self.choice or ()))
+        num_chars = sum(len(text) for text in texts if isinstance(text, str))
+        return _COMPILED_BYTES + _COMPILED_BYTES_PER_CHAR * num_chars
 
     def error(self, message: str) -> InvalidRequestError:
         """Return an error that names the field of the request."""

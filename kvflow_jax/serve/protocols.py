@@ -48,13 +48,16 @@ class EngineClient(Protocol):
         self,
         structured_outputs: StructuredOutputsParams,
         reasoning: ReasoningMarkup | None = None,
+        tenant: str = "",
     ) -> Matcher:
         """Compile a grammar for the model's tokens; it may block for seconds.
 
         Args:
             reasoning: where reasoning is in the outputs: the grammar holds behind it.
+            tenant: of the requests.
 
         Raises:
+            QueueFullError: the grammars of the tenant's requests take too much memory.
             InvalidRequestError: it cannot be compiled.
         """
         ...

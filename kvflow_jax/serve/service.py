@@ -239,14 +239,19 @@ class Service:
 
         Raises:
             InvalidRequestError: it cannot be compiled.
+            QueueFullError: the grammars of the tenant's requests take too much memory.
         """
         structured_outputs = params.structured_outputs
         if structured_outputs is None:
             return None
         engine, _ = self._require_ready()
-        return await self._grammar_threads.run(
-            tenant, lambda: engine.compile_grammar(structured_outputs, reasoning)
-        )
+        try:
+            return await self._grammar_threads.run(
+                tenant, lambda: engine.compile_grammar(structured_outputs, reasoning, tenant)
+            )
+        except QueueFullError:
+            self.metrics.observe_rejection()
+            raise
 
     def hint_parser(self, tenant: str, data: Any, session_id: str | None) -> HintParser | None:
         """Return a reader of a body's ``agent_hints``; None if there are none.

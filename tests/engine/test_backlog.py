@@ -51,6 +51,16 @@ def retry_after_s(backlog, tenant, num, now):
     return raised.value.retry_after_s
 
 
+def test_a_tenants_next_end_is_estimated_from_its_ends():
+    backlog = Backlog(8)
+    assert backlog.retry_after_s("a", 0.0) == 1
+    fill(backlog, "a")
+    for second in (4.0, 8.0):
+        backlog.end("a", second)
+    assert backlog.retry_after_s("a", 8.0) == 4
+    assert backlog.retry_after_s("b", 8.0) == 1
+
+
 def test_retry_after_is_the_time_in_which_the_missing_places_become_free():
     backlog = Backlog(8)
     fill(backlog, "a")

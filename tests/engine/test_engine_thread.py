@@ -18,6 +18,7 @@ from kvflow_jax.errors import (
     QueueFullError,
     StepFailedError,
 )
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
@@ -356,3 +357,15 @@ def test_a_policy_that_fails_once_in_a_command_leaves_an_engine_that_serves(comm
             thread.submit(RequestSpec(PROMPT, PARAMS), outputs.put)
             assert last(outputs).finish_reason is FinishReason.LENGTH
         thread.check_integrity()
+
+
+def test_too_much_memory_of_grammars_is_refused_until_a_request_has_ended(monkeypatch):
+    def refuse(*args):
+        raise QueueFullError("the grammars take too much")
+
+    with running_thread() as thread:
+        monkeypatch.setattr(thread._engine, "compile_grammar", refuse)
+        monkeypatch.setattr(thread._backlog, "retry_after_s", lambda tenant, now: 17)
+        with pytest.raises(QueueFullError, match="the grammars take too much") as raised:
+            thread.compile_grammar(StructuredOutputsParams(regex="a"), tenant="t")
+        assert raised.value.retry_after_s == 17

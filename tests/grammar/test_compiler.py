@@ -9,11 +9,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.errors import InvalidRequestError, QueueFullError
 from kvflow_jax.grammar.compiler import MAX_GBNF_CHARS, NUM_COMPILER_THREADS, GrammarCompiler
 from kvflow_jax.grammar.spec import MAX_GRAMMAR_CHARS, StructuredOutputsParams
 from tests.support.grammar_engine import TOKENIZER
 
+COMPILED_BYTES = 170_000  # of a small grammar, rounded up
 TOOL_SCHEMAS = json.loads(Path(__file__).with_name("tool_schemas.json").read_text())
 
 
@@ -153,6 +154,40 @@ def test_a_grammar_that_takes_too_long_is_refused():
 def test_a_grammar_is_compiled_once(compiler):
     one = compiler.compile(StructuredOutputsParams(regex="once", param="guided_regex"))
     assert compiler.compile(StructuredOutputsParams(regex="once")) is one
+
+
+def test_tenants_share_no_compiled_grammars(compiler):
+    spec = StructuredOutputsParams(regex="shared")
+    one, other = (compiler.compile(spec, tenant=tenant) for tenant in ("a", "b"))
+    assert one is not other
+    assert compiler.compile(spec, tenant="a") is one
+    assert compiler.compile(spec, tenant="b") is other
+
+
+def test_cached_grammars_are_bounded_by_the_bytes_of_each_tenant(monkeypatch):
+    specs = [StructuredOutputsParams(regex=f"a{i}") for i in range(4)]
+    monkeypatch.setattr("kvflow_jax.grammar.compiler.MAX_CACHED_BYTES", 2 * COMPILED_BYTES)
+    compiler = new_compiler()
+    other = compiler.compile(specs[0], tenant="b")
+    kept = [compiler.compile(spec, tenant="a") for spec in specs]
+    assert compiler.usage.num_values == 3
+    assert compiler.compile(specs[0], tenant="b") is other
+    assert compiler.compile(specs[3], tenant="a") is kept[3]
+    assert compiler.compile(specs[0], tenant="a") is not kept[0]
+
+
+def test_grammars_that_requests_use_are_bounded_by_the_bytes_of_each_tenant(monkeypatch):
+    specs = [StructuredOutputsParams(regex=f"a{i}") for i in range(4)]
+    monkeypatch.setattr("kvflow_jax.grammar.compiler.MAX_CACHED_BYTES", 1)
+    monkeypatch.setattr("kvflow_jax.grammar.compiler.MAX_USED_BYTES", 3 * COMPILED_BYTES)
+    compiler = new_compiler()
+    used = [compiler.compile(spec, tenant="a") for spec in specs[:3]]
+    with pytest.raises(QueueFullError, match="grammars of your requests"):
+        compiler.compile(specs[3], tenant="a")
+    assert compiler.compile(specs[2], tenant="a") is used[2]
+    compiler.compile(specs[3], tenant="b")
+    del used[0]
+    compiler.compile(specs[3], tenant="a")
 
 
 def test_without_llguidance_the_error_says_what_to_install(monkeypatch):

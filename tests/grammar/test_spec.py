@@ -71,3 +71,14 @@ def test_an_invalid_request_names_its_field(fields, message):
 def test_an_unknown_field_is_refused_by_name():
     with pytest.raises(InvalidRequestError, match="whitespace_pattern of it is not supported"):
         StructuredOutputsParams.of_mapping({"regex": "a", "whitespace_pattern": " "}, "it")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"regex": "a"}, {"choice": ["a"]}, {"json": "{}"}, {"grammar": "a"}]
+)
+def test_the_estimate_of_memory_grows_with_the_text(fields):
+    name, value = next(iter(fields.items()))
+    longer = '{"title": "a title"}' if name == "json" else value * 10
+    small, large = (StructuredOutputsParams(**{name: text}) for text in (value, longer))
+    least = StructuredOutputsParams(json_object=True)
+    assert least.num_compiled_bytes < small.num_compiled_bytes < large.num_compiled_bytes

@@ -120,7 +120,10 @@ class FakeEngine:
         return request_id
 
     def compile_grammar(
-        self, structured_outputs: StructuredOutputsParams, reasoning: object = None
+        self,
+        structured_outputs: StructuredOutputsParams,
+        reasoning: object = None,
+        tenant: str = "",
     ) -> Any:
         """Return a token that stands for the grammar in the requests."""
         if structured_outputs.regex == "(":
