@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable, DeviceState
-from kvflow_jax.cache.lazy_queue import LazyQueue
+from kvflow_jax.cache.lazy_queue import TenantQueues
 from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
@@ -28,7 +28,7 @@ class EvictionQueue:
         self._table = table
         self._scalars = table.scalars
         self._order = order
-        self._queues: dict[int, LazyQueue] = {}  # by tenant
+        self._queues = TenantQueues(self._is_evictable)
 
     def enqueue(self, blocks: np.ndarray) -> None:
         """Queue those of ``blocks`` (i32[n]) that are evictable, or update their keys."""
@@ -41,10 +41,8 @@ class EvictionQueue:
         tenants = table.tenant[leaves]
         for tenant in {int(tenants[0])} if (tenants == tenants[0]).all() else set(tenants.tolist()):
             own = leaves[tenants == tenant]
-            if tenant not in self._queues:
-                self._queues[tenant] = LazyQueue(self._is_evictable)
             keys = self._order(BlockFacts(table, own)).tolist()
-            self._queues[tenant].push(own.tolist(), keys)
+            self._queues.push(tenant, own.tolist(), keys)
 
     def peek(self, tenant: int | None = None) -> int | None:
         """Return the block that would be evicted next; None if none is evictable.
@@ -52,8 +50,8 @@ class EvictionQueue:
         Args:
             tenant: whose block; None: of any.
         """
-        top = self._top(tenant)
-        return None if top is None else top[0][1]
+        top = self._queues.top(tenant)
+        return None if top is None else top[1]
 
     def pop(
         self,
@@ -71,10 +69,10 @@ class EvictionQueue:
         """
         victims: list[int] = []
         while len(victims) < max_blocks:
-            top = self._top(tenant)
-            if top is None or (may_evict is not None and not may_evict(top[0][1])):
+            top = self._queues.top(tenant)
+            if top is None or (may_evict is not None and not may_evict(top[1])):
                 break
-            leaf = top[1].pop()
+            leaf = top[2].pop()
             assert leaf is not None
             for block in self._run(leaf, max_blocks - len(victims), tenant):
                 victims.append(block)
@@ -98,8 +96,7 @@ class EvictionQueue:
             raise IntegrityError(f"{len(idle)} blocks are idle, {self.num_idle} are counted")
         evictable = idle[table.num_children[idle] == 0]
         evictable = evictable[table.device_state[evictable] == DeviceState.VALID]
-        queued = {item for queue in self._queues.values() for item in queue.items()}
-        if queued != set(evictable.tolist()):
+        if self._queues.items() != set(evictable.tolist()):
             raise IntegrityError("the queued leaves are not the evictable ones")
 
     def _is_evictable(self, block: int) -> bool:
@@ -123,15 +120,6 @@ class EvictionQueue:
         num_children = table.num_children[parent] = table.num_children[parent] - 1
         return None if num_children else parent
 
-    def _top(self, tenant: int | None) -> tuple[tuple[list[float], int], LazyQueue] | None:
-        """Return the lowest key and its block, and the queue that has it."""
-        if tenant is None:
-            tops = [(top, queue) for queue in self._queues.values() if (top := queue.peek())]
-            return min(tops, key=lambda top: top[0], default=None)
-        queue = self._queues.get(tenant)
-        top = None if queue is None else queue.peek()
-        return None if queue is None or top is None else (top, queue)
-
     def _run(self, leaf: int, max_blocks: int, tenant: int | None) -> Sequence[int]:
         """Return the next victim with the blocks of its node that are evicted right after it.
 
@@ -142,10 +130,10 @@ class EvictionQueue:
         if len(run) == 1:
             return run
         keys = self._order(BlockFacts(self._table, np.array(run, np.int32))).tolist()
-        top = self._top(tenant)
+        top = self._queues.top(tenant)
         if top is None:
             return run
-        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0][0]), len(run))
+        num_lower = next((i for i in range(1, len(run)) if keys[i] > top[0]), len(run))
         return run[:num_lower]
 
     def _only_children(self, leaf: int, max_blocks: int) -> list[int]:

@@ -7,6 +7,7 @@ host copy only if the block before it has one, so every copy is reachable from t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kvflow_jax.cache.blocks import NO_BLOCK, NO_EXTENT, NO_PAGE, BlockTable, HostState
-from kvflow_jax.cache.lazy_queue import LazyQueue
+from kvflow_jax.cache.lazy_queue import TenantQueues
 from kvflow_jax.cache.policy import BlockFacts, EvictionOrder
 from kvflow_jax.errors import IntegrityError
 
@@ -56,11 +57,12 @@ class HostTier:
     ) -> None:
         self.max_blocks = max_blocks
         self.num_blocks = 0  # in use
+        self.num_blocks_of: Counter[int] = Counter()  # in use, by index of the tenant
         self.extents: dict[int, Extent] = {}
         self._table = table
         self._order = order
         self._sizes = tuple(sizes)
-        self._queue = LazyQueue(self._is_evictable)
+        self._queues = TenantQueues(self._is_evictable)
         self._next_number = 0
 
     @property
@@ -92,7 +94,7 @@ class HostTier:
         extent = Extent(self._next_number, blocks)
         self._next_number += 1
         self.extents[extent.number] = extent
-        self.num_blocks += len(blocks)
+        self._count(extent, len(blocks))
         self._table.extent[blocks] = extent.number
         self._table.host_state[blocks] = HostState.WRITING
         if (parent := self.parent_of(extent)) is not None:
@@ -115,7 +117,7 @@ class HostTier:
             raise IntegrityError("cannot drop an extent that is pinned or continued by another")
         parent = self.parent_of(extent)
         del self.extents[extent.number]
-        self.num_blocks -= len(extent.blocks)
+        self._count(extent, -len(extent.blocks))
         self._table.extent[extent.blocks] = NO_EXTENT
         self._table.host_state[extent.blocks] = HostState.NONE
         extent.data = None
@@ -140,17 +142,21 @@ class HostTier:
     def enqueue(self, extent: Extent) -> None:
         """Queue an extent for eviction if it is evictable, or after the key of its blocks fell."""
         if self._is_evictable(extent.number):
-            self._queue.push([extent.number], [self._key(extent)])
+            self._queues.push(self._tenant_of(extent), [extent.number], [self._key(extent)])
 
-    def victim(self) -> tuple[list[float], Extent] | None:
-        """Return the key and the extent that would be evicted next; None if none is evictable."""
-        while (top := self._queue.peek()) is not None:
+    def victim(self, tenant: int | None = None) -> tuple[list[float], Extent] | None:
+        """Return the key and the extent that would be evicted next; None if none is evictable.
+
+        Args:
+            tenant: whose extent; None: of any.
+        """
+        while (top := self._queues.top(tenant)) is not None:
             key, extent = top[0], self.extents[top[1]]
             # Neither uses of its blocks nor their eviction from the device update the queue.
             current = self._key(extent)
             if current == key:
                 return key, extent
-            self._queue.push([extent.number], [current])
+            self._queues.push(self._tenant_of(extent), [extent.number], [current])
         return None
 
     def check_integrity(self) -> None:
@@ -160,6 +166,11 @@ class HostTier:
             raise IntegrityError("the block count of the host tier is wrong")
         if self.num_blocks > self.max_blocks:
             raise IntegrityError("the host tier is over its budget")
+        num_blocks_of = Counter[int]()
+        for extent in self.extents.values():
+            num_blocks_of[self._tenant_of(extent)] += len(extent.blocks)
+        if num_blocks_of != +self.num_blocks_of:
+            raise IntegrityError("the block counts of tenants in the host tier are wrong")
         children = dict.fromkeys(self.extents, 0)
         for extent in self.extents.values():
             state = HostState.VALID if extent.is_valid else HostState.WRITING
@@ -176,8 +187,15 @@ class HostTier:
         if np.count_nonzero(table.extent != NO_EXTENT) != self.num_blocks:
             raise IntegrityError("a block refers to an extent that does not contain it")
         evictable = {number for number in self.extents if self._is_evictable(number)}
-        if self._queue.items() != evictable:
+        if self._queues.items() != evictable:
             raise IntegrityError("the queued extents are not the evictable ones")
+
+    def _count(self, extent: Extent, num_blocks: int) -> None:
+        self.num_blocks += num_blocks
+        self.num_blocks_of[self._tenant_of(extent)] += num_blocks
+
+    def _tenant_of(self, extent: Extent) -> int:
+        return int(self._table.tenant[extent.blocks[0]])
 
     def _is_evictable(self, number: int) -> bool:
         extent = self.extents.get(number)

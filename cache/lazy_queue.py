@@ -108,3 +108,34 @@ class LazyQueue:
                 del self._heaps[prefix]
         self._prefixes = sorted(self._heaps)
         self._num_entries = sum(map(len, self._heaps.values()))
+
+
+class TenantQueues:
+    """A ``LazyQueue`` for the items of each tenant."""
+
+    def __init__(self, is_eligible: Callable[[int], bool]) -> None:
+        self._is_eligible = is_eligible
+        self._queues: dict[int, LazyQueue] = {}
+
+    def push(self, tenant: int, items: Iterable[int], keys: Iterable[Sequence[float]]) -> None:
+        """Add eligible items of a tenant, or change their keys; one key for each item."""
+        if tenant not in self._queues:
+            self._queues[tenant] = LazyQueue(self._is_eligible)
+        self._queues[tenant].push(items, keys)
+
+    def top(self, tenant: int | None = None) -> tuple[list[float], int, LazyQueue] | None:
+        """Return the lowest key, its item, and the queue that has it; None if none is eligible.
+
+        Args:
+            tenant: whose item; None: of any.
+        """
+        if tenant is not None:
+            queues = [queue] if (queue := self._queues.get(tenant)) else []
+        else:
+            queues = [*self._queues.values()]
+        tops = [(*top, queue) for queue in queues if (top := queue.peek()) is not None]
+        return min(tops, key=lambda top: top[0], default=None)
+
+    def items(self) -> set[int]:
+        """Return the queued items that are eligible."""
+        return {item for queue in self._queues.values() for item in queue.items()}

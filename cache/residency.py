@@ -77,7 +77,7 @@ class Residency:
         """Return how many pages can be allocated now for a tenant."""
         if not self.rooms.are_many:
             return self.num_available
-        claimable = self.rooms.claimable(self.rooms.index_of(tenant))
+        claimable = self.rooms.on_device().claimable(self.rooms.index_of(tenant))
         return self._table.num_free_pages + int(claimable.sum())
 
     @property
@@ -142,20 +142,22 @@ class Residency:
         Unleased loads are cancelled once no leaf is evictable.
 
         Args:
-            tenant: which needs them, so that those of tenants beyond their rooms go first; None:
-                the policy alone decides.
+            tenant: which needs them, so that those of tenants beyond their rooms go first, and
+                none within the rooms of others; None: the policy alone decides.
 
         Raises:
             IntegrityError: fewer pages can be freed.
         """
         target = self._table.num_free_pages + count
         while (short := target - self._table.num_free_pages) > 0:
-            if not self._evict_for(tenant, short, now) and not self._cancel_newest():
+            if not self._evict_for(tenant, short, now) and not self._cancel_newest(tenant):
                 raise IntegrityError(f"cannot evict {count} blocks: {short} too few are evictable")
 
-    def evict_while(self, count: int, may_evict: Callable[[int], bool], now: float) -> None:
-        """Free up to ``count`` pages, as long as ``may_evict`` accepts the next victim."""
-        while count > 0 and (num := self._evict_leaves(count, now, may_evict)):
+    def evict_while(
+        self, count: int, may_evict: Callable[[int], bool], now: float, tenant: int
+    ) -> None:
+        """Free up to ``count`` pages for a tenant, as long as ``may_evict`` accepts a victim."""
+        while count > 0 and (num := self._evict_for(tenant, count, now, may_evict)):
             count -= num
 
     def load(
@@ -312,14 +314,21 @@ class Residency:
                 raise IntegrityError(f"block {block} is loading from an extent that is not pinned")
         self.host.check_integrity()
 
-    def _evict_for(self, tenant: int | None, max_blocks: int, now: float) -> int:
+    def _evict_for(
+        self,
+        tenant: int | None,
+        max_blocks: int,
+        now: float,
+        may_evict: Callable[[int], bool] | None = None,
+    ) -> int:
         """Free up to ``max_blocks`` pages of leaves for a tenant, and return how many."""
         if tenant is None or not self.rooms.are_many:
-            return self._evict_leaves(max_blocks, now)
-        claimable = self.rooms.claimable(tenant)
-        for other in self.rooms.order(tenant):
+            return self._evict_leaves(max_blocks, now, may_evict)
+        rooms = self.rooms.on_device()
+        claimable = rooms.claimable(tenant)
+        for other in rooms.order(tenant):
             num = min(max_blocks, int(claimable[other]))
-            if num > 0 and (num := self._evict_leaves(num, now, tenant=other)):
+            if num > 0 and (num := self._evict_leaves(num, now, may_evict, tenant=other)):
                 return num
         return 0
 
@@ -359,9 +368,17 @@ class Residency:
             self._forget(evicted[~is_on_host])
         return len(evicted)
 
-    def _cancel_newest(self) -> bool:
-        """Cancel the unleased tail of the newest load that has one; False if none has."""
-        return any(self.cancel(load) for load in reversed(self.loads.running()))
+    def _cancel_newest(self, tenant: int | None = None) -> bool:
+        """Cancel the unleased tail of the newest load that has one; False if none has.
+
+        Args:
+            tenant: which needs the pages: loads of others within their rooms go on; None: any.
+        """
+        loads = self.loads.running()[::-1]
+        if tenant is not None and self.rooms.are_many:
+            claimable = self.rooms.on_device().claimable(tenant)
+            loads = [load for load in loads if claimable[self._table.tenant[load.blocks[0]]]]
+        return any(self.cancel(load) for load in loads)
 
     def _end_load(self, load: Load, blocks: Sequence[int]) -> None:
         """Remove blocks from a load, completed or cancelled, and unpin its extent at its end."""
@@ -375,12 +392,39 @@ class Residency:
             return 0
         order = self._order(BlockFacts(self._table, blocks)).tolist()
         keys = [[float(is_evicting), *key] for key in order]
+        tenant = int(self._table.tenant[blocks[0]])
         while (free := max(host.max_blocks - host.num_blocks, 0)) < len(blocks):
-            victim = host.victim()
-            if victim is None or not victim[0] < keys[free]:
+            victim = self._host_victim(tenant, free, keys[free])
+            if victim is None:
                 return free
-            self._drop_extent(victim[1])
+            self._drop_extent(victim)
         return len(blocks)
+
+    def _host_victim(self, tenant: int, num_added: int, key: list[float]) -> Extent | None:
+        """Return the extent to drop for one more block of a tenant; None if there is none.
+
+        Copies within the rooms of others stay. Those beyond them make room for blocks within the
+        tenant's own room, and for others if these are needed sooner.
+
+        Args:
+            num_added: blocks of the tenant that are to be added before it.
+            key: of the block.
+        """
+        host = self.host
+        if not self.rooms.are_many:
+            victim = host.victim()
+            return victim[1] if victim is not None and victim[0] < key else None
+        rooms = self.rooms.on_host(host.num_blocks_of, host.max_blocks)
+        is_within_room = rooms.excess[tenant] + num_added < 0
+        claimable = rooms.claimable(tenant)
+        for other in rooms.order(tenant):
+            victim = host.victim(other) if claimable[other] else None
+            # An extent is dropped as a whole: none reaches into a room.
+            if victim is None or len(victim[1].blocks) > claimable[other]:
+                continue
+            if victim[0] < key or (is_within_room and other != tenant):
+                return victim[1]
+        return None
 
     def _drop_extent(self, extent: Extent) -> None:
         """Drop the copies of an extent, and forget its blocks that are not on the device."""

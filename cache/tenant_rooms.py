@@ -1,11 +1,15 @@
-"""How much of the device each tenant has, and what of it others may have evicted.
+"""How much of each tier a tenant has, and what of it others may have evicted.
 
-A tenant's *room* is an equal share of the pool. Idle blocks within its room stay while the tenant
-is active, whatever others compute; idle blocks beyond it are anybody's. A tree of the index belongs
-to one tenant, so that every block of a room can be evicted after those that continue it.
+A tenant's *room* is an equal share of a tier: the device pool, the host tier. Idle blocks within
+its room stay while the tenant is active, whatever others compute; idle blocks beyond it are
+anybody's. A tree of the index belongs to one tenant, so that every block of a room can be evicted
+after those that continue it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +17,37 @@ from kvflow_jax.cache.blocks import NO_BLOCK, NO_PAGE, BlockTable
 
 # A tenant that has used the cache since is active. As long as a conversation is kept.
 ACTIVE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What each tenant has in one tier, by the index of the tenant.
+
+    Attributes:
+        num_idle: its blocks that can be evicted, i64[num_tenants].
+        excess: its blocks beyond its room, negative for those that it lacks, i64[num_tenants].
+    """
+
+    num_idle: np.ndarray
+    excess: np.ndarray
+
+    def claimable(self, tenant: int | None) -> np.ndarray:
+        """Return how many idle blocks of each tenant another may have evicted, i64[num_tenants].
+
+        Args:
+            tenant: which asks; all of its own idle blocks are its to evict.
+        """
+        claimable: np.ndarray = np.clip(self.excess, 0, self.num_idle)
+        if tenant is not None:
+            claimable[tenant] = self.num_idle[tenant]
+        return claimable
+
+    def order(self, tenant: int) -> list[int]:
+        """Return whose blocks are evicted first for a tenant: the farthest beyond their rooms."""
+        excess = self.excess.copy()
+        # Of its own blocks none within its room, while others have some beyond theirs.
+        excess[tenant] = max(-1, excess[tenant])
+        return [int(index) for index in np.argsort(-excess, kind="stable")]
 
 
 class TenantRooms:
@@ -42,37 +77,33 @@ class TenantRooms:
         """Return the index of a tenant; None if it has never used the cache."""
         return self._indices.get(tenant)
 
-    def claimable(self, tenant: int | None) -> np.ndarray:
-        """Return how many idle pages of each tenant another may have evicted, i64[num_tenants].
-
-        Args:
-            tenant: which asks; all of its own idle pages are its to evict.
-        """
-        num_idle, excess = self._count()
-        claimable: np.ndarray = np.clip(excess, 0, num_idle)
-        if tenant is not None:
-            claimable[tenant] = num_idle[tenant]
-        return claimable
-
-    def order(self, tenant: int) -> list[int]:
-        """Return whose blocks are evicted first for a tenant: the farthest beyond their rooms."""
-        _, excess = self._count()
-        # Of its own blocks none within its room, while others have some beyond theirs.
-        excess[tenant] = max(-1, excess[tenant])
-        return [int(index) for index in np.argsort(-excess, kind="stable")]
-
-    def _count(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the idle pages of each tenant, and its pages beyond its room.
-
-        A tenant that is not active has no room.
-        """
+    def on_device(self) -> Rooms:
+        """Return what each tenant has in the pool."""
         table, num_tenants = self._table, len(self._indices)
         has_page = table.page != NO_PAGE
         is_idle = has_page & (table.leases == 0) & (table.head != NO_BLOCK)
         num_pages = np.bincount(table.tenant[has_page], minlength=num_tenants)
         num_idle = np.bincount(table.tenant[is_idle], minlength=num_tenants)
+        return Rooms(num_idle, self._excess(num_pages, table.num_pages))
+
+    def on_host(self, num_blocks_of: Mapping[int, int], max_blocks: int) -> Rooms:
+        """Return what each tenant has in the host tier; all of it counts as idle.
+
+        Args:
+            num_blocks_of: blocks by the index of the tenant.
+            max_blocks: budget of the tier.
+        """
+        counts = [num_blocks_of.get(index, 0) for index in range(len(self._indices))]
+        num_blocks = np.array(counts, np.int64)
+        return Rooms(num_blocks, self._excess(num_blocks, max_blocks))
+
+    def _excess(self, num_blocks: np.ndarray, max_blocks: int) -> np.ndarray:
+        """Return the blocks of each tenant beyond its room in a tier of ``max_blocks``.
+
+        A tenant that is not active has no room.
+        """
         is_active = np.array(self._used_s) > self._now - ACTIVE_S
-        room = table.num_pages // max(1, int(is_active.sum()))
+        room = max_blocks // max(1, int(is_active.sum()))
         # All that a tenant left behind goes before what others have beyond their rooms.
-        excess = num_pages + np.where(is_active, -room, table.num_pages)
-        return num_idle, excess
+        excess: np.ndarray = num_blocks + np.where(is_active, -room, max_blocks)
+        return excess

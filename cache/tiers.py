@@ -191,7 +191,7 @@ class Tiers:
     ) -> bool:
         """Plan the load of blocks with this next read; return whether all of them fit.
 
-        Only blocks that are read later are evicted for them.
+        Only blocks that are read later are evicted for them, none within the rooms of others.
 
         Args:
             blocks: i32[n], a result of ``next_extent``.
@@ -206,6 +206,7 @@ class Tiers:
             num_pages - table.num_free_pages,
             lambda victim: self._readers.next_read_of(int(table.head[victim])) > next_read,
             now,
+            int(table.tenant[blocks[0]]),
         )
         # If not all blocks fit, the first ones are loaded: a prefix is of use from its start.
         num_free = table.num_free_pages - num_reserved

@@ -129,7 +129,8 @@ def test_a_use_after_the_push_moves_a_sole_copy_back(table):
         (lambda host, table: table.host_state.put(0, HostState.WRITING), "wrong host state"),
         (lambda host, table: table.parent.put(1, 5), "not consecutive"),
         (lambda host, table: setattr(host.extents[0], "num_children", 0), "child extents"),
-        (lambda host, table: host._queue.pop(), "queued extents"),
+        (lambda host, table: host.num_blocks_of.update({1: 1}), "counts of tenants"),
+        (lambda host, table: host._queues.top()[2].pop(), "queued extents"),
     ],
 )
 def test_the_integrity_check_finds_a_corrupt_tier(table, corrupt, message):

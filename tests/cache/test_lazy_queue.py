@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvflow_jax.cache.lazy_queue import LazyQueue
+from kvflow_jax.cache.lazy_queue import LazyQueue, TenantQueues
 
 
 def drain(queue):
@@ -68,3 +68,15 @@ def test_the_order_is_that_of_a_sort_of_the_newest_keys(pushes, ineligible):
         keys[item] = (steps, last_use, number)
     expected = sorted(keys.keys() - ineligible, key=keys.__getitem__)
     assert drain(queue) == expected
+
+
+def test_a_queue_of_tenants_has_the_lowest_of_one_and_of_all():
+    queues = TenantQueues(lambda item: item != 5)
+    queues.push(0, [1, 2], [[3.0], [1.0]])
+    queues.push(7, [4, 5], [[2.0], [0.0]])
+    assert queues.top()[:2] == ([1.0], 2)
+    assert queues.top(7)[:2] == ([2.0], 4)
+    assert queues.top(8) is None
+    assert queues.items() == {1, 2, 4}
+    assert queues.top()[2].pop() == 2
+    assert queues.top()[:2] == ([2.0], 4)

@@ -10,7 +10,7 @@ from kvflow_jax.cache.next_read import NEVER, UNKNOWN, scheduled
 from kvflow_jax.cache.policy import kvflow, lru
 from kvflow_jax.cache.prefix_cache import every_block, has_reader
 from kvflow_jax.errors import IntegrityError
-from tests.cache.tiered_cache import PAGE, ROOT, TieredCache, node_of, prompt, read_in
+from tests.cache.tiered_cache import PAGE, ROOT, TieredCache, node_of, prompt, read_in, root_of
 
 
 def test_an_evicted_prefix_is_offloaded_and_loaded_on_the_next_request():
@@ -196,7 +196,7 @@ def test_eviction_for_a_prefetch_stops_at_a_block_that_is_needed_sooner():
     tiers.serve(prompt(1), reader="near", steps=1)
     tiers.serve(prompt(2), reader="far", steps=5)
     tiers.residency.evict_while(
-        8, lambda block: tiers.cache.next_read_of(block) > scheduled(3.0), 0.0
+        8, lambda block: tiers.cache.next_read_of(block) > scheduled(3.0), 0.0, 0
     )
     assert [tiers.num_resident(prompt(i))[0] for i in (1, 2)] == [4, 0]
 
@@ -234,7 +234,7 @@ def test_a_flush_keeps_leased_blocks_only():
             lambda residency: setattr(residency._queue, "num_idle", 0),
             "4 blocks are idle, 0 are counted",
         ),
-        (lambda residency: residency._queue._queues[0].pop(), "queued leaves"),
+        (lambda residency: residency._queue._queues.top()[2].pop(), "queued leaves"),
         (lambda residency: residency.loads._load_of.update({0: None}), "LOADING"),
     ],
 )
@@ -250,16 +250,21 @@ class Interleavings(RuleBasedStateMachine):
     """Requests, transfers and readers in any order, in tiers too small for them."""
 
     live = Bundle("live")
+    tenants = ("",)
     order, should_offload = staticmethod(kvflow), staticmethod(has_reader)
 
     def __init__(self):
         super().__init__()
         self.tiers = TieredCache(10, 7, self.order, self.should_offload)
 
-    @rule(target=live, tokens=st.lists(st.integers(0, 1), min_size=2, max_size=12))
-    def arrive(self, tokens):
+    @rule(
+        target=live,
+        tokens=st.lists(st.integers(0, 1), min_size=2, max_size=12),
+        which=st.integers(0, 9),
+    )
+    def arrive(self, tokens, which):
         tokens = tokens[: len(tokens) // PAGE * PAGE]
-        lease = self.tiers.lease(tokens)
+        lease = self.tiers.lease(tokens, self.tenants[which % len(self.tenants)])
         return {"tokens": tokens, "lease": lease}
 
     @rule(request=live, pages=st.integers(1, 3))
@@ -286,7 +291,8 @@ class Interleavings(RuleBasedStateMachine):
         steps=st.sampled_from([0.0, 1.0, 2.0, UNKNOWN, NEVER]),
     )
     def set_reader(self, reader, tokens, steps):
-        self.tiers.cache.set_reader(reader, ROOT, np.array(tokens, np.int32), read_in(steps))
+        root = root_of(self.tenants[reader % len(self.tenants)])
+        self.tiers.cache.set_reader(reader, root, np.array(tokens, np.int32), read_in(steps))
 
     @rule(reader=st.integers(0, 4), steps=st.sampled_from([0.0, 1.0, 3.0, NEVER]))
     def set_next_read(self, reader, steps):
@@ -357,7 +363,12 @@ class LruInterleavings(Interleavings):
     order, should_offload = staticmethod(lru), staticmethod(every_block)
 
 
-for machine in (Interleavings, LruInterleavings):
+class TenantInterleavings(LruInterleavings):
+    tenants = ("a", "b", "c")
+
+
+for machine in (Interleavings, LruInterleavings, TenantInterleavings):
     machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestInterleavings = Interleavings.TestCase
 TestLruInterleavings = LruInterleavings.TestCase
+TestTenantInterleavings = TenantInterleavings.TestCase

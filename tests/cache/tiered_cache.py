@@ -14,6 +14,10 @@ PAGE = 2
 ROOT = RootKey("model")
 
 
+def root_of(tenant):
+    return ROOT._replace(tenant=tenant)
+
+
 def ids(*tokens):
     return np.array(tokens, np.int32)
 
@@ -33,8 +37,13 @@ def prompt(agent, length=8):
     return [agent] * length
 
 
+def content_of(lease, tokens, i):
+    """What the page of block ``i`` of a lease on ``tokens`` contains."""
+    return lease.root.tenant, *(int(token) for token in tokens[: (i + 1) * PAGE])
+
+
 class TieredCache:
-    """A cache over pages whose content is the whole token sequence up to their end."""
+    """A cache over pages whose content is a tenant and the token sequence up to their end."""
 
     def __init__(
         self, num_pages=8, num_host=8, order=kvflow, should_offload=has_reader, sizes=(1, 4)
@@ -87,15 +96,14 @@ class TieredCache:
                 self.complete_load(self.loads.pop(0))
             self.dispatch()
 
-    def lease(self, tokens):
+    def lease(self, tokens, tenant=""):
         """Lease the cached prefix of ``tokens``; None if there is no room for it."""
-        tokens = np.asarray(tokens, np.int32)
-        matched = self.cache.match(ROOT, tokens)
+        matched = self.path(tokens, tenant)
         matched = matched[: self.cache.state_of(matched).num_usable]
-        if not self.cache.has_room(matched, len(matched), num_reserved=0):
+        if not self.cache.has_room(matched, len(matched), num_reserved=0, tenant=tenant):
             return None
         self.now += 1
-        lease = self.cache.lease(ROOT, matched, self.now)
+        lease = self.cache.lease(root_of(tenant), matched, self.now)
         self.dispatch()
         return lease
 
@@ -109,19 +117,19 @@ class TieredCache:
         self.dispatch()
         start = len(lease) - num
         for i, page in enumerate(self.cache._table.page[lease.blocks[start:]].tolist(), start):
-            self.contents[page] = tuple(tokens[: (i + 1) * PAGE].tolist())
+            self.contents[page] = content_of(lease, tokens, i)
         self.cache.publish(lease, tokens)
         return True
 
-    def serve(self, tokens, reader=None, steps=UNKNOWN, num_fixed=None):
+    def serve(self, tokens, reader=None, steps=UNKNOWN, num_fixed=None, tenant=""):
         """Compute ``tokens`` and end the request, whose first ``num_fixed`` have a reader."""
-        lease = self.lease(tokens)
+        lease = self.lease(tokens, tenant)
         self.settle()
         assert self.compute(lease, tokens)
         self.check(lease, tokens)
         if reader is not None:
             prefix = np.asarray(tokens[: num_fixed or len(tokens)], np.int32)
-            self.cache.set_reader(reader, ROOT, prefix, read_in(steps))
+            self.cache.set_reader(reader, root_of(tenant), prefix, read_in(steps))
         self.now += 1
         self.cache.release(lease, self.now)
         self.cache.check_integrity()
@@ -132,13 +140,13 @@ class TieredCache:
         for i, block in enumerate(lease.blocks.tolist()):
             if self.cache._table.device_state[block] == DeviceState.VALID:
                 page = int(self.cache._table.page[block])
-                assert self.contents[page] == tuple(int(t) for t in tokens[: (i + 1) * PAGE])
+                assert self.contents[page] == content_of(lease, tokens, i)
 
-    def path(self, tokens):
+    def path(self, tokens, tenant=""):
         """The cached blocks of ``tokens``."""
-        return self.cache.match(ROOT, np.asarray(tokens, np.int32))
+        return self.cache.match(root_of(tenant), np.asarray(tokens, np.int32))
 
-    def num_resident(self, tokens):
+    def num_resident(self, tokens, tenant=""):
         """Number of blocks of ``tokens`` on the device, and on either tier."""
-        path = self.path(tokens)
+        path = self.path(tokens, tenant)
         return self.residency.num_on_device(path), len(path)
