@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class RequestFactory:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._model_name = model_name
         self._rng = np.random.default_rng(seed)
+        # Replaced as one: ``check`` runs on any thread.
+        self._last_allowed: tuple[Sequence[int], np.ndarray] = (), np.empty(0, np.int32)
 
     def check(self, spec: RequestSpec) -> None:
         """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
@@ -73,12 +75,7 @@ class RequestFactory:
                 f"got {max(params.logit_bias)}",
                 "logit_bias",
             )
-        if params.allowed_token_ids and max(params.allowed_token_ids) >= self._vocab_size:
-            raise InvalidRequestError(
-                f"allowed_token_ids must be between 0 and {self._vocab_size - 1}, "
-                f"got {max(params.allowed_token_ids)}",
-                "allowed_token_ids",
-            )
+        self._allowed_tokens(params)
         if (params.structured_outputs is None) != (spec.grammar is None):
             raise InvalidRequestError(
                 "structured outputs need a grammar that was compiled for this model",
@@ -140,9 +137,22 @@ class RequestFactory:
 
     def _allowed_tokens(self, params: SamplingParams) -> np.ndarray | None:
         """Return the mask of the tokens that a request allows; None if it allows all."""
-        if not params.allowed_token_ids:
+        token_ids = params.allowed_token_ids
+        if not token_ids:
             return None
-        return pack_mask(params.allowed_token_ids, self._vocab_size)
+        # The choices of one prompt share their ids, of which there may be as many as tokens.
+        last_ids, mask = self._last_allowed
+        if last_ids is not token_ids:
+            if max(token_ids) >= self._vocab_size:
+                raise InvalidRequestError(
+                    f"allowed_token_ids must be between 0 and {self._vocab_size - 1}, "
+                    f"got {max(token_ids)}",
+                    "allowed_token_ids",
+                )
+            mask = pack_mask(token_ids, self._vocab_size)
+            mask.flags.writeable = False
+            self._last_allowed = token_ids, mask
+        return mask
 
     def _seed(self, params: SamplingParams) -> tuple[int, int]:
         """Return the request's seed as two u32 words."""

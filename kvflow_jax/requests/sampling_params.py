@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from textwrap import fill
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
@@ -182,6 +183,19 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 object.__setattr__(self, name, param.check(name, value))
+        self._check_together()
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """Return a copy with other values; only these are checked, and large ones are shared."""
+        changed = copy(self)
+        for name, value in changes.items():
+            if value is not None or name not in _OPTIONAL:
+                value = PARAMS[name].check(name, value)
+            object.__setattr__(changed, name, value)
+        changed._check_together()
+        return changed
+
+    def _check_together(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be at most max_tokens, {self.max_tokens}, got {self.min_tokens}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from kvflow_jax import __version__
+from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve import (
     abort,
     chat,
@@ -35,6 +37,7 @@ from kvflow_jax.serve.messages.errors import error_response
 from kvflow_jax.serve.messages.routes import routes as messages
 from kvflow_jax.serve.metrics import CONTENT_TYPE
 from kvflow_jax.serve.openapi import body_of
+from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.responses.routes import routes as responses
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
@@ -121,9 +124,8 @@ async def create_chat_completion(
     request: Request, service: ServiceDep, tenant: TenantDep
 ) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, tenant, ChatRequest)
-    service.check_model(body.model)
-    read = Chat.read(service, body)
+    read = await service.bodies.read(request, tenant, partial(_read_chat, service))
+    body = read.body
     response_format = chat.ChatFormat(
         service.model_name,
         body,
@@ -138,10 +140,8 @@ async def create_chat_completion(
 @routes.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
 async def create_completion(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, tenant, CompletionRequest)
-    service.check_model(body.model)
-    params = body.sampling_params(service.sampling_defaults)
-    prompts = completions.read_prompts(body.prompt)
+    reading = service.bodies.read(request, tenant, partial(_read_completion, service))
+    body, params, prompts = await reading
     service.check_room(tenant, len(params), len(prompts) * len(params))
     compiling = service.compile_grammar(tenant, params[0])
     grammar = await until_disconnect(request.receive, compiling)
@@ -185,6 +185,24 @@ async def flush_cache(service: ServiceDep, tenant: AdminDep) -> Response:
             code="cache_in_use",
         )
     return JSONResponse({"flushed": True})
+
+
+# Run where the body is parsed, which for a large one is a thread.
+
+
+def _read_chat(service: Service, data: dict[str, Any]) -> Chat:
+    body = validate(data, ChatRequest)
+    service.check_model(body.model)
+    return Chat.read(service, body)
+
+
+def _read_completion(
+    service: Service, data: dict[str, Any]
+) -> tuple[CompletionRequest, list[SamplingParams], list[completions.Prompt]]:
+    body = validate(data, CompletionRequest)
+    service.check_model(body.model)
+    params = body.sampling_params(service.sampling_defaults)
+    return body, params, completions.read_prompts(body.prompt)
 
 
 def _logprob_writer(service: Service, body: GenerationRequest) -> LogprobWriter:

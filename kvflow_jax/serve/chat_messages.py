@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
+from kvflow_jax.serve.json_structure import Limits, check_texts
+from kvflow_jax.serve.request_body import MAX_CONTAINERS, MAX_VALUES
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.tools.tool import is_deeper
 
 # Any name, as in vLLM: a template may know roles of its own, and refuses those that it does not.
 _ROLE = re.compile(r"[\w.-]{1,64}")
+
+# Of the JSON in strings of the body, which its own limits do not count.
+ARGUMENT_LIMITS = Limits(MAX_CONTAINERS, MAX_VALUES)
 
 # Agents pass on parts of the Responses API, and what an assistant refused to say.
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -25,7 +30,9 @@ def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
 
     Raises:
         InvalidRequestError: names the invalid message and what is accepted.
+        ApiError: 413, the arguments of calls have too many values.
     """
+    check_texts(list(_arguments_of(body.messages)), ARGUMENT_LIMITS)
     return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
 
 
@@ -45,6 +52,16 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
     else:
         yield "0"
+
+
+def _arguments_of(messages: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the JSON texts that are the arguments of calls."""
+    for message in messages:
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                yield function["arguments"]
 
 
 def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:

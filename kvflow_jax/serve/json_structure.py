@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,10 +108,7 @@ def scan(body: bytes | bytearray, limits: Limits) -> Structure:
         counts = np.bincount(found_kinds[-1], minlength=128)
         num_containers += int(counts[ord("[")] + counts[ord("{")])
         num_values += int(counts[ord("[")] + counts[ord("{")] + counts[ord(",")])
-        if num_containers > limits.max_containers:
-            raise _too_complex(f"more than {limits.max_containers} lists and objects")
-        if num_values > limits.max_values:
-            raise _too_complex(f"more than {limits.max_values} values")
+        _check_counts(num_containers, num_values, limits)
     structure = _structure(np.concatenate(found_at), np.concatenate(found_kinds))
     if structure.depths.max(initial=0) > MAX_DEPTH:
         raise _too_complex(f"lists and objects nested more than {MAX_DEPTH} deep")
@@ -129,6 +127,25 @@ def scan(body: bytes | bytearray, limits: Limits) -> Structure:
     return structure
 
 
+def check_texts(texts: Sequence[str], limits: Limits) -> None:
+    """Check JSON texts that strings of a body contain, all of them together.
+
+    Raises:
+        ApiError: 413, as ``scan``.
+    """
+    num_containers = sum(text.count("[") + text.count("{") for text in texts)
+    num_commas = sum(text.count(",") for text in texts)
+    if num_containers <= limits.max_containers and num_containers + num_commas <= limits.max_values:
+        return
+    # Some of them are in strings.
+    num_containers = num_values = 0
+    for text in texts:
+        counts = np.bincount(scan(text.encode(errors="replace"), limits).kinds, minlength=128)
+        num_containers += int(counts[ord("[")] + counts[ord("{")])
+        num_values += int(counts[ord("[")] + counts[ord("{")] + counts[ord(",")])
+        _check_counts(num_containers, num_values, limits)
+
+
 def _structure(at: np.ndarray, kinds: np.ndarray) -> Structure:
     is_closing = (kinds == ord("]")) | (kinds == ord("}"))
     is_opening = (kinds == ord("[")) | (kinds == ord("{"))
@@ -141,6 +158,13 @@ def _bytes_per_char(text: bytes, highest: int) -> int:
     if highest >= 0xF0 or _SURROGATE.search(text):
         return 4
     return 2 if highest >= 0xC4 or b"\\u" in text else 1
+
+
+def _check_counts(num_containers: int, num_values: int, limits: Limits) -> None:
+    if num_containers > limits.max_containers:
+        raise _too_complex(f"more than {limits.max_containers} lists and objects")
+    if num_values > limits.max_values:
+        raise _too_complex(f"more than {limits.max_values} values")
 
 
 def _too_complex(what: str) -> ApiError:

@@ -20,7 +20,8 @@ from kvflow_jax.serve.tenant_threads import TenantThreads
 
 MAX_ERRORS_SHOWN = 3
 MAX_ERRORS_READ = 100
-MAX_INLINE_BYTES = 1 << 18  # of a body that is parsed on the event loop, in a few milliseconds
+# Of a body that is read on the event loop, which takes up to 20 ms.
+MAX_INLINE_BYTES, INLINE_LIMITS = 1 << 18, Limits(1 << 11, 1 << 13)
 BODIES_AT_ONCE = 8  # of the largest size, in the memory of the server
 BODIES_OF_A_TENANT = 4
 # The largest step graph: 16,384 edges of four fields, and 4,096 nodes. A chat has some ten objects
@@ -47,7 +48,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 class BodyReader:
     """Reads the bodies of requests, within limits of time and memory.
 
-    A large body is parsed and validated on a thread, one at a time and in slices: from_json holds
+    A large body is parsed and read on a thread, one at a time and in slices: from_json holds
     the GIL, so that two of them at a time would halve the event loop's share of it. Tenants take
     turns.
 
@@ -75,16 +76,22 @@ class BodyReader:
     async def read(
         self, request: Request, tenant: str, read: Callable[[dict[str, Any]], Read]
     ) -> Read:
-        """Return ``read(body)`` for a body, which is a JSON object. Raises as ``parse``."""
+        """Return ``read(body)`` for a body, which is a JSON object. Raises as ``parse``.
+
+        Args:
+            read: reads and checks all of the body; called on the thread for a large one.
+        """
         limits = Limits(MAX_CONTAINERS, MAX_VALUES + PROMPTS_OF_IDS * self._max_model_len())
         _check_content_type(request.headers.get("content-type"))
         with self.memory.reservation(tenant) as reservation:
             body = await self._receive(request, reservation)
-            if len(body) <= MAX_INLINE_BYTES and has_few_values(body, limits):
-                return read(_as_object(_parse(body)))
-            return await self._thread.run(
-                tenant, lambda: read(_as_object(_parse_large(body, limits)))
-            )
+            if len(body) > MAX_INLINE_BYTES or not has_few_values(body, limits):
+                return await self._thread.run(
+                    tenant, lambda: read(_as_object(_parse_large(body, limits)))
+                )
+            if not has_few_values(body, INLINE_LIMITS):
+                return await self._thread.run(tenant, lambda: read(_as_object(_parse(body))))
+            return read(_as_object(_parse(body)))
 
     def close(self) -> None:
         self._thread.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -189,7 +188,7 @@ class GenerationRequest(BaseModel):
         }
         first = SamplingParams(**values)
         # With the same seed, all choices would be equal.
-        return [replace(first, seed=_next_seed(first.seed, i)) for i in range(self.num_choices)]
+        return [first.replace(seed=_next_seed(first.seed, i)) for i in range(self.num_choices)]
 
     def _check_supported(self) -> None:
         if self.stream_options is not None and not self.stream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -67,7 +67,7 @@ class Chat:
         messages = service.model_reasoning.with_history(messages)
         return cls(
             body,
-            [replace(one, structured_outputs=output) for one in params],
+            [one.replace(structured_outputs=output) for one in params],
             messages,
             template_kwargs(body),
             read_prompt_args(body, messages),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -46,12 +47,12 @@ class DetokenizeRequest(BaseModel):
 @routes.post("/tokenize", openapi_extra=body_of(TokenizeRequest, TokenizeChatRequest))
 async def tokenize(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    request_read = await service.bodies.read(request, tenant, _validate_text_or_chat)
-    service.check_model(request_read.model)
-    encoding = _encode(service, tenant, request_read)
+    read = partial(_read_text_or_chat, service)
+    body, wants_strs = await service.bodies.read(request, tenant, read)
+    encoding = _encode(service, tenant, body)
     tokens = await until_disconnect(request.receive, encoding)
     strs = None
-    if request_read.return_token_strs:
+    if wants_strs:
         strs = await service.tokenize(tenant, [], lambda t: t.token_strs(tokens))
     return JSONResponse(
         {
@@ -80,12 +81,19 @@ async def show_tokenizer_info(service: ServiceDep, tenant: TenantDep) -> Respons
     return JSONResponse(await service.tokenize(tenant, [], lambda t: t.info()))
 
 
-def _validate_text_or_chat(body: dict[str, Any]) -> TokenizeRequest | TokenizeChatRequest:
-    if (body.get("prompt") is None) == (body.get("messages") is None):
+def _read_text_or_chat(
+    service: Service, data: dict[str, Any]
+) -> tuple[TokenizeRequest | Chat, bool | None]:
+    """Return what to tokenize, and whether the texts of the tokens are wanted."""
+    if (data.get("prompt") is None) == (data.get("messages") is None):
         raise InvalidRequestError("send either prompt or messages", param="prompt")
-    if body.get("prompt") is not None:
-        return validate(body, TokenizeRequest)
-    return validate(body, TokenizeChatRequest)
+    if data.get("prompt") is not None:
+        body = validate(data, TokenizeRequest)
+        service.check_model(body.model)
+        return body, body.return_token_strs
+    chat_body = validate(data, TokenizeChatRequest)
+    service.check_model(chat_body.model)
+    return Chat.read(service, chat_body), chat_body.return_token_strs
 
 
 def _validate_tokens(body: dict[str, Any], limit: int) -> DetokenizeRequest:
@@ -100,12 +108,10 @@ def _validate_tokens(body: dict[str, Any], limit: int) -> DetokenizeRequest:
     return validate(body, DetokenizeRequest)
 
 
-async def _encode(
-    service: Service, tenant: str, body: TokenizeRequest | TokenizeChatRequest
-) -> list[int]:
-    """Return the prompt ids that a completion or chat of this body has."""
-    if isinstance(body, TokenizeChatRequest):
-        tokens, _ = await Chat.read(service, body).encode(service, tenant)
+async def _encode(service: Service, tenant: str, body: TokenizeRequest | Chat) -> list[int]:
+    """Return the prompt ids that a completion of this body, or this chat, has."""
+    if isinstance(body, Chat):
+        tokens, _ = await body.encode(service, tenant)
         return tokens
     text, adds_special = body.prompt, body.add_special_tokens is not False
     tokens = await service.tokenize(

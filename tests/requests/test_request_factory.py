@@ -133,3 +133,17 @@ def test_a_request_that_reasons_keeps_its_tags_for_the_splitter(skips, answer):
     assert request.detokenizer == ("detokenizer", skips, ("<r>", "</r>"))
     assert request.splitter.push("a</r>b</r>c", is_last=True) == ("a", answer)
     assert create(factory).splitter is None
+
+
+def test_the_choices_of_a_prompt_share_the_mask_of_allowed_tokens():
+    factory, params = make_factory(), SamplingParams(allowed_token_ids=[3, 40])
+    requests = [
+        factory.create(
+            RequestSpec([1], params.replace(seed=seed)), print, request_id=seed, arrival_s=0.0
+        )
+        for seed in range(2)
+    ]
+    one, other = (request.token_mask for request in requests)
+    assert one is other
+    assert not one.flags.writeable
+    assert create(factory, allowed_token_ids=[4]).token_mask[0] == 1 << 4

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
 
 
@@ -121,3 +122,18 @@ def test_a_parameter_is_off_where_none_is_its_default_only():
     assert SamplingParams(max_tokens=None).max_tokens is None
     with pytest.raises(InvalidRequestError, match="must be a number, got None"):
         SamplingParams(temperature=None)
+
+
+def test_a_copy_shares_what_is_large_and_checks_what_is_new():
+    params = SamplingParams(allowed_token_ids=[1, 2], max_tokens=8)
+    copy = params.replace(seed=3, min_tokens=2)
+    assert copy == SamplingParams(allowed_token_ids=[1, 2], max_tokens=8, seed=3, min_tokens=2)
+    assert copy.allowed_token_ids is params.allowed_token_ids
+    assert params.seed is None
+    with pytest.raises(InvalidRequestError, match="seed"):
+        params.replace(seed="x")
+    with pytest.raises(InvalidRequestError, match="at most max_tokens"):
+        params.replace(min_tokens=9)
+    grammar = StructuredOutputsParams(regex="a")
+    with pytest.raises(InvalidRequestError, match="each constrain the output"):
+        params.replace(structured_outputs=grammar)

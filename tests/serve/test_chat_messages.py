@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.chat_messages import read_messages
 from kvflow_jax.serve.schemas import ChatRequest
 from tests.serve.serve_fakes import FakeEngine, LiveServer
-from tests.serve.serve_requests import CHAT, error_of
+from tests.serve.serve_requests import CHAT, HELLO, error_of
 
 
 def test_roles_and_parts_reach_the_template(client: openai.OpenAI, engine: FakeEngine) -> None:
@@ -100,3 +101,16 @@ def test_a_call_longer_than_the_context_is_not_tokenized(
     error = error_of(http.post(CHAT, json={"messages": messages}), 400)
     assert error["code"] == "context_length_exceeded"
     assert live.tokenizer.num_rendered == num_rendered
+
+
+def test_the_arguments_of_all_calls_have_a_limit_of_values(http: httpx.Client) -> None:
+    def messages(arguments: str) -> list[dict[str, Any]]:
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        return [*HELLO, {"role": "assistant", "tool_calls": [call]}] * 2
+
+    many = '{"a": [' + "[]," * 20_000 + "1]}"
+    error = error_of(http.post(CHAT, json={"messages": messages(many)}), 413)
+    assert error["code"] == "body_too_complex"
+    text = json.dumps({"code": "[]," * 20_000})
+    error = error_of(http.post(CHAT, json={"messages": messages(text)}), 400)
+    assert error["code"] == "context_length_exceeded"  # read, and too long for this model

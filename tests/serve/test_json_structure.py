@@ -8,7 +8,7 @@ import pytest
 
 from kvflow_jax.serve import json_structure
 from kvflow_jax.serve.errors import ApiError
-from kvflow_jax.serve.json_structure import Limits, has_few_values, scan
+from kvflow_jax.serve.json_structure import Limits, check_texts, has_few_values, scan
 
 LIMITS = Limits(max_containers=100, max_values=1000)
 UNBOUNDED = Limits(1 << 40, 1 << 40)
@@ -101,3 +101,14 @@ def test_few_values_need_no_scan() -> None:
     assert has_few_values(b"x" * 5000, LIMITS)
     assert not has_few_values(b"[" * 101, LIMITS)
     assert not has_few_values(b"," * 1001, LIMITS)
+
+
+def test_texts_within_a_body_have_limits_together() -> None:
+    limits = Limits(max_containers=4, max_values=10)
+    check_texts(["[1, 2]", '{"a": [1]}'], limits)
+    check_texts(['{"a": "[[[[[[,,,,,,"}'] * 2, limits)  # in strings
+    with pytest.raises(ApiError, match="more than 4 lists and objects") as raised:
+        check_texts(["[[1], 2]"] * 3, limits)
+    assert raised.value.status == 413
+    with pytest.raises(ApiError, match="more than 10 values"):
+        check_texts(["[1, 2, 3, 4]", "[1, 2, 3, 4, 5, 6, 7]"], limits)

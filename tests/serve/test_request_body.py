@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from kvflow_jax.serve.auth import LOCAL, ApiKey
+from kvflow_jax.serve.request_body import BodyReader
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer, live_server
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
@@ -77,6 +82,23 @@ def test_a_body_of_too_many_values_is_a_413() -> None:
         body = {"messages": HELLO, "x": "[]," * 200_000}
         assert http.post(CHAT, json=body).status_code == 200
         assert http.put("/v1/workflows/g", json=_graph(num_edges=16_000)).status_code == 200
+
+
+@pytest.mark.parametrize("num_values", [10, 9_000, 100_000])
+def test_what_is_large_is_read_on_a_thread(num_values: int) -> None:
+    content = json.dumps({"a": [0] * num_values}).encode()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content}
+
+    reader = BodyReader(1 << 20, lambda: 0)
+    request = Request({"type": "http", "headers": []}, receive)
+    name_of_thread = reader.read(request, "", lambda body: threading.current_thread().name)
+    try:
+        is_inline = asyncio.run(name_of_thread) == threading.current_thread().name
+    finally:
+        reader.close()
+    assert is_inline == (num_values == 10)
 
 
 def _graph(num_edges: int) -> dict[str, Any]:

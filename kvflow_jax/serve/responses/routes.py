@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.openapi import body_of
+from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.responses.response import ResponseObject
 from kvflow_jax.serve.responses.schema import ResponsesRequest
+from kvflow_jax.serve.responses.tools import ToolNames
 from kvflow_jax.serve.responses.writer import ResponseWriter
+from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import EventStream, collect, hint_headers
 from kvflow_jax.serve.submission import Chat
 
@@ -20,10 +26,8 @@ routes = APIRouter()
 @routes.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
 async def create_response(request: Request, service: ServiceDep, tenant: TenantDep) -> Response:
     service.check_ready()
-    body = await service.bodies.parse(request, tenant, ResponsesRequest)
-    service.check_model(body.model)
-    chat_body, names = body.to_chat()
-    chat = Chat.read(service, chat_body)
+    reading = service.bodies.read(request, tenant, partial(_read, service))
+    body, names, chat = await reading
     logprobs = LogprobWriter(service.tokenizer) if body.wants_logprobs else None
     response = ResponseObject(service.model_name, body, chat.params[0])
     writer = ResponseWriter(response, chat.tools, names, logprobs)
@@ -33,3 +37,10 @@ async def create_response(request: Request, service: ServiceDep, tenant: TenantD
     (choice,) = await collect(generation, request.receive)
     answer = writer.full(choice, generation.usage)
     return JSONResponse(answer, headers=hint_headers(generation.usage))
+
+
+def _read(service: Service, data: dict[str, Any]) -> tuple[ResponsesRequest, ToolNames, Chat]:
+    body = validate(data, ResponsesRequest)
+    service.check_model(body.model)
+    chat_body, names = body.to_chat()
+    return body, names, Chat.read(service, chat_body)
