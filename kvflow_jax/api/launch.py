@@ -31,6 +31,7 @@ from kvflow_jax.models.loading.cache_folder import CacheFolder, CacheInUseError,
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.models.memory import FreeMemory
 from kvflow_jax.models.model import Model
+from kvflow_jax.models.own_files import untrusted_file
 from kvflow_jax.models.sharding import AXIS
 from kvflow_jax.runtime.batch import BatchShape
 from kvflow_jax.runtime.interfaces import NoTransfers, Runner, Transfers, WallClock
@@ -45,15 +46,34 @@ def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs under ``cache_dir``, so that later starts only load them.
 
     Call before the first compilation. A folder that the user has set in JAX's configuration stays.
+    Programs are code: a folder that another user may have written is not used.
 
     Of several processes JAX lets only the first write; up to 0.12 no option changes that. The
     others compile at every start, unless all share the folder. There they find the programs of the
     first if the topology of their devices has the same fingerprint, which is part of the key. On
     CPU each process has a different fingerprint, so they never do.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
+    programs = cache_dir / "xla"
+    if jax.config.values["jax_compilation_cache_dir"] is None and _is_trusted(programs):
+        jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _is_trusted(folder: Path) -> bool:
+    """Create a folder of programs; return whether its programs may be run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = untrusted_file(folder)
+    except OSError as error:
+        log.warning("compiled programs are not kept: %s", error)
+        return False
+    if found is not None:
+        log.warning(
+            "%s belongs to another user, is a link, or others can write to it, so programs are "
+            "compiled at each start: remove %s, or choose another --cache-dir",
+            *(found, folder),
+        )
+    return found is None
 
 
 @contextmanager

@@ -249,3 +249,30 @@ def test_a_compilation_cache_that_the_user_has_set_stays(monkeypatch, tmp_path, 
     use_compilation_cache(tmp_path)
     assert values["jax_compilation_cache_dir"] == (folder or str(tmp_path / "xla"))
     assert values["jax_persistent_cache_min_compile_time_secs"] == 0
+
+
+def test_programs_that_another_user_may_have_written_are_not_run(monkeypatch, tmp_path, caplog):
+    values = {"jax_compilation_cache_dir": None}
+    config = SimpleNamespace(values=values, update=values.__setitem__)
+    monkeypatch.setattr(launch, "jax", SimpleNamespace(config=config))
+    folder = tmp_path / "xla"
+    folder.mkdir()
+    folder.chmod(0o777)
+    use_compilation_cache(tmp_path)
+    assert values["jax_compilation_cache_dir"] is None
+    (line,) = caplog.messages
+    assert f"remove {folder}" in line
+    folder.rmdir()
+    use_compilation_cache(tmp_path)
+    assert values["jax_compilation_cache_dir"] == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_folder_that_cannot_be_made_is_no_error(monkeypatch, tmp_path, caplog):
+    values = {"jax_compilation_cache_dir": None}
+    config = SimpleNamespace(values=values, update=values.__setitem__)
+    monkeypatch.setattr(launch, "jax", SimpleNamespace(config=config))
+    (tmp_path / "file").touch()
+    use_compilation_cache(tmp_path / "file")
+    assert values["jax_compilation_cache_dir"] is None
+    assert "programs are not kept" in caplog.text

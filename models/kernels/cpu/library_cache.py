@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from kvflow_jax.models.own_files import is_own, others_may_write
 
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+log = logging.getLogger(__name__)
 
 
 def own_folder(path: Path) -> Path:
@@ -31,8 +31,8 @@ def own_folder(path: Path) -> Path:
         OSError: it cannot be created.
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if _is_own(path, stat.S_ISDIR):
-        if path.stat().st_mode & _OTHERS_WRITE:
+    if is_own(path, stat.S_ISDIR):
+        if others_may_write(path):
             path.chmod(0o700)
         return path
     log.warning(
@@ -57,7 +57,7 @@ def cached_library(folder: Path, key: str, build: Callable[[Path], object]) -> P
         OSError: the folder cannot be written, or ``build`` raises it.
     """
     for path in folder.glob(f"{key}-*.so"):
-        is_closed = _is_own(path, stat.S_ISREG) and not path.stat().st_mode & _OTHERS_WRITE
+        is_closed = is_own(path, stat.S_ISREG) and not others_may_write(path)
         if is_closed and path.name == _name(key, path):
             return path
         log.warning("%s is not as it was built, or others can write to it: built again", path)
@@ -74,12 +74,6 @@ def cached_library(folder: Path, key: str, build: Callable[[Path], object]) -> P
         return path
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _is_own(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """True for a file of this user, of a kind of ``stat`` and no link."""
-    found = path.lstat()
-    return is_kind(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _name(key: str, path: Path) -> str:
