@@ -58,11 +58,8 @@ class PersistentMap(Generic[K, V]):
         Raises:
             KeyError: the key is not in the map.
         """
-        if self._len == 1:
-            if key not in self._root:
-                raise KeyError(key)
-            return EMPTY
-        return self._of(_delete(self._root, hash(key), key), self._len - 1)
+        root = _delete(self._root, hash(key), key)
+        return self._of(root, self._len - 1) if self._len > 1 else EMPTY
 
     def pop_many(self, keys: Collection[K]) -> tuple[PersistentMap[K, V], list[V]]:
         """Return the map without ``keys``, which are distinct, and their values in order.

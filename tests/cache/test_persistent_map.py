@@ -77,3 +77,13 @@ def test_many_keys_of_equal_hashes_are_removed_at_once():
     colliding = PersistentMap({Colliding(i): i for i in range(200)})
     rest, _ = colliding.pop_many([Colliding(i) for i in range(100)])
     assert sorted(rest.values()) == list(range(100, 200))
+
+
+@pytest.mark.parametrize("num_keys", [1, 2, 40, 60, 2000])
+def test_the_last_of_many_keys_can_be_deleted(num_keys):
+    current = PersistentMap({i: i for i in range(num_keys)})
+    for key in range(num_keys):
+        current = current.delete(key)
+    assert current is EMPTY
+    with pytest.raises(KeyError):
+        PersistentMap({0: 0}).delete(1)
