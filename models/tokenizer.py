@@ -14,6 +14,7 @@ from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.models.families.hf_fields import HfFields
 from kvflow_jax.models.json_file import MAX_JSON_BYTES, read_json
+from kvflow_jax.models.rust_panics import panics_as_errors
 from kvflow_jax.models.template_budget import bound_chat_templates, template_budget
 
 # Of transformers, not of the tokenizer.
@@ -69,12 +70,13 @@ class Tokenizer:
             )
         _check_sizes(folder)
         try:
-            hf = transformers().AutoTokenizer.from_pretrained(
-                folder,
-                local_files_only=True,
-                # Unset, it asks the terminal.
-                trust_remote_code=False,
-            )
+            with panics_as_errors():
+                hf = transformers().AutoTokenizer.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    # Unset, it asks the terminal.
+                    trust_remote_code=False,
+                )
         except Exception as error:  # its readers raise errors of many libraries
             raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
         if not getattr(hf, "is_fast", False):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.families.hf_fields import HfFields, Json, Problems
+from kvflow_jax.models.rust_panics import panics_as_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -147,11 +148,12 @@ def build_tokenizer(
     vocabulary = _Vocabulary.read(reader)
     reader.problems.raise_if_any()
     try:
-        if kind == "gpt2":
-            backend = _byte_level(vocabulary, path)
-        else:
-            backend = _sentencepiece(vocabulary, merges_in_token_order)
-        _add_tokens(backend, vocabulary)
+        with panics_as_errors():
+            if kind == "gpt2":
+                backend = _byte_level(vocabulary, path)
+            else:
+                backend = _sentencepiece(vocabulary, merges_in_token_order)
+            _add_tokens(backend, vocabulary)
     except ModelLoadError:
         raise
     except Exception as error:  # such as a merge of tokens that there are not; tokenizers' own type

@@ -146,3 +146,9 @@ def test_the_chat_template_is_that_of_the_file():
 def test_a_missing_field_is_named():
     with pytest.raises(ModelLoadError, match=r"missing tokenizer\.ggml\.scores"):
         build_tokenizer({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}, "f")
+
+
+@pytest.mark.parametrize("merge", ["h t", "x1 t", "t", "", " ", "th th the"])
+def test_merges_of_tokens_that_there_are_not_are_refused(merge):
+    with pytest.raises(ModelLoadError, match="the tokenizer of f cannot be built"):
+        build_tokenizer(fields_of("gpt-2", merges=["t h", merge]), "f")
