@@ -156,7 +156,9 @@ def _closed(tool: Tool) -> Mapping[str, Any]:
     named, required = schema.get("properties"), schema.get("required")
     if not isinstance(named, Mapping) or schema.keys() & _OTHER_PROPERTIES:
         return schema
-    if isinstance(required, list) and any(name not in list(named) for name in required):
+    if isinstance(required, list) and not all(
+        isinstance(name, str) and name in named for name in required
+    ):
         return schema
     return {**schema, "additionalProperties": False}
 
@@ -182,7 +184,9 @@ class _Parameter:
 
 def _parameters(tool: Tool) -> list[_Parameter]:
     """Return the parameters of a tool; the schema of each has the tool's definitions."""
-    required = tool.schema.get("required") or ()
+    listed = tool.schema.get("required")
+    names = listed if isinstance(listed, list) else ()
+    required = {name for name in names if isinstance(name, str)}
     shared = {key: tool.schema[key] for key in _DEFINITIONS if key in tool.schema}
     return [
         _Parameter(name, {**shared, **one} if isinstance(one, Mapping) else {}, name in required)

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.grammar.spec import MAX_GRAMMAR_CHARS, StructuredOutputsParams
 
 # White space of JSON as llama.cpp allows it: without a bound, small models never stop indenting.
 WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
@@ -32,11 +33,24 @@ class LarkWriter:
         self._special_ids = special_ids
         self._split = re.compile("|".join(f"({re.escape(text)})" for text in special_ids) or "(?!)")
         self._rules: list[str] = []
+        self._num_chars = 0
 
     def rule(self, body: str, options: str = "") -> str:
-        """Add a rule and return its name; ``options`` are such as ``[lazy]``."""
+        """Add a rule and return its name; ``options`` are such as ``[lazy]``.
+
+        Raises:
+            InvalidRequestError: the grammar is longer than grammars may be. It is written no
+                further: each parameter of a tool repeats the tool's definitions.
+        """
         name = f"rule_{len(self._rules)}"
         self._rules.append(f"{name}{options}: {body}")
+        self._num_chars += len(self._rules[-1])
+        if self._num_chars > MAX_GRAMMAR_CHARS:
+            raise InvalidRequestError(
+                f"the grammar of calls of the tools has more than {MAX_GRAMMAR_CHARS} characters; "
+                "send fewer tools, or smaller schemas",
+                "tools",
+            )
         return name
 
     def is_special(self, text: str) -> bool:

@@ -20,10 +20,9 @@ class PromptEdit(Enum):
     TOTAL_TOKENS = "total_tokens"
 
 
-_PATTERNS = {
-    PromptEdit.BILLING_HEADER: re.compile(r"^x-anthropic-billing-header:[^\n]*\n?", re.MULTILINE),
-    PromptEdit.TOTAL_TOKENS: re.compile(r"\n?<total_tokens>[^<]{0,200}</total_tokens>"),
-}
+# Each begins with a text, for which the search is fast: others take a second for a large body.
+_BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n?")
+_TOTAL_TOKENS = re.compile(r"<total_tokens>[^<]{0,200}</total_tokens>")
 
 
 def edit_prompt(
@@ -43,9 +42,30 @@ def edit_prompt(
             edited.append({**message})
             continue
         text = message["content"]
-        for edit, pattern in _PATTERNS.items():
-            text, num_edits = pattern.subn("", text)
-            edits |= {edit} if num_edits else set()
+        for edit, remove in _EDITS.items():
+            kept = remove(text)
+            edits |= {edit} if len(kept) < len(text) else set()
+            text = kept
         if text.strip() or not message["content"].strip():
             edited.append({**message, "content": text})
     return edited, frozenset(edits)
+
+
+def _without_billing_lines(text: str) -> str:
+    def kept(found: re.Match[str]) -> str:
+        is_line = found.start() == 0 or text[found.start() - 1] == "\n"
+        return "" if is_line else found[0]
+
+    return _BILLING_LINE.sub(kept, text)
+
+
+def _without_total_tokens(text: str) -> str:
+    # With the end of the line before each.
+    *before, last = _TOTAL_TOKENS.split(text)
+    return "".join([*(piece.removesuffix("\n") for piece in before), last])
+
+
+_EDITS = {
+    PromptEdit.BILLING_HEADER: _without_billing_lines,
+    PromptEdit.TOTAL_TOKENS: _without_total_tokens,
+}

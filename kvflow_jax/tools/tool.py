@@ -13,6 +13,7 @@ from kvflow_jax.errors import InvalidRequestError
 MAX_TOOLS = 1024
 MAX_TOOLS_BYTES = 1 << 20  # of all tools of a request, as JSON
 MAX_DEPTH = 64  # of a tool's JSON
+MAX_REFERENCED_KEYS = 1 << 16  # of the definitions that a tool's parameters name, each time anew
 
 _REFERENCE = re.compile(r"#/(\$defs|definitions)/([^/~%]+)")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -33,24 +34,16 @@ class Tool:
     Attributes:
         definition: ``{"type": "function", "function": {...}}``, what chat templates get.
         schema: the JSON Schema of the arguments, as it was declared.
+        parameters: the JSON Schema of each parameter, in the order of the declaration. One that is
+            a reference to a definition of the tool's schema is this definition.
         is_strict: the client asks for arguments that conform to the schema.
     """
 
     name: str
     definition: Mapping[str, Any]
     schema: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     is_strict: bool = False
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """The JSON Schema of each parameter, in the order of the declaration.
-
-        One that is a reference to a definition of the tool's schema is this definition.
-        """
-        properties = self.schema.get("properties")
-        if not isinstance(properties, dict):
-            return {}
-        return {name: _resolved(one, self.schema) for name, one in properties.items()}
 
     @property
     def json(self) -> str:
@@ -124,19 +117,41 @@ def _read_tool(field: str, data: Any) -> Tool:
     definition = _canonical({"type": "function", "function": kept})
     # As from OpenAI, a function without a schema has no parameters.
     schema = function.get("parameters") or {"type": "object", "properties": {}}
-    return Tool(name, definition, schema, bool(function.get("strict")))
+    parameters = _read_parameters(f"{field}.parameters", schema)
+    return Tool(name, definition, schema, parameters, bool(function.get("strict")))
 
 
-def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
-    """Return a schema whose ``$ref``, such as ``#/$defs/City``, is replaced by what it names."""
-    for _ in range(MAX_DEPTH):  # references may form a circle
-        match = _REFERENCE.fullmatch(str(schema.get("$ref"))) if isinstance(schema, dict) else None
-        definitions = root.get(match[1]) if match else None
-        target = definitions.get(match[2]) if match and isinstance(definitions, dict) else None
-        if not isinstance(target, dict):
-            break
-        schema = target | {key: value for key, value in schema.items() if key != "$ref"}
-    return schema
+def _read_parameters(field: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of each parameter; a ``$ref`` is replaced by what it names."""
+    properties = schema.get("properties")
+    if not isinstance(properties, dict):
+        return {}
+    num_keys = 0
+    parameters = {}
+    for name, parameter in properties.items():
+        for _ in range(MAX_DEPTH):  # references may form a circle
+            if (target := _referenced(parameter, schema)) is None:
+                break
+            num_keys += len(target) + len(parameter)
+            if num_keys > MAX_REFERENCED_KEYS:
+                raise InvalidRequestError(
+                    f"{field} refers to definitions of more than {MAX_REFERENCED_KEYS} keys "
+                    "together",
+                    param=field,
+                )
+            parameter = target | {k: value for k, value in parameter.items() if k != "$ref"}
+        parameters[name] = parameter
+    return parameters
+
+
+def _referenced(schema: Any, root: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the definition that a schema's ``$ref``, such as ``#/$defs/City``, names."""
+    if not isinstance(schema, dict) or "$ref" not in schema:
+        return None
+    match = _REFERENCE.fullmatch(str(schema["$ref"]))
+    definitions = root.get(match[1]) if match else None
+    target = definitions.get(match[2]) if match and isinstance(definitions, dict) else None
+    return target if isinstance(target, dict) else None
 
 
 _KIND_NAMES: dict[type, str] = {str: "a string", dict: "an object", bool: "true or false"}

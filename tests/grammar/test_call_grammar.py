@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,3 +278,42 @@ def test_json_is_valid_up_to_its_cut() -> None:
     text = model.walk(model.start(model.grammar(is_single=True).calls()), seed=1)
     (call,) = model.calls_of(text)
     assert json.loads(json.dumps(call[1])) == call[1]
+
+
+class CountedDict(dict[str, Any]):
+    """Counts how often it is iterated over."""
+
+    num_iterations = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.num_iterations += 1
+        return super().__iter__()
+
+
+def test_required_names_are_looked_up_not_searched() -> None:
+    names = [f"p{i}" for i in range(100)]
+    properties = CountedDict({name: {} for name in names})
+    (tool,) = read_tools([declared("f", {"properties": properties, "required": names})])
+    before = properties.num_iterations
+    hermes().grammar((tool,)).calls()
+    assert properties.num_iterations - before < 10
+
+
+@pytest.mark.parametrize("name", ["hermes", "pythonic", "qwen3_coder"])
+@pytest.mark.parametrize("required", [5, "ab", [{}], [["a"]], {"a": 1}], ids=str)
+def test_names_that_are_no_names_are_not_required(name: str, required: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}, "required": required}
+    model = Model(SYNTAXES[name], SYNTAXES[name].layouts[0], scripted_tokenizer())
+    assert model.grammar(read_tools([declared("f", schema)])).calls()
+
+
+@pytest.mark.parametrize("name", ["pythonic", "qwen3_coder"])
+def test_definitions_that_every_parameter_repeats_are_bounded(name: str) -> None:
+    schema = {
+        "type": "object",
+        "$defs": {"big": {"enum": ["x" * 1000] * 100}},
+        "properties": {f"p{i}": {"type": "integer"} for i in range(100)},
+    }
+    model = Model(SYNTAXES[name], SYNTAXES[name].layouts[0], scripted_tokenizer())
+    with pytest.raises(InvalidRequestError, match="the grammar of calls of the tools"):
+        model.grammar(read_tools([declared("f", schema)])).calls()

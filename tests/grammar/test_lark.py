@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.lark import LarkWriter, is_lark, regex_terminal
+from kvflow_jax.grammar.spec import MAX_GRAMMAR_CHARS
 
 
 def test_special_tokens_of_a_text_are_token_ids() -> None:
@@ -32,3 +34,11 @@ def test_lark_is_told_from_gbnf_by_its_start() -> None:
     assert is_lark('start: "a"')
     assert not is_lark('root ::= "a"')
     assert not is_lark('start ::= "a"')
+
+
+def test_a_grammar_is_written_no_further_than_its_limit() -> None:
+    lark = LarkWriter({})
+    lark.rule("a" * (MAX_GRAMMAR_CHARS // 2))
+    with pytest.raises(InvalidRequestError, match="more than") as raised:
+        lark.rule("a" * (MAX_GRAMMAR_CHARS // 2))
+    assert raised.value.param == "tools"

@@ -26,6 +26,13 @@ USER = {"role": "user", "content": f"What is {BILLING}?\n{LEFT}"}
         (f"Plan.\n{LEFT}\nAct.", "Plan.\nAct.", {PromptEdit.TOTAL_TOKENS}),
         (f"{BILLING}\nPlan.\n{LEFT}", "Plan.", set(PromptEdit)),
         (BILLING, None, {PromptEdit.BILLING_HEADER}),
+        (f"{BILLING}\n{BILLING}\nPlan.", "Plan.", {PromptEdit.BILLING_HEADER}),
+        (
+            f"a {BILLING} {BILLING}\n{BILLING}",
+            f"a {BILLING} {BILLING}\n",
+            {PromptEdit.BILLING_HEADER},
+        ),
+        (f"Plan.\n\n{LEFT}\n{LEFT}{LEFT}\n", "Plan.\n\n", {PromptEdit.TOTAL_TOKENS}),
         ("", "", set()),
     ],
 )

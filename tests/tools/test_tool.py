@@ -59,3 +59,15 @@ def test_references_to_definitions_are_resolved() -> None:
     (one,) = read_tools([declared])
     assert one.parameters["a"] == {**city, "description": "A"}
     assert one.parameters["b"] == {"$ref": "#/$defs/B"}  # a circle
+
+
+@pytest.mark.parametrize("is_circle", [False, True])
+def test_definitions_are_repeated_up_to_a_limit(is_circle: bool) -> None:
+    keys = dict.fromkeys(map(str, range(500)), 1)
+    definitions = {"a": {**keys, **({"$ref": "#/$defs/a"} if is_circle else {})}}
+    num = 10 if is_circle else 200
+    declared = tool("f", **{f"p{i}": {"$ref": "#/$defs/a"} for i in range(num)})
+    declared["function"]["parameters"]["$defs"] = definitions
+    with pytest.raises(InvalidRequestError, match="more than 65536 keys") as raised:
+        read_tools([declared])
+    assert raised.value.param == "tools[0].function.parameters"

@@ -116,7 +116,7 @@ def _read_call(field: str, block: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequestError(f"{field}.name must be a string", f"{field}.name")
     arguments = block.get("input")
     if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments)
+        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
     function = {"name": block["name"], "arguments": arguments}
     return {"id": block.get("id"), "type": "function", "function": function}
 

@@ -76,27 +76,35 @@ class _AssistantTurn:
     """Collects the items of one turn of the assistant."""
 
     def __init__(self) -> None:
-        self._message: dict[str, Any] = {}
+        self._reasoning: list[str] = []
+        self._texts: list[str] = []
+        self._calls: list[dict[str, Any]] = []
 
     def add_reasoning(self, text: str) -> None:
-        if text:
-            before = self._message.get("reasoning_content", "")
-            self._message["reasoning_content"] = before + text
+        self._reasoning.append(text)
 
     def add_text(self, text: str) -> None:
-        before = self._message.get("content")
-        self._message["content"] = text if before is None else f"{before}\n{text}"
+        self._texts.append(text)
 
     def add_call(self, call: dict[str, Any]) -> None:
-        self._message.setdefault("tool_calls", []).append(call)
+        self._calls.append(call)
 
     def take(self) -> list[dict[str, Any]]:
         """Return the message, if there is one, and begin a new turn."""
-        message, self._message = self._message, {}
+        reasoning, texts, calls = "".join(self._reasoning), self._texts, self._calls
+        self._reasoning, self._texts, self._calls = [], [], []
         # Reasoning alone, its answer lost, is no turn.
-        if not message.keys() & {"content", "tool_calls"}:
+        if not texts and not calls:
             return []
-        return [{"role": "assistant", "content": None, **message}]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "\n".join(texts) if texts else None,
+        }
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return [message]
 
 
 def _read_other(field: str, item: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -128,7 +136,7 @@ def _read_call(field: str, item: dict[str, Any], names: ToolNames) -> dict[str, 
     # A custom tool takes any text.
     arguments = item.get("arguments", item.get("input", ""))
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments)
+        arguments = json.dumps(arguments, ensure_ascii=False)
     flat = names.of_call(namespace if isinstance(namespace, str) else None, name)
     function = {"name": flat, "arguments": arguments}
     return {"id": item.get("call_id"), "type": "function", "function": function}

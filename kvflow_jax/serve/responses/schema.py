@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.serve.chat_messages import texts_of
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.responses.input_items import read_input
@@ -15,6 +16,9 @@ from kvflow_jax.serve.schemas import ChatRequest, check_supported
 from kvflow_jax.serve.structured_outputs import read_response_format
 
 LOGPROBS = "message.output_text.logprobs"
+# Fields that are not declared and that a response repeats, a stream three times.
+REPEATED_FIELDS = ("max_tool_calls", "metadata", "prompt_cache_key", "safety_identifier", "user")
+MAX_REPEATED_CHARS = 1 << 20  # of all that a response repeats
 
 # Unsupported fields that change the answer, each with its values that change nothing: what a
 # stateless server lacks, and what an answer of this route has no place for.
@@ -56,9 +60,11 @@ class ResponsesRequest(BaseModel):
         """Return the chat request with the same prompt, and the names of its tools.
 
         Raises:
-            ApiError, InvalidRequestError: a field is invalid or not supported.
+            ApiError, InvalidRequestError: a field is invalid or not supported, or a response would
+                repeat too much.
         """
         self._check_supported()
+        self._check_repeated()
         tools, names = read_tools(self.tools or [])
         fields = {k: v for k, v in (self.model_extra or {}).items() if k not in _NOT_PASSED}
         fields |= {
@@ -96,6 +102,22 @@ class ResponsesRequest(BaseModel):
                 code="previous_response_not_found",
             )
         check_supported(self.model_extra or {}, _UNSUPPORTED)
+
+    def _check_repeated(self) -> None:
+        # Functions and instructions have limits of their own.
+        tools = [tool for tool in self.tools or [] if tool.get("type") != "function"]
+        extra = [self.extra(name) for name in REPEATED_FIELDS]
+        repeated = [extra, self.text, self.reasoning, self.tool_choice, tools]
+        num_chars = 0
+        for text in texts_of(repeated):
+            num_chars += len(text)
+            if num_chars > MAX_REPEATED_CHARS:
+                raise ApiError(
+                    413,
+                    f"the fields that a response repeats have more than {MAX_REPEATED_CHARS} "
+                    "characters together",
+                    code="body_too_complex",
+                )
 
     def _response_format(self) -> StructuredOutputsParams | None:
         text_format = (self.text or {}).get("format")

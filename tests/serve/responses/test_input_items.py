@@ -76,3 +76,12 @@ def test_an_input_without_a_message_is_refused(item: dict[str, Any], param: str)
     with pytest.raises(InvalidRequestError) as raised:
         messages_of(item)
     assert raised.value.param == param
+
+
+def test_a_turn_of_many_items_is_one_message() -> None:
+    # Quadratic work for it would take a minute.
+    items = [{"role": "assistant", "content": "x" * 900}] * 30_000
+    reasoning = [{"type": "reasoning", "content": [{"text": "y" * 900}]}] * 30_000
+    (message,) = read_input(None, [*reasoning, *items], ToolNames())
+    assert message["content"] == "\n".join(["x" * 900] * 30_000)
+    assert message["reasoning_content"] == "y" * 900 * 30_000

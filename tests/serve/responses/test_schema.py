@@ -6,7 +6,8 @@ import pytest
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
-from kvflow_jax.serve.responses.schema import ResponsesRequest
+from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.responses.schema import MAX_REPEATED_CHARS, ResponsesRequest
 
 SCHEMA = {"type": "object", "properties": {}}
 
@@ -72,3 +73,24 @@ def test_effort_and_logprobs_are_translated() -> None:
     assert chat.reasoning_fields.effort == "none"
     assert (chat.logprobs, chat.top_logprobs) == (True, 3)
     assert chat_of(top_logprobs=3).logprobs is None
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        {"metadata": {"a": "x" * MAX_REPEATED_CHARS}},
+        {"metadata": {"x" * MAX_REPEATED_CHARS: "a"}},
+        {"metadata": [0] * MAX_REPEATED_CHARS},
+        {"text": {"verbosity": "x" * MAX_REPEATED_CHARS}},
+        {"tools": [{"type": "web_search", "name": "x" * MAX_REPEATED_CHARS}]},
+        {"safety_identifier": "x" * (MAX_REPEATED_CHARS + 1)},
+    ],
+)
+def test_what_a_response_repeats_is_bounded(repeated: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="the fields that a response repeats") as raised:
+        chat_of(**repeated)
+    assert raised.value.status == 413
+
+
+def test_what_a_response_does_not_repeat_may_be_large() -> None:
+    assert chat_of(agent_hints={"step_graph": "x" * (MAX_REPEATED_CHARS + 1)})
