@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import cached_property
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
+from kvflow_jax.bounds.live_bytes import LiveBytes
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.errors import GrammarError, QueueFullError
 from kvflow_jax.grammar.lark import WHITESPACE, is_lark
@@ -67,8 +67,7 @@ class GrammarCompiler:
         self._cache: TenantLru[_Key, Matcher] = TenantLru(
             MAX_CACHED_BYTES, max_full_tenants=MAX_FULL_TENANTS
         )
-        # By tenant, the bytes of those that the cache or a request refers to.
-        self._used: dict[str, WeakKeyDictionary[Matcher, int]] = {}
+        self._used = LiveBytes()  # of the cache and of requests
 
     @property
     def usage(self) -> Usage:
@@ -116,8 +115,7 @@ class GrammarCompiler:
         with self._cache_lock:
             if (cached := self._cache.use(tenant, key)) is not None:
                 return cached
-            used = self._used.get(tenant)
-            if used is not None and sum(used.values()) + num_bytes > MAX_USED_BYTES:
+            if self._used.num_bytes(tenant) + num_bytes > MAX_USED_BYTES:
                 raise QueueFullError(
                     f"the grammars of your requests take more than {MAX_USED_BYTES >> 20} MiB; "
                     "try again when some of them have ended"
@@ -128,8 +126,7 @@ class GrammarCompiler:
         compiled = self._compile_uncached(spec, reasoning)
         with self._cache_lock:
             self._cache.put(tenant, key, compiled, num_bytes)
-            self._used.setdefault(tenant, WeakKeyDictionary())[compiled] = num_bytes
-            self._used = {name: used for name, used in self._used.items() if used}
+            self._used.add(tenant, compiled, num_bytes)
         return compiled
 
     def _compile_uncached(

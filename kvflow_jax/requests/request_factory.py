@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -120,6 +121,11 @@ class RequestFactory:
             )
         elif params.stop:
             stop_strings = StopStrings(params.stop, include_stop=params.include_stop)
+        allowed_tokens = self._allowed_tokens(params)
+        if allowed_tokens is not None:
+            # As large as a vocabulary, and of no more use.
+            params = params.replace(allowed_token_ids=())
+            spec = replace(spec, prompt=spec.prompt_ids, params=params)
         return Request(
             spec,
             on_output,
@@ -132,7 +138,7 @@ class RequestFactory:
             detokenizer=detokenizer,
             stop_strings=stop_strings,
             splitter=splitter,
-            allowed_tokens=self._allowed_tokens(params),
+            allowed_tokens=allowed_tokens,
         )
 
     def _allowed_tokens(self, params: SamplingParams) -> np.ndarray | None:

@@ -306,7 +306,8 @@ class BatchShapes:
         """
         request = chunk.request
         if request.sampling_row is None:
-            request.sampling_row = _sampling_row(request.params, request.seed)
+            has_mask = request.token_mask is not None
+            request.sampling_row = _sampling_row(request.params, request.seed, has_mask)
         constants, floats = request.sampling_row
         slot, min_tokens = request.seq_slot, request.params.min_tokens
         mask_slots = [slot] * chunk.num_rows
@@ -333,13 +334,15 @@ class BatchShapes:
         return rows.stop
 
 
-def _sampling_row(params: SamplingParams, seed: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _sampling_row(
+    params: SamplingParams, seed: tuple[int, int], has_mask: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Return a request's constants: columns ``_CONSTANTS`` of ``ints``, and its ``floats``."""
     ints = np.zeros(_Int.PAGES, np.int32)
     ints[_Int.NEEDS_SAMPLER_STATE] = params.needs_sampler_state
     ints[_Int.WANTS_LOGPROBS] = params.logprobs is not None
     ints[_Int.SEED : _Int.SEED + 2] = np.array(seed, np.uint32).view(np.int32)
-    ints[_Int.HAS_GRAMMAR] = params.structured_outputs is not None or bool(params.allowed_token_ids)
+    ints[_Int.HAS_GRAMMAR] = has_mask
     ints[_Int.PARAMS : _Int.PAGES] = [getattr(params, name) for name in INT_PARAMS]
     floats = np.array([getattr(params, name) for name in FLOAT_PARAMS], np.float32)
     if params.is_greedy:

@@ -6,12 +6,14 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 
+from kvflow_jax.bounds.live_bytes import LiveBytes
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import MAX_EDGES, MAX_ID_LEN, MAX_NODES, Workflow
 
-MAX_BYTES = 16 << 20  # of one tenant's graphs
+# Of one tenant's graphs: in the store, and in all of its requests and runs.
+MAX_BYTES, MAX_USED_BYTES = 16 << 20, 64 << 20
 
 _NODE = ("id", "agent")
 _EDGE = ("source", "target", "conditional", "probability")
@@ -28,6 +30,7 @@ class GraphStore:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._lock = threading.Lock()
         self._graphs: TenantLru[bytes, Graph] = TenantLru(max_bytes)
+        self._used = LiveBytes()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -43,15 +46,21 @@ class GraphStore:
             data: see ``Workflow.from_dict``.
 
         Raises:
-            InvalidRequestError: not the form of a step graph.
+            InvalidRequestError: not the form of a step graph, or the tenant's requests and runs
+                have graphs of too many bytes.
         """
         if not isinstance(data, Mapping):
             raise InvalidRequestError("a step graph must be an object")
         key = _digest(data)
         with self._lock:
             graph = self._graphs.use(tenant, key)
+            num_used = self._used.num_bytes(tenant)
         if graph is not None:
             return graph
+        if num_used > MAX_USED_BYTES:
+            raise InvalidRequestError(
+                f"the graphs of your requests and runs take more than {MAX_USED_BYTES >> 20} MiB"
+            )
         # Without the lock: a large graph takes tenths of a second. Another thread may add it
         # meanwhile.
         built = Workflow.from_dict(data).freeze()
@@ -60,6 +69,7 @@ class GraphStore:
             if graph is None:
                 graph = built
                 self._graphs.put(tenant, key, built, built.num_bytes)
+                self._used.add(tenant, built, built.num_bytes)
         return graph
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Literal, NoReturn, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
@@ -18,6 +18,7 @@ from kvflow_jax.workflow.step_graph import Graph
 
 MAX_ID_LEN = 256  # characters
 MAX_AGENTS = 1024  # in one field of one request's hints; the engine reads each in about 5 us
+MAX_NAME_CHARS = 1 << 16  # of all agents in one field
 MAX_STEPS = 1 << 16
 MAX_TTL_S = 24 * 3600.0
 
@@ -254,6 +255,7 @@ class HintParser:
             for agent, steps in islice(value.items(), MAX_AGENTS)
             if _is_id(agent) and _is_number(steps)
         }
+        parsed = _first_names(parsed)
         self._is_clipped |= len(parsed) != len(value) or parsed != dict(value)
         return parsed
 
@@ -276,6 +278,7 @@ class HintParser:
                 parsed[agent] = 1.0
             elif _is_number(probability) and 0 <= probability <= 1:
                 parsed[agent] = float(probability)
+        parsed = _first_names(parsed)
         self._is_clipped |= len(parsed) != len(value)
         return parsed
 
@@ -296,6 +299,14 @@ class HintParser:
             return min(value, 1e3 * MAX_TTL_S) / 1e3
         self._is_clipped = True
         return None
+
+
+def _first_names(numbers: dict[str, float]) -> dict[str, float]:
+    """Return the first entries, whose names have at most ``MAX_NAME_CHARS`` together."""
+    if sum(map(len, numbers)) <= MAX_NAME_CHARS:
+        return numbers
+    num_fitting = sum(end <= MAX_NAME_CHARS for end in accumulate(map(len, numbers)))
+    return dict(islice(numbers.items(), num_fitting))
 
 
 def _is_int(value: object) -> TypeGuard[int]:

@@ -143,6 +143,7 @@ def test_the_choices_of_a_prompt_share_the_mask_of_allowed_tokens():
         )
         for seed in range(2)
     ]
+    assert requests[0].params.allowed_token_ids == ()  # as large as a vocabulary
     one, other = (request.token_mask for request in requests)
     assert one is other
     assert not one.flags.writeable

@@ -88,3 +88,20 @@ def test_what_a_form_says_beside_the_graph_is_not_read():
     assert (
         store.graph({"edges": [{"source": "a", "target": "b", "conditional": True}]}) is not graph
     )
+
+
+def test_graphs_that_requests_use_are_bounded_by_bytes(monkeypatch):
+    num_bytes = Workflow().edge("a", "b").freeze().num_bytes
+    monkeypatch.setattr("kvflow_jax.workflow.graph_store.MAX_USED_BYTES", 2 * num_bytes)
+    store = GraphStore(max_bytes=1)
+
+    def graph(name, tenant="t"):
+        return store.graph({"edges": [{"source": "a", "target": "b"}], "name": name}, tenant)
+
+    used = [graph(str(i)) for i in range(3)]
+    with pytest.raises(InvalidRequestError, match="graphs of your requests"):
+        graph("3")
+    assert graph("2") is used[2]
+    assert graph("3", "other") is not None
+    del used[0]
+    assert graph("3") is not None

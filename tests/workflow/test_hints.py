@@ -145,3 +145,12 @@ def test_a_field_of_the_wrong_type_is_an_error_that_names_it(name, value):
     with pytest.raises(InvalidRequestError, match=f"hints.{name} must be") as raised:
         Hints(**{name: value}).check_types()
     assert raised.value.param == f"hints.{name}"
+
+
+@pytest.mark.parametrize("field", ["steps_to_execution", "next_agents"])
+def test_the_names_of_agents_have_a_limit_of_characters(field):
+    names = [f"{i:03}{'x' * 253}" for i in range(300)]
+    data = {field: names if field == "next_agents" else dict.fromkeys(names, 1)}
+    hints = HintParser(data).parse()
+    assert list(getattr(hints, field)) == names[:256]
+    assert hints.is_clipped
