@@ -128,9 +128,12 @@ class EngineThread:
         try:
             return self._engine.compile_grammar(structured_outputs, reasoning, tenant)
         except QueueFullError as error:
-            with self._lock:
-                wait_s = self._backlog.retry_after_s(tenant, self._engine.clock.now())
-            raise QueueFullError(str(error), wait_s) from None
+            raise QueueFullError(str(error), self.retry_after_s(tenant)) from None
+
+    def retry_after_s(self, tenant: str) -> int:
+        """Return the estimated seconds until the next request of a tenant ends; at least 1."""
+        with self._lock:
+            return self._backlog.retry_after_s(tenant, self._engine.clock.now())
 
     def check_room(self, tenant: str, num: int, max_pending: int | None = None) -> None:
         """Raise unless a tenant may submit ``num`` more requests now.

@@ -21,6 +21,7 @@ from kvflow_jax.serve import (
     tokenization,
     workflows,
 )
+from kvflow_jax.serve.body_memory import RequestEndMiddleware
 from kvflow_jax.serve.cors import CrossOriginMiddleware
 from kvflow_jax.serve.dependencies import (
     AdminDep,
@@ -85,6 +86,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(DisconnectMiddleware)
     app.add_middleware(SlashMiddleware)
     app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestEndMiddleware)
     return app
 
 

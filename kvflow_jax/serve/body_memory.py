@@ -1,26 +1,31 @@
-"""The memory that the bodies of all requests may take while they are read."""
+"""The memory that the bodies of all unfinished requests may take."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kvflow_jax.serve.errors import ApiError
 
-RETRY_AFTER_S = 1
-
 
 class BodyMemory:
-    """A budget of bytes for the bodies that are being read. Runs on the event loop.
+    """A budget of bytes for the bodies of requests until these end. Runs on the event loop.
+
+    What a body becomes (texts, hints, parameters) is kept until then, and grows with it. A tenant
+    may have as many bytes as it leaves for others, at most half of them, as in ``Backlog``: one
+    that comes later always finds some.
 
     Args:
         max_bytes: of all bodies.
-        max_bytes_each: of the bodies of one tenant, whose clients may send them slowly.
+        retry_after_s: returns the estimated seconds until a tenant's next request ends.
     """
 
-    def __init__(self, max_bytes: int, max_bytes_each: int) -> None:
-        self._max_bytes, self._max_bytes_each = max_bytes, max_bytes_each
+    def __init__(self, max_bytes: int, retry_after_s: Callable[[str], int]) -> None:
+        self._max_bytes, self._retry_after_s = max_bytes, retry_after_s
         self._used_bytes: Counter[str] = Counter()  # by tenant
 
     @property
@@ -38,17 +43,31 @@ class BodyMemory:
             if not self._used_bytes[tenant]:
                 del self._used_bytes[tenant]
 
-    def take(self, tenant: str, num_bytes: int) -> None:
-        """Take bytes; raise a 503 ApiError if other bodies have taken them."""
-        is_free = self.used_bytes + num_bytes <= self._max_bytes
-        if not is_free or self._used_bytes[tenant] + num_bytes > self._max_bytes_each:
-            raise ApiError(
-                503,
-                "the server is reading other large bodies; try again",
-                code="too_many_bodies",
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            )
+    def take(self, tenant: str, num_bytes: int, num_before: int) -> None:
+        """Take bytes for a body.
+
+        Args:
+            num_before: bytes that the body has taken before.
+
+        Raises:
+            ApiError: 429 if other bodies of the tenant have taken them; 503 if those of others.
+        """
+        num_own = self._used_bytes[tenant]
+        if num_own + num_bytes > self._max_bytes - self.used_bytes:
+            raise self._error(tenant, num_own - num_before)
         self._used_bytes[tenant] += num_bytes
+
+    def _error(self, tenant: str, num_own: int) -> ApiError:
+        status, seconds = 503, 1
+        message = "the server is busy with the bodies of many requests; try again"
+        if num_own:
+            status, seconds = 429, self._retry_after_s(tenant)
+            message = (
+                f"the bodies of your unfinished requests have {num_own / 2**20:.0f} MiB; try again "
+                "when some of them have ended"
+            )
+        headers = {"Retry-After": str(seconds)}
+        return ApiError(status, message, code="too_many_bodies", headers=headers)
 
 
 class Reservation:
@@ -59,6 +78,24 @@ class Reservation:
         self._memory, self._tenant = memory, tenant
 
     def grow(self, num_bytes: int) -> None:
-        """Take more bytes; raise a 503 ApiError if other bodies have taken them."""
-        self._memory.take(self._tenant, num_bytes)
+        """Take more bytes; raise the ApiError of ``BodyMemory.take``."""
+        self._memory.take(self._tenant, num_bytes, self.num_bytes)
         self.num_bytes += num_bytes
+
+
+class RequestEndMiddleware:
+    """Leave at the end of each request, answer included, the contexts of ``until_end``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with ExitStack() as contexts:
+            scope.setdefault("state", {})["until_end"] = contexts
+            await self._app(scope, receive, send)
+
+
+def until_end(request: Request) -> ExitStack:
+    """Return the stack of contexts that are left when a request ends."""
+    contexts: ExitStack = request.state.until_end
+    return contexts

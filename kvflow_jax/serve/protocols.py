@@ -69,6 +69,10 @@ class EngineClient(Protocol):
             max_pending: a lower bound of this tenant's requests; None: that of all.
         """
 
+    def retry_after_s(self, tenant: str) -> int:
+        """Return the estimated seconds until the next request of a tenant ends; at least 1."""
+        ...
+
     def submit(self, spec: RequestSpec, on_output: Callable[[Output], None]) -> int:
         """Queue a request and return its id immediately.
 

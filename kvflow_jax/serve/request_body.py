@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kvflow_jax.serve.body_memory import BodyMemory, Reservation
+from kvflow_jax.serve.body_memory import BodyMemory, Reservation, until_end
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.json_structure import Limits, has_few_values, scan
 from kvflow_jax.serve.large_json import parse, parse_in_slices
@@ -22,8 +22,7 @@ MAX_ERRORS_SHOWN = 3
 MAX_ERRORS_READ = 100
 # Of a body that is read on the event loop, which takes up to 20 ms.
 MAX_INLINE_BYTES, INLINE_LIMITS = 1 << 18, Limits(1 << 11, 1 << 13)
-BODIES_AT_ONCE = 8  # of the largest size, in the memory of the server
-BODIES_OF_A_TENANT = 4
+BODIES_AT_ONCE = 16  # of the largest size, of all unfinished requests
 # The largest step graph: 16,384 edges of four fields, and 4,096 nodes. A chat has some ten objects
 # for each message with its tool calls.
 MAX_CONTAINERS = 1 << 15
@@ -55,11 +54,17 @@ class BodyReader:
     Args:
         max_bytes: of one body.
         max_model_len: the context in tokens, once there is one; prompts may be lists of token ids.
+        retry_after_s: returns the estimated seconds until a tenant's next request ends.
     """
 
-    def __init__(self, max_bytes: int, max_model_len: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        max_model_len: Callable[[], int],
+        retry_after_s: Callable[[str], int] = lambda tenant: 1,
+    ) -> None:
         self._max_bytes, self._max_model_len = max_bytes, max_model_len
-        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, BODIES_OF_A_TENANT * max_bytes)
+        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, retry_after_s)
         self._thread = TenantThreads(1, "request-body")
 
     async def parse(self, request: Request, tenant: str, schema: type[Schema]) -> Schema:
@@ -67,9 +72,9 @@ class BodyReader:
 
         Raises:
             ApiError: 415 for a content type that is not JSON; 413 for more than ``max_bytes`` (the
-                server buffers no more than that) or more values than the limits; 503 while the
-                bodies of other requests take all the memory for bodies; 400 for a body that is not
-                a JSON object in UTF-8 or does not match the schema, naming the field.
+                server buffers no more than that) or more values than the limits; 429 or 503 while
+                the bodies of unfinished requests take all the memory for bodies; 400 for a body
+                that is not a JSON object in UTF-8 or does not match the schema, naming the field.
         """
         return await self.read(request, tenant, lambda body: validate(body, schema))
 
@@ -83,15 +88,15 @@ class BodyReader:
         """
         limits = Limits(MAX_CONTAINERS, MAX_VALUES + PROMPTS_OF_IDS * self._max_model_len())
         _check_content_type(request.headers.get("content-type"))
-        with self.memory.reservation(tenant) as reservation:
-            body = await self._receive(request, reservation)
-            if len(body) > MAX_INLINE_BYTES or not has_few_values(body, limits):
-                return await self._thread.run(
-                    tenant, lambda: read(_as_object(_parse_large(body, limits)))
-                )
-            if not has_few_values(body, INLINE_LIMITS):
-                return await self._thread.run(tenant, lambda: read(_as_object(_parse(body))))
-            return read(_as_object(_parse(body)))
+        reservation = until_end(request).enter_context(self.memory.reservation(tenant))
+        body = await self._receive(request, reservation)
+        if len(body) > MAX_INLINE_BYTES or not has_few_values(body, limits):
+            return await self._thread.run(
+                tenant, lambda: read(_as_object(_parse_large(body, limits)))
+            )
+        if not has_few_values(body, INLINE_LIMITS):
+            return await self._thread.run(tenant, lambda: read(_as_object(_parse(body))))
+        return read(_as_object(_parse(body)))
 
     def close(self) -> None:
         self._thread.close()

@@ -73,7 +73,9 @@ class Service:
         )
         self.sampling_defaults: Mapping[str, int | float] = {}
         self.bodies = BodyReader(
-            config.max_body_bytes, lambda: 0 if self._engine is None else self._engine.max_model_len
+            config.max_body_bytes,
+            lambda: 0 if self._engine is None else self._engine.max_model_len,
+            lambda tenant: 1 if self._engine is None else self._engine.retry_after_s(tenant),
         )
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()

@@ -130,6 +130,9 @@ class FakeEngine:
             raise structured_outputs.error("unclosed group")
         return structured_outputs
 
+    def retry_after_s(self, tenant: str) -> int:
+        return 7
+
     def abort(self, request_id: int) -> None:
         with self._changed:
             self.aborted.append(request_id)

@@ -1,38 +1,54 @@
-"""The memory of all bodies that are being read."""
+"""The memory of the bodies of all unfinished requests."""
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
-from kvflow_jax.serve.body_memory import BodyMemory
+import pytest
+from fastapi import Request
+from starlette.types import Receive, Scope, Send
+
+from kvflow_jax.serve.body_memory import BodyMemory, RequestEndMiddleware, Reservation, until_end
 from kvflow_jax.serve.errors import ApiError
 
 
-def test_bodies_share_a_budget_and_give_it_back() -> None:
-    memory = BodyMemory(100, max_bytes_each=80)
-    with memory.reservation("a") as first, memory.reservation("b") as second:
-        first.grow(60)
-        second.grow(40)
-        with pytest.raises(ApiError) as raised:
-            second.grow(1)
-        assert (raised.value.status, raised.value.code) == (503, "too_many_bodies")
-        assert raised.value.headers == {"Retry-After": "1"}
-        assert memory.used_bytes == 100
+def new_memory() -> BodyMemory:
+    return BodyMemory(100, lambda tenant: {"a": 17}.get(tenant, 1))
+
+
+def refusal_of(one: Reservation, num_bytes: int) -> tuple[int, str]:
+    with pytest.raises(ApiError) as raised:
+        one.grow(num_bytes)
+    assert raised.value.code == "too_many_bodies"
+    assert raised.value.headers is not None
+    return raised.value.status, raised.value.headers["Retry-After"]
+
+
+def test_a_tenant_takes_half_and_gives_it_back() -> None:
+    memory = new_memory()
+    with memory.reservation("a") as first, memory.reservation("a") as second:
+        first.grow(30)
+        second.grow(20)
+        assert refusal_of(second, 1) == (429, "17")
+        assert memory.used_bytes == 50
     assert memory.used_bytes == 0
 
 
-def test_a_tenant_takes_only_its_part() -> None:
-    memory = BodyMemory(100, max_bytes_each=80)
-    with memory.reservation("a") as first, memory.reservation("a") as second:
-        first.grow(60)
-        with pytest.raises(ApiError):
-            second.grow(21)
-        with memory.reservation("b") as other:
-            other.grow(40)
+def test_one_that_comes_later_finds_some() -> None:
+    memory = new_memory()
+    with memory.reservation("a") as first, memory.reservation("b") as second:
+        first.grow(50)
+        second.grow(25)
+        assert refusal_of(second, 1) == (503, "1")
+        assert refusal_of(first, 1) == (503, "1")
+        with memory.reservation("a") as other:
+            assert refusal_of(other, 1) == (429, "17")
+        with memory.reservation("c") as third:
+            third.grow(12)
 
 
 def test_a_body_that_fails_gives_its_bytes_back() -> None:
-    memory = BodyMemory(100, max_bytes_each=80)
+    memory = new_memory()
 
     def fail() -> None:
         with memory.reservation("a") as one:
@@ -42,3 +58,22 @@ def test_a_body_that_fails_gives_its_bytes_back() -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert memory.used_bytes == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_contexts_are_left_when_a_request_ends(fails: bool) -> None:
+    events: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        until_end(Request(scope)).callback(events.append, "end")
+        events.append("answer")
+        if fails:
+            raise RuntimeError
+
+    call = RequestEndMiddleware(app)({"type": "http"}, None, None)  # type: ignore[arg-type]
+    if fails:
+        with pytest.raises(RuntimeError):
+            asyncio.run(call)
+    else:
+        asyncio.run(call)
+    assert events == ["answer", "end"]

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -92,7 +94,7 @@ def test_what_is_large_is_read_on_a_thread(num_values: int) -> None:
         return {"type": "http.request", "body": content}
 
     reader = BodyReader(1 << 20, lambda: 0)
-    request = Request({"type": "http", "headers": []}, receive)
+    request = Request({"type": "http", "headers": [], "state": {"until_end": ExitStack()}}, receive)
     name_of_thread = reader.read(request, "", lambda body: threading.current_thread().name)
     try:
         is_inline = asyncio.run(name_of_thread) == threading.current_thread().name
@@ -123,25 +125,42 @@ def test_mistakes_of_a_large_body_are_named() -> None:
         assert "column" not in error["message"]
 
 
-def test_bodies_are_refused_while_others_take_the_memory() -> None:
+def test_bodies_of_unfinished_requests_are_refused_beyond_their_memory() -> None:
     with live_server() as live, httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http:
         memory = live.server.service.bodies.memory
         with memory.reservation(LOCAL) as others:
-            others.grow(4 * live.config.max_body_bytes)
+            others.grow(8 * live.config.max_body_bytes)
+            refused = http.post(CHAT, json={"messages": HELLO})
+            assert error_of(refused, 429)["code"] == "too_many_bodies"
+            assert refused.headers["retry-after"] == str(live.engine.retry_after_s(LOCAL))
+        with memory.reservation("other") as others:
+            others.grow(16 * live.config.max_body_bytes - 20)
             refused = http.post(CHAT, json={"messages": HELLO})
             assert error_of(refused, 503)["code"] == "too_many_bodies"
-            assert refused.headers["retry-after"] == "1"
         assert http.post(CHAT, json={"messages": HELLO}).status_code == 200
-        assert memory.used_bytes == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_body_is_counted_until_its_answer_has_ended(stream: bool) -> None:
+    body = json.dumps({"messages": HELLO, "stream": stream, "pad": "x" * 5000}).encode()
+    with live_server() as live, socket.create_connection(live.address) as connection:
+        memory = live.server.service.bodies.memory
+        live.engine.reply = None
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        (request,) = live.engine.wait_for_requests(1)
+        assert memory.used_bytes == len(body)
+        live.engine.finish(request)
+    assert memory.used_bytes == 0
 
 
 def test_bodies_are_counted_by_key() -> None:
     with live_server(api_keys=("one", "two")) as live, httpx.Client(base_url=live.url) as http:
         body = {"messages": HELLO}
         with live.server.service.bodies.memory.reservation(ApiKey.of("one").tenant) as others:
-            others.grow(4 * live.config.max_body_bytes)
+            others.grow(8 * live.config.max_body_bytes)
             refused = http.post(CHAT, json=body, headers={"x-api-key": "one"})
-            assert error_of(refused, 503)["code"] == "too_many_bodies"
+            assert error_of(refused, 429)["code"] == "too_many_bodies"
             assert http.post(CHAT, json=body, headers={"x-api-key": "two"}).status_code == 200
 
 
