@@ -21,6 +21,7 @@ from kvflow_jax.errors import InvalidRequestError
 MARK = "\ufdd0"
 # Characters of a token that are compared; a longer one is known by its beginning.
 _MAX_COMPARED = 64
+_SLICE_CHARS = 1 << 16  # searched at a time, about 20 ms where each character may begin a token
 # What a template does with a tag that it looks for in a text, such as </think>.
 _LOOKS_FOR = r"""
     \b(?:r?split|r?partition|startswith|endswith|replace|r?find|r?index)\(\s*['"][^'"]*{token}
@@ -65,7 +66,7 @@ class ControlTokens:
         """
         if isinstance(value, str):
             pattern = self._in_answers if is_answer else self._in_others
-            return value if pattern is None else pattern.sub(rf"\g<0>{MARK}", value)
+            return value if pattern is None else _marked(value, pattern)
         if isinstance(value, Mapping):
             return {
                 self.mark(key, is_answer=is_answer): self.mark(item, is_answer=is_answer)
@@ -97,15 +98,21 @@ class ControlTokens:
             InvalidRequestError: the vocabulary makes a control token of a marked spelling.
         """
         encoder = self._encoder
-        encoding = encoder.backend.encode(text, add_special_tokens=add_special_tokens)
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id in encoder.control_ids and MARK in text[start:end]:
+        # Of a batch, because ``encode`` keeps the GIL: for a second where texts are long.
+        (encoding,) = encoder.backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids = encoding.ids
+        for i, token_id in enumerate(ids):
+            if token_id not in encoder.control_ids:
+                continue
+            # None for a token that the tokenizer adds.
+            start, end = encoding.token_to_chars(i) or (0, 0)
+            if MARK in text[start:end]:
                 raise InvalidRequestError(
                     f"the messages spell the control token {text[start:end].replace(MARK, '')!r}, "
                     "which this model cannot read as text",
                     param="messages",
                 )
-        return [token_id for token_id in encoding.ids if token_id != encoder.mark_id]
+        return [token_id for token_id in ids if token_id != encoder.mark_id]
 
     @cached_property
     def _encoder(self) -> _Encoder:
@@ -176,6 +183,23 @@ def _is_looked_for(token: str, template: str) -> bool:
         return False
     pattern = _LOOKS_FOR.replace("{token}", re.escape(token))
     return re.search(pattern, template, re.VERBOSE) is not None
+
+
+def _marked(text: str, pattern: re.Pattern[str]) -> str:
+    """Return a text with a mark behind each match of ``_first_chars``.
+
+    In slices, as the GIL is kept for each: a text as long as the context may be megabytes.
+    """
+    pieces, marked = [], 0
+    for begin in range(0, len(text), _SLICE_CHARS):
+        end = begin + _SLICE_CHARS
+        # The lookahead may reach into the next slice.
+        for match in pattern.finditer(text, begin, end + _MAX_COMPARED):
+            if match.start() >= end:
+                break
+            pieces += (text[marked : match.end()], MARK)
+            marked = match.end()
+    return "".join([*pieces, text[marked:]]) if marked else text
 
 
 def _first_chars(tokens: Iterable[str]) -> re.Pattern[str] | None:

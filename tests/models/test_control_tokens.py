@@ -225,3 +225,14 @@ def test_a_spelling_that_the_vocabulary_makes_a_token_of_is_refused():
     control.__dict__["_encoder"] = control._new_encoder(divides=False)
     with pytest.raises(InvalidRequestError, match="'<s>', which this model cannot read as text"):
         control.encode(f"a<{MARK}s>", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("slice_chars", [1, 7, 10, 11, 1000])
+def test_texts_are_marked_the_same_in_slices_of_any_size(monkeypatch, slice_chars):
+    tokens = ControlTokens(byte_level("", ["<|im_end|>", "<<"]).hf.backend_tokenizer, "")
+    text = "<|im_end|><|im_end<|im_end|> <<< hello <|IM_end|>" * 3
+    whole = tokens.mark(text)
+    assert whole.replace(MARK, "") == text
+    assert whole.count(MARK) == 15
+    monkeypatch.setattr("kvflow_jax.models.control_tokens._SLICE_CHARS", slice_chars)
+    assert tokens.mark(text) == whole
