@@ -190,7 +190,8 @@ def _marked(text: str, pattern: re.Pattern[str]) -> str:
 
     In slices, as the GIL is kept for each: a text as long as the context may be megabytes.
     """
-    pieces, marked = [], 0
+    pieces: list[str] = []
+    marked = 0
     for begin in range(0, len(text), _SLICE_CHARS):
         end = begin + _SLICE_CHARS
         # The lookahead may reach into the next slice.

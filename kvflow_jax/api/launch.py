@@ -177,6 +177,7 @@ def build_engine(
     progress: bool = True,
     leader: Leader | None = None,
     cache_dir: Path | None = None,
+    prepares_grammars: bool = False,
 ) -> Engine:
     """Allocate the pool, compile every batch shape and return an engine that is ready.
 
@@ -185,6 +186,7 @@ def build_engine(
         leader: this process's side of the group that shares the model, if there are several
             processes; the others call ``run_follower``.
         cache_dir: see ``prepare``.
+        prepares_grammars: see ``Engine.prepare_grammars``.
 
     Raises:
         CapacityError: the free memory does not fit even one request.
@@ -207,7 +209,7 @@ def build_engine(
         transfers = DeviceTransfers(
             device.runner.block_sharding, bandwidth, pace_s_per_byte=pace, now=clock.now
         )
-    return Engine(
+    engine = Engine(
         sizes,
         runner,
         clock,
@@ -220,6 +222,9 @@ def build_engine(
         tracer=tracer,
         longest_step_s=device.longest_step_s,
     )
+    if prepares_grammars:
+        engine.prepare_grammars()
+    return engine
 
 
 def run_follower(

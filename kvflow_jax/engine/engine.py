@@ -176,6 +176,11 @@ class Engine:
         """Raise InvalidRequestError for a request that can never run. Any thread may call this."""
         self._request_factory.check(spec)
 
+    def prepare_grammars(self) -> None:
+        """Do what the first grammar would wait for; see ``GrammarCompiler.prepare``."""
+        if self._grammar_compiler is not None:
+            self._grammar_compiler.prepare()
+
     def compile_grammar(
         self,
         structured_outputs: StructuredOutputsParams,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -73,6 +74,15 @@ class GrammarCompiler:
     def usage(self) -> Usage:
         """What the cache holds."""
         return self._cache.usage
+
+    def prepare(self) -> None:
+        """Build what all grammars share, before there are requests: it keeps the GIL for long.
+
+        For a vocabulary of 49,152 tokens it takes half a second. Does nothing where grammars cannot
+        be compiled; requests learn why.
+        """
+        with contextlib.suppress(ImportError, _CompileError), self._lock:
+            _ = self._tokenizer
 
     def compile(
         self,

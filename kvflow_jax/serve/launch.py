@@ -70,6 +70,7 @@ def _build(config: ServerConfig, leader: Leader | None) -> BuiltEngine:
             progress=progress,
             leader=leader,
             cache_dir=cache_dir_of(config.load),
+            prepares_grammars=True,  # while no one is served
         )
     thread = EngineThread(engine) if leader is None else EngineThread(engine, leader.stalled_by)
     return thread, loaded.tokenizer, loaded.name, defaults

@@ -16,6 +16,7 @@ from kvflow_jax.distributed.leader import LeaderRunner
 from kvflow_jax.distributed.transfers import LeaderTransfers
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.engine.config import EngineConfig
+from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import GIB
 from kvflow_jax.engine.trace import ChromeTrace
 from kvflow_jax.errors import CapacityError, ConfigError
@@ -276,3 +277,12 @@ def test_a_cache_folder_that_cannot_be_made_is_no_error(monkeypatch, tmp_path, c
     use_compilation_cache(tmp_path / "file")
     assert values["jax_compilation_cache_dir"] is None
     assert "programs are not kept" in caplog.text
+
+
+@pytest.mark.parametrize("prepares", [False, True])
+def test_grammars_are_prepared_if_the_caller_asks_for_it(loaded, monkeypatch, prepares):
+    prepared = []
+    monkeypatch.setattr(Engine, "prepare_grammars", lambda engine: prepared.append(engine))
+    engine = build_engine(loaded, config("gpu-only"), progress=False, prepares_grammars=prepares)
+    assert prepared == [engine] * prepares
+    engine.transfers.close()

@@ -259,3 +259,7 @@ def test_hints_that_cannot_be_used_fail_no_request(monkeypatch, hook):
     client = Client(engine, prompt_without_eos(9), hints=Hints(agent_id="a", workflow_id="w"))
     run(engine)
     assert client.tokens == client.cold
+
+
+def test_a_model_without_a_tokenizer_has_no_grammars_to_prepare():
+    make_engine().prepare_grammars()

@@ -194,3 +194,27 @@ def test_without_llguidance_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InvalidRequestError, match=r"install kvflow-jax\[serve\]"):
         new_compiler().compile(StructuredOutputsParams(regex="a"))
+
+
+def test_what_grammars_share_is_built_once_ahead_of_them(monkeypatch):
+    serialized, calls = type(TOKENIZER).serialized, []
+
+    def counted(tokenizer):
+        calls.append(tokenizer)
+        return serialized(tokenizer)
+
+    monkeypatch.setattr(type(TOKENIZER), "serialized", counted)
+    compiler = new_compiler()
+    compiler.prepare()
+    assert calls == [TOKENIZER]
+    assert accepts(compiler, "aa", regex="a{2,3}")
+    assert calls == [TOKENIZER]
+
+
+@pytest.mark.parametrize("error", [ImportError, ValueError])
+def test_a_tokenizer_without_grammars_is_found_out_by_requests(monkeypatch, error):
+    def fail(*args):
+        raise error("no grammars")
+
+    monkeypatch.setattr("llguidance.LLTokenizer", fail)
+    new_compiler().prepare()

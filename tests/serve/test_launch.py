@@ -34,6 +34,7 @@ def leader(monkeypatch: pytest.MonkeyPatch) -> FakeLeader:
     leader = FakeLeader()
 
     def build(loaded: Any, config: EngineConfig, **options: Any) -> tuple[Any, ...]:
+        assert options["prepares_grammars"]
         return loaded.name, config.max_num_seqs, options["leader"]
 
     monkeypatch.setattr("kvflow_jax.distributed.rendezvous.start_leader", lambda *args: leader)
