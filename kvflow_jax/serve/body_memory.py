@@ -21,11 +21,12 @@ class BodyMemory:
 
     Args:
         max_bytes: of all bodies.
-        retry_after_s: returns the estimated seconds until a tenant's next request ends.
+        on_refused: called with the tenant of a body that is refused; returns the estimated seconds
+            until the next request of the tenant ends.
     """
 
-    def __init__(self, max_bytes: int, retry_after_s: Callable[[str], int]) -> None:
-        self._max_bytes, self._retry_after_s = max_bytes, retry_after_s
+    def __init__(self, max_bytes: int, on_refused: Callable[[str], int]) -> None:
+        self._max_bytes, self._on_refused = max_bytes, on_refused
         self._used_bytes: Counter[str] = Counter()  # by tenant
 
     @property
@@ -53,15 +54,16 @@ class BodyMemory:
             ApiError: 429 if other bodies of the tenant have taken them; 503 if those of others.
         """
         num_own = self._used_bytes[tenant]
-        if num_own + num_bytes > self._max_bytes - self.used_bytes:
+        num_left = self._max_bytes - self.used_bytes - num_bytes
+        if num_own + num_bytes > num_left:
             raise self._error(tenant, num_own - num_before)
         self._used_bytes[tenant] += num_bytes
 
     def _error(self, tenant: str, num_own: int) -> ApiError:
-        status, seconds = 503, 1
+        status, seconds = 503, self._on_refused(tenant)
         message = "the server is busy with the bodies of many requests; try again"
         if num_own:
-            status, seconds = 429, self._retry_after_s(tenant)
+            status = 429
             message = (
                 f"the bodies of your unfinished requests have {num_own / 2**20:.0f} MiB; try again "
                 "when some of them have ended"

@@ -87,7 +87,7 @@ class Metrics:
             self._num_edits[edit] += 1
 
     def observe_rejection(self) -> None:
-        """Record an HTTP request that was refused because of a full queue or a quota."""
+        """Record an HTTP request that was refused for a full queue, a quota, or memory."""
         self._num_rejected += 1
 
     def render(self) -> bytes:
@@ -154,7 +154,7 @@ class Metrics:
             ),
             (
                 "vllm:admission_rejections",
-                "HTTP requests refused because the queue was full, or a quota used up.",
+                "HTTP requests refused for a full queue, a quota, or the memory of requests.",
                 self._num_rejected,
             ),
             (

@@ -54,17 +54,17 @@ class BodyReader:
     Args:
         max_bytes: of one body.
         max_model_len: the context in tokens, once there is one; prompts may be lists of token ids.
-        retry_after_s: returns the estimated seconds until a tenant's next request ends.
+        on_refused: see ``BodyMemory``.
     """
 
     def __init__(
         self,
         max_bytes: int,
         max_model_len: Callable[[], int],
-        retry_after_s: Callable[[str], int] = lambda tenant: 1,
+        on_refused: Callable[[str], int] = lambda tenant: 1,
     ) -> None:
         self._max_bytes, self._max_model_len = max_bytes, max_model_len
-        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, retry_after_s)
+        self.memory = BodyMemory(BODIES_AT_ONCE * max_bytes, on_refused)
         self._thread = TenantThreads(1, "request-body")
 
     async def parse(self, request: Request, tenant: str, schema: type[Schema]) -> Schema:

@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from kvflow_jax.grammar.matcher import Matcher
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
@@ -69,13 +70,14 @@ class Service:
             lambda: {
                 "hint_graphs": self._graph_store.usage,
                 "registered_graphs": self.graph_registry.usage,
+                "bodies": Usage(num_bytes=self.bodies.memory.used_bytes),
             },
         )
         self.sampling_defaults: Mapping[str, int | float] = {}
         self.bodies = BodyReader(
             config.max_body_bytes,
             lambda: 0 if self._engine is None else self._engine.max_model_len,
-            lambda tenant: 1 if self._engine is None else self._engine.retry_after_s(tenant),
+            self._refuse_body,
         )
         self.graph_registry = GraphRegistry()
         self._graph_store = GraphStore()
@@ -403,6 +405,11 @@ class Service:
         self._engine_callers.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.close()
+
+    def _refuse_body(self, tenant: str) -> int:
+        """Record that a body is refused; return the seconds until a request of its tenant ends."""
+        self.metrics.observe_rejection()
+        return 1 if self._engine is None else self._engine.retry_after_s(tenant)
 
     def _observe(self, tenant: str, output: Output) -> None:
         self.metrics.observe(output)

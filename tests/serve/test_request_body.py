@@ -17,6 +17,8 @@ from kvflow_jax.serve.request_body import BodyReader
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer, live_server
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
+LABELS = 'engine="0",model_name="tiny"'
+
 
 @pytest.mark.parametrize(
     "body",
@@ -133,11 +135,22 @@ def test_bodies_of_unfinished_requests_are_refused_beyond_their_memory() -> None
             refused = http.post(CHAT, json={"messages": HELLO})
             assert error_of(refused, 429)["code"] == "too_many_bodies"
             assert refused.headers["retry-after"] == str(live.engine.retry_after_s(LOCAL))
-        with memory.reservation("other") as others:
-            others.grow(16 * live.config.max_body_bytes - 20)
-            refused = http.post(CHAT, json={"messages": HELLO})
-            assert error_of(refused, 503)["code"] == "too_many_bodies"
+            lines = [line.rpartition(" ") for line in http.get("/metrics").text.splitlines()]
+            found = {name: value for name, _, value in lines}
+            used = found[f'kvflow:tenant_state_bytes{{{LABELS},state="bodies"}}']
+            assert float(used) == 8 * live.config.max_body_bytes
+            assert found[f"vllm:admission_rejections_total{{{LABELS}}}"] == "1.0"
         assert http.post(CHAT, json={"messages": HELLO}).status_code == 200
+
+
+def test_bodies_are_refused_while_others_take_their_memory() -> None:
+    with live_server() as live, httpx.Client(base_url=live.url, timeout=TIMEOUT_S) as http:
+        memory = live.server.service.bodies.memory
+        for tenant in range(30):  # each takes as much as it may
+            num_left = 16 * live.config.max_body_bytes - memory.used_bytes
+            memory.take(str(tenant), num_left // 2, 0)
+        refused = http.post(CHAT, json={"messages": HELLO})
+        assert error_of(refused, 503)["code"] == "too_many_bodies"
 
 
 @pytest.mark.parametrize("stream", [False, True])
