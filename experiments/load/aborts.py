@@ -33,6 +33,7 @@ async def measure(server: ServerProcess, num_requests: int) -> dict[str, Any]:
         "leased_fraction": after["leased_fraction"],
         "threads_more": after["threads"] - before["threads"],
         "handles_more": after["handles"] - before["handles"],
+        "resident_mb": after["resident_bytes"] / 1e6,
         "memory_ratio": after["resident_bytes"] / before["resident_bytes"],
     }
 

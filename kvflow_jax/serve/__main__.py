@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,10 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_worker(config, process_info)
 
+    from kvflow_jax.runtime.garbage import freeze_heap
     from kvflow_jax.serve.launch import build_engine
+    from kvflow_jax.serve.protocols import BuiltEngine
     from kvflow_jax.serve.server import run
 
-    return run(config, partial(build_engine, process_info=process_info))
+    def build(config: ServerConfig) -> BuiltEngine:
+        built = build_engine(config, process_info)
+        freeze_heap()
+        return built
+
+    return run(config, build)
 
 
 def find_process_info(config: ServerConfig) -> ProcessInfo | None:
