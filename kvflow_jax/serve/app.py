@@ -218,6 +218,7 @@ async def _respond(
     body: GenerationRequest,
     response_format: Format,
 ) -> Response:
+    run = partial(service.run_in_thread, generation.tenant)
     if body.stream:
         writer = ChunkWriter(
             response_format,
@@ -226,5 +227,5 @@ async def _respond(
             continuous_usage=body.continuous_usage,
             every_token=bool(body.return_token_ids),
         )
-        return EventStream(generation, writer)
-    return await full_response(generation, response_format, request.receive)
+        return EventStream(generation, writer, run)
+    return await full_response(generation, response_format, request.receive, run)

@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
@@ -17,6 +18,13 @@ from starlette.types import Receive, Scope, Send
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.generation import ChoiceDelta, Generation, Usage
+from kvflow_jax.serve.large_answer import (
+    LargeResponse,
+    RunInThread,
+    dump,
+    is_large,
+    write_answer,
+)
 
 logger = logging.getLogger("kvflow_jax.serve")
 
@@ -107,7 +115,7 @@ class ChunkWriter:
                 self._num_unfinished -= delta.finish_reason is not None
                 if not self._include_usage and not self._num_unfinished:
                     chunks[-1]["kvflow"] = kvflow_body(usage)
-                events += self._events(chunks, delta.index)
+                events += self._events(chunks, delta.index, in_slices=is_large([delta]))
         return bytes(events)
 
     def end(self, usage: Usage) -> bytes:
@@ -119,14 +127,16 @@ class ChunkWriter:
     def failure(self, error: ApiError) -> bytes:
         return sse_event(error.body) + DONE
 
-    def _events(self, chunks: Sequence[dict[str, Any]], index: int) -> bytes:
+    def _events(
+        self, chunks: Sequence[dict[str, Any]], index: int, *, in_slices: bool = False
+    ) -> bytes:
         """Return chunks of one choice as events."""
         if self._include_usage:
             num_prompt, num_output = self._num_prompt[index], self._num_output[index]
             so_far = token_counts(num_prompt, num_output) if self._continuous_usage else None
             for chunk in chunks:
                 chunk["usage"] = so_far  # null, as from OpenAI, or vLLM's counts
-        return b"".join(map(sse_event, chunks))
+        return b"".join(sse_event(chunk, in_slices=in_slices) for chunk in chunks)
 
 
 async def collect(generation: Generation, receive: Receive) -> list[ChoiceDelta]:
@@ -144,13 +154,22 @@ async def collect(generation: Generation, receive: Receive) -> list[ChoiceDelta]
 
 
 async def full_response(
-    generation: Generation, response_format: Format, receive: Receive
+    generation: Generation, response_format: Format, receive: Receive, run: RunInThread
 ) -> Response:
-    """Return the complete response. Raises the errors of ``collect``."""
+    """Return the complete response. Raises the errors of ``collect``.
+
+    Args:
+        run: runs what a large answer needs.
+    """
     choices = await collect(generation, receive)
-    answer = response_format.full(choices, usage_body(generation.usage))
-    body = {**answer, "kvflow": kvflow_body(generation.usage)}
-    return JSONResponse(body, headers=hint_headers(generation.usage))
+
+    def write() -> Response:
+        answer = response_format.full(choices, usage_body(generation.usage))
+        body = {**answer, "kvflow": kvflow_body(generation.usage)}
+        headers = hint_headers(generation.usage)
+        return (LargeResponse if is_large(choices) else JSONResponse)(body, headers=headers)
+
+    return await write_answer(choices, write, run)
 
 
 class EventStream(Response):
@@ -161,15 +180,20 @@ class EventStream(Response):
     first delta takes longer than ``KEEP_ALIVE_S``, clients and proxies with an idle timeout are
     sent a keep-alive each time; the status is 200 from then on, and no header tells the outcome of
     the hints.
+
+    Args:
+        run: runs what a large part of the answer needs; None: on the event loop.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, writer: StreamWriter) -> None:
+    def __init__(
+        self, generation: Generation, writer: StreamWriter, run: RunInThread | None = None
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
-        self._writer = writer
+        self._writer, self._run = writer, run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
@@ -196,8 +220,12 @@ class EventStream(Response):
         async for batch in _with_keep_alive(self._generation.deltas(), KEEP_ALIVE_S):
             if batch is None:
                 yield self._writer.keep_alive()
-            elif events := self._writer.write(batch, self._generation.usage):
+            elif events := await self._write(batch):
                 yield events
+
+    async def _write(self, batch: list[ChoiceDelta]) -> bytes:
+        write = partial(self._writer.write, batch, self._generation.usage)
+        return write() if self._run is None else await write_answer(batch, write, self._run)
 
     def _start(self) -> dict[str, Any]:
         return {
@@ -269,11 +297,17 @@ def finish_name(reason: FinishReason | None) -> str | None:
     return None if reason is None else reason.value
 
 
-def sse_event(body: Mapping[str, Any], name: str | None = None) -> bytes:
+def sse_event(
+    body: Mapping[str, Any], name: str | None = None, *, in_slices: bool = False
+) -> bytes:
     """Return one server-sent event, with its name where the route's events have one."""
     # json.dumps escapes to ASCII: many clients also split lines at U+2028 and U+0085, which JSON
     # may contain unescaped.
-    data = b"data: %b\n\n" % json.dumps(body, separators=(",", ":")).encode()
+    if in_slices:
+        text = dump(body, ensure_ascii=True)
+    else:
+        text = json.dumps(body, separators=(",", ":")).encode()
+    data = b"data: %b\n\n" % text
     return data if name is None else b"event: %b\n%b" % (name.encode(), data)
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.large_answer import LargeResponse, is_large, write_answer
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import validate
@@ -32,11 +33,17 @@ async def create_response(request: Request, service: ServiceDep, tenant: TenantD
     response = ResponseObject(service.model_name, body, chat.params[0])
     writer = ResponseWriter(response, chat.tools, names, logprobs)
     generation = await chat.submit(request, service, tenant, response.id)
+    run = partial(service.run_in_thread, tenant)
     if body.stream:
-        return EventStream(generation, writer)
+        return EventStream(generation, writer, run)
     (choice,) = await collect(generation, request.receive)
-    answer = writer.full(choice, generation.usage)
-    return JSONResponse(answer, headers=hint_headers(generation.usage))
+
+    def write() -> Response:
+        answer = writer.full(choice, generation.usage)
+        headers = hint_headers(generation.usage)
+        return (LargeResponse if is_large([choice]) else JSONResponse)(answer, headers=headers)
+
+    return await write_answer([choice], write, run)
 
 
 def _read(service: Service, data: dict[str, Any]) -> tuple[ResponsesRequest, ToolNames, Chat]:
