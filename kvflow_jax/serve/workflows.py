@@ -167,7 +167,17 @@ def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes, list[str]]:
     if not workflow.nodes:
         raise InvalidRequestError("a workflow must have at least one node", param="nodes")
     graph = workflow.freeze()
-    return graph, json.dumps(workflow.to_dict()).encode(), warnings_of(data, workflow, graph)
+    return graph, _text_of(workflow), warnings_of(data, workflow, graph)
+
+
+def _text_of(workflow: Workflow) -> bytes:
+    """Return the JSON of a workflow, in parts: the encoder keeps the GIL until a part is done."""
+    fields = [
+        f"{json.dumps(name)}: "
+        + (f"[{', '.join(map(json.dumps, one))}]" if isinstance(one, list) else json.dumps(one))
+        for name, one in workflow.to_dict().items()
+    ]
+    return f"{{{', '.join(fields)}}}".encode()
 
 
 def _advance(
