@@ -9,10 +9,7 @@ computes for it is discarded.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -23,6 +20,8 @@ from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
 from kvflow_jax.control.transfer_manager import TransferManager
+from kvflow_jax.engine.hints_as_advice import hints_as_advice
+from kvflow_jax.engine.output_processor import OutputProcessor
 from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.speculator import Speculator
@@ -40,10 +39,8 @@ from kvflow_jax.requests.outputs import (
     EngineStats,
     FinishReason,
     Output,
-    TokenLogprobs,
     TokensPerStep,
 )
-from kvflow_jax.requests.request import Request, TokenDelta
 from kvflow_jax.requests.request_factory import RequestFactory
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.runtime.batch import Batch
@@ -51,8 +48,6 @@ from kvflow_jax.runtime.interfaces import Clock, NoTransfers, Runner, StepHandle
 from kvflow_jax.workflow.hints import HintStatus
 
 log = logging.getLogger(__name__)
-
-_NO_DELTA = TokenDelta("")
 
 
 class Engine:
@@ -140,16 +135,15 @@ class Engine:
             else GrammarCompiler(tokenizer, vocab_size, tuple(eos_token_ids))
         )
         self._speculator = Speculator(sizes.speculation, sizes.shapes)
-        self._requests: dict[int, Request] = {}
+        self._outputs = OutputProcessor(
+            self.controller, self._speculator, self.tracer, lambda: self.scheduler
+        )
         self._in_flight: StepInFlight | None = None
         self._next_id = 0
         self._last_step_s = 0.0  # when the last step ended
         self._busy_since_s = 0.0  # when the engine last had been idle
         self._num_steps = 0
-        self._num_generated = 0
-        self._num_prompt_done = 0  # prompt tokens of requests that have their first token
         self._tokens_per_step = TokensPerStep()
-        self._num_finished: Counter[str] = Counter()
         self._stalled_since_s: float | None = None
         self._stall_s = 0.0
         # Counters of the caches and schedulers that a failure has replaced.
@@ -158,7 +152,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """True if there are no requests and no step is in flight."""
-        return not self._requests and self._in_flight is None
+        return not self._outputs.requests and self._in_flight is None
 
     @property
     def is_waiting(self) -> bool:
@@ -229,21 +223,21 @@ class Engine:
             arrival_s=now if arrival_s is None else arrival_s,
         )
         request.hint_status = HintStatus.IGNORED
-        with _hints_as_advice(request):
+        with hints_as_advice(request):
             request.hint_status = self.controller.on_request_added(request, now)
-        self._requests[request_id] = request
+        self._outputs.requests[request_id] = request
         self.scheduler.add(request)
         return request_id
 
     def abort(self, request_id: int) -> None:
         """End a request now and free its resources. Ignore unknown and finished ids."""
-        if request := self._requests.get(request_id):
-            self._finish(request, FinishReason.ABORT, self.clock.now())
+        if request := self._outputs.requests.get(request_id):
+            self._outputs.finish(request, FinishReason.ABORT, self.clock.now())
             self._publish_stats()
 
     def flush_cache(self) -> bool:
         """Drop every cached block. Return False, and drop nothing, while there are requests."""
-        if self._requests:
+        if self._outputs.requests:
             return False
         self.cache.flush(self.clock.now())
         self.controller.reset(self.cache)
@@ -292,9 +286,9 @@ class Engine:
         """End every request with ``error``, without a reset and without releasing its blocks."""
         self._in_flight = None
         now = self.clock.now()
-        for request in list(self._requests.values()):
+        for request in list(self._outputs.requests.values()):
             request.lease = None
-            self._finish(request, FinishReason.ERROR, now, error)
+            self._outputs.finish(request, FinishReason.ERROR, now, error)
 
     # The phases of a step.
 
@@ -384,7 +378,7 @@ class Engine:
                 return None
             now = self.clock.now()
             for request in self.scheduler.unpublish(plan):
-                self._finish(request, FinishReason.ERROR, now, failure)
+                self._outputs.finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += plan.num_steps
         return step
@@ -412,124 +406,27 @@ class Engine:
         previous_s = max(self._last_step_s, self._busy_since_s)
         self._speculator.on_step(step.shape, now - previous_s, is_ahead=step.is_ahead)
         self._last_step_s = now
-        num_before = self._num_generated + self._num_prompt_done
+        outputs = self._outputs
+        num_before = outputs.num_generated + outputs.num_prompt_done
         for sampled in results:
             request = sampled.chunk.request
             if not request.is_finished:
                 self._speculator.on_verified(sampled)
-                self._process_tokens(request, sampled.tokens, sampled.logprobs, now)
-        if num_tokens := self._num_generated + self._num_prompt_done - num_before:
+                outputs.process(request, sampled.tokens, sampled.logprobs, now)
+        if num_tokens := outputs.num_generated + outputs.num_prompt_done - num_before:
             self._tokens_per_step = self._tokens_per_step.add(num_tokens)
         return True
-
-    def _process_tokens(
-        self, request: Request, tokens: list[int], logprobs: tuple[TokenLogprobs, ...], now: float
-    ) -> None:
-        """Append sampled tokens to a request, up to its end, and deliver them."""
-        text, reasoning, num_before = "", "", request.num_known
-        delta, text_ends = _NO_DELTA, []
-        for token in tokens:
-            request.append(token)
-            try:
-                delta = request.detokenize(token)
-            except Exception as error:
-                self._finish(request, FinishReason.ERROR, now, _failure_of(request, error))
-                return
-            text += delta.text
-            text_ends.append(len(text))
-            reasoning += delta.reasoning
-            if delta.finish_reason is not None:
-                break
-        num_new = request.num_known - num_before
-        self._num_generated += num_new
-        if delta.finish_reason is None:
-            self._speculator.on_tokens(request)
-        is_first = request.first_token_s is None
-        if is_first:
-            request.first_token_s = now
-            self._num_prompt_done += request.num_prompt
-        self.scheduler.publish(request, now)
-        if is_first:
-            with _hints_as_advice(request):
-                self.controller.on_prefill_done(request, now)
-        output = Output(
-            request.id,
-            text,
-            tuple(tokens[:num_new]),
-            logprobs=logprobs[:num_new],
-            text_ends=tuple(text_ends) if logprobs else (),
-            prompt_logprobs=tuple(request.prompt_logprobs) if is_first else (),
-            stop_reason=delta.stop_reason,
-            completes_grammar=delta.completes_grammar,
-            reasoning=reasoning,
-            num_reasoning_tokens=request.num_reasoning,
-            hint_status=request.hint_status,
-        )
-        if delta.finish_reason is not None:
-            self._finish(request, delta.finish_reason, now, output=output)
-        else:
-            self._deliver(request, output)
-
-    def _finish(
-        self,
-        request: Request,
-        reason: FinishReason,
-        now: float,
-        error: KVFlowError | None = None,
-        *,
-        output: Output | None = None,
-    ) -> None:
-        """End a request and deliver its last output.
-
-        Args:
-            output: the output of its last token, with the rest of its text; None: no token.
-        """
-        if request.is_finished:
-            return
-        request.finish_reason = reason
-        del self._requests[request.id]
-        is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        with _hints_as_advice(request):
-            self.controller.on_request_finished(request, now, is_done=is_done)
-        self.tracer.on_finish(request, now)
-        self._speculator.on_finished(request, is_done=is_done)
-        self._num_finished[reason.value] += 1
-        if output is None:
-            rest = _rest_of(request)
-            output = Output(
-                request.id,
-                rest.text,
-                (),
-                reasoning=rest.reasoning,
-                num_reasoning_tokens=request.num_reasoning,
-                hint_status=request.hint_status,
-            )
-        last = replace(output, finish_reason=reason, stats=request.stats(now), error=error)
-        try:
-            self.scheduler.remove(request, now)
-        finally:
-            # An eviction policy may fail for the released blocks; the request has ended all the
-            # same, and no later call would deliver its last output.
-            self._deliver(request, last)
 
     def _protect(self, preempted: Iterable[Preempted]) -> None:
         """Protect the computed tokens of requests that are back in the queue."""
         for request, num_computed in preempted:
-            with _hints_as_advice(request):
+            with hints_as_advice(request):
                 self.controller.on_preempted(request, num_computed)
 
     def _check_drained(self) -> None:
         """Raise IntegrityError if a result of this step was not passed on."""
         self.cache.tiers.check_drained()
         self.controller.run_tracker.check_drained()
-
-    def _deliver(self, request: Request, output: Output) -> None:
-        """Call the request's callback; abort the request, and no other, if it raises."""
-        try:
-            request.on_output(output)
-        except Exception:
-            log.exception("on_output of request %d failed; the request is aborted", request.id)
-            self.abort(request.id)
 
     def _new_scheduler(self) -> Scheduler:
         scheduler = Scheduler(self.cache, self.sizes.shapes)
@@ -576,34 +473,8 @@ class Engine:
             tenant_state=self._tenant_state,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
-            generation_tokens=self._num_generated,
+            generation_tokens=self._outputs.num_generated,
             tokens_per_step=self._tokens_per_step,
             drafts=self._speculator.stats,
-            num_finished=dict(self._num_finished),
+            num_finished=dict(self._outputs.num_finished),
         )
-
-
-@contextmanager
-def _hints_as_advice(request: Request) -> Iterator[None]:
-    """Log an error of the context: hints are advice and never fail a request."""
-    try:
-        yield
-    except Exception:
-        log.exception("the hints of request %d could not be used", request.id)
-
-
-def _failure_of(request: Request, error: Exception) -> KVFlowError:
-    """Return the error that a request ends with, whose tokens could not be read."""
-    if isinstance(error, KVFlowError):
-        return error
-    log.error("the output of request %d could not be read", request.id, exc_info=error)
-    return StepFailedError(f"the output could not be read: {error}")
-
-
-def _rest_of(request: Request) -> TokenDelta:
-    """Return the pending text of a request that ends without a last token."""
-    try:
-        return request.flush()
-    except Exception:
-        log.exception("the rest of the output of request %d could not be read", request.id)
-        return _NO_DELTA

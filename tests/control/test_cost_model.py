@@ -34,7 +34,7 @@ def test_blocks_are_loaded_until_computing_is_known_to_be_faster():
 def stats_of_host_only_prompt(should_load):
     """Request statistics of a prompt that is cached on the host alone."""
     engine = make_engine(num_pages=12, max_model_len=40, cache=KVFLOW)
-    engine.scheduler.should_load = should_load
+    engine.scheduler.sharing.should_load = should_load
     prompt = list(range(3, 35))
     first = Client(engine, prompt, max_tokens=2)
     run(engine)

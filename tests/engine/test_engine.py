@@ -236,14 +236,14 @@ def test_a_request_whose_text_cannot_be_read_fails_alone(part, method):
     engine = make_engine()
     good = Client(engine, prompt_without_eos(9, 1))
     bad = Client(engine, prompt_without_eos(9, 2))
-    setattr(engine._requests[bad.id], part, Broken())
+    setattr(engine._outputs.requests[bad.id], part, Broken())
     run(engine)
     assert good.tokens == good.cold
     assert bad.reason == FinishReason.ERROR
     assert isinstance(bad.outputs[-1].error, StepFailedError)
     engine.check_integrity()
     aborted = Client(engine, prompt_without_eos(9, 3))
-    setattr(engine._requests[aborted.id], part, Broken())
+    setattr(engine._outputs.requests[aborted.id], part, Broken())
     engine.abort(aborted.id)
     assert aborted.reason == FinishReason.ABORT
 
