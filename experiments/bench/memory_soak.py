@@ -6,8 +6,9 @@
 Agents with graphs and hints, conversations, tool calls and schemas, streams, clients that leave,
 registered graphs and wrong requests, from as many clients as the batch has rows. Resident memory is
 read every few seconds; ``mb_per_minute`` is the slope of a line through what follows
-``--settle-minutes``. Greedy texts are compared with the first answer to the same prompt: the server
-runs deterministically. Exits with 1 if a text differs.
+``--settle-minutes``, and ``kept_mb_per_minute`` that of each store that the server bounds in bytes
+and still fills. Greedy texts are compared with the first answer to the same prompt: the server runs
+deterministically. Exits with 1 if a text differs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -31,11 +33,13 @@ from experiments.bench.server_process import server_process
 from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, positive_float, positive_int, report
 
-FLAGS = ("--deterministic", "--pool-gib=0.25", "--host-cache-gib=0.25", "--max-model-len=2048")
+# Tiers that are full after a minute or two: a tier that fills is no growth.
+FLAGS = ("--deterministic", "--pool-gib=0.125", "--host-cache-gib=0.125", "--max-model-len=2048")
 QUICK = ("--deterministic", "--pool-gib=0.02", "--max-num-seqs=4", "--max-model-len=1024")
 SAMPLE_S = 2.0  # between two looks at memory
 NUM_PROMPTS = 64  # different prompts whose texts are compared
 CHAT = "/v1/chat/completions"
+STORE = re.compile(r'kvflow:tenant_state_bytes\{.*state="(?P<store>\w+)".*\} (?P<bytes>\S+)')
 
 
 def main() -> int:
@@ -72,6 +76,7 @@ class Soak:
         statuses: number of answers by kind of request and HTTP status; 0: the client left.
         texts: the first answer to each prompt that is compared.
         memory: (seconds, resident bytes) of the server.
+        kept: store -> (seconds, bytes) as the server counts them: host tier, state of tenants.
     """
 
     num_clients: int
@@ -79,6 +84,9 @@ class Soak:
     texts: dict[int, str] = field(default_factory=dict)
     num_wrong: int = 0
     memory: list[tuple[float, int]] = field(default_factory=list)
+    kept: defaultdict[str, list[tuple[float, int]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     async def run(self, flags: list[str], seconds: float, settle_s: float) -> dict[str, Any]:
         """Load a server with these flags; return the figures."""
@@ -96,6 +104,8 @@ class Soak:
             start_s = time.monotonic()
             while (now := time.monotonic() - start_s) < seconds:
                 self.memory.append((now, process.resident_bytes()))
+                for store, num in kept_bytes((await http.get("/metrics")).text).items():
+                    self.kept[store].append((now, num))
                 await asyncio.sleep(min(SAMPLE_S, seconds / 8))
             stop.set()
             await asyncio.gather(*clients)
@@ -110,6 +120,11 @@ class Soak:
                 round(b / 1e6, 1) for s, b in self.memory[:: max(1, len(self.memory) // 20)]
             ],
             "mb_per_minute": slope_mb_per_minute(self.memory, settle_s),
+            "kept_mb": {store: samples[-1][1] / 1e6 for store, samples in self.kept.items()},
+            "kept_mb_per_minute": {
+                store: slope_mb_per_minute(samples, settle_s)
+                for store, samples in self.kept.items()
+            },
         }
 
     async def _client(self, http: httpx.AsyncClient, seed: int, stop: asyncio.Event) -> None:
@@ -229,6 +244,15 @@ def _system(text: str) -> dict[str, str]:
 
 def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
+
+
+def kept_bytes(metrics: str) -> dict[str, int]:
+    """Return the bytes of each bounded store, of a page of metrics."""
+    kept = {}
+    for line in metrics.splitlines():
+        if found := STORE.match(line):
+            kept[found["store"]] = int(float(found["bytes"]))
+    return kept
 
 
 def slope_mb_per_minute(memory: Sequence[tuple[float, int]], settle_s: float) -> float:
