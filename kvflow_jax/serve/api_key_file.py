@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,9 +37,13 @@ class ApiKeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._signature: _Signature | None = None
+        self._was_read = False
 
     def read(self) -> list[ApiKey]:
         """Return the keys of the file.
+
+        At first it may be a pipe, such as of a secret store; later reads, on the event loop, wait
+        for nothing.
 
         Raises:
             ConfigError: the file cannot be read, or an entry is wrong; one line that names it and
@@ -46,8 +51,11 @@ class ApiKeyFile:
         """
         try:
             self._signature = self._stat()
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=self._open) as file:
+                if self._was_read and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ConfigError("it is no regular file")
                 data = file.read(MAX_FILE_BYTES + 1)
+            self._was_read = True
             if len(data) > MAX_FILE_BYTES:
                 raise ConfigError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
             return _keys_of(tomllib.loads(data.decode()))
@@ -80,6 +88,10 @@ class ApiKeyFile:
             self._signature = self._stat()
         except OSError:
             self._signature = None
+
+    def _open(self, path: str, flags: int) -> int:
+        # Otherwise a pipe is opened when there is a writer.
+        return os.open(path, flags | (os.O_NONBLOCK if self._was_read else 0))
 
     def _stat(self) -> _Signature:
         status = os.stat(self.path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,23 @@ def test_a_single_key_is_the_admins_unless_there_is_one(
 ) -> None:
     ring = KeyStore(ServerConfig(**config)).ring
     assert ring.limits_of(ring.authenticate(b"Bearer a")).is_admin == is_admin
+
+
+def test_a_pipe_is_read_at_start_alone(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, RED.encode())
+    os.close(write_end)
+    try:
+        store = KeyStore(ServerConfig(api_key_file=Path(f"/dev/fd/{read_end}")))
+        assert store.ring.authenticate(b"Bearer r") == "red"
+    finally:
+        os.close(read_end)
+    store = KeyStore(ServerConfig(api_key_file=path))
+    path.unlink()
+    os.mkfifo(path)  # without a writer, for whom a server would wait
+    store.reload_if_changed()
+    assert "it is no regular file; the keys read before stay in force" in caplog.text
+    assert store.ring.authenticate(b"Bearer r") == "red"
+    replace_file(path, BLUE)
+    store.reload_if_changed()
+    assert store.ring.authenticate(b"Bearer b") == "blue"
