@@ -13,22 +13,12 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.models.families.hf_fields import HfFields
-from kvflow_jax.models.json_file import MAX_JSON_BYTES, read_json
-from kvflow_jax.models.rust_panics import panics_as_errors
+from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.template_budget import bound_chat_templates, template_budget
+from kvflow_jax.models.tokenizer_files import read_tokenizer
 
 # Of transformers, not of the tokenizer.
 _PRIVATE_INFO = ("name_or_path", "tokenizer_object", "backend", "is_local", "local_files_only")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # a folder has at least one
-MAX_TOKENIZER_BYTES = 256 << 20  # the largest, Gemma 3's, has 33 MB
-_TOKENIZER_SETTINGS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config.json",
-)
 
 
 class Tokenizer:
@@ -51,6 +41,11 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys([*eos_token_ids, *own]))
         self._added = hf.added_tokens_decoder
         self._byte_level = _is_byte_level(hf.backend_tokenizer)
+        self._accented_ids = frozenset(
+            i
+            for i, token in self._added.items()
+            if self._byte_level and not token.content.isascii()
+        )
         # A decorator would make one cache for all tokenizers; this one lives as long as its own.
         self.token_bytes = lru_cache(maxsize=None)(self._token_bytes)
 
@@ -61,26 +56,7 @@ class Tokenizer:
         Raises:
             ModelLoadError: files are missing or cannot be read.
         """
-        from kvflow_jax.models.quiet_imports import transformers
-
-        if not any((folder / name).exists() for name in TOKENIZER_FILES):
-            raise ModelLoadError(
-                f"{folder} has no tokenizer.json; download it, or save one there with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
-        _check_sizes(folder)
-        try:
-            with panics_as_errors():
-                hf = transformers().AutoTokenizer.from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    # Unset, it asks the terminal.
-                    trust_remote_code=False,
-                )
-        except Exception as error:  # its readers raise errors of many libraries
-            raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
-        if not getattr(hf, "is_fast", False):
-            raise ModelLoadError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
+        hf = read_tokenizer(folder)
         all_eos_ids = [*eos_token_ids]
         for name in ("config.json", "generation_config.json"):
             if (folder / name).exists():
@@ -115,6 +91,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
+        # tokenizers takes the accents of added tokens for bytes.
+        if not self._accented_ids.isdisjoint(ids):
+            stream = self.detokenizer(skip_special_tokens=skip_special_tokens)
+            return stream.push(ids) + stream.flush()
         return str(
             self.hf.decode(
                 list(ids),
@@ -235,6 +215,9 @@ class Tokenizer:
 
     def _token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of a token within a text; none for ids past the vocabulary."""
+        # Added tokens are texts, not characters that stand for bytes.
+        if (added := self._added.get(token_id)) is not None and self._byte_level:
+            return str(added.content).encode()
         token = self.hf.convert_ids_to_tokens(token_id)
         if token is None:
             return b""
@@ -290,15 +273,6 @@ class Detokenizer:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
-
-
-def _check_sizes(folder: Path) -> None:
-    """Raise ModelLoadError if a file that transformers parses is large."""
-    for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS):
-        path = folder / name
-        limit = MAX_TOKENIZER_BYTES if name in TOKENIZER_FILES else MAX_JSON_BYTES
-        if path.exists() and (size := path.stat().st_size) > limit:
-            raise ModelLoadError(f"{path} has {size} bytes, the limit is {limit}")
 
 
 def _read_eos_ids(path: Path) -> tuple[int, ...]:

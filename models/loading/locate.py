@@ -68,7 +68,13 @@ def download(name: str, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.jinja", "tokenizer.model", *(["*.safetensors"] * weights)]
+        patterns = [
+            "*.json",
+            "*.jinja",
+            "tokenizer.model",
+            "merges.txt",
+            *(["*.safetensors"] * weights),
+        ]
         return Path(snapshot_download(name, allow_patterns=patterns))
     # Network, authentication and lookup errors of several libraries.
     except Exception as error:

@@ -8,7 +8,8 @@ from kvflow_jax.models.families import PRESETS
 from kvflow_jax.models.loading.gguf import GgufFile
 from kvflow_jax.models.loading.hf_config import read_config_file
 from kvflow_jax.models.loading.locate import download, find_local, is_hub_name, quoted
-from kvflow_jax.models.tokenizer import TOKENIZER_FILES, Tokenizer
+from kvflow_jax.models.tokenizer import Tokenizer
+from kvflow_jax.models.tokenizer_files import has_tokenizer
 
 
 def read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
@@ -29,7 +30,7 @@ def read_shape(name_or_path: str) -> tuple[ModelConfig, Tokenizer | None]:
     if not folder.is_dir():
         return read_gguf_shape(GgufFile(folder))
     config = read_config_file(folder)
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         return config, None
     tokenizer = Tokenizer.from_folder(folder)
     return config.with_eos(tokenizer.eos_token_ids), tokenizer
