@@ -16,10 +16,10 @@ logger = logging.getLogger("kvflow_jax.serve")
 
 
 class KeyStore:
-    """Holds the keys in force. Runs on the event loop.
+    """Holds the keys in force. One thread at a time reloads them.
 
     Attributes:
-        ring: the keys; another object after a reload.
+        ring: the keys; another object after a reload. Any thread may read it.
 
     Raises:
         ConfigError: the file cannot be used; one line.

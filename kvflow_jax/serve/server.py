@@ -126,11 +126,14 @@ class Server(uvicorn.Server):
         self.service.fail_if_engine_died()
         if counter % TICKS_PER_S == 0:
             self.connections.close_late(asyncio.get_running_loop().time())
-        if self.must_reload_keys:
+        if self._settings.api_key_file is not None:
+            keys, must_reload = self.service.key_store, self.must_reload_keys
             self.must_reload_keys = False
-            self.service.key_store.reload()
-        elif counter % TICKS_PER_S == 0:
-            self.service.key_store.reload_if_changed()
+            # On a thread: thousands of keys take seconds.
+            if must_reload:
+                await asyncio.to_thread(keys.reload)
+            elif counter % TICKS_PER_S == 0:
+                await asyncio.to_thread(keys.reload_if_changed)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -171,7 +174,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _on_hangup(self, sig: int, frame: FrameType | None) -> None:
-        self.must_reload_keys = True  # on the loop, by the next tick
+        self.must_reload_keys = True  # by the next tick
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
         """Build the engine, and report the result to the loop; runs on the load thread."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.serve.__main__ import main
 from kvflow_jax.serve.auth import tenant_of_peer
+from kvflow_jax.serve.key_store import KeyStore
 from kvflow_jax.serve.server import TICKS_PER_S, _bind_remedy
 from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, FakeTokenizer, LiveServer, live_server
 from tests.serve.serve_requests import HELLO
@@ -305,3 +307,28 @@ def test_a_wrong_file_of_keys_stops_the_start_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "name must be" in error
+
+
+def test_keys_are_read_again_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text('[[keys]]\nname = "red"\nkey = "r"\n')
+    called = {name: threading.Event() for name in ("reload", "reload_if_changed")}
+    on_loop = []
+
+    def recorded(name: str) -> Callable[[KeyStore], None]:
+        def call(store: KeyStore) -> None:
+            with contextlib.suppress(RuntimeError):
+                on_loop.append(asyncio.get_running_loop())
+            called[name].set()
+
+        return call
+
+    for name in called:
+        monkeypatch.setattr(KeyStore, name, recorded(name))
+    with live_server(api_key_file=path) as live:
+        assert called["reload_if_changed"].wait(TIMEOUT_S)
+        live.server.must_reload_keys = True
+        assert called["reload"].wait(TIMEOUT_S)
+    assert not on_loop
