@@ -32,7 +32,7 @@ from kvflow_jax.serve.dependencies import (
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
-from kvflow_jax.serve.http_middleware import RequestIdMiddleware, SlashMiddleware
+from kvflow_jax.serve.http_middleware import HeadMiddleware, RequestIdMiddleware, SlashMiddleware
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.messages.errors import error_response
 from kvflow_jax.serve.messages.routes import routes as messages
@@ -81,6 +81,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(router)
     app.state.routes = [route for router in routers for route in router.routes]
     install_error_handlers(app, {"/v1/messages": error_response})
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(CrossOriginMiddleware, config=service.config)
     app.add_middleware(WebPageMiddleware, config=service.config)
     app.add_middleware(DisconnectMiddleware)
@@ -94,14 +95,12 @@ def create_app(service: Service) -> FastAPI:
 @public_routes.get("/ping")
 @public_routes.post("/ping")
 @public_routes.get("/health")
-@public_routes.head("/health")
 async def health(service: ServiceDep) -> Response:
     service.check_healthy()
     return JSONResponse({"status": "ok"})
 
 
 @public_routes.get("/ready")
-@public_routes.head("/ready")
 async def ready(service: ServiceDep) -> Response:
     service.check_serving()
     return JSONResponse({"status": service.phase.value})

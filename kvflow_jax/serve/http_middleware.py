@@ -1,4 +1,4 @@
-"""ASGI middleware: paths with superfluous slashes, and the id that a client gives its request."""
+"""ASGI middleware: superfluous slashes in paths, HEAD, and the id that a client gives a request."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ class SlashMiddleware:
         if scope["type"] == "http":
             path = re.sub("/{2,}", "/", scope["path"])
             scope = {**scope, "path": path.rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
+class HeadMiddleware:
+    """Answer HEAD as GET: monitors and load balancers probe any route with it.
+
+    The HTTP server sends the headers alone.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
 

@@ -36,7 +36,14 @@ def test_an_oversized_request_id_is_not_repeated(http: httpx.Client) -> None:
     assert "x-request-id" not in answer.headers
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
-def test_a_load_balancer_may_ask_for_the_head_alone(http: httpx.Client, path: str) -> None:
-    answer = http.head(path)
+@pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/metrics", "/openapi.json"])
+def test_any_get_route_answers_head_without_a_body(http: httpx.Client, path: str) -> None:
+    answer, whole = http.head(path), http.get(path)
     assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
+    answer = http.head(CHAT)
+    assert (answer.status_code, answer.content) == (405, b"")
+    assert answer.headers["allow"] == "POST"
