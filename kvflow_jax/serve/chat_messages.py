@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic_core import from_json
-
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.reasoning.history import FIELDS as REASONING_FIELDS
 from kvflow_jax.serve.json_structure import Limits, check_texts
+from kvflow_jax.serve.large_json import parse
 from kvflow_jax.serve.request_body import MAX_CONTAINERS, MAX_VALUES
 from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.tools.tool import is_deeper
@@ -143,8 +142,7 @@ def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
 
 def _parse_arguments(arguments: str) -> Any:
     try:
-        # Rejects lone surrogates, which no tokenizer encodes.
-        parsed = from_json(arguments, allow_inf_nan=False)
+        parsed = parse(arguments.encode())
     except ValueError:
         # Invalid JSON that a model wrote in an earlier turn is passed on unchanged, as is JSON so
         # deep that templates could not write it.

@@ -21,18 +21,31 @@ _TOKEN = re.compile(
     re.S,
 )
 _LONGEST_TOKEN = 12
+# Half of a character that has two escapes, such as an emoji, without its other half.
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+_REPLACEMENT = rb"\ufffd"
 _BLANKS = b" \t\n\r"
 
 
 def parse(text: bytes) -> Any:
     """Return the value of a short JSON text.
 
-    Rejects NaN and Infinity, invalid UTF-8, lone surrogates, and more than 200 levels.
+    A lone surrogate is read as U+FFFD: clients in JavaScript cut strings within an emoji, and then
+    send what is left of it in every later turn. Rejects NaN and Infinity, invalid UTF-8, and more
+    than 200 levels.
 
     Raises:
         ValueError: it is no JSON text.
     """
-    return from_json(text, allow_inf_nan=False)
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        if (mended := _without_lone_surrogates(text)) == text:
+            raise
+        return from_json(mended, allow_inf_nan=False)
 
 
 def parse_in_slices(text: bytes | bytearray, structure: Structure) -> Any:
@@ -42,6 +55,16 @@ def parse_in_slices(text: bytes | bytearray, structure: Structure) -> Any:
         structure: that of the text, from ``json_structure.scan``.
     """
     return _Reader(text, structure).read(0, len(text), 0, len(structure.at), 1)
+
+
+def _without_lone_surrogates(text: bytes) -> bytes:
+    # Backslashes are only in strings, so runs of them part into pairs from the left: what follows
+    # such a pair is no escape.
+    escapes = text.replace(rb"\\", b"__")
+    mended = bytearray(text)
+    for found in _LONE_SURROGATE.finditer(escapes):
+        mended[found.start() : found.end()] = _REPLACEMENT
+    return bytes(mended)
 
 
 class _Reader:

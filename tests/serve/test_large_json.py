@@ -28,6 +28,12 @@ def in_slices(text: bytes) -> Any:
     return parse_in_slices(text, scan(text, UNBOUNDED))
 
 
+LONE = [
+    (r'["cut \ud83d"]', ["cut \ufffd"]),
+    (r'["\udE00 x", {"\uD83d": "\ud83d\ude00"}]', ["\ufffd x", {"\ufffd": "\U0001f600"}]),
+    (r'["\ud83d\ud83d\ude00\ude00"]', ["\ufffd\U0001f600\ufffd"]),
+    (r'["\\\ud83d", "\\ud83d", "\\\\\ud83d\u0041"]', ["\\\ufffd", "\\ud83d", "\\\\\ufffdA"]),
+]
 ESCAPES = ["\\ud83d\\ude00" * 9, "\\\\" * 40, "\\n" * 40, "é" * 40]
 VALUES = st.recursive(
     st.none()
@@ -92,3 +98,15 @@ def outcome(read: Any, text: bytes) -> Any:
         return read(text)
     except ValueError:
         return ValueError
+
+
+@pytest.mark.parametrize(("text", "value"), LONE)
+def test_a_lone_surrogate_is_read_as_the_replacement_character(text: str, value: Any) -> None:
+    assert parse(text.encode()) == value
+    padded = f'[{text}, "{"x" * 2 * SLICE}", {text}]'.encode()
+    assert in_slices(padded) == [value, "x" * 2 * SLICE, value]
+
+
+@pytest.mark.parametrize("text", [r'["\ud83d"', r'["\ud83"]', r'["\udzzz"]', r'["\ud83d"] 1'])
+def test_what_else_is_wrong_beside_a_lone_surrogate_is_refused(text: str) -> None:
+    assert outcome(parse, text.encode()) is ValueError
