@@ -85,6 +85,7 @@ class Engine:
         longest_step_s: float = 0.0,
     ) -> None:
         self.sizes = sizes
+        self.vocab_size = vocab_size
         self.longest_step_s = longest_step_s
         self.clock = clock
         self.cache = self._new_cache()

@@ -88,6 +88,10 @@ class EngineThread:
         return self._engine.sizes.max_model_len
 
     @property
+    def vocab_size(self) -> int:
+        return self._engine.vocab_size
+
+    @property
     def max_pending(self) -> int:
         """Maximum number of running and waiting requests of one tenant together."""
         return self._engine.sizes.max_waiting + self._engine.sizes.shapes.num_seq_slots

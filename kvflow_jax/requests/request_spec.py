@@ -14,6 +14,8 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.tools.call_markup import CallMarkup
 from kvflow_jax.workflow.hints import Hints
 
+MAX_VOCAB_SIZE = 2**31  # of any model: token ids are i32
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestSpec:
@@ -93,20 +95,31 @@ def check_hints(hints: object) -> None:
     hints.check_types()
 
 
-def as_token_ids(prompt: Sequence[int] | np.ndarray) -> np.ndarray:
+def as_token_ids(
+    prompt: Sequence[int] | np.ndarray, vocab_size: int = MAX_VOCAB_SIZE
+) -> np.ndarray:
     """Return token ids as a read-only array of their own, i32[num_tokens].
 
+    Args:
+        vocab_size: exclusive bound of the ids, where it is known.
+
     Raises:
-        InvalidRequestError: the ids are not a flat sequence of integers from 0 to 2**31 - 1.
+        InvalidRequestError: the ids are not a flat sequence of integers within the bound.
     """
     try:
         ids = np.asarray(prompt)
     except ValueError:
         ids = np.empty((0, 0))
-    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+    # NumPy has another type for integers of more than 64 bits.
+    is_vast = ids.ndim == 1 and ids.dtype.kind in "Of" and all(type(i) is int for i in prompt)
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu" and not is_vast):
         raise InvalidRequestError("a prompt is a flat list of integer token ids", param="prompt")
-    if len(ids) and (ids.min() < 0 or ids.max() >= 2**31):
-        raise InvalidRequestError("token ids must be between 0 and 2147483647", param="prompt")
+    if len(ids) and (is_vast or ids.min() < 0 or ids.max() >= vocab_size):
+        whose = "any model" if vocab_size == MAX_VOCAB_SIZE else "this model"
+        raise InvalidRequestError(
+            f"token ids must be between 0 and {vocab_size - 1}, the vocabulary of {whose}",
+            param="prompt",
+        )
     if ids.dtype == np.int32 and ids.flags.owndata and not ids.flags.writeable:
         return ids
     ids = ids.astype(np.int32)

@@ -20,6 +20,11 @@ class EngineClient(Protocol):
     def max_model_len(self) -> int: ...
 
     @property
+    def vocab_size(self) -> int:
+        """Exclusive bound of token ids."""
+        ...
+
+    @property
     def max_pending(self) -> int:
         """Maximum number of running and queued requests of one tenant together."""
         ...

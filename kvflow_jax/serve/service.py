@@ -158,6 +158,11 @@ class Service:
         """The model's context in tokens; raise a 503 ApiError while there is none."""
         return self._require_ready()[0].max_model_len
 
+    @property
+    def vocab_size(self) -> int:
+        """Exclusive bound of the model's token ids; raise a 503 ApiError while there is none."""
+        return self._require_ready()[0].vocab_size
+
     def check_ready(self) -> None:
         """Raise unless the engine accepts requests.
 
@@ -177,12 +182,12 @@ class Service:
             raise ApiError(503, f"{reason}; requests wait for it", code="stalled")
 
     def check_model(self, name: str | None) -> None:
-        """Raise unless ``name`` is a served name, the value of ``--model``, or None.
+        """Raise unless ``name`` is a served name, the value of ``--model``, or none.
 
         Raises:
             ApiError: 404, which names those that are served.
         """
-        if name is None or name in self.model_names or name == self.config.load.model:
+        if not name or name in self.model_names or name == self.config.load.model:
             return
         served = ", ".join(f"'{served}'" for served in self.model_names)
         raise ApiError(

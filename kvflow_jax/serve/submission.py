@@ -183,7 +183,7 @@ def request_specs(
     rank = min(priority, keys.limits_of(tenant).max_priority)
     specs = []
     for prompt, prompt_hints in zip(prompts, hints, strict=True):
-        prompt_ids = as_token_ids(prompt)
+        prompt_ids = as_token_ids(prompt, service.vocab_size)
         specs += [
             RequestSpec(
                 prompt_ids,

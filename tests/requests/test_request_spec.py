@@ -72,6 +72,12 @@ def test_prompts_that_are_no_flat_list_of_token_ids_are_refused(prompt):
     assert raised.value.param == "prompt"
 
 
+@pytest.mark.parametrize("token_id", [-1, 100, 2**31, 2**63, 2**70, -(2**70)])
+def test_the_bound_of_token_ids_is_that_of_the_model(token_id: int):
+    with pytest.raises(InvalidRequestError, match=r"between 0 and 99\b"):
+        as_token_ids([1, token_id, -2], vocab_size=100)
+
+
 def test_token_ids_may_be_of_any_integer_type():
     for prompt in ([1, 2**31 - 1], np.array([1, 2**31 - 1], np.uint64), (1, 2**31 - 1)):
         ids = as_token_ids(prompt)

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from tests.serve.serve_fakes import FakeEngine
-from tests.serve.serve_requests import HELLO, PLANNER, SYSTEM_AND_USER, SYSTEM_PROMPT
+from tests.serve.serve_requests import HELLO, PLANNER, SYSTEM_AND_USER, SYSTEM_PROMPT, error_of
 
 BODIES = {
     "/v1/chat/completions": {"messages": SYSTEM_AND_USER},
@@ -27,3 +27,14 @@ def test_every_route_submits_the_same_chat(
     assert request.spec.user == "u"
     assert request.hints.agent_id == "planner"
     assert request.hints.num_fixed == len(SYSTEM_PROMPT)
+
+
+@pytest.mark.parametrize("token_id", [-1, FakeEngine.vocab_size, 2**40])
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_token_id_that_is_refused_is_told_the_models_bound(
+    http: httpx.Client, token_id: int, echo: bool
+) -> None:
+    body = {"prompt": [5, token_id], "echo": echo}
+    error = error_of(http.post("/v1/completions", json=body), 400)
+    assert f"between 0 and {FakeEngine.vocab_size - 1}," in error["message"]
+    assert error["param"] == "prompt"
