@@ -116,6 +116,8 @@ class GgufForm:
             rows of a RoPE pair are adjacent, and not half a head apart.
         merges_in_token_order: whether a SentencePiece tokenizer has its merges in the order of its
             tokens, and runs of spaces as spaces.
+        strips_after_control: whether control tokens of a SentencePiece tokenizer take the white
+            space behind them. No field of a file says so.
     """
 
     architecture: str
@@ -123,6 +125,7 @@ class GgufForm:
     complete: Callable[[HfFields, HfFields], Json] = _nothing
     interleaves_qk: bool = False
     merges_in_token_order: bool = False
+    strips_after_control: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -32,7 +32,7 @@ FAMILY = ModelFamily(
         "model.layers.{i}.self_attn.qkv_proj": Target("layers.attention.qkv_proj"),
         "model.layers.{i}.mlp.gate_up_proj": Target("layers.mlp.gate_up_proj"),
     },
-    gguf=GgufForm(architecture="phi3"),
+    gguf=GgufForm(architecture="phi3", strips_after_control=True),
     tiny={
         **TINY_LLAMA,
         "architectures": ["Phi3ForCausalLM"],

@@ -19,7 +19,9 @@ from kvflow_jax.models.config import ModelConfig
 from kvflow_jax.models.dtypes import INT4, INT8, NO_QUANTIZATION
 from kvflow_jax.models.families import BY_GGUF_ARCHITECTURE
 from kvflow_jax.models.families.hf_fields import MAX_LAYERS, HfFields, Json
-from kvflow_jax.models.loading.gguf_header import GgufHeader, read_header
+from kvflow_jax.models.loading.gguf_end_tokens import end_token_ids
+from kvflow_jax.models.loading.gguf_header import GgufHeader
+from kvflow_jax.models.loading.gguf_split import read_parts
 from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
 from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.loading.hf_config import read_config
@@ -28,9 +30,13 @@ from kvflow_jax.models.model import Model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Quantised types whose values have up to 4 bits, and those with more.
-_INT4_TYPES = ("Q4_0", "Q4_1", "Q4_K")
-_INT8_TYPES = ("Q8_0", "Q5_0", "Q5_1", "Q5_K", "Q6_K")
+# Quantised types whose values "int4" keeps, with 15 equal steps for 32 values.
+_INT4_TYPES = ("Q4_0", "Q4_1", "Q4_K", "TQ1_0", "TQ2_0")
+# Those with more steps, with unequal ones, or with a scale for fewer values.
+_INT8_TYPES = (
+    *("Q8_0", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q2_K", "Q3_K", "MXFP4", "NVFP4"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+)
 TENSOR_TYPES = ("F32", "F16", "BF16", *_INT4_TYPES, *_INT8_TYPES)
 
 # GGUF field without its "<architecture>." -> field of a config.json
@@ -70,6 +76,7 @@ class GgufFile:
     """An open .gguf file.
 
     Attributes:
+        paths: the file, or all parts of a split model.
         fields: metadata by GGUF name.
         family: of the model; ``form`` is its form in llama.cpp.
 
@@ -80,7 +87,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header = _read(path)
+        header, self.paths = _read(path)
         self.fields, self._tensors = header.fields, header.tensors
         architecture = str(self.fields.get("general.architecture"))
         problems = (
@@ -91,11 +98,6 @@ class GgufFile:
                 + ", ".join(BY_GGUF_ARCHITECTURE)
             ]
         )
-        if HfFields(self.fields).number("split.count") > 1:
-            problems.append(
-                "the model is split into several files; join them with llama.cpp's "
-                "llama-gguf-split --merge"
-            )
         problems += [
             f"tensor {name} has type {tensor.tensor_type.name}, which is not supported; supported: "
             + ", ".join(TENSOR_TYPES)
@@ -185,7 +187,10 @@ class GgufFile:
             ModelLoadError: the tokenizer is missing or of an unsupported kind.
         """
         return build_tokenizer(
-            self.fields, self.path, merges_in_token_order=self.form.merges_in_token_order
+            self.fields,
+            self.path,
+            merges_in_token_order=self.form.merges_in_token_order,
+            strips_after_control=self.form.strips_after_control,
         )
 
     def _shared_fields(self, hf: HfFields) -> dict[str, object]:
@@ -199,7 +204,7 @@ class GgufFile:
             "vocab_size": int(self._tensors[_EMBEDDING].shape[-1]),
             "tie_word_embeddings": _HEAD not in self._tensors,
             "bos_token_id": self.fields.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self._eos_token_ids(),
+            "eos_token_id": end_token_ids(HfFields(self.fields)),
             "partial_rotary_factor": rotary_dim / head_dim,
             "rope_scaling": self._rope_scaling(),
         }
@@ -207,12 +212,6 @@ class GgufFile:
     def _raise_if(self, problems: list[str]) -> None:
         if problems:
             raise ModelLoadError(f"cannot load {self.path}:\n- " + "\n- ".join(problems))
-
-    def _eos_token_ids(self) -> list[int]:
-        """Return the tokens that end a text, a turn (EOT) or a message (EOM), without repeats."""
-        fields = HfFields(self.fields)
-        names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-        return [*dict.fromkeys(token for name in names for token in fields.token_ids(name))]
 
     def _rope_scaling(self) -> Json | None:
         """Return the ``rope_scaling`` of a config.json; None where there is no scaling."""
@@ -255,7 +254,7 @@ def read_sampling_fields(path: Path) -> Json:
     Raises:
         ModelLoadError: see ``GgufFile``.
     """
-    fields = _read(path).fields
+    fields = _read(path)[0].fields
     named = {_SAMPLING_FIELDS[name]: fields[name] for name in _SAMPLING_FIELDS if name in fields}
     # A float of 32 bits is 0.95 only to seven digits.
     return {
@@ -264,16 +263,16 @@ def read_sampling_fields(path: Path) -> Json:
     }
 
 
-def _read(path: Path) -> GgufHeader:
-    """Return the fields and the tensors of a file.
+def _read(path: Path) -> tuple[GgufHeader, list[Path]]:
+    """Return the fields and the tensors of a model, and its files.
 
     Raises:
-        ModelLoadError: the package ``gguf`` is missing, or the file is damaged.
+        ModelLoadError: the package ``gguf`` is missing, a part is, or a file is damaged.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ModelLoadError(f"reading {path.name} needs gguf; install it with: pip install gguf")
     try:
-        return read_header(path)
+        return read_parts(path)
     except (ValueError, struct.error, OSError) as error:
         raise ModelLoadError(
             f"{path} is truncated or not a GGUF file; download it again ({error})"

@@ -68,6 +68,8 @@ _GPT2_SPLIT = ("gpt-2", "smollm")
 _NFC = ("qwen2", "deepseek-r1-qwen")
 # Pre-tokenizers of vocabularies where a word that is a token is not merged from parts.
 _IGNORE_MERGES = ("llama3", "llama-v3", "llama-bpe", "tekken")
+# Control tokens that keep the white space behind them in every model.
+_UNSTRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +120,17 @@ class _Vocabulary:
 
 
 def build_tokenizer(
-    fields: Json, path: Path, *, merges_in_token_order: bool = False
+    fields: Json,
+    path: Path,
+    *,
+    merges_in_token_order: bool = False,
+    strips_after_control: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a GGUF file with these fields.
 
     Args:
         path: of the file, for messages.
-        merges_in_token_order: see ``GgufForm``.
+        merges_in_token_order, strips_after_control: see ``GgufForm``.
 
     Raises:
         ModelLoadError: fields are missing, or the tokenizer or pre-tokenizer is not supported.
@@ -153,7 +159,8 @@ def build_tokenizer(
                 backend = _byte_level(vocabulary, path)
             else:
                 backend = _sentencepiece(vocabulary, merges_in_token_order)
-            _add_tokens(backend, vocabulary)
+            strips = strips_after_control and kind == "llama"
+            _add_tokens(backend, vocabulary, strips_after=strips)
     except ModelLoadError:
         raise
     except Exception as error:  # such as a merge of tokens that there are not; tokenizers' own type
@@ -175,8 +182,12 @@ def build_tokenizer(
     return tokenizer
 
 
-def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
-    """Mark the tokens that are not split, those of control as special."""
+def _add_tokens(backend: Backend, vocabulary: _Vocabulary, *, strips_after: bool) -> None:
+    """Mark the tokens that are not split, those of control as special.
+
+    Args:
+        strips_after: they take the white space behind them, as llama.cpp has it for Phi-3.
+    """
     from tokenizers import AddedToken
 
     kinds = zip(vocabulary.tokens, vocabulary.token_types, strict=False)
@@ -184,7 +195,9 @@ def _add_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
     for token, kind in kinds:
         if kind in added and backend.token_to_id(token) is not None:
             special = kind == CONTROL
-            added[kind].append(AddedToken(token, special=special, normalized=False))
+            strips = strips_after and token not in _UNSTRIPPED
+            one = AddedToken(token, special=special, normalized=False, rstrip=strips)
+            added[kind].append(one)
     # At once: each call compiles the pattern of all anew.
     backend.add_special_tokens(added[CONTROL])
     backend.add_tokens(added[USER_DEFINED])

@@ -168,8 +168,7 @@ class _Loader:
         file = GgufFile(path)
         config, tokenizer = read_gguf_shape(file)
         model = self.builder.build(config, file.quantization)
-        with path.open("rb") as content:
-            key = hashlib.file_digest(content, "sha256").hexdigest()
+        key = _digest(file.paths)
         params, _ = self.store.restore_or_convert(
             model,
             key,
@@ -212,3 +211,14 @@ class _Loader:
         self, model: Model, params: Params, tokenizer: Tokenizer, version: str
     ) -> LoadedModel:
         return LoadedModel(model, params, tokenizer, self.name, version, self.builder.shards)
+
+
+def _digest(paths: list[Path]) -> str:
+    """Return the SHA-256 of a file's content, or of the digests of several, in order."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as content:
+            digests.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )

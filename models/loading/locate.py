@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.loading import embedded
+from kvflow_jax.models.loading.gguf_split import parts_of
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 # Longest part of a name that a message shows, in characters.
@@ -18,7 +19,7 @@ _MAX_SHOWN_CHARS = 200
 def find_local(name: str) -> Path | None:
     """Return the folder or .gguf file of this name; None if no file has this name.
 
-    A folder without a config.json stands for the one .gguf file in it.
+    A folder without a config.json stands for the one model in .gguf files in it.
 
     Raises:
         ModelLoadError: the file is no model, the folder has several, or it cannot be read.
@@ -38,7 +39,7 @@ def find_local(name: str) -> Path | None:
     if (path / "config.json").exists():
         return path
     files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
+    if len(files) > 1 and not set(files) <= {*parts_of(files[0])}:
         names = ", ".join(file.name for file in files)
         raise ModelLoadError(f"{path} has several models; give one of its files: {names}")
     return _readable(str(files[0])) if files else path

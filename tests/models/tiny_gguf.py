@@ -70,11 +70,21 @@ def quantised(array: np.ndarray, tensor_type) -> np.ndarray:
         rng = np.random.default_rng(array.size)
         shape = (*array.shape[:-1], array.shape[-1] // block, num_bytes)
         data = rng.integers(0, 256, shape).astype(np.uint8)
-        scale = np.array([2e-4], np.float16).view(np.uint8)
-        if tensor_type.name == "Q6_K":
+        scale, name = np.array([2e-4], np.float16).view(np.uint8), tensor_type.name
+        if name == "Q2_K":
+            data[..., -4:-2], data[..., -2:] = scale, scale
+        elif name in ("Q3_K", "Q6_K", "TQ1_0", "TQ2_0"):
             data[..., -2:] = scale
+        elif name == "IQ1_M":
+            # The nibbles of the scale are the highest of four words.
+            data[..., -7] = data[..., -7] & 15 | (int(scale[0]) & 15) << 4
+            data[..., -5] = data[..., -5] & 15 | int(scale[0]) & 0xF0
+            data[..., -3] = data[..., -3] & 15 | (int(scale[1]) & 15) << 4
+            data[..., -1] = data[..., -1] & 15 | int(scale[1]) & 0xF0
         else:
-            data[..., :2], data[..., 2:4] = scale, scale
+            data[..., :2] = scale
+            if name in ("Q4_K", "Q5_K"):
+                data[..., 2:4] = scale
         return data.reshape(*array.shape[:-1], -1)
 
 

@@ -85,7 +85,7 @@ def test_a_file_of_another_format_is_reported(tmp_path):
             {"fields": {"general.architecture": "mamba"}},
             "architecture 'mamba' is not supported; supported: llama, qwen2, qwen3, qwen3moe",
         ),
-        ({"fields": {"split.count": 3}}, "split into several files; join them with llama.cpp"),
+        ({"fields": {"split.count": 3}}, "is one of 3 files of a split model"),
         (
             {"without": ["llama.block_count", "llama.context_length"]},
             "missing field llama.context_length\n- missing field llama.block_count",
@@ -109,11 +109,10 @@ def test_unsupported_files_are_rejected_with_the_reason(tmp_path, change, part):
 def test_tensors_of_unsupported_types_are_listed(tmp_path):
     tensors = tiny_gguf.tensors_of(tiny_gguf.WIDE)
     for name in ("token_embd.weight", "blk.0.ffn_up.weight"):
-        data = np.zeros((len(tensors[name]), 84), np.uint8)
-        tensors[name] = (data, gguf.GGMLQuantizationType.Q2_K)
+        tensors[name] = tensors[name].astype(np.int8)
     message = problems_of(tiny_gguf.write(tmp_path / "model.gguf", tiny_gguf.WIDE, tensors=tensors))
     for name in ("token_embd.weight", "blk.0.ffn_up.weight"):
-        assert f"tensor {name} has type Q2_K, which is not supported; supported: F32" in message
+        assert f"tensor {name} has type I8, which is not supported; supported: F32" in message
 
 
 def test_missing_and_unknown_tensors_are_listed(tmp_path):
@@ -145,6 +144,9 @@ def quantised_file(path, kinds):
         ("Q8_0", "Q8_0", "Q8_0", "int8"),
         ("F16", "Q4_0", "Q4_0", "none"),
         ("Q8_0", "BF16", "Q8_0", "none"),
+        ("Q6_K", "TQ2_0", "TQ1_0", "int4"),
+        ("Q6_K", "Q3_K", "Q2_K", "int8"),
+        ("Q8_0", "IQ4_NL", "IQ2_XXS", "int8"),
     ],
 )
 def test_a_file_has_as_many_bits_as_its_widest_matrix(tmp_path, tables, down, others, expected):

@@ -152,3 +152,23 @@ def test_a_missing_field_is_named():
 def test_merges_of_tokens_that_there_are_not_are_refused(merge):
     with pytest.raises(ModelLoadError, match="the tokenizer of f cannot be built"):
         build_tokenizer(fields_of("gpt-2", merges=["t h", merge]), "f")
+
+
+@pytest.mark.parametrize(("strips", "expected"), [(True, [3, 4]), (False, [3, 6, 4])])
+def test_control_tokens_take_the_white_space_behind_them_if_the_family_says_so(strips, expected):
+    tokens = ["<unk>", "<s>", "</s>", "<|end|>", "<|user|>", "a", "\n", "<0x0A>"]
+    fields = {
+        "tokens": tokens,
+        "model": "llama",
+        "scores": [0.0] * len(tokens),
+        "token_type": [2, 3, 3, 3, 3, 1, 1, 6],
+        "unknown_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "add_bos_token": False,
+        "add_space_prefix": False,
+    }
+    named = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    hf = build_tokenizer(named, "f", strips_after_control=strips)
+    assert hf.encode("<|end|>\n<|user|>") == expected
+    assert hf.encode("<s>\n") == [1, 6]

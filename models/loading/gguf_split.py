@@ -1,0 +1,64 @@
+"""Reads a model that llama.cpp's ``llama-gguf-split`` has divided among several .gguf files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.loading.gguf_header import GgufHeader, GgufTensor, read_header
+
+MAX_PARTS = 1000
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_COUNT, _NUMBER = "split.count", "split.no"
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return the files of the model that a file belongs to, in order, by their names.
+
+    A file whose name is not that of a part is the only one.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None or not 0 < int(match["count"]) <= MAX_PARTS:
+        return [path]
+    count = int(match["count"])
+    return [
+        path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf")
+        for number in range(1, count + 1)
+    ]
+
+
+def read_parts(path: Path) -> tuple[GgufHeader, list[Path]]:
+    """Return the fields of the first part and the tensors of all, and the parts.
+
+    Args:
+        path: of any part, or of a whole file.
+
+    Raises:
+        ModelLoadError: a part is missing, or is not the one that its name says.
+        ValueError, struct.error, OSError: see ``read_header``.
+    """
+    paths = parts_of(path)
+    if missing := [part.name for part in paths if not part.exists()]:
+        raise ModelLoadError(
+            f"{path} is part of a split model of which {', '.join(missing[:3])} "
+            f"{'is' if len(missing) == 1 else 'are'} missing ({len(missing)} of {len(paths)} "
+            "files); download them into the same folder"
+        )
+    fields: dict[str, object] = {}
+    tensors: dict[str, GgufTensor] = {}
+    for index, part in enumerate(paths):
+        header = read_header(part)
+        count = header.fields.get(_COUNT, 0)
+        # llama-gguf-split does not write these fields for a model that stays in one file.
+        if (count or 1) != len(paths) or header.fields.get(_NUMBER, 0) != index:
+            raise ModelLoadError(
+                f"{part} is one of {count} files of a split model, and its name does not say "
+                "which: name them NAME-00001-of-0000N.gguf as llama-gguf-split does, or join them "
+                "with llama-gguf-split --merge"
+            )
+        if repeated := header.tensors.keys() & tensors.keys():
+            raise ModelLoadError(f"{part}: another part has tensor {min(repeated)!r:.80}, too")
+        fields = fields or dict(header.fields)
+        tensors |= header.tensors
+    return GgufHeader(fields, tensors), paths  # type: ignore[arg-type]
