@@ -49,7 +49,7 @@ class SamplingParams:
     temperature: Annotated[
         float,
         Number(
-            "divides the logits; below 1e-5 sampling is greedy", low=0.0, high=2.0, is_column=True
+            "divides the logits; below 1e-5 sampling is greedy", low=0.0, high=100.0, is_column=True
         ),
     ] = 1.0
     top_k: Annotated[
@@ -65,10 +65,9 @@ class SamplingParams:
     top_p: Annotated[
         float,
         Number(
-            "sample among the fewest tokens whose probabilities sum to top_p",
+            "sample among the fewest tokens whose probabilities sum to top_p; 0: the likeliest",
             low=0.0,
             high=1.0,
-            low_open=True,
             is_column=True,
         ),
     ] = 1.0
@@ -118,11 +117,12 @@ class SamplingParams:
             "the same seed, prompt and parameters give the same draws; none: a new seed",
             low=-(2**63),
             high=2**63 - 1,
+            http_off=-1,  # vLLM's and llama.cpp's
         ),
     ] = None
     stop: Annotated[
         str | Sequence[str],
-        Strings("strings that end the text and are not part of it", max_num=16, max_len=256),
+        Strings("strings that end the text and are not part of it", max_num=128, max_len=1024),
     ] = ()
     include_stop: Annotated[
         bool,

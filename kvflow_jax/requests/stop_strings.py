@@ -20,6 +20,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         self._stops = tuple(stops)
+        self._first_chars = frozenset(stop[0] for stop in stops)
         self._include_stop = include_stop
         self._pending = ""
 
@@ -30,6 +31,8 @@ class StopStrings:
             may_stop: a stop string that ends in ``text`` counts. One that only begins in it counts
                 in either case.
         """
+        if not self._pending and self._first_chars.isdisjoint(text):
+            return text, None
         pending = self._pending + text
         # ``_pending`` contained no stop string that counted: search for those that end after it.
         min_end = len(self._pending) + 1

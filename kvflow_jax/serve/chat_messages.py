@@ -22,6 +22,11 @@ ARGUMENT_LIMITS = Limits(MAX_CONTAINERS, MAX_VALUES)
 
 # Agents pass on parts of the Responses API, and what an assistant refused to say.
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+# What an assistant thought, in its content as some servers write it, with the key of the text; the
+# last is encrypted.
+_THINKING_PARTS = {"thinking": "thinking", "reasoning": "text", "redacted_thinking": ""}
+
+_MISSING = object()
 
 
 def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
@@ -74,7 +79,13 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     read = {name: value for name, value in message.items() if value is not None}
     # Templates lack the developer role, OpenAI's successor of the system role.
     read["role"] = "system" if role == "developer" else role
-    read["content"] = _read_content(f"{field}.content", message.get("content"), role)
+    # A message that consists of tool calls only has no content; nor has the result of some tools.
+    content = message.get("content", "" if role in ("assistant", "tool") else _MISSING)
+    if role == "assistant" and isinstance(content, list):
+        content, thinking = _without_thinking(content)
+        if thinking and not any(name in read for name in REASONING_FIELDS):
+            read[REASONING_FIELDS[0]] = thinking
+    read["content"] = _read_content(f"{field}.content", content)
     for name in REASONING_FIELDS:
         if not isinstance(read.get(name, ""), str):
             raise InvalidRequestError(f"{field}.{name} must be a string", param=f"{field}.{name}")
@@ -85,12 +96,25 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
-def _read_content(field: str, content: Any, role: str) -> str:
+def _without_thinking(parts: list[Any]) -> tuple[list[Any], str]:
+    """Return the parts of an assistant's content that are no thinking, and the thinking."""
+    kept, thoughts = [], []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str) or kind not in _THINKING_PARTS:
+            kept.append(part)
+        elif isinstance(thought := part.get(_THINKING_PARTS[kind]), str):
+            thoughts.append(thought)
+    return kept, "\n".join(thoughts)
+
+
+def _read_content(field: str, content: Any) -> str:
     if isinstance(content, str):
         return content
-    # A message that consists of tool calls only has no content; nor has the result of some tools.
-    if content is None and role in ("assistant", "tool"):
+    if content is None:
         return ""
+    if isinstance(content, dict):
+        content = [content]
     if not isinstance(content, list):
         raise InvalidRequestError(
             f'{field} must be a string or a list of parts like {{"type": "text", "text": "..."}}',
@@ -98,7 +122,11 @@ def _read_content(field: str, content: Any, role: str) -> str:
         )
     texts = []
     for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str):  # as vLLM's and Together's clients may
+            texts.append(part)
+            continue
+        is_object = isinstance(part, dict)
+        kind = part.get("type", "text" if "text" in part else None) if is_object else None
         if kind not in _TEXT_PARTS:
             raise InvalidRequestError(
                 f"{field}[{i}] has type {kind!r}; only parts of type 'text' are supported",

@@ -11,6 +11,7 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.outputs import FinishReason, TokenLogprobs
 from kvflow_jax.serve.generation import ChoiceDelta
+from kvflow_jax.serve.json_types import as_integer
 from kvflow_jax.serve.logprobs import LogprobWriter, TextOffsets
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import CompletionRequest
@@ -136,10 +137,11 @@ def read_prompts(prompt: Any) -> list[Prompt]:
     if isinstance(prompt, list) and prompt:
         if all(isinstance(item, str) for item in prompt):
             return list(prompt)
-        if _are_token_ids(prompt):
-            return [prompt]
-        if all(isinstance(item, list) and _are_token_ids(item) for item in prompt):
-            return list(prompt)
+        if (token_ids := _as_token_ids(prompt)) is not None:
+            return [token_ids]
+        lists = [_as_token_ids(item) if isinstance(item, list) else None for item in prompt]
+        if None not in lists:
+            return [ids for ids in lists if ids is not None]
     raise InvalidRequestError(
         "prompt must be a string, or a non-empty list of strings, of token ids, or of lists of "
         "token ids",
@@ -207,9 +209,13 @@ def echo_prompts(
     return echoes
 
 
-def _are_token_ids(items: list[Any]) -> bool:
-    # Not isinstance, for which a bool is an int.
-    return all(type(item) is int for item in items)
+def _as_token_ids(items: list[Any]) -> list[int] | None:
+    """Return a list of integers, of any of JSON's forms; None for anything else."""
+    types = set(map(type, items))  # not isinstance, for which a bool is an int
+    if float in types:
+        items = [as_integer(item) for item in items]
+        types = set(map(type, items))
+    return items if types <= {int} else None
 
 
 def _truncate_top(scores: Sequence[TokenLogprobs], num_top: int) -> list[TokenLogprobs]:

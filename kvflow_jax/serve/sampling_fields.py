@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, create_model
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.param import Flag, Integer, Number, Param, TokenBias, TokenIds
 from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
+from kvflow_jax.serve.json_types import JsonInt, JsonInts, JsonNumbers
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -61,15 +62,15 @@ def _json_type(param: Param) -> Any:
     """Return the type of a parameter's field, for pydantic."""
     match param:
         case Integer():
-            return int | None
+            return JsonInt | None
         case Number():
             return float | None
         case Flag():
             return bool | None
         case TokenIds():
-            return list[int] | None
+            return JsonInts | None
         case TokenBias():
-            return dict[str, float] | None
+            return JsonNumbers | None
     # A union of types would give errors that name its branches: SamplingParams checks the value.
     return Any
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import MAX_LOGPROBS, SamplingParams
+from kvflow_jax.serve.json_types import UNLIMITED, JsonInt, JsonObject, NumLogprobs, TokenLimit
 from kvflow_jax.serve.reasoning_fields import ReasoningFields
 from kvflow_jax.serve.sampling_fields import sampling_values, with_sampling_fields
 from kvflow_jax.serve.structured_outputs import read_structured_outputs
@@ -97,14 +98,14 @@ class GenerationRequest(BaseModel):
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    prompt_logprobs: int | None = None
-    n: int | None = Field(None, ge=1, le=MAX_N)
-    priority: int | None = None
+    max_tokens: TokenLimit | None = None
+    prompt_logprobs: JsonInt | None = None
+    n: JsonInt | None = Field(None, ge=1, le=MAX_N)
+    priority: JsonInt | None = None
     user: str | None = Field(None, max_length=1024)
     structured_outputs: Any = None
     cache_salt: str | None = Field(None, max_length=1024)
-    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    truncate_prompt_tokens: JsonInt | None = Field(None, ge=-1)
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -132,7 +133,8 @@ class GenerationRequest(BaseModel):
 
     @property
     def token_limit(self) -> int | None:
-        return self.max_tokens or self.default_max_tokens
+        limit = self.default_max_tokens if self.max_tokens is None else self.max_tokens
+        return None if limit == UNLIMITED else limit
 
     @property
     def num_logprobs(self) -> int | None:
@@ -223,8 +225,8 @@ class ChatRequest(GenerationRequest):
     unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_CHAT, **_DEPRECATED_CHAT}
 
     messages: Annotated[list[dict[str, Any]], FailFast()] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    chat_template_kwargs: dict[str, Any] | None = None
+    max_completion_tokens: TokenLimit | None = None
+    chat_template_kwargs: JsonObject | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
     add_generation_prompt: bool | None = None
@@ -237,7 +239,7 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
 
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: JsonInt | None = None
 
     @property
     def reasoning_fields(self) -> ReasoningFields:
@@ -252,7 +254,10 @@ class ChatRequest(GenerationRequest):
 
     @property
     def token_limit(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+        limit = self.max_completion_tokens
+        if limit is None:
+            return super().token_limit
+        return None if limit == UNLIMITED else limit
 
     @property
     def num_logprobs(self) -> int | None:
@@ -272,8 +277,8 @@ class CompletionRequest(GenerationRequest):
     unsupported = {**_UNSUPPORTED, **_UNSUPPORTED_COMPLETION}
     default_max_tokens = 16  # OpenAI's default
 
-    max_tokens: int | None = Field(None, ge=0)
-    logprobs: int | None = None
+    max_tokens: JsonInt | None = Field(None, ge=UNLIMITED)
+    logprobs: NumLogprobs | None = None
     skip_special_tokens: bool | None = None
     echo: bool | None = None
     prompt: Any

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.disconnect import until_disconnect
+from kvflow_jax.serve.json_types import JsonInt
 from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest
@@ -41,7 +42,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 32)]], FailFast()]
+    tokens: Annotated[list[Annotated[JsonInt, Field(ge=0, lt=1 << 32)]], FailFast()]
 
 
 @routes.post("/tokenize", openapi_extra=body_of(TokenizeRequest, TokenizeChatRequest))

@@ -66,6 +66,43 @@ def test_arguments_of_the_history_are_objects_where_they_can_be(arguments: Any, 
     assert read_message["tool_calls"][0]["function"] == {"name": "f", "arguments": read}
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool", "critic"])
+def test_a_message_may_have_no_content(role: str) -> None:
+    for content in (None, [], ""):
+        message = {"role": role, "content": content}
+        assert read_messages(ChatRequest(messages=[message])) == [{"role": role, "content": ""}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["a", "b"],
+        [{"text": "a"}, {"type": "text", "text": "b"}],
+        [{"type": "output_text", "text": "a"}, {"type": "refusal", "refusal": "b"}],
+        {"type": "text", "text": "a\nb"},
+    ],
+)
+def test_texts_are_read_in_any_form_that_clients_keep(content: Any) -> None:
+    (read,) = read_messages(ChatRequest(messages=[{"role": "assistant", "content": content}]))
+    assert read["content"] == "a\nb"
+
+
+def test_thinking_in_the_content_of_an_assistant_is_its_reasoning() -> None:
+    parts = [
+        {"type": "thinking", "thinking": "hm", "signature": "s"},
+        {"type": "reasoning", "text": "so"},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "text", "text": "yes"},
+    ]
+    message = {"role": "assistant", "content": parts}
+    (read,) = read_messages(ChatRequest(messages=[message]))
+    assert read == {"role": "assistant", "content": "yes", "reasoning_content": "hm\nso"}
+    (read,) = read_messages(ChatRequest(messages=[{**message, "reasoning": "given"}]))
+    assert read == {"role": "assistant", "content": "yes", "reasoning": "given"}
+    with pytest.raises(InvalidRequestError, match="'thinking'"):
+        read_messages(ChatRequest(messages=[{"role": "user", "content": parts}]))
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [

@@ -77,7 +77,7 @@ def test_a_number_that_means_the_default_elsewhere_means_it_here() -> None:
 
 def test_a_route_keeps_the_fields_that_it_declares() -> None:
     assert ChatRequest.model_fields["logprobs"].annotation == bool | None
-    assert CompletionRequest.model_fields["logprobs"].annotation == int | None
+    assert "boolean" not in str(CompletionRequest.model_json_schema()["properties"]["logprobs"])
 
 
 @pytest.mark.parametrize("bias", [{"x": 1.0}, {"-5": 1.0}, {"5" * 11: 1.0}, {"\u0665": 1.0}])

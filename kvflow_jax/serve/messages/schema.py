@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
+from kvflow_jax.serve.json_types import TokenLimit
 from kvflow_jax.serve.messages.content_blocks import read_fixed_messages, read_messages
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.schemas import ChatRequest, check_supported
@@ -44,7 +45,7 @@ class CountTokensRequest(BaseModel):
     output_format: dict[str, Any] | None = None
     stream: bool | None = None
     stop_sequences: list[str] | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: TokenLimit | None = None
 
     def to_chat(self) -> ChatRequest:
         """Return the chat request with the same prompt.
@@ -98,7 +99,7 @@ class CountTokensRequest(BaseModel):
 class MessagesRequest(CountTokensRequest):
     """Body of ``POST /v1/messages``."""
 
-    max_tokens: int = Field(ge=1)
+    max_tokens: TokenLimit
 
 
 def _read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.chat_messages import texts_of
 from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.json_types import JsonInt, TokenLimit
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.responses.input_items import read_input
 from kvflow_jax.serve.responses.tools import ToolNames, read_tool_choice, read_tools
@@ -42,8 +43,8 @@ class ResponsesRequest(BaseModel):
     input: str | list[Any] | None = None
     instructions: str | None = None
     stream: bool | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    top_logprobs: int | None = None
+    max_output_tokens: TokenLimit | None = None
+    top_logprobs: JsonInt | None = None
     include: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None

@@ -255,7 +255,7 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,"}
         ({"input": [{"type": "magic"}]}, "input[0].type", "magic"),
         ({"input": [{"type": "function_call"}]}, "input[0].name", "a string"),
         ({"input": [{"type": "function_call_output"}]}, "input[0].call_id", "a string"),
-        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "greater than"),
+        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "at least 1"),
         ({"input": "x", "temperature": -1}, "temperature", "temperature"),
         ({"input": "x", "temperature": "hot"}, "temperature", "number"),
         ({"input": "x", "background": True}, "background", "not supported"),
