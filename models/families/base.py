@@ -139,6 +139,8 @@ class ModelFamily:
         has_bias_fields: whether the family reads ``attention_bias`` and ``mlp_bias``.
         unsupported: fields that must be absent or false; the decoder does not implement them.
         rope_aliases: this family's names of the kinds of RoPE, where they differ.
+        rope_extends_context: whether linear and YaRN scaling extend ``max_position_embeddings``,
+            which else has the extended length.
         configure: returns the config with the family's switches of the decoder. It is given the
             config with all fields that families share, and the fields of config.json.
         tensors: the tensors of a checkpoint.
@@ -158,6 +160,7 @@ class ModelFamily:
     has_bias_fields: bool = False
     unsupported: tuple[str, ...] = ()
     rope_aliases: Mapping[str, str] = field(default_factory=dict)
+    rope_extends_context: bool = True
     configure: Callable[[ModelConfig, HfFields], ModelConfig] = _as_read
     tensors: Tensors = field(default_factory=lambda: LLAMA_TENSORS)
     norm_offset: float = 0.0

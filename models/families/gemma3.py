@@ -82,6 +82,7 @@ FAMILY = ModelFamily(
     architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     defaults=_DEFAULTS,
     has_bias_fields=True,
+    rope_extends_context=False,
     unsupported=(
         "attn_logit_softcapping",
         "final_logit_softcapping",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from kvflow_jax.models.families.hf_fields import HfFields
+from kvflow_jax.models.families.hf_fields import MAX_SIZE, HfFields
 from kvflow_jax.models.families.hf_windows import FULL, SLIDING
 from kvflow_jax.models.rope import RopeConfig
 
@@ -58,6 +58,22 @@ def read_rope(
     if not 0 < rope.attention_factor < math.inf:
         hf.report(f"attention_factor must be above 0 and finite, but is {rope.attention_factor}")
     return rope.for_len(max_len)
+
+
+def extended_len(rope: RopeConfig, max_len: int) -> int:
+    """Return the longest sequence, in tokens, of a model trained on ``max_len`` tokens.
+
+    linear and yarn extend the context by their factor; model cards ask users to add them and say
+    nothing of ``max_position_embeddings``. Where that is as long already, yarn's original length
+    says so. Checkpoints of the other kinds have the extended length in it.
+    """
+    if rope.kind == "linear":
+        extended = max_len * rope.factor
+    elif rope.kind == "yarn":
+        extended = rope.original_max_len * rope.factor
+    else:
+        return max_len
+    return max(max_len, int(min(extended, MAX_SIZE)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from kvflow_jax.models.families.hf_fields import (
     Json,
     shortened,
 )
-from kvflow_jax.models.families.hf_rope import read_rope
+from kvflow_jax.models.families.hf_rope import extended_len, read_rope
 from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.loading.compressed_tensors import check_quantization
 from kvflow_jax.models.rope import RopeConfig
@@ -46,6 +46,9 @@ def read_config(hf: Json) -> ModelConfig:
     fields = HfFields(_effective(hf, fields, family), fields.problems)
     config = _read_shared(fields, family)
     if family is not None:
+        # As long as the context that RoPE extends: windows are compared with it.
+        lengths = {"max_position_embeddings": config.max_model_len}
+        fields = HfFields({**fields.values, **lengths}, fields.problems)
         if family.has_bias_fields:
             biased, mlp_biased = fields.flag("attention_bias"), fields.flag("mlp_bias")
             config = replace(config, qkv_bias=biased, out_bias=biased, mlp_bias=mlp_biased)
@@ -134,8 +137,12 @@ def _read_shared(hf: HfFields, family: ModelFamily | None) -> ModelConfig:
             f"num_attention_heads {config.num_heads} is not a multiple of num_key_value_heads "
             f"{config.num_kv_heads}"
         )
-    aliases = {} if family is None else family.rope_aliases
-    return replace(config, rope=read_rope(hf, config.head_dim, aliases=aliases))
+    if family is None:
+        return replace(config, rope=read_rope(hf, config.head_dim))
+    rope = read_rope(hf, config.head_dim, aliases=family.rope_aliases)
+    if family.rope_extends_context:
+        config = replace(config, max_model_len=extended_len(rope, config.max_model_len))
+    return replace(config, rope=rope)
 
 
 def _read_num_layers(hf: HfFields) -> int:

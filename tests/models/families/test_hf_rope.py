@@ -3,7 +3,8 @@
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.families.hf_fields import HfFields
+from kvflow_jax.models.families import FAMILIES
+from kvflow_jax.models.families.hf_fields import MAX_SIZE, HfFields
 from kvflow_jax.models.families.hf_rope import read_rope
 from kvflow_jax.models.families.hf_windows import SLIDING
 from kvflow_jax.models.loading.hf_config import read_config
@@ -113,3 +114,31 @@ def test_a_family_may_have_other_names_of_kinds():
 def test_an_attention_factor_must_be_above_0():
     hf = {"rope_scaling": {"type": "yarn", "factor": 4, "attention_factor": -1}}
     assert read(hf)[1] == ["attention_factor must be above 0 and finite, but is -1.0"]
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "max_len", "scaling", "expected"),
+    [
+        ("qwen3", 64, YARN | {"original_max_position_embeddings": 64}, 256),
+        ("qwen2", 64, {"type": "yarn", "factor": 4.0}, 256),
+        ("qwen3", 256, YARN | {"original_max_position_embeddings": 64}, 256),
+        ("qwen3", 300, YARN | {"original_max_position_embeddings": 64}, 300),
+        ("llama", 64, {"type": "linear", "factor": 2.5}, 160),
+        ("llama", 64, {"type": "linear", "factor": 0.5}, 64),
+        ("llama", 64, {"rope_type": "linear", "factor": 1e300}, MAX_SIZE),
+        ("llama", 64, LLAMA3["rope_scaling"], 64),
+        ("gemma3", 64, {"rope_type": "linear", "factor": 8.0}, 64),
+    ],
+)
+def test_linear_and_yarn_scaling_extend_the_context(family, max_len, scaling, expected):
+    hf = {**FAMILIES[family].tiny, "max_position_embeddings": max_len, "rope_scaling": scaling}
+    assert read_config(hf).max_model_len == expected
+
+
+def test_a_window_shorter_than_the_extended_context_is_kept():
+    hf = {**FAMILIES["mistral"].tiny, "max_position_embeddings": 64, "sliding_window": 64}
+    assert not read_config(hf).windows
+    assert set(read_config(hf | {"rope_scaling": YARN}).windows) == {64}
