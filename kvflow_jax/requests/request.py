@@ -180,6 +180,15 @@ class Request:
             stop_reason = token if token in self.params.stop_token_ids else None
             last = self.flush()
             return replace(last, finish_reason=FinishReason.STOP, stop_reason=stop_reason)
+        if may_stop and (hidden := self._hidden_stop(token)) is not None:
+            passed, hidden_stop = hidden
+            last = self.flush()
+            return replace(
+                last,
+                text=last.text + passed,
+                finish_reason=FinishReason.STOP,
+                stop_reason=hidden_stop,
+            )
         is_complete = self.matcher is not None and self.matcher.accept(token)
         text = self.detokenizer.push([token]) if self.detokenizer else ""
         is_last = is_complete or self.num_known == self.max_len
@@ -222,6 +231,14 @@ class Request:
             finished_s=now,
             max_tokens=self.max_len - self.num_prompt,
         )
+
+    def _hidden_stop(self, token: int) -> tuple[str, str] | None:
+        """Return a stop string that the text lacks, as ``StopStrings.hidden_stop``."""
+        splitter = self.splitter
+        is_in_reasoning = splitter and splitter.has_reasoning and not splitter.is_in_answer
+        if self.stop_strings is None or is_in_reasoning:
+            return None
+        return self.stop_strings.hidden_stop(token)
 
     def _split(self, text: str, *, is_last: bool) -> tuple[str, str]:
         """Return the parts of new text that are reasoning and answer; count the former's token."""

@@ -105,22 +105,28 @@ class RequestFactory:
         stop_strings: StopStrings | None = None
         splitter = None
         markup, reasoning = spec.call_markup, spec.reasoning
+        hidden_stops: dict[int, str] = {}
         if self._tokenizer is not None:
             tags = () if reasoning is None else reasoning.tags
+            kept_tokens = (*tags, *(() if markup is None else markup.markers))
             detokenizer = self._tokenizer.detokenizer(
-                skip_special_tokens=params.skip_special_tokens,
-                kept_tokens=(*tags, *(() if markup is None else markup.markers)),
+                skip_special_tokens=params.skip_special_tokens, kept_tokens=kept_tokens
             )
+            if params.stop and params.skip_special_tokens:
+                special = self._tokenizer.special_token_ids(params.stop)
+                hidden_stops = {i: text for text, i in special.items() if text not in kept_tokens}
             if reasoning is not None:
                 hides = params.skip_special_tokens
                 hidden = self._tokenizer.special_token_ids(tags) if hides else ()
                 splitter = ReasoningSplitter(reasoning, hidden=hidden)
         if params.stop and markup is not None:
             stop_strings = StopStringsOutsideCalls(
-                params.stop, markup, include_stop=params.include_stop
+                params.stop, markup, include_stop=params.include_stop, hidden=hidden_stops
             )
         elif params.stop:
-            stop_strings = StopStrings(params.stop, include_stop=params.include_stop)
+            stop_strings = StopStrings(
+                params.stop, include_stop=params.include_stop, hidden=hidden_stops
+            )
         allowed_tokens = self._allowed_tokens(params)
         if allowed_tokens is not None:
             # As large as a vocabulary, and of no more use.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from kvflow_jax.tools.call_markup import CallMarkup, MarkupSplitter
 
@@ -16,13 +17,26 @@ class StopStrings:
     Args:
         stops: strings that are not empty.
         include_stop: pass the stop string through, too.
+        hidden: those that are special tokens which the text lacks, by token id.
     """
 
-    def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
+    def __init__(
+        self,
+        stops: Sequence[str],
+        *,
+        include_stop: bool = False,
+        hidden: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        self._hidden = dict(hidden)
         self._stops = tuple(stops)
         self._first_chars = frozenset(stop[0] for stop in stops)
         self._include_stop = include_stop
         self._pending = ""
+
+    def hidden_stop(self, token: int) -> tuple[str, str] | None:
+        """Return the stop string that a token is, after what of it to pass on; None: it is none."""
+        stop = self._hidden.get(token)
+        return None if stop is None else (stop if self._include_stop else "", stop)
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Add text; return the text to pass on, and the stop string that ends it, if any.
@@ -63,10 +77,18 @@ class StopStringsOutsideCalls(StopStrings):
     """
 
     def __init__(
-        self, stops: Sequence[str], markup: CallMarkup, *, include_stop: bool = False
+        self,
+        stops: Sequence[str],
+        markup: CallMarkup,
+        *,
+        include_stop: bool = False,
+        hidden: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(stops, include_stop=include_stop)
+        super().__init__(stops, include_stop=include_stop, hidden=hidden)
         self._splitter = MarkupSplitter(markup)
+
+    def hidden_stop(self, token: int) -> tuple[str, str] | None:
+        return None if self._splitter.is_in_markup else super().hidden_stop(token)
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         return self._push(self._splitter.push(text), may_stop)

@@ -28,9 +28,14 @@ class CallMarkup:
 
 
 class MarkupSplitter:
-    """Splits a text that arrives in pieces into what is markup of calls and what is not."""
+    """Splits a text that arrives in pieces into what is markup of calls and what is not.
+
+    Attributes:
+        is_in_markup: the text so far ends within a call.
+    """
 
     def __init__(self, markup: CallMarkup) -> None:
+        self.is_in_markup = False
         self._ends = dict(markup.spans)
         self._first_char = markup.first_char
         self._source = TextSource()
@@ -61,14 +66,17 @@ class MarkupSplitter:
             yield from source.skip_space()
             is_markup = (yield from source.peek()) == self._first_char
             self._emit(source.since_mark(), is_markup)
+            self.is_in_markup = is_markup
             if is_markup:
                 yield from source.pass_until((), self._emit_markup)
         while begin := (yield from source.pass_until(tuple(self._ends), self._emit_text)):
             self._emit(begin, True)
+            self.is_in_markup = True
             end = self._ends[begin]
             self._emit(
                 (yield from source.pass_until((end,) if end else (), self._emit_markup)), True
             )
+            self.is_in_markup = False
 
     def _emit_text(self, text: str) -> None:
         self._emit(text, False)

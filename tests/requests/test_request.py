@@ -183,3 +183,21 @@ def test_stats_of_a_finished_request():
     assert (stats.num_prompt_tokens, stats.num_output_tokens) == (6, 2)
     assert (stats.num_cached_tokens, stats.first_scheduled_s) == (0, None)
     assert (stats.hint_status, stats.finished_s) == (HintStatus.CLIPPED, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("include_stop", "expected"), [(False, "eb"), (True, "eb<end>")], ids=["omitted", "included"]
+)
+def test_a_stop_string_that_is_no_text_of_its_token_ends_the_text(include_stop, expected):
+    request = make_request([5], detokenizer=Letters(), min_tokens=2)
+    request.stop_strings = StopStrings(["<end>"], include_stop=include_stop, hidden={8: "<end>"})
+    text, delta = sample(request, 4, 1, 8)
+    assert (text, delta.finish_reason, delta.stop_reason) == (expected, FinishReason.STOP, "<end>")
+
+
+def test_a_hidden_stop_string_counts_from_min_tokens_on_and_behind_the_reasoning():
+    request = reasoning_request(is_open=True, min_tokens=6)
+    request.stop_strings = StopStrings(["<end>"], hidden={8: "<end>"})
+    text, delta = sample(request, 6, 8, 4, 8, 6, 8)
+    assert (text, delta.stop_reason) == ("ig", "<end>")
+    assert request.num_output == 6

@@ -148,3 +148,19 @@ def test_the_choices_of_a_prompt_share_the_mask_of_allowed_tokens():
     assert one is other
     assert not one.flags.writeable
     assert create(factory, allowed_token_ids=[4]).token_mask[0] == 1 << 4
+
+
+class TokenizerWithEnds(FakeTokenizer):
+    def special_token_ids(self, texts):
+        return {text: i for text, i in {"<end>": 3, "<call>": 4}.items() if text in texts}
+
+
+@pytest.mark.parametrize(("skips", "hidden"), [(True, ("", "<end>")), (False, None)])
+def test_stop_strings_that_are_special_tokens_stop_where_the_text_lacks_them(skips, hidden):
+    factory = make_factory(tokenizer=TokenizerWithEnds())
+    params = SamplingParams(stop=["<end>", "x", "<call>"], skip_special_tokens=skips)
+    spec = RequestSpec([1], params, call_markup=CallMarkup((("<call>", ""),)))
+    request = factory.create(spec, lambda output: None, request_id=0, arrival_s=0.0)
+    assert request.stop_strings.hidden_stop(3) == hidden
+    # A marker of calls is in the text.
+    assert request.stop_strings.hidden_stop(4) is None

@@ -126,3 +126,13 @@ def test_the_beginning_of_a_call_at_the_end_is_text_that_may_stop():
     stop_strings = StopStringsOutsideCalls(["x"], MARKUP)
     assert stop_strings.push("a<cal") == ("a", None)
     assert stop_strings.flush() == "<cal"
+
+
+def test_a_special_token_within_a_call_does_not_stop() -> None:
+    markup = CallMarkup((("<call>", "</call>"),))
+    stops = StopStringsOutsideCalls(["<end>"], markup, hidden={3: "<end>"})
+    assert stops.hidden_stop(3) == ("", "<end>")
+    for text, stop in (("a<call>{", None), ("}</call>", ("", "<end>")), ("b", ("", "<end>"))):
+        stops.push(text)
+        assert stops.hidden_stop(3) == stop
+    assert stops.hidden_stop(4) is None
