@@ -5,7 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
+from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, check_supported
 from tests.serve.serve_fakes import FakeEngine
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
@@ -186,6 +188,18 @@ def test_a_number_beyond_the_range_of_floats_is_rejected(http: httpx.Client, num
         ("function_call", {"name": "f"}),
         ("structural_tag", {}),
         ("chat_template", "{{ 1 }}"),
+        ("best_of", 2),
+        ("do_sample", False),
+        ("json_mode", True),
+        ("lora_path", "adapter"),
+        ("max_output_tokens", 3),
+        ("mirostat_mode", 2),
+        ("num_beams", 2),
+        ("num_predict", 3),
+        ("options", {"num_ctx": 4096}),
+        ("stop_sequences", ["x"]),
+        ("system", "Be brief."),
+        ("tfs", 0.9),
     ],
 )
 def test_an_unsupported_field_of_a_chat_is_rejected(
@@ -196,6 +210,17 @@ def test_an_unsupported_field_of_a_chat_is_rejected(
     assert error["code"] == "unsupported_parameter"
     assert field in error["message"]
     assert not engine.requests
+
+
+@pytest.mark.parametrize("schema", [ChatRequest, CompletionRequest])
+def test_every_unsupported_field_has_its_harmless_values(
+    schema: type[ChatRequest | CompletionRequest],
+) -> None:
+    for field, accepted in schema.unsupported.items():
+        for value in (None, *accepted):
+            check_supported({field: value}, schema.unsupported)
+        with pytest.raises(InvalidRequestError, match=f"{field} is not supported; (use|omit)"):
+            check_supported({field: {"some": "thing"}}, schema.unsupported)
 
 
 @pytest.mark.parametrize("field", ["best_of", "suffix"])
