@@ -85,6 +85,18 @@ def bound_chat_templates() -> None:
 
 
 @functools.lru_cache(maxsize=16)
+def compile_chat_template(source: str) -> None:
+    """Compile a chat template as transformers does, to see whether it is one.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is none.
+    """
+    from transformers.utils import chat_template_utils as utils
+
+    bound_chat_templates()
+    utils._compile_jinja_template(source)
+
+
 def compile_bounded(source: str, compile_template: Callable[[str], jinja2.Template]) -> Any:
     """Return ``source`` as a template of the environment of ``compile_template``, with a budget.
 

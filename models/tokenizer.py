@@ -125,7 +125,8 @@ class Tokenizer:
         if not self.hf.chat_template and "chat_template" not in template_args:
             raise InvalidRequestError(
                 "this model has no chat template: send a plain prompt to /v1/completions, "
-                "or serve a model that has one (chat_template.jinja or tokenizer_config.json)",
+                "or give the server a template (--chat-template FILE), or serve a model that has one "
+                "(chat_template.jinja or tokenizer_config.json)",
                 param="messages",
             )
         import jinja2
@@ -169,6 +170,12 @@ class Tokenizer:
         if isinstance(template, dict):
             template = template.get("tool_use") or template.get("default")
         return None if template is None else str(template)
+
+    def use_chat_template(self, template: str) -> None:
+        """Render chats with another template than the model's own; see ``read_chat_template``."""
+        self.hf.chat_template = template
+        # They are those that the template writes.
+        self.__dict__.pop("control_tokens", None)
 
     def info(self) -> dict[str, Any]:
         """Return the fields of its tokenizer_config.json, without paths of files, as JSON."""

@@ -27,6 +27,7 @@ from kvflow_jax.engine.engine import Engine
 from kvflow_jax.engine.sizes import GIB, EngineSizes
 from kvflow_jax.engine.trace import ChromeTrace, NoTrace
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.models.chat_template_file import read_chat_template
 from kvflow_jax.models.loading.cache_folder import CacheFolder, CacheInUseError, default_cache_dir
 from kvflow_jax.models.loading.load import LoadedModel, load_model
 from kvflow_jax.models.memory import FreeMemory
@@ -119,9 +120,10 @@ def load(
         _check_sizes(engine, model, config.tensor_parallel)
 
     _check_platform()
+    template = None if config.chat_template is None else read_chat_template(config.chat_template)
     cache_dir = cache_dir_of(config)
     use_compilation_cache(cache_dir)
-    return load_model(
+    loaded = load_model(
         config.model,
         dtype=config.dtype,
         cache_dir=cache_dir,
@@ -135,6 +137,11 @@ def load(
         max_model_len=engine.max_model_len,
         progress=progress,
     )
+    if template is not None:
+        if loaded.tokenizer is None:
+            raise ConfigError(f"a chat template needs a tokenizer, which {config.model} has not")
+        loaded.tokenizer.use_chat_template(template)
+    return loaded
 
 
 def cache_dir_of(config: LoadConfig) -> Path:

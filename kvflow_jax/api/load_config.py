@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from kvflow_jax.config.flag import Config, flag
-from kvflow_jax.config.values import COUNT, FOLDER, NAME, POSITIVE, SWITCH, one_of
+from kvflow_jax.config.values import COUNT, FILE, FOLDER, NAME, POSITIVE, SWITCH, one_of
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
@@ -55,6 +55,14 @@ class LoadConfig(Config):
         "initialize weights at random from --seed; --model may then also be qwen3-0.6b, "
         "qwen3-30b-a3b, llama-3.2-1b or llama-3.1-8b",
         SWITCH,
+    )
+    chat_template: Path | None = flag(
+        None,
+        "file of a Jinja template that renders chats, for models that have none, such as base "
+        "models and some .gguf files",
+        FILE,
+        if_unset="the model's own",
+        is_per_process=True,
     )
     generation_config: str = flag(
         "auto",

@@ -12,7 +12,6 @@ _CHUNKS = "prompts are always computed in chunks, leave it out"
 _QUANTIZATION = (
     "it is --quantize int8, or int4 on CPU; else leave it out, --dtype is the weights' precision"
 )
-_TEMPLATE = "the chat template of the model is used; put another one into its folder"
 _TLS = "the server speaks HTTP alone; put a proxy in front for HTTPS"
 
 # What to do about each.
@@ -20,7 +19,6 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
     {
         # Of vLLM.
         "--block-size": "it is --page-size",
-        "--chat-template": _TEMPLATE,
         "--cpu-offload-gb": "it is --host-cache-gib, for the KV cache alone",
         "--enable-auto-tool-choice": _TOOLS,
         "--enable-chunked-prefill": _CHUNKS,
@@ -51,7 +49,8 @@ FOREIGN_FLAGS: Mapping[str, str] = MappingProxyType(
         "--tp-size": "it is --tensor-parallel",
         # Of llama.cpp.
         "--ctx-size": "it is --max-model-len",
-        "--jinja": "the chat template of the model is always used, leave it out",
+        "--chat-template-file": "it is --chat-template",
+        "--jinja": "chat templates are always used, leave it out",
         "--parallel": "it is --max-num-seqs",
     }
 )

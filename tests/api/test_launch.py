@@ -24,6 +24,7 @@ from kvflow_jax.models.loading.load import LoadedModel
 from kvflow_jax.models.memory import FreeMemory
 from kvflow_jax.models.model import Model
 from kvflow_jax.runtime.interfaces import NoTransfers
+from tests.models.tiny import write_folder
 from tests.support.tiny_engine import CONFIG
 
 RATES = {Direction.LOAD: 8e9, Direction.OFFLOAD: 4e9}
@@ -286,3 +287,22 @@ def test_grammars_are_prepared_if_the_caller_asks_for_it(loaded, monkeypatch, pr
     engine = build_engine(loaded, config("gpu-only"), progress=False, prepares_grammars=prepares)
     assert prepared == [engine] * prepares
     engine.transfers.close()
+
+
+def test_a_chat_template_of_ones_own_is_used(tmp_path):
+    model, template = tmp_path / "model", tmp_path / "t.jinja"
+    write_folder(model)
+    template.write_text("{{ messages[0].content }}!")
+    config = LoadConfig(str(model), chat_template=template, cache_dir=tmp_path)
+    loaded = launch.load(config, EngineConfig(max_model_len=32, **SIZES), progress=False)
+    chat = [{"role": "user", "content": "the"}]
+    assert loaded.tokenizer.decode(loaded.tokenizer.apply_chat_template(chat)) == "the!"
+
+
+def test_a_chat_template_of_a_model_without_a_tokenizer_is_refused(tmp_path):
+    model, template = tmp_path / "model", tmp_path / "t.jinja"
+    write_folder(model, tokenizer=False)
+    template.write_text("{{ messages[0].content }}!")
+    config = LoadConfig(str(model), chat_template=template, cache_dir=tmp_path, random_weights=True)
+    with pytest.raises(ConfigError, match="a chat template needs a tokenizer"):
+        launch.load(config, EngineConfig(max_model_len=32, **SIZES), progress=False)
