@@ -26,7 +26,7 @@ from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.speculator import Speculator
 from kvflow_jax.engine.stats import counters, snapshot
-from kvflow_jax.engine.step_in_flight import StepInFlight
+from kvflow_jax.engine.step_in_flight import StepInFlight, load_sequence_states
 from kvflow_jax.engine.step_plan import Preempted, StepPlan
 from kvflow_jax.engine.trace import NoTrace, Tracer
 from kvflow_jax.errors import KVFlowError, StepFailedError
@@ -362,6 +362,7 @@ class Engine:
             return None
         if not plan.chunks:
             return None
+        failed = load_sequence_states(plan, self.runner)
         try:
             step = StepInFlight.dispatch(
                 plan,
@@ -382,6 +383,9 @@ class Engine:
                 self._outputs.finish(request, FinishReason.ERROR, now, failure)
             return None
         self._num_steps += plan.num_steps
+        for request, reason in failed:  # alone: the others of the step go on
+            failure = StepFailedError(f"the request cannot be sampled: {reason}")
+            self._outputs.finish(request, FinishReason.ERROR, self.clock.now(), failure)
         return step
 
     def _submit(self, plan: StepPlan, batch: Batch[np.ndarray]) -> StepHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from kvflow_jax.requests.request import Chunk, Request
 from kvflow_jax.runtime.batch import Batch, BatchShape, BatchShapes
 from kvflow_jax.runtime.interfaces import Runner, ScoreHandle, StepHandle
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN, Logprobs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,24 @@ class Sampled:
     def num_accepted(self) -> int:
         """Number of drafted tokens that were accepted."""
         return len(self.tokens) - 1 if self.chunk.draft else 0
+
+
+def load_sequence_states(plan: StepPlan, runner: Runner) -> list[tuple[Request, Exception]]:
+    """Load the sampler state of the requests that a plan admits, before it is dispatched.
+
+    Returns:
+        The requests whose state cannot be loaded, each with its error: the step may still be
+        dispatched for the others.
+    """
+    failed: list[tuple[Request, Exception]] = []
+    for request in plan.admitted:
+        if request.params.needs_sampler_state:
+            try:
+                runner.load_sequence_state(request)
+            except Exception as error:
+                log.exception("the sampler state of request %d cannot be loaded", request.id)
+                failed.append((request, error))
+    return failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +93,6 @@ class StepInFlight:
             Exception: any error of ``submit``.
         """
         batch, sample_rows, starts = shapes.build(plan.chunks)
-        for request in plan.admitted:
-            if request.params.needs_sampler_state:
-                runner.load_sequence_state(request)
         mask_slots: list[int] = []
         masks: list[np.ndarray] = []
         for chunk, row in zip(plan.chunks, sample_rows.tolist(), strict=True):

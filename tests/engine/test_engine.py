@@ -263,3 +263,22 @@ def test_hints_that_cannot_be_used_fail_no_request(monkeypatch, hook):
 
 def test_a_model_without_a_tokenizer_has_no_grammars_to_prepare():
     make_engine().prepare_grammars()
+
+
+def test_a_request_whose_sampler_state_cannot_be_loaded_ends_alone():
+    engine = make_engine()
+
+    def fail(request):
+        raise RuntimeError("no room")
+
+    engine.runner.load_sequence_state = fail
+    others = [Client(engine, prompt_without_eos(9, seed=seed)) for seed in range(2)]
+    outputs = []
+    params = SamplingParams(max_tokens=4, temperature=0.0, logit_bias={1: 1.0})
+    engine.add(RequestSpec([20] * 9, params), outputs.append)
+    while engine.step():
+        pass
+    assert outputs[-1].finish_reason is FinishReason.ERROR
+    assert "no room" in str(outputs[-1].error)
+    assert [other.tokens for other in others] == [other.cold for other in others]
+    engine.check_integrity()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kvflow_jax.engine.step_in_flight import StepInFlight
+from kvflow_jax.engine.step_in_flight import StepInFlight, load_sequence_states
 from kvflow_jax.engine.step_plan import StepPlan
 from kvflow_jax.requests.request import Chunk, Request
 from kvflow_jax.runtime.batch import BatchShapes
@@ -131,8 +131,23 @@ def test_sampler_state_is_loaded_for_admitted_requests_that_need_it():
         chunk(plain, 0, 3), chunk(penalized, 0, 3, seq_slot=1), admitted=[plain, penalized]
     )
     runner = PreparedRunner()
-    dispatch(plan, runner)
+    assert load_sequence_states(plan, runner) == []
     assert runner.loaded == [penalized]
+
+
+def test_requests_whose_sampler_state_cannot_be_loaded_are_named():
+    class Refusing(PreparedRunner):
+        def load_sequence_state(self, request):
+            super().load_sequence_state(request)
+            if len(self.loaded) == 1:
+                raise error
+
+    error = RuntimeError("no room")
+    first, second = (request_of(3, presence_penalty=1.0) for _ in range(2))
+    plan = plan_of(chunk(first, 0, 3), chunk(second, 0, 3, seq_slot=1), admitted=[first, second])
+    runner = Refusing()
+    assert load_sequence_states(plan, runner) == [(first, error)]
+    assert runner.loaded == [first, second]
 
 
 def test_prompt_tokens_are_scored_once_even_if_computed_again():
