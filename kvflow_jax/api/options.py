@@ -26,6 +26,7 @@ class LLMOptions(TypedDict, total=False):
     attention: Attention
     tensor_parallel: int
     random_weights: bool
+    chat_template: Path | None
     generation_config: str
     cache_dir: Path | None
     cache_dir_gib: float
