@@ -125,8 +125,8 @@ class Tokenizer:
         if not self.hf.chat_template and "chat_template" not in template_args:
             raise InvalidRequestError(
                 "this model has no chat template: send a plain prompt to /v1/completions, "
-                "or serve a model that has one (chat_template.jinja or tokenizer_config.json), or any "
-                "with --chat-template FILE",
+                "or serve a model that has one (chat_template.jinja or tokenizer_config.json), or "
+                "give the server one with --chat-template FILE",
                 param="messages",
             )
         import jinja2

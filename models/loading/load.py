@@ -19,13 +19,12 @@ from kvflow_jax.models.loading.checkpoint import CheckpointStore
 from kvflow_jax.models.loading.compressed_tensors import ScaledTensors
 from kvflow_jax.models.loading.gguf import GgufFile
 from kvflow_jax.models.loading.hf_config import read_config_file
-from kvflow_jax.models.loading.hf_tensors import header_problems
 from kvflow_jax.models.loading.locate import download, find_local
 from kvflow_jax.models.loading.nan_check import check_finite
 from kvflow_jax.models.loading.random_params import random_params
 from kvflow_jax.models.loading.safetensors_folder import FolderTensors, weight_files
 from kvflow_jax.models.loading.shape import read_gguf_shape, read_shape
-from kvflow_jax.models.loading.weights import NamedWeights, WeightSource
+from kvflow_jax.models.loading.weights import NamedWeights, WeightSource, tensor_problems
 from kvflow_jax.models.loading.weights_digest import weights_digest
 from kvflow_jax.models.model import Model, Params
 from kvflow_jax.models.ops import Ops
@@ -195,7 +194,7 @@ class _Loader:
                 weight_files(folder, problems)
             else:
                 scaled = ScaledTensors(FolderTensors(folder))
-                problems += scaled.problems + header_problems(Model.build(config), scaled.headers)
+                problems += tensor_problems(Model.build(config), scaled)
             raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
         model = self.builder.build(config.with_eos(tokenizer.eos_token_ids))
         tensors = FolderTensors(folder)

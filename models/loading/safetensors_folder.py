@@ -18,6 +18,12 @@ from kvflow_jax.models.loading.hf_tensors import Header, canonical_name
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# Weights in forms that are not read. Pickles can run code.
+OTHER_FILES = (
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"),
+    *("consolidated.00.pth", "tf_model.h5", "flax_model.msgpack"),
+)
+
 # A hundred thousand tensors have 12 MB.
 MAX_HEADER_BYTES = 32 << 20
 
@@ -86,10 +92,7 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
     if os.path.exists(folder / WEIGHTS_FILE):
         return [folder / WEIGHTS_FILE]
     if not os.path.exists(index):
-        problems.append(
-            f"missing file {WEIGHTS_FILE} (or {INDEX_FILE} and its shards); download the model "
-            "again, or give a folder with safetensors files"
-        )
+        problems.append(_missing_weights(folder))
         return []
     try:
         weight_map = read_json(index).get("weight_map")
@@ -110,6 +113,24 @@ def weight_files(folder: Path, problems: list[str]) -> list[Path]:
         if not os.path.exists(folder / shard)
     ]
     return [folder / shard for shard in shards if os.path.exists(folder / shard)]
+
+
+def _missing_weights(folder: Path) -> str:
+    """Return what to do about a folder without safetensors files, in one line."""
+    if os.path.exists(folder / "adapter_config.json"):
+        return (
+            "it has an adapter (adapter_config.json) and no weights, and adapters are not "
+            "supported; merge it into its base model with peft: merge_and_unload(), then "
+            "save_pretrained() to a new folder"
+        )
+    message = f"missing file {WEIGHTS_FILE} (or {INDEX_FILE} and its shards); "
+    others = [name for name in OTHER_FILES if os.path.exists(folder / name)]
+    if others:
+        return message + (
+            f"{others[0]} is there and is not read: convert it with transformers, "
+            "from_pretrained() and then save_pretrained(), which writes safetensors"
+        )
+    return message + "download the model again, or give a folder with safetensors files"
 
 
 def _headers(path: Path) -> Iterator[Header]:

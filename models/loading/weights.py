@@ -83,6 +83,13 @@ class Tensors(Protocol):
         ...
 
 
+def tensor_problems(model: Model, tensors: Tensors) -> list[str]:
+    """List the problems of files and of tensors; without any tensor those of the files alone."""
+    if tensors.problems and not tensors.headers:
+        return tensors.problems
+    return tensors.problems + header_problems(model, tensors.headers)
+
+
 class NamedWeights:
     """A ``WeightSource`` that casts, transposes and fuses tensors block by block.
 
@@ -100,7 +107,7 @@ class NamedWeights:
         self._tensors, self._norm_offset = tensors, norm_offset
         self._problems: list[str] = []
         self._raise_if(
-            tensors.problems + header_problems(model, tensors.headers),
+            tensor_problems(model, tensors),
             "; download the model again, or check that its config belongs to these files",
         )
         # (weight, layer and expert) -> the tensors that are fused in it, by name.

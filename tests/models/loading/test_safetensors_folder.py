@@ -185,6 +185,22 @@ def test_a_folder_without_weights_is_reported(folder):
     assert "missing file model.safetensors" in read_problems(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin is there and is not read: convert it"),
+        ("consolidated.safetensors", "consolidated.safetensors is there and is not read"),
+        ("adapter_config.json", "adapters are not supported; merge it into its base model"),
+    ],
+)
+def test_weights_of_another_form_are_named_alone(folder, name, part):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"{}")
+    message = read_problems(folder)
+    assert part in message
+    assert "missing tensor" not in message
+
+
 def test_files_of_other_names_are_not_read(folder):
     """Without an index only model.safetensors is read."""
     save_file({"stray": np.zeros(3, np.float32)}, folder / "consolidated.safetensors")
