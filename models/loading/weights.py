@@ -10,6 +10,7 @@ slice of a weight that a device will hold, and a source fills it.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
@@ -33,6 +34,8 @@ Index = tuple[slice, ...]
 
 # Of one message: a config may name a hundred thousand tensors that the files lack.
 MAX_SHOWN_PROBLEMS = 200
+
+_FUSED_EXPERTS = re.compile(r".*\.experts\.(gate_up_proj|gate_proj|up_proj|down_proj)(\.weight)?")
 
 # Rows of a tensor that are read and cast at a time.
 BLOCK_ROWS = 128
@@ -87,6 +90,13 @@ def tensor_problems(model: Model, tensors: Tensors) -> list[str]:
     """List the problems of files and of tensors; without any tensor those of the files alone."""
     if tensors.problems and not tensors.headers:
         return tensors.problems
+    fused = [key for key, _, _ in tensors.headers if _FUSED_EXPERTS.fullmatch(key)]
+    if fused:
+        return [
+            *tensors.problems,
+            f"tensor {fused[0]} has the matrices of all experts of a layer, which is not "
+            "supported; give a checkpoint with tensors of each expert (experts.0.down_proj.weight)",
+        ]
     return tensors.problems + header_problems(model, tensors.headers)
 
 

@@ -138,3 +138,15 @@ def test_a_jitted_step_does_not_depend_on_the_weights(folder):
 def test_tensor_parallel_must_be_at_least_1(folder):
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         load_model(str(folder), tensor_parallel=0)
+
+
+def test_fused_experts_are_named_in_one_line(tmp_path):
+    weights = tiny.hf_weights(CONFIGS["qwen3-moe"])
+    weights = {name: weight for name, weight in weights.items() if ".experts." not in name}
+    weights["model.layers.0.mlp.experts.gate_up_proj"] = np.zeros((2, 3, 4), np.float32)
+    folder = tiny.write_folder(tmp_path / "model", CONFIGS["qwen3-moe"], weights=weights)
+    with pytest.raises(
+        ModelLoadError, match="has the matrices of all experts of a layer"
+    ) as caught:
+        load_model(str(folder))
+    assert "missing tensor" not in str(caught.value)
