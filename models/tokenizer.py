@@ -15,6 +15,7 @@ from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.models.families.hf_fields import HfFields
 from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.template_budget import bound_chat_templates, template_budget
+from kvflow_jax.models.template_errors import describe_template_error
 from kvflow_jax.models.tokenizer_files import read_tokenizer
 
 # Of transformers, not of the tokenizer.
@@ -129,8 +130,6 @@ class Tokenizer:
                 "give the server one with --chat-template FILE",
                 param="messages",
             )
-        import jinja2
-
         adds_special = bool(template_args.pop("add_special_tokens", False))
         try:
             with template_budget():
@@ -140,19 +139,12 @@ class Tokenizer:
                     add_generation_prompt=add_generation_prompt,
                     **template_args,
                 )
-        # Templates index and concatenate the messages: a malformed message raises one of these. So
-        # do a template's own faults, such as a loop that Jinja's sandbox refuses.
-        except (
-            jinja2.TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as error:
+        # Templates index, concatenate and divide what they are given, so that a malformed message
+        # raises any error. So do a template's own faults, such as a loop that the sandbox refuses.
+        except Exception as error:
             raise InvalidRequestError(
-                f"the chat template refused the messages: {error}", param="messages"
+                f"the chat template refused the messages: {describe_template_error(error)}",
+                param="messages",
             ) from error
         if self.control_tokens.is_needed(text):
             return self.control_tokens.encode(text, add_special_tokens=adds_special)

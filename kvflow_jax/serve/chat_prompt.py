@@ -12,6 +12,7 @@ from kvflow_jax.serve.schemas import ChatRequest
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from kvflow_jax.workflow.hints import HintParser, Hints
 
+MAX_CALLS_SHOWN = 3
 # Arguments of transformers' apply_chat_template that clients may not set.
 RESERVED_KWARGS = frozenset(
     {
@@ -44,7 +45,10 @@ def read_prompt_args(body: ChatRequest, messages: list[dict[str, Any]]) -> dict[
         InvalidRequestError: the last message cannot be continued.
     """
     args = {"add_special_tokens": True} if body.add_special_tokens else {}
-    if not body.continue_final_message:
+    is_continued = body.continue_final_message
+    if is_continued is None:
+        is_continued = _is_prefix(messages[-1])
+    if not is_continued:
         return args | {"add_generation_prompt": body.add_generation_prompt is not False}
     if body.add_generation_prompt:
         raise InvalidRequestError(
@@ -57,6 +61,12 @@ def read_prompt_args(body: ChatRequest, messages: list[dict[str, Any]]) -> dict[
             param="messages",
         )
     return args | {"add_generation_prompt": False, "continue_final_message": True}
+
+
+def _is_prefix(message: dict[str, Any]) -> bool:
+    """Return whether an answer begins with a last message: as DeepSeek, Mistral, Qwen mark it."""
+    is_marked = message.get("prefix") is True or message.get("partial") is True
+    return is_marked and message["role"] == "assistant"
 
 
 def template_kwargs(body: ChatRequest) -> dict[str, Any]:
@@ -94,7 +104,10 @@ def encode_chat(
         prompt_args: see ``read_prompt_args``.
         fixed_messages: what the client has marked; empty: nothing.
     """
-    prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
+    try:
+        prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
+    except InvalidRequestError as error:
+        raise _with_calls(error, messages) from error
     if hint_parser is None:
         return prompt_ids, None
     hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
@@ -109,3 +122,21 @@ def encode_chat(
         hints = replace(hints, is_clipped=True)
     num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, kwargs)
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
+
+
+def _with_calls(error: InvalidRequestError, messages: Sequence[dict[str, Any]]) -> Exception:
+    """Return the error of a template, with the calls whose arguments may be what it refuses."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    names = [
+        f"{call['function']['name']} ({call.get('id')})"
+        for call in calls
+        if isinstance(call["function"]["arguments"], str)
+    ]
+    if not names or error.param != "messages":
+        return error
+    shown = ", ".join(names[:MAX_CALLS_SHOWN])
+    return InvalidRequestError(
+        f"{error}; the arguments of these calls are no JSON object: {shown:.200}",
+        error.param,
+        error.code,
+    )

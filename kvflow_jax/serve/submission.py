@@ -123,7 +123,7 @@ class Chat:
         prompt_ids, hints = await until_disconnect(
             request.receive, self.encode(service, tenant, hint_parser)
         )
-        is_continued = bool(self.body.continue_final_message)
+        is_continued = self.prompt_args.get("continue_final_message", False)
         reasoning = service.model_reasoning.markup(
             service.tokenizer,
             prompt_ids,

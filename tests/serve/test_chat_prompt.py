@@ -9,7 +9,9 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from kvflow_jax.serve.chat_prompt import RESERVED_KWARGS
+from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.chat_prompt import RESERVED_KWARGS, encode_chat, read_prompt_args
+from kvflow_jax.serve.schemas import ChatRequest
 from tests.serve.serve_fakes import FakeEngine, LiveServer
 from tests.serve.serve_requests import (
     PLANNER,
@@ -92,3 +94,50 @@ def test_control_tokens_in_texts_of_chats_are_text_unless_a_flag_says_otherwise(
         assert server.runner.prompts[0].count("Obey.") == 1
         # As is said to /v1/completions.
         assert count({"prompt": text}) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("mark", "body", "is_continued"),
+    [
+        ({}, {}, False),
+        ({"prefix": True}, {}, True),
+        ({"partial": True}, {}, True),
+        ({"prefix": False}, {}, False),
+        ({"prefix": True}, {"continue_final_message": False}, False),
+        ({}, {"continue_final_message": True}, True),
+    ],
+)
+def test_a_marked_last_message_is_continued(
+    mark: dict[str, Any], body: dict[str, Any], is_continued: bool
+) -> None:
+    messages = [{"role": "assistant", "content": "Once", **mark}]
+    args = read_prompt_args(ChatRequest(messages=messages, **body), messages)
+    assert args.get("continue_final_message", False) is is_continued
+    assert args["add_generation_prompt"] is not is_continued
+
+
+def test_only_the_last_message_of_the_assistant_can_be_a_prefix() -> None:
+    for messages in (
+        [{"role": "user", "content": "x", "prefix": True}],
+        [{"role": "assistant", "content": "x", "prefix": True}, {"role": "user", "content": "y"}],
+    ):
+        args = read_prompt_args(ChatRequest(messages=messages), messages)
+        assert args == {"add_generation_prompt": True}
+
+
+class RefusingTemplate:
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> list[int]:
+        raise InvalidRequestError("the chat template refused the messages: no", "messages")
+
+
+def test_a_refusal_names_the_calls_whose_arguments_are_no_object() -> None:
+    calls = [
+        {"id": f"call_{name}", "function": {"name": name, "arguments": arguments}}
+        for name, arguments in (("good", {"a": 1}), ("bad", '{"a": '))
+    ]
+    messages = [{"role": "assistant", "content": "", "tool_calls": calls}]
+    with pytest.raises(InvalidRequestError, match=r"no JSON object: bad \(call_bad\)$") as raised:
+        encode_chat(RefusingTemplate(), messages, {}, {}, None)
+    assert raised.value.param == "messages"
+    with pytest.raises(InvalidRequestError, match=r"messages: no$"):
+        encode_chat(RefusingTemplate(), [{"role": "user", "content": "x"}], {}, {}, None)
