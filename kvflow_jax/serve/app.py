@@ -149,7 +149,11 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
     encoded = completions.token_prompts(prompts)
     if encoded is None:
         encoding = completions.encode_prompts(
-            service, tenant, prompts, truncates=body.truncate_prompt_tokens is not None
+            service,
+            tenant,
+            prompts,
+            truncates=body.truncate_prompt_tokens is not None,
+            adds_special_tokens=body.add_special_tokens is not False,
         )
         encoded = await until_disconnect(request.receive, encoding)
     if body.truncate_prompt_tokens is not None:

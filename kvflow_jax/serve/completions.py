@@ -156,7 +156,12 @@ def token_prompts(prompts: list[Prompt]) -> list[list[int]] | None:
 
 
 async def encode_prompts(
-    service: Service, tenant: str, prompts: list[Prompt], *, truncates: bool
+    service: Service,
+    tenant: str,
+    prompts: list[Prompt],
+    *,
+    truncates: bool,
+    adds_special_tokens: bool = True,
 ) -> list[list[int]]:
     """Return the token ids of each prompt; raise the errors of ``Service.tokenize``.
 
@@ -168,10 +173,23 @@ async def encode_prompts(
         encoded += await service.tokenize(
             tenant,
             [[prompt] for prompt in batch if isinstance(prompt, str)],
-            lambda t, batch=batch: [t.encode(p) if isinstance(p, str) else p for p in batch],  # type: ignore[misc]
+            lambda t, batch=batch: [  # type: ignore[misc]
+                encode_text(t, p, adds_special_tokens) if isinstance(p, str) else p for p in batch
+            ],
             truncates=truncates,
         )
     return encoded
+
+
+def encode_text(tokenizer: Tokenizer, text: str, adds_special_tokens: bool) -> list[int]:
+    """Return the tokens of a text, with one BOS if the text has it as well as the tokenizer.
+
+    A chat that a client has rendered itself begins with it. Models answer worse to two.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=adds_special_tokens)
+    if not adds_special_tokens or len(ids) < 2 or ids[0] != ids[1]:
+        return ids
+    return ids[1:] if tokenizer.encode("")[:1] == ids[:1] else ids
 
 
 def _next_batch(prompts: Sequence[Prompt], start: int) -> Sequence[Prompt]:

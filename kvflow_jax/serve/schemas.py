@@ -335,6 +335,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: JsonInt | None = Field(None, ge=UNLIMITED)
     logprobs: NumLogprobs | None = None
     skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None  # null: true
     echo: bool | None = None
     prompt: Any
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from kvflow_jax.errors import InvalidRequestError
+from kvflow_jax.serve.completions import encode_text
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.json_types import JsonInt
@@ -26,7 +27,6 @@ class TokenizeRequest(CompletionRequest):
     """Body of ``POST /tokenize`` with a text; the fields of a completion have no effect."""
 
     prompt: str
-    add_special_tokens: bool | None = None  # null: true
     return_token_strs: bool | None = None
 
 
@@ -118,7 +118,7 @@ async def _encode(service: Service, tenant: str, body: TokenizeRequest | Chat) -
     tokens = await service.tokenize(
         tenant,
         [[text]],
-        lambda t: t.encode(text, add_special_tokens=adds_special),
+        lambda t: encode_text(t, text, adds_special),
         truncates=body.truncate_prompt_tokens is not None,
     )
     return body.truncate(tokens, service.max_model_len)

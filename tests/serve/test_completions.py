@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from kvflow_jax.requests.outputs import FinishReason, TokenLogprobs
-from kvflow_jax.serve.completions import CompletionFormat, echo_prompts
+from kvflow_jax.serve.completions import CompletionFormat, echo_prompts, encode_text
 from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.schemas import CompletionRequest
@@ -172,3 +172,35 @@ def test_echo_returns_logprobs_of_prompt_and_output_in_one_list() -> None:
     assert (choice["text"], choice["finish_reason"]) == ("d", "stop")
     assert choice["logprobs"]["text_offset"] == [3]
     assert choice["prompt_logprobs"] is None
+
+
+class BosTokenizer:
+    """Token 1 is the BOS, written "^"; every other character is its code."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [1] * add_special_tokens + [1 if char == "^" else ord(char) for char in text]
+
+
+@pytest.mark.parametrize(
+    ("text", "adds_special_tokens", "ids"),
+    [
+        ("a", True, [1, 97]),
+        ("^a", True, [1, 97]),
+        ("^^a", True, [1, 1, 97]),
+        ("", True, [1]),
+        ("^", True, [1]),
+        ("^a", False, [1, 97]),
+        ("a", False, [97]),
+        ("aa", False, [97, 97]),
+    ],
+)
+def test_a_text_with_the_bos_gets_no_second_one(
+    text: str, adds_special_tokens: bool, ids: list[int]
+) -> None:
+    assert encode_text(BosTokenizer(), text, adds_special_tokens) == ids
+
+
+def test_a_tokenizer_without_a_bos_removes_nothing() -> None:
+    tokenizer = BosTokenizer()
+    tokenizer.encode = lambda text, *, add_special_tokens=True: [*text.encode()]
+    assert encode_text(tokenizer, "aab", True) == [97, 97, 98]
