@@ -22,6 +22,7 @@ from typing import cast
 import uvicorn
 
 from kvflow_jax.errors import ConfigError, KVFlowError
+from kvflow_jax.runtime.heap import trim_heap
 from kvflow_jax.serve.app import create_app
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.connections import ConnectionTable
@@ -38,6 +39,7 @@ KEEP_ALIVE_S = 75
 # Time for slow clients to read the remaining output after the engine has drained.
 FLUSH_TIMEOUT_S = 5
 TICKS_PER_S = 10  # of uvicorn's loop
+TRIM_PERIOD_S = 60
 # Files that a process opens beside connections: weights, programs, its log.
 OTHER_FILES = 512
 
@@ -126,6 +128,8 @@ class Server(uvicorn.Server):
         self.service.fail_if_engine_died()
         if counter % TICKS_PER_S == 0:
             self.connections.close_late(asyncio.get_running_loop().time())
+        if counter % (TRIM_PERIOD_S * TICKS_PER_S) == 0 and self.service.is_ready:
+            await asyncio.to_thread(trim_heap)
         if self._settings.api_key_file is not None:
             keys, must_reload = self.service.key_store, self.must_reload_keys
             self.must_reload_keys = False

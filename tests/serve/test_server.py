@@ -332,3 +332,15 @@ def test_keys_are_read_again_off_the_event_loop(
         live.server.must_reload_keys = True
         assert called["reload"].wait(TIMEOUT_S)
     assert not on_loop
+
+
+def test_the_heap_is_trimmed_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[str] = []
+    monkeypatch.setattr(
+        "kvflow_jax.serve.server.trim_heap", lambda: trimmed.append(threading.current_thread().name)
+    )
+    with live_server() as live:
+        for tick in (1, TICKS_PER_S, 60 * TICKS_PER_S):
+            asyncio.run(live.server.on_tick(tick))
+    assert len(trimmed) >= 1
+    assert threading.current_thread().name not in trimmed
