@@ -46,7 +46,7 @@ _SMOLLM2_135M = ModelConfig(
     rope=RopeConfig(100_000.0),
     tie_embeddings=True,
     max_model_len=8192,
-    eos_token_ids=(2,),
+    eos_token_ids=(2, 0),
     bos_token_id=1,
 )
 
