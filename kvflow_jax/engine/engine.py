@@ -137,7 +137,7 @@ class Engine:
         )
         self._speculator = Speculator(sizes.speculation, sizes.shapes)
         self._outputs = OutputProcessor(
-            self.controller, self._speculator, self.tracer, lambda: self.scheduler
+            self.controller, self._speculator, lambda: self.tracer, lambda: self.scheduler
         )
         self._in_flight: StepInFlight | None = None
         self._next_id = 0

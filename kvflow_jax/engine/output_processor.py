@@ -25,7 +25,7 @@ class OutputProcessor:
     """Holds the requests in progress, delivers their outputs, and ends them.
 
     Args:
-        scheduler: returns the one in use: a failure replaces it.
+        tracer, scheduler: return those in use: a failure replaces the scheduler.
 
     Attributes:
         requests: those in progress, by id.
@@ -38,7 +38,7 @@ class OutputProcessor:
         self,
         controller: Controller,
         speculator: Speculator,
-        tracer: Tracer,
+        tracer: Callable[[], Tracer],
         scheduler: Callable[[], Scheduler],
     ) -> None:
         self.requests: dict[int, Request] = {}
@@ -119,7 +119,7 @@ class OutputProcessor:
         is_done = reason in (FinishReason.STOP, FinishReason.LENGTH)
         with hints_as_advice(request):
             self._controller.on_request_finished(request, now, is_done=is_done)
-        self._tracer.on_finish(request, now)
+        self._tracer().on_finish(request, now)
         self._speculator.on_finished(request, is_done=is_done)
         self.num_finished[reason.value] += 1
         if output is None:

@@ -104,7 +104,7 @@ def test_those_of_a_gguf_file_are_its_metadata(tmp_path):
 
 
 def test_a_gguf_file_with_a_value_out_of_range_stops_the_start(tmp_path):
-    fields = {"general.sampling.temp": 7.0}
+    fields = {"general.sampling.temp": -7.0}
     path = write_gguf(tmp_path / "model.gguf", CONFIGS["llama-untied-mha"], fields=fields)
     with pytest.raises(ConfigError, match="temperature"):
         defaults_of(path)

@@ -33,7 +33,7 @@ def scheduler():
 
 @pytest.fixture
 def processor(scheduler):
-    return OutputProcessor(Mock(), Mock(), Mock(), lambda: scheduler)
+    return OutputProcessor(Mock(), Mock(), Mock, lambda: scheduler)
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_embedded_tokenizer_splits_digits_and_keeps_spaces(smollm2):
     tokenizer = smollm2.tokenizer
     assert len(tokenizer.encode("2024")) == 4
     assert tokenizer.vocab_size == 49152
-    assert tokenizer.eos_token_ids == (2,)
+    assert tokenizer.eos_token_ids == (2, 0)
     generator = random.Random(0)
     for _ in range(50):
         text = "".join(chr(generator.randrange(32, 0x2FFF)) for _ in range(40))

@@ -164,7 +164,7 @@ def test_an_unexpected_error_is_logged_with_its_traceback(
     failures: SimpleQueue[logging.LogRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(text: str) -> list[int]:
+    def fail(text: str, **_: object) -> list[int]:
         raise RuntimeError("the vocabulary is closed")
 
     monkeypatch.setattr(live.tokenizer, "encode", fail)
