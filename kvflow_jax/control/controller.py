@@ -10,6 +10,7 @@ readers of the prefix cache. All of that is advice: a wrong guess costs cache hi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, Run
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader
+from kvflow_jax.control.session_tree import EndedBy, SessionTree
 from kvflow_jax.control.shadow_lru import LruFallback
 from kvflow_jax.requests.request import Request
 from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
@@ -83,6 +85,8 @@ class Controller:
         )
         self._agent_prefixes = AgentPrefixes(self._release_reader)
         self._sessions = SessionStore(self.run_tracker, self._release_reader)
+        self._session_tree = SessionTree()
+        self._num_ended: Counter[EndedBy] = Counter()
         self._gate = AdmissionGate(cache, self.run_tracker, compute_s, decode_s)
         self._runs: dict[int, Run] = {}  # by id of the requests in progress
         self._num_fixed: dict[int, int] = {}  # tokens of fixed prefixes, by request id
@@ -164,9 +168,15 @@ class Controller:
         return {
             "runs": self.run_tracker.usage,
             "histories": self._sessions.usage,
+            "sessions": self._session_tree.usage,
             "agents": self._agent_prefixes.usage,
             "graphs": self.graphs.usage,
         }
+
+    @property
+    def ended_histories(self) -> dict[str, int]:
+        """Histories that were released before their time to live, by ``EndedBy``."""
+        return {reason.value: self._num_ended[reason] for reason in EndedBy}
 
     @property
     def num_throttled(self) -> int:
@@ -250,6 +260,8 @@ class Controller:
         """Start the call of a request in its run, and note its agent's fixed prefix."""
         graph, is_known = self.graphs.find_hinted(request.tenant, hints)
         status = _status_of(hints) if is_known else HintStatus.UNKNOWN_GRAPH
+        for reader, reason in self._session_tree.begin_call(request.tenant, hints):
+            self._num_ended[reason] += self._sessions.forget(reader)
         self._sessions.pin(history_reader(request.tenant, hints))
         if hints.workflow_id is not None:
             key = RunKey(request.tenant, hints.workflow_id)
@@ -288,7 +300,10 @@ class Controller:
                 overrides[name] = scheduled(steps)
             self.run_tracker.finish_call(run, agent, is_done=is_done, overrides=overrides)
             self.run_tracker.touch(run, now)
-        self._keep_history(request, hints, run, now)
+        if self._session_tree.end_call(request.tenant, hints):
+            self._num_ended[EndedBy.LATE_CALL] += 1
+        else:
+            self._keep_history(request, hints, run, now)
         if hints.session_final and run is not None and hints.session_id is None:
             self._end_run(run)
         self._gate.update(now)

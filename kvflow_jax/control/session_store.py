@@ -99,11 +99,12 @@ class SessionStore:
         if history is not None:
             history.expires_s = math.inf
 
-    def forget(self, reader: HistoryReader) -> None:
-        """Release a history; does nothing for an unknown one."""
+    def forget(self, reader: HistoryReader) -> bool:
+        """Release a history; return False for an unknown one."""
         history = self._pop(reader)
         if history is not None:
             self._release(reader, history.run)
+        return history is not None
 
     def end_run(self, run: Run) -> None:
         """Release the histories of all agents of a run."""

@@ -476,6 +476,7 @@ class Engine:
             num_runs=len(self.controller.run_tracker),
             num_runs_held_back=self.controller.num_throttled,
             tenant_state=self._tenant_state,
+            ended_histories=self.controller.ended_histories,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._outputs.num_generated,

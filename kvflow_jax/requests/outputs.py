@@ -185,3 +185,5 @@ class EngineStats:
     block_ages: BlockAges = NO_AGES
     drafts: DraftStats = DraftStats()
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value
+    # Histories released before their time to live, by EndedBy value.
+    ended_histories: Mapping[str, int] = field(default_factory=dict)

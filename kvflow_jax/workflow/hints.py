@@ -14,6 +14,7 @@ from typing import Literal, NoReturn, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
+from kvflow_jax.workflow.identity import Identity
 from kvflow_jax.workflow.step_graph import Graph
 
 MAX_ID_LEN = 256  # characters
@@ -21,6 +22,7 @@ MAX_AGENTS = 1024  # in one field of one request's hints; the engine reads each 
 MAX_NAME_CHARS = 1 << 16  # of all agents in one field
 MAX_STEPS = 1 << 16
 MAX_TTL_S = 24 * 3600.0
+MAX_GENERATION = 1 << 31
 
 
 class HintStatus(StrEnum):
@@ -45,6 +47,9 @@ class Reuse(StrEnum):
 _REUSE = {reuse.value: reuse for reuse in Reuse}
 
 
+_ID_FIELDS = ("workflow_id", "agent_id", "session_id", "parent_session_id", "graph_id", "tenant")
+
+
 @dataclass(frozen=True, slots=True)
 class Hints:
     """One request's hints.
@@ -54,6 +59,9 @@ class Hints:
         agent_id: the agent that calls, a stable role.
         session_id: a conversation whose history will be continued.
         session_final: whether this call is the last of its session, or of its run.
+        parent_session_id: the session that waits for this one, which is a subagent's.
+        session_generation: how often the session has been compacted; what an earlier generation
+            had is not read again.
         graph_id: name of the registered workflow that the run follows.
         graph: the workflow itself; precedes ``graph_id``.
         steps_to_execution: agent -> steps, from a caller that keeps its own graph.
@@ -70,6 +78,8 @@ class Hints:
     agent_id: str | None = None
     session_id: str | None = None
     session_final: bool = False
+    parent_session_id: str | None = None
+    session_generation: int | None = None
     graph_id: str | None = None
     graph: Graph | None = None
     steps_to_execution: Mapping[str, float] = field(default_factory=dict)
@@ -102,16 +112,20 @@ class Hints:
             or (names_graph and self.workflow_id is None)
             or (self.num_fixed is not None and self.agent_id is None)
             or (self.ttl_s is not None and not keeps_history)
+            or (self.parent_session_id is not None and self.session_id is None)
+            or (self.session_generation is not None and self.session_id is None)
         )
 
     def check_types(self) -> None:
         """Raise InvalidRequestError if a field has the wrong type; the error names the field."""
-        for name in ("workflow_id", "agent_id", "session_id", "graph_id", "tenant"):
+        for name in _ID_FIELDS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 self._reject(name, "a string")
-        if self.num_fixed is not None and not (_is_int(self.num_fixed) and self.num_fixed >= 0):
-            self._reject("num_fixed", "an integer of at least 0")
+        for name in ("num_fixed", "session_generation"):
+            value = getattr(self, name)
+            if value is not None and not (_is_int(value) and value >= 0):
+                self._reject(name, "an integer of at least 0")
         if not isinstance(self.reuse, Reuse):
             self._reject("reuse", "a Reuse")
         if self.ttl_s is not None and not _is_number(self.ttl_s):
@@ -153,6 +167,7 @@ class HintParser:
         graphs: the store that freezes step graphs; share one between requests.
         session_id: of hints that name no session.
         tenant: whose graphs of the store are used.
+        identity: of hints that name neither run nor agent nor session.
 
     Attributes:
         priority: higher runs sooner; None if absent.
@@ -166,8 +181,9 @@ class HintParser:
         graphs: GraphStore | None = None,
         session_id: str | None = None,
         tenant: str = "",
+        identity: Identity | None = None,
     ) -> None:
-        self._tenant = tenant
+        self._tenant, self._identity = tenant, identity
         self._session_id = session_id if _is_id(session_id) else None
         self._data: Mapping[str, object] = data if isinstance(data, Mapping) else {}
         self._graphs = GraphStore() if graphs is None else graphs
@@ -177,15 +193,27 @@ class HintParser:
 
     def parse(self) -> Hints:
         """Return the hints. Takes milliseconds for a large step graph that is not in the store."""
-        agent_id = self._id("agent_id")
+        workflow_id, agent_id = self._id("workflow_id"), self._id("agent_id")
+        session_id, session_final = self._id("session_id"), self._flag("session_final")
+        parent_id, generation = self._id("parent_session_id"), self._generation()
+        if self._identity is not None and workflow_id is agent_id is session_id is None:
+            identity = self._identity
+            workflow_id, agent_id = identity.workflow_id, identity.agent_id
+            session_id, parent_id = identity.session_id, identity.parent_session_id
+            session_final |= identity.session_final
+            generation = identity.session_generation
+        else:
+            session_id = session_id or self._session_id
         # Only agents have fixed prefixes.
         self._is_clipped |= self.fixed_prefix is not None and agent_id is None
         steps = self._steps(agent_id)
         return Hints(
-            workflow_id=self._id("workflow_id"),
+            workflow_id=workflow_id,
             agent_id=agent_id,
-            session_id=self._id("session_id") or self._session_id,
-            session_final=self._flag("session_final"),
+            session_id=session_id,
+            session_final=session_final,
+            parent_session_id=parent_id,
+            session_generation=generation,
             graph_id=self._id("graph_id"),
             graph=self._graph(),
             steps_to_execution=steps,
@@ -217,6 +245,13 @@ class HintParser:
     def _id(self, name: str) -> str | None:
         value = self._data.get(name)
         if value is None or (isinstance(value, str) and 0 < len(value) <= MAX_ID_LEN):
+            return value
+        self._is_clipped = True
+        return None
+
+    def _generation(self) -> int | None:
+        value = self._data.get("session_generation")
+        if value is None or (_is_int(value) and 0 <= value < MAX_GENERATION):
             return value
         self._is_clipped = True
         return None

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import MAX_STEPS, FixedPrefix, HintParser, Hints, Reuse
+from kvflow_jax.workflow.identity import Identity
 
 FIELDS = (
     *("workflow_id", "agent_id", "session_id", "session_final", "graph_id", "step_graph"),
@@ -154,3 +155,31 @@ def test_the_names_of_agents_have_a_limit_of_characters(field):
     hints = HintParser(data).parse()
     assert list(getattr(hints, field)) == names[:256]
     assert hints.is_clipped
+
+
+@pytest.mark.parametrize("generation", [-1, 1 << 40, 10**400, 1.0, True, "1", []])
+def test_a_generation_is_a_small_integer(generation):
+    hints = HintParser({"session_id": "s", "session_generation": generation}).parse()
+    assert hints.session_generation is None
+    assert hints.is_clipped
+    assert HintParser({"session_id": "s", "session_generation": 3}).parse().session_generation == 3
+
+
+def test_parents_and_generations_need_a_session():
+    for field, value in (("parent_session_id", "p"), ("session_generation", 1)):
+        assert HintParser({"agent_id": "a", field: value}).parse().has_unused
+        assert not HintParser({"session_id": "s", field: value}).parse().has_unused
+        with pytest.raises(InvalidRequestError, match=field):
+            Hints(session_id="s", **{field: -1}).check_types()
+
+
+def test_an_identity_fills_hints_that_name_no_one():
+    identity = Identity("w", "a", "s", True, "p", 2)
+    for data in (None, {}, {"priority": 1, "parent_session_id": "q"}):
+        hints = HintParser(data, session_id="key", identity=identity).parse()
+        assert (hints.workflow_id, hints.agent_id, hints.session_id) == ("w", "a", "s")
+        assert (hints.session_final, hints.parent_session_id) == (True, "p")
+        assert hints.session_generation == 2
+    hints = HintParser({"agent_id": "b"}, session_id="key", identity=identity).parse()
+    assert (hints.agent_id, hints.session_id, hints.parent_session_id) == ("b", "key", None)
+    assert not hints.session_final
