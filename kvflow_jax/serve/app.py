@@ -32,6 +32,7 @@ from kvflow_jax.serve.dependencies import (
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
+from kvflow_jax.serve.hint_aliases import hint_data
 from kvflow_jax.serve.http_middleware import HeadMiddleware, RequestIdMiddleware, SlashMiddleware
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.messages.errors import error_response
@@ -160,7 +161,8 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
         # Echoed as they are then, not as they were sent.
         encoded = [body.truncate(ids, service.max_model_len) for ids in encoded]
         prompts = [*encoded]
-    hint_parser = service.hint_parser(tenant, body.agent_hints, body.session_id)
+    data = hint_data(request.headers, body.agent_hints, body.model_extra or {})
+    hint_parser = service.hint_parser(tenant, data, body.session_id)
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         read_hints = partial(completions.read_hints, hint_parser, encoded)

@@ -26,6 +26,10 @@ _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 # last is encrypted.
 _THINKING_PARTS = {"thinking": "thinking", "reasoning": "text", "redacted_thinking": ""}
 
+# Of messages and their parts: what is before it is the same in all calls of the agent. Anthropic's
+# name, which OpenRouter, LiteLLM and DashScope read in chats, and those of AI SDK's providers.
+CACHE_MARKS = ("cache_control", "cacheControl", "cache_point")
+
 _MISSING = object()
 
 
@@ -38,6 +42,35 @@ def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
     """
     check_texts(list(_arguments_of(body.messages)), ARGUMENT_LIMITS)
     return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
+
+
+def read_fixed_messages(body: ChatRequest) -> list[dict[str, Any]]:
+    """Return the messages up to the last mark of the system messages that a chat begins with.
+
+    They are what an agent's calls share: marks of later messages move with each turn. Empty if
+    there is no mark.
+
+    Args:
+        body: of which ``read_messages`` has read the messages.
+    """
+    fixed: list[dict[str, Any]] = []
+    marked: list[dict[str, Any]] = []
+    for i, message in enumerate(body.messages):
+        if message.get("role") not in ("system", "developer"):
+            break
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        ends = [n for n, part in enumerate(parts, 1) if _is_marked(part)]
+        end = len(parts) if _is_marked(message) else max(ends, default=0)
+        if end:
+            cut = parts[:end] if isinstance(content, list) else content
+            marked = [*fixed, _read_message(f"messages[{i}]", {**message, "content": cut})]
+        fixed.append(_read_message(f"messages[{i}]", message))
+    return marked
+
+
+def _is_marked(part: Any) -> bool:
+    return isinstance(part, dict) and any(part.get(name) for name in CACHE_MARKS)
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -76,7 +109,11 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
             f"model's chat template knows; got {role!r:.80}",
             param=f"{field}.role",
         )
-    read = {name: value for name, value in message.items() if value is not None}
+    read = {
+        name: value
+        for name, value in message.items()
+        if value is not None and name not in CACHE_MARKS
+    }
     # Templates lack the developer role, OpenAI's successor of the system role.
     read["role"] = "system" if role == "developer" else role
     # A message that consists of tool calls only has no content; nor has the result of some tools.

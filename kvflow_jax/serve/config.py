@@ -158,6 +158,12 @@ class ServerConfig(Config):
         "x-anthropic-billing-header, so that nothing behind them is cached",
         SWITCH,
     )
+    disable_client_identity: bool = flag(
+        False,
+        "do not read sessions, subagents and compactions from the headers and fields that coding "
+        "agents send; only agent hints count",
+        SWITCH,
+    )
     max_body_mib: float = flag(
         32.0,
         "maximum size of a request body, MiB; larger bodies get HTTP 413",

@@ -22,6 +22,7 @@ from kvflow_jax.requests.outputs import (
     FinishReason,
     Output,
 )
+from kvflow_jax.serve.client_identity import IdentitySource
 from kvflow_jax.serve.prompt_edits import PromptEdit
 from kvflow_jax.serve.request_histograms import RequestHistograms, histogram_family
 from kvflow_jax.workflow.hints import HintStatus
@@ -62,6 +63,7 @@ class Metrics:
         self._requests = RequestHistograms()
         self._num_hints: Counter[HintStatus] = Counter()
         self._num_edits: Counter[PromptEdit] = Counter()
+        self._num_identified: Counter[IdentitySource] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -85,6 +87,17 @@ class Metrics:
                     edit.value,
                 )
             self._num_edits[edit] += 1
+
+    def observe_identity(self, source: IdentitySource) -> None:
+        """Record a chat whose client names its session; the first of each source is logged."""
+        if not self._num_identified[source] and source is not IdentitySource.INVALID:
+            logger.info(
+                "read sessions of %s from its requests; they are counted by "
+                "kvflow:identified_requests and not logged again; --disable-client-identity "
+                "ignores them",
+                source.value,
+            )
+        self._num_identified[source] += 1
 
     def observe_rejection(self) -> None:
         """Record an HTTP request that was refused for a full queue, a quota, or memory."""
@@ -243,6 +256,24 @@ class Metrics:
         for edit in PromptEdit:
             edits.add_metric([*values, edit.value], self._num_edits[edit])
         yield edits
+        for name, text, label, counts in (
+            (
+                "kvflow:identified_requests",
+                "Chats whose clients name their sessions, by the client or the kind of id.",
+                "source",
+                {source.value: self._num_identified[source] for source in IdentitySource},
+            ),
+            (
+                "kvflow:ended_histories",
+                "Histories released before their time to live, by why nothing reads them again.",
+                "reason",
+                stats.ended_histories,
+            ),
+        ):
+            counter = CounterMetricFamily(name, text, labels=[*names, label])
+            for value, count in counts.items():
+                counter.add_metric([*values, value], count)
+            yield counter
 
         finished = CounterMetricFamily(
             "vllm:request_success",

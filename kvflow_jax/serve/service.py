@@ -21,6 +21,7 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
 from kvflow_jax.serve.chat_reasoning import ModelReasoning
 from kvflow_jax.serve.chat_tools import ModelTools
+from kvflow_jax.serve.client_identity import Identified
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
@@ -262,13 +263,25 @@ class Service:
             self.metrics.observe_rejection()
             raise
 
-    def hint_parser(self, tenant: str, data: Any, session_id: str | None) -> HintParser | None:
-        """Return a reader of a body's ``agent_hints``; None if there are none.
+    def hint_parser(
+        self,
+        tenant: str,
+        data: Any,
+        session_id: str | None,
+        identified: Identified | None = None,
+    ) -> HintParser | None:
+        """Return a reader of a body's hints; None if there are none and its client is unknown.
 
         Args:
             session_id: of hints that name no session.
+            identified: whose call it is, for hints that do not say it.
         """
-        return None if data is None else HintParser(data, self._graph_store, session_id, tenant)
+        identity = None if identified is None else identified.identity
+        if identified is not None:
+            self.metrics.observe_identity(identified.source)
+        if data is None and identity is None:
+            return None
+        return HintParser(data, self._graph_store, session_id, tenant, identity)
 
     def check_room(self, tenant: str, n: int, num_completions: int) -> None:
         """Raise unless a tenant may submit an HTTP request now; before work is spent on it.

@@ -13,11 +13,13 @@ from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.chat import read_chat_tools
-from kvflow_jax.serve.chat_messages import read_messages, texts_of
+from kvflow_jax.serve.chat_messages import read_fixed_messages, read_messages, texts_of
 from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
 from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
+from kvflow_jax.serve.client_identity import read_identity
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.generation import Generation
+from kvflow_jax.serve.hint_aliases import hint_data
 from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
@@ -61,6 +63,7 @@ class Chat:
         params = body.sampling_params(service.sampling_defaults)
         output = tools.structured_outputs(params[0].structured_outputs)
         messages, edits = read_messages(body), frozenset[PromptEdit]()
+        fixed_messages = fixed_messages or read_fixed_messages(body)
         if not service.config.disable_prompt_edits:
             messages, edits = edit_prompt(messages)
             fixed_messages, _ = edit_prompt(fixed_messages)
@@ -119,7 +122,7 @@ class Chat:
             ClientDisconnectedError.
         """
         service.check_room(tenant, len(self.params), len(self.params))
-        hint_parser = service.hint_parser(tenant, self.body.agent_hints, self.body.session_id)
+        hint_parser = self._hint_parser(request, service, tenant)
         prompt_ids, hints = await until_disconnect(
             request.receive, self.encode(service, tenant, hint_parser)
         )
@@ -150,6 +153,15 @@ class Chat:
         generation.usage.prompt_edits = self.prompt_edits
         service.metrics.observe_prompt_edits(self.prompt_edits)
         return generation
+
+    def _hint_parser(self, request: Request, service: Service, tenant: str) -> HintParser | None:
+        body, fields = self.body, self.body.model_extra or {}
+        identified = None
+        if not service.config.disable_client_identity:
+            names = [tool.name for tool in self.tools.tools]
+            identified = read_identity(request.headers, fields, self.messages, names)
+        data = hint_data(request.headers, body.agent_hints, fields)
+        return service.hint_parser(tenant, data, body.session_id, identified)
 
 
 def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> frozenset[str]:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.chat_messages import read_messages
+from kvflow_jax.serve.chat_messages import read_fixed_messages, read_messages
 from kvflow_jax.serve.schemas import ChatRequest
 from tests.serve.serve_fakes import FakeEngine, LiveServer
 from tests.serve.serve_requests import CHAT, HELLO, error_of
@@ -151,3 +151,50 @@ def test_the_arguments_of_all_calls_have_a_limit_of_values(http: httpx.Client) -
     text = json.dumps({"code": "[]," * 20_000})
     error = error_of(http.post(CHAT, json={"messages": messages(text)}), 400)
     assert error["code"] == "context_length_exceeded"  # read, and too long for this model
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def parts(*texts: str, marked: int | None = None) -> list[dict[str, Any]]:
+    return [
+        {"type": "text", "text": text, **(MARK if i == marked else {})}
+        for i, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("system", "fixed"),
+    [
+        ([{"content": "a"}], []),
+        ([{"content": parts("a", "b")}], []),
+        ([{"content": parts("a", "b", "c", marked=1)}], ["a\nb"]),
+        ([{"content": "a", **MARK}], ["a"]),
+        ([{"content": "a"}, {"content": parts("b", "c", marked=0)}], ["a", "b"]),
+        ([{"content": parts("a", marked=0)}, {"content": "b"}], ["a"]),
+        ([{"content": [{**part, **MARK} for part in parts("a", "b")], **MARK}], ["a\nb"]),
+        ([{"content": parts("a"), "cache_control": None}], []),
+        ([{"content": {"type": "text", "text": "a", **MARK}}], ["a"]),
+    ],
+)
+def test_marks_of_the_first_system_messages_end_the_fixed_prefix(
+    system: list[dict[str, Any]], fixed: list[str]
+) -> None:
+    user = {"role": "user", "content": [{**part, **MARK} for part in parts("x", "y")]}
+    messages = [*({"role": "system", **one} for one in system), user]
+    body = ChatRequest(messages=messages)
+    assert [message["content"] for message in read_fixed_messages(body)] == fixed
+    assert "cache" not in json.dumps(read_messages(body))  # no template sees them
+
+
+def test_a_mark_of_a_later_system_message_is_no_end() -> None:
+    late = {"role": "system", "content": parts("a", marked=0)}
+    body = ChatRequest(messages=[*HELLO, late])
+    assert read_fixed_messages(body) == []
+
+
+def test_the_marked_prefix_of_an_agent_is_measured(http: httpx.Client, engine: FakeEngine) -> None:
+    system = {"role": "system", "content": parts("Plan.", "Today is Friday.", marked=0)}
+    body = {"messages": [system, *HELLO], "agent_hints": {"agent_id": "a"}}
+    assert http.post(CHAT, json=body).status_code == 200
+    assert engine.last.hints.num_fixed == len("<system>Plan.")

@@ -6,6 +6,7 @@ import numpy as np
 from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.block_ages import AgeHistogram, BlockAges
 from kvflow_jax.requests.outputs import DraftStats, EngineStats, FinishReason, TokensPerStep
+from kvflow_jax.serve.client_identity import IdentitySource
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.workflow.hints import HintStatus
 from tests.serve.metric_samples import finished, samples_of
@@ -84,8 +85,11 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         save_bytes=2000,
         save_s=0.5,
         num_failed_transfers=4,
+        ended_histories={"parent": 3, "compaction": 0},
     )
     metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16)
+    for source in (IdentitySource.CODEX, IdentitySource.CODEX, IdentitySource.INVALID):
+        metrics.observe_identity(source)
     for status in (HintStatus.APPLIED, HintStatus.APPLIED, HintStatus.CLIPPED, None):
         metrics.observe(finished(FinishReason.STOP, hint_status=status))
     metrics.observe(finished(FinishReason.ABORT, hint_status=HintStatus.IGNORED))
@@ -112,6 +116,15 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         "kvflow:hints_total{outcome=unknown_graph}": 0,
         "kvflow:prompt_edits_total{edit=billing_header}": 0,
         "kvflow:prompt_edits_total{edit=total_tokens}": 0,
+        **{
+            f"kvflow:identified_requests_total{{source={source}}}": count
+            for source, count in (
+                *(("claude_code", 0), ("codex", 2), ("opencode", 0), ("dynamo", 0)),
+                *(("session_header", 0), ("body", 0), ("invalid", 1)),
+            )
+        },
+        "kvflow:ended_histories_total{reason=parent}": 3,
+        "kvflow:ended_histories_total{reason=compaction}": 0,
     }
 
 

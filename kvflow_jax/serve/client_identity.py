@@ -1,0 +1,292 @@
+"""The identity that clients send anyway, in headers or bodies: sessions, subagents, compaction.
+
+    headers, fields of the body ──▶ one of _CLIENTS ──▶ _Session ──▶ Identity (defaults of hints)
+    tools, system text, first message ──▶ role and conversation
+
+Ids of a coding agent name one conversation. Others, such as ``prompt_cache_key``, may be shared by
+many: with them, the first message tells conversations apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Any, NamedTuple
+
+from kvflow_jax.workflow.identity import Identity
+
+MAX_PART_CHARS = 120  # of each id that names a session
+MAX_JSON_CHARS = 1 << 12  # of ``metadata.user_id``
+_MAX_ROLE_CHARS = _MAX_MESSAGE_CHARS = 1 << 12
+_MAX_TOOLS = 64
+_MAX_GENERATION_DIGITS = 9
+# Words that begin so are left out of roles: a day or month may be any of them.
+_CALENDAR = (
+    *("mon", "tue", "wed", "thu", "fri", "sat", "sun"),
+    *("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+)
+_HALF_DAYS = ("AM", "PM", "AM.", "PM.", "AM,", "PM,")
+
+
+class IdentitySource(StrEnum):
+    """Whose ids identify a request."""
+
+    CLAUDE_CODE = "claude_code"
+    CODEX = "codex"
+    OPENCODE = "opencode"
+    DYNAMO = "dynamo"
+    SESSION_HEADER = "session_header"
+    BODY = "body"  # ``prompt_cache_key``, ``metadata.session_id`` and the like
+    INVALID = "invalid"  # there was an id, and it was empty or too long
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A session as its client names it.
+
+    Attributes:
+        root: the session of which it is a part; None: itself.
+        is_shared: whether several conversations may have its name.
+        has_helpers: whether its client also writes titles and the like under its name.
+    """
+
+    source: IdentitySource
+    name: str
+    root: str | None = None
+    parent: str | None = None
+    generation: int | None = None
+    is_final: bool = False
+    is_shared: bool = False
+    has_helpers: bool = False
+
+
+class Identified(NamedTuple):
+    """An identity, if there is one, and where it is from."""
+
+    source: IdentitySource
+    identity: Identity | None
+
+
+def read_identity(
+    headers: Mapping[str, str],
+    fields: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    tool_names: Sequence[str],
+) -> Identified | None:
+    """Return the identity of a chat; None if its client sends none.
+
+    Args:
+        headers: of the request, by name in lower case.
+        fields: of the body, as the client sent them.
+        messages: as ``read_messages`` returns them.
+    """
+    ids = _Ids(headers, fields)
+    session = next((found for read in _CLIENTS if (found := read(ids)) is not None), None)
+    if session is None:
+        return Identified(IdentitySource.INVALID, None) if ids.has_invalid else None
+    role = _role(messages, tool_names)
+    root = session.root or session.name
+    name: str | None = session.name
+    if session.is_shared:
+        name = f"{name}#{role}{_digest(_first_text(messages)[:_MAX_MESSAGE_CHARS])}"
+    elif session.has_helpers and not tool_names and not _is_continued(messages):
+        name = None  # a title or the like: nothing continues it
+    identity = Identity(
+        workflow_id=root,
+        agent_id=f"{session.source}:{role}",
+        session_id=name,
+        session_final=session.is_final and name is not None,
+        parent_session_id=None if name is None else session.parent,
+        session_generation=None if name is None else session.generation,
+    )
+    return Identified(session.source, identity)
+
+
+class _Ids:
+    """Reads ids from headers, then from the body: routers drop headers.
+
+    Attributes:
+        has_invalid: whether one that was read is empty, too long, or no text.
+    """
+
+    def __init__(self, headers: Mapping[str, str], fields: Mapping[str, Any]) -> None:
+        self._headers, self._fields = headers, fields
+        self.has_invalid = False
+
+    def header(self, *names: str) -> str | None:
+        return next(
+            (found for name in names if (found := self.read(self._headers.get(name)))), None
+        )
+
+    def has_header(self, name: str) -> bool:
+        return name in self._headers
+
+    def field(self, *path: str) -> str | None:
+        """Return the id at a path of keys."""
+        return self.read(self.value(*path))
+
+    def value(self, *path: str) -> Any:
+        value: Any = self._fields
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def flag(self, name: str) -> bool:
+        return self._headers.get(name, "").strip().lower() in ("1", "true", "yes")
+
+    def is_from(self, product: str) -> bool:
+        return self._headers.get("user-agent", "").lower().startswith(product)
+
+    def read(self, value: object) -> str | None:
+        """Return a value if it may be an id."""
+        if value is None:
+            return None
+        if isinstance(value, str) and 0 < len(text := value.strip()) <= MAX_PART_CHARS:
+            return text
+        self.has_invalid = True
+        return None
+
+
+def _claude_code(ids: _Ids) -> _Session | None:
+    root = ids.header("x-claude-code-session-id") or _session_of_user(ids)
+    if root is None:
+        return None
+    agent = ids.header("x-claude-code-agent-id")
+    parent = ids.header("x-claude-code-parent-agent-id")
+    source = IdentitySource.CLAUDE_CODE
+    if agent is None or agent == root:
+        return _Session(source, root, has_helpers=True)
+    is_of_main = parent in (None, root, agent)
+    return _Session(source, f"{root}/{agent}", root, root if is_of_main else f"{root}/{parent}")
+
+
+def _session_of_user(ids: _Ids) -> str | None:
+    """Return the session in ``metadata.user_id``: in its JSON, or at the end of its text."""
+    user_id = ids.value("metadata", "user_id")
+    if not isinstance(user_id, str):
+        return None
+    if not user_id.startswith("{"):
+        _, mark, session = user_id[-2 * MAX_PART_CHARS :].rpartition("_session_")
+        return ids.read(session) if mark else None
+    if len(user_id) > MAX_JSON_CHARS:
+        ids.has_invalid = True
+        return None
+    try:
+        data = json.loads(user_id)
+    except (ValueError, RecursionError):
+        return None
+    return ids.read(data.get("session_id")) if isinstance(data, dict) else None
+
+
+def _codex(ids: _Ids) -> _Session | None:
+    def find(*names: str) -> str | None:
+        fields = (ids.field("client_metadata", name) for name in names)
+        return ids.header(*names) or next(filter(None, fields), None)
+
+    window = find("x-codex-window-id")
+    thread, _, number = (window or "").rpartition(":")
+    has_number = bool(thread) and number.isascii() and number.isdigit()
+    has_number = has_number and len(number) <= _MAX_GENERATION_DIGITS
+    thread = (thread if has_number else "") or find("thread-id", "thread_id") or ""
+    session = ids.field("client_metadata", "session_id")
+    parent = find("x-codex-parent-thread-id", "parent_thread_id")
+    if not thread and session is None:
+        return None
+    if thread:
+        session = ids.header("session-id", "session_id") or session
+    name = thread or session or ""
+    return _Session(
+        IdentitySource.CODEX,
+        name,
+        session or parent,
+        None if parent == name else parent,
+        int(number) if has_number else None,
+        has_helpers=parent is None,
+    )
+
+
+def _opencode(ids: _Ids) -> _Session | None:
+    session = ids.header("x-session-affinity")
+    if session is None and (ids.is_from("opencode") or ids.has_header("x-parent-session-id")):
+        session = ids.header("x-session-id")
+    if session is None:
+        return None
+    # The root of all, not the session that called this one; that is the same for most.
+    parent = ids.header("x-parent-session-id")
+    parent = None if parent == session else parent
+    return _Session(IdentitySource.OPENCODE, session, parent, parent, has_helpers=parent is None)
+
+
+def _dynamo(ids: _Ids) -> _Session | None:
+    session = ids.header("x-dynamo-session-id")
+    if session is None:
+        return None
+    parent = ids.header("x-dynamo-parent-session-id")
+    parent = None if parent == session else parent
+    is_final = ids.flag("x-dynamo-session-final")
+    return _Session(IdentitySource.DYNAMO, session, parent, parent, is_final=is_final)
+
+
+def _other(ids: _Ids) -> _Session | None:
+    session = ids.header("x-session-id", "session-id", "session_id", "x-task-id")
+    source = IdentitySource.SESSION_HEADER
+    if session is None:
+        source = IdentitySource.BODY
+        paths = (
+            ("prompt_cache_key",),
+            ("session_id",),
+            *(("metadata", name) for name in ("session_id", "sessionId", "conversation_id")),
+            ("client_metadata", "session_id"),
+        )
+        session = next((found for path in paths if (found := ids.field(*path))), None)
+    if session is None:
+        return None
+    return _Session(source, session, is_final=ids.flag("x-session-final"), is_shared=True)
+
+
+_CLIENTS = (_claude_code, _codex, _opencode, _dynamo, _other)
+
+
+def _role(messages: Sequence[Mapping[str, Any]], tool_names: Sequence[str]) -> str:
+    """Return a digest of the tools and of what an agent's instructions begin with.
+
+    Dates, paths and ids are left out: they differ between the sessions of one role.
+    """
+    words = " ".join(_system_text(messages)[:_MAX_ROLE_CHARS].split())
+    kept = (word for word in words.split(" ") if not _is_variable(word))
+    return _digest(" ".join([*islice(sorted(tool_names), _MAX_TOOLS), *kept]))
+
+
+def _is_variable(word: str) -> bool:
+    """True for a number, a date, a path or an id."""
+    return (
+        "/" in word
+        or "\\" in word
+        or word.lower().lstrip("(").startswith(_CALENDAR)
+        or word.upper() in _HALF_DAYS
+        or any(map(str.isdigit, word))
+    )
+
+
+def _system_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    if messages and messages[0]["role"] == "system":
+        return str(messages[0]["content"])
+    return ""
+
+
+def _first_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first text that is not of the system."""
+    texts: Iterator[str] = (str(m["content"]) for m in messages if m["role"] != "system")
+    return next(texts, "")
+
+
+def _is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(message["role"] == "assistant" for message in messages)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=4).hexdigest()

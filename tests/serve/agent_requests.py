@@ -1,0 +1,157 @@
+"""Requests as coding agents send them, shortened, with ids and personal details replaced."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+SESSION = "5e0d8a52-0000-4000-8000-000000000001"
+OTHER_SESSION = "5e0d8a52-0000-4000-8000-000000000002"
+BASH = {"type": "object", "properties": {"command": {"type": "string"}}}
+CHAT_TOOLS = [{"type": "function", "function": {"name": "bash", "parameters": BASH}}]
+EPHEMERAL = {"type": "ephemeral"}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request: its path, headers and body."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+    def with_headers(self, **headers: str) -> Sent:
+        """Return the request with more headers; an underscore stands for a hyphen."""
+        added = {name.replace("_", "-"): value for name, value in headers.items()}
+        return Sent(self.path, {**self.headers, **added}, self.body)
+
+    def with_body(self, **fields: Any) -> Sent:
+        return Sent(self.path, self.headers, {**self.body, **fields})
+
+
+def claude_code(session: str = SESSION, *texts: str, checksum: str = "a1b2c") -> Sent:
+    """Claude Code 2: three blocks of system text, two of them marked."""
+    messages: list[dict[str, Any]] = []
+    for i, text in enumerate(texts or ("Fix the test.",)):
+        block = {"type": "text", "text": text}
+        messages.append({"role": ("user", "assistant")[i % 2], "content": [block]})
+    messages[-1]["content"][-1]["cache_control"] = EPHEMERAL
+    user = {"device_id": "0" * 64, "account_uuid": "", "session_id": session}
+    return Sent(
+        "/v1/messages",
+        {
+            "user-agent": "claude-cli/2.1.0 (external, sdk-cli)",
+            "anthropic-version": "2023-06-01",
+            "x-app": "cli",
+            "x-claude-code-session-id": session,
+        },
+        {
+            "max_tokens": 8,
+            "system": [
+                {
+                    "type": "text",
+                    "text": f"x-anthropic-billing-header: cc_version=2.1.0; cch={checksum};",
+                },
+                {"type": "text", "text": "You are a coding agent.", "cache_control": EPHEMERAL},
+                {
+                    "type": "text",
+                    "text": "Use the tools.\nWorking directory: /home/user/project",
+                    "cache_control": EPHEMERAL,
+                },
+            ],
+            "messages": messages,
+            "tools": [{"name": "Bash", "description": "Run it.", "input_schema": BASH}],
+            "metadata": {"user_id": json.dumps(user)},
+        },
+    )
+
+
+def claude_code_title(session: str = SESSION) -> Sent:
+    """The title that Claude Code writes of a session: no tools, and nothing follows."""
+    sent = claude_code(session)
+    system = [*sent.body["system"][:1], {"type": "text", "text": "Write a title."}]
+    return sent.with_body(system=system, tools=[])
+
+
+def codex(thread: str = SESSION, generation: int = 0, *texts: str) -> Sent:
+    """Codex CLI."""
+    items = []
+    for i, text in enumerate(texts or ("Fix the test.",)):
+        role, kind = (("user", "input_text"), ("assistant", "output_text"))[i % 2]
+        part = {"type": kind, "text": text}
+        items.append({"type": "message", "role": role, "content": [part]})
+    return Sent(
+        "/v1/responses",
+        {
+            "user-agent": "codex_exec/0.60.0",
+            "session-id": thread,
+            "thread-id": thread,
+            "x-codex-window-id": f"{thread}:{generation}",
+        },
+        {
+            "instructions": "You are Codex.",
+            "input": items,
+            "tools": [{"type": "function", "name": "exec_command", "parameters": BASH}],
+            "parallel_tool_calls": True,
+            "reasoning": {"summary": "auto"},
+            "store": False,
+            "include": ["reasoning.encrypted_content"],
+            "prompt_cache_key": thread,
+            "client_metadata": {
+                "session_id": thread,
+                "thread_id": thread,
+                "x-codex-window-id": f"{thread}:{generation}",
+            },
+            "max_output_tokens": 8,
+        },
+    )
+
+
+def _chat(headers: dict[str, str], system: Any = "You are an agent.", **fields: Any) -> Sent:
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": "Fix the test."},
+    ]
+    body = {"messages": messages, "max_tokens": 8, "tools": CHAT_TOOLS, **fields}
+    return Sent("/v1/chat/completions", headers, body)
+
+
+def opencode(session: str = "ses_0000000000000001") -> Sent:
+    """OpenCode with an OpenAI-compatible provider."""
+    headers = {
+        "user-agent": "opencode/1.2.0 ai-sdk/provider-utils/4.0.0",
+        "x-session-affinity": session,
+        "x-session-id": session,
+    }
+    return _chat(headers)
+
+
+def cline() -> Sent:
+    """Cline with an OpenAI-compatible provider: parts that are marked, and no session."""
+    part = {"type": "text", "text": "You are Cline.", "cache_control": EPHEMERAL}
+    return _chat({"user-agent": "Cline/3.40.0"}, [part], tools=None)
+
+
+def continue_dev() -> Sent:
+    """Continue: no session."""
+    return _chat({"user-agent": "Continue/1.5"})
+
+
+def pi(session: str = SESSION) -> Sent:
+    """pi: a cache key and a header."""
+    return _chat({"session_id": session}, prompt_cache_key=session)
+
+
+def qwen_code(session: str = SESSION) -> Sent:
+    """qwen-code, which tells its session in metadata, and marks the system text."""
+    part = {"type": "text", "text": "You are Qwen Code.", "cache_control": EPHEMERAL}
+    metadata = {"sessionId": session, "promptId": f"{session}########1"}
+    return _chat({"user-agent": "QwenCode/0.5.0 (linux; x64)"}, [part], metadata=metadata)
+
+
+def mini_swe_agent() -> Sent:
+    """mini-swe-agent through LiteLLM: no session; the last message is marked."""
+    sent = _chat({"user-agent": "litellm/1.80.0"})
+    messages = [sent.body["messages"][0], {**sent.body["messages"][1], "cache_control": EPHEMERAL}]
+    return sent.with_body(messages=messages)
