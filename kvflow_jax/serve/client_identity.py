@@ -4,7 +4,8 @@
     tools, system text, first message ──▶ role and conversation
 
 Ids of a coding agent name one conversation. Others, such as ``prompt_cache_key``, may be shared by
-many: with them, the first message tells conversations apart.
+many: with them, the first message tells conversations apart. Where there is no id, the first call
+of a tool in the history is one: it has the id that an earlier answer gave it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
 from typing import Any, NamedTuple
 
 from kvflow_jax.workflow.identity import Identity
 
 MAX_PART_CHARS = 120  # of each id that names a session
-MAX_JSON_CHARS = 1 << 12  # of ``metadata.user_id``
+MAX_JSON_CHARS = 1 << 12  # of JSON in a text, such as ``metadata.user_id``
 _MAX_ROLE_CHARS = _MAX_MESSAGE_CHARS = 1 << 12
 _MAX_TOOLS = 64
 _MAX_GENERATION_DIGITS = 9
@@ -41,6 +41,7 @@ class IdentitySource(StrEnum):
     DYNAMO = "dynamo"
     SESSION_HEADER = "session_header"
     BODY = "body"  # ``prompt_cache_key``, ``metadata.session_id`` and the like
+    CALLS = "calls"  # the first call of a tool in the history
     INVALID = "invalid"  # there was an id, and it was empty or too long
 
 
@@ -86,10 +87,14 @@ def read_identity(
     """
     ids = _Ids(headers, fields)
     session = next((found for read in _CLIENTS if (found := read(ids)) is not None), None)
+    if session is None and ids.has_invalid:
+        return Identified(IdentitySource.INVALID, None)
+    session = session or _of_first_call(ids, messages)
     if session is None:
-        return Identified(IdentitySource.INVALID, None) if ids.has_invalid else None
+        return None
     role = _role(messages, tool_names)
-    root = session.root or session.name
+    is_run = session.source is not IdentitySource.CALLS
+    root = (session.root or session.name) if is_run else None
     name: str | None = session.name
     if session.is_shared:
         name = f"{name}#{role}{_digest(_first_text(messages)[:_MAX_MESSAGE_CHARS])}"
@@ -135,6 +140,19 @@ class _Ids:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
+    def json(self, text: object) -> Mapping[str, Any]:
+        """Return the object that a text has as JSON; an empty one for any other."""
+        if not isinstance(text, str):
+            return {}
+        if len(text) > MAX_JSON_CHARS:
+            self.has_invalid = True
+            return {}
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
     def flag(self, name: str) -> bool:
         return self._headers.get(name, "").strip().lower() in ("1", "true", "yes")
 
@@ -169,17 +187,10 @@ def _session_of_user(ids: _Ids) -> str | None:
     user_id = ids.value("metadata", "user_id")
     if not isinstance(user_id, str):
         return None
-    if not user_id.startswith("{"):
-        _, mark, session = user_id[-2 * MAX_PART_CHARS :].rpartition("_session_")
-        return ids.read(session) if mark else None
-    if len(user_id) > MAX_JSON_CHARS:
-        ids.has_invalid = True
-        return None
-    try:
-        data = json.loads(user_id)
-    except (ValueError, RecursionError):
-        return None
-    return ids.read(data.get("session_id")) if isinstance(data, dict) else None
+    if user_id.startswith("{"):
+        return ids.read(ids.json(user_id).get("session_id"))
+    _, mark, session = user_id[-2 * MAX_PART_CHARS :].rpartition("_session_")
+    return ids.read(session) if mark else None
 
 
 def _codex(ids: _Ids) -> _Session | None:
@@ -194,6 +205,9 @@ def _codex(ids: _Ids) -> _Session | None:
     thread = (thread if has_number else "") or find("thread-id", "thread_id") or ""
     session = ids.field("client_metadata", "session_id")
     parent = find("x-codex-parent-thread-id", "parent_thread_id")
+    if parent is None:
+        turn = ids.value("client_metadata", "x-codex-turn-metadata")
+        parent = ids.read(ids.json(turn).get("parent_thread_id"))
     if not thread and session is None:
         return None
     if thread:
@@ -248,17 +262,26 @@ def _other(ids: _Ids) -> _Session | None:
     return _Session(source, session, is_final=ids.flag("x-session-final"), is_shared=True)
 
 
+def _of_first_call(ids: _Ids, messages: Sequence[Mapping[str, Any]]) -> _Session | None:
+    calls = (call for message in messages for call in message.get("tool_calls", ()))
+    first = next(calls, None)
+    name = None if first is None else ids.read(first.get("id"))
+    # Some clients number their calls.
+    return None if name is None else _Session(IdentitySource.CALLS, name, is_shared=True)
+
+
 _CLIENTS = (_claude_code, _codex, _opencode, _dynamo, _other)
 
 
 def _role(messages: Sequence[Mapping[str, Any]], tool_names: Sequence[str]) -> str:
-    """Return a digest of the tools and of what an agent's instructions begin with.
+    """Return a digest of what an agent's instructions begin with, else of its tools.
 
-    Dates, paths and ids are left out: they differ between the sessions of one role.
+    Dates, paths and ids are left out: they differ between the sessions of one role. So may tools,
+    some of which agents load when they need them.
     """
-    words = " ".join(_system_text(messages)[:_MAX_ROLE_CHARS].split())
-    kept = (word for word in words.split(" ") if not _is_variable(word))
-    return _digest(" ".join([*islice(sorted(tool_names), _MAX_TOOLS), *kept]))
+    words = _system_text(messages)[:_MAX_ROLE_CHARS].split()
+    kept = [word for word in words if not _is_variable(word)]
+    return _digest(" ".join(kept or sorted(tool_names)[:_MAX_TOOLS]) + "+" * bool(tool_names))
 
 
 def _is_variable(word: str) -> bool:

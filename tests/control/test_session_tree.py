@@ -4,6 +4,7 @@ import pytest
 
 from kvflow_jax.control.readers import SessionReader
 from kvflow_jax.control.session_tree import MAX_CHILDREN, Ended, EndedBy, SessionTree
+from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.workflow.hints import Hints
 from tests.support.agent_cycle import KVFLOW
 from tests.support.token_runner import Client, make_engine, run
@@ -169,3 +170,18 @@ def test_the_history_of_an_ended_generation_has_no_reader():
     last = chat(engine, [6] * 24, session_id="s", session_generation=2)
     assert last.stats.num_cached_tokens >= 16
     assert readers(engine) == {SessionReader("", "s")}
+
+
+@pytest.mark.parametrize("parent", ["main", None])
+def test_the_blocks_of_an_ended_subagent_are_evicted_before_older_sessions(parent):
+    engine = make_engine(num_pages=40, max_model_len=64, cache=CacheSettings(eviction="kvflow"))
+    chat(engine, [5] * 40, session_id="main")
+    chat(engine, [7] * 40, session_id="older")
+    chat(engine, [6] * 40, session_id="sub", parent_session_id=parent)
+    chat(engine, [5] * 40, session_id="main")
+    chat(engine, [8] * 58, session_id="new")  # three of the four fit
+    assert engine.stats.num_evicted_blocks > 0
+    is_released = parent is not None
+    assert engine.stats.ended_histories["parent"] == is_released
+    num_cached = chat(engine, [7] * 40, session_id="older").stats.num_cached_tokens
+    assert (num_cached >= 36) == is_released

@@ -1,4 +1,8 @@
-"""Requests as coding agents send them, shortened, with ids and personal details replaced."""
+"""Requests as coding agents send them, shortened, with ids and personal details replaced.
+
+Those of Claude Code 2.1.328, Codex 0.169, OpenCode 1.18, qwen-code 0.24 and pi were recorded on
+2026-11-28; those of Cline, Continue and mini-swe-agent have the form that their sources tell.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ def claude_code(session: str = SESSION, *texts: str, checksum: str = "a1b2c") ->
     return Sent(
         "/v1/messages",
         {
-            "user-agent": "claude-cli/2.1.0 (external, sdk-cli)",
+            "user-agent": "claude-cli/2.1.328 (external, sdk-cli)",
             "anthropic-version": "2023-06-01",
             "x-app": "cli",
             "x-claude-code-session-id": session,
@@ -51,7 +55,7 @@ def claude_code(session: str = SESSION, *texts: str, checksum: str = "a1b2c") ->
             "system": [
                 {
                     "type": "text",
-                    "text": f"x-anthropic-billing-header: cc_version=2.1.0; cch={checksum};",
+                    "text": f"x-anthropic-billing-header: cc_version=2.1.328; cch={checksum};",
                 },
                 {"type": "text", "text": "You are a coding agent.", "cache_control": EPHEMERAL},
                 {
@@ -75,8 +79,10 @@ def claude_code_title(session: str = SESSION) -> Sent:
 
 
 def codex(thread: str = SESSION, generation: int = 0, *texts: str) -> Sent:
-    """Codex CLI."""
-    items = []
+    """Codex CLI: its instructions are messages of the developer."""
+    turn = {"session_id": thread, "thread_id": thread, "window_id": f"{thread}:{generation}"}
+    developer = [{"type": "input_text", "text": "You are a coding agent."}]
+    items = [{"type": "message", "id": "msg_01", "role": "developer", "content": developer}]
     for i, text in enumerate(texts or ("Fix the test.",)):
         role, kind = (("user", "input_text"), ("assistant", "output_text"))[i % 2]
         part = {"type": kind, "text": text}
@@ -84,13 +90,12 @@ def codex(thread: str = SESSION, generation: int = 0, *texts: str) -> Sent:
     return Sent(
         "/v1/responses",
         {
-            "user-agent": "codex_exec/0.60.0",
+            "user-agent": "codex_exec/0.169.0",
             "session-id": thread,
             "thread-id": thread,
             "x-codex-window-id": f"{thread}:{generation}",
         },
         {
-            "instructions": "You are Codex.",
             "input": items,
             "tools": [{"type": "function", "name": "exec_command", "parameters": BASH}],
             "parallel_tool_calls": True,
@@ -102,6 +107,7 @@ def codex(thread: str = SESSION, generation: int = 0, *texts: str) -> Sent:
                 "session_id": thread,
                 "thread_id": thread,
                 "x-codex-window-id": f"{thread}:{generation}",
+                "x-codex-turn-metadata": json.dumps(turn),
             },
             "max_output_tokens": 8,
         },
@@ -120,7 +126,7 @@ def _chat(headers: dict[str, str], system: Any = "You are an agent.", **fields: 
 def opencode(session: str = "ses_0000000000000001") -> Sent:
     """OpenCode with an OpenAI-compatible provider."""
     headers = {
-        "user-agent": "opencode/1.2.0 ai-sdk/provider-utils/4.0.0",
+        "user-agent": "opencode/1.18.33 ai-sdk/provider-utils/4.0.23",
         "x-session-affinity": session,
         "x-session-id": session,
     }
@@ -138,16 +144,15 @@ def continue_dev() -> Sent:
     return _chat({"user-agent": "Continue/1.5"})
 
 
-def pi(session: str = SESSION) -> Sent:
-    """pi: a cache key and a header."""
-    return _chat({"session_id": session}, prompt_cache_key=session)
+def pi() -> Sent:
+    """pi: no session."""
+    system = "You are pi.\nCurrent date: 2026-11-28\nCurrent working directory: /home/user/project"
+    return _chat({"user-agent": "OpenAI/JS 6.26.0"}, system, store=False)
 
 
-def qwen_code(session: str = SESSION) -> Sent:
-    """qwen-code, which tells its session in metadata, and marks the system text."""
-    part = {"type": "text", "text": "You are Qwen Code.", "cache_control": EPHEMERAL}
-    metadata = {"sessionId": session, "promptId": f"{session}########1"}
-    return _chat({"user-agent": "QwenCode/0.5.0 (linux; x64)"}, [part], metadata=metadata)
+def qwen_code() -> Sent:
+    """qwen-code with an OpenAI-compatible server: no session."""
+    return _chat({"user-agent": "QwenCode/0.24.4 (linux; x64)"}, "You are Qwen Code.")
 
 
 def mini_swe_agent() -> Sent:
@@ -155,3 +160,12 @@ def mini_swe_agent() -> Sent:
     sent = _chat({"user-agent": "litellm/1.80.0"})
     messages = [sent.body["messages"][0], {**sent.body["messages"][1], "cache_control": EPHEMERAL}]
     return sent.with_body(messages=messages)
+
+
+def with_call(sent: Sent, call_id: str = "call_01") -> Sent:
+    """Return the second turn of a chat: a call, and its result."""
+    function = {"name": "bash", "arguments": '{"command": "pytest"}'}
+    call = {"id": call_id, "type": "function", "function": function}
+    assistant = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": call_id, "content": "1 failed"}
+    return sent.with_body(messages=[*sent.body["messages"], assistant, result])

@@ -49,15 +49,21 @@ def identity(
         (agents.claude_code(), IdentitySource.CLAUDE_CODE),
         (agents.codex(), IdentitySource.CODEX),
         (agents.opencode(), IdentitySource.OPENCODE),
-        (agents.pi(), IdentitySource.SESSION_HEADER),
-        (agents.qwen_code(), IdentitySource.BODY),
+        (agents.pi(), None),
+        (agents.pi().with_headers(session_id=SESSION), IdentitySource.SESSION_HEADER),
+        (agents.qwen_code(), None),
+        (agents.qwen_code().with_body(metadata={"sessionId": "s"}), IdentitySource.BODY),
+        (agents.with_call(agents.pi()), IdentitySource.CALLS),
+        (agents.with_call(agents.qwen_code()), IdentitySource.CALLS),
+        (agents.with_call(agents.cline()), IdentitySource.CALLS),
         (agents.cline(), None),
         (agents.continue_dev(), None),
         (agents.mini_swe_agent(), None),
     ],
 )
 def test_each_agent_is_known_by_what_it_sends(sent: Sent, source: IdentitySource | None) -> None:
-    found = read_identity(sent.headers, sent.body, [SYSTEM, USER], ["bash"])
+    messages = sent.body["messages"] if "chat" in sent.path else [SYSTEM, USER]
+    found = read_identity(sent.headers, sent.body, messages, ["bash"])
     assert (found and found.source) == source
 
 
@@ -154,7 +160,36 @@ def test_dates_paths_and_ids_make_no_other_role() -> None:
     }
     assert len(same) == 1
     assert role("You are an agent.") != role("You are another agent.")
-    assert role("You are an agent.") != role("You are an agent.", ("bash", "edit"))
+    assert role("You are an agent.") == role("You are an agent.", ("bash", "edit"))
+    assert role("You are an agent.") != role("You are an agent.", ())
+    assert role("") != role("", ("bash", "edit"))
+
+
+def test_a_conversation_without_ids_is_known_by_its_first_call() -> None:
+    def session(call_id: Any, text: str = "Fix the test.") -> str | None:
+        call = {"id": call_id, "function": {"name": "bash", "arguments": {}}}
+        chat = [SYSTEM, {"role": "user", "content": text}]
+        for one in (call, {**call, "id": "later"}):
+            chat.append({"role": "assistant", "content": "", "tool_calls": [one]})  # type: ignore[dict-item]
+        found = identified(messages=chat)
+        assert found is None or found.identity is None or found.identity.workflow_id is None
+        return None if found is None or found.identity is None else found.identity.session_id
+
+    assert session("call_1") == session("call_1") is not None
+    assert session("call_1") != session("call_2")
+    assert session("call_1") != session("call_1", "Another task.")  # a client that numbers calls
+    for call_id in (None, "", 5, "c" * (1 << 20)):
+        assert session(call_id) is None
+
+
+def test_a_subagent_of_codex_is_known_by_the_metadata_of_its_turn() -> None:
+    def parent(turn: Any) -> str | None:
+        metadata = {"thread_id": "t", "x-codex-turn-metadata": turn}
+        return identity(client_metadata=metadata).parent_session_id
+
+    assert parent('{"parent_thread_id": "p"}') == "p"
+    for turn in ("", "[]", "{", '{"parent_thread_id": 5}', '{"a": "' + "x" * MAX_JSON_CHARS, 5):
+        assert parent(turn) is None
 
 
 def test_titles_are_no_part_of_the_conversation_that_they_name() -> None:
@@ -239,8 +274,8 @@ def post(http: httpx.Client, engine: FakeEngine, sent: Sent) -> Hints | None:
         agents.claude_code(),
         agents.codex(),
         agents.opencode(),
-        agents.pi(),
-        agents.qwen_code(),
+        agents.pi().with_body(prompt_cache_key=SESSION),
+        agents.with_call(agents.cline()),
     ],
 )
 def test_identity_becomes_hints_on_every_route(
@@ -248,7 +283,7 @@ def test_identity_becomes_hints_on_every_route(
 ) -> None:
     hints = post(http, engine, sent)
     assert hints is not None
-    assert None not in (hints.session_id, hints.agent_id, hints.workflow_id)
+    assert None not in (hints.session_id, hints.agent_id)
     assert not hints.is_clipped
     assert not hints.has_unused
     assert hints.num_fixed
@@ -277,7 +312,7 @@ def test_a_flag_ignores_what_clients_send() -> None:
         live_server(disable_client_identity=True) as live,
         httpx.Client(base_url=live.url, timeout=20) as http,
     ):
-        for sent in (agents.claude_code(), agents.codex(), agents.pi()):
+        for sent in (agents.claude_code(), agents.codex(), agents.with_call(agents.pi())):
             assert post(http, live.engine, sent) is None
 
 
@@ -326,6 +361,39 @@ def test_a_session_is_applied_and_counted(server: ScriptedServer) -> None:
         ("ended_histories", "parent"): 1.0,
         ("ended_histories", "compaction"): 1.0,
     }
+
+
+def test_a_mark_on_every_block_ends_the_fixed_prefix_at_the_last_of_the_system(
+    http: httpx.Client, engine: FakeEngine
+) -> None:
+    sent = agents.claude_code(SESSION, *["Go on."] * 9)
+    for block in [*sent.body["system"], *(m["content"][0] for m in sent.body["messages"])]:
+        block["cache_control"] = agents.EPHEMERAL
+    sent.body["tools"][0]["cache_control"] = agents.EPHEMERAL
+    hints = post(http, engine, sent)
+    assert hints is not None
+    assert hints.num_fixed
+    prompt = engine.last.prompt
+    assert "cache_control" not in prompt
+    assert prompt[: hints.num_fixed].endswith("Working directory: /home/user/project")
+
+
+def test_ten_thousand_sessions_are_bounded(http: httpx.Client, engine: FakeEngine) -> None:
+    one = agents.opencode()
+    seen = set()
+    for i in range(10_000):
+        found = read_identity({"x-session-affinity": f"s{i}"}, one.body, [SYSTEM, USER], ["bash"])
+        assert found is not None
+        assert found.identity is not None
+        seen.add(found.identity.agent_id)
+    assert len(seen) == 1  # one role, whatever their number
+    # A header is bounded by the server, and a field by the length of an id.
+    for sent in (
+        one.with_headers(x_session_affinity="s" * 10_000),
+        agents.pi().with_body(prompt_cache_key="s" * 100_000),
+    ):
+        hints = post(http, engine, Sent(sent.path, {**sent.headers, "x-session-id": ""}, sent.body))
+        assert hints is None
 
 
 def test_the_second_turn_of_a_session_finds_the_first_in_the_cache(

@@ -120,7 +120,7 @@ def test_counters_of_the_cache_and_of_hints() -> None:
             f"kvflow:identified_requests_total{{source={source}}}": count
             for source, count in (
                 *(("claude_code", 0), ("codex", 2), ("opencode", 0), ("dynamo", 0)),
-                *(("session_header", 0), ("body", 0), ("invalid", 1)),
+                *(("session_header", 0), ("body", 0), ("calls", 0), ("invalid", 1)),
             )
         },
         "kvflow:ended_histories_total{reason=parent}": 3,
