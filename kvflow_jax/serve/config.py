@@ -158,6 +158,13 @@ class ServerConfig(Config):
         "x-anthropic-billing-header, so that nothing behind them is cached",
         SWITCH,
     )
+    move_environment: bool = flag(
+        False,
+        "move lines with the date or the working directory from the system text to the first "
+        "message of the user, so that sessions of other days and folders share system text and "
+        "tools",
+        SWITCH,
+    )
     disable_client_identity: bool = flag(
         False,
         "do not read sessions, subagents and compactions from the headers and fields that coding "

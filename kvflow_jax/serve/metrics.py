@@ -29,6 +29,14 @@ from kvflow_jax.workflow.hints import HintStatus
 
 logger = logging.getLogger("kvflow_jax.serve")
 
+_EDIT_TEXTS = {
+    **{
+        edit: f"left {edit.value} out of a prompt (--disable-prompt-edits keeps it)"
+        for edit in (PromptEdit.BILLING_HEADER, PromptEdit.TOTAL_TOKENS)
+    },
+    PromptEdit.ENVIRONMENT: "moved the environment behind the system text (--move-environment)",
+}
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
@@ -78,13 +86,13 @@ class Metrics:
         self._requests.observe_prompt(n, max_output_tokens)
 
     def observe_prompt_edits(self, edits: Iterable[PromptEdit]) -> None:
-        """Record what was left out of one prompt; the first of each kind is logged."""
+        """Record what was left out of one prompt, or moved; the first of each kind is logged."""
         for edit in edits:
             if not self._num_edits[edit]:
                 logger.info(
-                    "left %s out of a prompt, as it changes with every one; such edits are counted "
-                    "by kvflow:prompt_edits and not logged again; --disable-prompt-edits keeps it",
-                    edit.value,
+                    "%s, as it changes with every one; such edits are counted by "
+                    "kvflow:prompt_edits and not logged again",
+                    _EDIT_TEXTS[edit],
                 )
             self._num_edits[edit] += 1
 
@@ -250,7 +258,7 @@ class Metrics:
         yield hints
         edits = CounterMetricFamily(
             "kvflow:prompt_edits",
-            "Prompts of which a part was left out, as it changes with every one, by that part.",
+            "Prompts of which a part was left out or moved, as it changes often, by that part.",
             labels=[*names, "edit"],
         )
         for edit in PromptEdit:

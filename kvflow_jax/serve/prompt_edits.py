@@ -1,4 +1,4 @@
-"""Edits of prompts: what agents write anew into each of them is left out.
+"""Edits of prompts: what agents write anew into each of them is left out, or moved.
 
 Nothing behind such a text would ever be found in the cache.
 """
@@ -12,17 +12,67 @@ from typing import Any
 
 
 class PromptEdit(Enum):
-    """What was left out of the system texts of a prompt."""
+    """What was left out of the system texts of a prompt, or moved."""
 
     # Claude Code's first line. It has a checksum of the request.
     BILLING_HEADER = "billing_header"
     # How much of its context is left, which Claude Code writes into each turn.
     TOTAL_TOKENS = "total_tokens"
+    # Dates and folders, which differ between sessions: moved to the first message of the user.
+    ENVIRONMENT = "environment"
 
 
 # Each begins with a text, for which the search is fast: others take a second for a large body.
 _BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n?")
 _TOTAL_TOKENS = re.compile(r"<total_tokens>[^<]{0,200}</total_tokens>")
+
+
+# Of OpenCode, pi, qwen-code, Claude Code and agents like them. A form of its own begins each.
+_ENVIRONMENT_LINE = re.compile(
+    r"^[ \t]{0,8}(?:[-*] )?"
+    r"(?:(?:today's|the current|current) (?:date|time)(?: and time)?(?: is)?"
+    r"|(?:primary |current )?working directory|cwd)"
+    r" ?:[^\n]*\n?",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def move_environment(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return messages with dates and folders of the system text in the first user message.
+
+    The system text and the tools are then the same in all sessions of an agent. Only the system
+    messages that the chat begins with are edited. Nothing is moved if no message of the user
+    follows them.
+
+    Args:
+        messages: as ``read_messages`` returns them.
+
+    Returns:
+        The messages, and whether a line was moved.
+    """
+    edited = [{**message} for message in messages]
+    user = next((i for i, message in enumerate(edited) if message["role"] != "system"), None)
+    if user is None or edited[user]["role"] != "user":
+        return edited, False
+    moved: list[str] = []
+    for message in edited[:user]:
+        lines = _ENVIRONMENT_LINE.findall(message["content"])
+        moved += [line.strip() for line in lines]
+        if lines:
+            message["content"] = _ENVIRONMENT_LINE.sub("", message["content"]).rstrip("\n")
+    if not moved:
+        return edited, False
+    edited[user]["content"] = "\n".join([*moved, "", edited[user]["content"]])
+    return [m for m in edited[:user] if m["content"].strip()] + edited[user:], True
+
+
+def without_environment(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the beginning of a chat as it is in the chat that ``move_environment`` returns."""
+    first = {"role": "user", "content": ""}
+    moved, _ = move_environment([*messages, first])
+    return moved[:-1]
 
 
 def edit_prompt(

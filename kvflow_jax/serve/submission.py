@@ -20,7 +20,12 @@ from kvflow_jax.serve.client_identity import read_identity
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.hint_aliases import hint_data
-from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
+from kvflow_jax.serve.prompt_edits import (
+    PromptEdit,
+    edit_prompt,
+    move_environment,
+    without_environment,
+)
 from kvflow_jax.serve.protocols import Tokenizer
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
@@ -39,7 +44,7 @@ class Chat:
         prompt_args: how the template ends the prompt.
         fixed_messages: the beginning of the chat that all calls of the agent share, where the
             client has marked it; empty: it has not.
-        prompt_edits: what was left out of the client's messages.
+        prompt_edits: what was left out of the client's messages, or moved.
     """
 
     body: ChatRequest
@@ -67,6 +72,10 @@ class Chat:
         if not service.config.disable_prompt_edits:
             messages, edits = edit_prompt(messages)
             fixed_messages, _ = edit_prompt(fixed_messages)
+        if service.config.move_environment:
+            messages, is_moved = move_environment(messages)
+            fixed_messages = without_environment(fixed_messages)
+            edits |= {PromptEdit.ENVIRONMENT} if is_moved else set()
         messages = service.model_reasoning.with_history(messages)
         return cls(
             body,

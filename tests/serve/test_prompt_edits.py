@@ -8,11 +8,17 @@ from typing import Any
 import httpx
 import pytest
 
-from kvflow_jax.serve.prompt_edits import PromptEdit, edit_prompt
+from kvflow_jax.serve.prompt_edits import (
+    PromptEdit,
+    edit_prompt,
+    move_environment,
+    without_environment,
+)
 from tests.support.scripted_runner import ScriptedServer, scripted_server
 
 BILLING = "x-anthropic-billing-header: cc_version=2; cch=7f1;"
 LEFT = "<total_tokens>90 tokens left</total_tokens>"
+BOTH = {PromptEdit.BILLING_HEADER, PromptEdit.TOTAL_TOKENS}
 USER = {"role": "user", "content": f"What is {BILLING}?\n{LEFT}"}
 
 
@@ -24,7 +30,7 @@ USER = {"role": "user", "content": f"What is {BILLING}?\n{LEFT}"}
         (f"Plan.\n{BILLING}", "Plan.\n", {PromptEdit.BILLING_HEADER}),
         (f"Not {BILLING}", f"Not {BILLING}", set()),
         (f"Plan.\n{LEFT}\nAct.", "Plan.\nAct.", {PromptEdit.TOTAL_TOKENS}),
-        (f"{BILLING}\nPlan.\n{LEFT}", "Plan.", set(PromptEdit)),
+        (f"{BILLING}\nPlan.\n{LEFT}", "Plan.", BOTH),
         (BILLING, None, {PromptEdit.BILLING_HEADER}),
         (f"{BILLING}\n{BILLING}\nPlan.", "Plan.", {PromptEdit.BILLING_HEADER}),
         (
@@ -89,3 +95,75 @@ def test_a_flag_keeps_prompts_as_they_are() -> None:
             server.script("a")
             assert "prompt_edits" not in http.post(path, json=body).json()["kvflow"]
             assert BILLING in server.runner.prompts[-1]
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+HI = {"role": "user", "content": "Hi."}
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "moved"),
+    [
+        ("Plan.", "Plan.", ""),
+        # pi, OpenCode, Claude Code, qwen-code.
+        (
+            "Plan.\nCurrent date: 2026-11-28\nCurrent working directory: /home/user/a",
+            "Plan.",
+            "Current date: 2026-11-28\nCurrent working directory: /home/user/a",
+        ),
+        (
+            "Plan.\n<env>\n  Working directory: /a\n  Platform: linux\n"
+            "  Today's date: Sat Nov 28 2026\n</env>",
+            "Plan.\n<env>\n  Platform: linux\n</env>",
+            "Working directory: /a\nToday's date: Sat Nov 28 2026",
+        ),
+        (
+            " - Primary working directory: /a\n - Shell: bash",
+            " - Shell: bash",
+            "- Primary working directory: /a",
+        ),
+        ("The current date is: Saturday", None, "The current date is: Saturday"),
+        ("Tell the current date: ask.\ncwd", "Tell the current date: ask.\ncwd", ""),
+        (" " * (1 << 20) + "cwd: /a", " " * (1 << 20) + "cwd: /a", ""),
+    ],
+)
+def test_the_environment_is_moved_behind_the_system_text(
+    text: str, kept: str | None, moved: str
+) -> None:
+    before = [] if kept is None else [system(kept)]
+    user = {**HI, "content": f"{moved}\n\nHi."} if moved else HI
+    assert move_environment([system(text), HI, HI]) == ([*before, user, HI], bool(moved))
+    assert without_environment([system(text)]) == before
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [system("cwd: /a")],
+        [system("cwd: /a"), {"role": "assistant", "content": "Hi."}, HI],
+        [HI, system("cwd: /a")],
+    ],
+)
+def test_an_environment_without_a_user_behind_it_stays(messages: list[dict[str, Any]]) -> None:
+    assert move_environment(messages) == (messages, False)
+
+
+def test_sessions_of_other_folders_share_their_system_text_where_a_flag_says_so() -> None:
+    texts = [f"Plan.\nCurrent working directory: /home/user/{name}" for name in "ab"]
+    with (
+        scripted_server(move_environment=True) as server,
+        httpx.Client(base_url=server.url) as http,
+    ):
+        for text in texts:
+            for path, body in bodies(text).items():
+                server.script("a")
+                answer = http.post(path, json=body).json()
+                assert answer["kvflow"]["prompt_edits"] == ["environment"]
+                (prompt,) = server.runner.prompts
+                head, _, rest = prompt.partition("<|im_end|>")
+                assert head == "<|im_start|>system\nPlan."
+                assert text.partition("\n")[2] in rest
