@@ -37,6 +37,10 @@ _ENVIRONMENT_LINE = re.compile(
 )
 
 
+# Longer system texts are left as they are: lines of any case take a second for a large body.
+MAX_ENVIRONMENT_CHARS = 1 << 18
+
+
 def move_environment(
     messages: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], bool]:
@@ -58,7 +62,8 @@ def move_environment(
         return edited, False
     moved: list[str] = []
     for message in edited[:user]:
-        lines = _ENVIRONMENT_LINE.findall(message["content"])
+        is_short = len(message["content"]) <= MAX_ENVIRONMENT_CHARS
+        lines = _ENVIRONMENT_LINE.findall(message["content"]) if is_short else []
         moved += [line.strip() for line in lines]
         if lines:
             message["content"] = _ENVIRONMENT_LINE.sub("", message["content"]).rstrip("\n")

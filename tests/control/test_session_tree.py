@@ -1,6 +1,8 @@
 """Sessions that wait for others, and histories that end early."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvflow_jax.control.readers import SessionReader
 from kvflow_jax.control.session_tree import MAX_CHILDREN, Ended, EndedBy, SessionTree
@@ -128,6 +130,38 @@ def test_ten_thousand_sessions_and_children_are_bounded():
     root = tree._sessions.get(T, SessionReader(T, "root"))
     assert len(root.children) <= MAX_CHILDREN
     tree._sessions.check_integrity()
+
+
+NAMES = st.sampled_from("abcd")
+CALLS = st.builds(
+    hints,
+    NAMES,
+    st.none() | NAMES,
+    agent=st.sampled_from(["x", "y"]),
+    generation=st.none() | st.integers(0, 2),
+    final=st.booleans(),
+)
+
+
+@given(st.lists(st.tuples(CALLS, st.booleans()), max_size=40))
+def test_no_call_ends_itself_for_its_parent_or_another_in_progress(calls):
+    tree = SessionTree()
+    running = []
+    for one, ends_at_once in calls:
+        in_progress = {other.session_id for other in running}
+        for reader, reason in tree.begin_call(T, one):
+            if reason is EndedBy.COMPACTION:
+                assert reader.session_id == one.session_id
+            else:
+                assert reader.session_id != one.session_id
+                assert one.session_final or reader.session_id not in in_progress
+        running.append(one)
+        if ends_at_once:
+            tree.end_call(T, running.pop(0))
+        tree._sessions.check_integrity()
+    for one in running:
+        tree.end_call(T, one)
+    assert all(not tree._sessions.get(T, reader).num_calls for reader in tree._sessions)
 
 
 def test_the_end_of_an_unknown_call_is_nothing(tree):

@@ -127,7 +127,8 @@ HI = {"role": "user", "content": "Hi."}
         ),
         ("The current date is: Saturday", None, "The current date is: Saturday"),
         ("Tell the current date: ask.\ncwd", "Tell the current date: ask.\ncwd", ""),
-        (" " * (1 << 20) + "cwd: /a", " " * (1 << 20) + "cwd: /a", ""),
+        (" " * 9 + "cwd: /a", " " * 9 + "cwd: /a", ""),
+        ("\n" * (1 << 23) + "cwd: /a", "\n" * (1 << 23) + "cwd: /a", ""),
     ],
 )
 def test_the_environment_is_moved_behind_the_system_text(
