@@ -170,12 +170,14 @@ class _Ids:
 
 
 def _claude_code(ids: _Ids) -> _Session | None:
-    root = ids.header("x-claude-code-session-id") or _session_of_user(ids)
+    source = IdentitySource.CLAUDE_CODE
+    root = ids.header("x-claude-code-session-id")
     if root is None:
-        return None
+        # Its subagents have the same name there.
+        root = _session_of_user(ids)
+        return None if root is None else _Session(source, root, is_shared=True)
     agent = ids.header("x-claude-code-agent-id")
     parent = ids.header("x-claude-code-parent-agent-id")
-    source = IdentitySource.CLAUDE_CODE
     if agent is None or agent == root:
         return _Session(source, root, has_helpers=True)
     is_of_main = parent in (None, root, agent)

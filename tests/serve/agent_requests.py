@@ -78,6 +78,17 @@ def claude_code_title(session: str = SESSION) -> Sent:
     return sent.with_body(system=system, tools=[])
 
 
+def claude_code_subagent(session: str = SESSION) -> Sent:
+    """The first call of a subagent, for the main agent's tool ``Agent``."""
+    sent = claude_code(session, "Look at the test.")
+    billing = {
+        "type": "text",
+        "text": "x-anthropic-billing-header: cc_version=2.1.328.73f; cc_is_subagent=true;",
+    }
+    system = [billing, {"type": "text", "text": "You explore.", "cache_control": EPHEMERAL}]
+    return sent.with_headers(x_claude_code_agent_id="ab2c42646bcac9dd5").with_body(system=system)
+
+
 def codex(thread: str = SESSION, generation: int = 0, *texts: str) -> Sent:
     """Codex CLI: its instructions are messages of the developer."""
     turn = {"session_id": thread, "thread_id": thread, "window_id": f"{thread}:{generation}"}
@@ -114,6 +125,29 @@ def codex(thread: str = SESSION, generation: int = 0, *texts: str) -> Sent:
     )
 
 
+def codex_subagent(parent: str = SESSION, thread: str = OTHER_SESSION) -> Sent:
+    """The first call of a thread that the tool ``spawn_agent`` began."""
+    sent = codex(thread)
+    turn = {
+        "session_id": parent,
+        "thread_id": thread,
+        "window_id": f"{thread}:0",
+        "parent_thread_id": parent,
+        "subagent_kind": "thread_spawn",
+    }
+    metadata = {
+        **sent.body["client_metadata"],
+        "session_id": parent,
+        "x-codex-turn-metadata": json.dumps(turn),
+    }
+    headers = {
+        "session-id": parent,
+        "x-codex-parent-thread-id": parent,
+        "x-openai-subagent": "collab_spawn",
+    }
+    return sent.with_headers(**headers).with_body(client_metadata=metadata)
+
+
 def _chat(headers: dict[str, str], system: Any = "You are an agent.", **fields: Any) -> Sent:
     messages = [
         {"role": "system", "content": system},
@@ -131,6 +165,11 @@ def opencode(session: str = "ses_0000000000000001") -> Sent:
         "x-session-id": session,
     }
     return _chat(headers)
+
+
+def opencode_subagent(parent: str, session: str = "ses_0000000000000002") -> Sent:
+    """The first call of a session that the tool ``task`` began."""
+    return opencode(session).with_headers(x_parent_session_id=parent)
 
 
 def cline() -> Sent:

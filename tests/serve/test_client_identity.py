@@ -67,10 +67,19 @@ def test_each_agent_is_known_by_what_it_sends(sent: Sent, source: IdentitySource
     assert (found and found.source) == source
 
 
-@pytest.mark.parametrize("sent", [agents.claude_code(), agents.codex()])
+@pytest.mark.parametrize("sent", [agents.codex(), agents.codex_subagent()])
 def test_identity_survives_a_router_that_drops_headers(sent: Sent) -> None:
     whole = read_identity(sent.headers, sent.body, [SYSTEM, USER], ["bash"])
     assert read_identity({}, sent.body, [SYSTEM, USER], ["bash"]) == whole
+
+
+def test_without_headers_subagents_of_claude_code_are_told_apart_by_what_they_are_told() -> None:
+    body = agents.claude_code().body
+    main = identity(metadata=body["metadata"])
+    sub = identity(messages=[{**SYSTEM, "content": "Explore."}, USER], metadata=body["metadata"])
+    other = identity(messages=[SYSTEM, {**USER, "content": "Look."}], metadata=body["metadata"])
+    assert len({one.session_id for one in (main, sub, other)}) == 3
+    assert {one.workflow_id for one in (main, sub, other)} == {SESSION}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,7 @@ def test_identity_survives_a_router_that_drops_headers(sent: Sent) -> None:
     [f'{{"device_id": "0", "session_id": "{SESSION}"}}', f"user_00_account__session_{SESSION}"],
 )
 def test_the_session_in_the_user_id_of_claude_code(user_id: str) -> None:
-    assert identity(metadata={"user_id": user_id}).session_id == SESSION
+    assert identity(metadata={"user_id": user_id}).workflow_id == SESSION
 
 
 def test_subagents_of_claude_code_have_conversations_of_their_own() -> None:
@@ -394,6 +403,36 @@ def test_ten_thousand_sessions_are_bounded(http: httpx.Client, engine: FakeEngin
     ):
         hints = post(http, engine, Sent(sent.path, {**sent.headers, "x-session-id": ""}, sent.body))
         assert hints is None
+
+
+def num_ended_by_parents(http: httpx.Client) -> float:
+    (line,) = [
+        line
+        for line in http.get("/metrics").text.splitlines()
+        if line.startswith("kvflow:ended_histories_total{") and 'reason="parent"' in line
+    ]
+    return float(line.rsplit(" ", 1)[1])
+
+
+@pytest.mark.parametrize(
+    ("main", "subagent"),
+    [
+        (agents.claude_code("s1"), agents.claude_code_subagent("s1")),
+        (agents.codex("s2"), agents.codex_subagent("s2")),
+        (agents.opencode("s3"), agents.opencode_subagent("s3")),
+    ],
+)
+def test_a_recorded_subagent_ends_when_its_parent_goes_on(
+    server: ScriptedServer, main: Sent, subagent: Sent
+) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        before = num_ended_by_parents(http)
+        for sent in (main, subagent):
+            ask(http, server, sent)
+            assert num_ended_by_parents(http) == before
+        for _ in range(2):
+            ask(http, server, main)
+            assert num_ended_by_parents(http) == before + 1
 
 
 def test_the_second_turn_of_a_session_finds_the_first_in_the_cache(
