@@ -11,16 +11,14 @@ of a tool in the history is one: it has the id that an earlier answer gave it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from kvflow_jax.serve.client_ids import MAX_ID_CHARS, ClientIds
 from kvflow_jax.workflow.identity import Identity
 
-MAX_PART_CHARS = 120  # of each id that names a session
-MAX_JSON_CHARS = 1 << 12  # of JSON in a text, such as ``metadata.user_id``
 _MAX_ROLE_CHARS = _MAX_MESSAGE_CHARS = 1 << 12
 _MAX_TOOLS = 64
 _MAX_GENERATION_DIGITS = 9
@@ -85,7 +83,7 @@ def read_identity(
         fields: of the body, as the client sent them.
         messages: as ``read_messages`` returns them.
     """
-    ids = _Ids(headers, fields)
+    ids = ClientIds(headers, fields)
     session = next((found for read in _CLIENTS if (found := read(ids)) is not None), None)
     if session is None and ids.has_invalid:
         return Identified(IdentitySource.INVALID, None)
@@ -111,65 +109,7 @@ def read_identity(
     return Identified(session.source, identity)
 
 
-class _Ids:
-    """Reads ids from headers, then from the body: routers drop headers.
-
-    Attributes:
-        has_invalid: whether one that was read is empty, too long, or no text.
-    """
-
-    def __init__(self, headers: Mapping[str, str], fields: Mapping[str, Any]) -> None:
-        self._headers, self._fields = headers, fields
-        self.has_invalid = False
-
-    def header(self, *names: str) -> str | None:
-        return next(
-            (found for name in names if (found := self.read(self._headers.get(name)))), None
-        )
-
-    def has_header(self, name: str) -> bool:
-        return name in self._headers
-
-    def field(self, *path: str) -> str | None:
-        """Return the id at a path of keys."""
-        return self.read(self.value(*path))
-
-    def value(self, *path: str) -> Any:
-        value: Any = self._fields
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
-
-    def json(self, text: object) -> Mapping[str, Any]:
-        """Return the object that a text has as JSON; an empty one for any other."""
-        if not isinstance(text, str):
-            return {}
-        if len(text) > MAX_JSON_CHARS:
-            self.has_invalid = True
-            return {}
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            return {}
-        return data if isinstance(data, dict) else {}
-
-    def flag(self, name: str) -> bool:
-        return self._headers.get(name, "").strip().lower() in ("1", "true", "yes")
-
-    def is_from(self, product: str) -> bool:
-        return self._headers.get("user-agent", "").lower().startswith(product)
-
-    def read(self, value: object) -> str | None:
-        """Return a value if it may be an id."""
-        if value is None:
-            return None
-        if isinstance(value, str) and 0 < len(text := value.strip()) <= MAX_PART_CHARS:
-            return text
-        self.has_invalid = True
-        return None
-
-
-def _claude_code(ids: _Ids) -> _Session | None:
+def _claude_code(ids: ClientIds) -> _Session | None:
     source = IdentitySource.CLAUDE_CODE
     root = ids.header("x-claude-code-session-id")
     if root is None:
@@ -184,18 +124,18 @@ def _claude_code(ids: _Ids) -> _Session | None:
     return _Session(source, f"{root}/{agent}", root, root if is_of_main else f"{root}/{parent}")
 
 
-def _session_of_user(ids: _Ids) -> str | None:
+def _session_of_user(ids: ClientIds) -> str | None:
     """Return the session in ``metadata.user_id``: in its JSON, or at the end of its text."""
     user_id = ids.value("metadata", "user_id")
     if not isinstance(user_id, str):
         return None
     if user_id.startswith("{"):
         return ids.read(ids.json(user_id).get("session_id"))
-    _, mark, session = user_id[-2 * MAX_PART_CHARS :].rpartition("_session_")
+    _, mark, session = user_id[-2 * MAX_ID_CHARS :].rpartition("_session_")
     return ids.read(session) if mark else None
 
 
-def _codex(ids: _Ids) -> _Session | None:
+def _codex(ids: ClientIds) -> _Session | None:
     def find(*names: str) -> str | None:
         fields = (ids.field("client_metadata", name) for name in names)
         return ids.header(*names) or next(filter(None, fields), None)
@@ -225,7 +165,7 @@ def _codex(ids: _Ids) -> _Session | None:
     )
 
 
-def _opencode(ids: _Ids) -> _Session | None:
+def _opencode(ids: ClientIds) -> _Session | None:
     session = ids.header("x-session-affinity")
     if session is None and (ids.is_from("opencode") or ids.has_header("x-parent-session-id")):
         session = ids.header("x-session-id")
@@ -237,7 +177,7 @@ def _opencode(ids: _Ids) -> _Session | None:
     return _Session(IdentitySource.OPENCODE, session, parent, parent, has_helpers=parent is None)
 
 
-def _dynamo(ids: _Ids) -> _Session | None:
+def _dynamo(ids: ClientIds) -> _Session | None:
     session = ids.header("x-dynamo-session-id")
     if session is None:
         return None
@@ -247,7 +187,7 @@ def _dynamo(ids: _Ids) -> _Session | None:
     return _Session(IdentitySource.DYNAMO, session, parent, parent, is_final=is_final)
 
 
-def _other(ids: _Ids) -> _Session | None:
+def _other(ids: ClientIds) -> _Session | None:
     session = ids.header("x-session-id", "session-id", "session_id", "x-task-id")
     source = IdentitySource.SESSION_HEADER
     if session is None:
@@ -264,7 +204,7 @@ def _other(ids: _Ids) -> _Session | None:
     return _Session(source, session, is_final=ids.flag("x-session-final"), is_shared=True)
 
 
-def _of_first_call(ids: _Ids, messages: Sequence[Mapping[str, Any]]) -> _Session | None:
+def _of_first_call(ids: ClientIds, messages: Sequence[Mapping[str, Any]]) -> _Session | None:
     calls = (call for message in messages for call in message.get("tool_calls", ()))
     first = next(calls, None)
     name = None if first is None else ids.read(first.get("id"))

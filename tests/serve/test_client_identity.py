@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvflow_jax.serve.client_identity import (
-    MAX_JSON_CHARS,
-    MAX_PART_CHARS,
     Identified,
     IdentitySource,
     read_identity,
 )
+from kvflow_jax.serve.client_ids import MAX_ID_CHARS, MAX_JSON_CHARS
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.identity import Identity
 from tests.serve import agent_requests as agents
@@ -223,7 +222,7 @@ def test_titles_are_no_part_of_the_conversation_that_they_name() -> None:
         {"metadata": {"session_id": ["s"]}},
         {"metadata": {"user_id": '{"session_id": "' + "s" * MAX_JSON_CHARS + '"}'}},
         {"metadata": {"user_id": '{"session_id": 5}'}},
-        {"client_metadata": {"session_id": "s" * (MAX_PART_CHARS + 1)}},
+        {"client_metadata": {"session_id": "s" * (MAX_ID_CHARS + 1)}},
     ],
 )
 def test_ids_of_no_use_are_counted_and_ignored(fields: dict[str, Any]) -> None:
