@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,7 +64,7 @@ class ScriptedStep(TokenStep):
 class ScriptedRunner(TokenRunner):
     """Emits the tokens of scripted texts, then end-of-text.
 
-    A text of ``by_prompt`` answers each prompt that has its key, the key that occurs last in the
+    ``answer``, where it is set, returns the text for each prompt. Else a text of ``by_prompt`` answers each prompt that has its key, the key that occurs last in the
     prompt. Other prompts take the next of ``texts``. With neither, the step fails. A text may
     contain special tokens, written as text, and a script may be a list of token ids.
 
@@ -76,6 +76,7 @@ class ScriptedRunner(TokenRunner):
         self.tokenizer = tokenizer
         self.texts: deque[str | Sequence[int]] = deque()
         self.by_prompt: dict[str, str | Sequence[int]] = {}
+        self.answer: Callable[[str], str] | None = None
         self.prompts: list[str] = []
         self._rows: dict[int, _Row] = {}  # by seq_slot
         super().__init__(spec, shapes)
@@ -104,7 +105,10 @@ class ScriptedRunner(TokenRunner):
         prompt = self.tokenizer.decode(prompt_ids, skip_special_tokens=False)
         self.prompts.append(prompt)
         keys = [key for key in self.by_prompt if key in prompt]
-        if keys:
+        script: str | Sequence[int]
+        if self.answer is not None:
+            script = self.answer(prompt)
+        elif keys:
             script = self.by_prompt[max(keys, key=prompt.rfind)]
         else:
             assert self.texts, f"no script for the prompt {prompt!r}"
@@ -183,6 +187,7 @@ def scripted_server(
     special_tokens: Sequence[str] = CHATML_TOKENS,
     *,
     max_model_len: int = 8192,
+    num_pages: int = 2048,
     **settings: object,
 ) -> Iterator[ScriptedServer]:
     """Yield a ready server of the production engine over a ScriptedRunner; stop it at the end.
@@ -191,7 +196,7 @@ def scripted_server(
         settings: of ``ServerConfig``.
     """
     tokenizer = scripted_tokenizer(chat_template, special_tokens)
-    engine, runner = scripted_engine(tokenizer, max_model_len=max_model_len)
+    engine, runner = scripted_engine(tokenizer, max_model_len=max_model_len, num_pages=num_pages)
     config = ServerConfig(port=0, load=LoadConfig(MODEL), **settings)
     thread = EngineThread(engine)
     build = (thread, tokenizer, MODEL)

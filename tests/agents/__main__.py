@@ -1,0 +1,71 @@
+"""Install the coding agents, play each against a scripted model, and say how far it came.
+
+    python -m tests.agents ENVIRONMENTS             # all of them
+    python -m tests.agents ENVIRONMENTS opencode    # those whose name contains it
+    python -m tests.agents ENVIRONMENTS --record    # and keep what they sent as tests
+
+``make agents`` does so in folders of the checkout's environment. An agent that cannot be installed
+is named with the reason; one that does not edit its file, or is refused, fails the run.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.agents.agents import AGENTS
+from tests.agents.installation import install
+from tests.agents.play import Played, play
+
+
+def problem_of(played: Played) -> str:
+    """Return what went wrong, "" if nothing did."""
+    refused = [
+        f"{one.method} {one.path}: {one.status} {one.answer}"
+        for one in played.exchanges
+        if one.method == "POST" and one.status >= 400
+    ]
+    if played.is_edited and not refused:
+        return ""
+    return "\n".join(
+        [
+            "the note is corrected" if played.is_edited else f"the note says {played.note!r}",
+            f"exit code {played.exit_code}",
+            *refused,
+            played.printed[-4000:],
+        ]
+    )
+
+
+def main() -> int:
+    """Play what is asked for, a line each; return the exit code."""
+    environments, *parts = [part for part in sys.argv[1:] if part != "--record"]
+    wrong = []
+    for agent in AGENTS:
+        if parts and not any(part in agent.name for part in parts):
+            continue
+        program, reason = install(agent, Path(environments).absolute())
+        if program is None:
+            print(f"not installed: {agent.name} {agent.version}: {reason}", flush=True)
+            continue
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as space:
+            played = play(agent, program, Path(space))
+        problem = problem_of(played)
+        print(
+            f"{time.monotonic() - begin:6.1f} s  {agent.name} {agent.version}: "
+            f"{len(played.exchanges)} requests, {played.num_turns} turns with a call, "
+            f"{'edited' if played.is_edited else 'not edited'}",
+            flush=True,
+        )
+        if problem:
+            wrong.append(f"{agent.name}: {problem}")
+    for problem in wrong:
+        print(problem)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The coding agents that are played, and the versions of them that were."""
+
+from __future__ import annotations
+
+import json
+
+from tests.agents.agent import RIGHT, WRONG, Agent, Call
+
+MODEL = "scripted"
+
+
+def _shell(tool: str, field: str = "command", **others: object) -> tuple[Call, ...]:
+    """To read and to edit with a shell."""
+    return (
+        Call(tool, {field: "cat note.txt", **others}),
+        Call(tool, {field: f"sed -i s/{WRONG}/{RIGHT}/ note.txt && cat note.txt", **others}),
+    )
+
+
+MINI_SWE_AGENT = Agent(
+    name="mini-swe-agent",
+    registry="PyPI",
+    package="mini-swe-agent",
+    version="2.4.6",
+    program="mini",
+    arguments=("-y", "--exit-immediately", "-m", f"openai/{MODEL}", "-t", "{task}"),
+    environment={
+        "OPENAI_API_BASE": "{url}/v1",
+        "OPENAI_API_KEY": "none",
+        "MSWEA_CONFIGURED": "true",
+        "MSWEA_COST_TRACKING": "ignore_errors",
+        "MSWEA_SILENT_STARTUP": "1",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    },
+    calls=(
+        *_shell("bash"),
+        Call("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"}),
+    ),
+)
+
+OPENCODE = Agent(
+    name="opencode",
+    registry="npm",
+    package="opencode-ai",
+    version="1.18.33",
+    program="opencode",
+    arguments=("run", "--auto", "-m", f"kvflow/{MODEL}", "{task}"),
+    environment={"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"},
+    files={
+        "{folder}/opencode.json": json.dumps(
+            {
+                "provider": {
+                    "kvflow": {
+                        "npm": "@ai-sdk/openai-compatible",
+                        "options": {"baseURL": "{url}/v1", "apiKey": "none"},
+                        "models": {MODEL: {}},
+                    }
+                }
+            }
+        )
+    },
+    calls=(
+        Call("read", {"filePath": "{folder}/note.txt"}),
+        Call(
+            "edit",
+            {"filePath": "{folder}/note.txt", "oldString": WRONG, "newString": RIGHT},
+        ),
+    ),
+)
+
+CODEX = Agent(
+    name="codex",
+    registry="npm",
+    package="@openai/codex",
+    version="0.169.0",
+    program="codex",
+    arguments=(
+        *("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
+        "{task}",
+    ),
+    files={
+        "{home}/.codex/config.toml": f"""model = "{MODEL}"
+model_provider = "kvflow"
+
+[model_providers.kvflow]
+name = "kvflow"
+base_url = "{{url}}/v1"
+wire_api = "responses"
+"""
+    },
+    calls=_shell("exec_command", "cmd"),
+)
+
+CLAUDE_CODE = Agent(
+    name="claude-code",
+    registry="npm",
+    package="@anthropic-ai/claude-code",
+    version="2.1.328",
+    program="claude",
+    arguments=("-p", "--allowedTools", "Read,Edit", "--model", MODEL, "--", "{task}"),
+    environment={
+        "ANTHROPIC_BASE_URL": "{url}",
+        "ANTHROPIC_API_KEY": "none",
+        "ANTHROPIC_SMALL_FAST_MODEL": MODEL,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    },
+    calls=(
+        Call("Read", {"file_path": "{folder}/note.txt"}),
+        Call(
+            "Edit",
+            {"file_path": "{folder}/note.txt", "old_string": WRONG, "new_string": RIGHT},
+        ),
+    ),
+)
+
+QWEN_CODE = Agent(
+    name="qwen-code",
+    registry="npm",
+    package="@qwen-code/qwen-code",
+    version="0.24.4",
+    program="qwen",
+    arguments=("--auth-type", "openai", "--yolo", "--prompt", "{task}"),
+    environment={
+        "OPENAI_BASE_URL": "{url}/v1",
+        "OPENAI_API_KEY": "none",
+        "OPENAI_MODEL": MODEL,
+    },
+    calls=(
+        Call("read_file", {"file_path": "{folder}/note.txt"}),
+        Call(
+            "edit",
+            {"file_path": "{folder}/note.txt", "old_string": WRONG, "new_string": RIGHT},
+        ),
+    ),
+)
+
+CLINE = Agent(
+    name="cline",
+    registry="npm",
+    package="cline",
+    version="3.0.65",
+    program="cline",
+    arguments=("--yolo", "{task}"),
+    before=(
+        (
+            *("auth", "--provider", "openai", "--apikey", "none", "--modelid", MODEL),
+            *("--baseurl", "{url}/v1"),
+        ),
+    ),
+    calls=_shell("execute_command", requires_approval=False),
+)
+
+CONTINUE = Agent(
+    name="continue",
+    registry="npm",
+    package="@continuedev/cli",
+    version="1.5.47",
+    program="cn",
+    arguments=("--config", "{home}/config.yaml", "--auto", "-p", "{task}"),
+    environment={"CONTINUE_TELEMETRY_ENABLED": "0"},
+    files={
+        "{home}/config.yaml": f"""name: kvflow
+version: 1.0.0
+schema: v1
+models:
+  - name: {MODEL}
+    provider: openai
+    model: {MODEL}
+    apiBase: "{{url}}/v1"
+    apiKey: none
+    roles: [chat]
+    capabilities: [tool_use]
+"""
+    },
+    calls=(
+        Call("Read", {"filepath": "{folder}/note.txt"}),
+        Call(
+            "Edit",
+            {"file_path": "{folder}/note.txt", "old_string": WRONG, "new_string": RIGHT},
+        ),
+    ),
+)
+
+PI = Agent(
+    name="pi",
+    registry="npm",
+    package="@mariozechner/pi-coding-agent",
+    version="0.73.1",
+    program="pi",
+    arguments=("--provider", "kvflow", "--model", MODEL, "-p", "{task}"),
+    environment={"PI_OFFLINE": "1"},
+    files={
+        "{home}/.pi/agent/models.json": json.dumps(
+            {
+                "providers": {
+                    "kvflow": {
+                        "baseUrl": "{url}/v1",
+                        "api": "openai-completions",
+                        "apiKey": "none",
+                        "models": [{"id": MODEL}],
+                    }
+                }
+            }
+        )
+    },
+    calls=(
+        Call("read", {"path": "note.txt"}),
+        Call("edit", {"path": "note.txt", "edits": [{"oldText": WRONG, "newText": RIGHT}]}),
+    ),
+)
+
+AGENTS = (MINI_SWE_AGENT, OPENCODE, CODEX, CLAUDE_CODE, QWEN_CODE, CLINE, CONTINUE, PI)
