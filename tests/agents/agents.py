@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.agents.agent import RIGHT, WRONG, Agent, Call
+from tests.agents.agent import DONE, RIGHT, WRONG, Agent, Call
 
 MODEL = "scripted"
 
@@ -147,7 +147,11 @@ CLINE = Agent(
             *("--baseurl", "{url}/v1"),
         ),
     ),
-    calls=_shell("execute_command", requires_approval=False),
+    calls=(
+        Call("read_files", {"files": [{"path": "{folder}/note.txt"}]}),
+        Call("editor", {"path": "{folder}/note.txt", "old_text": WRONG, "new_text": RIGHT}),
+        Call("submit_and_exit", {"summary": DONE, "verified": True}),
+    ),
 )
 
 CONTINUE = Agent(

@@ -8,9 +8,10 @@ from typing import Any
 
 
 def read_answer(content_type: str, body: bytes) -> Any:
-    """Return ``{"text", "calls", "end"}`` of a generation; of other answers, their JSON.
+    """Return ``{"text", "calls", "end", "prompt", "cached"}`` of a generation, else its JSON.
 
-    ``calls`` are pairs of a name and the arguments; ``end`` is the reason that the API gave.
+    ``calls`` are pairs of a name and the arguments; ``end`` is the reason that the API gave;
+    ``prompt`` and ``cached`` are tokens, None where the answer has no usage.
     """
     if content_type.startswith("text/event-stream"):
         return _Answer.of_events(_events(body))
@@ -18,9 +19,7 @@ def read_answer(content_type: str, body: bytes) -> Any:
         value = json.loads(body)
     except ValueError:
         return body.decode("utf-8", "replace")
-    if isinstance(value, dict) and not {"error", "data"} & value.keys():
-        return _Answer.of_body(value) or value
-    return value
+    return (_Answer.of_body(value) or value) if isinstance(value, dict) else value
 
 
 def _events(body: bytes) -> Iterator[dict[str, Any]]:
@@ -33,12 +32,14 @@ class _Answer:
     def __init__(self) -> None:
         self.text, self.end = "", ""
         self.calls: dict[Any, list[str]] = {}
+        self.usage: dict[str, Any] = {}
 
     @classmethod
     def of_events(cls, events: Iterator[dict[str, Any]]) -> dict[str, Any]:
         answer = cls()
         for event in events:
             if "choices" in event:
+                answer.usage = event.get("usage") or {}
                 for choice in event["choices"]:
                     answer._add_choice(choice, choice["delta"])
             elif event["type"].startswith("response."):
@@ -54,6 +55,7 @@ class _Answer:
     def of_body(cls, value: dict[str, Any]) -> dict[str, Any] | None:
         answer = cls()
         if "choices" in value:
+            answer.usage = value.get("usage") or {}
             for choice in value["choices"]:
                 answer._add_choice(choice, choice["message"])
         elif value.get("object") == "response":
@@ -62,13 +64,27 @@ class _Answer:
             for index, block in enumerate(value["content"]):
                 answer._add_block(index, block)
             answer.end = value["stop_reason"]
+            answer.usage = value["usage"]
         else:
             return None
         return answer._value()
 
     def _value(self) -> dict[str, Any]:
         calls = [[name, json.loads(arguments or "{}")] for name, arguments in self.calls.values()]
-        return {"text": self.text, "calls": calls, "end": self.end}
+        usage = self.usage
+        prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        cached = details.get("cached_tokens")
+        if "cache_read_input_tokens" in usage:  # Anthropic's input tokens are those beside these
+            cached = usage["cache_read_input_tokens"]
+            prompt += cached
+        return {
+            "text": self.text,
+            "calls": calls,
+            "end": self.end,
+            "prompt": prompt,
+            "cached": cached,
+        }
 
     def _add_choice(self, choice: dict[str, Any], message: dict[str, Any]) -> None:
         self.text += message.get("content") or ""
@@ -85,6 +101,7 @@ class _Answer:
             elif item["type"] == "message":
                 self.text += "".join(part["text"] for part in item["content"])
         self.end = response["status"]
+        self.usage = response.get("usage") or {}
 
     def _add_message_event(self, event: dict[str, Any]) -> None:
         if event["type"] == "content_block_start":
@@ -96,6 +113,9 @@ class _Answer:
                 self.calls[event["index"]][1] += delta["partial_json"]
         elif event["type"] == "message_delta":
             self.end = event["delta"]["stop_reason"]
+            self.usage |= event["usage"]
+        elif event["type"] == "message_start":
+            self.usage |= event["message"]["usage"]
 
     def _add_block(self, index: int, block: dict[str, Any]) -> None:
         if block["type"] == "tool_use":

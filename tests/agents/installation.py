@@ -27,6 +27,8 @@ def install(agent: Agent, environments: Path) -> tuple[Path | None, str]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for command in _commands(agent, folder):
+            if shutil.which(command[0]) is None:
+                return None, f"{command[0]} is not there"
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
             )

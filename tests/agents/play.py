@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.agents.agent import AFTER, BEFORE, NOTE, TASK, Agent
 from tests.agents.recorder import Exchange, Recorder
+from tests.agents.recording import HOME, WORK
 from tests.support.scripted_runner import scripted_server
 
 TIMEOUT_S = 240
@@ -25,14 +26,14 @@ class Played:
     exchanges: list[Exchange]
     exit_code: int
     printed: str
+    replaced: dict[str, str]  # texts of this run, and what a recording has for them
 
     @property
-    def num_turns(self) -> int:
-        """Generations that the agent got with a call or after one."""
-        return sum(
-            isinstance(exchange.answer, dict) and bool(exchange.answer.get("calls"))
-            for exchange in self.exchanges
-        )
+    def turns(self) -> list[Exchange]:
+        """The generations with tools."""
+        return [
+            one for one in self.exchanges if isinstance(one.body, dict) and one.body.get("tools")
+        ]
 
     @property
     def is_edited(self) -> bool:
@@ -79,7 +80,8 @@ def play(agent: Agent, program: Path, space: Path) -> Played:
             command = [str(program), *map(filled, arguments)]
             exit_code, text = _run(command, folder, environment)
             printed += text
-    return Played((folder / NOTE).read_text(), recorder.exchanges, exit_code, printed)
+    replaced = {str(folder): WORK, str(home): HOME, recorder.url: "http://127.0.0.1:8000"}
+    return Played((folder / NOTE).read_text(), recorder.exchanges, exit_code, printed, replaced)
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:

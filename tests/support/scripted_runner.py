@@ -64,9 +64,10 @@ class ScriptedStep(TokenStep):
 class ScriptedRunner(TokenRunner):
     """Emits the tokens of scripted texts, then end-of-text.
 
-    ``answer``, where it is set, returns the text for each prompt. Else a text of ``by_prompt`` answers each prompt that has its key, the key that occurs last in the
-    prompt. Other prompts take the next of ``texts``. With neither, the step fails. A text may
-    contain special tokens, written as text, and a script may be a list of token ids.
+    ``answer``, where it is set, returns the text for each prompt. Else a text of ``by_prompt``
+    answers each prompt that has its key, the key that occurs last in the prompt. Other prompts
+    take the next of ``texts``. With neither, the step fails. A text may contain special tokens,
+    written as text, and a script may be a list of token ids.
 
     Attributes:
         prompts: the text of each prompt, special tokens included, in order of their first token.
