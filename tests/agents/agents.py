@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 
-from tests.agents.agent import DONE, RIGHT, WRONG, Agent, Call
+from tests.agents.agent import RIGHT, WRONG, Agent, Call
 
 MODEL = "scripted"
+CONTEXT = 131072  # that agents are told of; the server has more
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def _shell(tool: str, field: str = "command", **others: object) -> tuple[Call, ...]:
@@ -47,13 +52,13 @@ OPENCODE = Agent(
     arguments=("run", "--auto", "-m", f"kvflow/{MODEL}", "{task}"),
     environment={"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"},
     files={
-        "{folder}/opencode.json": json.dumps(
+        "{folder}/opencode.json": _json(
             {
                 "provider": {
                     "kvflow": {
                         "npm": "@ai-sdk/openai-compatible",
                         "options": {"baseURL": "{url}/v1", "apiKey": "none"},
-                        "models": {MODEL: {}},
+                        "models": {MODEL: {"limit": {"context": CONTEXT, "output": 8192}}},
                     }
                 }
             }
@@ -81,6 +86,7 @@ CODEX = Agent(
     files={
         "{home}/.codex/config.toml": f"""model = "{MODEL}"
 model_provider = "kvflow"
+model_context_window = {CONTEXT}
 
 [model_providers.kvflow]
 name = "kvflow"
@@ -97,11 +103,13 @@ CLAUDE_CODE = Agent(
     package="@anthropic-ai/claude-code",
     version="2.1.328",
     program="claude",
-    arguments=("-p", "--allowedTools", "Read,Edit", "--model", MODEL, "--", "{task}"),
+    arguments=("-p", "--allowedTools", "Read,Edit", "--", "{task}"),
     environment={
         "ANTHROPIC_BASE_URL": "{url}",
         "ANTHROPIC_API_KEY": "none",
+        "ANTHROPIC_MODEL": MODEL,
         "ANTHROPIC_SMALL_FAST_MODEL": MODEL,
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(CONTEXT),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     },
     calls=(
@@ -140,7 +148,7 @@ CLINE = Agent(
     package="cline",
     version="3.0.65",
     program="cline",
-    arguments=("--yolo", "{task}"),
+    arguments=("--auto-approve", "true", "{task}"),
     before=(
         (
             *("auth", "--provider", "openai", "--apikey", "none", "--modelid", MODEL),
@@ -150,7 +158,6 @@ CLINE = Agent(
     calls=(
         Call("read_files", {"files": [{"path": "{folder}/note.txt"}]}),
         Call("editor", {"path": "{folder}/note.txt", "old_text": WRONG, "new_text": RIGHT}),
-        Call("submit_and_exit", {"summary": DONE, "verified": True}),
     ),
 )
 
@@ -194,14 +201,14 @@ PI = Agent(
     arguments=("--provider", "kvflow", "--model", MODEL, "-p", "{task}"),
     environment={"PI_OFFLINE": "1"},
     files={
-        "{home}/.pi/agent/models.json": json.dumps(
+        "{home}/.pi/agent/models.json": _json(
             {
                 "providers": {
                     "kvflow": {
                         "baseUrl": "{url}/v1",
                         "api": "openai-completions",
                         "apiKey": "none",
-                        "models": [{"id": MODEL}],
+                        "models": [{"id": MODEL, "contextWindow": CONTEXT, "maxTokens": 8192}],
                     }
                 }
             }
