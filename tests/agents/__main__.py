@@ -16,9 +16,10 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from tests.agents.agents import AGENTS
+from tests.agents.agents import AGENTS, WITH_SUBAGENTS
 from tests.agents.installation import install
 from tests.agents.play import Played, play
+from tests.agents.recorder import Exchange, threads_of
 from tests.agents.recording import write_recording
 
 
@@ -41,13 +42,13 @@ def problem_of(played: Played) -> str:
     )
 
 
-def cached_shares(played: Played) -> list[float]:
+def cached_shares(threads: list[list[Exchange]]) -> list[float]:
     """Of the tokens of each turn's prompt, those that the next turn read from the cache."""
-    answers = [one.answer for one in played.turns if one.status == 200]
     return [
-        after["cached"] / before["prompt"]
-        for before, after in pairwise(answers)
-        if before["prompt"] and after["cached"] is not None
+        after.answer["cached"] / before.answer["prompt"]
+        for thread in threads
+        for before, after in pairwise(thread)
+        if before.answer["prompt"] and after.answer["cached"] is not None
     ]
 
 
@@ -56,7 +57,7 @@ def main() -> int:
     is_kept = "--record" in sys.argv
     environments, *parts = [part for part in sys.argv[1:] if part != "--record"]
     wrong = []
-    for agent in AGENTS:
+    for agent in (*AGENTS, *WITH_SUBAGENTS):
         if parts and not any(part in agent.name for part in parts):
             continue
         program, reason = install(agent, Path(environments).absolute())
@@ -67,10 +68,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as space:
             played = play(agent, program, Path(space))
         problem = problem_of(played)
-        shares = [f"{share:.3f}" for share in cached_shares(played)]
+        threads = threads_of(played.exchanges)
+        shares = [f"{share:.3f}" for share in cached_shares(threads)]
         print(
             f"{time.monotonic() - begin:6.1f} s  {agent.name} {agent.version}: "
-            f"{len(played.turns)} turns, {'edited' if played.is_edited else 'not edited'}; "
+            f"{sum(map(len, threads))} turns, {'edited' if played.is_edited else 'not edited'}; "
             f"of each turn's prompt in the next one's cache: {', '.join(shares)}",
             flush=True,
         )

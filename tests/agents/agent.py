@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,18 +13,28 @@ NOTE = "note.txt"
 BEFORE, AFTER = "The answer is forty-one.\n", "The answer is forty-two.\n"
 WRONG, RIGHT = "forty-one", "forty-two"
 DONE = "The note is correct now."
+SUBTASK = "Say which number is in note.txt."  # what a subagent is asked
+SUBAGENT_DONE = "The number is forty-one."
+
+# Of a subagent, in the result of the call that started it.
+_AGENT_ID = re.compile(r"agent_id\W+([0-9a-f-]{36})")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of one of the agent's tools; ``{folder}`` in a value is the folder it works in."""
+    """A call of one of the agent's tools.
+
+    In its values ``{folder}`` is the folder it works in, ``{agent_id}`` the last subagent's id.
+    """
 
     tool: str
     arguments: Mapping[str, Any]
 
-    def text(self, folder: str) -> str:
-        """Return the call as the model writes it."""
+    def text(self, folder: str, prompt: str = "") -> str:
+        """Return the call as the model writes it after a prompt."""
         body = json.dumps({"name": self.tool, "arguments": self.arguments}, ensure_ascii=False)
+        if "{agent_id}" in body and (ids := _AGENT_ID.findall(prompt)):
+            body = body.replace("{agent_id}", ids[-1])
         return f"<tool_call>\n{body.replace('{folder}', folder)}\n</tool_call>"
 
 
@@ -39,6 +50,7 @@ class Agent:
         program: its executable.
         calls: what the model calls, a call a turn: to read the note and to edit it. After these it
             says ``DONE``, unless the last call ends the session.
+        subagent_calls: what the model calls as a subagent, before it says ``SUBAGENT_DONE``.
         before: arguments of runs of the program before this one, to configure it.
         files: path and text of the files that configure it.
     """
@@ -53,13 +65,17 @@ class Agent:
     environment: Mapping[str, str] = field(default_factory=dict)
     before: tuple[tuple[str, ...], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    subagent_calls: tuple[Call, ...] = ()
 
     def answer(self, prompt: str, folder: str) -> str:
         """Return what the model answers to a prompt.
 
         A prompt without tools asks for something beside the task: a title, a summary.
         """
-        if "<tools>" not in prompt or TASK not in prompt:
+        asked, calls, last = TASK, self.calls, DONE
+        if TASK not in prompt and SUBTASK in prompt:
+            asked, calls, last = SUBTASK, self.subagent_calls, SUBAGENT_DONE
+        if "<tools>" not in prompt or asked not in prompt:
             return "Correct a number"
-        turn = prompt.rpartition(TASK)[2].count("<tool_response>")
-        return self.calls[turn].text(folder) if turn < len(self.calls) else DONE
+        turn = prompt.rpartition(asked)[2].count("<tool_response>")
+        return calls[turn].text(folder, prompt) if turn < len(calls) else last

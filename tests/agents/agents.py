@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from tests.agents.agent import RIGHT, WRONG, Agent, Call
+from tests.agents.agent import RIGHT, SUBTASK, WRONG, Agent, Call
 
 MODEL = "scripted"
 CONTEXT = 131072  # that agents are told of; the server has more
@@ -220,4 +221,42 @@ PI = Agent(
     ),
 )
 
+OPENCODE_SUBAGENT = replace(
+    OPENCODE,
+    name="opencode-subagent",
+    calls=(
+        Call(
+            "task",
+            {"description": "Read a number", "prompt": SUBTASK, "subagent_type": "general"},
+        ),
+        OPENCODE.calls[1],
+    ),
+    subagent_calls=OPENCODE.calls[:1],
+)
+
+CODEX_SUBAGENT = replace(
+    CODEX,
+    name="codex-subagent",
+    calls=(
+        Call("multi_agent_v1__spawn_agent", {"message": SUBTASK}),
+        Call("multi_agent_v1__wait_agent", {"targets": ["{agent_id}"], "timeout_ms": 60000}),
+        CODEX.calls[1],
+    ),
+    subagent_calls=CODEX.calls[:1],
+)
+
+CLAUDE_CODE_SUBAGENT = replace(
+    CLAUDE_CODE,
+    name="claude-code-subagent",
+    calls=(
+        Call(
+            "Agent",
+            {"description": "Read a number", "prompt": SUBTASK, "run_in_background": False},
+        ),
+        *CLAUDE_CODE.calls,
+    ),
+    subagent_calls=CLAUDE_CODE.calls[:1],
+)
+
+WITH_SUBAGENTS = (OPENCODE_SUBAGENT, CODEX_SUBAGENT, CLAUDE_CODE_SUBAGENT)
 AGENTS = (MINI_SWE_AGENT, OPENCODE, CODEX, CLAUDE_CODE, QWEN_CODE, CLINE, CONTINUE, PI)

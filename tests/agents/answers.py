@@ -97,7 +97,8 @@ class _Answer:
     def _add_response(self, response: dict[str, Any]) -> None:
         for index, item in enumerate(response["output"]):
             if item["type"] == "function_call":
-                self.calls[index] = [item["name"], item["arguments"]]
+                name = ".".join(filter(None, (item.get("namespace"), item["name"])))
+                self.calls[index] = [name, item["arguments"]]
             elif item["type"] == "message":
                 self.text += "".join(part["text"] for part in item["content"])
         self.end = response["status"]

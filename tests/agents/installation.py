@@ -17,7 +17,7 @@ def install(agent: Agent, environments: Path) -> tuple[Path | None, str]:
 
     A folder that holds this version is used again.
     """
-    folder = environments / agent.name
+    folder = environments / agent.program
     stamp = folder / f"{agent.version}.done"
     if agent.registry == "PyPI":
         program = folder / "bin" / agent.program

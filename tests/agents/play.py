@@ -29,13 +29,6 @@ class Played:
     replaced: dict[str, str]  # texts of this run, and what a recording has for them
 
     @property
-    def turns(self) -> list[Exchange]:
-        """The generations with tools."""
-        return [
-            one for one in self.exchanges if isinstance(one.body, dict) and one.body.get("tools")
-        ]
-
-    @property
     def is_edited(self) -> bool:
         return self.note == AFTER
 

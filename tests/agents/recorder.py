@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 
+from tests.agents.agent import TASK
 from tests.agents.answers import read_answer
 
 _HOP_BY_HOP = {"host", "connection", "content-length", "transfer-encoding", "accept-encoding"}
@@ -25,6 +27,11 @@ class Exchange:
     body: Any
     status: int
     answer: Any
+
+    @property
+    def has_tools(self) -> bool:
+        """True of a turn of an agent, false of a title or a list of models."""
+        return isinstance(self.body, dict) and bool(self.body.get("tools"))
 
 
 @dataclass
@@ -62,6 +69,15 @@ class Recorder:
         with self._lock:
             self.exchanges.append(exchange)
         return exchange
+
+
+def threads_of(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
+    """Return the turns that were answered, those of the agent and those of its subagent apart."""
+    threads: dict[bool, list[Exchange]] = {}
+    for one in exchanges:
+        if one.has_tools and one.status == 200:
+            threads.setdefault(TASK in json.dumps(one.body), []).append(one)
+    return list(threads.values())
 
 
 class _Handler(BaseHTTPRequestHandler):

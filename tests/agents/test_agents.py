@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.agents.agent import DONE, TASK, Agent
-from tests.agents.agents import AGENTS, MODEL
+from tests.agents.agent import DONE, SUBAGENT_DONE, SUBTASK, TASK, Agent, Call
+from tests.agents.agents import AGENTS, MODEL, WITH_SUBAGENTS
 from tests.support.doc_blocks import ROOT, SERVER
 
 PAGE = (ROOT / "docs" / "agents.md").read_text()
@@ -41,6 +41,23 @@ def test_the_model_answers_by_the_number_of_results(agent: Agent) -> None:
         assert agent.answer(prompt, "/work") == call.text("/work")
         prompt += "<tool_response>result</tool_response>"
     assert agent.answer(prompt, "/work") == DONE
+
+
+@pytest.mark.parametrize("agent", WITH_SUBAGENTS, ids=lambda agent: agent.name)
+def test_a_subagent_is_told_apart_by_what_it_is_asked(agent: Agent) -> None:
+    prompt = f"<tools></tools>{SUBTASK}"
+    for call in agent.subagent_calls:
+        assert agent.answer(prompt, "/work") == call.text("/work")
+        prompt += "<tool_response>result</tool_response>"
+    assert agent.answer(prompt, "/work") == SUBAGENT_DONE
+    of_parent = f"<tools></tools>{TASK}{SUBTASK}"
+    assert agent.answer(of_parent, "/work") == agent.calls[0].text("/work")
+
+
+def test_a_call_names_the_last_subagent() -> None:
+    first, last = ("0" * 36, "1" * 36)
+    prompt = f'{{"agent_id":"{first}"}} {{"agent_id":"{last}"}}'
+    assert last in Call("wait", {"targets": ["{agent_id}"]}).text("/work", prompt)
 
 
 def test_a_request_beside_the_task_gets_a_title() -> None:

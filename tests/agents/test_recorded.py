@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.agents.agents import AGENTS
+from tests.agents.agents import AGENTS, WITH_SUBAGENTS
 from tests.agents.answers import read_answer
+from tests.agents.recorder import Exchange, threads_of
 from tests.agents.recording import FOLDER, WORK, read_recording
 from tests.support.scripted_runner import ScriptedServer, scripted_server
 
 CONTEXT = 1 << 17
-BY_NAME = {agent.name: agent for agent in AGENTS}
+BY_NAME = {agent.name: agent for agent in (*AGENTS, *WITH_SUBAGENTS)}
 RECORDINGS = sorted(FOLDER.glob("*.json"))
 
 
@@ -34,24 +34,24 @@ def recording(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-def replay(server: ScriptedServer, recording: Path) -> list[tuple[Any, Any, Any]]:
-    """Return the body of each request, what was recorded and what the server answers now."""
+def replay(server: ScriptedServer, recording: Path) -> list[Exchange]:
+    """Return the recorded requests with what the server answers now."""
     agent = BY_NAME[recording.stem]
     server.runner.answer = lambda prompt: agent.answer(prompt, WORK)
-    answers = []
+    exchanges = read_recording(recording)
     with httpx.Client(base_url=server.url, timeout=60) as http:
-        for one in read_recording(recording):
+        for one in exchanges:
             sent = {"json": one.body} if one.body is not None else {}
             answer = http.request(one.method, one.path, headers=one.headers, **sent)
-            now = read_answer(answer.headers.get("content-type", ""), answer.content)
-            answers.append((one.body, (one.status, one.answer), (answer.status_code, now)))
-    return answers
+            one.status = answer.status_code
+            one.answer = read_answer(answer.headers.get("content-type", ""), answer.content)
+    return exchanges
 
 
 def test_every_agent_has_a_recording_of_two_turns_and_more() -> None:
     assert {path.stem for path in RECORDINGS} == BY_NAME.keys()
     for path in RECORDINGS:
-        turns = [one for one in read_recording(path) if one.body and one.body.get("tools")]
+        turns = [one for one in read_recording(path) if one.has_tools]
         assert len(turns) >= 3
         assert all(one.status == 200 for one in turns)
 
@@ -59,20 +59,22 @@ def test_every_agent_has_a_recording_of_two_turns_and_more() -> None:
 def test_agents_get_the_calls_texts_and_ends_that_they_got(
     server: ScriptedServer, recording: Path
 ) -> None:
-    for _, before, now in replay(server, recording):
-        assert _without_usage(now) == _without_usage(before)
+    for before, now in zip(read_recording(recording), replay(server, recording), strict=True):
+        assert without_usage(now) == without_usage(before)
 
 
 def test_a_turn_finds_the_prompt_of_the_last_one_in_the_cache(
     server: ScriptedServer, recording: Path
 ) -> None:
-    turns = [now for body, _, (_, now) in replay(server, recording) if body and body.get("tools")]
-    for last, turn in pairwise(turns):
-        assert turn["cached"] >= 0.95 * last["prompt"]
+    threads = threads_of(replay(server, recording))
+    assert len(threads) == 1 + bool(BY_NAME[recording.stem].subagent_calls)
+    for thread in threads:
+        for last, turn in pairwise(thread):
+            assert turn.answer["cached"] >= 0.95 * last.answer["prompt"]
 
 
-def _without_usage(answer: tuple[int, Any]) -> tuple[int, Any]:
-    status, value = answer
-    if isinstance(value, dict):
-        value = {name: part for name, part in value.items() if name not in ("prompt", "cached")}
-    return status, value
+def without_usage(exchange: Exchange) -> tuple[int, object]:
+    answer = exchange.answer
+    if isinstance(answer, dict):
+        answer = {name: part for name, part in answer.items() if name not in ("prompt", "cached")}
+    return exchange.status, answer
