@@ -48,7 +48,7 @@ class Recorder:
         class Handler(_Handler):
             owner = recorder
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
@@ -80,9 +80,14 @@ def threads_of(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
     return list(threads.values())
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # its end waits until every answer is kept
+
+
 class _Handler(BaseHTTPRequestHandler):
     owner: Recorder
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds that a connection may be silent
 
     def do_GET(self) -> None:
         self._pass_on()
