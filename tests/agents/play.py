@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +75,18 @@ def play(agent: Agent, program: Path, space: Path) -> Played:
             command = [str(program), *map(filled, arguments)]
             exit_code, text = _run(command, folder, environment)
             printed += text
+        _end_daemons(home)
     replaced = {str(folder): WORK, str(home): HOME, recorder.url: "http://127.0.0.1:8000"}
     return Played((folder / NOTE).read_text(), recorder.exchanges, exit_code, printed, replaced)
+
+
+def _end_daemons(home: Path) -> None:
+    """End what an agent has left running: Cline's hub, which no other run may find."""
+    mark = f"HOME={home}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
@@ -92,7 +104,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple
         try:
             printed, _ = process.communicate(timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             printed, _ = process.communicate()
             printed += f"\n[ended after {TIMEOUT_S} s]\n"
     return process.returncode, printed

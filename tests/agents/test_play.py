@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from tests.agents.play import play
 from tests.agents.recorder import threads_of
 
 PROGRAM = """#!{python}
-import json, sys, urllib.request
+import json, subprocess, sys, urllib.request
 url, task = sys.argv[1:]
+subprocess.Popen(["sleep", "60"], start_new_session=True, stdout=open("{fifo}", "w"), stderr=-3)
 tool = {"type": "function", "function": {"name": "write", "parameters": {"type": "object"}}}
 messages = [{"role": "user", "content": task}]
 while True:
@@ -35,7 +37,8 @@ while True:
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     path = tmp_path / "agent"
-    path.write_text(PROGRAM.replace("{python}", sys.executable))
+    text = PROGRAM.replace("{python}", sys.executable)
+    path.write_text(text.replace("{fifo}", str(tmp_path / "fifo")))
     path.chmod(0o755)
     return path
 
@@ -43,6 +46,8 @@ def program(tmp_path: Path) -> Path:
 def test_the_note_the_exchanges_and_the_output_are_kept(program: Path, tmp_path: Path) -> None:
     space = tmp_path / "space"
     space.mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    daemon = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     agent = Agent(
         *("one", "npm", "one", "1.0", "agent", ("{url}", "{task}")),
         calls=(Call("write", {"text": AFTER}),),
@@ -57,3 +62,6 @@ def test_the_note_the_exchanges_and_the_output_are_kept(program: Path, tmp_path:
     assert second.answer["cached"] >= 0.95 * first.answer["prompt"]
     recorded_url = next(url for url, name in played.replaced.items() if name.startswith("http"))
     assert (space / "home" / "config").read_text() == f"{recorded_url}/v1"
+    os.set_blocking(daemon, True)
+    assert os.read(daemon, 1) == b""  # once nobody writes any more, in less than its minute
+    os.close(daemon)
