@@ -1,7 +1,8 @@
 """Requests as coding agents send them, shortened, with ids and personal details replaced.
 
 Those of Claude Code 2.1.328, Codex 0.169, OpenCode 1.18, qwen-code 0.24 and pi were recorded on
-2026-11-28. Those of Cline, Continue and mini-swe-agent are not recorded: a form that is likely.
+2026-11-28. Those of Cline, Continue and mini-swe-agent have a form that is likely; whole recorded
+sessions of all are in ``tests/agents/recorded``.
 """
 
 from __future__ import annotations
