@@ -125,7 +125,7 @@ class _Reader:
         return {key: self.read(colon + 1, end, low + 1, high, depth + 1)}
 
     def _read_string(self, begin: int, end: int) -> str:
-        if self._text[end - 1] != ord('"'):
+        if end - begin < 2 or self._text[end - 1] != ord('"'):
             raise ValueError("a string does not end")
         parts, start, end = [], begin + 1, end - 1
         while start < end:
