@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -29,6 +28,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from experiments.bench.metrics_page import samples
 from experiments.bench.server_process import server_process
 from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, positive_float, positive_int, report
@@ -39,7 +39,6 @@ QUICK = ("--deterministic", "--pool-gib=0.02", "--max-num-seqs=4", "--max-model-
 SAMPLE_S = 2.0  # between two looks at memory
 NUM_PROMPTS = 64  # different prompts whose texts are compared
 CHAT = "/v1/chat/completions"
-STORE = re.compile(r'kvflow:tenant_state_bytes\{.*state="(?P<store>\w+)".*\} (?P<bytes>\S+)')
 
 
 def main() -> int:
@@ -104,8 +103,9 @@ class Soak:
             start_s = time.monotonic()
             while (now := time.monotonic() - start_s) < seconds:
                 self.memory.append((now, process.resident_bytes()))
-                for store, num in kept_bytes((await http.get("/metrics")).text).items():
-                    self.kept[store].append((now, num))
+                page = (await http.get("/metrics")).text
+                for labels, num in samples(page, "kvflow:tenant_state_bytes"):
+                    self.kept[labels["state"]].append((now, int(num)))
                 await asyncio.sleep(min(SAMPLE_S, seconds / 8))
             stop.set()
             await asyncio.gather(*clients)
@@ -120,10 +120,9 @@ class Soak:
                 round(b / 1e6, 1) for s, b in self.memory[:: max(1, len(self.memory) // 20)]
             ],
             "mb_per_minute": slope_mb_per_minute(self.memory, settle_s),
-            "kept_mb": {store: samples[-1][1] / 1e6 for store, samples in self.kept.items()},
+            "kept_mb": {store: seen[-1][1] / 1e6 for store, seen in self.kept.items()},
             "kept_mb_per_minute": {
-                store: slope_mb_per_minute(samples, settle_s)
-                for store, samples in self.kept.items()
+                store: slope_mb_per_minute(seen, settle_s) for store, seen in self.kept.items()
             },
         }
 
@@ -245,15 +244,6 @@ def _system(text: str) -> dict[str, str]:
 
 def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
-
-
-def kept_bytes(metrics: str) -> dict[str, int]:
-    """Return the bytes of each bounded store, of a page of metrics."""
-    kept = {}
-    for line in metrics.splitlines():
-        if found := STORE.match(line):
-            kept[found["store"]] = int(float(found["bytes"]))
-    return kept
 
 
 def slope_mb_per_minute(memory: Sequence[tuple[float, int]], settle_s: float) -> float:

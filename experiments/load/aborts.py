@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from experiments.bench.metrics_page import samples
 from experiments.bench.server_process import ServerProcess
 from experiments.load.connections import CHAT, COMPLETIONS, Address, stream
 
@@ -89,8 +90,8 @@ async def _num_requests(http: httpx.AsyncClient) -> float:
 
 
 async def _gauge(http: httpx.AsyncClient, name: str) -> float:
-    lines = (await http.get("/metrics")).raise_for_status().text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+    page = (await http.get("/metrics")).raise_for_status().text
+    return sum(value for _, value in samples(page, name))
 
 
 async def _connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: bytes) -> None:
