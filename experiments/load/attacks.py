@@ -1,13 +1,14 @@
-"""A few honest streams beside clients that send what nobody should."""
+"""A few honest streams beside clients that attack the server."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
+from experiments.load.background import background
 from experiments.load.connections import CHAT, Address
 from experiments.load.health import watched
 from experiments.load.streams import arrivals, outcomes
@@ -21,21 +22,10 @@ Attack = Callable[[Address], Awaitable[None]]
 
 async def measure(address: Address, seconds: float) -> dict[str, Any]:
     """Open honest streams during the attacks, and return the figures."""
-    async with watched(address) as health, attacked(address, ATTACKS):
+    attacks = [_forever(attack, address) for attack in ATTACKS]
+    async with watched(address) as health, background(attacks):
         ended = await arrivals(address, max(1, int(seconds * HONEST_PER_S)), HONEST_PER_S)
     return outcomes(ended) | health.figures()
-
-
-@asynccontextmanager
-async def attacked(address: Address, attacks: Iterable[Attack]) -> AsyncIterator[None]:
-    """Repeat each attack within the context."""
-    attackers = [asyncio.create_task(_forever(attack, address)) for attack in attacks]
-    try:
-        yield
-    finally:
-        for attacker in attackers:
-            attacker.cancel()
-        await asyncio.gather(*attackers, return_exceptions=True)
 
 
 async def _forever(attack: Attack, address: Address) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.load.background import background
 from experiments.load.connections import CHAT, COMPLETIONS, Address, answer_status, stream
 from experiments.load.health import watched
 
@@ -126,24 +127,17 @@ async def ask(address: Address, sizes: Sizes, seed: int) -> Modest:
     return seen
 
 
-@asynccontextmanager
-async def greedy(address: Address, sizes: Sizes, statuses: Counter[str]) -> AsyncIterator[None]:
-    """Ask as the greedy tenant does within the context; its statuses are counted by kind."""
+def greedy(
+    address: Address, sizes: Sizes, statuses: Counter[str]
+) -> AbstractAsyncContextManager[None]:
+    """Return a context in which the greedy tenant asks; its statuses are counted by kind."""
     numbers, graph = count(), _graph(address, sizes.num_nodes)
-    tasks = [
-        asyncio.create_task(_completions(address, sizes, statuses)),
-        asyncio.create_task(_repeat(address, statuses, "graph", lambda: graph)),
-        *(
-            asyncio.create_task(_repeat(address, statuses, "run", lambda: _run(address, numbers)))
-            for _ in range(RUN_CONNECTIONS)
-        ),
+    runs = [
+        _repeat(address, statuses, "run", lambda: _run(address, numbers))
+        for _ in range(RUN_CONNECTIONS)
     ]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    graphs = _repeat(address, statuses, "graph", lambda: graph)
+    return background([_completions(address, sizes, statuses), graphs, *runs])
 
 
 async def _completions(address: Address, sizes: Sizes, statuses: Counter[str]) -> None:
