@@ -35,7 +35,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def free_bytes() -> int:
-    """Return the bytes that malloc holds and nobody uses; 0 if that is not known."""
+    """Return the free bytes of malloc's heap; 0 if they are not known."""
     libc = _libc()
     return 0 if libc is None else int(libc.mallinfo2().fordblks)
 
