@@ -84,7 +84,6 @@ def bound_chat_templates() -> None:
     )
 
 
-@functools.lru_cache(maxsize=16)
 def compile_chat_template(source: str) -> None:
     """Compile a chat template as transformers does, to see whether it is one.
 
@@ -97,6 +96,7 @@ def compile_chat_template(source: str) -> None:
     utils._compile_jinja_template(source)
 
 
+@functools.lru_cache(maxsize=16)
 def compile_bounded(source: str, compile_template: Callable[[str], jinja2.Template]) -> Any:
     """Return ``source`` as a template of the environment of ``compile_template``, with a budget.
 

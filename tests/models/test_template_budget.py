@@ -96,3 +96,8 @@ def test_a_chat_template_writes_what_it_wrote_without_a_budget():
     expected = COMPILE(source).render(**values)
     assert render(source, **values) == expected
     assert isinstance(compile_bounded(source, COMPILE), Template)
+
+
+def test_a_template_is_compiled_once():
+    source = "{{ messages[0].content }}"
+    assert compile_bounded(source, COMPILE) is compile_bounded(source, COMPILE)
