@@ -21,7 +21,7 @@ from kvflow_jax.models.families import BY_GGUF_ARCHITECTURE
 from kvflow_jax.models.families.hf_fields import MAX_LAYERS, HfFields, Json
 from kvflow_jax.models.loading.gguf_end_tokens import end_token_ids
 from kvflow_jax.models.loading.gguf_header import GgufHeader
-from kvflow_jax.models.loading.gguf_split import read_parts
+from kvflow_jax.models.loading.gguf_split import parts_of, read_parts
 from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
 from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.loading.hf_config import read_config
@@ -86,8 +86,8 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        header, self.paths = _read(path)
+        self.path, self.paths = path, parts_of(path)
+        header = _read(path)
         self.fields, self._tensors = header.fields, header.tensors
         architecture = str(self.fields.get("general.architecture"))
         problems = (
@@ -254,7 +254,7 @@ def read_sampling_fields(path: Path) -> Json:
     Raises:
         ModelLoadError: see ``GgufFile``.
     """
-    fields = _read(path)[0].fields
+    fields = _read(path).fields
     named = {_SAMPLING_FIELDS[name]: fields[name] for name in _SAMPLING_FIELDS if name in fields}
     # A float of 32 bits is 0.95 only to seven digits.
     return {
@@ -263,8 +263,8 @@ def read_sampling_fields(path: Path) -> Json:
     }
 
 
-def _read(path: Path) -> tuple[GgufHeader, list[Path]]:
-    """Return the fields and the tensors of a model, and its files.
+def _read(path: Path) -> GgufHeader:
+    """Return the fields and the tensors of a model.
 
     Raises:
         ModelLoadError: the package ``gguf`` is missing, a part is, or a file is damaged.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.loading.gguf_header import GgufHeader, GgufTensor, read_header
+from kvflow_jax.models.loading.gguf_header import GgufHeader, GgufTensor, Value, read_header
 
 MAX_PARTS = 1000
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -28,8 +29,8 @@ def parts_of(path: Path) -> list[Path]:
     ]
 
 
-def read_parts(path: Path) -> tuple[GgufHeader, list[Path]]:
-    """Return the fields of the first part and the tensors of all, and the parts.
+def read_parts(path: Path) -> GgufHeader:
+    """Return the fields of the first part and the tensors of all parts.
 
     Args:
         path: of any part, or of a whole file.
@@ -45,7 +46,7 @@ def read_parts(path: Path) -> tuple[GgufHeader, list[Path]]:
             f"{'is' if len(missing) == 1 else 'are'} missing ({len(missing)} of {len(paths)} "
             "files); download them into the same folder"
         )
-    fields: dict[str, object] = {}
+    fields: Mapping[str, Value] = {}
     tensors: dict[str, GgufTensor] = {}
     for index, part in enumerate(paths):
         header = read_header(part)
@@ -59,6 +60,6 @@ def read_parts(path: Path) -> tuple[GgufHeader, list[Path]]:
             )
         if repeated := header.tensors.keys() & tensors.keys():
             raise ModelLoadError(f"{part}: another part has tensor {min(repeated)!r:.80}, too")
-        fields = fields or dict(header.fields)
+        fields = fields or header.fields
         tensors |= header.tensors
-    return GgufHeader(fields, tensors), paths  # type: ignore[arg-type]
+    return GgufHeader(fields, tensors)
