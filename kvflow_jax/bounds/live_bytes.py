@@ -1,10 +1,9 @@
-"""Bytes of what tenants hold, for as long as anything refers to it."""
+"""Bytes of the values of each tenant, for as long as anything refers to them."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from itertools import count
-from weakref import ref
+from weakref import finalize
 
 
 class LiveBytes:
@@ -16,16 +15,13 @@ class LiveBytes:
 
     def __init__(self) -> None:
         self._num_bytes: Counter[str] = Counter()  # by tenant
-        self._refs: dict[int, ref[object]] = {}
-        self._keys = count()
         # Values may die in the middle of a method: they are subtracted by the next one.
-        self._dead: deque[tuple[int, str, int]] = deque()
+        self._dead: deque[tuple[str, int]] = deque()
 
     def add(self, tenant: str, value: object, num_bytes: int) -> None:
-        """Count a value of a tenant from now on."""
+        """Count ``num_bytes`` for a tenant until nothing refers to ``value`` any more."""
         self._subtract_dead()
-        key = next(self._keys)
-        self._refs[key] = ref(value, lambda _: self._dead.append((key, tenant, num_bytes)))
+        finalize(value, self._dead.append, (tenant, num_bytes)).atexit = False
         self._num_bytes[tenant] += num_bytes
 
     def num_bytes(self, tenant: str) -> int:
@@ -35,8 +31,7 @@ class LiveBytes:
 
     def _subtract_dead(self) -> None:
         while self._dead:
-            key, tenant, num_bytes = self._dead.popleft()
-            del self._refs[key]
+            tenant, num_bytes = self._dead.popleft()
             self._num_bytes[tenant] -= num_bytes
             if not self._num_bytes[tenant]:
                 del self._num_bytes[tenant]

@@ -20,4 +20,3 @@ def test_values_count_for_their_tenants_while_they_live():
     del other
     assert (live.num_bytes("a"), live.num_bytes("b")) == (0, 0)
     assert not live._num_bytes
-    assert not live._refs
