@@ -33,7 +33,7 @@ class TenantLru(Generic[Key, Value]):
 
     A value that does not fit evicts the least recently used ones of its own tenant. If all tenants
     together are over their budget, those of the tenant that has most are evicted. The value used
-    last stays, however large it is. Not thread-safe.
+    last stays, however large it is; a tenant without another one is passed over. Not thread-safe.
 
     Args:
         max_bytes: budget of one tenant.
@@ -163,7 +163,15 @@ class TenantLru(Generic[Key, Value]):
             if not self._evict_oldest(tenant, kept):
                 break
         while self._num_bytes > self._max_total_bytes:
-            largest = max(self._tenants, key=lambda name: self._tenants[name].num_bytes)
+            # A tenant whose only value is the kept one has nothing to evict.
+            candidates = (
+                name
+                for name, record in self._tenants.items()
+                if name != tenant or len(record.entries) > 1
+            )
+            largest = max(
+                candidates, key=lambda name: self._tenants[name].num_bytes, default=tenant
+            )
             if not self._evict_oldest(largest, kept if largest == tenant else None):
                 break
 

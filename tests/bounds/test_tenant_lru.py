@@ -1,6 +1,6 @@
 """The map that bounds the bytes of each tenant, and of all together."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvflow_jax.bounds.tenant_lru import ENTRY_BYTES, TenantLru
@@ -100,6 +100,7 @@ def test_the_oldest_that_are_due_are_removed_and_no_more_than_asked_for():
         )
     )
 )
+@example([("put", "a", 0, 0), ("put", "c", 0, 717), ("put", "b", 0, 784)])
 def test_budgets_hold_whatever_is_done(actions):
     held = {}
     lru = TenantLru(4 * SIZE, lambda key, value: held.pop(value), max_full_tenants=2)
