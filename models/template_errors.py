@@ -1,4 +1,4 @@
-"""What went wrong in a chat template, and in which of its lines."""
+"""Describes errors of chat templates, with the line of the template."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ _FILES = ("<template>", "<unknown>")  # Jinja's names of a template that is no f
 
 
 def describe_template_error(error: Exception) -> str:
-    """Return the words of an error that rendering raised, with the line of the template."""
-    words = str(error)
+    """Return the message of an error that rendering raised, with the line of the template."""
+    message = str(error)
     if not isinstance(error, jinja2.TemplateError):
-        # Python's words, such as 'city', may say little alone.
-        words = f"{type(error).__name__}: {words}".rstrip(": ")
+        # Without its type a message such as 'city', of a KeyError, says little.
+        message = f"{type(error).__name__}: {message}".rstrip(": ")
     line = _line_of(error)
-    return words if line is None else f"{words} (line {line} of the template)"
+    return message if line is None else f"{message} (line {line} of the template)"
 
 
 def _line_of(error: Exception) -> int | None:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return error.lineno
     # Jinja puts the lines of the template into the traceback; the last is the innermost.
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if _is_template(frame)]
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename in _FILES
+    ]
     return lines[-1] if lines else None
-
-
-def _is_template(frame: object) -> bool:
-    code = getattr(frame, "f_code", None)
-    return getattr(code, "co_filename", None) in _FILES
