@@ -70,10 +70,12 @@ class EvictionQueue:
         victims: list[int] = []
         while len(victims) < max_blocks:
             top = self._queues.top(tenant)
-            if top is None or (may_evict is not None and not may_evict(top[1])):
+            if top is None:
                 break
-            leaf = top[2].pop()
-            assert leaf is not None
+            _, leaf, queue = top
+            if may_evict is not None and not may_evict(leaf):
+                break
+            queue.pop()
             for block in self._run(leaf, max_blocks - len(victims), tenant):
                 victims.append(block)
                 parent = self._unlink(block)

@@ -151,12 +151,13 @@ class HostTier:
             tenant: whose extent; None: of any.
         """
         while (top := self._queues.top(tenant)) is not None:
-            key, extent = top[0], self.extents[top[1]]
+            key, number, _ = top
+            extent = self.extents[number]
             # Neither uses of its blocks nor their eviction from the device update the queue.
             current = self._key(extent)
             if current == key:
                 return key, extent
-            self._queues.push(self._tenant_of(extent), [extent.number], [current])
+            self._queues.push(self._tenant_of(extent), [number], [current])
         return None
 
     def check_integrity(self) -> None:
