@@ -1,6 +1,6 @@
 """The identity that clients send anyway, in headers or bodies: sessions, subagents, compaction.
 
-    headers, fields of the body ──▶ one of _CLIENTS ──▶ _Session ──▶ Identity (defaults of hints)
+    headers, fields of the body ──▶ one of _CLIENTS ──▶ _Session ──▶ Hints (where there are none)
     tools, system text, first message ──▶ role and conversation
 
 Ids of a coding agent name one conversation. Others, such as ``prompt_cache_key``, may be shared by
@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from kvflow_jax.serve.client_ids import MAX_ID_CHARS, ClientIds
-from kvflow_jax.workflow.identity import Identity
+from kvflow_jax.workflow.hints import Hints
 
 _MAX_ROLE_CHARS = _MAX_MESSAGE_CHARS = 1 << 12
 _MAX_TOOLS = 64
@@ -64,10 +64,16 @@ class _Session:
 
 
 class Identified(NamedTuple):
-    """An identity, if there is one, and where it is from."""
+    """An identity and its source.
+
+    Attributes:
+        identity: the run, which is the root session with all subagents; the agent, which is a role;
+            the session, which is one conversation, None for a call that nothing will continue. None
+            if the client's id is invalid.
+    """
 
     source: IdentitySource
-    identity: Identity | None
+    identity: Hints | None
 
 
 def read_identity(
@@ -98,7 +104,7 @@ def read_identity(
         name = f"{name}#{role}{_digest(_first_text(messages)[:_MAX_MESSAGE_CHARS])}"
     elif session.has_helpers and not tool_names and not _is_continued(messages):
         name = None  # a title or the like: nothing continues it
-    identity = Identity(
+    identity = Hints(
         workflow_id=root,
         agent_id=f"{session.source}:{role}",
         session_id=name,

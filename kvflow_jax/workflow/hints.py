@@ -14,7 +14,6 @@ from typing import Literal, NoReturn, TypeGuard
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
-from kvflow_jax.workflow.identity import Identity
 from kvflow_jax.workflow.step_graph import Graph
 
 MAX_ID_LEN = 256  # characters
@@ -167,7 +166,7 @@ class HintParser:
         graphs: the store that freezes step graphs; share one between requests.
         session_id: of hints that name no session.
         tenant: whose graphs of the store are used.
-        identity: of hints that name neither run nor agent nor session.
+        identity: whose call it is, if the data name neither run nor agent nor session.
 
     Attributes:
         priority: higher runs sooner; None if absent.
@@ -181,7 +180,7 @@ class HintParser:
         graphs: GraphStore | None = None,
         session_id: str | None = None,
         tenant: str = "",
-        identity: Identity | None = None,
+        identity: Hints | None = None,
     ) -> None:
         self._tenant, self._identity = tenant, identity
         self._session_id = session_id if _is_id(session_id) else None
@@ -193,36 +192,35 @@ class HintParser:
 
     def parse(self) -> Hints:
         """Return the hints. Takes milliseconds for a large step graph that is not in the store."""
-        workflow_id, agent_id = self._id("workflow_id"), self._id("agent_id")
-        session_id, session_final = self._id("session_id"), self._flag("session_final")
-        parent_id, generation = self._id("parent_session_id"), self._generation()
-        if self._identity is not None and workflow_id is agent_id is session_id is None:
-            identity = self._identity
-            workflow_id, agent_id = identity.workflow_id, identity.agent_id
-            session_id, parent_id = identity.session_id, identity.parent_session_id
-            session_final |= identity.session_final
-            generation = identity.session_generation
-        else:
-            session_id = session_id or self._session_id
+        caller = self._caller()
         # Only agents have fixed prefixes.
-        self._is_clipped |= self.fixed_prefix is not None and agent_id is None
-        steps = self._steps(agent_id)
-        return Hints(
-            workflow_id=workflow_id,
-            agent_id=agent_id,
-            session_id=session_id,
-            session_final=session_final,
-            parent_session_id=parent_id,
-            session_generation=generation,
+        self._is_clipped |= self.fixed_prefix is not None and caller.agent_id is None
+        return replace(
+            caller,
             graph_id=self._id("graph_id"),
             graph=self._graph(),
-            steps_to_execution=steps,
+            steps_to_execution=self._steps(caller.agent_id),
             next_agents=self._next_agents(),
             reuse=self._reuse(),
             ttl_s=self._ttl_s(),
             priority=self.priority,
             is_clipped=self._is_clipped,
         )
+
+    def _caller(self) -> Hints:
+        """Return the run, the agent and the session of the data, else of the identity."""
+        own = Hints(
+            workflow_id=self._id("workflow_id"),
+            agent_id=self._id("agent_id"),
+            session_id=self._id("session_id"),
+            session_final=self._flag("session_final"),
+            parent_session_id=self._id("parent_session_id"),
+            session_generation=self._generation(),
+        )
+        identity = self._identity
+        if identity is None or not own.is_empty:
+            return replace(own, session_id=own.session_id or self._session_id)
+        return replace(identity, session_final=own.session_final or identity.session_final)
 
     def _fixed_prefix(self) -> FixedPrefix | None:
         prefix = self._data.get("fixed_prefix")

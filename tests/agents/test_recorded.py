@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from kvflow_jax.serve.client_identity import read_identity
-from kvflow_jax.workflow.identity import Identity
+from kvflow_jax.workflow.hints import Hints
 from tests.agents.agent import Agent
 from tests.agents.agents import AGENTS, WITH_SUBAGENTS
 from tests.agents.answers import read_answer
@@ -79,14 +79,15 @@ def test_a_turn_finds_the_prompt_of_the_last_one_in_the_cache(
 @pytest.mark.parametrize("agent", WITH_SUBAGENTS, ids=lambda agent: agent.name)
 def test_a_subagent_has_a_session_of_its_own_and_its_agent_s_as_parent(agent: Agent) -> None:
     main, subagent = threads_of(read_recording(FOLDER / f"{agent.name}.json"))
-    (of_main,) = {identity_of(one) for one in main}
-    (of_subagent,) = {identity_of(one) for one in subagent}
+    of_main, of_subagent = identity_of(main[0]), identity_of(subagent[0])
+    assert all(identity_of(one) == of_main for one in main)
+    assert all(identity_of(one) == of_subagent for one in subagent)
     assert of_main.session_id != of_subagent.session_id
     assert (of_main.parent_session_id, of_subagent.parent_session_id) == (None, of_main.session_id)
     assert of_main.workflow_id == of_subagent.workflow_id
 
 
-def identity_of(exchange: Exchange) -> Identity:
+def identity_of(exchange: Exchange) -> Hints:
     user = {"role": "user", "content": "The same in every turn."}
     found = read_identity(exchange.headers, exchange.body, [user], ["bash"])
     assert found is not None

@@ -17,7 +17,6 @@ from kvflow_jax.serve.client_identity import (
 )
 from kvflow_jax.serve.client_ids import MAX_ID_CHARS, MAX_JSON_CHARS
 from kvflow_jax.workflow.hints import Hints
-from kvflow_jax.workflow.identity import Identity
 from tests.serve import agent_requests as agents
 from tests.serve.agent_requests import OTHER_SESSION, SESSION, Sent
 from tests.serve.serve_fakes import FakeEngine, live_server
@@ -35,7 +34,7 @@ def identified(
 
 def identity(
     headers: dict[str, str] | None = None, messages: Any = (SYSTEM, USER), **fields: Any
-) -> Identity:
+) -> Hints:
     found = identified(headers, messages, **fields)
     assert found is not None
     assert found.identity is not None

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.graph_store import GraphStore
 from kvflow_jax.workflow.hints import MAX_STEPS, FixedPrefix, HintParser, Hints, Reuse
-from kvflow_jax.workflow.identity import Identity
 
 FIELDS = (
     *("workflow_id", "agent_id", "session_id", "session_final", "graph_id", "step_graph"),
@@ -174,7 +173,7 @@ def test_parents_and_generations_need_a_session():
 
 
 def test_an_identity_fills_hints_that_name_no_one():
-    identity = Identity("w", "a", "s", True, "p", 2)
+    identity = Hints("w", "a", "s", True, "p", 2)
     for data in (None, {}, {"priority": 1, "parent_session_id": "q"}):
         hints = HintParser(data, session_id="key", identity=identity).parse()
         assert (hints.workflow_id, hints.agent_id, hints.session_id) == ("w", "a", "s")
