@@ -21,7 +21,6 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.auth import KeyRing
 from kvflow_jax.serve.chat_reasoning import ModelReasoning
 from kvflow_jax.serve.chat_tools import ModelTools
-from kvflow_jax.serve.client_identity import Identified
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
@@ -33,7 +32,7 @@ from kvflow_jax.serve.request_body import BodyReader
 from kvflow_jax.serve.tenant_threads import TenantThreads
 from kvflow_jax.serve.token_quotas import TokenQuotas
 from kvflow_jax.workflow.graph_store import GraphStore
-from kvflow_jax.workflow.hints import HintParser
+from kvflow_jax.workflow.hints import HintParser, Hints
 
 NUM_TOKENIZER_THREADS = 2
 NUM_GRAMMAR_THREADS = 2  # the compiler has as many: the queue before it is this one
@@ -268,17 +267,14 @@ class Service:
         tenant: str,
         data: Any,
         session_id: str | None,
-        identified: Identified | None = None,
+        identity: Hints | None = None,
     ) -> HintParser | None:
         """Return a reader of a body's hints; None if there are none and its client is unknown.
 
         Args:
             session_id: of hints that name no session.
-            identified: whose call it is, for hints that do not say it.
+            identity: whose call it is, for hints that do not say it; see ``HintParser``.
         """
-        identity = None if identified is None else identified.identity
-        if identified is not None:
-            self.metrics.observe_identity(identified.source)
         if data is None and identity is None:
             return None
         return HintParser(data, self._graph_store, session_id, tenant, identity)

@@ -165,12 +165,15 @@ class Chat:
 
     def _hint_parser(self, request: Request, service: Service, tenant: str) -> HintParser | None:
         body, fields = self.body, self.body.model_extra or {}
-        identified = None
+        identity = None
         if not service.config.disable_client_identity:
             names = [tool.name for tool in self.tools.tools]
             identified = read_identity(request.headers, fields, self.messages, names)
+            if identified is not None:
+                identity = identified.identity
+                service.metrics.observe_identity(identified.source)
         data = hint_data(request.headers, body.agent_hints, fields)
-        return service.hint_parser(tenant, data, body.session_id, identified)
+        return service.hint_parser(tenant, data, body.session_id, identity)
 
 
 def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> frozenset[str]:
