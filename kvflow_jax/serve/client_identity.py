@@ -43,14 +43,18 @@ class IdentitySource(StrEnum):
     INVALID = "invalid"  # there was an id, and it was empty or too long
 
 
+# Agents whose calls without tools may ask for a title of the session, under its id.
+_WRITING_TITLES = (IdentitySource.CLAUDE_CODE, IdentitySource.CODEX, IdentitySource.OPENCODE)
+
+
 @dataclass(frozen=True, slots=True)
 class _Session:
     """A session as its client names it.
 
     Attributes:
-        root: the session of which it is a part; None: itself.
+        root: the session that contains it; None: it is a root itself.
+        parent: the session that waits for it; None, or its own name: none does.
         is_shared: whether several conversations may have its name.
-        has_helpers: whether its client also writes titles and the like under its name.
     """
 
     source: IdentitySource
@@ -60,7 +64,6 @@ class _Session:
     generation: int | None = None
     is_final: bool = False
     is_shared: bool = False
-    has_helpers: bool = False
 
 
 class Identified(NamedTuple):
@@ -100,16 +103,22 @@ def read_identity(
     is_run = session.source is not IdentitySource.CALLS
     root = (session.root or session.name) if is_run else None
     name: str | None = session.name
+    parent = None if session.parent == name else session.parent
     if session.is_shared:
         name = f"{name}#{role}{_digest(_first_text(messages)[:_MAX_MESSAGE_CHARS])}"
-    elif session.has_helpers and not tool_names and not _is_continued(messages):
-        name = None  # a title or the like: nothing continues it
+    elif (
+        session.source in _WRITING_TITLES
+        and parent is None
+        and not tool_names
+        and not _is_continued(messages)
+    ):
+        name = None  # nothing continues a title
     identity = Hints(
         workflow_id=root,
         agent_id=f"{session.source}:{role}",
         session_id=name,
-        session_final=session.is_final and name is not None,
-        parent_session_id=None if name is None else session.parent,
+        session_final=session.is_final,
+        parent_session_id=parent,
         session_generation=None if name is None else session.generation,
     )
     return Identified(session.source, identity)
@@ -125,7 +134,7 @@ def _claude_code(ids: ClientIds) -> _Session | None:
     agent = ids.header("x-claude-code-agent-id")
     parent = ids.header("x-claude-code-parent-agent-id")
     if agent is None or agent == root:
-        return _Session(source, root, has_helpers=True)
+        return _Session(source, root)
     is_of_main = parent in (None, root, agent)
     return _Session(source, f"{root}/{agent}", root, root if is_of_main else f"{root}/{parent}")
 
@@ -165,9 +174,8 @@ def _codex(ids: ClientIds) -> _Session | None:
         IdentitySource.CODEX,
         name,
         session or parent,
-        None if parent == name else parent,
+        parent,
         int(number) if has_number else None,
-        has_helpers=parent is None,
     )
 
 
@@ -179,8 +187,7 @@ def _opencode(ids: ClientIds) -> _Session | None:
         return None
     # The root of all, not the session that called this one; that is the same for most.
     parent = ids.header("x-parent-session-id")
-    parent = None if parent == session else parent
-    return _Session(IdentitySource.OPENCODE, session, parent, parent, has_helpers=parent is None)
+    return _Session(IdentitySource.OPENCODE, session, parent, parent)
 
 
 def _dynamo(ids: ClientIds) -> _Session | None:
@@ -188,7 +195,6 @@ def _dynamo(ids: ClientIds) -> _Session | None:
     if session is None:
         return None
     parent = ids.header("x-dynamo-parent-session-id")
-    parent = None if parent == session else parent
     is_final = ids.flag("x-dynamo-session-final")
     return _Session(IdentitySource.DYNAMO, session, parent, parent, is_final=is_final)
 
