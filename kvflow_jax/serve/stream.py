@@ -18,13 +18,8 @@ from starlette.types import Receive, Scope, Send
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.generation import ChoiceDelta, Generation, Usage
-from kvflow_jax.serve.large_answer import (
-    LargeResponse,
-    RunInThread,
-    dump,
-    is_large,
-    write_answer,
-)
+from kvflow_jax.serve.large_answer import LargeResponse, RunInThread, is_large, write_answer
+from kvflow_jax.serve.large_json import dump
 
 logger = logging.getLogger("kvflow_jax.serve")
 

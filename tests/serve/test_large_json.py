@@ -1,4 +1,4 @@
-"""Parsing in slices gives what the parser gives for the whole text."""
+"""Slices give what the parser and the writer of JSON give for the whole text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvflow_jax.serve import large_json
 from kvflow_jax.serve.json_structure import Limits, scan
-from kvflow_jax.serve.large_json import parse, parse_in_slices
+from kvflow_jax.serve.large_json import dump, parse, parse_in_slices
 
 UNBOUNDED = Limits(1 << 40, 1 << 40)
 SLICE = 64
@@ -110,3 +110,18 @@ def test_a_lone_surrogate_is_read_as_the_replacement_character(text: str, value:
 @pytest.mark.parametrize("text", [r'["\ud83d"', r'["\ud83"]', r'["\udzzz"]', r'["\ud83d"] 1'])
 def test_what_else_is_wrong_beside_a_lone_surrogate_is_refused(text: str) -> None:
     assert outcome(parse, text.encode()) is ValueError
+
+
+@pytest.mark.parametrize("num", [0, 1, 63, 64, 65, 200])
+def test_text_written_in_slices_is_the_same(num: int) -> None:
+    entries = [{"token": f"\u2028{i}", "top": [1.5, None, True]} for i in range(num)]
+    choice = {"index": 0, "logprobs": {"content": entries, "refusal": None}, "text": "\u00e9"}
+    body = {"id": "a", "choices": [choice] * 70, "usage": {}, "prompt_logprobs": entries}
+    expected = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    assert dump(body).decode() == expected
+    assert dump(body, ensure_ascii=True).decode() == json.dumps(body, separators=(",", ":"))
+
+
+def test_a_number_that_is_none_of_json_is_an_error() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dump({"choices": [{"logprob": float("inf")}]})
