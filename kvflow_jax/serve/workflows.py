@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -14,6 +13,7 @@ from kvflow_jax.serve.dependencies import ServiceDep, TenantDep, admin_required
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
+from kvflow_jax.serve.large_json import dump
 from kvflow_jax.serve.openapi import body_of, json_body
 from kvflow_jax.serve.protocols import EngineClient
 from kvflow_jax.serve.service import Service
@@ -167,17 +167,8 @@ def _read_graph(data: dict[str, Any]) -> tuple[Graph, bytes, list[str]]:
     if not workflow.nodes:
         raise InvalidRequestError("a workflow must have at least one node", param="nodes")
     graph = workflow.freeze()
-    return graph, _text_of(workflow), warnings_of(data, workflow, graph)
-
-
-def _text_of(workflow: Workflow) -> bytes:
-    """Return the JSON of a workflow, in parts: the encoder keeps the GIL until a part is done."""
-    fields = [
-        f"{json.dumps(name)}: "
-        + (f"[{', '.join(map(json.dumps, one))}]" if isinstance(one, list) else json.dumps(one))
-        for name, one in workflow.to_dict().items()
-    ]
-    return f"{{{', '.join(fields)}}}".encode()
+    text = dump(workflow.to_dict(), ensure_ascii=True)
+    return graph, text, warnings_of(data, workflow, graph)
 
 
 def _advance(
