@@ -5,10 +5,10 @@ One answer may have 21 for each token of a context.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from kvflow_jax.serve.generation import ChoiceDelta
 from kvflow_jax.serve.large_json import dump
@@ -24,11 +24,15 @@ class RunInThread(Protocol):
     def __call__(self, work: Callable[[], Result], /) -> Awaitable[Result]: ...
 
 
-class LargeResponse(JSONResponse):
-    """A JSON response that is dumped in slices."""
-
-    def render(self, content: Any) -> bytes:
-        return dump(content)
+async def json_response(
+    choices: Sequence[ChoiceDelta],
+    write: Callable[[], dict[str, Any]],
+    headers: Mapping[str, str],
+    run_in_thread: RunInThread,
+) -> Response:
+    """Return the JSON response whose body is ``write()``, as ``write_answer`` calls it."""
+    response = _LargeResponse if is_large(choices) else JSONResponse
+    return await write_answer(choices, lambda: response(write(), headers=headers), run_in_thread)
 
 
 async def write_answer(
@@ -46,3 +50,10 @@ def is_large(choices: Sequence[ChoiceDelta]) -> bool:
             if entries:
                 num += len(entries) * (1 + len(entries[-1].top))
     return num > MAX_INLINE_LOGPROBS
+
+
+class _LargeResponse(JSONResponse):
+    """A JSON response that is dumped in slices."""
+
+    def render(self, content: Any) -> bytes:
+        return dump(content)

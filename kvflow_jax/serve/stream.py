@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.serve.errors import ApiError, ClientDisconnectedError, to_api_error
 from kvflow_jax.serve.generation import ChoiceDelta, Generation, Usage
-from kvflow_jax.serve.large_answer import LargeResponse, RunInThread, is_large, write_answer
+from kvflow_jax.serve.large_answer import RunInThread, is_large, json_response, write_answer
 from kvflow_jax.serve.large_json import dump
 
 logger = logging.getLogger("kvflow_jax.serve")
@@ -158,13 +158,13 @@ async def full_response(
     """
     choices = await collect(generation, receive)
 
-    def write() -> Response:
-        answer = response_format.full(choices, usage_body(generation.usage))
-        body = {**answer, "kvflow": kvflow_body(generation.usage)}
-        headers = hint_headers(generation.usage)
-        return (LargeResponse if is_large(choices) else JSONResponse)(body, headers=headers)
+    usage = generation.usage
 
-    return await write_answer(choices, write, run)
+    def write() -> dict[str, Any]:
+        answer = response_format.full(choices, usage_body(usage))
+        return {**answer, "kvflow": kvflow_body(usage)}
+
+    return await json_response(choices, write, hint_headers(usage), run)
 
 
 class EventStream(Response):

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
-from kvflow_jax.serve.large_answer import LargeResponse, is_large, write_answer
+from kvflow_jax.serve.large_answer import json_response
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.openapi import body_of
 from kvflow_jax.serve.request_body import validate
@@ -37,13 +37,9 @@ async def create_response(request: Request, service: ServiceDep, tenant: TenantD
     if body.stream:
         return EventStream(generation, writer, run)
     (choice,) = await collect(generation, request.receive)
-
-    def write() -> Response:
-        answer = writer.full(choice, generation.usage)
-        headers = hint_headers(generation.usage)
-        return (LargeResponse if is_large([choice]) else JSONResponse)(answer, headers=headers)
-
-    return await write_answer([choice], write, run)
+    usage = generation.usage
+    write = partial(writer.full, choice, usage)
+    return await json_response([choice], write, hint_headers(usage), run)
 
 
 def _read(service: Service, data: dict[str, Any]) -> tuple[ResponsesRequest, ToolNames, Chat]:
