@@ -177,14 +177,12 @@ class EventStream(Response):
     the hints.
 
     Args:
-        run: runs what a large part of the answer needs; None: on the event loop.
+        run: runs what a large part of the answer needs.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, generation: Generation, writer: StreamWriter, run: RunInThread | None = None
-    ) -> None:
+    def __init__(self, generation: Generation, writer: StreamWriter, run: RunInThread) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._generation = generation
@@ -220,7 +218,7 @@ class EventStream(Response):
 
     async def _write(self, batch: list[ChoiceDelta]) -> bytes:
         write = partial(self._writer.write, batch, self._generation.usage)
-        return write() if self._run is None else await write_answer(batch, write, self._run)
+        return await write_answer(batch, write, self._run)
 
     def _start(self) -> dict[str, Any]:
         return {

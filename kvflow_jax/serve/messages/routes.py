@@ -36,7 +36,7 @@ async def create_message(request: Request, service: ServiceDep, tenant: TenantDe
         raise prompt_too_long(error) from error
     writer = MessageWriter(message_id, service.model_name, chat.tools, generation.usage)
     if body.stream:
-        return EventStream(generation, writer)
+        return EventStream(generation, writer, partial(service.run_in_thread, tenant))
     (choice,) = await collect(generation, request.receive)
     answer = writer.full(choice, generation.usage)
     return JSONResponse(answer, headers=hint_headers(generation.usage))
