@@ -57,18 +57,13 @@ class Chat:
     prompt_edits: frozenset[PromptEdit] = frozenset()
 
     @classmethod
-    def read(
-        cls,
-        service: Service,
-        body: ChatRequest,
-        fixed_messages: Sequence[dict[str, Any]] = (),
-    ) -> Chat:
+    def read(cls, service: Service, body: ChatRequest) -> Chat:
         """Read a body; raise InvalidRequestError, which names the invalid field."""
         tools = read_chat_tools(body, service.model_tools)
         params = body.sampling_params(service.sampling_defaults)
         output = tools.structured_outputs(params[0].structured_outputs)
         messages, edits = read_messages(body), frozenset[PromptEdit]()
-        fixed_messages = fixed_messages or read_fixed_messages(body)
+        fixed_messages = read_fixed_messages(body)
         if not service.config.disable_prompt_edits:
             messages, edits = edit_prompt(messages)
             fixed_messages, _ = edit_prompt(fixed_messages)

@@ -14,6 +14,7 @@ ROLES = ("user", "assistant", "system")
 # marks of its own. They say nothing to another model.
 _SKIPPED = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload")
 _SKIPPED_RESULT = "_tool_result"  # web_search_tool_result, mcp_tool_result, ...
+_MARK = "cache_control"
 
 
 def read_messages(
@@ -21,12 +22,16 @@ def read_messages(
 ) -> list[dict[str, Any]]:
     """Return the messages of a body: its system text, then its messages, in their order.
 
-    Only texts, calls and results are kept: marks such as ``cache_control`` never reach the prompt.
+    Only texts, calls and results are kept, and the marks of the system text, which the chat route
+    reads.
 
     Raises:
         InvalidRequestError: names the invalid block.
     """
-    read = _system_messages([text for text, _ in _read_system(system)])
+    system_parts = _read_system(system)
+    read: list[dict[str, Any]] = []
+    if system_parts:
+        read.append({"role": "system", "content": system_parts})
     for i, message in enumerate(messages):
         field, role = f"messages[{i}]", message.get("role")
         if role == "assistant":
@@ -47,33 +52,13 @@ def read_messages(
     return read
 
 
-def read_fixed_messages(
-    system: str | Sequence[dict[str, Any]] | None,
-) -> list[dict[str, Any]]:
-    """Return the messages up to the last ``cache_control`` mark of the system text.
-
-    They are what an agent's calls share: marks of the messages move with each turn. Empty if there
-    is no mark.
-
-    Raises:
-        InvalidRequestError: names the invalid block.
-    """
-    blocks = _read_system(system)
-    end = max((i + 1 for i, (_, is_marked) in enumerate(blocks) if is_marked), default=0)
-    return _system_messages([text for text, _ in blocks[:end]])
-
-
-def _read_system(system: str | Sequence[dict[str, Any]] | None) -> list[tuple[str, bool]]:
-    """Return the texts of the system field, and whether each is marked."""
+def _read_system(system: str | Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Return the texts of the system field as content parts of a chat, with their marks."""
     read = [
-        (_read_text(name, block), bool(block.get("cache_control")))
+        (_read_text(name, block), block.get(_MARK))
         for name, block in _blocks("system", system or [])
     ]
-    return [(text, is_marked) for text, is_marked in read if text.strip()]
-
-
-def _system_messages(texts: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": "\n".join(texts)}] if texts else []
+    return [{"type": "text", "text": text, _MARK: mark} for text, mark in read if text.strip()]
 
 
 def _read_user(field: str, content: Any) -> list[dict[str, Any]]:

@@ -58,4 +58,4 @@ async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep)
 def _read(service: Service, schema: type[Body], data: dict[str, Any]) -> tuple[Body, Chat]:
     body = validate(data, schema)
     service.check_model(body.model)
-    return body, Chat.read(service, body.to_chat(), body.fixed_messages())
+    return body, Chat.read(service, body.to_chat())

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.serve.json_types import TokenLimit
-from kvflow_jax.serve.messages.content_blocks import read_fixed_messages, read_messages
+from kvflow_jax.serve.messages.content_blocks import read_messages
 from kvflow_jax.serve.request_body import validate
 from kvflow_jax.serve.schemas import ChatRequest, check_supported
 from kvflow_jax.serve.structured_outputs import read_response_format
@@ -78,10 +78,6 @@ class CountTokensRequest(BaseModel):
         if tools or not self.tools:
             fields |= _read_tool_choice(self.tool_choice)
         return validate(fields, ChatRequest)
-
-    def fixed_messages(self) -> list[dict[str, Any]]:
-        """Return the messages that the agent's calls share, if the client has marked them."""
-        return read_fixed_messages(self.system)
 
     def _response_format(self) -> StructuredOutputsParams | None:
         name, data = "output_config.format", (self.output_config or {}).get("format")

@@ -4,13 +4,19 @@ from typing import Any
 
 import pytest
 
-from kvflow_jax.serve.messages.content_blocks import read_fixed_messages, read_messages
+from kvflow_jax.serve import chat_messages
+from kvflow_jax.serve.messages.content_blocks import read_messages
+from kvflow_jax.serve.schemas import ChatRequest
 
 USER = {"role": "user", "content": "hi"}
 
 
 def text(value: str) -> dict[str, Any]:
     return {"type": "text", "text": value, "cache_control": {"type": "ephemeral"}}
+
+
+def to_chat(system: Any) -> ChatRequest:
+    return ChatRequest(messages=read_messages(system, [USER]))
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,7 @@ def text(value: str) -> dict[str, Any]:
 )
 def test_the_system_text_is_the_first_message(system: Any, expected: str | None) -> None:
     first = [] if expected is None else [{"role": "system", "content": expected}]
-    assert read_messages(system, [USER]) == [*first, USER]
+    assert chat_messages.read_messages(to_chat(system)) == [*first, USER]
 
 
 def test_blocks_of_the_assistant_are_one_message() -> None:
@@ -67,7 +73,10 @@ def test_a_result_that_is_an_error_says_so(content: str | None, expected: str) -
 
 
 def test_the_last_mark_of_the_system_text_ends_the_fixed_messages() -> None:
+    def fixed(system: Any) -> list[dict[str, Any]]:
+        return chat_messages.read_fixed_messages(to_chat(system))
+
     plain = {"type": "text", "text": "Today is Monday."}
-    fixed = read_fixed_messages([text("Plan."), text("Act."), plain])
-    assert fixed == [{"role": "system", "content": "Plan.\nAct."}]
-    assert read_fixed_messages([plain]) == read_fixed_messages("Plan.") == []
+    marked = [{"role": "system", "content": "Plan.\nAct."}]
+    assert fixed([text("Plan."), text(" "), text("Act."), plain, text("")]) == marked
+    assert fixed([plain]) == fixed("Plan.") == []
