@@ -77,6 +77,7 @@ def scan(body: bytes | bytearray, limits: Limits) -> Structure:
             ``MAX_DEPTH``, or would need more memory than ``MAX_GROWTH`` times its size.
     """
     found_at, found_kinds = [_NO_POSITIONS], [_NO_KINDS]
+    counts = np.zeros(128, np.int64)  # by kind
     num_containers = num_values = num_escapes = num_chars = char_bytes = 0
     is_inside, start, tail = False, 0, b""
     while start < len(body):
@@ -105,10 +106,8 @@ def scan(body: bytes | bytearray, limits: Limits) -> Structure:
         num_chars += len(piece)
         if highest >= 0x80:
             num_chars -= int(np.count_nonzero((codes & 0xC0) == 0x80))
-        counts = np.bincount(found_kinds[-1], minlength=128)
-        num_containers += int(counts[ord("[")] + counts[ord("{")])
-        num_values += int(counts[ord("[")] + counts[ord("{")] + counts[ord(",")])
-        _check_counts(num_containers, num_values, limits)
+        counts += np.bincount(found_kinds[-1], minlength=128)
+        num_containers, num_values = _check_counts(counts, limits)
     structure = _structure(np.concatenate(found_at), np.concatenate(found_kinds))
     if structure.depths.max(initial=0) > MAX_DEPTH:
         raise _too_complex(f"lists and objects nested more than {MAX_DEPTH} deep")
@@ -138,12 +137,10 @@ def check_texts(texts: Sequence[str], limits: Limits) -> None:
     if num_containers <= limits.max_containers and num_containers + num_commas <= limits.max_values:
         return
     # Some of them are in strings.
-    num_containers = num_values = 0
+    counts = np.zeros(128, np.int64)  # by kind
     for text in texts:
-        counts = np.bincount(scan(text.encode(errors="replace"), limits).kinds, minlength=128)
-        num_containers += int(counts[ord("[")] + counts[ord("{")])
-        num_values += int(counts[ord("[")] + counts[ord("{")] + counts[ord(",")])
-        _check_counts(num_containers, num_values, limits)
+        counts += np.bincount(scan(text.encode(errors="replace"), limits).kinds, minlength=128)
+        _check_counts(counts, limits)
 
 
 def _structure(at: np.ndarray, kinds: np.ndarray) -> Structure:
@@ -160,11 +157,19 @@ def _bytes_per_char(text: bytes, highest: int) -> int:
     return 2 if highest >= 0xC4 or b"\\u" in text else 1
 
 
-def _check_counts(num_containers: int, num_values: int, limits: Limits) -> None:
+def _check_counts(counts: np.ndarray, limits: Limits) -> tuple[int, int]:
+    """Return the numbers of containers and of values; raise if they exceed the limits.
+
+    Args:
+        counts: of the structural characters by code, i64[128].
+    """
+    num_containers = int(counts[ord("[")] + counts[ord("{")])
+    num_values = num_containers + int(counts[ord(",")])
     if num_containers > limits.max_containers:
         raise _too_complex(f"more than {limits.max_containers} lists and objects")
     if num_values > limits.max_values:
         raise _too_complex(f"more than {limits.max_values} values")
+    return num_containers, num_values
 
 
 def _too_complex(what: str) -> ApiError:
