@@ -1,13 +1,13 @@
-"""Reads a chat template from a file of its own, for models that have none or another one."""
+"""Reads a chat template from a file (``--chat-template``), in place of the model's own."""
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import jinja2
 
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.models.regular_file import read_regular_file
 from kvflow_jax.models.template_budget import compile_chat_template
 
 # The largest of known models, with tools and reasoning, have some 20 KB.
@@ -18,22 +18,13 @@ def read_chat_template(path: Path) -> str:
     """Return the Jinja template of a file.
 
     Raises:
-        ConfigError: the file cannot be read, is too large or empty, or is no template; names the
-            line.
+        ConfigError: the file cannot be read, is too large or empty, or is no template; the message
+            names the line of the error.
     """
     try:
-        # Opening a FIFO would block until a process writes to it.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"the chat template {path} is no regular file")
-        with path.open("rb") as file:
-            data = file.read(MAX_TEMPLATE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"the chat template {path} cannot be read: {reason}") from error
-    if len(data) > MAX_TEMPLATE_BYTES:
-        raise ConfigError(f"the chat template {path} is larger than {MAX_TEMPLATE_BYTES} bytes")
-    try:
-        text = data.decode()
+        text = read_regular_file(path, MAX_TEMPLATE_BYTES).decode()
+    except OSError as error:
+        raise ConfigError(f"the chat template {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the chat template {path} is not UTF-8: {error}") from error
     if not text.strip():
