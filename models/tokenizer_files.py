@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a Hugging Face folder, in each form that such folders have."""
+"""Reads the tokenizer of a Hugging Face folder, whatever files it is made of."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ JSON, SENTENCEPIECE, TEKKEN, VOCAB, MERGES = (
     "vocab.json",
     "merges.txt",
 )
-# The forms of a tokenizer. A folder has at least one; the first that it has is read.
+# Forms of a tokenizer: the files that each needs. Of several the first is read.
 FORMS = ((JSON,), (TEKKEN,), (SENTENCEPIECE,), (VOCAB, MERGES))
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest, Gemma 3's, has 33 MB
-_VOCABULARIES = (JSON, SENTENCEPIECE, TEKKEN, VOCAB, MERGES)
+_VOCABULARIES = tuple(name for form in FORMS for name in form)
 _SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -110,13 +110,16 @@ def _with_tekken_roles(hf: Any) -> Any:
 
 
 def _check_packages(folder: Path) -> None:
-    """Raise unless the packages that read a tokenizer.model are installed."""
+    """Raise ModelLoadError unless the packages that read a tokenizer.model are installed."""
     with (folder / SENTENCEPIECE).open("rb") as file:
-        # Its first field: the first piece. Files of tiktoken begin with base64.
+        # The tag of its first field, a piece. Files of tiktoken begin with base64.
         is_sentencepiece = file.read(1) == b"\n"
-    needed = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
-    if not is_sentencepiece:
-        needed = {"tiktoken": "tiktoken"}
+    # module -> package
+    needed = (
+        {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+        if is_sentencepiece
+        else {"tiktoken": "tiktoken"}
+    )
     if missing := [package for name, package in needed.items() if not _is_installed(name)]:
         raise ModelLoadError(
             f"{folder} has no tokenizer.json, and reading its {SENTENCEPIECE} needs "
