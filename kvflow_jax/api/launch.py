@@ -47,7 +47,7 @@ def use_compilation_cache(cache_dir: Path) -> None:
     """Keep compiled programs under ``cache_dir``, so that later starts only load them.
 
     Call before the first compilation. A folder that the user has set in JAX's configuration stays.
-    Programs are code: a folder that another user may have written is not used.
+    Programs are code: a folder that another user may have written to is not used.
 
     Of several processes JAX lets only the first write; up to 0.12 no option changes that. The
     others compile at every start, unless all share the folder. There they find the programs of the
@@ -55,26 +55,26 @@ def use_compilation_cache(cache_dir: Path) -> None:
     CPU each process has a different fingerprint, so they never do.
     """
     programs = cache_dir / "xla"
-    if jax.config.values["jax_compilation_cache_dir"] is None and _is_trusted(programs):
+    if jax.config.values["jax_compilation_cache_dir"] is None and _prepare_programs(programs):
         jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def _is_trusted(folder: Path) -> bool:
-    """Create a folder of programs; return whether its programs may be run."""
+def _prepare_programs(folder: Path) -> bool:
+    """Create the folder of compiled programs; return whether those in it may be run."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = untrusted_file(folder)
+        untrusted = untrusted_file(folder)
     except OSError as error:
         log.warning("compiled programs are not kept: %s", error)
         return False
-    if found is not None:
+    if untrusted is not None:
         log.warning(
             "%s belongs to another user, is a link, or others can write to it, so programs are "
             "compiled at each start: remove %s, or choose another --cache-dir",
-            *(found, folder),
+            *(untrusted, folder),
         )
-    return found is None
+    return untrusted is None
 
 
 @contextmanager
