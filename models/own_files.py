@@ -1,4 +1,4 @@
-"""Which files of a cache may be run: those that nobody but this user can have written."""
+"""Checks that no other user can have written files of a cache that are run as code."""
 
 from __future__ import annotations
 
@@ -13,20 +13,32 @@ _OTHERS_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
 def is_own(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """True for a file of this user, of a kind of ``stat`` and no link."""
+    """True for a file of this user that is of a kind, and no link.
+
+    Args:
+        is_kind: of its mode, such as ``stat.S_ISREG``.
+
+    Raises:
+        OSError: there is no such file.
+    """
     found = path.lstat()
     return is_kind(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def others_may_write(path: Path) -> bool:
-    """True if a file or folder is writable by its group or by all."""
+    """True if the group of a file or folder, or every user, may write to it.
+
+    Raises:
+        OSError: there is no such file.
+    """
     return bool(path.stat().st_mode & _OTHERS_WRITE)
 
 
 def untrusted_file(folder: Path) -> Path | None:
-    """Return a folder, or a file in it, that another user may have written; None if all are safe.
+    """Return a folder, or a file in it, that another user may have written; None if there is none.
 
-    Files of root are safe: it may do anything anyway, and images of containers have them.
+    A link counts as such. Files of root do not: root can change any file, and container images
+    have its files.
 
     Raises:
         OSError: the folder cannot be read.
@@ -34,7 +46,7 @@ def untrusted_file(folder: Path) -> Path | None:
     of_folder = folder.lstat()
     if not _is_safe(of_folder, _OTHERS_WRITE):
         return folder
-    # Files of a closed folder are out of reach, whatever the umask has made of their modes.
+    # Other users cannot reach files of a closed folder, whatever modes the umask has given them.
     forbidden = _OTHERS_WRITE if of_folder.st_mode & _OTHERS_ENTER else 0
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process has removed it meanwhile

@@ -1,4 +1,4 @@
-"""Panics of libraries in Rust, which escape ``except Exception``."""
+"""Turns panics of Rust libraries, which ``except Exception`` does not catch, into errors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise a panic within the context as a RuntimeError.
+    """Raise a RuntimeError in place of a panic within the context.
 
-    PyO3 makes each an exception that is no ``Exception``, so that it ends a thread or the process.
-    Readers of files panic on those that their authors did not think of.
+    PyO3 raises a BaseException for a panic, which would end the thread or the process. The readers
+    of tokenizers panic on some malformed files.
     """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of a module that cannot be imported
+        # PyO3's class is in no module that can be imported.
+        if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(f"the library panicked: {error}") from error

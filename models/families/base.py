@@ -117,7 +117,7 @@ class GgufForm:
         merges_in_token_order: whether a SentencePiece tokenizer has its merges in the order of its
             tokens, and runs of spaces as spaces.
         strips_after_control: whether control tokens of a SentencePiece tokenizer take the white
-            space behind them. No field of a file says so.
+            space behind them (``rstrip``). No field of a file says so.
     """
 
     architecture: str
@@ -139,8 +139,8 @@ class ModelFamily:
         has_bias_fields: whether the family reads ``attention_bias`` and ``mlp_bias``.
         unsupported: fields that must be absent or false; the decoder does not implement them.
         rope_aliases: this family's names of the kinds of RoPE, where they differ.
-        rope_extends_context: whether linear and YaRN scaling extend ``max_position_embeddings``,
-            which else has the extended length.
+        rope_extends_context: whether linear and YaRN scaling extend ``max_position_embeddings``;
+            False: it is the extended length already.
         configure: returns the config with the family's switches of the decoder. It is given the
             config with all fields that families share, and the fields of config.json.
         tensors: the tensors of a checkpoint.

@@ -63,9 +63,13 @@ def read_rope(
 def extended_len(rope: RopeConfig, max_len: int) -> int:
     """Return the longest sequence, in tokens, of a model trained on ``max_len`` tokens.
 
-    linear and yarn extend the context by their factor; model cards ask users to add them and say
-    nothing of ``max_position_embeddings``. Where that is as long already, yarn's original length
-    says so. Checkpoints of the other kinds have the extended length in it.
+    linear and yarn extend the context by their factor. Model cards ask users to add the scaling
+    and leave ``max_position_embeddings`` as it was; where that has been extended, too, yarn's
+    original length keeps the factor from being applied twice. Checkpoints of the other kinds have
+    the extended length there.
+
+    Args:
+        max_len: ``max_position_embeddings``, in tokens.
     """
     if rope.kind == "linear":
         extended = max_len * rope.factor

@@ -7,7 +7,7 @@ from kvflow_jax.models.loading.gguf_tokenizer import CONTROL, USER_DEFINED
 
 # A text (EOS), a turn (EOT), a message (EOM); Ollama's files have several of the first.
 _FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")
-# Converters write one end, often that of a text: llama.cpp ends at these texts, too.
+# Converters often name only the end of a text: llama.cpp ends at tokens of these texts, too.
 END_TEXTS = (
     *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>"),
     *("<|flush|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<end_of_utterance>"),
@@ -19,10 +19,13 @@ _HARMONY = {"<|return|>", "<|call|>", "<|end|>"}
 
 
 def end_token_ids(fields: HfFields) -> list[int]:
-    """Return the tokens that end a text, a turn or a message, without repeats.
+    """Return the ids of the tokens that end a text, a turn or a message, without repeats.
 
-    Those that the file names come first. Of the tokens that are none of text, those whose text is
-    one of ``END_TEXTS`` follow.
+    Those that the file names come first; the control and user-defined tokens of ``END_TEXTS``
+    follow.
+
+    Args:
+        fields: of the file, by GGUF name.
     """
     named = [i for name in _FIELDS for i in fields.token_ids(f"tokenizer.ggml.{name}")]
     tokens = fields.texts("tokenizer.ggml.tokens")

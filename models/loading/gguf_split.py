@@ -1,4 +1,4 @@
-"""Reads a model that llama.cpp's ``llama-gguf-split`` has divided among several .gguf files."""
+"""Reads a model in several .gguf files, as llama.cpp's ``llama-gguf-split`` writes them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _COUNT, _NUMBER = "split.count", "split.no"
 
 
 def parts_of(path: Path) -> list[Path]:
-    """Return the files of the model that a file belongs to, in order, by their names.
+    """Return the files of the model that a file is a part of, in order; it alone if it is whole.
 
-    A file whose name is not that of a part is the only one.
+    The names tell; the files need not exist.
     """
     match = _PART.fullmatch(path.name)
     if match is None or not 0 < int(match["count"]) <= MAX_PARTS:

@@ -186,7 +186,7 @@ def _add_tokens(backend: Backend, vocabulary: _Vocabulary, *, strips_after: bool
     """Mark the tokens that are not split, those of control as special.
 
     Args:
-        strips_after: they take the white space behind them, as llama.cpp has it for Phi-3.
+        strips_after: these tokens take the white space behind them, as llama.cpp does for Phi-3.
     """
     from tokenizers import AddedToken
 
@@ -196,8 +196,7 @@ def _add_tokens(backend: Backend, vocabulary: _Vocabulary, *, strips_after: bool
         if kind in added and backend.token_to_id(token) is not None:
             special = kind == CONTROL
             strips = strips_after and token not in _UNSTRIPPED
-            one = AddedToken(token, special=special, normalized=False, rstrip=strips)
-            added[kind].append(one)
+            added[kind].append(AddedToken(token, special=special, normalized=False, rstrip=strips))
     # At once: each call compiles the pattern of all anew.
     backend.add_special_tokens(added[CONTROL])
     backend.add_tokens(added[USER_DEFINED])
