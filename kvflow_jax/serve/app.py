@@ -21,7 +21,6 @@ from kvflow_jax.serve import (
     tokenization,
     workflows,
 )
-from kvflow_jax.serve.body_memory import RequestEndMiddleware
 from kvflow_jax.serve.cors import CrossOriginMiddleware
 from kvflow_jax.serve.dependencies import (
     AdminDep,
@@ -33,7 +32,12 @@ from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.hint_aliases import hint_data
-from kvflow_jax.serve.http_middleware import HeadMiddleware, RequestIdMiddleware, SlashMiddleware
+from kvflow_jax.serve.http_middleware import (
+    HeadMiddleware,
+    RequestEndMiddleware,
+    RequestIdMiddleware,
+    SlashMiddleware,
+)
 from kvflow_jax.serve.logprobs import LogprobWriter
 from kvflow_jax.serve.messages.errors import error_response
 from kvflow_jax.serve.messages.routes import routes as messages

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-
-from fastapi import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from contextlib import contextmanager
 
 from kvflow_jax.serve.errors import ApiError
 
@@ -83,21 +80,3 @@ class Reservation:
         """Take more bytes; raise the ApiError of ``BodyMemory.take``."""
         self._memory.take(self._tenant, num_bytes, self.num_bytes)
         self.num_bytes += num_bytes
-
-
-class RequestEndMiddleware:
-    """Leave at the end of each request, answer included, the contexts of ``until_end``."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with ExitStack() as contexts:
-            scope.setdefault("state", {})["until_end"] = contexts
-            await self._app(scope, receive, send)
-
-
-def until_end(request: Request) -> ExitStack:
-    """Return the stack of contexts that are left when a request ends."""
-    contexts: ExitStack = request.state.until_end
-    return contexts

@@ -1,9 +1,11 @@
-"""ASGI middleware: superfluous slashes in paths, HEAD, and the id that a client gives a request."""
+"""ASGI middleware: slashes in paths, HEAD, ids of clients for requests, ends of requests."""
 
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID = b"x-request-id"
@@ -58,3 +60,21 @@ class RequestIdMiddleware:
 
         is_echoed = 0 < len(request_id) <= MAX_REQUEST_ID_BYTES
         await self._app(scope, receive, send_with_id if is_echoed else send)
+
+
+class RequestEndMiddleware:
+    """Exit the contexts of ``until_end`` when a request has ended, its answer included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with ExitStack() as contexts:
+            scope.setdefault("state", {})["until_end"] = contexts
+            await self._app(scope, receive, send)
+
+
+def until_end(request: Request) -> ExitStack:
+    """Return the stack of contexts that are exited when a request ends."""
+    contexts: ExitStack = request.state.until_end
+    return contexts

@@ -12,8 +12,9 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kvflow_jax.serve.body_memory import BodyMemory, Reservation, until_end
+from kvflow_jax.serve.body_memory import BodyMemory, Reservation
 from kvflow_jax.serve.errors import ApiError
+from kvflow_jax.serve.http_middleware import until_end
 from kvflow_jax.serve.json_structure import Limits, has_few_values, scan
 from kvflow_jax.serve.large_json import parse, parse_in_slices
 from kvflow_jax.serve.tenant_threads import TenantThreads

@@ -1,10 +1,15 @@
-"""What clients send in paths and headers beside what the routes read."""
+"""What holds for requests of all routes: slashes, HEAD, ids, and what is undone at the end."""
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
+from kvflow_jax.serve.http_middleware import RequestEndMiddleware, until_end
 from tests.serve.serve_requests import CHAT, HELLO, error_of
 
 
@@ -47,3 +52,22 @@ def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
     answer = http.head(CHAT)
     assert (answer.status_code, answer.content) == (405, b"")
     assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_contexts_are_left_when_a_request_ends(fails: bool) -> None:
+    events: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        until_end(Request(scope)).callback(events.append, "end")
+        events.append("answer")
+        if fails:
+            raise RuntimeError
+
+    call = RequestEndMiddleware(app)({"type": "http"}, None, None)  # type: ignore[arg-type]
+    if fails:
+        with pytest.raises(RuntimeError):
+            asyncio.run(call)
+    else:
+        asyncio.run(call)
+    assert events == ["answer", "end"]
