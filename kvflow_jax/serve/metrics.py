@@ -29,12 +29,14 @@ from kvflow_jax.workflow.hints import HintStatus
 
 logger = logging.getLogger("kvflow_jax.serve")
 
+_LEFT_OUT = (
+    "left %s out of a prompt, as it changes with every one (--disable-prompt-edits keeps it)"
+)
+_MOVED = "moved the %s of a prompt behind the system text (--move-environment)"
 _EDIT_TEXTS = {
-    **{
-        edit: f"left {edit.value} out of a prompt (--disable-prompt-edits keeps it)"
-        for edit in (PromptEdit.BILLING_HEADER, PromptEdit.TOTAL_TOKENS)
-    },
-    PromptEdit.ENVIRONMENT: "moved the environment behind the system text (--move-environment)",
+    PromptEdit.BILLING_HEADER: _LEFT_OUT,
+    PromptEdit.TOTAL_TOKENS: _LEFT_OUT,
+    PromptEdit.ENVIRONMENT: _MOVED,
 }
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -90,9 +92,9 @@ class Metrics:
         for edit in edits:
             if not self._num_edits[edit]:
                 logger.info(
-                    "%s, as it changes with every one; such edits are counted by "
-                    "kvflow:prompt_edits and not logged again",
-                    _EDIT_TEXTS[edit],
+                    f"{_EDIT_TEXTS[edit]}; such edits are counted by kvflow:prompt_edits and not "
+                    "logged again",
+                    edit.value,
                 )
             self._num_edits[edit] += 1
 
