@@ -76,10 +76,10 @@ class GrammarCompiler:
         return self._cache.usage
 
     def prepare(self) -> None:
-        """Build what all grammars share, before there are requests: it keeps the GIL for long.
+        """Build what all grammars share. Call it before there are requests: it holds the GIL.
 
-        For a vocabulary of 49,152 tokens it takes half a second. Does nothing where grammars cannot
-        be compiled; requests learn why.
+        It takes half a second for a vocabulary of 49,152 tokens. It does nothing where grammars
+        cannot be compiled; the error is that of ``compile``.
         """
         with contextlib.suppress(ImportError, _CompileError), self._lock:
             _ = self._tokenizer

@@ -33,15 +33,15 @@ class Matcher:
 
     def __init__(self, state: LLMatcher, vocab_size: int) -> None:
         self._state, self._num_words = state, num_mask_words(vocab_size)
-        self._compiled: Matcher | None = None  # of which it is a copy
+        self._original: Matcher | None = None  # None: it is no copy
         self.mask = self._compute_mask()
 
     def clone(self) -> Matcher:
         """Return an independent matcher in the same state."""
         clone = object.__new__(Matcher)
         clone._state, clone._num_words = self._state.deep_copy(), self._num_words
-        # Copies share most of the memory, which counts while the first one lives.
-        clone._compiled = self._compiled or self
+        # Copies share most of the original's memory, which is counted while the original lives.
+        clone._original = self._original or self
         clone.mask = self.mask
         return clone
 

@@ -233,7 +233,7 @@ class Request:
         )
 
     def _hidden_stop(self, token: int) -> tuple[str, str] | None:
-        """Return a stop string that the text lacks, as ``StopStrings.hidden_stop``."""
+        """Return ``StopStrings.hidden_stop``; None within the reasoning."""
         splitter = self.splitter
         is_in_reasoning = splitter and splitter.has_reasoning and not splitter.is_in_answer
         if self.stop_strings is None or is_in_reasoning:

@@ -129,7 +129,7 @@ class RequestFactory:
             )
         allowed_tokens = self._allowed_tokens(params)
         if allowed_tokens is not None:
-            # As large as a vocabulary, and of no more use.
+            # The mask replaces them, and there may be as many as tokens of the vocabulary.
             params = params.replace(allowed_token_ids=())
             spec = replace(spec, prompt=spec.prompt_ids, params=params)
         return Request(

@@ -17,7 +17,7 @@ class StopStrings:
     Args:
         stops: strings that are not empty.
         include_stop: pass the stop string through, too.
-        hidden: those that are special tokens which the text lacks, by token id.
+        hidden: the stop strings that are special tokens and left out of the text, by token id.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class StopStrings:
         self._pending = ""
 
     def hidden_stop(self, token: int) -> tuple[str, str] | None:
-        """Return the stop string that a token is, after what of it to pass on; None: it is none."""
+        """Return the text to pass on and the stop string of a hidden token; None for any other."""
         stop = self._hidden.get(token)
         return None if stop is None else (stop if self._include_stop else "", stop)
 

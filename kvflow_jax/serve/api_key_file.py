@@ -42,8 +42,8 @@ class ApiKeyFile:
     def read(self) -> list[ApiKey]:
         """Return the keys of the file.
 
-        At first it may be a pipe, such as of a secret store; later reads, on the event loop, wait
-        for nothing.
+        The first read may be of a pipe, such as of a secret store. Later ones refuse it: they
+        wait for no writer.
 
         Raises:
             ConfigError: the file cannot be read, or an entry is wrong; one line that names it and
@@ -90,7 +90,7 @@ class ApiKeyFile:
             self._signature = None
 
     def _open(self, path: str, flags: int) -> int:
-        # Otherwise a pipe is opened when there is a writer.
+        # Without the flag, opening a pipe waits for a writer.
         return os.open(path, flags | (os.O_NONBLOCK if self._was_read else 0))
 
     def _stat(self) -> _Signature:

@@ -13,8 +13,8 @@ class BodyMemory:
     """A budget of bytes for the bodies of requests until these end. Runs on the event loop.
 
     What a body becomes (texts, hints, parameters) is kept until then, and grows with it. A tenant
-    may have as many bytes as it leaves for others, at most half of them, as in ``Backlog``: one
-    that comes later always finds some.
+    may have as many bytes as it leaves for others, at most half of them, as in ``Backlog``: a
+    tenant that comes later always finds some.
 
     Args:
         max_bytes: of all bodies.

@@ -124,8 +124,10 @@ def encode_chat(
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 
 
-def _with_calls(error: InvalidRequestError, messages: Sequence[dict[str, Any]]) -> Exception:
-    """Return the error of a template, with the calls whose arguments may be what it refuses."""
+def _with_calls(
+    error: InvalidRequestError, messages: Sequence[dict[str, Any]]
+) -> InvalidRequestError:
+    """Return the error of a template; name the calls whose arguments are no JSON object."""
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     names = [
         f"{call['function']['name']} ({call.get('id')})"

@@ -59,6 +59,7 @@ class ClientIds:
         return data if isinstance(data, dict) else {}
 
     def flag(self, name: str) -> bool:
+        """True if a header is ``1``, ``true`` or ``yes``."""
         return self._headers.get(name, "").strip().lower() in ("1", "true", "yes")
 
     def is_from(self, product: str) -> bool:
@@ -66,7 +67,7 @@ class ClientIds:
         return self._headers.get("user-agent", "").lower().startswith(product)
 
     def read(self, value: object) -> str | None:
-        """Return a value if it may be an id."""
+        """Return a value without blanks around it if it is an id; else set ``has_invalid``."""
         if value is None:
             return None
         if isinstance(value, str) and 0 < len(text := value.strip()) <= MAX_ID_CHARS:

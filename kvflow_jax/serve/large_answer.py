@@ -43,7 +43,7 @@ async def write_answer(
 
 
 def is_large(choices: Sequence[ChoiceDelta]) -> bool:
-    """Return whether choices, or parts of them, have many log probabilities."""
+    """Return whether choices, or deltas of them, have many log probabilities."""
     num = 0
     for choice in choices:
         for entries in (choice.logprobs, choice.prompt_logprobs):

@@ -26,7 +26,6 @@ class PromptEdit(Enum):
 _BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n?")
 _TOTAL_TOKENS = re.compile(r"<total_tokens>[^<]{0,200}</total_tokens>")
 
-
 # Of OpenCode, pi, qwen-code, Claude Code and agents like them. A form of its own begins each.
 _ENVIRONMENT_LINE = re.compile(
     r"^[ \t]{0,8}(?:[-*] )?"
@@ -35,7 +34,6 @@ _ENVIRONMENT_LINE = re.compile(
     r" ?:[^\n]*\n?",
     re.IGNORECASE | re.MULTILINE,
 )
-
 
 # Longer system texts are left as they are: lines of any case take a second for a large body.
 MAX_ENVIRONMENT_CHARS = 1 << 18
