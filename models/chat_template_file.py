@@ -8,7 +8,7 @@ import jinja2
 
 from kvflow_jax.errors import ConfigError
 from kvflow_jax.models.regular_file import read_regular_file
-from kvflow_jax.models.template_budget import compile_chat_template
+from kvflow_jax.models.template_budget import check_chat_template
 
 # The largest of known models, with tools and reasoning, have some 20 KB.
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -30,7 +30,7 @@ def read_chat_template(path: Path) -> str:
     if not text.strip():
         raise ConfigError(f"the chat template {path} is empty")
     try:
-        compile_chat_template(text)
+        check_chat_template(text)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(
             f"the chat template {path} is no Jinja template: {error.message}, line {error.lineno}"

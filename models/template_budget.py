@@ -84,11 +84,11 @@ def bound_chat_templates() -> None:
     )
 
 
-def compile_chat_template(source: str) -> None:
-    """Compile a chat template as transformers does, to see whether it is one.
+def check_chat_template(source: str) -> None:
+    """Compile a chat template as transformers does, which caches it for the first chat.
 
     Raises:
-        jinja2.TemplateSyntaxError: it is none.
+        jinja2.TemplateSyntaxError: ``source`` is no template.
     """
     from transformers.utils import chat_template_utils as utils
 
