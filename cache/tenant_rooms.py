@@ -1,4 +1,4 @@
-"""How much of each tier a tenant has, and what of it others may have evicted.
+"""Divides each tier among tenants, and bounds what one may evict of another's blocks.
 
 A tenant's *room* is an equal share of a tier: the device pool, the host tier. Idle blocks within
 its room stay while the tenant is active, whatever others compute; idle blocks beyond it are
@@ -21,21 +21,21 @@ ACTIVE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """What each tenant has in one tier, by the index of the tenant.
+    """Blocks of each tenant in one tier, by the index of the tenant.
 
     Attributes:
-        num_idle: its blocks that can be evicted, i64[num_tenants].
-        excess: its blocks beyond its room, negative for those that it lacks, i64[num_tenants].
+        num_idle: blocks that can be evicted, i64[num_tenants].
+        excess: blocks beyond the tenant's room, i64[num_tenants]; negative if it has fewer.
     """
 
     num_idle: np.ndarray
     excess: np.ndarray
 
     def claimable(self, tenant: int | None) -> np.ndarray:
-        """Return how many idle blocks of each tenant another may have evicted, i64[num_tenants].
+        """Return how many idle blocks of each tenant may be evicted for one, i64[num_tenants].
 
         Args:
-            tenant: which asks; all of its own idle blocks are its to evict.
+            tenant: the one; it may evict all of its own idle blocks. None: one without blocks.
         """
         claimable: np.ndarray = np.clip(self.excess, 0, self.num_idle)
         if tenant is not None:
@@ -43,9 +43,12 @@ class Rooms:
         return claimable
 
     def order(self, tenant: int) -> list[int]:
-        """Return whose blocks are evicted first for a tenant: the farthest beyond their rooms."""
+        """Return the tenants in the order in which their blocks are evicted for one.
+
+        Those with the most blocks beyond their rooms come first.
+        """
         excess = self.excess.copy()
-        # Of its own blocks none within its room, while others have some beyond theirs.
+        # Blocks within its own room come after those of others beyond theirs.
         excess[tenant] = max(-1, excess[tenant])
         return [int(index) for index in np.argsort(-excess, kind="stable")]
 

@@ -1,4 +1,4 @@
-"""Which sessions wait for which, and which of their histories nothing will read again.
+"""Tracks which sessions wait for subagents, and finds histories that nothing will read again.
 
 parent ── calls tools ──▶ subagents call ──▶ parent goes on: their histories have ended
 session, generation 0 ── is compacted ──▶ generation 1: the history of 0 has ended
@@ -16,7 +16,7 @@ from kvflow_jax.control.readers import SessionReader
 from kvflow_jax.workflow.hints import Hints
 
 MAX_BYTES = 8 << 20  # of one tenant's sessions
-MAX_CHILDREN = 256  # of one session; of more, the first are released by their time to live only
+MAX_CHILDREN = 256  # of one session; beyond them the first end by their time to live only
 _SESSION_BYTES, _CHILD_BYTES = 500, 150  # beside their names
 
 
@@ -38,18 +38,19 @@ class Ended(NamedTuple):
 
 @dataclass(slots=True)
 class _Session:
-    """A session.
+    """State of a session.
 
     Attributes:
-        num_calls: in progress.
-        agent: of its last call.
-        generation: of its current history; None: its client tells none.
+        num_calls: calls in progress.
+        agent: agent of its last call.
+        generation: generation of its current history; None: its client sends none.
         num_late: calls of an earlier generation since the last one of the current.
-        caller: agent of the parent that began it: another agent of the same session, such as one
-            that writes a title, does not wait for it.
+        parent_id: the session that waits for this one; None: no session does.
+        caller: agent of the parent that began it. Other agents of the parent, such as one that
+            writes a title, do not wait for it.
         children: sessions that may end when this one goes on, the first begun first.
         is_released: whether its history was released.
-        runs_beside: whether it went on after that, so that its parent does not wait for it.
+        runs_beside: whether it went on after its release: its parent does not wait for it.
     """
 
     num_calls: int = 0
@@ -64,16 +65,16 @@ class _Session:
 
 
 class SessionTree:
-    """The sessions of all tenants, as far as a budget of bytes for each allows.
+    """The sessions of all tenants, within a budget of bytes for each tenant.
 
-    All it says is advice: blocks without a reader can still be hit until they are evicted.
+    What it returns is advice: blocks without a reader can still be hit until they are evicted.
+
+    Args:
+        max_bytes: of one tenant's sessions; the least recently used are forgotten first.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._sessions: TenantLru[SessionReader, _Session] = TenantLru(max_bytes)
-
-    def __len__(self) -> int:
-        return len(self._sessions)
 
     @property
     def usage(self) -> Usage:
@@ -99,7 +100,7 @@ class SessionTree:
         return ended
 
     def end_call(self, tenant: str, hints: Hints) -> bool:
-        """Record the end of a call; return whether its history is of an ended generation."""
+        """Record the end of a call; return True if the generation of its history has ended."""
         if hints.session_id is None:
             return False
         session = self._sessions.get(tenant, SessionReader(tenant, hints.session_id))
@@ -124,7 +125,7 @@ class SessionTree:
         return True
 
     def _end_children(self, tenant: str, session: _Session, hints: Hints) -> list[Ended]:
-        """Return the histories of subagents, and of theirs, for which a session waits no more."""
+        """Return the histories of subagents, and of theirs, that a session no longer waits for."""
         ended = []
         left = [(session, name) for name in session.children]
         while left:
