@@ -112,7 +112,8 @@ def load(
         engine: settings of the engine that the model is loaded for.
 
     Raises:
-        ModelLoadError, CapacityError, ConfigError: see ``load_model`` and ``EngineSizes.resolve``.
+        ModelLoadError, CapacityError, ConfigError: see ``load_model``, ``EngineSizes.resolve`` and
+            ``read_chat_template``.
     """
 
     def check(model: Model) -> None:
@@ -139,7 +140,10 @@ def load(
     )
     if template is not None:
         if loaded.tokenizer is None:
-            raise ConfigError(f"a chat template needs a tokenizer, which {config.model} has not")
+            raise ConfigError(
+                f"a chat template needs a tokenizer, and {config.model} has none; leave the "
+                "template out, or give a model with a tokenizer"
+            )
         loaded.tokenizer.use_chat_template(template)
     return loaded
 

@@ -12,8 +12,8 @@ from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.workflow.step_graph import Graph
 from kvflow_jax.workflow.workflow import MAX_EDGES, MAX_ID_LEN, MAX_NODES, Workflow
 
-# Of one tenant's graphs: in the store, and in all of its requests and runs.
-MAX_BYTES, MAX_USED_BYTES = 16 << 20, 64 << 20
+MAX_BYTES = 16 << 20  # of one tenant's graphs in the store
+MAX_USED_BYTES = 64 << 20  # of one tenant's graphs in the store, in requests and in runs
 
 _NODE = ("id", "agent")
 _EDGE = ("source", "target", "conditional", "probability")
@@ -46,8 +46,8 @@ class GraphStore:
             data: see ``Workflow.from_dict``.
 
         Raises:
-            InvalidRequestError: not the form of a step graph, or the tenant's requests and runs
-                have graphs of too many bytes.
+            InvalidRequestError: ``data`` is not the form of a step graph, or the graphs that the
+                tenant uses have more than ``MAX_USED_BYTES``.
         """
         if not isinstance(data, Mapping):
             raise InvalidRequestError("a step graph must be an object")
@@ -59,7 +59,8 @@ class GraphStore:
             return graph
         if num_used > MAX_USED_BYTES:
             raise InvalidRequestError(
-                f"the graphs of your requests and runs take more than {MAX_USED_BYTES >> 20} MiB"
+                f"the graphs of your requests and runs take more than {MAX_USED_BYTES >> 20} MiB; "
+                "send them again when some of these have ended"
             )
         # Without the lock: a large graph takes tenths of a second. Another thread may add it
         # meanwhile.
