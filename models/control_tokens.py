@@ -98,7 +98,7 @@ class ControlTokens:
             InvalidRequestError: the vocabulary makes a control token of a marked spelling.
         """
         encoder = self._encoder
-        # Of a batch, because ``encode`` keeps the GIL: for a second where texts are long.
+        # As a batch of one, which releases the GIL: ``encode`` keeps it, a second for a long text.
         (encoding,) = encoder.backend.encode_batch([text], add_special_tokens=add_special_tokens)
         ids = encoding.ids
         for i, token_id in enumerate(ids):

@@ -166,7 +166,7 @@ class Tokenizer:
     def use_chat_template(self, template: str) -> None:
         """Render chats with another template than the model's own; see ``read_chat_template``."""
         self.hf.chat_template = template
-        # They are those that the template writes.
+        # Which tokens are control tokens depends on the template.
         self.__dict__.pop("control_tokens", None)
 
     def info(self) -> dict[str, Any]:

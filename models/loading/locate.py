@@ -19,10 +19,10 @@ _MAX_SHOWN_CHARS = 200
 def find_local(name: str) -> Path | None:
     """Return the folder or .gguf file of this name; None if no file has this name.
 
-    A folder without a config.json stands for the one model in .gguf files in it.
+    A folder without a config.json stands for the .gguf model in it, whole or in parts.
 
     Raises:
-        ModelLoadError: the file is no model, the folder has several, or it cannot be read.
+        ModelLoadError: the file is no model, the folder has several models, or it cannot be read.
     """
     path = _readable(name)
     if path is None:

@@ -87,7 +87,10 @@ class Tensors(Protocol):
 
 
 def tensor_problems(model: Model, tensors: Tensors) -> list[str]:
-    """List the problems of files and of tensors; without any tensor those of the files alone."""
+    """Return the problems of a checkpoint's files and tensors, a message each.
+
+    If no tensor can be read, those of the files say why: a list of missing tensors would hide it.
+    """
     if tensors.problems and not tensors.headers:
         return tensors.problems
     fused = [key for key, _, _ in tensors.headers if _FUSED_EXPERTS.fullmatch(key)]
