@@ -24,6 +24,8 @@ FAMILY = ModelFamily(
     name="olmo2",
     architectures=("Olmo2ForCausalLM",),
     has_bias_fields=True,
+    # llama.cpp writes OLMo 3, which has windows, as olmo2.
+    unsupported=("sliding_window",),
     configure=_configure,
     tensors={
         **without(LLAMA_TENSORS, ".input_layernorm", ".post_attention_layernorm"),

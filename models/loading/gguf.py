@@ -21,8 +21,9 @@ from kvflow_jax.models.families import BY_GGUF_ARCHITECTURE
 from kvflow_jax.models.families.hf_fields import MAX_LAYERS, HfFields, Json
 from kvflow_jax.models.loading.gguf_end_tokens import end_token_ids
 from kvflow_jax.models.loading.gguf_header import GgufHeader
+from kvflow_jax.models.loading.gguf_rope import rope_scaling
 from kvflow_jax.models.loading.gguf_split import parts_of, read_parts
-from kvflow_jax.models.loading.gguf_tensors import ROPE_FACTORS, GgufTensors
+from kvflow_jax.models.loading.gguf_tensors import GgufTensors
 from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.model import Model
@@ -58,6 +59,13 @@ _OPTIONAL = {
     "attn_logit_softcapping": "attn_logit_softcapping",
 }
 
+# Fields that change what llama.cpp computes -> the values that change nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "expert_gating_func": (0, 1),
+    "expert_weights_scale": (0, 1),
+}
+
 _SAMPLING_FIELDS = {
     "general.sampling.temp": "temperature",
     "general.sampling.top_k": "top_k",
@@ -65,9 +73,6 @@ _SAMPLING_FIELDS = {
     "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
-
-# Of RoPE; half of a head's dimensions.
-_MAX_FREQUENCIES = 4096
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
@@ -139,6 +144,7 @@ class GgufFile:
         # Before the family's fields are computed, some of them layer by layer.
         if own.number("block_count") > MAX_LAYERS:
             problems.append(f"{arch}.block_count is above the limit of {MAX_LAYERS}")
+        problems += self._unsupported()
         if own.flag("expert_count") and "expert_count" not in names:
             problems.append(f"a mixture of experts is not supported in architecture {arch!r}")
         self._raise_if(problems)
@@ -209,43 +215,28 @@ class GgufFile:
             "rope_scaling": self._rope_scaling(),
         }
 
+    def _rope_scaling(self) -> Json | None:
+        try:
+            return rope_scaling(self._own_fields, self._tensors)
+        except ValueError as error:
+            raise self._error([str(error)]) from error
+
+    def _unsupported(self) -> list[str]:
+        """List the fields that change what llama.cpp computes and are not implemented here."""
+        own = self._own_fields
+        values = {name: own.values[name] for name in _NEUTRAL if own.has(name)}
+        return [
+            f"{self.form.architecture}.{name} {value!r:.80} is not supported"
+            for name, value in values.items()
+            if value not in _NEUTRAL[name]
+        ]
+
     def _raise_if(self, problems: list[str]) -> None:
         if problems:
-            raise ModelLoadError(f"cannot load {self.path}:\n- " + "\n- ".join(problems))
+            raise self._error(problems)
 
-    def _rope_scaling(self) -> Json | None:
-        """Return the ``rope_scaling`` of a config.json; None where there is no scaling."""
-        llama3_factors, long_factors, short_factors = (self._factors(name) for name in ROPE_FACTORS)
-        # The converter has computed one factor a frequency from llama3's scaling.
-        if llama3_factors is not None:
-            return {
-                "rope_type": "longrope",
-                "long_factor": llama3_factors,
-                "short_factor": llama3_factors,
-                "attention_factor": 1.0,
-            }
-        scaling = {
-            name: self._own_fields.values.get(f"rope.scaling.{name}")
-            for name in ("type", "factor", "attn_factor")
-        }
-        if long_factors is not None:
-            return {
-                "rope_type": "longrope",
-                "long_factor": long_factors,
-                "short_factor": short_factors,
-                "attention_factor": scaling["attn_factor"],
-            }
-        if scaling["type"] in (None, "none"):
-            return None
-        return {"rope_type": scaling["type"], "factor": scaling["factor"]}
-
-    def _factors(self, name: str) -> list[float] | None:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            return None
-        if tensor.tensor_type.name != "F32" or tensor.data.size > _MAX_FREQUENCIES:
-            self._raise_if([f"tensor {name} must be a vector of F32"])
-        return [float(factor) for factor in tensor.data.ravel()]
+    def _error(self, problems: list[str]) -> ModelLoadError:
+        return ModelLoadError(f"cannot load {self.path}:\n- " + "\n- ".join(problems))
 
 
 def read_sampling_fields(path: Path) -> Json:

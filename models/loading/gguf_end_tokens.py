@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvflow_jax.models.families.hf_fields import HfFields
-from kvflow_jax.models.loading.gguf_tokenizer import CONTROL, USER_DEFINED
+from kvflow_jax.models.loading.gguf_vocabulary import CONTROL, USER_DEFINED
 
 # A text (EOS), a turn (EOT), a message (EOM); Ollama's files have several of the first.
 _FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")

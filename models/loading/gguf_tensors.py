@@ -13,16 +13,13 @@ import numpy as np
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.families.base import GgufForm
 from kvflow_jax.models.loading.gguf_header import GgufTensor
+from kvflow_jax.models.loading.gguf_rope import ROPE_FACTORS
 from kvflow_jax.models.loading.hf_tensors import Header, weight_slices
 from kvflow_jax.models.loading.weights import Index
 from kvflow_jax.models.model import Model
 
 if TYPE_CHECKING:
     from gguf import TensorNameMap
-
-# Divisors of RoPE's frequencies in llama.cpp (llama3, LongRoPE long and short). They become part of
-# the config and are no weights.
-ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 _EXPERT = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
 _QUERY_OR_KEY = (".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")

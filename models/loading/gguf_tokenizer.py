@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models.families.hf_fields import HfFields, Json, Problems
+from kvflow_jax.models.loading.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from kvflow_jax.models.loading.gguf_vocabulary import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    GgufVocabulary,
+)
 from kvflow_jax.models.rust_panics import panics_as_errors
 
 if TYPE_CHECKING:
@@ -24,99 +30,8 @@ log = logging.getLogger(__name__)
 # Of a SentencePiece token, which is cut at each. SentencePiece's own limit is 16.
 MAX_TOKEN_CHARS = 512
 
-# Values of gguf.TokenType.
-CONTROL, USER_DEFINED = 3, 4
-
-_LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_CAPITALS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}"
-    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_LETTERS}{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-# llama.cpp's default for files without a tokenizer.ggml.pre
-_DEFAULT = (
-    r"[\p{P}\$\+<=>\^~\|]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    r"\p{N}+",
-    r"[0-9][0-9][0-9]",
-)
-
-# Pre-tokenizer (tokenizer.ggml.pre) -> regexes that split text, in turn, before BPE merges; empty:
-# GPT-2's split. The regexes are those of llama.cpp's llama-vocab.cpp.
-SPLITS: dict[str, tuple[str, ...]] = {
-    "default": _DEFAULT,
-    "gpt-2": (),
-    "smollm": (r"\p{N}",),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "smaug-bpe", "dbrx"), (_LLAMA3,)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (_QWEN2,)),
-    "tekken": (_TEKKEN,),
-    "gpt-4o": (_GPT4O,),
-}
-# Pre-tokenizers that end with GPT-2's split.
-_GPT2_SPLIT = ("gpt-2", "smollm")
-# Pre-tokenizers of text in normal form C.
-_NFC = ("qwen2", "deepseek-r1-qwen")
-# Pre-tokenizers of vocabularies where a word that is a token is not merged from parts.
-_IGNORE_MERGES = ("llama3", "llama-v3", "llama-bpe", "tekken")
 # Control tokens that keep the white space behind them in every model.
 _UNSTRIPPED = ("<unk>", "<s>", "<|endoftext|>")
-
-
-@dataclass(frozen=True, slots=True)
-class _Vocabulary:
-    """The tokenizer.ggml fields of a file. ``None``: the file does not have the field.
-
-    Attributes:
-        pre: name of the pre-tokenizer, "" if there is none.
-        special: token ids by their role: bos, eos, padding, unknown.
-    """
-
-    tokens: tuple[str, ...]
-    token_types: tuple[int, ...]
-    merges: tuple[str, ...]
-    scores: tuple[float, ...]
-    pre: str
-    special: Mapping[str, int | None]
-    adds_bos: bool | None
-    adds_space_prefix: bool | None
-
-    @classmethod
-    def read(cls, fields: HfFields) -> _Vocabulary:
-        roles = ("bos", "eos", "padding", "unknown")
-        ids = {role: fields.token_ids(f"tokenizer.ggml.{role}_token_id") for role in roles}
-        tokens = fields.texts("tokenizer.ggml.tokens")
-        for role, found in ids.items():
-            if found and not 0 <= found[0] < len(tokens):
-                fields.report(f"the {role} token {found[0]} is none of the {len(tokens)} tokens")
-        flags = {
-            name: fields.flag(name) if fields.has(name) else None
-            for name in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix")
-        }
-        return cls(
-            tokens=tokens,
-            token_types=fields.token_ids("tokenizer.ggml.token_type"),
-            merges=fields.texts("tokenizer.ggml.merges"),
-            scores=fields.numbers("tokenizer.ggml.scores"),
-            pre=fields.text("tokenizer.ggml.pre"),
-            special={role: next(iter(found), None) for role, found in ids.items()},
-            adds_bos=flags["tokenizer.ggml.add_bos_token"],
-            adds_space_prefix=flags["tokenizer.ggml.add_space_prefix"],
-        )
-
-    def token(self, role: str) -> str | None:
-        """Return the token of a role, None if there is none."""
-        token_id = self.special[role]
-        return None if token_id is None else self.tokens[token_id]
 
 
 def build_tokenizer(
@@ -151,7 +66,7 @@ def build_tokenizer(
             f"{path} has no complete tokenizer: missing {', '.join(missing)}; download another "
             "conversion of the model"
         )
-    vocabulary = _Vocabulary.read(reader)
+    vocabulary = GgufVocabulary.read(reader)
     reader.problems.raise_if_any()
     try:
         with panics_as_errors():
@@ -167,7 +82,7 @@ def build_tokenizer(
         raise ModelLoadError(f"the tokenizer of {path} cannot be built: {error}") from error
     adds_bos = vocabulary.adds_bos
     if adds_bos is None:
-        adds_bos = kind == "llama" or vocabulary.pre in _IGNORE_MERGES
+        adds_bos = kind == "llama" or _pre_tokenizer(vocabulary, path).ignores_merges
     if adds_bos:
         _prepend_bos(backend, vocabulary)
     tokenizer: PreTrainedTokenizerFast = transformers().PreTrainedTokenizerFast(
@@ -176,13 +91,13 @@ def build_tokenizer(
         eos_token=vocabulary.token("eos"),
         pad_token=vocabulary.token("padding"),
         unk_token=vocabulary.token("unknown"),
-        chat_template=reader.text("tokenizer.chat_template") or None,
+        chat_template=vocabulary.chat_template,
         clean_up_tokenization_spaces=False,
     )
     return tokenizer
 
 
-def _add_tokens(backend: Backend, vocabulary: _Vocabulary, *, strips_after: bool) -> None:
+def _add_tokens(backend: Backend, vocabulary: GgufVocabulary, *, strips_after: bool) -> None:
     """Mark the tokens that are not split, those of control as special.
 
     Args:
@@ -190,19 +105,23 @@ def _add_tokens(backend: Backend, vocabulary: _Vocabulary, *, strips_after: bool
     """
     from tokenizers import AddedToken
 
-    kinds = zip(vocabulary.tokens, vocabulary.token_types, strict=False)
-    added: dict[int, list[AddedToken]] = {CONTROL: [], USER_DEFINED: []}
-    for token, kind in kinds:
-        if kind in added and backend.token_to_id(token) is not None:
-            special = kind == CONTROL
-            strips = strips_after and token not in _UNSTRIPPED
-            added[kind].append(AddedToken(token, special=special, normalized=False, rstrip=strips))
+    special: list[AddedToken] = []
+    plain: list[AddedToken] = []
+    for token, kind in vocabulary.types_of(UNKNOWN, CONTROL, USER_DEFINED).items():
+        # In a tokenizer that merges in token order, runs of spaces are those of SentencePiece.
+        known = token if backend.token_to_id(token) is not None else _with_underscores(token)
+        if backend.token_to_id(known) is None:
+            continue
+        strips = strips_after and known not in _UNSTRIPPED
+        (plain if kind == USER_DEFINED else special).append(
+            AddedToken(known, special=kind != USER_DEFINED, normalized=False, rstrip=strips)
+        )
     # At once: each call compiles the pattern of all anew.
-    backend.add_special_tokens(added[CONTROL])
-    backend.add_tokens(added[USER_DEFINED])
+    backend.add_special_tokens(special)
+    backend.add_tokens(plain)
 
 
-def _prepend_bos(backend: Backend, vocabulary: _Vocabulary) -> None:
+def _prepend_bos(backend: Backend, vocabulary: GgufVocabulary) -> None:
     from tokenizers import processors
 
     bos, bos_id = vocabulary.token("bos"), vocabulary.special["bos"]
@@ -214,42 +133,50 @@ def _prepend_bos(backend: Backend, vocabulary: _Vocabulary) -> None:
         )
 
 
-def _byte_level(vocabulary: _Vocabulary, path: Path) -> Backend:
+def _byte_level(vocabulary: GgufVocabulary, path: Path) -> Backend:
     """Return a byte-level BPE tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pre = vocabulary.pre
-    if not pre:
+    if not vocabulary.pre:
         log.warning("%s names no pre-tokenizer; using llama.cpp's default", path)
-        pre = "default"
-    if pre not in SPLITS:
-        raise ModelLoadError(
-            f"the tokenizer of {path} has pre-tokenizer {pre!r}, which is not supported; "
-            f"supported: {', '.join(SPLITS)}; load the model from its Hugging Face folder instead"
-        )
+    pre = _pre_tokenizer(vocabulary, path)
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     merges = (merge.partition(" ") for merge in vocabulary.merges)
     pairs = [(left, right) for left, _, right in merges]
-    backend = Tokenizer(models.BPE(ids, pairs, ignore_merges=pre in _IGNORE_MERGES))
-    if pre in _NFC:
+    backend = Tokenizer(models.BPE(ids, pairs, ignore_merges=pre.ignores_merges))
+    if pre.is_nfc:
         backend.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in _GPT2_SPLIT)
+    splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in pre.splits]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.then_gpt2)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
-def _sentencepiece(vocabulary: _Vocabulary, merges_in_token_order: bool) -> Backend:
+def _pre_tokenizer(vocabulary: GgufVocabulary, path: Path) -> PreTokenizer:
+    pre = vocabulary.pre or "default"
+    if pre not in PRE_TOKENIZERS:
+        raise ModelLoadError(
+            f"the tokenizer of {path} has pre-tokenizer {pre!r}, which is not supported; "
+            f"supported: {', '.join(PRE_TOKENIZERS)}; load the model from its Hugging Face folder "
+            "instead"
+        )
+    return PRE_TOKENIZERS[pre]
+
+
+def _sentencepiece(vocabulary: GgufVocabulary, merges_in_token_order: bool) -> Backend:
     """Return a SentencePiece-style BPE tokenizer with byte fallback."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, scores = vocabulary.tokens, vocabulary.scores
     longest = max(map(len, tokens))
     if longest > MAX_TOKEN_CHARS:
-        raise ModelLoadError(f"a token has {longest} characters, the limit is {MAX_TOKEN_CHARS}")
+        raise ValueError(f"a token has {longest} characters, the limit is {MAX_TOKEN_CHARS}")
+    if len(scores) < len(tokens):
+        raise ValueError(f"it has {len(scores)} scores for {len(tokens)} tokens")
     if merges_in_token_order:
         tokens = tuple(_with_underscores(token) for token in tokens)
+    if merges_in_token_order or not vocabulary.has_scores:
         scores = tuple(-float(i) for i in range(len(tokens)))
     ids = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from kvflow_jax.errors import ModelLoadError
 from kvflow_jax.models import tokenizer_files
-from kvflow_jax.models.loading.gguf_tokenizer import SPLITS
+from kvflow_jax.models.loading.gguf_pre_tokenizers import PRE_TOKENIZERS
 from kvflow_jax.models.tokenizer import Tokenizer
 from tests.models import tiny
 
@@ -73,15 +73,15 @@ DESIGNS = {
     "SmolLM2": byte_level(
         pre_tokenizers.Sequence([DIGITS, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     ),
-    "Llama 3": byte_level(split(*SPLITS["llama3"]), post=bos(), ignore_merges=True),
-    "Qwen 2": byte_level(split(*SPLITS["qwen2"]), normalizers.NFC()),
-    "Tekken": byte_level(split(*SPLITS["tekken"]), ignore_merges=True),
-    "GPT-4o": byte_level(split(*SPLITS["gpt-4o"])),
+    "Llama 3": byte_level(split(*PRE_TOKENIZERS["llama3"].splits), post=bos(), ignore_merges=True),
+    "Qwen 2": byte_level(split(*PRE_TOKENIZERS["qwen2"].splits), normalizers.NFC()),
+    "Tekken": byte_level(split(*PRE_TOKENIZERS["tekken"].splits), ignore_merges=True),
+    "GPT-4o": byte_level(split(*PRE_TOKENIZERS["gpt-4o"].splits)),
     "DeepSeek": byte_level(split(r"\p{N}{1,3}", r"[一-龥]+", r"\s+")),
-    "llama.cpp's default": byte_level(split(*SPLITS["default"])),
+    "llama.cpp's default": byte_level(split(*PRE_TOKENIZERS["default"].splits)),
     "prefix space": byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "OLMo": byte_level(split(use_regex=True), normalizers.NFC()),
-    "NFKC": byte_level(split(*SPLITS["qwen2"]), normalizers.NFKC()),
+    "NFKC": byte_level(split(*PRE_TOKENIZERS["qwen2"].splits), normalizers.NFKC()),
     "lower case": byte_level(split(use_regex=True), normalizers.Lowercase()),
     "punctuation": byte_level(
         pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), split(use_regex=True)])
@@ -211,7 +211,7 @@ def test_mistrals_tekken_loads_with_its_bos(tmp_path):
     special = ["<unk>", "<s>", "</s>", "[INST]"]
     tekken = {
         "config": {
-            "pattern": SPLITS["tekken"][0],
+            "pattern": PRE_TOKENIZERS["tekken"].splits[0],
             "num_vocab_tokens": len(vocab),
             "default_vocab_size": len(vocab) + len(special),
             "default_num_special_tokens": len(special),

@@ -212,3 +212,21 @@ def test_the_embedded_models_file_loaded_by_path_is_another_checkpoint(tmp_path)
     store = CheckpointStore(tmp_path)
     keys = embedded.SHA256, "embedded-" + embedded.SHA256
     assert len({store.path(key, "float32") for key in keys}) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value", "message"),
+    [
+        ("llama", "attention.causal", False, r"llama.attention.causal False is not supported"),
+        ("qwen3-moe", "expert_gating_func", 2, r"qwen3moe.expert_gating_func 2 is not supported"),
+        # OLMo 3, which llama.cpp writes as OLMo 2.
+        ("olmo2", "attention.sliding_window", 4096, "sliding_window is not supported"),
+        ("llama", "rope.scaling.type", "dynamic", "rope type 'dynamic' is not supported"),
+    ],
+)
+def test_fields_that_would_change_the_logits_are_refused(tmp_path, family, field, value, message):
+    hf = FAMILIES[family].tiny
+    fields = {f"{tiny_gguf.form_of(hf).architecture}.{field}": value}
+    path = tiny_gguf.write(tmp_path / "model.gguf", hf, fields=fields)
+    with pytest.raises(ModelLoadError, match=message):
+        GgufFile(path).config()

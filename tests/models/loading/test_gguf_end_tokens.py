@@ -4,7 +4,7 @@ import pytest
 
 from kvflow_jax.models.families.hf_fields import HfFields
 from kvflow_jax.models.loading.gguf_end_tokens import END_TEXTS, end_token_ids
-from kvflow_jax.models.loading.gguf_tokenizer import CONTROL, USER_DEFINED
+from kvflow_jax.models.loading.gguf_vocabulary import CONTROL, USER_DEFINED
 
 NORMAL = 1
 

@@ -4,7 +4,8 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.loading.gguf_tokenizer import SPLITS, build_tokenizer
+from kvflow_jax.models.loading.gguf_pre_tokenizers import PRE_TOKENIZERS
+from kvflow_jax.models.loading.gguf_tokenizer import build_tokenizer
 from kvflow_jax.models.tokenizer import Tokenizer
 from tests.models import tiny
 
@@ -33,6 +34,8 @@ def words(pre) -> list[str]:
         ("llama-bpe", "I|'ll| pay| |123|45| €,| | now|\n\n|HelloWorld| it|'s|\n"),
         ("qwen2", "I|'ll| pay| |1|2|3|4|5| €,| | now|\n\n|HelloWorld| it|'s|\n"),
         ("tekken", "I|'ll| pay| |1|2|3|4|5| €,| | now|\n\n|Hello|World| it|'s|\n"),
+        ("deepseek-coder", "I|'|ll| pay| |1|2|3|4|5| |€|,| | now|\n|\n|HelloWorld| it|'|s|\n"),
+        ("seed-coder", "I|'ll| pay| |1|2|3|4|5| €,| | now|\n\n|HelloWorld| it|'s|\n"),
         ("gpt-4o", "I'll| pay| |123|45| €,| | now|\n\n|Hello|World| it's|\n"),
         ("default", "I|'|ll| pay| |123|45| €|,| | now|\n|\n|HelloWorld| it|'|s|\n"),
     ],
@@ -41,7 +44,7 @@ def test_each_pre_tokenizer_splits_text_into_its_words(pre, expected):
     assert "|".join(words(pre)) == expected
 
 
-@pytest.mark.parametrize("pre", SPLITS)
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_decoding_gives_back_the_text(pre):
     tokenizer = Tokenizer(build_tokenizer(fields_of(pre), "f"))
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
@@ -80,6 +83,24 @@ def test_bos_is_added_by_the_field_or_the_pre_tokenizers_default(pre, add_bos, e
     assert tokenizer.encode("the", add_special_tokens=False) == [257]
 
 
+def test_unused_tokens_at_the_end_are_no_tokens():
+    """They pad the vocabulary to the embeddings: a text that spells one is none."""
+    pads = ["[PAD258]", "[PAD259]"]
+    types = [1] * 258 + [5] * 2
+    tokenizer = Tokenizer(build_tokenizer(fields_of("llama-bpe", pads, token_type=types), "f"))
+    assert tokenizer.vocab_size == 258
+    assert len(tokenizer.encode("[PAD258]")) == 8
+    assert tokenizer.decode([258, 257, 259]) == "the"
+
+
+def test_a_padding_token_of_texts_is_not_skipped():
+    """Converters write 0 where there is none; token 0 is an exclamation mark."""
+    fields = fields_of("qwen2", token_type=[1] * 258, padding_token_id=0, unknown_token_id=0)
+    tokenizer = Tokenizer(build_tokenizer(fields, "f"))
+    assert tokenizer.encode("!") == [0]
+    assert tokenizer.decode([257, 0]) == "the!"
+
+
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 WORDS = ["▁", "t", "h", "e", "th", "▁the", "▁th", "he", "c", "a", "at", "cat", "ca"]
 
@@ -115,6 +136,17 @@ def test_sentencepiece_falls_back_to_bytes():
     assert pieces(tokenizer, "é") == ["<s>", "▁", "<0xC3>", "<0xA9>"]
     for text in ("the cat", "naïve 日本  the\n"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_unknown_token_is_a_special_one():
+    tokenizer = sentencepiece()
+    assert pieces(tokenizer, "the<unk>cat") == ["<s>", "▁the", "<unk>", "▁", "cat"]
+    assert tokenizer.decode([0, 1]) == ""
+
+
+def test_equal_scores_leave_the_order_of_the_tokens():
+    scores = [-1000.0] * (len(PIECES) + len(WORDS))
+    assert pieces(sentencepiece(scores=scores), "the cat") == pieces(sentencepiece(), "the cat")
 
 
 def test_sentencepiece_without_a_space_prefix():
