@@ -48,7 +48,7 @@ from kvflow_jax.serve.responses.routes import routes as responses
 from kvflow_jax.serve.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.serve.stream import ChunkWriter, EventStream, Format, full_response
-from kvflow_jax.serve.submission import Chat, request_ids, request_specs
+from kvflow_jax.serve.submission import Chat, edits_of_body, request_ids, request_specs
 from kvflow_jax.serve.web_pages import WebPageMiddleware
 from kvflow_jax.workflow.hints import Hints
 
@@ -181,7 +181,8 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
         service.model_name, body, _logprob_writer(service, body), echoes
     )
     ids = request_ids(request, body, response_format.id)
-    generation = service.generate(specs, body.num_choices, tenant, ids)
+    edits = edits_of_body(request)
+    generation = service.generate(specs, body.num_choices, tenant, ids, edits)
     return await _respond(request, service, generation, body, response_format)
 
 

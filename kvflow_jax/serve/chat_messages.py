@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kvflow_jax.errors import InvalidRequestError
@@ -33,15 +33,27 @@ CACHE_MARKS = ("cache_control", "cacheControl", "cache_point")
 _MISSING = object()
 
 
-def read_messages(body: ChatRequest) -> list[dict[str, Any]]:
+def _ignore() -> None:
+    pass
+
+
+def read_messages(
+    body: ChatRequest, on_mended: Callable[[], object] = _ignore
+) -> list[dict[str, Any]]:
     """Return messages as chat templates expect them: text contents, ``developer`` as ``system``.
+
+    Args:
+        on_mended: called if there is a lone surrogate in the arguments of a call.
 
     Raises:
         InvalidRequestError: names the invalid message and what is accepted.
         ApiError: 413, the arguments of calls have too many values.
     """
     check_texts(list(_arguments_of(body.messages)), ARGUMENT_LIMITS)
-    return [_read_message(f"messages[{i}]", message) for i, message in enumerate(body.messages)]
+    return [
+        _read_message(f"messages[{i}]", message, on_mended)
+        for i, message in enumerate(body.messages)
+    ]
 
 
 def read_fixed_messages(body: ChatRequest) -> list[dict[str, Any]]:
@@ -101,7 +113,9 @@ def _arguments_of(messages: Sequence[dict[str, Any]]) -> Iterator[str]:
                 yield function["arguments"]
 
 
-def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
+def _read_message(
+    field: str, message: dict[str, Any], on_mended: Callable[[], object] = _ignore
+) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not _ROLE.fullmatch(role):
         raise InvalidRequestError(
@@ -129,7 +143,7 @@ def _read_message(field: str, message: dict[str, Any]) -> dict[str, Any]:
     # Some templates count the calls of every message that has the field, even of an empty list,
     # which many clients send.
     if calls := read.pop("tool_calls", None):
-        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", calls)
+        read["tool_calls"] = _read_tool_calls(f"{field}.tool_calls", calls, on_mended)
     return read
 
 
@@ -179,7 +193,9 @@ def _read_content(field: str, content: Any) -> str:
     return "\n".join(texts)
 
 
-def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
+def _read_tool_calls(
+    field: str, calls: Any, on_mended: Callable[[], object]
+) -> list[dict[str, Any]]:
     """Parse the ``arguments``, which OpenAI sends as JSON text: templates write JSON themselves."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise InvalidRequestError(f"{field} must be a list of tool calls", param=field)
@@ -193,7 +209,7 @@ def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
             )
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            function = {**function, "arguments": _parse_arguments(arguments)}
+            function = {**function, "arguments": _parse_arguments(arguments, on_mended)}
         elif arguments is None or (isinstance(arguments, dict) and not is_deeper(arguments)):
             function = {**function, "arguments": arguments or {}}
         else:
@@ -205,9 +221,9 @@ def _read_tool_calls(field: str, calls: Any) -> list[dict[str, Any]]:
     return read
 
 
-def _parse_arguments(arguments: str) -> Any:
+def _parse_arguments(arguments: str, on_mended: Callable[[], object]) -> Any:
     try:
-        parsed = parse(arguments.encode())
+        parsed = parse(arguments.encode(), on_mended)
     except ValueError:
         # Invalid JSON that a model wrote in an earlier turn is passed on unchanged, as is JSON so
         # deep that templates could not write it.

@@ -109,7 +109,7 @@ class Usage:
 
     Attributes:
         hint_status: outcome of the hints; known with the first output.
-        prompt_edits: what was left out of the prompt; known from the start.
+        prompt_edits: what was left out of the prompt, moved or replaced; known from the start.
     """
 
     prompt_tokens: int = 0  # known from the start

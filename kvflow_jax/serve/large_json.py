@@ -34,12 +34,19 @@ _REPLACEMENT = rb"\ufffd"
 _BLANKS = b" \t\n\r"
 
 
-def parse(text: bytes) -> Any:
+def _ignore() -> None:
+    pass
+
+
+def parse(text: bytes, on_mended: Callable[[], object] = _ignore) -> Any:
     """Return the value of a short JSON text.
 
     A lone surrogate is read as U+FFFD: clients in JavaScript cut strings within an emoji, and then
     send what is left of it in every later turn. Rejects NaN and Infinity, invalid UTF-8, and more
     than 200 levels.
+
+    Args:
+        on_mended: called if there is a lone surrogate.
 
     Raises:
         ValueError: it is no JSON text.
@@ -49,16 +56,21 @@ def parse(text: bytes) -> Any:
     except ValueError:
         if (mended := _without_lone_surrogates(text)) == text:
             raise
-        return from_json(mended, allow_inf_nan=False)
+        value = from_json(mended, allow_inf_nan=False)
+    on_mended()
+    return value
 
 
-def parse_in_slices(text: bytes | bytearray, structure: Structure) -> Any:
+def parse_in_slices(
+    text: bytes | bytearray, structure: Structure, on_mended: Callable[[], object] = _ignore
+) -> Any:
     """Return the value of a JSON text, as ``parse`` does.
 
     Args:
         structure: that of the text, from ``json_structure.scan``.
+        on_mended: called for each slice in which there is a lone surrogate.
     """
-    return _Reader(text, structure).read(0, len(text), 0, len(structure.at), 1)
+    return _Reader(text, structure, on_mended).read(0, len(text), 0, len(structure.at), 1)
 
 
 def dump(value: Any, *, ensure_ascii: bool = False) -> bytes:
@@ -112,8 +124,11 @@ def _slices(value: Any, dumps: Callable[[Any], str], is_cut: bool = True) -> Ite
 
 
 class _Reader:
-    def __init__(self, text: bytes | bytearray, structure: Structure) -> None:
+    def __init__(
+        self, text: bytes | bytearray, structure: Structure, on_mended: Callable[[], object]
+    ) -> None:
         self._text, self._structure = memoryview(text), structure
+        self._parse = partial(parse, on_mended=on_mended)
 
     def read(self, begin: int, end: int, low: int, high: int, depth: int) -> Any:
         """Return the value of ``text[begin:end]``, whose structure is ``at[low:high]``.
@@ -122,14 +137,14 @@ class _Reader:
             depth: of the containers within the text, if the value is one.
         """
         if end - begin <= SLICE_BYTES:
-            return parse(bytes(self._text[begin:end]))
+            return self._parse(bytes(self._text[begin:end]))
         begin, end = self._strip(begin, end)
         kind = bytes(self._text[begin : begin + 1])
         if kind == b'"':
             return self._read_string(begin, end)
         brackets = kind + bytes(self._text[end - 1 : end])
         if brackets not in (b"[]", b"{}"):
-            return parse(bytes(self._text[begin:end]))  # a number; else it raises
+            return self._parse(bytes(self._text[begin:end]))  # a number; else it raises
         kinds = self._structure.kinds[low:high]
         own = low + np.flatnonzero(self._structure.depths[low:high] == depth)
         is_comma = self._structure.kinds[own] == ord(",")
@@ -152,7 +167,7 @@ class _Reader:
                 items = bytes(self._text[left:right])
                 if len(bounds) > 2 and not items.strip(_BLANKS):
                     raise ValueError("a value is missing beside a comma")
-                add(parse(brackets[:1] + items + brackets[1:]))
+                add(self._parse(brackets[:1] + items + brackets[1:]))
             first = last
         return value
 
@@ -174,7 +189,7 @@ class _Reader:
         parts, start, end = [], begin + 1, end - 1
         while start < end:
             stop = self._cut(start, min(start + SLICE_BYTES, end), end)
-            parts.append(parse(b'"' + bytes(self._text[start:stop]) + b'"'))
+            parts.append(self._parse(b'"' + bytes(self._text[start:stop]) + b'"'))
             start = stop
         return "".join(parts)
 

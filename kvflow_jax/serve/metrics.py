@@ -33,10 +33,12 @@ _LEFT_OUT = (
     "left %s out of a prompt, as it changes with every one (--disable-prompt-edits keeps it)"
 )
 _MOVED = "moved the %s of a prompt behind the system text (--move-environment)"
+_REPLACED = "read halves of characters (%s) in a prompt as U+FFFD: its client has cut a string"
 _EDIT_TEXTS = {
     PromptEdit.BILLING_HEADER: _LEFT_OUT,
     PromptEdit.TOTAL_TOKENS: _LEFT_OUT,
     PromptEdit.ENVIRONMENT: _MOVED,
+    PromptEdit.LONE_SURROGATES: _REPLACED,
 }
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -88,7 +90,7 @@ class Metrics:
         self._requests.observe_prompt(n, max_output_tokens)
 
     def observe_prompt_edits(self, edits: Iterable[PromptEdit]) -> None:
-        """Record what was left out of one prompt, or moved; the first of each kind is logged."""
+        """Record the edits of one prompt; the first of each kind is logged."""
         for edit in edits:
             if not self._num_edits[edit]:
                 logger.info(
@@ -260,7 +262,7 @@ class Metrics:
         yield hints
         edits = CounterMetricFamily(
             "kvflow:prompt_edits",
-            "Prompts of which a part was left out or moved, as it changes often, by that part.",
+            "Prompts of which a part was left out, moved or replaced, by that part.",
             labels=[*names, "edit"],
         )
         for edit in PromptEdit:

@@ -1,6 +1,6 @@
 """Edits of prompts: what agents write anew into each of them is left out, or moved.
 
-Nothing behind such a text would ever be found in the cache.
+Nothing behind such a text would ever be found in the cache. Half characters are replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class PromptEdit(Enum):
-    """What was left out of the system texts of a prompt, or moved."""
+    """What was left out of the system texts of a prompt, moved, or replaced in its texts."""
 
     # Claude Code's first line. It has a checksum of the request.
     BILLING_HEADER = "billing_header"
@@ -20,6 +20,8 @@ class PromptEdit(Enum):
     TOTAL_TOKENS = "total_tokens"
     # Dates and folders, which differ between sessions: moved to the first message of the user.
     ENVIRONMENT = "environment"
+    # Halves of characters such as emojis, of strings that were cut: each is U+FFFD in the prompt.
+    LONE_SURROGATES = "lone_surrogates"
 
 
 # Each begins with a text, for which the search is fast: others take a second for a large body.

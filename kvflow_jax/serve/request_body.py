@@ -87,17 +87,21 @@ class BodyReader:
         Args:
             read: reads and checks all of the body; called on the thread for a large one.
         """
+
+        def on_mended() -> None:
+            request.state.has_lone_surrogates = True
+
         limits = Limits(MAX_CONTAINERS, MAX_VALUES + PROMPTS_OF_IDS * self._max_model_len())
         _check_content_type(request.headers.get("content-type"))
         reservation = until_end(request).enter_context(self.memory.reservation(tenant))
         body = await self._receive(request, reservation)
         if len(body) > MAX_INLINE_BYTES or not has_few_values(body, limits):
             return await self._thread.run(
-                tenant, lambda: read(_as_object(_parse_large(body, limits)))
+                tenant, lambda: read(_as_object(_parse_large(body, limits, on_mended)))
             )
         if not has_few_values(body, INLINE_LIMITS):
-            return await self._thread.run(tenant, lambda: read(_as_object(_parse(body))))
-        return read(_as_object(_parse(body)))
+            return await self._thread.run(tenant, lambda: read(_as_object(_parse(body, on_mended))))
+        return read(_as_object(_parse(body, on_mended)))
 
     def close(self) -> None:
         self._thread.close()
@@ -114,6 +118,11 @@ class BodyReader:
             reservation.grow(len(chunk))
             body += chunk
         return body
+
+
+def has_lone_surrogates(request: Request) -> bool:
+    """Return whether some of a body's text was read as U+FFFD, see ``large_json.parse``."""
+    return getattr(request.state, "has_lone_surrogates", False)
 
 
 def validate(body: dict[str, Any], schema: type[Schema]) -> Schema:
@@ -143,17 +152,17 @@ def _check_content_type(value: str | None) -> None:
         )
 
 
-def _parse(body: bytearray) -> Any:
+def _parse(body: bytearray, on_mended: Callable[[], object]) -> Any:
     try:
-        return parse(bytes(body))
+        return parse(bytes(body), on_mended)
     except ValueError as error:
         raise _not_json(str(error)) from None
 
 
-def _parse_large(body: bytearray, limits: Limits) -> Any:
+def _parse_large(body: bytearray, limits: Limits, on_mended: Callable[[], object]) -> Any:
     structure = scan(body, limits)
     try:
-        return parse_in_slices(body, structure)
+        return parse_in_slices(body, structure, on_mended)
     except ValueError as error:
         # The position is one within a slice.
         raise _not_json(str(error).partition(" at line ")[0]) from None

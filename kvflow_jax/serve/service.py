@@ -27,6 +27,7 @@ from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.key_store import KeyStore
 from kvflow_jax.serve.metrics import Metrics
+from kvflow_jax.serve.prompt_edits import PromptEdit
 from kvflow_jax.serve.protocols import EngineClient, Tokenizer
 from kvflow_jax.serve.request_body import BodyReader
 from kvflow_jax.serve.tenant_threads import TenantThreads
@@ -316,11 +317,13 @@ class Service:
         num_per_prompt: int,
         tenant: str,
         ids: frozenset[str],
+        prompt_edits: frozenset[PromptEdit] = frozenset(),
     ) -> Generation:
         """Submit all requests of one HTTP request, or none: ``num_per_prompt`` for each prompt.
 
         Args:
             ids: by which the tenant may abort them.
+            prompt_edits: that were made to the prompts.
 
         The caller must close the generation, usually through ``abort_on_disconnect``.
 
@@ -349,6 +352,8 @@ class Service:
                 self.metrics.observe_rejection()
             generation.close()
             raise
+        generation.usage.prompt_edits = prompt_edits
+        self.metrics.observe_prompt_edits(prompt_edits)
         return generation
 
     def abort(self, tenant: str, request_id: str | None) -> int:

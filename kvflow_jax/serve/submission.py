@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -27,6 +28,7 @@ from kvflow_jax.serve.prompt_edits import (
     without_environment,
 )
 from kvflow_jax.serve.protocols import Tokenizer
+from kvflow_jax.serve.request_body import has_lone_surrogates
 from kvflow_jax.serve.schemas import ChatRequest, GenerationRequest
 from kvflow_jax.serve.service import Service
 from kvflow_jax.tools.call_markup import CallMarkup
@@ -44,7 +46,7 @@ class Chat:
         prompt_args: how the template ends the prompt.
         fixed_messages: the beginning of the chat that all calls of the agent share, where the
             client has marked it; empty: it has not.
-        prompt_edits: what was left out of the client's messages, or moved.
+        prompt_edits: what was left out of the client's messages, moved or replaced.
     """
 
     body: ChatRequest
@@ -62,10 +64,12 @@ class Chat:
         tools = read_chat_tools(body, service.model_tools)
         params = body.sampling_params(service.sampling_defaults)
         output = tools.structured_outputs(params[0].structured_outputs)
-        messages, edits = read_messages(body), frozenset[PromptEdit]()
+        edits = set[PromptEdit]()
+        messages = read_messages(body, partial(edits.add, PromptEdit.LONE_SURROGATES))
         fixed_messages = read_fixed_messages(body)
         if not service.config.disable_prompt_edits:
-            messages, edits = edit_prompt(messages)
+            messages, left_out = edit_prompt(messages)
+            edits |= left_out
             fixed_messages, _ = edit_prompt(fixed_messages)
         if service.config.move_environment:
             messages, is_moved = move_environment(messages)
@@ -80,7 +84,7 @@ class Chat:
             read_prompt_args(body, messages),
             tools,
             fixed_messages,
-            edits,
+            frozenset(edits),
         )
 
     async def encode(
@@ -153,10 +157,8 @@ class Chat:
             reasoning,
         )
         ids = request_ids(request, self.body, answer_id)
-        generation = service.generate(specs, self.body.num_choices, tenant, ids)
-        generation.usage.prompt_edits = self.prompt_edits
-        service.metrics.observe_prompt_edits(self.prompt_edits)
-        return generation
+        edits = self.prompt_edits | edits_of_body(request)
+        return service.generate(specs, self.body.num_choices, tenant, ids, edits)
 
     def _hint_parser(self, request: Request, service: Service, tenant: str) -> HintParser | None:
         body, fields = self.body, self.body.model_extra or {}
@@ -180,6 +182,11 @@ def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> fr
     extra = body.model_extra or {}
     given = (request.headers.get("x-request-id"), extra.get("rid"), extra.get("request_id"))
     return frozenset([answer_id, *(one for one in given if isinstance(one, str) and one)])
+
+
+def edits_of_body(request: Request) -> frozenset[PromptEdit]:
+    """Return the edits that were made when the body was parsed."""
+    return frozenset([PromptEdit.LONE_SURROGATES] if has_lone_surrogates(request) else [])
 
 
 def request_specs(

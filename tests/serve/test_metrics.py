@@ -117,6 +117,7 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         "kvflow:prompt_edits_total{edit=billing_header}": 0,
         "kvflow:prompt_edits_total{edit=total_tokens}": 0,
         "kvflow:prompt_edits_total{edit=environment}": 0,
+        "kvflow:prompt_edits_total{edit=lone_surrogates}": 0,
         **{
             f"kvflow:identified_requests_total{{source={source}}}": count
             for source, count in (

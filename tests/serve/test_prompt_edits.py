@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from experiments.bench.metrics_page import samples
 from kvflow_jax.serve.prompt_edits import (
     PromptEdit,
     edit_prompt,
     move_environment,
     without_environment,
 )
+from kvflow_jax.serve.request_body import MAX_INLINE_BYTES
 from tests.support.scripted_runner import ScriptedServer, scripted_server
 
 BILLING = "x-anthropic-billing-header: cc_version=2; cch=7f1;"
@@ -79,10 +82,7 @@ def test_edits_are_named_in_the_answer_and_counted(
             assert "prompt_edits" not in answers[0]["kvflow"]
             assert answers[1]["kvflow"]["prompt_edits"] == ["billing_header"]
             assert len(set(server.runner.prompts)) == 1
-        metrics = http.get("/metrics").text
-    (count,) = [line for line in metrics.splitlines() if 'edit="billing_header"' in line]
-    assert count.startswith("kvflow:prompt_edits_total{")
-    assert count.endswith(" 3.0")
+        assert num_edits(http, "billing_header") == 3
     assert caplog.text.count("billing_header") == 1
 
 
@@ -95,6 +95,49 @@ def test_a_flag_keeps_prompts_as_they_are() -> None:
             server.script("a")
             assert "prompt_edits" not in http.post(path, json=body).json()["kvflow"]
             assert BILLING in server.runner.prompts[-1]
+
+
+@pytest.fixture(scope="module")
+def unedited() -> Iterator[ScriptedServer]:
+    with scripted_server(disable_prompt_edits=True) as server:
+        yield server
+
+
+def bodies_with(text: str) -> dict[str, dict[str, Any]]:
+    """Return a request of each route with this text, and chats with it elsewhere."""
+    function = {"name": "f", "arguments": json.dumps({"text": text})}
+    call = {"role": "assistant", "tool_calls": [{"id": "a", "function": function}]}
+    return {
+        **bodies(text),
+        "/v1/completions": {"prompt": text},
+        "/v1/chat/completions?arguments": {"messages": [USER, call, USER]},
+        # Parsed in slices.
+        "/v1/chat/completions?large": {
+            "messages": [{**USER, "content": text}],
+            "ignored": " " * 2 * MAX_INLINE_BYTES,
+        },
+    }
+
+
+@pytest.mark.parametrize("path", bodies_with(""))
+def test_half_a_character_is_named_and_counted_whatever_the_flags(
+    unedited: ScriptedServer, path: str
+) -> None:
+    half = "\ud83d"  # of an emoji
+    with httpx.Client(base_url=unedited.url, timeout=60) as http:
+        before = num_edits(http, "lone_surrogates")
+        for text in (f"Plan {half}.", "Plan it."):
+            unedited.script("a")
+            answer = http.post(path, content=json.dumps(bodies_with(text)[path]))
+            edits = answer.json()["kvflow"].get("prompt_edits")
+            assert edits == (["lone_surrogates"] if half in text else None)
+            assert text.replace(half, "\ufffd") in unedited.runner.prompts[-1]
+        assert num_edits(http, "lone_surrogates") == before + 1
+
+
+def num_edits(http: httpx.Client, edit: str) -> float:
+    found = samples(http.get("/metrics").text, "kvflow:prompt_edits_total")
+    return sum(value for labels, value in found if labels["edit"] == edit)
 
 
 def system(text: str) -> dict[str, Any]:
