@@ -82,7 +82,7 @@ commands: $(ENV)/.dev ## run every command that README and docs name, in its qui
 clients: $(ENV)/.dev $(CLIENTS)/openai-3/.done $(CLIENTS)/openai-2/.done $(CLIENTS)/node/.done ## run docs/clients and tests/clients with real clients; ARGS=langgraph for one
 	$(BIN)/python -m tests.clients $(CLIENTS) $(ARGS)
 
-agents: $(ENV)/.dev ## install and run coding agents against a scripted model; ARGS=opencode for one
+agents: $(ENV)/.dev ## install and run coding agents against a scripted model; ARGS='pi --model embedded'
 	$(BIN)/python -m tests.agents $(AGENTS) $(ARGS)
 
 notebooks: $(ENV)/.dev ## run every notebook from top to bottom

@@ -13,6 +13,7 @@ NOTE = "note.txt"
 BEFORE, AFTER = "The answer is forty-one.\n", "The answer is forty-two.\n"
 WRONG, RIGHT = "forty-one", "forty-two"
 DONE = "The note is correct now."
+MORE = "Say it once more."  # what a session that is resumed is asked
 SUBTASK = "Say which number is in note.txt."  # what a subagent is asked
 SUBAGENT_DONE = "The number is forty-one."
 
@@ -45,6 +46,9 @@ class Agent:
     In its arguments, environment and files, ``{url}`` is the server's without /v1, ``{folder}``
     the folder it works in, ``{home}`` its home and ``{task}`` what it shall do.
 
+    A model of an engine may call any tool: its arguments are others, which let an agent read, and
+    write at most in its folder.
+
     Attributes:
         registry: where its package is.
         program: its executable.
@@ -53,6 +57,10 @@ class Agent:
         subagent_calls: what the model calls as a subagent, before it says ``SUBAGENT_DONE``.
         before: arguments of runs of the program before this one, to configure it.
         files: path and text of the files that configure it.
+        wary_arguments: for a model whose calls nobody has written.
+        resuming_arguments: for such a model, to go on with the last session; none: a second run
+            begins anew.
+        session_source: whose session ids it sends, as the server counts them; "": it sends none.
     """
 
     name: str
@@ -66,6 +74,9 @@ class Agent:
     before: tuple[tuple[str, ...], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     subagent_calls: tuple[Call, ...] = ()
+    wary_arguments: tuple[str, ...] = ()
+    resuming_arguments: tuple[str, ...] = ()
+    session_source: str = ""
 
     def answer(self, prompt: str, folder: str) -> str:
         """Return what the model answers to a prompt.

@@ -38,6 +38,11 @@ MINI_SWE_AGENT = Agent(
         "MSWEA_SILENT_STARTUP": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     },
+    # Its shell finds no program.
+    wary_arguments=(
+        *("-y", "--exit-immediately", "-m", f"openai/{MODEL}", "-t", "{task}", "-c", "mini.yaml"),
+        *("-c", "agent.step_limit=2", "-c", "environment.env.PATH=/nowhere"),
+    ),
     calls=(
         *_shell("bash"),
         Call("bash", {"command": "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"}),
@@ -51,6 +56,9 @@ OPENCODE = Agent(
     version="1.18.33",
     program="opencode",
     arguments=("run", "--auto", "-m", f"kvflow/{MODEL}", "{task}"),
+    wary_arguments=("run", "-m", f"kvflow/{MODEL}", "{task}"),
+    resuming_arguments=("run", "-c", "-m", f"kvflow/{MODEL}", "{task}"),
+    session_source="opencode",
     environment={"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"},
     files={
         "{folder}/opencode.json": _json(
@@ -84,6 +92,12 @@ CODEX = Agent(
         *("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         "{task}",
     ),
+    wary_arguments=("exec", "--skip-git-repo-check", "--sandbox", "read-only", "{task}"),
+    resuming_arguments=(
+        *("exec", "--sandbox", "read-only", "resume", "--last", "--skip-git-repo-check"),
+        "{task}",
+    ),
+    session_source="codex",
     files={
         "{home}/.codex/config.toml": f"""model = "{MODEL}"
 model_provider = "kvflow"
@@ -105,6 +119,8 @@ CLAUDE_CODE = Agent(
     version="2.1.328",
     program="claude",
     arguments=("-p", "--allowedTools", "Read,Edit", "--", "{task}"),
+    resuming_arguments=("-p", "-c", "--allowedTools", "Read,Edit", "--", "{task}"),
+    session_source="claude_code",
     environment={
         "ANTHROPIC_BASE_URL": "{url}",
         "ANTHROPIC_API_KEY": "none",
@@ -129,6 +145,8 @@ QWEN_CODE = Agent(
     version="0.24.4",
     program="qwen",
     arguments=("--auth-type", "openai", "--yolo", "--prompt", "{task}"),
+    wary_arguments=("--auth-type", "openai", "--prompt", "{task}"),
+    resuming_arguments=("--auth-type", "openai", "--continue", "--prompt", "{task}"),
     environment={
         "OPENAI_BASE_URL": "{url}/v1",
         "OPENAI_API_KEY": "none",
@@ -150,6 +168,7 @@ CLINE = Agent(
     version="3.0.65",
     program="cline",
     arguments=("--auto-approve", "true", "{task}"),
+    wary_arguments=("--auto-approve", "false", "{task}"),
     before=(
         (
             *("auth", "--provider", "openai", "--apikey", "none", "--modelid", MODEL),
@@ -169,6 +188,8 @@ CONTINUE = Agent(
     version="1.5.47",
     program="cn",
     arguments=("--config", "{home}/config.yaml", "--auto", "-p", "{task}"),
+    wary_arguments=("--config", "{home}/config.yaml", "-p", "{task}"),
+    resuming_arguments=("--config", "{home}/config.yaml", "--resume", "-p", "{task}"),
     environment={"CONTINUE_TELEMETRY_ENABLED": "0"},
     files={
         "{home}/config.yaml": f"""name: kvflow
@@ -200,6 +221,14 @@ PI = Agent(
     version="0.73.1",
     program="pi",
     arguments=("--provider", "kvflow", "--model", MODEL, "-p", "{task}"),
+    wary_arguments=(
+        *("--tools", "read,grep,find,ls", "--provider", "kvflow", "--model", MODEL),
+        *("-p", "{task}"),
+    ),
+    resuming_arguments=(
+        *("-c", "--tools", "read,grep,find,ls", "--provider", "kvflow", "--model", MODEL),
+        *("-p", "{task}"),
+    ),
     environment={"PI_OFFLINE": "1"},
     files={
         "{home}/.pi/agent/models.json": _json(
@@ -259,4 +288,6 @@ CLAUDE_CODE_SUBAGENT = replace(
 )
 
 WITH_SUBAGENTS = (OPENCODE_SUBAGENT, CODEX_SUBAGENT, CLAUDE_CODE_SUBAGENT)
+# Those whose first prompt, with an answer, is within 8,192 tokens.
+WITH_SHORT_PROMPTS = (MINI_SWE_AGENT, PI, CONTINUE, CLINE, OPENCODE)
 AGENTS = (MINI_SWE_AGENT, OPENCODE, CODEX, CLAUDE_CODE, QWEN_CODE, CLINE, CONTINUE, PI)

@@ -1,4 +1,4 @@
-"""Plays an agent once, in a folder and a home of its own, against a scripted model."""
+"""Plays an agent in a folder and a home of its own, against a model that is served."""
 
 from __future__ import annotations
 
@@ -6,61 +6,64 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.agents.agent import AFTER, BEFORE, NOTE, TASK, Agent
+from tests.agents.agent import AFTER, BEFORE, MORE, NOTE, TASK, Agent
 from tests.agents.recorder import Exchange, Recorder
 from tests.agents.recording import HOME, WORK
-from tests.support.scripted_runner import scripted_server
+from tests.agents.served_model import ServedModel
 
 TIMEOUT_S = 240
-# A byte is a token of the scripted model, so that the largest first prompt has 120 thousand.
-CONTEXT = 1 << 19
-NUM_PAGES = CONTEXT // 16 + 4096
 
 
 @dataclass
 class Played:
-    """What came of it: the note afterwards, the exchanges, and what the agent printed."""
+    """What came of it: the note afterwards, the exchanges, and what the agent printed.
+
+    Attributes:
+        exit_codes: of each run; negative: it was ended after its time.
+        replaced: texts of this run, and what a recording has for them.
+    """
 
     note: str
     exchanges: list[Exchange]
-    exit_code: int
+    exit_codes: list[int]
     printed: str
-    replaced: dict[str, str]  # texts of this run, and what a recording has for them
+    replaced: dict[str, str]
 
     @property
     def is_edited(self) -> bool:
         return self.note == AFTER
 
 
-def play(agent: Agent, program: Path, space: Path) -> Played:
+def play(
+    agent: Agent, program: Path, space: Path, model: ServedModel, *, is_wary: bool = False
+) -> Played:
     """Return what happened.
 
     Args:
         space: an empty folder, where the agent's home and its work are.
+        is_wary: nobody has written the model's calls. It is run twice then: the second run goes on
+            with the first's session, where the agent can.
     """
     folder, home = space / "work", space / "home"
     folder.mkdir()
     home.mkdir()
     (folder / NOTE).write_text(BEFORE)
-    with (
-        scripted_server(max_model_len=CONTEXT, num_pages=NUM_PAGES) as server,
-        Recorder(server.url) as recorder,
-    ):
-        server.runner.answer = lambda prompt: agent.answer(prompt, str(folder))
-        values = {"url": recorder.url, "folder": str(folder), "home": str(home), "task": TASK}
-
-        def filled(text: str) -> str:
-            for name, value in values.items():
-                text = text.replace(f"{{{name}}}", value)
-            return text
-
+    model.cast(agent, str(folder))
+    runs: list[tuple[Sequence[str], str]] = [(agent.arguments, TASK)]
+    if is_wary:
+        wary = agent.wary_arguments or agent.arguments
+        resuming = agent.resuming_arguments
+        runs = [(wary, TASK), (resuming, MORE) if resuming else (wary, TASK)]
+    with Recorder(model.url) as recorder:
+        values = {"url": recorder.url, "folder": str(folder), "home": str(home)}
         for path, text in agent.files.items():
-            file = Path(filled(path))
+            file = Path(_filled(path, values))
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(filled(text))
+            file.write_text(_filled(text, values))
         # Nothing of the environment around: an agent would find keys and servers there.
         environment = {
             "PATH": os.pathsep.join([str(program.parent), os.environ["PATH"]]),
@@ -69,15 +72,22 @@ def play(agent: Agent, program: Path, space: Path) -> Played:
             "TERM": "dumb",
             "NO_COLOR": "1",
         }
-        environment |= {name: filled(value) for name, value in agent.environment.items()}
-        printed, exit_code = "", 0
-        for arguments in (*agent.before, agent.arguments):
-            command = [str(program), *map(filled, arguments)]
-            exit_code, text = _run(command, folder, environment)
+        environment |= {name: _filled(value, values) for name, value in agent.environment.items()}
+        printed, exit_codes = "", []
+        for arguments, task in [*((before, "") for before in agent.before), *runs]:
+            filled = [_filled(argument, {**values, "task": task}) for argument in arguments]
+            exit_code, text = _run([str(program), *filled], folder, environment)
+            exit_codes.append(exit_code)
             printed += text
         _end_daemons(home)
     replaced = {str(folder): WORK, str(home): HOME, recorder.url: "http://127.0.0.1:8000"}
-    return Played((folder / NOTE).read_text(), recorder.exchanges, exit_code, printed, replaced)
+    return Played((folder / NOTE).read_text(), recorder.exchanges, exit_codes, printed, replaced)
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
 def _end_daemons(home: Path) -> None:

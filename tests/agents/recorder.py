@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,11 +16,16 @@ from tests.agents.agent import TASK
 from tests.agents.answers import read_answer
 
 _HOP_BY_HOP = {"host", "connection", "content-length", "transfer-encoding", "accept-encoding"}
+_KEEP_ALIVES = (b":", b"event: ping")
 
 
 @dataclass
 class Exchange:
-    """A request and its answer, as ``read_answer`` reads it."""
+    """A request and its answer, as ``read_answer`` reads it.
+
+    Attributes:
+        first_byte_s: from the request to the answer's first byte, keep-alives aside.
+    """
 
     method: str
     path: str  # with its query
@@ -27,6 +33,7 @@ class Exchange:
     body: Any
     status: int
     answer: Any
+    first_byte_s: float = 0.0
 
     @property
     def has_tools(self) -> bool:
@@ -72,11 +79,15 @@ class Recorder:
 
 
 def threads_of(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
-    """Return the turns that were answered, those of the agent and those of its subagent apart."""
-    threads: dict[bool, list[Exchange]] = {}
+    """Return the turns that were answered, those of the agent and those of its subagents apart.
+
+    Subagents have tools or a task of their own.
+    """
+    threads: dict[object, list[Exchange]] = {}
     for one in exchanges:
         if one.has_tools and one.status == 200:
-            threads.setdefault(TASK in json.dumps(one.body), []).append(one)
+            tools = json.dumps(one.body["tools"])
+            threads.setdefault((tools, TASK in json.dumps(one.body)), []).append(one)
     return list(threads.values())
 
 
@@ -103,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         exchange = self.owner.begin(self.command, self.path, headers, body)
         onward = {name: value for name, value in headers.items() if name not in _HOP_BY_HOP}
         pieces: list[bytes] = []
+        begin_s = time.monotonic()
         with (
             httpx.Client(timeout=None) as client,
             client.stream(
@@ -120,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             for piece in answer.iter_raw():
                 pieces.append(piece)
+                if not exchange.first_byte_s and not piece.startswith(_KEEP_ALIVES):
+                    exchange.first_byte_s = time.monotonic() - begin_s
                 try:
                     self.wfile.write(piece)
                     self.wfile.flush()

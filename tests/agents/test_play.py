@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.agents.agent import AFTER, DONE, Agent, Call
+from tests.agents.agent import AFTER, DONE, MORE, TASK, Agent, Call
 from tests.agents.play import play
+from tests.agents.problems import problems_of_script
 from tests.agents.recorder import threads_of
+from tests.agents.served_model import ServedModel, serve_scripted
 
 TIMEOUT_S = 60  # the daemon sleeps for an hour
 
@@ -46,19 +49,31 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_note_the_exchanges_and_the_output_are_kept(program: Path, tmp_path: Path) -> None:
-    space = tmp_path / "space"
-    space.mkdir()
-    os.mkfifo(tmp_path / "fifo")
-    daemon = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
-    agent = Agent(
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[ServedModel]:
+    with serve_scripted() as model:
+        yield model
+
+
+def agent_of(**fields: object) -> Agent:
+    return Agent(
         *("one", "npm", "one", "1.0", "agent", ("{url}", "{task}")),
         calls=(Call("write", {"text": AFTER}),),
         files={"{home}/config": "{url}/v1"},
+        **fields,
     )
-    played = play(agent, program, space)
+
+
+def test_the_note_the_exchanges_and_the_output_are_kept(
+    program: Path, tmp_path: Path, scripted: ServedModel
+) -> None:
+    space = tmp_path / "space"
+    space.mkdir()
+    daemon = make_fifo(tmp_path)
+    played = play(agent_of(), program, space, scripted)
     assert played.is_edited
-    assert (played.exit_code, played.printed.strip()) == (0, DONE)
+    assert (played.exit_codes, played.printed.strip()) == ([0], DONE)
+    assert problems_of_script(played) == []
     ((first, second),) = threads_of(played.exchanges)
     assert first.answer["calls"] == [["write", {"text": AFTER}]]
     assert second.body["messages"][-1]["content"] == "written"
@@ -67,4 +82,23 @@ def test_the_note_the_exchanges_and_the_output_are_kept(program: Path, tmp_path:
     assert (space / "home" / "config").read_text() == f"{recorded_url}/v1"
     # Readable at the end of the daemon, which holds the other end of the pipe.
     assert select.select([daemon], [], [], TIMEOUT_S)[0]
+    os.close(daemon)
+
+
+def make_fifo(tmp_path: Path) -> int:
+    os.mkfifo(tmp_path / "fifo")
+    return os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+
+
+def test_a_wary_play_resumes_the_session_with_other_arguments(
+    program: Path, tmp_path: Path, scripted: ServedModel
+) -> None:
+    space = tmp_path / "space"
+    space.mkdir()
+    daemon = make_fifo(tmp_path)
+    agent = agent_of(resuming_arguments=("{url}", "{task} Again."))
+    played = play(agent, program, space, scripted, is_wary=True)
+    asked = [one.body["messages"][0]["content"] for one in played.exchanges]
+    assert asked == [TASK, TASK, f"{MORE} Again."]
+    assert played.exit_codes == [0, 0]
     os.close(daemon)
