@@ -77,12 +77,12 @@ def _read(folder: Path, form: tuple[str, ...]) -> Any:
     from kvflow_jax.models.quiet_imports import transformers
 
     # Not AutoTokenizer: its classes build pre-tokenizer, normalizer and decoder anew, and the model
-    # was trained with those of the file.
-    if form in ((JSON,), (TEKKEN,)):
-        hf = transformers().PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        return hf if form == (JSON,) else _with_tekken_roles(hf)
+    # was trained with those of the file. So it is with the settings in a tokenizer.model.
     if form == (SENTENCEPIECE,):
         _check_packages(folder)
+    if form != (VOCAB, MERGES):
+        hf = transformers().PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return hf if form == (JSON,) else _with_roles(hf)
     try:
         return transformers().AutoTokenizer.from_pretrained(
             folder,
@@ -94,12 +94,15 @@ def _read(folder: Path, form: tuple[str, ...]) -> Any:
         raise ModelLoadError(
             f"{folder} has {' and '.join(form)}, which transformers cannot read for this model: "
             "tokenizer_config.json must name a tokenizer_class that reads them (GPT2Tokenizer, "
-            f"Qwen2Tokenizer, LlamaTokenizer), or download tokenizer.json ({error})"
+            f"Qwen2Tokenizer), or download tokenizer.json ({error})"
         ) from error
 
 
-def _with_tekken_roles(hf: Any) -> Any:
-    """Return Mistral's tokenizer with its BOS and EOS, which tekken.json does not name."""
+def _with_roles(hf: Any) -> Any:
+    """Return a tokenizer with its BOS and EOS, which tekken.json and a tokenizer.model do not name.
+
+    Text begins with the BOS unless tokenizer_config.json says otherwise, as in those libraries.
+    """
     tokens = hf.get_vocab()
     for role, token in (("bos_token", "<s>"), ("eos_token", "</s>")):
         if getattr(hf, role) is None and token in tokens:
