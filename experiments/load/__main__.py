@@ -5,9 +5,10 @@
 
 ``streams``: 500 clients open a stream each within five seconds. ``hostile``: two streams a second,
 beside clients that send bodies of 31 MiB, heads without an end, requests byte by byte, and requests
-that they leave. ``aborts``: 2,000 requests, of which half are broken off. ``tenants``: a modest
-tenant beside a greedy one, each with its API key. A stream is refused clearly if it gets a 429 or
-503 with Retry-After.
+that they leave. ``aborts``: 2,000 requests, of which half are broken off. ``sessions``: two coding
+sessions with prompts of 5,000 tokens, and one that is broken off and asked again. ``tenants``: a
+modest tenant beside a greedy one, each with its API key. A stream is refused clearly if it gets a
+429 or 503 with Retry-After.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from typing import Any
 
 from experiments.bench.serve_bench import FULL, QUICK, TINY_VOCAB, VOCAB
 from experiments.bench.server_process import server_process
-from experiments.load import aborts, attacks, streams, tenants
+from experiments.load import aborts, attacks, sessions, streams, tenants
 from experiments.load.connections import Address
 from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, positive_float, positive_int, report
 
-SCENARIOS = ("streams", "hostile", "aborts", "tenants")
+SCENARIOS = ("streams", "hostile", "aborts", "sessions", "tenants")
 GOALS = {
     "streams_unclear": "0",
     "streams_health_p99_ms": "at most 200",
@@ -37,11 +38,15 @@ GOALS = {
     "aborts_threads_more": "0",
     "aborts_handles_more": "0",
     "aborts_memory_ratio": "at most 1.02",
+    "sessions_unclear": "0",
+    "sessions_first_token_ratio": "at most 2.2",
+    "sessions_kept_share": "about 0.5: what half of the time alone computes",
     "tenants_unclear": "0",
     "tenants_first_token_ratio": "at most 1, of twice the time alone and two steps",
     "tenants_cached_share_ratio": "at least 0.9",
 }
-QUICK_SIZES = tenants.Sizes(
+QUICK_SESSIONS = sessions.Sizes(TINY_VOCAB, num_prompt=100, num_turn=20, num_rounds=1)
+QUICK_TENANTS = tenants.Sizes(
     TINY_VOCAB, num_new=40, num_prefix=256, num_rounds=1, num_requests=4, n=2, num_nodes=4
 )
 
@@ -69,7 +74,8 @@ def main() -> int:
                 num_streams=options.streams or (8 if is_quick else 500),
                 hostile_s=options.seconds or (1.0 if is_quick else 20.0),
                 num_requests=options.requests or (44 if is_quick else 2000),
-                sizes=QUICK_SIZES if is_quick else tenants.Sizes(VOCAB),
+                sessions_sizes=QUICK_SESSIONS if is_quick else sessions.Sizes(VOCAB),
+                tenants_sizes=QUICK_TENANTS if is_quick else tenants.Sizes(VOCAB),
             )
         )
     report(figures, {name: goal for name, goal in GOALS.items() if name in figures}, options.json)
@@ -83,7 +89,8 @@ async def measure(
     num_streams: int,
     hostile_s: float,
     num_requests: int,
-    sizes: tenants.Sizes,
+    sessions_sizes: sessions.Sizes,
+    tenants_sizes: tenants.Sizes,
 ) -> dict[str, Any]:
     """Start servers with these flags, run scenarios, and return figures by scenario and name."""
     figures: dict[str, Any] = {}
@@ -100,11 +107,13 @@ async def measure(
                 note("hostile", await attacks.measure(address, hostile_s))
             if "aborts" in scenarios:
                 note("aborts", await aborts.measure(server, num_requests))
+            if "sessions" in scenarios:
+                note("sessions", await sessions.measure(address, sessions_sizes))
     if "tenants" in scenarios:
         with tempfile.TemporaryDirectory() as folder:
             keys = tenants.key_file(Path(folder))
             async with server_process([*flags, "--api-key-file", str(keys)]) as server:
-                note("tenants", await tenants.measure(server.url, sizes))
+                note("tenants", await tenants.measure(server.url, tenants_sizes))
     return figures
 
 

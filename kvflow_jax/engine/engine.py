@@ -22,6 +22,7 @@ from kvflow_jax.control.cost_model import CostModel
 from kvflow_jax.control.transfer_manager import TransferManager
 from kvflow_jax.engine.hints_as_advice import hints_as_advice
 from kvflow_jax.engine.output_processor import OutputProcessor
+from kvflow_jax.engine.prefill_progress import log_progress
 from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.engine.sizes import EngineSizes
 from kvflow_jax.engine.speculator import Speculator
@@ -406,6 +407,7 @@ class Engine:
             return False
         now = self.clock.now()
         self.tracer.on_step(step.plan, step.dispatched_s, now)
+        log_progress(step.plan, now)
         started_s = max(step.dispatched_s, self._last_step_s)
         self.cost_model.note_step(sum(step.plan.prefill_lengths), now - started_s)
         previous_s = max(self._last_step_s, self._busy_since_s)

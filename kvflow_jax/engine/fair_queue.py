@@ -5,12 +5,17 @@
 Service is counted in tokens computed, as by the Virtual Token Counter (Sheng et al., "Fairness in
 Serving Large Language Models", OSDI 2024). What a caller says of itself, its priority and its
 user, orders the requests of its own tenant only; ``rank`` orders those of different tenants.
+
+Prompts of a tenant do not run one after the other: the next rows are for the prompt that would end
+first if all of them shared the rows equally, as by weighted fair queueing (Demers, Keshav, Shenker,
+"Analysis and Simulation of a Fair Queueing Algorithm", SIGCOMM 1989). A short prompt then does not
+wait for a long one that came before it, and no prompt waits longer than with equal shares.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from operator import attrgetter
 
@@ -19,6 +24,7 @@ from kvflow_jax.requests.request import Request
 Turn = tuple[int, str]  # rank, tenant
 
 _BY_ORDER = attrgetter("order")
+_BY_FINISH = attrgetter("prompt_order")
 
 
 class _Tenant:
@@ -28,15 +34,20 @@ class _Tenant:
         service: tokens computed for it, counted from the service of others when it came.
         num_waiting, num_running: its requests.
         virtual_time: the largest virtual start of its admitted requests.
+        prompt_time: prompt tokens that each of its prompts would have got with equal shares.
         last_start: the last virtual start of each user with waiting requests.
     """
 
-    __slots__ = ("last_start", "num_running", "num_waiting", "number", "service", "virtual_time")
+    __slots__ = (
+        *("last_start", "num_running", "num_waiting", "number", "prompt_time", "service"),
+        "virtual_time",
+    )
 
     def __init__(self, number: int, service: int) -> None:
         self.number, self.service = number, service
         self.num_waiting = self.num_running = 0
         self.virtual_time = 0
+        self.prompt_time = 0.0
         self.last_start: dict[str, int] = {}
 
 
@@ -68,12 +79,15 @@ class FairQueue:
         """Return how many requests of a tenant with waiting requests run."""
         return self._tenants[tenant].num_running
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, num_to_compute: int = 0) -> None:
         """Queue a new request, with a virtual start 1 after the last of its user.
 
         Within a tenant this is start-time fair queueing with requests as the unit of service. A
         user that queues a hundred requests at once does not wait longer for the first of them, and
         a request of another user that arrives later runs right after that first one.
+
+        Args:
+            num_to_compute: prompt tokens that are not cached.
         """
         tenant = self._tenants.get(request.share)
         if tenant is None:
@@ -96,6 +110,7 @@ class FairQueue:
             }
         start = max(tenant.virtual_time, last_start.get(request.user, -1) + 1)
         request.virtual_start = last_start[request.user] = start
+        request.virtual_finish = tenant.prompt_time + num_to_compute
         self._insert(request)
 
     def admit(self, request: Request) -> None:
@@ -123,6 +138,23 @@ class FairQueue:
     def serve(self, tenant: str, num_tokens: int) -> None:
         """Count tokens computed for a tenant with running requests."""
         self._tenants[tenant].service += num_tokens
+
+    def serve_prompts(self, tenant: str, num_tokens: int, num_running: int) -> None:
+        """Count prompt tokens that a step computes for a tenant.
+
+        Args:
+            num_running: running requests of the tenant whose prompts are not computed.
+        """
+        state = self._tenants[tenant]
+        state.prompt_time += num_tokens / max(1, num_running + state.num_waiting)
+
+    def overtaking(self, turn: Turn, prompts: Sequence[Request]) -> list[Request]:
+        """Return the waiting requests of a turn whose prompts precede one that runs, in order."""
+        last = max(map(_BY_FINISH, prompts), default=None)
+        if last is None:
+            return []
+        before = [r for r in self._waiting.get(turn, ()) if _BY_FINISH(r) < last]
+        return sorted(before, key=_BY_FINISH)
 
     def turns(self, running: Iterable[Turn] = ()) -> list[Turn]:
         """Return whose turn it is, in order: those with waiting requests, and those given."""

@@ -17,8 +17,8 @@ other request waits for it, and it waits for no other.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from itertools import groupby
@@ -72,7 +72,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request; see ``FairQueue.add``."""
-        self.waiting.add(request)
+        num_matched = len(self.sharing.match(request)) * self._cache.page_size
+        self.waiting.add(request, request.num_prompt - num_matched)
 
     def remove(self, request: Request, now: float) -> None:
         """Remove a waiting or running request and release its seq slot and lease."""
@@ -87,7 +88,8 @@ class Scheduler:
 
         Requests that decode come first, each with one token. Then tenants take turns, each with
         the next chunks of its running prompts, and with waiting requests while rows, seq slots and
-        blocks last.
+        blocks last. A waiting prompt may overtake a running one (``FairQueue``), unless one that
+        waits before it would then lack a seq slot or blocks.
         """
         for request in self.running:
             if request.is_loading:
@@ -263,7 +265,7 @@ class Scheduler:
         for _, of_rank in groupby(turns, key=itemgetter(0)):
             open_turns = list(of_rank)
             for turn in list(open_turns):
-                self._plan_chunks(plan, prompts[turn], now)
+                self._plan_running_prompts(plan, turn, prompts[turn], now)
                 if outcome is not _Admission.FULL:
                     outcome = self._admit_next(plan, waiting[turn], now)
             while open_turns and outcome is not _Admission.FULL:
@@ -273,6 +275,55 @@ class Scheduler:
                         break
                     if outcome is _Admission.NOBODY:
                         open_turns.remove(turn)
+        self._count_prompts(plan, prompts)
+
+    def _plan_running_prompts(
+        self, plan: StepPlan, turn: Turn, prompts: Sequence[Request], now: float
+    ) -> None:
+        """Plan chunks of running prompts of a turn, and of waiting ones that overtake them."""
+        overtaking = self.waiting.overtaking(turn, prompts)
+        in_progress: set[BlockKey] | None = None
+        for request in sorted([*prompts, *overtaking], key=lambda request: request.prompt_order):
+            if not self._has_rows(plan):
+                return
+            if request.lease is not None:
+                self._plan_chunks(plan, [request], now)
+                in_progress = None
+            elif self._may_start(request):
+                if in_progress is None:
+                    in_progress = self._blocks_in_progress()
+                if self._overtake(plan, turn, request, in_progress, now):
+                    in_progress = None
+
+    def _overtake(
+        self,
+        plan: StepPlan,
+        turn: Turn,
+        request: Request,
+        in_progress: set[BlockKey],
+        now: float,
+    ) -> bool:
+        """Admit a waiting request before others of its turn, if the first of them loses nothing."""
+        first = next(r for r in self.waiting.of(turn) if self._may_start(r))
+        num_slots, num_blocks = 1, 0
+        if first is not request:
+            num_slots, num_blocks = 2, -(-first.num_tokens // self._cache.page_size) + 1
+        if len(self._free_seq_slots) < num_slots:
+            return False
+        outcome = self._try_admit(plan, request, in_progress, now, num_reserved=num_blocks)
+        return outcome is _Admission.ADMITTED
+
+    def _count_prompts(self, plan: StepPlan, prompts: Mapping[Turn, Sequence[Request]]) -> None:
+        """Count the prompt tokens of a plan as service of its tenants."""
+        num_running = Counter(request.share for request in plan.admitted)
+        for (_, tenant), running in prompts.items():
+            num_running[tenant] += len(running)
+        num_tokens = Counter[str]()
+        for chunk in plan.chunks:
+            if not chunk.is_decode:
+                num_tokens[chunk.request.share] += chunk.length
+        for tenant, num in num_tokens.items():
+            self.waiting.serve_prompts(tenant, num, num_running[tenant])
 
     def _decodes(self, request: Request) -> bool:
         """True if the next chunk of a running request takes a decode row."""
@@ -389,36 +440,67 @@ class Scheduler:
 
         A request too large for the free blocks is not overtaken, so that it is not starved.
         """
-        # Keys of the blocks that running requests compute next.
         in_progress: set[BlockKey] | None = None
         for request in waiting:
-            if not self._free_seq_slots or not self._shapes.longest_chunk(plan.prefill_lengths, 2):
+            if request.lease is not None:
+                continue  # has overtaken
+            if not self._free_seq_slots or not self._has_rows(plan):
                 return _Admission.FULL
             if not self._may_start(request):
                 self.num_deferred += 1
                 continue
-            # The match leaves at least one token to compute: its logits give the first sample.
-            matched = self.sharing.match(request)
             if in_progress is None:
-                in_progress = {key for r in self.running if (key := self.sharing.next_block(r))}
-            is_in_progress = self.sharing.block_key(request, matched) in in_progress
-            if is_in_progress and not request.scores_prompt:
-                self.num_deferred += 1
-                continue  # wait for the request that computes its next block, and share the block
-            if not self._has_room(request, matched):
-                return _Admission.FULL
-            self.waiting.admit(request)
-            self.running.append(request)
-            plan.admitted.append(request)
-            request.seq_slot = self._free_seq_slots.pop()
-            lease = self._lease_prefix(request, matched, now)
-            num_blocks = -(-request.num_known // self._cache.page_size)
-            if not self._cache.grow(lease, num_blocks - len(matched), now):
-                raise IntegrityError("blocks counted as available could not be leased")
-            if not request.is_loading:
-                self._plan_chunk(plan, request, now)
-            return _Admission.ADMITTED
+                in_progress = self._blocks_in_progress()
+            outcome = self._try_admit(plan, request, in_progress, now)
+            if outcome is not _Admission.NOBODY:
+                return outcome
+            self.num_deferred += 1
         return _Admission.NOBODY
+
+    def _has_rows(self, plan: StepPlan) -> bool:
+        """True if the step has rows for another chunk of a prompt."""
+        return self._shapes.longest_chunk(plan.prefill_lengths, 2) > 0
+
+    def _blocks_in_progress(self) -> set[BlockKey]:
+        """Return the keys of the blocks that running requests compute next."""
+        return {key for request in self.running if (key := self.sharing.next_block(request))}
+
+    def _try_admit(
+        self,
+        plan: StepPlan,
+        request: Request,
+        in_progress: set[BlockKey],
+        now: float,
+        *,
+        num_reserved: int = 0,
+    ) -> _Admission:
+        """Admit a waiting request, for which there is a seq slot, and plan its first chunk.
+
+        Args:
+            in_progress: see ``_blocks_in_progress``.
+            num_reserved: blocks to leave to others.
+
+        Returns:
+            NOBODY if a running request computes its next block, which it will share.
+        """
+        # The match leaves at least one token to compute: its logits give the first sample.
+        matched = self.sharing.match(request)
+        is_in_progress = self.sharing.block_key(request, matched) in in_progress
+        if is_in_progress and not request.scores_prompt:
+            return _Admission.NOBODY
+        if not self._has_room(request, matched, num_reserved):
+            return _Admission.FULL
+        self.waiting.admit(request)
+        self.running.append(request)
+        plan.admitted.append(request)
+        request.seq_slot = self._free_seq_slots.pop()
+        lease = self._lease_prefix(request, matched, now)
+        num_blocks = -(-request.num_known // self._cache.page_size)
+        if not self._cache.grow(lease, num_blocks - len(matched), now):
+            raise IntegrityError("blocks counted as available could not be leased")
+        if not request.is_loading:
+            self._plan_chunk(plan, request, now)
+        return _Admission.ADMITTED
 
     def _lease_prefix(self, request: Request, matched: np.ndarray, now: float) -> Lease:
         """Lease a request's cached prefix, blocks i32[n]; load the host-only ones."""
@@ -435,9 +517,16 @@ class Scheduler:
             self.num_host_tokens += request.num_cached_host
         return lease
 
-    def _has_room(self, request: Request, matched: np.ndarray) -> bool:
-        """True if the whole sequence fits beside one more block for each running request."""
+    def _has_room(self, request: Request, matched: np.ndarray, num_reserved: int) -> bool:
+        """True if the whole sequence fits beside one more block for each running request.
+
+        Args:
+            num_reserved: blocks to leave to others beside these.
+        """
         num_blocks = -(-request.num_tokens // self._cache.page_size)
         return self._cache.has_room(
-            matched, num_blocks, num_reserved=len(self.running), tenant=request.root.tenant
+            matched,
+            num_blocks,
+            num_reserved=len(self.running) + num_reserved,
+            tenant=request.root.tenant,
         )

@@ -7,6 +7,7 @@ from typing import Any
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.transfer_manager import TransferManager
+from kvflow_jax.engine.prefill_progress import prefill_progress
 from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.requests.outputs import EngineStats
 
@@ -41,6 +42,7 @@ def snapshot(
         num_running=len(scheduler.running),
         num_waiting=len(scheduler.waiting),
         num_deferred=min(scheduler.num_deferred, len(scheduler.waiting)),
+        prefill=prefill_progress(scheduler.running),
         num_blocks=cache.num_pages,
         num_blocks_leased=cache.num_leased,
         num_blocks_cached=cache.num_indexed,

@@ -141,6 +141,20 @@ class DraftStats:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """Requests whose prompts are not computed yet.
+
+    Attributes:
+        num_tokens: of their prompts.
+        num_computed: the part of these that is computed, or was cached.
+    """
+
+    num_requests: int = 0
+    num_tokens: int = 0
+    num_computed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Statistics that the engine publishes at the end of each step.
 
@@ -157,6 +171,7 @@ class EngineStats:
     num_blocks_cached: int = 0  # in the index, leased or not, host-only blocks included
     num_blocks_host: int = 0  # blocks with a copy in the host tier
     max_blocks_host: int = 0  # size of the host tier
+    prefill: PrefillProgress = PrefillProgress()
     num_runs: int = 0  # live workflow runs
     num_runs_held_back: int = 0  # workflow runs throttled by admission control
     tenant_state: Mapping[str, Usage] = field(default_factory=dict)  # what is kept, by its kind

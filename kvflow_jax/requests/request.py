@@ -44,6 +44,8 @@ class Request:
         tenant: whose agents, runs and sessions the hints name.
         virtual_start: its start in the virtual time of fair queueing between the users of a
             tenant, set by ``FairQueue``.
+        virtual_finish: when its prompt would end if the prompts of its tenant shared the rows
+            equally, in tokens that each of them gets; set by ``FairQueue``.
         num_in_flight: tokens that dispatched steps sample, unknown to the host.
         num_prompt_computed: computed prompt tokens, with those computed again after preemptions.
         num_reasoning: output tokens of its reasoning, up to the one that completes the end tag.
@@ -92,6 +94,7 @@ class Request:
         self.stop_strings = stop_strings
         self.splitter = splitter
         self.virtual_start = 0
+        self.virtual_finish = 0.0
 
         self.num_prompt = len(spec.prompt_ids)
         self.num_known = self.num_prompt
@@ -114,6 +117,7 @@ class Request:
         self.arrival_s = arrival_s
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
+        self.progress_logged_s: float | None = None
         self.num_cached: int | None = None
         self.num_cached_host = 0
         self.num_preemptions = 0
@@ -122,6 +126,11 @@ class Request:
     def order(self) -> tuple[int, int, int]:
         """The order within a tenant: higher priority first, then fair queueing, then arrival."""
         return -self.priority, self.virtual_start, self.id
+
+    @property
+    def prompt_order(self) -> tuple[int, float, int]:
+        """The order in which prompts of a tenant take rows; see ``FairQueue``."""
+        return -self.priority, self.virtual_finish, self.id
 
     @property
     def scores_prompt(self) -> bool:

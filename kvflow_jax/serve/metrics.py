@@ -125,6 +125,7 @@ class Metrics:
         labels = {"model_name": self._model_name(), "engine": "0"}
         names, values = list(labels), list(labels.values())
 
+        prefill = stats.prefill
         used = stats.num_blocks_leased / stats.num_blocks if stats.num_blocks else 0.0
         for name, text, gauge in (
             ("vllm:num_requests_running", "Requests in the running batch.", stats.num_running),
@@ -138,6 +139,16 @@ class Metrics:
                 "kvflow:host_blocks",
                 "KV blocks with a copy in host memory.",
                 stats.num_blocks_host,
+            ),
+            (
+                "kvflow:prefill_progress",
+                "Computed or cached fraction of the prompts in prefill, 0 to 1; 1 without any.",
+                prefill.num_computed / prefill.num_tokens if prefill.num_tokens else 1.0,
+            ),
+            (
+                "kvflow:prefill_remaining_tokens",
+                "Prompt tokens of running requests that are not computed.",
+                prefill.num_tokens - prefill.num_computed,
             ),
             ("kvflow:runs", "Workflow runs in progress.", stats.num_runs),
             (

@@ -96,3 +96,21 @@ def test_users_that_no_longer_matter_are_forgotten():
         queue.admit(request)
         queue.end(request, is_running=True)
     assert len(queue._tenants["a"].last_start) < 100
+
+
+def test_prompts_end_in_the_order_of_equal_shares():
+    queue = FairQueue()
+    long, short, middle = (make_request([1], i, tenant="a") for i in range(3))
+    queue.add(long, 100)
+    queue.admit(long)
+    queue.add(short, 10)
+    queue.add(middle, 60)
+    assert queue.overtaking((0, "a"), [long]) == [short, middle]
+    assert queue.overtaking((0, "a"), []) == []
+    queue.serve_prompts("a", 150, num_running=1)  # 50 each
+    late = make_request([1], 3, tenant="a")
+    queue.add(late, 40)
+    assert queue.overtaking((0, "a"), [long]) == [short, middle, late]
+    later = make_request([1], 4, tenant="a")
+    queue.add(later, 60)
+    assert later not in queue.overtaking((0, "a"), [long])

@@ -255,6 +255,97 @@ def test_a_long_prompt_of_another_tenant_takes_the_rows_of_every_other_step():
     assert num_steps <= 2 * 2 + 1  # twice the steps that it takes alone, and one that was under way
 
 
+def steps_until_computed(scheduler, request):
+    """Run steps until the prompt of a request is computed; return how many."""
+    for num_steps in range(1, 100):
+        scheduler.schedule(0.0)
+        scheduler.check_integrity()
+        if request.num_in_flight:
+            return num_steps
+    raise AssertionError("the prompt was not computed")
+
+
+@pytest.mark.parametrize("num_waiting", [0, 3])
+def test_a_short_prompt_waits_for_no_long_one_of_its_tenant(num_waiting):
+    scheduler = make_scheduler(num_pages=256, max_num_seqs=8, max_prefill_tokens=16)
+    for i in range(1 + num_waiting):
+        add(scheduler, i, [i] * 60)
+    scheduler.schedule(0.0)
+    short = add(scheduler, 100, [91] * 16)
+    assert steps_until_computed(scheduler, short) == 1
+
+
+def test_a_long_prompt_waits_no_longer_than_with_equal_shares():
+    scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
+    add(scheduler, 0, [1] * 64)
+    scheduler.schedule(0.0)
+    second = add(scheduler, 1, [2] * 32)
+    assert steps_until_computed(scheduler, second) <= 2 * 2 + 1
+    third = add(scheduler, 2, [3] * 64)
+    assert steps_until_computed(scheduler, third) <= 2 * 4 + 1
+
+
+def test_equal_prompts_are_computed_one_after_the_other():
+    scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
+    prompts = [add(scheduler, i, [i] * 32) for i in range(3)]
+    assert [steps_until_computed(scheduler, prompt) for prompt in prompts] == [2, 2, 2]
+
+
+def test_short_prompts_without_end_do_not_starve_a_long_one():
+    scheduler = make_scheduler(num_pages=256, max_num_seqs=50, max_prefill_tokens=16)
+    long = add(scheduler, 1000, [90] * 60)
+    scheduler.schedule(0.0)
+    for i in range(40):
+        add(scheduler, i, [i] * 16)
+        scheduler.schedule(0.0)
+        if long.num_in_flight:
+            break
+    # Of the rows of each step it gets at least what it would with two equal shares.
+    assert i <= 2 * 4
+
+
+def test_a_prompt_of_lower_priority_does_not_overtake():
+    scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
+    long = add(scheduler, 0, [1] * 60)
+    scheduler.schedule(0.0)
+    short = add(scheduler, 1, [2] * 8, priority=-1)
+    while not long.num_in_flight:
+        assert short.lease is None
+        scheduler.schedule(0.0)
+
+
+def test_who_overtakes_leaves_the_first_in_the_queue_its_blocks():
+    scheduler = make_scheduler(num_pages=32, max_prefill_tokens=16)
+    add(scheduler, 0, [1] * 60)
+    scheduler.schedule(0.0)
+    first = add(scheduler, 1, [2] * 60)  # 15 blocks of the 17 that are left
+    short = add(scheduler, 2, [3] * 16)
+    while first.lease is None:
+        scheduler.schedule(0.0)
+        assert short.lease is None or first.lease is not None
+    scheduler.check_integrity()
+
+
+def test_a_cached_prefix_makes_a_prompt_short():
+    scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
+    cached = add(scheduler, 0, [1] * 60)
+    steps_until_computed(scheduler, cached)
+    scheduler.remove(cached, 0.0)
+    add(scheduler, 1, [2] * 60)
+    scheduler.schedule(0.0)
+    again = add(scheduler, 2, [1] * 60 + [3] * 3)
+    assert steps_until_computed(scheduler, again) == 1
+
+
+def test_what_a_prompt_computed_before_it_was_broken_off_is_kept():
+    scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
+    for attempt in range(3):
+        request = add(scheduler, attempt, [7] * 60)
+        scheduler.schedule(0.0)
+        assert request.num_cached == attempt * 16
+        scheduler.remove(request, 0.0)
+
+
 def test_a_tenant_with_most_blocks_gives_them():
     scheduler = make_scheduler(num_pages=32, max_num_seqs=8, max_prefill_tokens=128)
     fill(scheduler, 4, num_prompt=27)

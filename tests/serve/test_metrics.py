@@ -5,7 +5,13 @@ import numpy as np
 
 from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.block_ages import AgeHistogram, BlockAges
-from kvflow_jax.requests.outputs import DraftStats, EngineStats, FinishReason, TokensPerStep
+from kvflow_jax.requests.outputs import (
+    DraftStats,
+    EngineStats,
+    FinishReason,
+    PrefillProgress,
+    TokensPerStep,
+)
 from kvflow_jax.serve.client_identity import IdentitySource
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.workflow.hints import HintStatus
@@ -86,6 +92,7 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         save_s=0.5,
         num_failed_transfers=4,
         ended_histories={"parent": 3, "compaction": 0},
+        prefill=PrefillProgress(num_requests=2, num_tokens=4000, num_computed=1000),
     )
     metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16)
     for source in (IdentitySource.CODEX, IdentitySource.CODEX, IdentitySource.INVALID):
@@ -96,6 +103,8 @@ def test_counters_of_the_cache_and_of_hints() -> None:
     found = samples_of(metrics.render().decode())
     assert {name: value for name, value in found.items() if name.startswith("kvflow:")} == {
         "kvflow:host_blocks": 7,
+        "kvflow:prefill_progress": 0.25,
+        "kvflow:prefill_remaining_tokens": 3000,
         "kvflow:runs": 5,
         "kvflow:runs_held_back": 2,
         "kvflow:prefetch_issued_tokens_total": 6 * 16,

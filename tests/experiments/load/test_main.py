@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.load import __main__ as load
-from experiments.load import aborts, attacks, streams, tenants
+from experiments.load import aborts, attacks, sessions, streams, tenants
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def started(monkeypatch):
     monkeypatch.setattr(streams, "measure", figures(unclear=0, health_p99_ms=5.0))
     monkeypatch.setattr(attacks, "measure", figures(unclear=0))
     monkeypatch.setattr(aborts, "measure", figures(unclear=1))
+    monkeypatch.setattr(sessions, "measure", figures(unclear=0, kept_share=0.5))
     monkeypatch.setattr(tenants, "measure", figures(unclear=0))
     return flags_of
 
@@ -41,6 +42,7 @@ def test_all_scenarios_run_on_two_servers(started, command, tmp_path):
     status, out, _ = command(load, "--quick", "--json", path)
     figures = json.loads(path.read_text())
     assert figures["streams_health_p99_ms"] == 5.0
+    assert figures["sessions_kept_share"] == 0.5
     assert {"hostile_unclear", "aborts_unclear", "tenants_unclear"} <= figures.keys()
     assert status == 1  # aborts_unclear
     assert "at most 200" in out
