@@ -196,7 +196,7 @@ async def _conversation(
 async def _tools(soak: Soak, http: httpx.AsyncClient, rng: random.Random, name: str) -> Answers:
     """A structured output, of a schema that others have or that no other has."""
     # A long name: its grammars are large, and fill the cache of grammars within minutes.
-    key = f"key{rng.randrange(20)}" if rng.random() < 0.5 else f"key-{name}-{'x' * 2000}"
+    key = f"key{rng.randrange(20)}" if rng.random() < 0.5 else f"key-{name}-{'x' * 8000}"
     schema = {"type": "object", "properties": {key: {"type": "integer"}}, "required": [key]}
     response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     yield await http.post(

@@ -24,6 +24,7 @@ from kvflow_jax.requests.param import (
 
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024  # entries
+MAX_TOP_K = (1 << 31) - 1  # beyond the vocabulary it is all tokens
 MAX_LOGPROBS = 20
 MAX_ALLOWED_TOKEN_IDS = 1 << 20  # more than any vocabulary
 MIN_TEMPERATURE = 1e-5  # below it, sampling in float32 is the same as greedy
@@ -57,7 +58,7 @@ class SamplingParams:
         Integer(
             "sample among the k most likely tokens; 0: among all",
             low=0,
-            high=1024,
+            high=MAX_TOP_K,
             is_column=True,
             http_off=-1,  # vLLM's
         ),

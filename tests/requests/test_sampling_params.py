@@ -19,7 +19,7 @@ from kvflow_jax.requests.sampling_params import PARAMS, SamplingParams
         ("repetition_penalty", 0.01, 10.0),
         ("frequency_penalty", -2.0, 2.0),
         ("presence_penalty", -2.0, 2.0),
-        ("top_k", 0, 1024),
+        ("top_k", 0, 2**31 - 1),
         ("top_n_sigma", 0.0, 100.0),
         ("seed", -(2**63), 2**63 - 1),
         ("logprobs", 0, 20),

@@ -83,6 +83,7 @@ def test_tiny_settings_sample_the_likeliest_token(draw, how, temperature):
         {"top_k": 1},
         {"top_p": 1e-6},
         {"top_k": 1024},
+        {"top_k": 2**31 - 1},
         {"min_p": 0.2},
         {"min_p": 1.0},
         {"min_p": 0.05, "top_p": 0.9, "top_k": 40, "temperature": 1.5},
