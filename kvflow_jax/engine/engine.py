@@ -346,7 +346,7 @@ class Engine:
         if since_s is not None:
             self._stall_s += now - since_s
             self.tracer.on_stall(since_s, now)
-        is_stalled = not is_busy and self.scheduler.num_loading > 0
+        is_stalled = not is_busy and self.scheduler.running_requests.num_loading > 0
         self._stalled_since_s = now if is_stalled else None
 
     def _dispatch(self, plan: StepPlan, *, is_ahead: bool) -> StepInFlight | None:
@@ -445,7 +445,8 @@ class Engine:
     def _should_load(self, num_blocks: int, num_tokens: int, spare_s: float = 0.0) -> bool:
         """Return whether to load blocks rather than compute their tokens; see ``CostModel``."""
         scheduler = self.scheduler
-        num_others = len(scheduler.running) - scheduler.num_loading + len(scheduler.waiting)
+        num_going_on = len(scheduler.running) - scheduler.running_requests.num_loading
+        num_others = num_going_on + len(scheduler.waiting)
         return self.cost_model.should_load(
             self.transfer_manager,
             num_blocks,

@@ -26,10 +26,11 @@ from operator import itemgetter
 
 import numpy as np
 
-from kvflow_jax.cache.prefix_cache import Lease, PrefixCache
+from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.engine.fair_queue import FairQueue, Turn
 from kvflow_jax.engine.fair_shares import sort_by_claim, victims_for
 from kvflow_jax.engine.prefix_sharing import BlockKey, PrefixSharing
+from kvflow_jax.engine.running_requests import RunningRequests
 from kvflow_jax.engine.step_plan import Preempted, StepPlan
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.requests.request import NO_SEQ_SLOT, Chunk, Request
@@ -45,30 +46,30 @@ class _Admission(Enum):
 
 
 class Scheduler:
-    """Owns the waiting and running requests, with their seq slots and leases.
+    """Owns the waiting and running requests.
 
     Attributes:
         waiting: requests, fair among tenants.
-        running: requests; from the start of ``schedule`` on in the order of their claims to blocks.
-        num_host_tokens: the part of ``num_cached_tokens`` that was on the host at admission.
+        running_requests: the running requests, with their seq slots and leases.
         sharing: which cached blocks requests use.
         can_admit: called with a waiting request; returns False while its run is throttled.
     """
 
     def __init__(self, cache: PrefixCache, shapes: BatchShapes) -> None:
         self.waiting = FairQueue()
-        self.running: list[Request] = []
+        self.running_requests = RunningRequests(cache, shapes.num_seq_slots)
         self.num_preemptions = 0
         self.num_deferred = 0  # waiting requests that the last admission passed over
-        self.num_prompt_tokens = 0
-        self.num_cached_tokens = 0
-        self.num_host_tokens = 0
         self.sharing = PrefixSharing(cache, shapes)
         self.can_admit: Callable[[Request], bool] = lambda request: True
         self._cache = cache
         self._shapes = shapes
-        self._free_seq_slots = list(range(shapes.num_seq_slots - 1, -1, -1))
         self._decoded_last = False
+
+    @property
+    def running(self) -> list[Request]:
+        """The running requests, in the order of their claims to blocks."""
+        return self.running_requests.requests
 
     def add(self, request: Request) -> None:
         """Queue a request; see ``FairQueue.add``."""
@@ -79,8 +80,7 @@ class Scheduler:
         """Remove a waiting or running request and release its seq slot and lease."""
         is_running = request.lease is not None
         if is_running:
-            self.running.remove(request)
-            self._release(request, now)
+            self.running_requests.end(request, now)
         self.waiting.end(request, is_running=is_running)
 
     def schedule(self, now: float) -> StepPlan:
@@ -91,10 +91,7 @@ class Scheduler:
         blocks last. A waiting prompt may overtake a running one (``FairQueue``), unless one that
         waits before it would then lack a seq slot or blocks.
         """
-        for request in self.running:
-            if request.is_loading:
-                assert request.lease is not None
-                request.is_loading = self._cache.num_loading(request.lease) > 0
+        self.running_requests.publish_loads()
         plan = StepPlan()
         sort_by_claim(self.running)
         first = self._make_room(plan, now)
@@ -185,22 +182,12 @@ class Scheduler:
             if request.lease is not None and np.isin(request.lease.blocks, blocks).any()
         ]
 
-    @property
-    def num_loading(self) -> int:
-        """Number of running requests that wait for a load."""
-        return sum(request.is_loading for request in self.running)
-
     def check_integrity(self) -> None:
         """Check the cache, and that exactly the running requests have seq slots and leases."""
         self._cache.check_integrity()
-        seq_slots = sorted(self._free_seq_slots + [request.seq_slot for request in self.running])
-        if seq_slots != list(range(self._shapes.num_seq_slots)):
-            raise IntegrityError("a seq slot is missing or used twice")
+        self.running_requests.check_integrity()
         if any(r.lease is not None or r.seq_slot != NO_SEQ_SLOT for r in self.waiting):
             raise IntegrityError("a waiting request has a seq slot or a lease")
-        leased = {int(b) for r in self.running if r.lease is not None for b in r.lease.blocks}
-        if self._cache.num_leased != len(leased):
-            raise IntegrityError("blocks are leased by no running request")
 
     def _make_room(self, plan: StepPlan, now: float) -> Turn | None:
         """Preempt requests of tenants that take more than their share, for one that waits.
@@ -241,7 +228,7 @@ class Scheduler:
                 num_reserved=len(self.running),
                 tenant=request.root.tenant,
             ),
-            slots_short=int(not self._free_seq_slots),
+            slots_short=int(not self.running_requests.num_free_seq_slots),
             equal_share=cache.num_pages / self.waiting.num_tenants,
             num_freed=num_freed,
         )
@@ -308,7 +295,7 @@ class Scheduler:
         num_slots, num_blocks = 1, 0
         if first is not request:
             num_slots, num_blocks = 2, -(-first.num_tokens // self._cache.page_size) + 1
-        if len(self._free_seq_slots) < num_slots:
+        if self.running_requests.num_free_seq_slots < num_slots:
             return False
         outcome = self._try_admit(plan, request, in_progress, now, num_reserved=num_blocks)
         return outcome is _Admission.ADMITTED
@@ -403,10 +390,7 @@ class Scheduler:
         Returns:
             False if the request itself was preempted.
         """
-        lease = request.lease
-        assert lease is not None
-        num_missing = -(-num_tokens // self._cache.page_size) - len(lease)
-        while num_missing > 0 and not self._cache.grow(lease, num_missing, now):
+        while not self.running_requests.grow(request, num_tokens, now):
             # Requests are planned in order, so the victim is not yet in the plan.
             victim = self.running[-1]
             plan.preempted.append(self._preempt(victim, now))
@@ -420,20 +404,11 @@ class Scheduler:
         return self._requeue(request, now)
 
     def _requeue(self, request: Request, now: float) -> Preempted:
-        self.running.remove(request)
-        self._release(request, now)
+        self.running_requests.end(request, now)
         preempted = Preempted(request, request.num_computed)
         request.num_computed = 0
         self.waiting.requeue(request)
         return preempted
-
-    def _release(self, request: Request, now: float) -> None:
-        assert request.lease is not None
-        self._cache.release(request.lease, now)
-        request.lease = None
-        request.is_loading = False
-        self._free_seq_slots.append(request.seq_slot)
-        request.seq_slot = NO_SEQ_SLOT
 
     def _admit_next(self, plan: StepPlan, waiting: Iterator[Request], now: float) -> _Admission:
         """Admit the next of the waiting requests of a turn that may start.
@@ -444,7 +419,7 @@ class Scheduler:
         for request in waiting:
             if request.lease is not None:
                 continue  # has overtaken
-            if not self._free_seq_slots or not self._has_rows(plan):
+            if not self.running_requests.num_free_seq_slots or not self._has_rows(plan):
                 return _Admission.FULL
             if not self._may_start(request):
                 self.num_deferred += 1
@@ -488,45 +463,11 @@ class Scheduler:
         is_in_progress = self.sharing.block_key(request, matched) in in_progress
         if is_in_progress and not request.scores_prompt:
             return _Admission.NOBODY
-        if not self._has_room(request, matched, num_reserved):
+        if not self.running_requests.has_room(request, matched, num_reserved):
             return _Admission.FULL
         self.waiting.admit(request)
-        self.running.append(request)
+        self.running_requests.start(request, matched, now)
         plan.admitted.append(request)
-        request.seq_slot = self._free_seq_slots.pop()
-        lease = self._lease_prefix(request, matched, now)
-        num_blocks = -(-request.num_known // self._cache.page_size)
-        if not self._cache.grow(lease, num_blocks - len(matched), now):
-            raise IntegrityError("blocks counted as available could not be leased")
         if not request.is_loading:
             self._plan_chunk(plan, request, now)
         return _Admission.ADMITTED
-
-    def _lease_prefix(self, request: Request, matched: np.ndarray, now: float) -> Lease:
-        """Lease a request's cached prefix, blocks i32[n]; load the host-only ones."""
-        cache = self._cache
-        lease = request.lease = cache.lease(request.root, matched, now)
-        num_loading = cache.num_loading(lease)
-        request.num_computed = len(matched) * cache.page_size
-        request.is_loading = num_loading > 0
-        if request.num_cached is None:
-            request.num_cached = request.num_computed
-            request.num_cached_host = num_loading * cache.page_size
-            self.num_prompt_tokens += request.num_prompt
-            self.num_cached_tokens += request.num_cached
-            self.num_host_tokens += request.num_cached_host
-        return lease
-
-    def _has_room(self, request: Request, matched: np.ndarray, num_reserved: int) -> bool:
-        """True if the whole sequence fits beside one more block for each running request.
-
-        Args:
-            num_reserved: blocks to leave to others beside these.
-        """
-        num_blocks = -(-request.num_tokens // self._cache.page_size)
-        return self._cache.has_room(
-            matched,
-            num_blocks,
-            num_reserved=len(self.running) + num_reserved,
-            tenant=request.root.tenant,
-        )

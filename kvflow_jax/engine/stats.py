@@ -59,7 +59,7 @@ def snapshot(
 
 def _counters(cache: PrefixCache, scheduler: Scheduler, before: EngineStats) -> dict[str, Any]:
     """Return the fields of ``counters`` by name."""
-    tiers = cache.tiers.counters
+    tiers, running = cache.tiers.counters, scheduler.running_requests
     return {
         "num_preemptions": before.num_preemptions + scheduler.num_preemptions,
         "num_evicted_blocks": before.num_evicted_blocks + tiers.num_evicted,
@@ -69,8 +69,8 @@ def _counters(cache: PrefixCache, scheduler: Scheduler, before: EngineStats) -> 
         "num_useful_blocks": before.num_useful_blocks + tiers.num_useful,
         "num_late_blocks": before.num_late_blocks + tiers.num_late,
         "num_wasted_blocks": before.num_wasted_blocks + tiers.num_wasted,
-        "prompt_tokens": before.prompt_tokens + scheduler.num_prompt_tokens,
-        "cached_prompt_tokens": before.cached_prompt_tokens + scheduler.num_cached_tokens,
+        "prompt_tokens": before.prompt_tokens + running.num_prompt_tokens,
+        "cached_prompt_tokens": before.cached_prompt_tokens + running.num_cached_tokens,
         "block_ages": before.block_ages.plus(cache.tiers.ages),
-        "host_prompt_tokens": before.host_prompt_tokens + scheduler.num_host_tokens,
+        "host_prompt_tokens": before.host_prompt_tokens + running.num_host_tokens,
     }

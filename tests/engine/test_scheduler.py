@@ -141,7 +141,7 @@ def test_unpublish_names_every_request_that_leases_a_block_of_the_plan():
 
 def test_a_seq_slot_that_is_missing_fails_the_integrity_check():
     scheduler = make_scheduler()
-    scheduler._free_seq_slots.pop()
+    scheduler.running_requests._free_seq_slots.pop()
     with pytest.raises(IntegrityError, match="seq slot"):
         scheduler.check_integrity()
 
