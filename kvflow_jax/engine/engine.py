@@ -246,6 +246,19 @@ class Engine:
         self._publish_stats()
         return True
 
+    def retire_early(self) -> None:
+        """Wait for the step in flight if the loop should not run ahead of it.
+
+        If it computes prompts, a new request would wait for two long steps, to hide a host time
+        that is negligible beside one. And drafts need the tokens before them. Call it before
+        adding what has arrived, which then joins the next step.
+        """
+        step = self._in_flight
+        if step is not None and (
+            step.plan.prefill_lengths or self._speculator.should_wait(step, self.scheduler.running)
+        ):
+            self._retire()
+
     def step(self) -> bool:
         """Run one iteration of the loop; return False if there was nothing to do.
 
@@ -254,7 +267,7 @@ class Engine:
         was_busy = self._in_flight is not None
         if not was_busy:
             self._busy_since_s = self.clock.now()
-        self._retire_early()
+        self.retire_early()
         requeued = self._publish_transfers()
         previous = self._in_flight
         plan = self._plan_step(previous, requeued)
@@ -293,18 +306,6 @@ class Engine:
             self._outputs.finish(request, FinishReason.ERROR, now, error)
 
     # The phases of a step.
-
-    def _retire_early(self) -> None:
-        """Wait for the step in flight if the loop should not run ahead of it.
-
-        If it computes prompts, a new request would wait for two long steps, to hide a host time
-        that is negligible beside one. And drafts need the tokens before them.
-        """
-        step = self._in_flight
-        if step is not None and (
-            step.plan.prefill_lengths or self._speculator.should_wait(step, self.scheduler.running)
-        ):
-            self._retire()
 
     def _publish_transfers(self) -> list[Preempted]:
         """Publish finished transfers; requeue and return the requests whose loads have failed."""

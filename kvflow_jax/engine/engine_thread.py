@@ -323,11 +323,15 @@ class EngineThread:
             self._idle.set()
 
     def _run_iteration(self) -> None:
-        """Execute the commands in the inbox, then one step; wait if there is nothing to do."""
+        """Execute the commands in the inbox, then one step; wait if there is nothing to do.
+
+        Commands that arrive during a long step are executed at its end, before the next.
+        """
         engine = self._engine
         self._wake.clear()
         self._watchdog.begin_step()
         try:
+            engine.retire_early()
             self._execute_commands()
             is_busy = engine.step()
             if not is_busy and not engine.is_idle and not engine.is_waiting:

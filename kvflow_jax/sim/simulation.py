@@ -117,6 +117,7 @@ class Simulation:
         """
         engine, num_steps = self.engine, 0
         while True:
+            engine.retire_early()
             inbox, self._inbox = self._inbox, []
             for add in inbox:
                 add()

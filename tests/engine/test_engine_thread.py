@@ -69,6 +69,39 @@ def last(outputs):
     return output
 
 
+def test_a_request_that_arrives_while_a_prompt_is_computed_joins_the_next_step():
+    engine = make_engine(max_model_len=128, num_pages=60, max_prefill_tokens=16)
+    steps, waits, goes_on = [], threading.Event(), threading.Event()
+    submit = engine.runner.submit
+
+    class Step:
+        def __init__(self, step):
+            self._step = step
+
+        def result(self):
+            waits.set()
+            assert goes_on.wait(TIMEOUT_S)
+            return self._step.result()
+
+        def logprobs(self):
+            return None
+
+    def submit_slowly(batch):
+        steps.append(set(batch.tokens.tolist()))
+        return Step(submit(batch))
+
+    engine.runner.submit = submit_slowly
+    thread = EngineThread(engine)
+    outputs = queue.SimpleQueue()
+    thread.submit(RequestSpec([8] * 60, PARAMS), outputs.put)
+    assert waits.wait(TIMEOUT_S)
+    thread.submit(RequestSpec([9] * 12, PARAMS), outputs.put)
+    goes_on.set()
+    last(outputs), last(outputs)
+    thread.close()
+    assert 9 in steps[1]
+
+
 def test_requests_in_the_inbox_get_an_error_when_the_engine_closes():
     paused = PausedEngine()
     running = paused.submit()
