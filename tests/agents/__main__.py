@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 
 from experiments.bench.metrics_page import samples
-from tests.agents.agents import AGENTS, WITH_SHORT_PROMPTS, WITH_SUBAGENTS
+from tests.agents.agents import AGENTS, WITH_COMPACTION, WITH_SHORT_PROMPTS, WITH_SUBAGENTS
 from tests.agents.installation import install
 from tests.agents.play import Played, play
 from tests.agents.problems import cached_shares, problems_of_engine, problems_of_script
@@ -37,7 +37,7 @@ def main() -> int:
     options = _options()
     agents = WITH_SHORT_PROMPTS if options.model == "embedded" else AGENTS
     if options.model == "scripted":
-        agents += WITH_SUBAGENTS
+        agents += WITH_SUBAGENTS + WITH_COMPACTION
     wrong = []
     with SERVED_MODELS[options.model]() as model:
         for agent in agents:

@@ -16,6 +16,7 @@ DONE = "The note is correct now."
 MORE = "Say it once more."  # what a session that is resumed is asked
 SUBTASK = "Say which number is in note.txt."  # what a subagent is asked
 SUBAGENT_DONE = "The number is forty-one."
+SUMMARY = "The note says forty-one, and shall say forty-two."  # of a session that is compacted
 
 # Of a subagent, in the result of the call that started it.
 _AGENT_ID = re.compile(r"agent_id\W+([0-9a-f-]{36})")
@@ -57,6 +58,9 @@ class Agent:
         subagent_calls: what the model calls as a subagent, before it says ``SUBAGENT_DONE``.
         before: arguments of runs of the program before this one, to configure it.
         files: path and text of the files that configure it.
+        compaction: what the agent says when it wants a summary of the session, which it then goes
+            on with in place of its history; "": the session stays within its context.
+        calls_after_summary: what the model calls in the session that goes on from the summary.
         wary_arguments: for a model whose calls nobody has written.
         resuming_arguments: for such a model, to go on with the last session; none: a second run
             begins anew.
@@ -74,6 +78,8 @@ class Agent:
     before: tuple[tuple[str, ...], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     subagent_calls: tuple[Call, ...] = ()
+    compaction: str = ""
+    calls_after_summary: tuple[Call, ...] = ()
     wary_arguments: tuple[str, ...] = ()
     resuming_arguments: tuple[str, ...] = ()
     session_source: str = ""
@@ -83,8 +89,12 @@ class Agent:
 
         A prompt without tools asks for something beside the task: a title, a summary.
         """
+        if self.compaction and self.compaction in prompt:
+            return f"<summary>\n{SUMMARY}\n</summary>"
         asked, calls, last = TASK, self.calls, DONE
-        if TASK not in prompt and SUBTASK in prompt:
+        if SUMMARY in prompt:
+            asked, calls = SUMMARY, self.calls_after_summary
+        elif TASK not in prompt and SUBTASK in prompt:
             asked, calls, last = SUBTASK, self.subagent_calls, SUBAGENT_DONE
         if "<tools>" not in prompt or asked not in prompt:
             return "Correct a number"

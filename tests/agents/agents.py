@@ -287,6 +287,50 @@ CLAUDE_CODE_SUBAGENT = replace(
     subagent_calls=CLAUDE_CODE.calls[:1],
 )
 
+# A byte is a token of the scripted model: the limits are above the first prompt, and the result of
+# the first call is beyond them. Some agents compact after that call, some after the next.
+_LONG = "seq 1 4000; cat note.txt"
+
+CODEX_COMPACTION = replace(
+    CODEX,
+    name="codex-compaction",
+    files={
+        path: text.replace(
+            f"{CONTEXT}\n", f"{CONTEXT}\nmodel_auto_compact_token_limit = {43_000}\n", 1
+        )
+        for path, text in CODEX.files.items()
+    },
+    calls=(Call("exec_command", {"cmd": _LONG}), CODEX.calls[1]),
+    compaction="CONTEXT CHECKPOINT COMPACTION",
+    calls_after_summary=CODEX.calls[:1],
+)
+
+CLAUDE_CODE_COMPACTION = replace(
+    CLAUDE_CODE,
+    name="claude-code-compaction",
+    arguments=("-p", "--allowedTools", "Read,Edit,Bash", "--", "{task}"),
+    environment={**CLAUDE_CODE.environment, "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(90_000)},
+    calls=(
+        Call("Bash", {"command": "seq 1 5000; cat note.txt", "description": "Read"}),
+        CLAUDE_CODE.calls[0],
+    ),
+    compaction="CRITICAL: Respond with TEXT ONLY. Do NOT call any tools.",
+    calls_after_summary=CLAUDE_CODE.calls,
+)
+
+OPENCODE_COMPACTION = replace(
+    OPENCODE,
+    name="opencode-compaction",
+    files={
+        path: text.replace(str(CONTEXT), str(40_000)).replace(str(8192), str(2000))
+        for path, text in OPENCODE.files.items()
+    },
+    calls=(Call("bash", {"command": _LONG, "description": "Read"}), OPENCODE.calls[1]),
+    compaction="You are a context summarization agent",
+    calls_after_summary=OPENCODE.calls[:1],
+)
+
+WITH_COMPACTION = (CODEX_COMPACTION, CLAUDE_CODE_COMPACTION, OPENCODE_COMPACTION)
 WITH_SUBAGENTS = (OPENCODE_SUBAGENT, CODEX_SUBAGENT, CLAUDE_CODE_SUBAGENT)
 # Those whose first prompt, with an answer, is within 8,192 tokens.
 WITH_SHORT_PROMPTS = (MINI_SWE_AGENT, PI, CONTINUE, CLINE, OPENCODE)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.agents.agent import TASK
+from tests.agents.agent import SUMMARY, TASK
 from tests.agents.answers import read_answer
 
 _HOP_BY_HOP = {"host", "connection", "content-length", "transfer-encoding", "accept-encoding"}
@@ -81,13 +81,14 @@ class Recorder:
 def threads_of(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
     """Return the turns that were answered, those of the agent and those of its subagents apart.
 
-    Subagents have tools or a task of their own.
+    Subagents have tools or a task of their own. A session that goes on from a summary is a thread
+    of its own, too.
     """
     threads: dict[object, list[Exchange]] = {}
     for one in exchanges:
         if one.has_tools and one.status == 200:
-            tools = json.dumps(one.body["tools"])
-            threads.setdefault((tools, TASK in json.dumps(one.body)), []).append(one)
+            body, tools = json.dumps(one.body), json.dumps(one.body["tools"])
+            threads.setdefault((tools, TASK in body, SUMMARY in body), []).append(one)
     return list(threads.values())
 
 

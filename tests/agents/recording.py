@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.agents.agent import SUBTASK, SUMMARY, TASK
 from tests.agents.recorder import Exchange
 
 FOLDER = Path(__file__).parent / "recorded"
 WORK, HOME = "/space/work", "/space/home"  # in recordings
 
-# Prompts are their makers' texts. Tests need where each is and how it ends, and whether two are
-# the same.
+# Prompts are their makers' texts. Tests need where each is and how it ends, whether two are the
+# same, and what the scripted model reads in them.
 _LONGEST, _BEGIN, _END = 200, 100, 40
 _TEXTS = {"messages", "input", "system", "instructions", "tools"}
 _HEADERS = {"host", "content-length", "connection", "accept-encoding", "transfer-encoding"}
@@ -102,5 +103,8 @@ def _shortened(value: Any) -> Any:
         return value
     middle = value[_BEGIN:-_END]
     digest = hashlib.sha256(middle.encode()).hexdigest()[:8]
-    left_out = f" [{len(middle)} characters left out: {digest}] "
-    return value[:_BEGIN] + left_out + value[-_END:]
+    begin, end = value[:_BEGIN], value[-_END:]
+    kept = [text for text in (TASK, SUBTASK, SUMMARY) if text in value]
+    kept = [text for text in kept if text not in begin and text not in end]
+    left_out = "; ".join([digest, *kept])
+    return f"{begin} [{len(middle)} characters left out: {left_out}] {end}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.agents.agent import DONE, SUBAGENT_DONE, SUBTASK, TASK, Agent, Call
-from tests.agents.agents import AGENTS, MODEL, WITH_SUBAGENTS
+from tests.agents.agent import DONE, SUBAGENT_DONE, SUBTASK, SUMMARY, TASK, Agent, Call
+from tests.agents.agents import AGENTS, MODEL, WITH_COMPACTION, WITH_SUBAGENTS
 from tests.support.doc_blocks import ROOT, SERVER
 
 PAGE = (ROOT / "docs" / "agents.md").read_text()
@@ -52,6 +52,16 @@ def test_a_subagent_is_told_apart_by_what_it_is_asked(agent: Agent) -> None:
     assert agent.answer(prompt, "/work") == SUBAGENT_DONE
     of_parent = f"<tools></tools>{TASK}{SUBTASK}"
     assert agent.answer(of_parent, "/work") == agent.calls[0].text("/work")
+
+
+@pytest.mark.parametrize("agent", WITH_COMPACTION, ids=lambda agent: agent.name)
+def test_a_session_is_summed_up_once_and_goes_on_from_there(agent: Agent) -> None:
+    assert SUMMARY in agent.answer(f"{TASK}{agent.compaction}", "/work")
+    prompt = f"<tools></tools>{TASK}{SUMMARY}"
+    for call in agent.calls_after_summary:
+        assert agent.answer(prompt, "/work") == call.text("/work")
+        prompt += "<tool_response>result</tool_response>"
+    assert agent.answer(prompt, "/work") == DONE
 
 
 def test_a_call_names_the_last_subagent() -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.agents import recording
+from tests.agents.agent import SUMMARY
 from tests.agents.recorder import Exchange
 
 SESSION = "0a1b2c3d-1111-2222-3333-444455556666"
@@ -43,11 +44,12 @@ def test_ids_and_paths_are_replaced_the_same_everywhere(folder):
 
 
 def test_long_texts_are_shortened_so_that_others_stay_others(folder):
-    texts = ["begin " + middle * 1000 + " end" for middle in "ab"]
+    texts = ["begin " + middle * 1000 + SUMMARY + middle * 99 + " end" for middle in "ab"]
     path = recording.write_recording("one", "1.0", [exchange(messages=texts)], {})
     first, second = recording.read_recording(path)[0].body["messages"]
     assert first != second
     for text in (first, second):
         assert text.startswith("begin ")
         assert text.endswith(" end")
-        assert len(text) < 250
+        assert SUMMARY in text
+        assert len(text) < 250 + len(SUMMARY)
