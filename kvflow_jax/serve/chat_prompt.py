@@ -9,7 +9,7 @@ from typing import Any
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.chat_tools import ToolTemplate
 from kvflow_jax.serve.schemas import ChatRequest
-from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
+from kvflow_jax.workflow.fixed_prefix import ChatTemplate, chat_prefix_len
 from kvflow_jax.workflow.hints import HintParser, Hints
 
 MAX_CALLS_SHOWN = 3
@@ -93,6 +93,7 @@ def encode_chat(
     prompt_args: dict[str, bool],
     hint_parser: HintParser | None,
     fixed_messages: Sequence[dict[str, Any]] = (),
+    prefix_template: ChatTemplate | None = None,
 ) -> tuple[list[int], Hints | None]:
     """Return the prompt ids of a chat, and its hints with the agent's fixed prefix.
 
@@ -103,6 +104,7 @@ def encode_chat(
         kwargs: variables of the template.
         prompt_args: see ``read_prompt_args``.
         fixed_messages: what the client has marked; empty: nothing.
+        prefix_template: the same template, for the messages of the fixed prefix; None: no other.
     """
     try:
         prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
@@ -120,7 +122,9 @@ def encode_chat(
         messages, num_messages = [*fixed_messages], len(fixed_messages)
     if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
-    num_fixed = chat_prefix_len(template, messages, prompt_ids, num_messages, kwargs)
+    num_fixed = chat_prefix_len(
+        prefix_template or template, messages, prompt_ids, num_messages, kwargs
+    )
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 
 

@@ -221,6 +221,11 @@ class ToolTemplate:
                 replace(tool, definition=marks.mark(tool.definition)) for tool in tools.tools
             )
 
+    @property
+    def definitions(self) -> list[Mapping[str, Any]]:
+        """The tools, as the template gets them."""
+        return [tool.definition for tool in self._tools]
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],

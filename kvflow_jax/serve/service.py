@@ -27,6 +27,7 @@ from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
 from kvflow_jax.serve.key_store import KeyStore
 from kvflow_jax.serve.metrics import Metrics
+from kvflow_jax.serve.prefix_tokens import PrefixTokens
 from kvflow_jax.serve.prompt_edits import PromptEdit
 from kvflow_jax.serve.protocols import EngineClient, Tokenizer
 from kvflow_jax.serve.request_body import BodyReader
@@ -71,6 +72,7 @@ class Service:
             lambda: {
                 "hint_graphs": self._graph_store.usage,
                 "registered_graphs": self.graph_registry.usage,
+                "prefix_tokens": self.prefix_tokens.usage,
                 "bodies": Usage(num_bytes=self.bodies.memory.used_bytes),
             },
         )
@@ -81,6 +83,7 @@ class Service:
             self._refuse_body,
         )
         self.graph_registry = GraphRegistry()
+        self.prefix_tokens = PrefixTokens()
         self._graph_store = GraphStore()
         self._engine: EngineClient | None = None
         self._tokenizer: Tokenizer | None = None

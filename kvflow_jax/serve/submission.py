@@ -21,6 +21,7 @@ from kvflow_jax.serve.client_identity import read_identity
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.generation import Generation
 from kvflow_jax.serve.hint_aliases import hint_data
+from kvflow_jax.serve.prefix_tokens import PrefixTemplate
 from kvflow_jax.serve.prompt_edits import (
     PromptEdit,
     edit_prompt,
@@ -100,13 +101,15 @@ class Chat:
 
         def encode(tokenizer: Tokenizer) -> tuple[list[int], Hints | None]:
             marks = None if reads_special_tokens else tokenizer.control_tokens
+            template = ToolTemplate(tokenizer, self.tools, marks)
             return encode_chat(
-                ToolTemplate(tokenizer, self.tools, marks),
+                template,
                 self.messages,
                 self.template_kwargs,
                 self.prompt_args,
                 hint_parser,
                 self.fixed_messages,
+                PrefixTemplate(template, service.prefix_tokens, tenant),
             )
 
         prompt_ids, hints = await service.tokenize(

@@ -14,6 +14,7 @@ from kvflow_jax.serve.chat_prompt import RESERVED_KWARGS, encode_chat, read_prom
 from kvflow_jax.serve.schemas import ChatRequest
 from tests.serve.serve_fakes import FakeEngine, LiveServer
 from tests.serve.serve_requests import (
+    HELLO,
     PLANNER,
     SYSTEM_AND_USER,
     SYSTEM_PROMPT,
@@ -50,7 +51,10 @@ def test_the_fixed_prefix_is_unknown_if_no_system_message_can_be_rendered_alone(
     assert live.engine.last.hints.num_fixed is None
     live.tokenizer.rejects_system_only = True
     try:
-        assert chat_with_hints(http, PLANNER)["kvflow"]["hint_status"] == "applied"
+        # A text that no other test sends: what was tokenized is kept.
+        messages = [{"role": "system", "content": "You refuse."}, *HELLO]
+        answer = chat_with_hints(http, PLANNER, messages=messages)
+        assert answer["kvflow"]["hint_status"] == "applied"
     finally:
         live.tokenizer.rejects_system_only = False
     assert live.engine.last.hints.num_fixed is None

@@ -1,5 +1,10 @@
 """The fixed prefix of a chat, measured with its template."""
 
+from itertools import takewhile
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from kvflow_jax.models.tokenizer import Tokenizer
 from kvflow_jax.workflow.fixed_prefix import chat_prefix_len
 from tests.models import tiny
@@ -20,6 +25,17 @@ def test_the_prefix_of_a_chat_ends_with_its_system_messages():
     whole_len = chat_prefix_len(tokenizer, [SYSTEM, SYSTEM, USER], prompt, 9)
     assert length < whole_len < len(prompt)
     assert chat_prefix_len(tokenizer, [USER, SYSTEM], prompt) is None
+
+
+@given(st.lists(st.booleans()), st.lists(st.booleans()), st.lists(st.booleans()))
+def test_the_prefix_is_what_both_texts_begin_with(common, first, second):
+    class Template:
+        def apply_chat_template(self, messages, **args):
+            return common + first
+
+    pairs = zip(common + first, common + second, strict=False)
+    expected = len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
+    assert chat_prefix_len(Template(), [SYSTEM], common + second) == expected
 
 
 def test_a_template_may_refuse_system_messages_alone():
