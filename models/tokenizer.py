@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import cache, cached_property, lru_cache
@@ -17,6 +18,8 @@ from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.template_budget import bound_chat_templates, template_budget
 from kvflow_jax.models.template_errors import describe_template_error
 from kvflow_jax.models.tokenizer_files import read_tokenizer
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 # Of transformers, not of the tokenizer.
 _PRIVATE_INFO = ("name_or_path", "tokenizer_object", "backend", "is_local", "local_files_only")
@@ -225,7 +228,7 @@ class Tokenizer:
             if all(char in byte_of for char in token):
                 return bytes(byte_of[char] for char in token)
             return str(token).encode()
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        if _BYTE_TOKEN.fullmatch(token):
             return bytes([int(token[3:5], 16)])
         return str(token).replace("▁", " ").encode()
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.json_file import MAX_JSON_BYTES
+from kvflow_jax.models.json_file import read_json
 from kvflow_jax.models.rust_panics import panics_as_errors
+from kvflow_jax.models.tokenizer_checks import (
+    check_file,
+    check_sentencepiece,
+    check_settings,
+    check_tekken,
+    check_tiktoken,
+    is_sentencepiece,
+)
 
 JSON, SENTENCEPIECE, TEKKEN, VOCAB, MERGES = (
     "tokenizer.json",
@@ -20,15 +30,10 @@ JSON, SENTENCEPIECE, TEKKEN, VOCAB, MERGES = (
 # Forms of a tokenizer: the files that each needs. Of several the first is read.
 FORMS = ((JSON,), (TEKKEN,), (SENTENCEPIECE,), (VOCAB, MERGES))
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest, Gemma 3's, has 33 MB
-_VOCABULARIES = tuple(name for form in FORMS for name in form)
-_SETTINGS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config.json",
-)
+MAX_MODEL_BYTES = 32 << 20  # of a tokenizer.model or tekken.json; the largest has 19 MB
+
+# Longest part of other libraries' errors that a message shows, in characters.
+_MAX_SHOWN = 300
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -45,21 +50,27 @@ def read_tokenizer(folder: Path) -> Any:
     form = _form(folder)
     if form is None:
         raise ModelLoadError(_missing(folder))
-    _check_sizes(folder)
+    _check(folder, form)
     try:
         with panics_as_errors():
             hf = _read(folder, form)
     except ModelLoadError:
         raise
     except Exception as error:  # its readers raise errors of many libraries
-        raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        raise ModelLoadError(
+            f"the tokenizer in {folder} ({', '.join(form)}, tokenizer_config.json) cannot be read, "
+            f"download it again: {_in_one_line(error)}"
+        ) from error
+    if hf.chat_template is None:
+        hf.chat_template = _separate_template(folder)
     if not getattr(hf, "is_fast", False):
         raise ModelLoadError(f"the tokenizer in {folder} has no fast form (tokenizer.json)")
     return hf
 
 
 def _form(folder: Path) -> tuple[str, ...] | None:
-    forms = (form for form in FORMS if all((folder / name).exists() for name in form))
+    # A broken link is there: its error says more than that there is no tokenizer.
+    forms = (form for form in FORMS if all(os.path.lexists(folder / name) for name in form))
     return next(forms, None)
 
 
@@ -78,8 +89,6 @@ def _read(folder: Path, form: tuple[str, ...]) -> Any:
 
     # Not AutoTokenizer: its classes build pre-tokenizer, normalizer and decoder anew, and the model
     # was trained with those of the file. So it is with the settings in a tokenizer.model.
-    if form == (SENTENCEPIECE,):
-        _check_packages(folder)
     if form != (VOCAB, MERGES):
         hf = transformers().PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         return hf if form == (JSON,) else _with_roles(hf)
@@ -94,7 +103,7 @@ def _read(folder: Path, form: tuple[str, ...]) -> Any:
         raise ModelLoadError(
             f"{folder} has {' and '.join(form)}, which transformers cannot read for this model: "
             "tokenizer_config.json must name a tokenizer_class that reads them (GPT2Tokenizer, "
-            f"Qwen2Tokenizer), or download tokenizer.json ({error})"
+            f"Qwen2Tokenizer), or download tokenizer.json ({_in_one_line(error)})"
         ) from error
 
 
@@ -112,20 +121,32 @@ def _with_roles(hf: Any) -> Any:
     return hf
 
 
-def _check_packages(folder: Path) -> None:
-    """Raise ModelLoadError unless the packages that read a tokenizer.model are installed."""
-    with (folder / SENTENCEPIECE).open("rb") as file:
-        # The tag of its first field, a piece. Files of tiktoken begin with base64.
-        is_sentencepiece = file.read(1) == b"\n"
-    # module -> package
-    needed = (
-        {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
-        if is_sentencepiece
-        else {"tiktoken": "tiktoken"}
-    )
+def _check(folder: Path, form: tuple[str, ...]) -> None:
+    """Raise ModelLoadError for files that other libraries would read at length, or not at all."""
+    limit = MAX_MODEL_BYTES if form in ((TEKKEN,), (SENTENCEPIECE,)) else MAX_TOKENIZER_BYTES
+    for name in form:
+        check_file(folder / name, limit)
+    check_settings(folder)
+    path = folder / form[0]
+    if form == (TEKKEN,):
+        check_tekken(path)
+    elif form == (SENTENCEPIECE,) and is_sentencepiece(path):
+        _check_packages(path, {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"})
+        check_sentencepiece(path)
+    elif form == (SENTENCEPIECE,):
+        check_tiktoken(path)
+        _check_packages(path, {"tiktoken": "tiktoken"})
+
+
+def _check_packages(path: Path, needed: Mapping[str, str]) -> None:
+    """Raise ModelLoadError unless the modules that read a file are installed.
+
+    Args:
+        needed: module -> package.
+    """
     if missing := [package for name, package in needed.items() if not _is_installed(name)]:
         raise ModelLoadError(
-            f"{folder} has no tokenizer.json, and reading its {SENTENCEPIECE} needs "
+            f"{path.parent} has no tokenizer.json, and reading its {path.name} needs "
             f"{' and '.join(missing)}; install with: pip install {' '.join(missing)}, "
             "or download tokenizer.json"
         )
@@ -138,10 +159,16 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _check_sizes(folder: Path) -> None:
-    """Raise ModelLoadError if a file that transformers parses is large."""
-    for name in (*_VOCABULARIES, *_SETTINGS):
-        path = folder / name
-        limit = MAX_TOKENIZER_BYTES if name in _VOCABULARIES else MAX_JSON_BYTES
-        if path.exists() and (size := path.stat().st_size) > limit:
-            raise ModelLoadError(f"{path} has {size} bytes, the limit is {limit}")
+def _separate_template(folder: Path) -> str | None:
+    """Return the chat template of the file that multimodal models have, None if there is none."""
+    path = folder / "chat_template.json"
+    template = read_json(path).get("chat_template") if path.exists() else None
+    return template if isinstance(template, str) else None
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+    # "'rank'" alone says nothing.
+    is_named = type(error) is not Exception
+    return f"{type(error).__name__}: {shown}" if is_named else shown

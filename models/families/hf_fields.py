@@ -169,7 +169,7 @@ class HfFields:
 
     def _shown(self, name: str) -> str:
         """Return a field's value for a message."""
-        return shortened(str(self.values[name]))
+        return shortened(str(self.values.get(name)))
 
     def _reject_type(self, name: str) -> None:
         value = shortened(repr(self.values[name]))
@@ -182,5 +182,6 @@ class HfFields:
 
 
 def shortened(text: str) -> str:
-    """Return what a message shows of a text from a file."""
-    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+    """Return what a message shows of a text from a file, on one line and without control codes."""
+    shown = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+    return shown if shown.isprintable() else repr(shown)[1:-1]

@@ -201,7 +201,8 @@ class GgufFile:
 
     def _shared_fields(self, hf: HfFields) -> dict[str, object]:
         """Return the fields of a config.json that a file of any family holds in another form."""
-        head_dim = hf.size("head_dim", hf.size("hidden_size") // hf.size("num_attention_heads"))
+        default = max(hf.size("hidden_size") // hf.size("num_attention_heads"), 1)
+        head_dim = hf.size("head_dim", default)
         rotary_dim = self._own_fields.number("rope.dimension_count", head_dim)
         return {
             "architectures": self.family.architectures[:1],

@@ -64,6 +64,9 @@ def read_header(path: Path) -> GgufHeader:
         ValueError, struct.error, OSError: the file cannot be read, is truncated or contradicts
             itself.
     """
+    # Opening a FIFO would block until a process writes to it.
+    if not path.is_file():
+        raise ValueError("it is no regular file")
     data = np.memmap(path, np.uint8, mode="r")
     reader = _Reader(data)
     if reader.bytes(4) != b"GGUF":

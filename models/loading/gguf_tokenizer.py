@@ -57,7 +57,7 @@ def build_tokenizer(
     kind = reader.text("tokenizer.ggml.model", "none")
     if kind not in needed:
         raise ModelLoadError(
-            f"the tokenizer of {path} has kind {kind!r}, which is not supported; supported: "
+            f"the tokenizer of {path} has kind {kind!r:.80}, which is not supported; supported: "
             + ", ".join(needed)
         )
     names = (f"tokenizer.ggml.{name}" for name in needed[kind])
@@ -76,24 +76,24 @@ def build_tokenizer(
                 backend = _sentencepiece(vocabulary, merges_in_token_order)
             strips = strips_after_control and kind == "llama"
             _add_tokens(backend, vocabulary, strips_after=strips)
+            adds_bos = vocabulary.adds_bos
+            if adds_bos is None:
+                adds_bos = kind == "llama" or _pre_tokenizer(vocabulary, path).ignores_merges
+            if adds_bos:
+                _prepend_bos(backend, vocabulary)
+            tokenizer: PreTrainedTokenizerFast = transformers().PreTrainedTokenizerFast(
+                tokenizer_object=backend,
+                bos_token=vocabulary.token("bos"),
+                eos_token=vocabulary.token("eos"),
+                pad_token=vocabulary.token("padding"),
+                unk_token=vocabulary.token("unknown"),
+                chat_template=vocabulary.chat_template,
+                clean_up_tokenization_spaces=False,
+            )
     except ModelLoadError:
         raise
     except Exception as error:  # such as a merge of tokens that there are not; tokenizers' own type
         raise ModelLoadError(f"the tokenizer of {path} cannot be built: {error}") from error
-    adds_bos = vocabulary.adds_bos
-    if adds_bos is None:
-        adds_bos = kind == "llama" or _pre_tokenizer(vocabulary, path).ignores_merges
-    if adds_bos:
-        _prepend_bos(backend, vocabulary)
-    tokenizer: PreTrainedTokenizerFast = transformers().PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=vocabulary.token("bos"),
-        eos_token=vocabulary.token("eos"),
-        pad_token=vocabulary.token("padding"),
-        unk_token=vocabulary.token("unknown"),
-        chat_template=vocabulary.chat_template,
-        clean_up_tokenization_spaces=False,
-    )
     return tokenizer
 
 
@@ -127,9 +127,10 @@ def _prepend_bos(backend: Backend, vocabulary: GgufVocabulary) -> None:
     bos, bos_id = vocabulary.token("bos"), vocabulary.special["bos"]
     if bos is not None:
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0",
-            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
-            special_tokens=[(bos, bos_id)],
+            single="bos:0 $A:0",
+            pair="bos:0 $A:0 bos:1 $B:1",
+            # By a name of its own: the token may be spelled as a piece of a template.
+            special_tokens=[{"id": "bos", "ids": [bos_id], "tokens": [bos]}],
         )
 
 
@@ -157,7 +158,7 @@ def _pre_tokenizer(vocabulary: GgufVocabulary, path: Path) -> PreTokenizer:
     pre = vocabulary.pre or "default"
     if pre not in PRE_TOKENIZERS:
         raise ModelLoadError(
-            f"the tokenizer of {path} has pre-tokenizer {pre!r}, which is not supported; "
+            f"the tokenizer of {path} has pre-tokenizer {pre!r:.80}, which is not supported; "
             f"supported: {', '.join(PRE_TOKENIZERS)}; load the model from its Hugging Face folder "
             "instead"
         )

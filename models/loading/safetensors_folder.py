@@ -134,6 +134,9 @@ def _missing_weights(folder: Path) -> str:
 
 
 def _headers(path: Path) -> Iterator[Header]:
+    # Opening a FIFO would block until a process writes to it.
+    if not path.is_file():
+        raise SafetensorError("it is no regular file")
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
     # The library parses up to 100 MB of JSON, which takes a gigabyte of memory.

@@ -6,6 +6,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
 
 from kvflow_jax.errors import InvalidRequestError, ModelLoadError
 from kvflow_jax.models.tokenizer import Tokenizer
@@ -216,3 +218,15 @@ def test_a_text_has_at_least_its_bytes_over_the_longest_token():
     text = "the cat " * 20
     assert len(BYTE_LEVEL.encode(text)) >= len(text.encode()) / BYTE_LEVEL.max_token_bytes
     assert BYTE_LEVEL.max_token_bytes > 1
+
+
+@pytest.mark.parametrize("token", ["<0xZZ>", "<0x+D>", "<0x\x02D>"])
+def test_a_token_that_only_looks_like_a_byte_is_a_text(token):
+    hf = tiny.sentencepiece_tokenizer()
+    model = json.loads(hf.backend_tokenizer.to_str())
+    model["model"]["vocab"][token] = len(hf)
+    tokenizer = Tokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(model)))
+    )
+    assert tokenizer.token_bytes(len(hf)) == token.encode()
+    assert tokenizer.max_token_bytes >= 6

@@ -228,3 +228,33 @@ def test_mistrals_tekken_loads_with_its_bos(tmp_path):
     assert tokenizer.encode("the[INST]") == [1, 260, ord("e") + 4, 3]
     assert tokenizer.eos_token_ids == (2,)
     assert tokenizer.decode(tokenizer.encode("the 你 é")) == "the 你 é"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "JSONDecodeError: Expecting value"),
+        ("{}", "KeyError"),
+        ('{"model": {"type": "BPE", "vocab": 7}}', "download it again: "),
+        ("\ud7ff" * 10_000, "download it again: "),
+    ],
+)
+def test_errors_of_other_libraries_are_one_line_that_names_the_files(content, part, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelLoadError) as caught:
+        Tokenizer.from_folder(tmp_path)
+    message = str(caught.value)
+    assert "(tokenizer.json, tokenizer_config.json) cannot be read, download it again: " in message
+    assert part in message
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_the_chat_template_of_a_multimodal_model_is_read(tmp_path):
+    """It is in a file that transformers reads for processors alone."""
+    tiny.byte_level_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    assert Tokenizer.from_folder(tmp_path).chat_template is None
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ bos_token }}"}))
+    assert Tokenizer.from_folder(tmp_path).chat_template == "{{ bos_token }}"
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}")
+    assert Tokenizer.from_folder(tmp_path).chat_template == "{{ eos_token }}"

@@ -3,7 +3,7 @@
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
-from kvflow_jax.models.families.hf_fields import HfFields, Problems
+from kvflow_jax.models.families.hf_fields import HfFields, Problems, shortened
 
 
 def read_all(hf):
@@ -71,3 +71,15 @@ def test_an_error_lists_all_problems():
     hf.size("a")
     with pytest.raises(ModelLoadError, match=r"model of model.gguf .*\n- model.gguf lacks a\n- b"):
         hf.fail("b")
+
+
+def test_a_text_of_a_file_is_shown_on_one_line_and_without_control_codes():
+    assert shortened("plain é") == "plain é"
+    assert shortened("a\nb\x1b[2J\ud800") == r"a\nb\x1b[2J\ud800"
+    assert shortened("x" * 100) == "x" * 80 + "…"
+
+
+def test_a_default_that_is_no_size_is_reported():
+    hf = HfFields({})
+    assert hf.size("heads", 0) == 1
+    assert hf.problems.messages() == ["values must be above 0 and finite, but heads is None"]

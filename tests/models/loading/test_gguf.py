@@ -230,3 +230,10 @@ def test_fields_that_would_change_the_logits_are_refused(tmp_path, family, field
     path = tiny_gguf.write(tmp_path / "model.gguf", hf, fields=fields)
     with pytest.raises(ModelLoadError, match=message):
         GgufFile(path).config()
+
+
+def test_more_heads_than_dimensions_are_refused(tmp_path):
+    fields, without = {"llama.attention.head_count": 1000}, ["llama.attention.key_length"]
+    path = tiny_gguf.write(tmp_path / "model.gguf", HF, fields=fields, without=without)
+    with pytest.raises(ModelLoadError, match="hidden_size 64 is not a multiple of num_attention_h"):
+        GgufFile(path).config()

@@ -123,6 +123,8 @@ def test_a_header_is_read_as_the_package_gguf_reads_it(tmp_path):
         {"llama.embedding_length": 2**32 - 1},
         {"llama.attention.layer_norm_rms_epsilon": [1.0]},
         {"llama.rope.dimension_count": "x" * 10**6},
+        {"tokenizer.ggml.model": "x" * 10**6},
+        {"tokenizer.ggml.pre": "x" * 10**6},
     ],
 )
 def test_fields_of_a_wrong_kind_or_size_are_refused(tmp_path, fields):

@@ -1,5 +1,6 @@
 """A model divided among several .gguf files loads as the whole file does."""
 
+import os
 import shutil
 
 import numpy as np
@@ -75,3 +76,11 @@ def test_a_tensor_of_two_parts_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["m.gguf", "m-00001-of-00000.gguf", "m-00001-of-99999.gguf"])
 def test_other_names_are_those_of_whole_files(name, tmp_path):
     assert parts_of(tmp_path / name) == [tmp_path / name]
+
+
+def test_a_part_that_is_no_regular_file_is_not_opened(tmp_path):
+    paths = write_parts(tmp_path)
+    paths[1].unlink()
+    os.mkfifo(paths[1])
+    with pytest.raises(ValueError, match="it is no regular file"):
+        read_parts(paths[0])

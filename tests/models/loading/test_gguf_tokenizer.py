@@ -69,6 +69,13 @@ def test_added_tokens_stay_whole():
     assert not tokenizer.is_special(259)
 
 
+@pytest.mark.parametrize("bos", ["$0", "$A", "a b", ":1", "x:9999999999999999999999"])
+def test_a_bos_may_be_spelled_as_a_piece_of_a_template(bos):
+    fields = fields_of("qwen2", [bos], token_type=[1] * 258 + [3], bos_token_id=258)
+    fields["tokenizer.ggml.add_bos_token"] = True
+    assert Tokenizer(build_tokenizer(fields, "f")).encode("the") == [258, 257]
+
+
 @pytest.mark.parametrize(
     ("pre", "add_bos", "expected"),
     [("qwen2", None, False), ("qwen2", True, True), ("llama-bpe", None, True),

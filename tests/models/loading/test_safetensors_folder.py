@@ -1,6 +1,7 @@
 """Files of a Hugging Face folder that are missing or damaged are named, with what to do."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -205,3 +206,11 @@ def test_files_of_other_names_are_not_read(folder):
     """Without an index only model.safetensors is read."""
     save_file({"stray": np.zeros(3, np.float32)}, folder / "consolidated.safetensors")
     read_folder(MODEL, folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_regular_file_is_not_opened(folder, make):
+    (folder / "model.safetensors").unlink()
+    make(folder / "model.safetensors")
+    assert "model.safetensors is truncated or corrupt" in read_problems(folder)
+    assert "it is no regular file" in read_problems(folder)
