@@ -75,6 +75,16 @@ def test_links_to_code_lead_to_definitions(page):
         hooks.line_of_link(text, path)  # raises LookupError
 
 
+def test_tests_that_a_page_names_exist():
+    """docs/models.md says what was held against what, and by which test."""
+    named = re.findall(
+        r"`([\w/]*test_\w+\.py)(?:::(test_\w+))?`", (ROOT / "docs/models.md").read_text()
+    )
+    assert len(named) > 8
+    for file, test in named:
+        assert f"def {test}" in (ROOT / "tests/models" / file).read_text()
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150

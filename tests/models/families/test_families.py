@@ -148,6 +148,22 @@ def test_a_slice_equals_that_of_the_whole_weight(tmp_path, name):
             np.testing.assert_array_equal(out, expected[index])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_16_bits_of_a_checkpoint_are_kept(name, dtype, tmp_path):
+    model, offset = Model.build(read_config(CONFIGS[name])), FAMILIES[name].norm_offset
+    halves = tiny.hf_weights(CONFIGS[name], dtype=dtype)
+    floats = {key: weight.astype(np.float32) for key, weight in halves.items()}
+    weights = [
+        read_all(model, folder_weights(model, tiny.write_folder(tmp_path / kind, hf, weights=each)))
+        for kind, hf, each in (("16", CONFIGS[name], halves), ("32", CONFIGS[name], floats))
+    ]
+    for key, weight in weights[0].items():
+        # The offset may be added in the dtype of the checkpoint.
+        tolerance = 2**-8 if offset and "norm" in key else 0
+        np.testing.assert_allclose(weight, weights[1][key], rtol=tolerance, atol=0)
+
+
 @pytest.mark.parametrize("name", slow_except(CONFIGS, *FAST))
 def test_logits_and_greedy_tokens_are_those_of_transformers(name, tmp_path):
     folder = tiny.write_folder(tmp_path / name, CONFIGS[name])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kvflow_jax.errors import ModelLoadError
+from kvflow_jax.models.families import FAMILIES
 from kvflow_jax.models.loading.compressed_tensors import ScaledTensors
 from kvflow_jax.models.loading.hf_config import read_config
 from kvflow_jax.models.loading.load import load_model
@@ -25,10 +26,10 @@ W8A8 = {
 FIRST = "model.layers.0.self_attn.q_proj"
 
 
-def quantised(strategy, scale_dtype=np.float32):
+def quantised(strategy, scale_dtype=np.float32, hf=HF):
     """Return the tensors of a folder as llm-compressor writes them, and their floats."""
     tensors, floats = {}, {}
-    for name, weight in tiny.hf_weights(HF).items():
+    for name, weight in tiny.hf_weights(hf).items():
         tensors[name] = floats[name] = weight
         if name.endswith("proj.weight"):
             axis = 1 if strategy == "channel" else None
@@ -51,6 +52,20 @@ def test_matrices_are_multiplied_by_their_scales(tmp_path, strategy, scale_dtype
     files = FolderTensors(tiny.write_folder(tmp_path / "int8", HF, weights=tensors, shards=2))
     weights = read_all(model, NamedWeights(model, ScaledTensors(files)))
     expected = read_folder(model, tiny.write_folder(tmp_path / "floats", HF, weights=floats))
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(weights[name], weight)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_reads_its_matrices(tmp_path, family):
+    """Fused projections and experts, too."""
+    hf, offset = FAMILIES[family].tiny, FAMILIES[family].norm_offset
+    tensors, floats = quantised("channel", hf=hf)
+    assert any(tensor.dtype == np.int8 for tensor in tensors.values())
+    model = Model.build(read_config({**hf, "quantization_config": W8A8}))
+    files = FolderTensors(tiny.write_folder(tmp_path / "int8", hf, weights=tensors))
+    weights = read_all(model, NamedWeights(model, ScaledTensors(files), norm_offset=offset))
+    expected = read_folder(model, tiny.write_folder(tmp_path / "floats", hf, weights=floats))
     for name, weight in expected.items():
         np.testing.assert_array_equal(weights[name], weight)
 
