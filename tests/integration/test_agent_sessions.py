@@ -33,7 +33,8 @@ from kvflow_jax.runtime.interfaces import NoTransfers, WallClock
 from kvflow_jax.runtime.runner import JaxStep, ModelRunner
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.server import Server, bind
-from tests.serve.agent_requests import Sent, claude_code, codex, opencode
+from tests.serve.agent_requests import EPHEMERAL, Sent, claude_code, codex, opencode
+from tests.serve.serve_requests import CHAT
 from tests.support import tiny_engine
 from tests.support.scripted_runner import scripted_tokenizer
 from tests.support.served import running
@@ -239,3 +240,42 @@ def test_ten_thousand_sessions_at_once_are_answered_within_bounds(real: RealServ
         assert 0 < used["sessions"] <= session_tree.MAX_BYTES
         assert 0 < used["histories"] <= session_store.MAX_BYTES
         assert_nothing_is_left(real, client)
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [codex(generation=n) for n in (5, 3, 5, 3, 3, 0, 10**8, 1)],
+        [claude_code("s", *["text"] * num) for num in (1, 3, 5)],
+        [
+            Sent(CHAT, {}, {**opencode().body, **fields})
+            for length in (0, 121, 1 << 20)
+            for fields in (
+                {"prompt_cache_key": "x" * length},
+                {"metadata": {"session_id": "x" * length}},
+            )
+        ],
+    ],
+    ids=["generations that go back", "marks on all messages", "long ids"],
+)
+def test_strange_sessions_are_answered_as_without_sessions(
+    real: RealServer, requests: list[Sent]
+) -> None:
+    with httpx.Client(base_url=real.url, timeout=60) as http:
+        for sent in requests:
+            body = with_all_marked(sent.body) | {"temperature": 0}
+            answers = [
+                http.post(sent.path, headers=headers, json=body).raise_for_status().json()
+                for headers in (sent.headers, {})
+            ]
+            assert content_of(answers[0]) == content_of(answers[1])
+        assert_nothing_is_left(real, http)
+
+
+def with_all_marked(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body with ``cache_control`` on every block of its messages."""
+    marked = json.loads(json.dumps(body))
+    for message in [*marked.get("messages", ()), {"content": marked.get("system")}]:
+        for block in message["content"] if isinstance(message["content"], list) else ():
+            block["cache_control"] = EPHEMERAL
+    return marked
