@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gguf import TensorNameMap
 
 _EXPERT = re.compile(r"(?<=\.experts)\.(\d+)(?=\.)")
+# One tensor may hold both: first the rows of the gate, then those of the up projection.
+_GATE_OR_UP = re.compile(r"\.ffn_(gate|up)_exps\.")
 _QUERY_OR_KEY = (".q_proj.weight", ".k_proj.weight", ".q_proj.bias", ".k_proj.bias")
 
 
@@ -32,7 +34,7 @@ class _TensorView:
     Attributes:
         tensor: its shape is in GGML's order, innermost axis first.
         expert: index of the expert whose matrix this is, if the tensor stacks those of all experts.
-        order: the tensor's row that is row i of the view; None keeps the order.
+        order: the tensor's row that is row i of the view; None: the view has all rows in order.
     """
 
     tensor: GgufTensor
@@ -42,7 +44,8 @@ class _TensorView:
     @property
     def shape(self) -> tuple[int, ...]:
         sizes = self.tensor.shape[::-1]
-        return sizes if self.expert is None else sizes[1:]
+        sizes = sizes if self.expert is None else sizes[1:]
+        return sizes if self.order is None else (len(self.order), *sizes[1:])
 
     def read(self, index: Index) -> np.ndarray:
         """Dequantise a part of one or two axes; returns f32."""
@@ -74,13 +77,28 @@ class GgufTensors:
         names = name_map(form.architecture, model.config.num_layers)
         self._views: dict[str, _TensorView] = {}
         used = {*ROPE_FACTORS}
+        num_experts = model.config.moe.num_experts if model.config.moe else 0
         for key in weight_slices(model):
             name, expert = gguf_name(names, key)
+            fused = _GATE_OR_UP.sub(".ffn_gate_up_exps.", name)
+            is_fused = name not in tensors and fused in tensors
+            name = fused if is_fused else name
             if (tensor := tensors.get(name)) is None:
+                continue
+            if expert is not None and tensor.shape[2:] != (num_experts,):
+                if name not in used:
+                    self.problems.append(
+                        f"{name}: expected {num_experts} matrices, found the shape "
+                        f"{list(tensor.shape[::-1])}"
+                    )
+                used.add(name)
                 continue
             order = None
             if form.interleaves_qk and key.endswith(_QUERY_OR_KEY):
                 order = _half_split_order(int(tensor.shape[-1]), model.config.head_dim)
+            elif is_fused:
+                half = tensor.shape[1] // 2
+                order = np.arange(half) + (half if ".up_proj." in key else 0)
             self._views[key] = _TensorView(tensor, expert, order)
             used.add(name)
         self._views |= {

@@ -63,6 +63,32 @@ def test_experts_are_dequantised_one_by_one(tmp_path):
     np.testing.assert_array_equal(down.swapaxes(1, 2), expected)
 
 
+def test_gate_and_up_projections_of_experts_may_be_one_tensor(tmp_path):
+    """As ``convert_hf_to_gguf.py --fuse-gate-up-exps`` writes them."""
+    hf = FAMILIES["qwen3-moe"].tiny
+    tensors = tiny_gguf.tensors_of(hf)
+    expected = weights_of(GgufFile(tiny_gguf.write(tmp_path / "two.gguf", hf, tensors=tensors)))
+    for layer in range(hf["num_hidden_layers"]):
+        parts = [tensors.pop(f"blk.{layer}.ffn_{part}_exps.weight") for part in ("gate", "up")]
+        tensors[f"blk.{layer}.ffn_gate_up_exps.weight"] = np.concatenate(parts, axis=1)
+    weights = weights_of(GgufFile(tiny_gguf.write(tmp_path / "one.gguf", hf, tensors=tensors)))
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(weights[name], weight)
+
+
+@pytest.mark.parametrize("num_experts", [4, 9])
+def test_another_number_of_experts_is_reported(tmp_path, num_experts):
+    hf = FAMILIES["qwen3-moe"].tiny
+    fields = {"qwen3moe.expert_count": num_experts}
+    tensors = tiny_gguf.tensors_of(hf)
+    for layer in range(hf["num_hidden_layers"]):
+        router = tensors[f"blk.{layer}.ffn_gate_inp.weight"]
+        tensors[f"blk.{layer}.ffn_gate_inp.weight"] = np.resize(router, (num_experts, 64))
+    path = tiny_gguf.write(tmp_path / "model.gguf", hf, tensors=tensors, fields=fields)
+    with pytest.raises(ModelLoadError, match=rf"expected {num_experts} matrices, found the shape"):
+        weights_of(GgufFile(path))
+
+
 def in_memory(**tensors: np.ndarray):
     """Return float32 tensors as of a file: their shapes begin with the innermost axis."""
     kind = gguf.GGMLQuantizationType.F32
