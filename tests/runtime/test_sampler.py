@@ -15,14 +15,34 @@ from kvflow_jax.runtime.sampler import (
 )
 
 VOCAB = 600  # not a multiple of the sampler's own block
-NO_PENALTIES = PenaltyState.zeros(1, VOCAB)
-NO_MASKS = np.zeros((1, -(-VOCAB // 32)), np.int32)
-_sample = jax.jit(sample)
+NUM_SEQ_SLOTS, NUM_MASK_SLOTS = 4, 2
+NUM_ROWS = (64, 2000, 20_000)
+NO_PENALTIES = PenaltyState.zeros(NUM_SEQ_SLOTS, VOCAB)
+NO_MASKS = np.zeros((NUM_MASK_SLOTS, -(-VOCAB // 32)), np.int32)
+sample_exactly = jax.jit(sample)
+
+
+def sample_rows(logits, rows, penalties, masks, positions):
+    """Sample with one of few numbers of rows, because each compiles for two seconds.
+
+    The last row is repeated, and zeros follow the masks.
+    """
+    num_rows = len(logits)
+    padding = next(size for size in NUM_ROWS if size >= num_rows) - num_rows
+
+    def padded(array):
+        return np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+
+    masks = np.concatenate([masks, NO_MASKS])[:NUM_MASK_SLOTS]
+    sampled = sample_exactly(
+        padded(logits), jax.tree.map(padded, rows), penalties, masks, padded(positions)
+    )
+    return jax.tree.map(lambda array: array[:num_rows], jax.device_get(sampled))
 
 
 def rows_of(num_rows, **settings):
     """Rows with the same settings, or each with its own; settings that are not given are off."""
-    rows = Batch.empty(BatchShape(0, num_rows, 1), 1, num_seq_slots=1).sampling
+    rows = Batch.empty(BatchShape(0, num_rows, 1), 1, num_seq_slots=NUM_SEQ_SLOTS).sampling
     for name, value in settings.items():
         getattr(rows, name)[:] = value
     return rows
@@ -30,12 +50,21 @@ def rows_of(num_rows, **settings):
 
 @pytest.fixture(scope="module")
 def draw():
-    def call(logits, *, temperature=1.0, seed=0, position=0, penalties=NO_PENALTIES, **how):
+    def call(
+        logits,
+        *,
+        temperature=1.0,
+        seed=0,
+        position=0,
+        penalties=NO_PENALTIES,
+        sample=sample_rows,
+        **how,
+    ):
         n = len(logits)
         rows = rows_of(n, temperature=temperature, **how)
         rows.seed[:, 1] = seed
         positions = np.broadcast_to(np.asarray(position, np.int32), (n,)).copy()
-        tokens, _ = _sample(np.asarray(logits, np.float32), rows, penalties, NO_MASKS, positions)
+        tokens, _ = sample(np.asarray(logits, np.float32), rows, penalties, NO_MASKS, positions)
         return np.asarray(tokens)
 
     return call
@@ -123,11 +152,10 @@ def test_a_row_with_a_grammar_samples_among_the_tokens_of_its_mask(temperature):
     rows = rows_of(3, temperature=temperature)
     position = np.zeros(3, np.int32)
     masks = np.stack([mask_of(5, 31), mask_of(32, VOCAB - 1)])
-    penalties = PenaltyState.zeros(2, VOCAB)
     rows.mask_slot[:] = [1, 0, 0]
-    without, _ = _sample(logits, rows, penalties, masks, position)
+    without, _ = sample_rows(logits, rows, NO_PENALTIES, masks, position)
     rows.has_grammar[:] = [True, False, True]
-    tokens, _ = _sample(logits, rows, penalties, masks, position)
+    tokens, _ = sample_rows(logits, rows, NO_PENALTIES, masks, position)
     assert int(tokens[0]) in (32, VOCAB - 1)
     assert int(tokens[1]) == int(without[1])
     assert int(tokens[2]) in (5, 31)
@@ -139,7 +167,9 @@ def test_logprobs_are_those_of_the_model_whatever_the_mask():
     logits = np.random.default_rng(0).normal(size=(1, VOCAB)).astype(np.float32)
     rows = rows_of(1, temperature=0.0, wants_logprobs=True, has_grammar=True)
     rows.seq_slot[:] = 0
-    tokens, logprobs = _sample(logits, rows, NO_PENALTIES, mask_of(7)[None], np.zeros(1, np.int32))
+    tokens, logprobs = sample_rows(
+        logits, rows, NO_PENALTIES, mask_of(7)[None], np.zeros(1, np.int32)
+    )
     assert tokens.tolist() == [7]
     expected = jax.nn.log_softmax(logits)[0]
     np.testing.assert_allclose(logprobs.chosen, expected[7:8], atol=1e-5)
@@ -161,17 +191,18 @@ def test_a_ban_of_stop_tokens_gives_way_where_the_mask_allows_only_them():
     rows = rows_of(2, temperature=0.0, has_grammar=True, needs_sampler_state=True, bans_stops=True)
     rows.seq_slot[:] = 0
     position = np.zeros(2, np.int32)
-    tokens, _ = _sample(logits, rows, penalties, mask_of(7)[None], position)
+    tokens, _ = sample_rows(logits, rows, penalties, mask_of(7)[None], position)
     assert tokens.tolist() == [7, 7]
-    tokens, _ = _sample(logits, rows, penalties, mask_of(7, 9)[None], position)
+    tokens, _ = sample_rows(logits, rows, penalties, mask_of(7, 9)[None], position)
     assert tokens.tolist() == [9, 9]
 
 
 def test_a_draw_depends_on_seed_and_position_alone(draw):
     logits = np.random.default_rng(2).normal(size=(1, VOCAB))
-    one = draw(logits, seed=5, position=3)
+    # Batches of different sizes, which are different programs.
+    one = draw(logits, seed=5, position=3, sample=sample_exactly)
     crowd = np.concatenate([np.random.default_rng(3).normal(size=(30, VOCAB)), logits])
-    assert draw(crowd, seed=5, position=3)[-1] == one[0]
+    assert draw(crowd, seed=5, position=3, sample=sample_exactly)[-1] == one[0]
     many = draw(np.tile(logits, (200, 1)), seed=5, position=np.arange(200))
     assert len(set(many.tolist())) > 50
     assert (draw(np.tile(logits, (200, 1)), seed=6, position=np.arange(200)) != many).any()
@@ -186,7 +217,7 @@ def test_rows_are_independent_of_each_others_settings(draw):
         top_p=[1.0, 1.0, 1e-6, 1.0],
         top_n_sigma=[0.0, 0.0, 0.0, 1e-6],
     )
-    tokens, _ = _sample(logits, rows, NO_PENALTIES, NO_MASKS, np.zeros(4, np.int32))
+    tokens, _ = sample_rows(logits, rows, NO_PENALTIES, NO_MASKS, np.zeros(4, np.int32))
     assert (np.asarray(tokens) == logits.argmax(-1)).all()
 
 
@@ -293,7 +324,7 @@ def test_penalties_bias_and_bans_equal_numpy(how):
     # Compare the likeliest token, then the likeliest of the rest, and so on.
     left = sequence.adjusted(logits, **how)
     for _ in range(5):
-        tokens, _ = _sample(
+        tokens, _ = sample_rows(
             np.stack([logits, logits]), rows, sequence.device, NO_MASKS, np.zeros(2, np.int32)
         )
         assert int(tokens[0]) == int(np.argmax(left))
@@ -336,7 +367,9 @@ def test_logprobs_are_the_models_own(draw):
     logits = (rng.normal(size=(4, VOCAB)) * 3).astype(np.float32)
     exact = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     rows = rows_of(4, temperature=1.3, top_k=30, wants_logprobs=[True, False, True, True])
-    tokens, logprobs = _sample(logits, rows, NO_PENALTIES, NO_MASKS, np.arange(4, dtype=np.int32))
+    tokens, logprobs = sample_rows(
+        logits, rows, NO_PENALTIES, NO_MASKS, np.arange(4, dtype=np.int32)
+    )
     taken = exact[np.arange(4), np.asarray(tokens)]
     np.testing.assert_allclose(logprobs.chosen, taken, atol=1e-4)
     order = np.argsort(-exact, axis=-1)[:, :MAX_LOGPROBS]
@@ -349,6 +382,8 @@ def test_logprobs_are_the_models_own(draw):
 def test_a_small_vocabulary_has_fewer_logprobs():
     logits = np.zeros((1, 5), np.float32)
     rows = rows_of(1, wants_logprobs=True)
-    _, logprobs = _sample(logits, rows, PenaltyState.zeros(1, 5), NO_MASKS, np.zeros(1, np.int32))
+    _, logprobs = sample_exactly(
+        logits, rows, PenaltyState.zeros(1, 5), NO_MASKS, np.zeros(1, np.int32)
+    )
     assert logprobs.top_ids.shape == (1, 5)
     np.testing.assert_allclose(logprobs.top, np.log(0.2), atol=1e-6)
