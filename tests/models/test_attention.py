@@ -52,40 +52,36 @@ class Batch:
         self.q = rng.normal(size=(num_tokens, heads, HEAD_DIM)).astype(np.float32)
         self.k = rng.normal(size=(num_tokens, kv_heads, HEAD_DIM)).astype(np.float32)
         self.v = rng.normal(size=(num_tokens, kv_heads, HEAD_DIM)).astype(np.float32)
-        self.pool = KVPool.zeros(self.spec)
-        # Pages outside a row's context must not matter: fill them with garbage.
-        self.pool = KVPool(
-            jnp.asarray(rng.normal(size=self.pool.data.shape) * 100, self.pool.data.dtype),
-            self.spec,
-        )
+        # Pages outside a row's context must not matter: fill them with garbage. In numpy, because
+        # JAX compiles each write of another length.
+        shape = (3, self.spec.num_kv_slots, kv_heads, 2, HEAD_DIM)
+        data = rng.normal(size=shape).astype(np.float32) * 100
         for r, (cached, new) in enumerate(rows):
             used = -(-(cached + new) // page_size)
             table[r, :used], free = free[:used], free[used:]
             k, v = rng.normal(size=(2, cached, kv_heads, HEAD_DIM)).astype(np.float32)
             self.history.append((k, v))
             seq_kv_slots = (table[r, :used, None] * page_size + np.arange(page_size)).reshape(-1)
-            self.pool = self.pool.write(
-                jnp.int32(1), jnp.asarray(seq_kv_slots[:cached]), jnp.asarray(k), jnp.asarray(v)
-            )
+            data[1, seq_kv_slots[:cached]] = np.stack([k, v], axis=2)
             width = 1 if r < len(decode) else TILE
             padding = [self.spec.num_kv_slots] * (width - new)
             kv_slots += [*seq_kv_slots[cached : cached + new], *padding]
+        data = data.reshape(3 * num_pages, page_size, 2 * kv_heads, HEAD_DIM)
+        self.pool = KVPool(jnp.asarray(data.astype(jnp.dtype(dtype))), self.spec)
         self.metadata = AttentionMetadata(
-            jnp.asarray(table),
-            jnp.asarray([cached for cached, _ in rows], jnp.int32),
-            jnp.asarray([new for _, new in rows], jnp.int32),
-            jnp.asarray(kv_slots, jnp.int32),
+            table,
+            np.array([cached for cached, _ in rows], np.int32),
+            np.array([new for _, new in rows], np.int32),
+            np.array(kv_slots, np.int32),
             num_decode=len(decode),
             tile=TILE,
         )
         self.shape = rows
 
     def run(self, implementation, dtype="float32"):
-        q, k, v = (jnp.asarray(x, dtype) for x in (self.q, self.k, self.v))
-        out, pool = jitted(implementation, self.config)(
-            jnp.int32(1), q, k, v, self.metadata, self.pool
-        )
-        return np.asarray(out, np.float32), pool
+        qkv = (x.astype(jnp.dtype(dtype)) for x in (self.q, self.k, self.v))
+        out, pool = jitted(implementation, self.config)(np.int32(1), *qkv, self.metadata, self.pool)
+        return np.asarray(out).astype(np.float32), pool
 
     def dense(self):
         """Return dense attention of each sequence, in numpy float64."""
@@ -171,8 +167,9 @@ def test_pages_before_every_window_are_not_read(blocks):
     batch = Batch(heads=4, kv_heads=2, page_size=16, decode=decode, tiles=tiles, window=100)
     expected, _ = batch.run(blocks)
     pages = np.asarray(batch.metadata.page_table)[:, : 1024 // 16].reshape(-1)
-    data = batch.pool.data.at[batch.spec.num_pages + pages].set(np.nan)
-    batch.pool = KVPool(data, batch.spec)
+    data = np.array(batch.pool.data)
+    data[batch.spec.num_pages + pages] = np.nan
+    batch.pool = KVPool(jnp.asarray(data), batch.spec)
     out, _ = batch.run(blocks)
     np.testing.assert_array_equal(out, expected)
 
