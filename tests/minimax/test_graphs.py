@@ -1,5 +1,7 @@
 """Mixing matrices are what theory asks for, and both ways of mixing apply them."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,19 @@ WALK += np.diag(1 - WALK.sum(1))
 PATH = np.array([[2, 1, 0], [1, 1, 1], [0, 1, 2]]) / 3
 
 
+@cache
+def compiled(mix):
+    """Return a program of all nodes; tests that share a graph share its programs."""
+    return jax.jit(jax.vmap(lambda one: mix(one, "nodes"), axis_name="nodes"))
+
+
 def mixed(mix, messages):
-    return np.asarray(jax.jit(jax.vmap(lambda one: mix(one, "nodes"), axis_name="nodes"))(messages))
+    return np.asarray(compiled(mix)(messages))
+
+
+@cache
+def graph_of(family, num_nodes):
+    return family(num_nodes)
 
 
 def messages_of(num_nodes):
@@ -29,7 +42,7 @@ def messages_of(num_nodes):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 class TestFamilies:
     def test_the_matrix_is_doubly_stochastic_and_contracts(self, family, num_nodes):
-        graph = family(num_nodes)
+        graph = graph_of(family, num_nodes)
         assert graph.num_nodes == num_nodes
         assert (graph.weights >= 0).all()
         np.testing.assert_allclose(graph.weights.sum(0), 1, rtol=1e-14)
@@ -37,20 +50,20 @@ class TestFamilies:
         assert graph.rho < 1
 
     def test_permutes_and_product_apply_the_matrix(self, family, num_nodes):
-        graph, messages = family(num_nodes), messages_of(num_nodes)
+        graph, messages = graph_of(family, num_nodes), messages_of(num_nodes)
         expected = graph.weights @ np.asarray(messages, np.float64)
         for mix in (graph.mix, graph.mix_by_product):
             np.testing.assert_allclose(mixed(mix, messages), expected, atol=1e-6)
 
     def test_mixing_preserves_the_mean_and_contracts_disagreement(self, family, num_nodes):
-        graph, before = family(num_nodes), messages_of(num_nodes)
+        graph, before = graph_of(family, num_nodes), messages_of(num_nodes)
         after = mixed(graph.mix, before)
         np.testing.assert_allclose(after.mean(0), before.mean(0), atol=1e-6)
         disagreement = ((before - before.mean(0)) ** 2).sum()
         assert ((after - after.mean(0)) ** 2).sum() <= graph.rho * disagreement + 1e-6
 
     def test_what_all_nodes_agree_on_keeps_every_bit(self, family, num_nodes):
-        graph = family(num_nodes)
+        graph = graph_of(family, num_nodes)
         messages = jnp.broadcast_to(messages_of(1), (num_nodes, 5))
         for mix in (graph.mix, graph.mix_by_product):
             np.testing.assert_array_equal(mixed(mix, messages), messages)
