@@ -1,6 +1,7 @@
 """One decoder layer, and the embedding and head around the layers."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,9 @@ def build(kind, config):
     return kind(config, ops=XLA_ON_CPU, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
 
 
-def run(layer, config, hidden=HIDDEN, index=0):
-    """Return a layer's output for one tile of a sequence from its start."""
+@partial(jax.jit, static_argnames=("definition", "config"))
+def call(definition, weights, hidden, index, config):
+    """Compile once for all weights and inputs of a definition."""
     spec = PoolSpec(config.num_layers, 2, 16, config.num_kv_heads, config.head_dim)
     positions = np.arange(NUM_TOKENS, dtype=np.int32)
     metadata = AttentionMetadata(
@@ -49,13 +51,14 @@ def run(layer, config, hidden=HIDDEN, index=0):
         num_decode=0,
         tile=NUM_TOKENS,
     )
+    angles = rope_angles(config.ropes, config.head_dim, positions)
+    layer = nnx.merge(definition, weights)
+    return layer(hidden, angles, index, metadata, KVPool.zeros(spec))[0]
 
-    @jax.jit
-    def call(hidden):
-        angles = rope_angles(config.ropes, config.head_dim, positions)
-        return layer(hidden, angles, jnp.int32(index), metadata, KVPool.zeros(spec))[0]
 
-    return np.asarray(call(hidden))
+def run(layer, config, hidden=HIDDEN, index=0):
+    """Return a layer's output for one tile of a sequence from its start."""
+    return np.asarray(call(*nnx.split(layer), hidden, np.int32(index), config))
 
 
 def test_a_token_does_not_depend_on_later_tokens():
