@@ -32,6 +32,8 @@ def problems_of_engine(agent: Agent, played: Played, identified: Mapping[str, fl
     problems = _refusals(played.exchanges)
     threads = threads_of(played.exchanges)
     num_turns = sum(map(len, threads))
+    if min(played.exit_codes) < 0:
+        problems.append("it did not end by itself")
     if num_turns < 2:
         problems.append(f"{num_turns} turns were answered")
     problems += [

@@ -49,6 +49,12 @@ def test_an_engine_must_answer_and_find_what_it_computed(
     assert bool(problems) is (problem is not None)
 
 
+def test_an_agent_must_end_by_itself() -> None:
+    endless = played(turn(), turn(120, 100))
+    endless.exit_codes = [0, -9]
+    assert problems_of_engine(AGENT, endless, {"codex": 2})[0] == "it did not end by itself"
+
+
 def test_shares_are_of_turns_of_one_thread() -> None:
     other = turn(1000)
     other.body = {**other.body, "tools": ["write"]}
