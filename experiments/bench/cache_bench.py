@@ -219,6 +219,16 @@ def idle_engine(num_pages: int, max_num_seqs: int = 64) -> Engine:
     )
 
 
+def read_by(engine: Engine, tenant: str, agent: str, prefix: np.ndarray) -> None:
+    """Let an agent read a cached prefix, i32[n]."""
+    hints = Hints(agent_id=agent, num_fixed=len(prefix))
+    spec = RequestSpec(prefix, SamplingParams(max_tokens=1), tenant=tenant, hints=hints)
+    request = engine._request_factory.create(spec, lambda _: None, request_id=0, arrival_s=0.0)
+    prefixes = engine.controller._agent_prefixes
+    fixed = prefixes.note_call(AgentReader(tenant, agent), request, None, PAGE, 0.0)
+    engine.cache.set_reader(fixed.reader, ROOT, prefix, scheduled(5.0))
+
+
 def ring(num_agents: int) -> Workflow:
     """Return a workflow whose agents form a cycle."""
     workflow = Workflow()
@@ -241,8 +251,7 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
             for agent in range(num_agents):
                 prompt = np.full(2 * PAGE, tenant * num_agents + agent, np.int32)
                 fill(cache, prompt, 0.0)
-                reader = AgentReader(str(tenant), f"agent{agent}")
-                cache.set_reader(reader, ROOT, prompt, scheduled(5.0))
+                read_by(engine, str(tenant), f"agent{agent}", prompt)
         tracker, runs = controller.run_tracker, []
         for i in range(num_runs):
             run = tracker.get_or_begin(RunKey(str(i % num_tenants), f"run{i}"), graph, 0.0)
@@ -255,6 +264,7 @@ def steps_update(num_runs: int = 1000, num_agents: int = 10) -> dict[str, float]
         times = []
         for i in rng.integers(0, num_runs, 300).tolist():
             run, agent = runs[i]
+            tracker.begin_step()  # else the work on runs that move is left to later steps
             tracker.start_call(run, f"agent{agent}")
             controller._publish_changes()
             start = time.perf_counter()
@@ -278,8 +288,7 @@ def controller_step(
         for agent in range(10):
             prompt = np.full(2 * PAGE, i * 10 + agent, np.int32)
             fill(engine.cache, prompt, 0.0)
-            reader = AgentReader(str(i), f"agent{agent}")
-            engine.cache.set_reader(reader, ROOT, prompt, scheduled(5.0))
+            read_by(engine, str(i), f"agent{agent}", prompt)
         engine.controller.begin_run(str(i), "run", graph, None, 0.0)
     params = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
     for i in range(num_running):

@@ -19,7 +19,7 @@ from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.cache.next_read import RUNNING, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.control.admission.admission_gate import AdmissionGate
-from kvflow_jax.control.agent_prefixes import AgentPrefixes
+from kvflow_jax.control.agent_prefixes import AgentPrefixes, FixedPrefix
 from kvflow_jax.control.cache_readers import CacheReaders
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
 from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
@@ -34,6 +34,7 @@ from kvflow_jax.workflow.step_graph import Graph
 
 HISTORY_TTL_S = 600.0  # a conversation without a call for this long is released
 EXPIRE_EVERY_S = 1.0
+_NO_PREFIX = FixedPrefix(0, None)
 
 
 class Controller:
@@ -77,19 +78,20 @@ class Controller:
             LruFallback(cache.num_pages, cache.page_size) if has_lru_fallback else None
         )
         offloads_prefixes = offloads_early and not offloads_everything
+        self._agent_prefixes = AgentPrefixes(self._release_reader)
         self._readers = CacheReaders(
             cache,
             self._lru_fallback,
+            self._agent_prefixes,
             self.run_tracker.next_read_of,
             self.prefetcher.offload_later if offloads_prefixes else None,
         )
-        self._agent_prefixes = AgentPrefixes(self._release_reader)
         self._sessions = SessionStore(self.run_tracker, self._release_reader)
         self._session_tree = SessionTree()
         self._num_ended: Counter[EndedBy] = Counter()
         self._gate = AdmissionGate(cache, self.run_tracker, compute_s, decode_s)
         self._runs: dict[int, Run] = {}  # by id of the requests in progress
-        self._num_fixed: dict[int, int] = {}  # tokens of fixed prefixes, by request id
+        self._fixed: dict[int, FixedPrefix] = {}  # by id of the requests in progress
         self._expired_s = 0.0
         self._cache = cache
 
@@ -190,7 +192,7 @@ class Controller:
     def on_prefill_done(self, request: Request, now: float) -> None:
         """Attach the agent of a request to its fixed prefix, now in the cache."""
         hints = request.hints
-        num_fixed = self._num_fixed.pop(request.id, 0)
+        num_fixed, prefix_reader = self._fixed.pop(request.id, _NO_PREFIX)
         if self._lru_fallback is not None:
             is_agent_call = hints is not None and hints.agent_id is not None
             if self._lru_fallback.on_prefill_done(request, is_agent_call=is_agent_call):
@@ -203,7 +205,8 @@ class Controller:
         self._gate.on_prefill_done(request, reader, history)
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
         self._gate.set_working_set(reader, request, len(prefix))
-        self._readers.set_agent(reader, request, prefix)
+        if prefix_reader is not None:
+            self._readers.set_prefix(prefix_reader, request, prefix)
 
     def on_preempted(self, request: Request, num_tokens: int) -> None:
         """Protect the ``num_tokens`` computed tokens of a preempted request, which resumes soon."""
@@ -219,7 +222,7 @@ class Controller:
             is_done: whether it was answered; else it failed or was aborted.
         """
         hints = request.hints
-        self._num_fixed.pop(request.id, None)
+        self._fixed.pop(request.id, None)
         self._readers.remove(PreemptedReader(request.id))
         if self._lru_fallback is not None:
             self._lru_fallback.on_request_finished(request)
@@ -263,8 +266,13 @@ class Controller:
         for reader, reason in self._session_tree.begin_call(request.tenant, hints):
             self._num_ended[reason] += self._sessions.forget(reader)
         self._sessions.pin(history_reader(request.tenant, hints))
-        if hints.workflow_id is not None:
-            key = RunKey(request.tenant, hints.workflow_id)
+        key = None if hints.workflow_id is None else RunKey(request.tenant, hints.workflow_id)
+        prefix = None
+        if hints.agent_id is not None:
+            agent, page_size = AgentReader(request.tenant, hints.agent_id), self._cache.page_size
+            fixed = self._agent_prefixes.note_call(agent, request, key, page_size, now)
+            self._fixed[request.id], prefix = fixed, fixed.reader
+        if key is not None:
             run = self.run_tracker.get_or_begin(key, graph, now)
             run_graph = run.state.graph if run.state is not None else None
             # A run keeps the graph with which it began.
@@ -273,13 +281,9 @@ class Controller:
             if hints.agent_id is not None:
                 if run_graph is not None and hints.agent_id not in run_graph.nodes_of:
                     status = HintStatus.CLIPPED
-                self.run_tracker.start_call(run, hints.agent_id)
+                self.run_tracker.start_call(run, hints.agent_id, prefix)
             self._runs[request.id] = run
             self._gate.on_call_added(run, hints.agent_id, request, now)
-        if hints.agent_id is not None:
-            agent, page_size = AgentReader(request.tenant, hints.agent_id), self._cache.page_size
-            num_fixed = self._agent_prefixes.note_call(agent, request, page_size, now)
-            self._num_fixed[request.id] = num_fixed
         return status
 
     def _finish_call(self, request: Request, hints: Hints, now: float, *, is_done: bool) -> None:

@@ -16,11 +16,24 @@ class RunKey(NamedTuple):
 
 
 class AgentReader(NamedTuple):
-    """An agent, which will read its fixed prefix again in any run."""
+    """An agent, which will read one of its fixed prefixes again in any run."""
 
     tenant: str
     agent: str
     kind: Literal["agent"] = "agent"
+
+
+class PrefixReader(NamedTuple):
+    """An agent that will read a fixed prefix again, named by the hash of its last block."""
+
+    tenant: str
+    agent: str
+    block_hash: int
+    kind: Literal["prefix"] = "prefix"
+
+    @property
+    def of_agent(self) -> AgentReader:
+        return AgentReader(self.tenant, self.agent)
 
 
 class SessionReader(NamedTuple):
@@ -56,4 +69,4 @@ class PreemptedReader(NamedTuple):
 
 
 HistoryReader = SessionReader | KeptReader | UnhintedReader
-Reader = AgentReader | HistoryReader | PreemptedReader
+Reader = AgentReader | PrefixReader | HistoryReader | PreemptedReader

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +13,13 @@ from kvflow_jax.cache import next_read
 from kvflow_jax.cache.min_multiset import MinMultiset
 from kvflow_jax.cache.next_read import NextRead
 from kvflow_jax.control.idle_time_quantile import IdleTimeQuantile
-from kvflow_jax.control.readers import AgentReader, HistoryReader, Reader, RunKey
+from kvflow_jax.control.readers import (
+    AgentReader,
+    HistoryReader,
+    PrefixReader,
+    Reader,
+    RunKey,
+)
 from kvflow_jax.errors import IntegrityError
 from kvflow_jax.workflow.step_graph import NEVER, Graph, RunState
 
@@ -29,8 +35,10 @@ _RUN_BYTES, _AGENT_BYTES = 1200, 700
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned
 # A run is quiet once it has idled for this factor of a long idle time, and for MIN_QUIET_S.
 QUIET_FACTOR, MIN_QUIET_S = 8.0, 10.0
-# Number of branches of a run, the most likely ones, whose prefixes are prefetched.
+# Number of branches of a run, the most likely ones at the same number of steps, whose prefixes are
+# prefetched. A branch that is due now takes no place of one that is due in the next step.
 MAX_BRANCHES = 4
+MAX_PREFIXES_OF_RUN = 4  # of one agent in one run
 
 
 @dataclass(slots=True)
@@ -42,7 +50,10 @@ class Run:
         overrides: agent -> next read as its caller gave it; it precedes that of the graph.
         calls: number of calls in progress of each agent.
         throttled: number of those that admission control makes wait.
+        prefixes: agent -> the fixed prefixes that it has read last in this run, the last one last;
+            any of them may be read by its next call.
         agent_reads: agent -> its next read of its prefix in this run.
+        counted: agent -> the readers for which the tracker counts that read.
         readers: agent -> readers of its conversations, which are read when the agent runs.
         is_throttled: whether admission control throttles the run.
         is_quiet: whether it idles for much longer than runs do; counts as if it were throttled.
@@ -55,7 +66,9 @@ class Run:
     overrides: dict[str, NextRead] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     throttled: Counter[str] = field(default_factory=Counter)
+    prefixes: dict[str, tuple[PrefixReader, ...]] = field(default_factory=dict)
     agent_reads: dict[str, NextRead] = field(default_factory=dict)
+    counted: dict[str, tuple[AgentReader | PrefixReader, ...]] = field(default_factory=dict)
     readers: dict[str, dict[HistoryReader, None]] = field(default_factory=dict)
     is_throttled: bool = False
     is_quiet: bool = False
@@ -97,7 +110,7 @@ class RunTracker:
         self._graph_users: Counter[tuple[str, Graph]] = Counter()  # runs, by tenant and graph
         self._stale: TenantQueue[Run] = TenantQueue()  # those that ``is_stale``, and ended ones
         self._work_left = MAX_WORK  # of this step
-        self._reads: dict[AgentReader, MinMultiset[NextRead]] = {}
+        self._reads: dict[AgentReader | PrefixReader, MinMultiset[NextRead]] = {}
         self._demotes_quiet_runs = demotes_quiet_runs
         # Start of the idle time of each run without calls, the longest idle first.
         self._idle_since_s: OrderedDict[RunKey, float] = OrderedDict()
@@ -160,9 +173,12 @@ class RunTracker:
         """Return the run of this key, None if there is none."""
         return self._runs.get(key.tenant, key)
 
-    def next_read_of(self, agent: AgentReader) -> NextRead:
-        """Return the soonest read of an agent's prefix over all runs; UNKNOWN without one."""
-        minima = self._reads.get(agent)
+    def next_read_of(self, reader: AgentReader | PrefixReader) -> NextRead:
+        """Return the soonest read of a prefix over the runs that have read it; UNKNOWN without one.
+
+        For an agent: over the runs in which it has read no prefix yet.
+        """
+        minima = self._reads.get(reader)
         soonest = minima.minimum if minima is not None else None
         return next_read.UNKNOWN if soonest is None else soonest
 
@@ -181,11 +197,14 @@ class RunTracker:
         if self._changes or self._ended:
             raise IntegrityError("changes of runs were not drained")
 
-    def start_call(self, run: Run, agent: str) -> None:
-        """Record the start of an agent's call."""
+    def start_call(self, run: Run, agent: str, prefix: PrefixReader | None = None) -> None:
+        """Record the start of an agent's call, and the fixed prefix that it reads."""
         self._idle_since_s.pop(run.key, None)
         run.calls[agent] += 1
         run.overrides.pop(agent, None)
+        if prefix is not None:
+            others = [other for other in run.prefixes.get(agent, ()) if other != prefix]
+            run.prefixes[agent] = (*others, prefix)[-MAX_PREFIXES_OF_RUN:]
         if run.state is not None:
             run.state.start(agent)
         self._update(run)
@@ -326,21 +345,34 @@ class RunTracker:
         # A dict, not a set, whose order would differ from process to process.
         for agent in {**old, **new}:
             before, after = old.get(agent), new.get(agent)
-            if before == after:
-                continue
-            reader = AgentReader(run.key.tenant, agent)
-            minima = self._reads.get(reader)
-            if minima is None:
-                minima = self._reads[reader] = MinMultiset()
+            read_by = run.prefixes.get(agent) or (AgentReader(run.key.tenant, agent),)
+            previous = run.counted.pop(agent, ())
             if after is not None:
-                minima.add(after)
+                run.counted[agent] = read_by
+            if before == after and previous == read_by:
+                continue
+            if after is not None:
+                for reader in read_by:
+                    self._count(reader, after)
             if before is not None:
-                minima.remove(before)
-            if not minima:
-                del self._reads[reader]
-            self._changes[reader] = self.next_read_of(reader)
+                for reader in previous:
+                    self._uncount(reader, before)
         for agent, readers in run.readers.items():
             self._changes.update(dict.fromkeys(readers, _history_read(run, agent)))
+
+    def _count(self, reader: AgentReader | PrefixReader, read: NextRead) -> None:
+        minima = self._reads.get(reader)
+        if minima is None:
+            minima = self._reads[reader] = MinMultiset()
+        minima.add(read)
+        self._changes[reader] = self.next_read_of(reader)
+
+    def _uncount(self, reader: AgentReader | PrefixReader, read: NextRead) -> None:
+        minima = self._reads[reader]
+        minima.remove(read)
+        if not minima:
+            del self._reads[reader]
+        self._changes[reader] = self.next_read_of(reader)
 
 
 def _history_read(run: Run, agent: str) -> NextRead:
@@ -371,14 +403,15 @@ def _agent_reads(run: Run) -> dict[str, NextRead]:
 def _graph_reads(state: RunState) -> dict[str, NextRead]:
     """Return the next read of each agent's prefix by the progress of a run in its graph."""
     next_read_of: dict[str, NextRead] = {}
-    chances = state.probabilities()
-    branches = sorted(
-        (node for node, chance in chances.items() if chance < 1.0),
-        key=chances.__getitem__,
-        reverse=True,
-    )
-    unlikely = set(branches[MAX_BRANCHES:])
-    for node, steps in enumerate(state.steps()):
+    chances, steps_of = state.probabilities(), state.steps()
+    branches: defaultdict[float, list[int]] = defaultdict(list)
+    for node, chance in chances.items():
+        if chance < 1.0:
+            branches[steps_of[node]].append(node)
+    unlikely: set[int] = set()
+    for nodes in branches.values():
+        unlikely.update(sorted(nodes, key=chances.__getitem__, reverse=True)[MAX_BRANCHES:])
+    for node, steps in enumerate(steps_of):
         if steps == NEVER:
             read = next_read.NEVER
         else:

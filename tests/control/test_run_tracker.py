@@ -6,9 +6,10 @@ import pytest
 
 from kvflow_jax.cache.next_read import NEVER, RUNNING, UNKNOWN, ReadKind, scheduled
 from kvflow_jax.control import run_tracker as run_tracker_module
-from kvflow_jax.control.readers import AgentReader, RunKey, SessionReader
+from kvflow_jax.control.readers import AgentReader, PrefixReader, RunKey, SessionReader
 from kvflow_jax.control.run_tracker import (
     MAX_BRANCHES,
+    MAX_PREFIXES_OF_RUN,
     MIN_QUIET_S,
     QUIET_FACTOR,
     RUN_TTL_S,
@@ -94,6 +95,39 @@ def test_branches_are_ordered_by_probability_and_few_are_prefetched():
     run_tracker.finish_call(run, "a", is_done=True, overrides={})
     call(run_tracker, run, "b1")
     assert read_of(run_tracker, "b0") == UNKNOWN  # it is over: nothing follows
+
+
+def test_a_branch_that_is_due_takes_no_place_of_one_that_is_next():
+    workflow = Workflow()
+    for i in range(MAX_BRANCHES):
+        workflow.edge("router", f"b{i}", conditional=True, probability=1 / MAX_BRANCHES)
+        workflow.edge(f"b{i}", "router", conditional=True, probability=0.7)
+        workflow.edge(f"b{i}", f"end{i}", conditional=True, probability=0.3)
+    run_tracker = RunTracker()
+    run = run_tracker.get_or_begin(RunKey("", "w"), workflow.freeze(), 0.0)
+    call(run_tracker, run, "router")
+    call(run_tracker, run, "b0")  # due: the router, or end0; next: the branches
+    assert read_of(run_tracker, "router").distance == 0.0
+    for i in range(MAX_BRANCHES):
+        assert read_of(run_tracker, f"b{i}").is_prefetched
+
+
+def test_a_run_reads_the_prefix_that_it_has_read_and_a_new_run_any():
+    first, second = PrefixReader("", "a", 1), PrefixReader("", "a", 2)
+    run_tracker = RunTracker()
+    runs = [run_tracker.get_or_begin(RunKey("", name), ring(), 0.0) for name in ("u", "v", "new")]
+    for run, prefix in zip(runs, (first, second), strict=False):
+        run_tracker.start_call(run, "a", prefix)
+    assert run_tracker.next_read_of(first) == run_tracker.next_read_of(second) == RUNNING
+    run_tracker.finish_call(runs[0], "a", is_done=True, overrides={})
+    assert run_tracker.next_read_of(first) == scheduled(2.0)
+    assert read_of(run_tracker, "a") == scheduled(0.0)  # the new run begins with it
+    for number in range(2, 2 + MAX_PREFIXES_OF_RUN):  # its prompts grow
+        assert run_tracker.next_read_of(first).is_scheduled
+        run_tracker.start_call(runs[0], "a", PrefixReader("", "a", number))
+    assert run_tracker.next_read_of(first) == UNKNOWN
+    run_tracker.end(RunKey("", "new"))
+    assert read_of(run_tracker, "a") == UNKNOWN
 
 
 def test_a_branch_that_was_not_taken_never_runs():
@@ -185,26 +219,32 @@ def test_steps_and_changes_over_random_runs_are_the_minima_of_all_runs(seed):
     graphs = [ring("abc"), ring("cbad"), Workflow().edge("a", "b", True).edge("a", "c", True)]
     graphs[2] = graphs[2].edge("b", "a").edge("c", "a").freeze()
     for now in range(200):
+        run_tracker.begin_step()
         key = RunKey("", str(rng.randint(0, 5)))
         run = run_tracker.get_or_begin(key, rng.choice(graphs), float(now))
         agent = rng.choice("abcdx")
         if rng.random() < 0.5 or not run.calls:
-            run_tracker.start_call(run, agent)
+            prefix = PrefixReader("", agent, rng.randint(0, 1)) if rng.random() < 0.3 else None
+            run_tracker.start_call(run, agent, prefix)
         else:
             agent = rng.choice(sorted(run.calls))
             run_tracker.finish_call(run, agent, is_done=rng.random() < 0.8, overrides={})
         if rng.random() < 0.05:
             run_tracker.end(run.key)
         published.update(run_tracker.drain_changes())
+        runs = [run for i in range(6) if (run := run_tracker.find(RunKey("", str(i))))]
         for agent in "abcdx":
-            values = [
-                found.agent_reads[agent]
-                for i in range(6)
-                if (found := run_tracker.find(RunKey("", str(i)))) and agent in found.agent_reads
-            ]
-            expected = min(values, default=UNKNOWN)
-            assert read_of(run_tracker, agent) == expected
-            assert published.get(AgentReader("", agent), UNKNOWN) == expected
+            prefixes = [PrefixReader("", agent, 0), PrefixReader("", agent, 1)]
+            for reader in (AgentReader("", agent), *prefixes):
+                values = [
+                    run.agent_reads[agent]
+                    for run in runs
+                    if agent in run.agent_reads
+                    and reader in run.prefixes.get(agent, [AgentReader("", agent)])
+                ]
+                expected = min(values, default=UNKNOWN)
+                assert run_tracker.next_read_of(reader) == expected
+                assert published.get(reader, UNKNOWN) == expected
 
 
 def test_a_throttled_call_has_the_steps_of_a_throttled_run():

@@ -48,7 +48,8 @@ def test_a_tenant_whose_graph_lowers_the_hit_rate_falls_back_to_lru():
     _, guarded = calls_outside_the_graph(safeguards=True)
     assert sum(unguarded[-30:]) < sum(guarded[-30:])
     assert guarded[-30:] == [16] * 30
-    assert engine.controller.run_tracker.next_read_of(AgentReader("misled", "a")).is_scheduled
+    (prefix,) = engine.controller._agent_prefixes.of(AgentReader("misled", "a"))
+    assert engine.controller.run_tracker.next_read_of(prefix).is_scheduled
 
 
 def test_a_tenant_whose_graph_is_right_does_not_fall_back():
