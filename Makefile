@@ -33,9 +33,9 @@ SMOKE := config requests workflow cache/test_prefix_cache.py cache/test_residenc
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 1
 
-# Most modules of the packages are never imported: those that are get compiled then, once. A Python
-# that may not write what it compiles takes 5 s more at every start.
-export PIP_NO_COMPILE ?= 1
+# pip compiles no modules (it reads the variable as the value of "compile"): most are never imported.
+# Those that are get compiled then, once, so Python must be allowed to write them.
+export PIP_NO_COMPILE ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 # As kvflow_jax/runtime/huge_pages.py has it; must be set before Python starts.
 export GLIBC_TUNABLES ?= $(shell $(PYTHON) kvflow_jax/runtime/huge_pages.py)
