@@ -3,12 +3,13 @@
     python -m experiments.memory_soak --json FILE     # 20 minutes
     python -m experiments.memory_soak --quick         # tiny random model: a check of the command
 
-Agents with graphs and hints, conversations, tool calls and schemas, streams, clients that leave,
-registered graphs and wrong requests, from as many clients as the batch has rows. Resident memory is
-read every few seconds; ``mb_per_minute`` is the slope of a line through what follows
-``--settle-minutes``, and ``kept_mb_per_minute`` that of each store that the server bounds in bytes
-and still fills. Greedy texts are compared with the first answer to the same prompt: the server runs
-deterministically. Exits with 1 if a text differs.
+What the server keeps within bounds is filled first. Then come agents with graphs and hints,
+conversations, tool calls and schemas, streams, clients that leave, registered graphs and wrong
+requests, from as many clients as the batch has rows. Resident memory is read every few seconds;
+``mb_per_minute`` is the slope of a line through what follows ``--settle-minutes``, and
+``kept_mb_per_minute`` that of each store that the server bounds in bytes. Greedy texts are compared
+with the first answer to the same prompt: the server runs deterministically. Exits with 1 if a text
+differs.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from experiments.bench.server_process import server_process
 from experiments.make_folder import temporary_folder
 from experiments.measure import arguments, positive_float, positive_int, report
 
-# Tiers that are full after a minute or two: a tier that fills is no growth.
+# Tiers that ``fill_stores`` fills: a tier that fills is no growth.
 FLAGS = ("--deterministic", "--pool-gib=0.125", "--host-cache-gib=0.125", "--max-model-len=2048")
 QUICK = ("--deterministic", "--pool-gib=0.02", "--max-num-seqs=4", "--max-model-len=1024")
 SAMPLE_S = 2.0  # between two looks at memory
 NUM_PROMPTS = 64  # different prompts whose texts are compared
+NUM_FILLS = 24  # grammars and prompts before the first look at memory
 CHAT = "/v1/chat/completions"
 
 
@@ -58,7 +60,9 @@ def main() -> int:
         flags = [*(QUICK if options.quick else FLAGS)]
         if model := folder or options.model:
             flags += ["--model", str(model)]
-        soak = Soak(options.clients or (4 if options.quick else 32))
+        soak = Soak(
+            options.clients or (4 if options.quick else 32), 1 if options.quick else NUM_FILLS
+        )
         figures = asyncio.run(soak.run(flags, 60 * minutes, settle_s))
     report(figures, {"wrong_texts": "0", "mb_per_minute": "<= 0.1"}, options.json)
     if figures["wrong_texts"]:
@@ -72,6 +76,7 @@ class Soak:
     """A server under mixed load, and what was seen of it.
 
     Attributes:
+        num_fills: see ``fill_stores``.
         statuses: number of answers by kind of request and HTTP status; 0: the client left.
         texts: the first answer to each prompt that is compared.
         memory: (seconds, resident bytes) of the server.
@@ -79,6 +84,7 @@ class Soak:
     """
 
     num_clients: int
+    num_fills: int = 0
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     texts: dict[int, str] = field(default_factory=dict)
     num_wrong: int = 0
@@ -95,6 +101,7 @@ class Soak:
                 base_url=process.url, timeout=300, limits=httpx.Limits(max_connections=None)
             ) as http,
         ):
+            await fill_stores(http, self.num_fills)
             stop = asyncio.Event()
             clients = [
                 asyncio.create_task(self._client(http, seed, stop))
@@ -147,6 +154,17 @@ class Soak:
             self.num_wrong += self.texts.setdefault(prompt, text) != text
 
 
+async def fill_stores(http: httpx.AsyncClient, num_fills: int) -> None:
+    """Fill what the server keeps within a bound of bytes, so that it does not grow for that.
+
+    ``NUM_FILLS`` grammars of long names, and prompts as long as both tiers of the cache.
+    """
+    for i in range(num_fills):
+        await http.post(CHAT, json={"max_tokens": 1, **_schema(f"fill-{i}-{'x' * 8000}")})
+        prompt = f"{i} {i + 1} " * 150
+        await http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+
+
 Answers = AsyncIterator[httpx.Response]
 
 
@@ -195,14 +213,8 @@ async def _conversation(
 
 async def _tools(soak: Soak, http: httpx.AsyncClient, rng: random.Random, name: str) -> Answers:
     """A structured output, of a schema that others have or that no other has."""
-    # A long name: its grammars are large, and fill the cache of grammars within minutes.
-    key = f"key{rng.randrange(20)}" if rng.random() < 0.5 else f"key-{name}-{'x' * 8000}"
-    schema = {"type": "object", "properties": {key: {"type": "integer"}}, "required": [key]}
-    response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    yield await http.post(
-        CHAT,
-        json={"messages": [_user("JSON")], "max_tokens": 24, "response_format": response_format},
-    )
+    key = f"key{rng.randrange(20)}" if rng.random() < 0.5 else f"key-{name}"
+    yield await http.post(CHAT, json={"max_tokens": 24, **_schema(key)})
 
 
 async def _leaves(soak: Soak, http: httpx.AsyncClient, rng: random.Random, name: str) -> Answers:
@@ -236,6 +248,13 @@ async def _wrong(soak: Soak, http: httpx.AsyncClient, rng: random.Random, name: 
     yield await http.post("/v1/completions", json={"prompt": [1, 2], "max_tokens": -5})
     yield await http.get(f"/v1/{name}")
     yield await http.get("/metrics")
+
+
+def _schema(key: str) -> dict[str, Any]:
+    """Return fields of a chat whose answer is an object with this key."""
+    schema = {"type": "object", "properties": {key: {"type": "integer"}}, "required": [key]}
+    response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return {"messages": [_user("JSON")], "response_format": response_format}
 
 
 def _system(text: str) -> dict[str, str]:

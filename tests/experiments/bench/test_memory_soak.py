@@ -78,6 +78,7 @@ def test_requests_of_every_kind_are_sent(soak):
     assert kinds == {
         *("compared", "workflow", "conversation", "tools", "leaves", "registers", "wrong")
     }
+    assert server.paths[:2] == [("POST", "/v1/chat/completions"), ("POST", "/v1/completions")]
     assert {method for method, _ in server.paths} == {"GET", "POST", "PUT", "DELETE"}
     assert figures["requests"] == sum(figures["answers"].values())
     assert figures["kept_mb"] == {"runs": 7e-6}
