@@ -41,6 +41,12 @@ def folder(tmp_path_factory):
     return tiny.write_folder(tmp_path_factory.mktemp("llm") / "model")
 
 
+@pytest.fixture
+def compiles_when_used(monkeypatch):
+    """For a test that uses few shapes: compiling all, or reading them, takes long."""
+    monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)
+
+
 @pytest.fixture(scope="module")
 def llm(folder, tmp_path_factory):
     cache_dir = tmp_path_factory.mktemp("cache")
@@ -60,6 +66,7 @@ def test_one_prompt_gives_one_completion_and_many_give_a_list_in_order(llm):
     assert llm.generate([ids, ids[:3]], [GREEDY, GREEDY], progress=False)[0].text == one.text
 
 
+@pytest.mark.usefixtures("compiles_when_used")
 def test_the_models_own_sampling_parameters_are_returned_on_request(tmp_path):
     folder = tiny.write_folder(tmp_path / "model")
     (folder / "generation_config.json").write_text('{"temperature": 0.0, "max_new_tokens": 4}')
@@ -263,8 +270,8 @@ def test_contradictory_cache_arguments_raise_before_the_model_is_loaded():
             LLM("no such model", **switches)
 
 
-def test_cache_arguments_reach_the_engine(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)  # nothing is computed
+@pytest.mark.usefixtures("compiles_when_used")
+def test_cache_arguments_reach_the_engine(folder, tmp_path):
     switches = {"eviction": "kvflow-cost", "prefetch": False, "host_cache_gib": 1e-3}
     switches |= {"backup": "evict", "guard": False, "admission": True}
     with LLM(str(folder), cache_dir=tmp_path, progress=False, **switches, **OPTIONS) as llm:
@@ -275,6 +282,7 @@ def test_cache_arguments_reach_the_engine(folder, tmp_path, monkeypatch):
     assert 0 < cache.num_host_blocks <= 1e-3 * 2**30 / llm.sizes.pool.page_bytes
 
 
+@pytest.mark.usefixtures("compiles_when_used")
 def test_a_closed_llm_refuses_every_call(folder, tmp_path):
     cache = CacheConfig("gpu-only")
     llm = LLM(str(folder), cache_dir=tmp_path, progress=False, cache=cache, **OPTIONS)
@@ -298,6 +306,7 @@ def test_a_pool_too_small_for_a_request_raises_at_start(folder, tmp_path):
         LLM(str(folder), cache_dir=tmp_path, progress=False, pool_gib=1e-6, max_model_len=256)
 
 
+@pytest.mark.usefixtures("compiles_when_used")
 def test_without_a_compiler_xla_gives_the_same_text_and_one_warning(
     llm, folder, tmp_path, monkeypatch, caplog
 ):
@@ -305,8 +314,6 @@ def test_without_a_compiler_xla_gives_the_same_text_and_one_warning(
         pytest.skip("needs a CPU and a C++ compiler")
     monkeypatch.setattr(build, "_library", None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    # Few shapes are used, and compiling all takes long.
-    monkeypatch.setattr(ModelRunner, "warm_up", lambda self, track: None)
     params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=3)
     with LLM(str(folder), cache_dir=tmp_path, progress=False, **OPTIONS) as plain:
         assert plain.model.ops == XLA_ON_CPU
