@@ -30,7 +30,7 @@ def test_each_run_is_played_once(outcomes):
 def test_run_is_judged_at_the_mean(digits, outcomes):
     shards = divide(digits.train, NUM_NODES, 0)
     start_key, batch_key = jax.random.split(jax.random.key(0))
-    weights, perturbation = network.start(start_key)
+    weights, perturbation = jax.jit(network.start)(start_key)
     images = Images(shards.pixels.reshape(-1, 64), shards.labels.ravel())
     run = over_axis(DAdaST(3.0, 0.3), exponential(NUM_NODES), network.gradients, steps=CALLS)
     final, _ = run(
