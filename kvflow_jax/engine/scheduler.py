@@ -88,8 +88,8 @@ class Scheduler:
 
         Requests that decode come first, each with one token. Then tenants take turns, each with
         the next chunks of its running prompts, and with waiting requests while rows, seq slots and
-        blocks last. A waiting prompt may overtake a running one (``FairQueue``), unless one that
-        waits before it would then lack a seq slot or blocks.
+        blocks last. A waiting prompt may overtake a running one (``FairQueue``), unless the first
+        that waits of its turn, or one of an earlier turn, would then lack a seq slot or blocks.
         """
         self.running_requests.publish_loads()
         plan = StepPlan()
@@ -201,7 +201,7 @@ class Scheduler:
         if not queue or queue.num_tenants < 2:
             return None
         turn = min(queue.turns(), key=lambda turn: (-turn[0], queue.num_running(turn[1])))
-        request = next((r for r in queue.of(turn) if self._may_start(r)), None)
+        request = self._first_waiting(turn)
         if request is None:
             return None
         victims = self._victims_for(request)
@@ -252,8 +252,9 @@ class Scheduler:
         for _, of_rank in groupby(turns, key=itemgetter(0)):
             open_turns = list(of_rank)
             for turn in list(open_turns):
-                self._plan_running_prompts(plan, turn, prompts[turn], now)
-                if outcome is not _Admission.FULL:
+                has_room = outcome is not _Admission.FULL
+                self._plan_running_prompts(plan, turn, prompts[turn], now, may_overtake=has_room)
+                if has_room:
                     outcome = self._admit_next(plan, waiting[turn], now)
             while open_turns and outcome is not _Admission.FULL:
                 for turn in list(open_turns):
@@ -265,40 +266,66 @@ class Scheduler:
         self._count_prompts(plan, prompts)
 
     def _plan_running_prompts(
-        self, plan: StepPlan, turn: Turn, prompts: Sequence[Request], now: float
+        self,
+        plan: StepPlan,
+        turn: Turn,
+        prompts: Sequence[Request],
+        now: float,
+        *,
+        may_overtake: bool,
     ) -> None:
-        """Plan chunks of running prompts of a turn, and of waiting ones that overtake them."""
-        overtaking = self.waiting.overtaking(turn, prompts)
+        """Plan chunks of running prompts of a turn, and of waiting ones that overtake them.
+
+        Args:
+            may_overtake: False while a request of an earlier turn waits for blocks or a seq slot.
+        """
+        overtaking: list[Request] = []
+        if may_overtake and self.running_requests.num_free_seq_slots:
+            overtaking = self.waiting.overtaking(turn, prompts)
         in_progress: set[BlockKey] | None = None
+        first: Request | None = None  # of those that wait, once it is asked for
+        is_full = False
         for request in sorted([*prompts, *overtaking], key=lambda request: request.prompt_order):
+            if request.lease is None:
+                first = first or self._first_waiting(turn)
+                # If one lacks room beside the first, so would the next.
+                if first is None or (is_full and request is not first):
+                    continue
+                if not self._may_start(request):
+                    continue
             if not self._has_rows(plan):
                 return
             if request.lease is not None:
                 self._plan_chunks(plan, [request], now)
                 in_progress = None
-            elif self._may_start(request):
-                if in_progress is None:
-                    in_progress = self._blocks_in_progress()
-                if self._overtake(plan, turn, request, in_progress, now):
-                    in_progress = None
+                continue
+            if in_progress is None:
+                in_progress = self._blocks_in_progress()
+            assert first is not None
+            outcome = self._overtake(plan, request, first, in_progress, now)
+            if outcome is _Admission.ADMITTED:
+                in_progress = first = None
+            is_full |= outcome is _Admission.FULL
+
+    def _first_waiting(self, turn: Turn) -> Request | None:
+        """Return the first waiting request of a turn that may start."""
+        return next((r for r in self.waiting.of(turn) if self._may_start(r)), None)
 
     def _overtake(
         self,
         plan: StepPlan,
-        turn: Turn,
         request: Request,
+        first: Request,
         in_progress: set[BlockKey],
         now: float,
-    ) -> bool:
-        """Admit a waiting request before others of its turn, if the first of them loses nothing."""
-        first = next(r for r in self.waiting.of(turn) if self._may_start(r))
+    ) -> _Admission:
+        """Admit a waiting request before the first of its turn, if that one loses nothing."""
         num_slots, num_blocks = 1, 0
         if first is not request:
             num_slots, num_blocks = 2, -(-first.num_tokens // self._cache.page_size) + 1
         if self.running_requests.num_free_seq_slots < num_slots:
-            return False
-        outcome = self._try_admit(plan, request, in_progress, now, num_reserved=num_blocks)
-        return outcome is _Admission.ADMITTED
+            return _Admission.FULL
+        return self._try_admit(plan, request, in_progress, now, num_reserved=num_blocks)
 
     def _count_prompts(self, plan: StepPlan, prompts: Mapping[Turn, Sequence[Request]]) -> None:
         """Count the prompt tokens of a plan as service of its tenants."""

@@ -234,9 +234,9 @@ class BatchShapes:
         """
         if self.deterministic:
             return 0 if lengths else min(wanted, self.tile)
-        longest = 0
+        longest, num_decode = 0, self.max_decode_rows
         for shape in self.shapes:
-            if shape.num_decode == self.max_decode_rows:
+            if shape.num_decode == num_decode:
                 taken = sum(-(-length // shape.tile) for length in lengths)
                 longest = max(longest, (shape.num_tiles - taken) * shape.tile)
         return wanted if wanted <= longest else longest // self.page_size * self.page_size

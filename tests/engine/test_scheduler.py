@@ -326,6 +326,40 @@ def test_who_overtakes_leaves_the_first_in_the_queue_its_blocks():
     scheduler.check_integrity()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nobody_overtakes_while_a_request_before_its_tenant_waits_for_blocks(rank):
+    scheduler = make_scheduler(num_pages=40, max_num_seqs=16, max_prefill_tokens=8)
+    others = [add(scheduler, i, [i] * 40, tenant="other", rank=rank) for i in range(2)]
+    while any(request.num_computed < 40 for request in others):
+        scheduler.schedule(0.0)
+    long = add(scheduler, 2, [2] * 48, tenant="quick")
+    scheduler.schedule(0.0)
+    large = add(scheduler, 3, [3] * 60, tenant="large", rank=rank)  # 15 blocks of the 8 that last
+    scheduler.schedule(0.0)
+    short = add(scheduler, 4, [4] * 3, tenant="quick")
+    while not long.num_in_flight:
+        scheduler.schedule(0.0)
+        assert short.lease is None
+    assert large.lease is None
+
+
+@pytest.mark.parametrize(("num_seqs", "num_pages"), [(2, 200), (50, 20)], ids=["slots", "blocks"])
+def test_a_step_asks_no_more_prompts_than_there_is_room_for(num_seqs, num_pages):
+    scheduler = make_scheduler(num_pages=num_pages, max_num_seqs=num_seqs, max_prefill_tokens=8)
+    add(scheduler, 0, [1] * 60)  # 15 blocks
+    add(scheduler, 1, [2] * 3, priority=1)
+    scheduler.schedule(0.0)
+    for i in range(100):
+        add(scheduler, 2 + i, [3, i % 90, i // 90] * 5)
+    scheduler.schedule(0.0)
+    tried = []
+    matches = scheduler.sharing.match
+    scheduler.sharing.match = lambda request: tried.append(request) or matches(request)
+    scheduler.can_admit = lambda request: tried.append(request) or True
+    scheduler.schedule(0.0)
+    assert len(tried) < 20
+
+
 def test_a_cached_prefix_makes_a_prompt_short():
     scheduler = make_scheduler(num_pages=256, max_prefill_tokens=16)
     cached = add(scheduler, 0, [1] * 60)
