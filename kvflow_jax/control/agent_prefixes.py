@@ -21,6 +21,9 @@ from kvflow_jax.requests.request import Request
 
 MAX_BYTES = 16 << 20  # of one tenant's agents
 MAX_PREFIXES = 16  # of an agent
+# Of an agent, those that a run may read which has not called it. They are updated together, in each
+# step of such a run.
+MAX_SHARED = 4
 MAX_PROMPTS = 16  # of an agent, with which each new one is compared
 AGENT_TTL_S = 3600.0  # an agent without a call for this long is forgotten
 MAX_EXPIRED = 1000  # at once: about 10 ms
@@ -126,6 +129,10 @@ class AgentPrefixes:
     def usage(self) -> Usage:
         return self._agents.usage
 
+    def knows(self, agent: AgentReader) -> bool:
+        """Return whether an agent has called and is not forgotten."""
+        return self._agents.get(agent.tenant, agent) is not None
+
     def of(self, agent: AgentReader) -> list[PrefixReader]:
         """Return the prefixes of an agent, the one used least recently first."""
         record = self._agents.get(agent.tenant, agent)
@@ -134,14 +141,15 @@ class AgentPrefixes:
     def shared(self, agent: AgentReader) -> list[PrefixReader]:
         """Return the prefixes of an agent that a run reads which has not called it before.
 
-        Those are the ones that several runs have read, or the only one that is known.
+        Those are the last ones used that several runs have read, or the only one that is known.
         """
         record = self._agents.get(agent.tenant, agent)
         if record is None:
             return []
         if len(record.prefixes) == 1:
             return list(record.prefixes)
-        return [reader for reader, prefix in record.prefixes.items() if prefix.is_shared]
+        shared = [reader for reader, prefix in record.prefixes.items() if prefix.is_shared]
+        return shared[-MAX_SHARED:]
 
     def note_call(
         self, agent: AgentReader, request: Request, run: RunKey | None, page_size: int, now: float

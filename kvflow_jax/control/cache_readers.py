@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -52,11 +52,18 @@ class CacheReaders:
             self._offload_later(end)
 
     def set_prefix(self, prefix: PrefixReader, request: Request, tokens: np.ndarray) -> None:
-        """Let an agent read ``tokens`` (i32[n], a fixed prefix of it) again."""
-        self.set(prefix, request, tokens, self._prefix_reads(prefix))
-        for other in self._prefixes.of(prefix.of_agent):
-            if other != prefix:  # it may have been the only one
-                self._update_prefix(other)
+        """Let an agent read ``tokens`` (i32[n], a fixed prefix of it) again.
+
+        Does nothing if the prefix was forgotten while the tokens were computed: nobody would remove
+        its reader.
+        """
+        agent = prefix.of_agent
+        known = self._prefixes.of(agent)
+        if prefix not in known:
+            return
+        (read,) = self._prefix_reads(agent, [prefix])
+        self.set(prefix, request, tokens, read)
+        self._update_prefixes(agent, known)  # another may have been the only one
 
     def remove(self, reader: Reader) -> None:
         """Remove a reader; no effect if it has no prefix."""
@@ -66,25 +73,29 @@ class CacheReaders:
         """Set the next read of readers for which it has changed."""
         for reader, read in changes.items():
             if isinstance(reader, PrefixReader):
-                self._update_prefix(reader)
+                self._update_prefixes(reader.of_agent, [reader])
             elif isinstance(reader, AgentReader):
-                for prefix in self._prefixes.shared(reader):
-                    self._update_prefix(prefix)
+                self._update_prefixes(reader, self._prefixes.shared(reader))
             else:
                 self._cache.set_next_read(reader, read)
 
     def update_agent(self, agent: AgentReader) -> None:
         """Set the next reads of an agent's prefixes, after its tenant's fallback changed."""
-        for prefix in self._prefixes.of(agent):
-            self._update_prefix(prefix)
+        self._update_prefixes(agent, self._prefixes.of(agent))
 
-    def _update_prefix(self, prefix: PrefixReader) -> None:
-        self._cache.set_next_read(prefix, self._prefix_reads(prefix))
+    def _update_prefixes(self, agent: AgentReader, prefixes: Sequence[PrefixReader]) -> None:
+        for prefix, read in zip(prefixes, self._prefix_reads(agent, prefixes), strict=True):
+            self._cache.set_next_read(prefix, read)
 
-    def _prefix_reads(self, prefix: PrefixReader) -> NextRead:
+    def _prefix_reads(
+        self, agent: AgentReader, prefixes: Sequence[PrefixReader]
+    ) -> Sequence[NextRead]:
         fallback = self._lru_fallback
-        if fallback is not None and fallback.falls_back_to_lru(prefix.tenant):
-            return UNKNOWN
-        read, agent = self._next_read_of(prefix), prefix.of_agent
-        is_shared = prefix in self._prefixes.shared(agent)
-        return min(read, self._next_read_of(agent)) if is_shared else read
+        if fallback is not None and fallback.falls_back_to_lru(agent.tenant):
+            return [UNKNOWN] * len(prefixes)
+        reads = [self._next_read_of(prefix) for prefix in prefixes]
+        shared, next_call = self._prefixes.shared(agent), self._next_read_of(agent)
+        return [
+            min(read, next_call) if prefix in shared else read
+            for prefix, read in zip(prefixes, reads, strict=True)
+        ]

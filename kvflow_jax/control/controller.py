@@ -203,6 +203,8 @@ class Controller:
         reader = AgentReader(request.tenant, hints.agent_id)
         history = history_reader(request.tenant, hints)
         self._gate.on_prefill_done(request, reader, history)
+        if not self._agent_prefixes.knows(reader):
+            return  # forgotten while its prompt was computed
         prefix = request.tokens[: min(num_fixed, request.num_prompt)]
         self._gate.set_working_set(reader, request, len(prefix))
         if prefix_reader is not None:

@@ -32,6 +32,7 @@ MAX_EXPIRED = 1000  # runs that end in one step because they were abandoned
 # Of a run beside its state, and of each of its agents, whose reads are also those of the cache and
 # of admission control.
 _RUN_BYTES, _AGENT_BYTES = 1200, 700
+_PREFIX_BYTES = 600  # of a prefix that an agent has read in a run, beside the agent's name
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned
 # A run is quiet once it has idled for this factor of a long idle time, and for MIN_QUIET_S.
 QUIET_FACTOR, MIN_QUIET_S = 8.0, 10.0
@@ -39,6 +40,7 @@ QUIET_FACTOR, MIN_QUIET_S = 8.0, 10.0
 # prefetched. A branch that is due now takes no place of one that is due in the next step.
 MAX_BRANCHES = 4
 MAX_PREFIXES_OF_RUN = 4  # of one agent in one run
+MAX_AGENTS_OF_RUN = 1000  # whose prefixes are known, those that were called last
 
 
 @dataclass(slots=True)
@@ -51,7 +53,8 @@ class Run:
         calls: number of calls in progress of each agent.
         throttled: number of those that admission control makes wait.
         prefixes: agent -> the fixed prefixes that it has read last in this run, the last one last;
-            any of them may be read by its next call.
+            any of them may be read by its next call. The agent called last comes last.
+        prefix_bytes: estimate of the memory of these prefixes, in bytes.
         agent_reads: agent -> its next read of its prefix in this run.
         counted: agent -> the readers for which the tracker counts that read.
         readers: agent -> readers of its conversations, which are read when the agent runs.
@@ -67,6 +70,7 @@ class Run:
     calls: Counter[str] = field(default_factory=Counter)
     throttled: Counter[str] = field(default_factory=Counter)
     prefixes: dict[str, tuple[PrefixReader, ...]] = field(default_factory=dict)
+    prefix_bytes: int = 0
     agent_reads: dict[str, NextRead] = field(default_factory=dict)
     counted: dict[str, tuple[AgentReader | PrefixReader, ...]] = field(default_factory=dict)
     readers: dict[str, dict[HistoryReader, None]] = field(default_factory=dict)
@@ -74,13 +78,26 @@ class Run:
     is_quiet: bool = False
     is_stale: bool = False
 
+    def note_prefix(self, agent: str, prefix: PrefixReader) -> None:
+        """Record the fixed prefix that an agent reads. Callers choose the names of agents."""
+        others = [other for other in self._pop_prefixes(agent) if other != prefix]
+        read = self.prefixes[agent] = (*others, prefix)[-MAX_PREFIXES_OF_RUN:]
+        self.prefix_bytes += len(read) * _prefix_bytes(agent)
+        if len(self.prefixes) > MAX_AGENTS_OF_RUN:
+            self._pop_prefixes(next(iter(self.prefixes)))
+
+    def _pop_prefixes(self, agent: str) -> tuple[PrefixReader, ...]:
+        read = self.prefixes.pop(agent, ())
+        self.prefix_bytes -= len(read) * _prefix_bytes(agent)
+        return read
+
     @property
     def num_bytes(self) -> int:
         """Estimate of its memory in bytes, without its graph and its conversations."""
         # Those that a stale run will have count, too.
         num_in_graph = 0 if self.state is None else len(self.state.graph.nodes_of)
         num_agents = max(len(self.agent_reads), len(self.overrides), num_in_graph)
-        num_bytes = _RUN_BYTES + sum(map(sys.getsizeof, self.key))
+        num_bytes = _RUN_BYTES + sum(map(sys.getsizeof, self.key)) + self.prefix_bytes
         num_bytes += _AGENT_BYTES * num_agents + sum(map(len, self.overrides))
         return num_bytes if self.state is None else num_bytes + self.state.num_bytes
 
@@ -203,8 +220,7 @@ class RunTracker:
         run.calls[agent] += 1
         run.overrides.pop(agent, None)
         if prefix is not None:
-            others = [other for other in run.prefixes.get(agent, ()) if other != prefix]
-            run.prefixes[agent] = (*others, prefix)[-MAX_PREFIXES_OF_RUN:]
+            run.note_prefix(agent, prefix)
         if run.state is not None:
             run.state.start(agent)
         self._update(run)
@@ -373,6 +389,10 @@ class RunTracker:
         if not minima:
             del self._reads[reader]
         self._changes[reader] = self.next_read_of(reader)
+
+
+def _prefix_bytes(agent: str) -> int:
+    return _PREFIX_BYTES + sys.getsizeof(agent)
 
 
 def _history_read(run: Run, agent: str) -> NextRead:

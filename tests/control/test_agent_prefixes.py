@@ -7,6 +7,7 @@ from kvflow_jax.control.agent_prefixes import (
     AGENT_TTL_S,
     MAX_PREFIXES,
     MAX_PROMPTS,
+    MAX_SHARED,
     AgentPrefixes,
 )
 from kvflow_jax.control.readers import AgentReader, PrefixReader, RunKey
@@ -160,3 +161,21 @@ def test_a_fixed_prefix_that_no_caller_declares_is_learned_and_kept():
         for agent in AGENTS:
             client = call(engine, agent, turn, graph, num_fixed=None)
     assert client.stats.num_cached_tokens >= 32
+
+
+def test_a_run_may_read_the_shared_prefixes_that_were_used_last(prefixes):
+    readers = [
+        note(prefixes, [i] * 12, num_fixed=12, run=run).reader
+        for i in range(MAX_SHARED + 2)
+        for run in RUNS[:2]
+    ]
+    assert prefixes.shared(AGENT) == readers[::2][-MAX_SHARED:]
+    assert len(prefixes.of(AGENT)) == MAX_SHARED + 2
+
+
+def test_an_agent_is_known_until_it_is_forgotten(prefixes):
+    assert not prefixes.knows(AGENT)
+    note(prefixes, ROLE)
+    assert prefixes.knows(AGENT)
+    prefixes.expire(AGENT_TTL_S)
+    assert not prefixes.knows(AGENT)

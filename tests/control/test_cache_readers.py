@@ -97,6 +97,12 @@ def test_a_prefix_that_is_no_longer_the_only_one_is_updated(cache, request_):
     assert reads(cache, request_) == [UNKNOWN, UNKNOWN]
 
 
+def test_a_prefix_that_was_forgotten_before_it_was_computed_gets_no_reader(cache, request_):
+    readers = CacheReaders(cache, None, Prefixes((OTHER,)), never_called, None)
+    readers.set_prefix(PREFIX, request_, request_.tokens[:4])
+    assert reads(cache, request_) == [SUFFIX, SUFFIX]
+
+
 def test_agents_of_a_tenant_that_falls_back_to_lru_are_of_unknown_order(cache, request_):
     fallback = Fallback()
     readers = CacheReaders(cache, fallback, Prefixes(), never_called, None)

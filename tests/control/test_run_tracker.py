@@ -8,6 +8,7 @@ from kvflow_jax.cache.next_read import NEVER, RUNNING, UNKNOWN, ReadKind, schedu
 from kvflow_jax.control import run_tracker as run_tracker_module
 from kvflow_jax.control.readers import AgentReader, PrefixReader, RunKey, SessionReader
 from kvflow_jax.control.run_tracker import (
+    MAX_AGENTS_OF_RUN,
     MAX_BRANCHES,
     MAX_PREFIXES_OF_RUN,
     MIN_QUIET_S,
@@ -376,6 +377,44 @@ def test_the_bytes_of_a_run_are_estimated(num_agents):
 
     num_bytes, run_tracker = traced_bytes(make)
     assert 0.8 * num_bytes <= run_tracker.usage.num_bytes <= 2 * num_bytes
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_prefixes_of_a_run_count_as_its_memory(is_running):
+    def make():
+        run_tracker = RunTracker()
+        run = run_tracker.get_or_begin(RunKey("", "w"), None, 0.0)
+        for i in range(400):
+            agent = f"{i:0200d}"
+            prefix = PrefixReader("", "".join([*agent]), hash((i, "prefix")))
+            run_tracker.start_call(run, agent, prefix)
+            if not is_running:
+                run_tracker.finish_call(run, agent, is_done=True, overrides={})
+            run_tracker.begin_step()
+            run_tracker.drain_changes()
+        return run_tracker
+
+    num_bytes, run_tracker = traced_bytes(make)
+    assert num_bytes <= run_tracker.usage.num_bytes <= 2.5 * num_bytes
+
+
+def test_a_run_knows_the_prefixes_of_the_agents_that_were_called_last():
+    run_tracker = RunTracker()
+    run = run_tracker.get_or_begin(RunKey("", "w"), None, 0.0)
+    first = PrefixReader("", "first", 1)
+    run_tracker.start_call(run, "first", first)
+    sizes = set()
+    for i in range(3 * MAX_AGENTS_OF_RUN):
+        agent = f"{i:05d}"
+        run_tracker.start_call(run, agent, PrefixReader("", agent, i))
+        run_tracker.finish_call(run, agent, is_done=True, overrides={})
+        run_tracker.begin_step()
+        if i >= MAX_AGENTS_OF_RUN:
+            sizes.add(run.num_bytes)
+    assert len(run.prefixes) == MAX_AGENTS_OF_RUN
+    assert len(sizes) == 1
+    assert run_tracker.next_read_of(first) == UNKNOWN
+    assert run_tracker.next_read_of(first.of_agent) == RUNNING
 
 
 def test_runs_that_move_beyond_the_work_of_a_step_are_updated_in_turns(monkeypatch):

@@ -2,9 +2,11 @@
 
 import pytest
 
+from kvflow_jax.control.agent_prefixes import AGENT_TTL_S, MAX_PREFIXES
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.workflow.hints import Hints
 from kvflow_jax.workflow.workflow import Workflow
+from tests.support.agent_cycle import ManualClock
 from tests.support.token_runner import Client, make_engine, run
 
 NUM_FIXED, PAGE = 32, 4
@@ -66,3 +68,21 @@ def test_a_new_run_finds_what_the_runs_before_it_shared():
         for j in range(3):
             chat(engine, 3 * i + j)
     assert cached == NUM_FIXED
+
+
+def test_calls_at_once_of_more_prefixes_than_are_kept_leave_no_reader_behind():
+    engine = make_engine(num_pages=200, cache=CacheSettings(eviction="kvflow"))
+    for i in range(2 * MAX_PREFIXES):
+        Client(engine, [i] * PAGE + [3], hints=Hints(agent_id="solver", num_fixed=PAGE))
+    run(engine)
+    assert len(engine.cache._readers) == MAX_PREFIXES
+
+
+def test_an_agent_that_is_forgotten_while_its_call_waits_has_no_reader():
+    cache = CacheSettings(eviction="kvflow", admission_control=True)
+    engine = make_engine(cache=cache, clock=ManualClock())
+    Client(engine, [11] * PAGE + [3], hints=Hints(agent_id="solver", num_fixed=PAGE))
+    engine.clock.time_s = AGENT_TTL_S
+    run(engine)
+    assert len(engine.cache._readers) == 0
+    assert not engine.controller._gate._control._working_sets._hashes
