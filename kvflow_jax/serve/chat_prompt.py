@@ -122,8 +122,10 @@ def encode_chat(
         messages, num_messages = [*fixed_messages], len(fixed_messages)
     if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
+    # The prefix begins as the prompt does, also with the tokens that a tokenizer adds.
+    added = {name: prompt_args[name] for name in ("add_special_tokens",) if name in prompt_args}
     num_fixed = chat_prefix_len(
-        prefix_template or template, messages, prompt_ids, num_messages, kwargs
+        prefix_template or template, messages, prompt_ids, num_messages, {**added, **kwargs}
     )
     return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
 

@@ -303,7 +303,8 @@ class FakeTokenizer:
             raise InvalidRequestError("the template requires a user message", param="messages")
         if messages[0]["role"] == "tool":
             raise InvalidRequestError("the template requires a call first", param="messages")
-        lines = [f"<{m['role']}>{m['content']}" for m in messages]
+        lines = ["^"] if kw.pop("add_special_tokens", False) else []
+        lines += [f"<{m['role']}>{m['content']}" for m in messages]
         lines += [f"[calls {m['tool_calls']}]" for m in messages if "tool_calls" in m]
         lines += [f"[{name}={value}]" for name, value in kw.items() if name != _IGNORED]
         return self.encode("".join(lines))

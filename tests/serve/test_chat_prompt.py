@@ -74,6 +74,13 @@ def test_a_variable_of_the_template_may_be_named_like_an_inner_argument(
     assert engine.last.hints.num_fixed == len(SYSTEM_PROMPT)
 
 
+def test_the_fixed_prefix_has_the_special_tokens_that_a_chat_asks_for(
+    http: httpx.Client, engine: FakeEngine
+) -> None:
+    chat_with_hints(http, PLANNER, add_special_tokens=True)
+    assert engine.last.hints.num_fixed == len("^" + SYSTEM_PROMPT)
+
+
 def test_arguments_of_transformers_are_no_variables() -> None:
     signature = inspect.signature(PreTrainedTokenizerBase.apply_chat_template)
     assert signature.parameters.keys() - {"kwargs"} <= RESERVED_KWARGS
