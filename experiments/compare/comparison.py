@@ -192,7 +192,11 @@ def _arguments() -> argparse.ArgumentParser:
         epilog="workloads: " + "; ".join(f"{n}: {e.about}" for n, e in WORKLOADS.items()),
     )
     parser.add_argument("--workload", default="cycle", help="names, comma-separated, or all")
-    parser.add_argument("--trace-file", type=Path, help="a trace instead: Mooncake or AIPerf")
+    parser.add_argument(
+        "--trace-file",
+        type=Path,
+        help="a trace instead: Mooncake, AIPerf, calls of agents; weka sessions, also a folder",
+    )
     parser.add_argument("--arms", default="all", help="names, comma-separated, or all")
     parser.add_argument(
         "--policy",

@@ -85,5 +85,11 @@ def code_version() -> str:
 
 
 def content_version(path: Path) -> str:
-    """Return a hash of an input file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    """Return a hash of an input file, or of the names and contents of a folder's files."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.is_file():
+            digest.update(f"{file.name} {content_version(file)} ".encode())
+    return digest.hexdigest()[:16]

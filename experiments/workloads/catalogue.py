@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from experiments.workloads import agents, paper, sessions
+from experiments.workloads import agents, fan_out, paper, sessions
 from experiments.workloads.base import Run, Sizes, Workload
 from experiments.workloads.scale import Scale
 from kvflow_jax.sim.machines import UnknownNameError
@@ -117,6 +117,15 @@ def _coding(vocab_size: int, seed: int, scale: Scale) -> Workload:
     )
 
 
+def _fan_out(vocab_size: int, seed: int, scale: Scale) -> Workload:
+    return fan_out.fan_out(
+        num_runs=scale.num_runs(quick=6, full=16),
+        rate=scale.rate(0.1),
+        vocab_size=vocab_size,
+        seed=seed,
+    )
+
+
 def _mix(vocab_size: int, seed: int, scale: Scale) -> Workload:
     """Coding sessions, a team, applications and leaders on one machine."""
     sizes = Sizes(4096, 64, 128)
@@ -183,6 +192,7 @@ WORKLOADS: dict[str, Entry] = {
     "coding": Entry(
         "coding sessions with tools and subagents", _coding, "h100-pcie", "llama-3.1-8b"
     ),
+    "fan-out": Entry("a planner, up to eight workers with tools, a verifier", _fan_out),
     "mix": Entry(
         "coding, teams, diamonds and leaders on one machine", _mix, "h100-pcie", "llama-3.1-8b"
     ),

@@ -16,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from experiments.workloads.base import Prompts, Run
+from experiments.workloads.call_graph import call_graph
 from experiments.workloads.conversations import Conversation, Turn, calls_of
 from experiments.workloads.lines import (
     DEFAULT_OUTPUT,
@@ -79,7 +80,8 @@ def dag_runs(records: Mapping[int, dict[str, Any]], prompts: Prompts, faults: Fa
         largest = max(roots, key=num_calls.__getitem__)
         faults.add(lines[largest], f"with its descendants the file has more than {MAX_CALLS} calls")
         return []
-    return [Run(root, root, None, calls_of(root, sessions)) for root in roots]
+    calls = {root: calls_of(root, sessions) for root in roots}
+    return [Run(root, root, call_graph(calls[root]), calls[root]) for root in roots]
 
 
 def _children_first(

@@ -81,7 +81,7 @@ def _session(
                 len(system),
                 output,
                 after,
-                pause_s=_pause(rng) if after else 0.0,
+                pause_s=tool_pause_s(rng) if after else 0.0,
                 session=f"session{number}",
             )
         )
@@ -108,7 +108,7 @@ def _explore(prompts: Prompts, calls: list[Call], last: int, scale: float) -> in
                 len(system),
                 _tokens(prompts, OUTPUT_MEDIAN, OUTPUT_SIGMA, scale),
                 (last,) if last >= 0 else (),
-                pause_s=_pause(prompts.rng) if turn else 0.0,
+                pause_s=tool_pause_s(prompts.rng) if turn else 0.0,
                 session=session,
                 is_last=turn == num_turns - 1,
             )
@@ -122,6 +122,7 @@ def _tokens(prompts: Prompts, median: float, sigma: float, scale: float) -> int:
     return prompts.lognormal(median * scale, sigma, 4, max(5, int(12 * median * scale)))
 
 
-def _pause(rng: np.random.Generator) -> float:
+def tool_pause_s(rng: np.random.Generator) -> float:
+    """Draw the time of a tool."""
     median = LONG_MEDIAN_S if rng.random() < LONG_TOOLS else TOOL_MEDIAN_S
     return float(np.clip(median * np.exp(TOOL_SIGMA * rng.standard_normal()), 0.05, 600.0))

@@ -33,3 +33,13 @@ def test_the_version_of_a_file_is_that_of_its_content(tmp_path):
     for path, text in ((first, "x"), (same, "x"), (other, "y")):
         path.write_text(text)
     assert content_version(first) == content_version(same) != content_version(other)
+
+
+def test_the_version_of_a_folder_is_that_of_its_files(tmp_path):
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for folder, text in ((one, "x"), (same, "x"), (other, "y")):
+        folder.mkdir()
+        (folder / "a.json").write_text(text)
+    assert content_version(one) == content_version(same) != content_version(other)
+    (same / "a.json").rename(same / "b.json")
+    assert content_version(one) != content_version(same)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kvflow_jax.workflow.step_graph import RunState
 from tests.experiments.workloads.trace_lines import named, session, system, turn
 
 
@@ -31,6 +32,19 @@ def test_a_fork_continues_the_history_and_a_spawned_session_does_not(read):
     assert left.num_fixed == 13
     assert left.num_output == 9
     assert left.is_last
+
+
+def test_the_graph_of_a_file_is_that_of_its_calls(read):
+    (run,) = read(
+        session("root", turn("1", spawns=["a", "b"]), turn("2")),
+        session("a", turn("3"), turn("4")),
+        session("b", turn("5")),
+    )
+    state = RunState(run.graph)
+    assert run.graph.names[0] == "0"
+    assert state.steps() == (0, 1, 2, 1, 3)  # the second turn waits for both
+    (alone,) = read(session("root", turn("1")))
+    assert alone.graph is None
 
 
 def test_tools_stay_until_a_turn_replaces_them(read):
