@@ -39,7 +39,7 @@ FLAGS = ("--deterministic", "--pool-gib=0.125", "--host-cache-gib=0.125", "--max
 QUICK = ("--deterministic", "--pool-gib=0.02", "--max-num-seqs=4", "--max-model-len=1024")
 SAMPLE_S = 2.0  # between two looks at memory
 NUM_PROMPTS = 64  # different prompts whose texts are compared
-NUM_FILLS = 24  # grammars and prompts before the first look at memory
+NUM_GRAMMARS = 900  # compiled before the first look at memory: more than the server caches
 CHAT = "/v1/chat/completions"
 
 
@@ -60,9 +60,8 @@ def main() -> int:
         flags = [*(QUICK if options.quick else FLAGS)]
         if model := folder or options.model:
             flags += ["--model", str(model)]
-        soak = Soak(
-            options.clients or (4 if options.quick else 32), 1 if options.quick else NUM_FILLS
-        )
+        num_clients, num_grammars = (4, 1) if options.quick else (32, NUM_GRAMMARS)
+        soak = Soak(options.clients or num_clients, num_grammars)
         figures = asyncio.run(soak.run(flags, 60 * minutes, settle_s))
     report(figures, {"wrong_texts": "0", "mb_per_minute": "<= 0.1"}, options.json)
     if figures["wrong_texts"]:
@@ -76,7 +75,7 @@ class Soak:
     """A server under mixed load, and what was seen of it.
 
     Attributes:
-        num_fills: see ``fill_stores``.
+        num_grammars: see ``fill_stores``.
         statuses: number of answers by kind of request and HTTP status; 0: the client left.
         texts: the first answer to each prompt that is compared.
         memory: (seconds, resident bytes) of the server.
@@ -84,7 +83,7 @@ class Soak:
     """
 
     num_clients: int
-    num_fills: int = 0
+    num_grammars: int = 0
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     texts: dict[int, str] = field(default_factory=dict)
     num_wrong: int = 0
@@ -101,7 +100,7 @@ class Soak:
                 base_url=process.url, timeout=300, limits=httpx.Limits(max_connections=None)
             ) as http,
         ):
-            await fill_stores(http, self.num_fills)
+            await fill_stores(http, self.num_grammars, self.num_clients)
             stop = asyncio.Event()
             clients = [
                 asyncio.create_task(self._client(http, seed, stop))
@@ -154,15 +153,21 @@ class Soak:
             self.num_wrong += self.texts.setdefault(prompt, text) != text
 
 
-async def fill_stores(http: httpx.AsyncClient, num_fills: int) -> None:
+async def fill_stores(http: httpx.AsyncClient, num_grammars: int, num_clients: int) -> None:
     """Fill what the server keeps within a bound of bytes, so that it does not grow for that.
 
-    ``NUM_FILLS`` grammars of long names, and prompts as long as both tiers of the cache.
+    As many grammars as those of the load that the server caches, and prompts as long as both tiers.
     """
-    for i in range(num_fills):
-        await http.post(CHAT, json={"max_tokens": 1, **_schema(f"fill-{i}-{'x' * 8000}")})
-        prompt = f"{i} {i + 1} " * 150
-        await http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+    numbers = iter(range(num_grammars))
+
+    async def fill() -> None:
+        for i in numbers:
+            await http.post(CHAT, json={"max_tokens": 1, **_schema(f"key-fill-{i}")})
+            if i % 32 == 0:
+                prompt = f"{i} {i + 1} " * 150
+                await http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+
+    await asyncio.gather(*(fill() for _ in range(num_clients)))
 
 
 Answers = AsyncIterator[httpx.Response]
