@@ -12,6 +12,11 @@ REQUEST_ID = b"x-request-id"
 MAX_REQUEST_ID_BYTES = 256
 
 
+def without_spare_slashes(path: str) -> str:
+    """Return a path with one slash between its segments, and none at its end."""
+    return re.sub("/{2,}", "/", path).rstrip("/")
+
+
 class SlashMiddleware:
     """Route ``//v1/models/`` as ``/v1/models``: base URLs often end with a slash.
 
@@ -23,8 +28,7 @@ class SlashMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = re.sub("/{2,}", "/", scope["path"])
-            scope = {**scope, "path": path.rstrip("/") or "/"}
+            scope = {**scope, "path": without_spare_slashes(scope["path"]) or "/"}
         await self._app(scope, receive, send)
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from kvflow_jax.serve.dependencies import ServiceDep, TenantDep
+from kvflow_jax.serve.http_middleware import without_spare_slashes
 from kvflow_jax.serve.service import Service
 
 routes = APIRouter()
@@ -35,6 +36,10 @@ async def list_models(service: ServiceDep, tenant: TenantDep) -> Response:
 # ``:path``, because names like Qwen/Qwen3-0.6B contain a slash.
 @routes.get("/v1/models/{model_id:path}")
 async def show_model(model_id: str, service: ServiceDep, tenant: TenantDep) -> Response:
+    # SlashMiddleware has taken slashes from a name that is the path of a folder, as /models/qwen.
+    names = (*service.model_names, service.config.load.model)
+    same = (name for name in names if without_spare_slashes(f"/{name}") == f"/{model_id}")
+    model_id = next(same, model_id)
     service.check_model(model_id)
     is_served = model_id in service.model_names
     return JSONResponse(_card(service, model_id if is_served else service.model_name))

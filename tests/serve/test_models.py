@@ -51,6 +51,21 @@ def test_every_served_name_is_listed_and_accepted(three_names: httpx.Client) -> 
         assert answer["model"] == "owner/main"
 
 
+def test_a_name_that_is_a_path_is_found() -> None:
+    names = ("/models/qwen", "/models//llama/", "owner/main")
+    with (
+        live_server(served_model_names=names) as live,
+        httpx.Client(base_url=live.url, timeout=20) as http,
+        openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        for name in names:
+            assert client.models.retrieve(name).id == name
+            # Clients write the slashes of a name as they are, or encoded.
+            assert http.get(f"/v1/models/{name}").json()["id"] == name
+            assert http.get(f"/v1/models/{name.replace('/', '%2F')}").json()["id"] == name
+        assert error_of(http.get("/v1/models//models"), 404)["code"] == "model_not_found"
+
+
 def test_the_error_of_an_unknown_name_has_those_that_are_served(three_names: httpx.Client) -> None:
     # The model's own name is none of them.
     for answer in (
