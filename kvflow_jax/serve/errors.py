@@ -26,6 +26,8 @@ logger = logging.getLogger("kvflow_jax.serve")
 
 STATUS_CLIENT_CLOSED = 499  # nginx's status of a client that has disconnected
 MAX_SEGMENTS = 8  # of an unknown path, at whose beginnings a route is looked for
+MAX_LOGGED_MISTAKES, MAX_LOGGED_CHARS = 16, 300  # of clients' configurations; of each
+_MISTAKES = frozenset(["model_not_found", "invalid_api_key"])
 
 _TYPES = {
     401: "authentication_error",
@@ -125,6 +127,7 @@ def install_error_handlers(
         formats: other formats, by the prefix of the paths that have them.
     """
     app.state.error_formats = formats
+    app.state.logged_mistakes = set()
     app.add_exception_handler(ApiError, _handle_error)
     app.add_exception_handler(KVFlowError, _handle_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
@@ -163,6 +166,8 @@ async def _handle_error(request: Request, error: Exception) -> Response:
 
 
 def _error_response(request: Request, error: ApiError) -> Response:
+    if error.code in _MISTAKES:
+        _log_mistake(request, error.message)
     formats: Mapping[str, Callable[[ApiError], Response]] = request.app.state.error_formats
     for prefix, respond in formats.items():
         if request.url.path.startswith(prefix):
@@ -174,7 +179,10 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     route = f"{request.method} {request.url.path}"
     if error.status_code == 404:
-        message = f"no such route: {route}; {_route_hint(request)}"
+        hint = _route_hint(request)
+        message = f"no such route: {route}; {hint}"
+        if "base URL" in hint:
+            _log_mistake(request, message)
     elif error.status_code == 405:
         allowed = ", ".join(_methods_of(request, request.url.path))
         message = f"method not allowed: {route}; this route accepts {allowed}"
@@ -183,6 +191,18 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
         message = str(error.detail)
     headers = dict(error.headers) if error.headers else None
     return _error_response(request, ApiError(error.status_code, message, headers=headers))
+
+
+def _log_mistake(request: Request, message: str) -> None:
+    """Log what a client's configuration has wrong: agents may show a text of their own instead.
+
+    Each mistake is logged once, and only the first ones, since clients choose the text.
+    """
+    logged: set[str] = request.app.state.logged_mistakes
+    text = "".join(c if c.isprintable() else "?" for c in message[:MAX_LOGGED_CHARS])
+    if text not in logged and len(logged) < MAX_LOGGED_MISTAKES:
+        logged.add(text)
+        logger.info("refused a request: %s", text)
 
 
 def _route_hint(request: Request) -> str:

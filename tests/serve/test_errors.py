@@ -12,8 +12,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from kvflow_jax.errors import QueueFullError
-from kvflow_jax.serve.errors import DisconnectMiddleware
-from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer
+from kvflow_jax.serve.errors import MAX_LOGGED_CHARS, MAX_LOGGED_MISTAKES, DisconnectMiddleware
+from tests.serve.serve_fakes import TIMEOUT_S, FakeEngine, LiveServer, live_server
 from tests.serve.serve_requests import CHAT, error_of, raw_completion_request
 
 
@@ -68,6 +68,33 @@ def test_an_unknown_route_names_the_one_that_it_ends_in(
     http: httpx.Client, path: str, hint: str
 ) -> None:
     assert error_of(http.post(path, json={}), 404)["message"].endswith(f"{path}; {hint}")
+
+
+def test_a_mistake_in_a_clients_configuration_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    chat = {"model": "gpt\n4", "messages": [{"role": "user", "content": "a"}]}
+    with (
+        caplog.at_level(logging.INFO, "kvflow_jax.serve"),
+        live_server(api_keys=("right",)) as live,
+        httpx.Client(base_url=live.url, headers={"x-api-key": "right"}, timeout=TIMEOUT_S) as http,
+    ):
+        for _ in range(2):
+            answers = [http.post("/v1/v1/messages", json={}), http.post(CHAT, json=chat)]
+            http.post("/v2/chat", json={})  # it may be a scanner's, and is not logged
+            http.get("/v1/models", headers={"x-api-key": "wrong"})
+        first, second = (error_of(answer, 404)["message"] for answer in answers)
+        assert refusals(caplog) == [first, second.replace("\n", "?"), "invalid API key"]
+        for number in range(2 * MAX_LOGGED_MISTAKES):
+            http.post(CHAT, json={**chat, "model": f"{number}" + "x" * MAX_LOGGED_CHARS})
+    assert len(refusals(caplog)) == MAX_LOGGED_MISTAKES
+    assert {len(text) for text in refusals(caplog)[3:]} == {MAX_LOGGED_CHARS}
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    before = "refused a request: "
+    texts = [record.getMessage() for record in caplog.records]
+    return [text.removeprefix(before) for text in texts if text.startswith(before)]
 
 
 def test_an_unexpected_error_reveals_no_detail(http: httpx.Client) -> None:
