@@ -9,6 +9,7 @@ out of a short one is checked before it does.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ from jinja2 import nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from kvflow_jax.models.quiet_imports import transformers
 
 MAX_PASSES = 1_000_000  # of loops and macros in one rendering, about 0.2 us each
 MAX_RENDER_S = 2.0
@@ -76,9 +79,7 @@ def template_budget(
 
 def bound_chat_templates() -> None:
     """Make transformers compile chat templates with ``compile_bounded`` from now on."""
-    from transformers.utils import chat_template_utils
-
-    utils: Any = chat_template_utils
+    utils = _chat_template_utils()
     utils._compile_jinja_template = functools.partial(
         compile_bounded, compile_template=utils._cached_compile_jinja_template
     )
@@ -90,10 +91,13 @@ def check_chat_template(source: str) -> None:
     Raises:
         jinja2.TemplateSyntaxError: ``source`` is no template.
     """
-    from transformers.utils import chat_template_utils as utils
-
     bound_chat_templates()
-    utils._compile_jinja_template(source)
+    _chat_template_utils()._compile_jinja_template(source)
+
+
+def _chat_template_utils() -> Any:
+    """Return transformers' module that renders chat templates; it may be the first import of it."""
+    return importlib.import_module(f"{transformers().__name__}.utils.chat_template_utils")
 
 
 @functools.lru_cache(maxsize=16)

@@ -113,7 +113,8 @@ class EngineSizes:
                 raise CapacityError(
                     f"one request of {max_model_len} tokens needs {pages_per_seq} KV blocks, the "
                     f"pool has {max(num_pages, 0)}: {missing_bytes / GIB:.2f} GiB more are needed; "
-                    "enlarge the pool (pool_gib, --pool-gib) or lower max_model_len"
+                    "enlarge the pool (pool_gib, --pool-gib) or lower max_model_len "
+                    "(--max-model-len)"
                 )
             max_model_len = num_pages * page
         # Tiles are aligned to blocks, so that a partly computed prompt ends with a whole block.

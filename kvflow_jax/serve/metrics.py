@@ -94,8 +94,8 @@ class Metrics:
         for edit in edits:
             if not self._num_edits[edit]:
                 logger.info(
-                    f"{_EDIT_TEXTS[edit]}; such edits are counted by kvflow:prompt_edits and not "
-                    "logged again",
+                    f"{_EDIT_TEXTS[edit]}; such edits are counted by kvflow:prompt_edits_total and "
+                    "not logged again",
                     edit.value,
                 )
             self._num_edits[edit] += 1
@@ -105,8 +105,8 @@ class Metrics:
         if not self._num_identified[source] and source is not IdentitySource.INVALID:
             logger.info(
                 "read sessions of %s from its requests; they are counted by "
-                "kvflow:identified_requests and not logged again; --disable-client-identity "
-                "ignores them",
+                "kvflow:identified_requests_total and not logged again; "
+                "--disable-client-identity ignores them",
                 source.value,
             )
         self._num_identified[source] += 1

@@ -195,6 +195,8 @@ class _Loader:
             else:
                 scaled = ScaledTensors(FolderTensors(folder))
                 problems += tensor_problems(Model.build(config), scaled)
+            # The tokenizer reads config.json, too: a fault of that is one problem.
+            problems = list(dict.fromkeys(problems))
             raise ModelLoadError(f"cannot load {folder}:\n- " + "\n- ".join(problems))
         model = self.builder.build(config.with_eos(tokenizer.eos_token_ids))
         tensors = FolderTensors(folder)

@@ -1,11 +1,14 @@
 """Chat templates that loop, grow or wait without end."""
 
+import os
+
 import pytest
 from jinja2 import Template
 from transformers.utils import chat_template_utils
 
 from kvflow_jax.models.template_budget import (
     TemplateBudgetError,
+    check_chat_template,
     compile_bounded,
     template_budget,
 )
@@ -101,3 +104,9 @@ def test_a_chat_template_writes_what_it_wrote_without_a_budget():
 def test_a_template_is_compiled_once():
     source = "{{ messages[0].content }}"
     assert compile_bounded(source, COMPILE) is compile_bounded(source, COMPILE)
+
+
+def test_a_template_that_is_checked_first_imports_transformers_without_advice(monkeypatch):
+    monkeypatch.delenv("TRANSFORMERS_NO_ADVISORY_WARNINGS", raising=False)
+    check_chat_template("{{ messages }}")
+    assert os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] == "1"

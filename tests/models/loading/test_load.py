@@ -81,8 +81,9 @@ def test_a_missing_tokenizer_does_not_hide_problems_of_the_weights(tmp_path):
 
 def test_unreadable_json_is_reported(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelLoadError, match="is not JSON, download it again"):
+    with pytest.raises(ModelLoadError, match="is not JSON, download it again") as caught:
         load_model(str(folder))
+    assert str(caught.value).count("config.json is not JSON") == 1
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelLoadError, match=r"tokenizer in .* cannot be read"):
         load_model(str(folder))
