@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 VERSIONS = (2, 3)
 # The largest vocabularies have 262,144 tokens: with types, scores and merges 900,000 values.
 MAX_VALUES = 1 << 21  # of all arrays together
+# The largest vocabulary's texts have 12 MB. A damaged length may be that of the tensors' data.
+MAX_TEXT_BYTES = 1 << 28  # of all names and texts together
 MAX_FIELDS = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -103,7 +105,7 @@ class _Reader:
     def __init__(self, data: np.ndarray) -> None:
         self.offset = 0
         self._data = memoryview(data)
-        self._num_values = 0
+        self._num_values = self._num_text_bytes = 0
 
     def number(self, form: str) -> int:
         """Return a number of a format of ``struct``."""
@@ -119,7 +121,10 @@ class _Reader:
         return self._data[self.offset - num_bytes : self.offset].tobytes()
 
     def text(self) -> str:
-        return self.bytes(self.number("Q")).decode()
+        num_bytes = self.number("Q")
+        self.check_count(num_bytes, 1, MAX_TEXT_BYTES - self._num_text_bytes, "bytes")
+        self._num_text_bytes += num_bytes
+        return self.bytes(num_bytes).decode()
 
     def value(self, kind: int) -> Value:
         """Return a field's value of a type of ``gguf.GGUFValueType``."""

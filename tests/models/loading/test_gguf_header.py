@@ -94,6 +94,17 @@ def test_a_header_has_a_limit_of_values(tmp_path, monkeypatch):
     assert read_header(path).fields == {"a": [0, 0, 0], "b": [0, 0, 0]}
 
 
+def test_a_header_has_a_limit_of_text(tmp_path, monkeypatch):
+    """A damaged length may be that of gigabytes of weights, which would all be copied."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(field(8, text(b"word"), name=b"name"))
+    monkeypatch.setattr(gguf_header, "MAX_TEXT_BYTES", 7)
+    with pytest.raises(ValueError, match="4 bytes are announced"):
+        read_header(path)
+    monkeypatch.setattr(gguf_header, "MAX_TEXT_BYTES", 8)
+    assert read_header(path).fields == {"name": "word"}
+
+
 def test_a_header_is_read_as_the_package_gguf_reads_it(tmp_path):
     path = tiny_gguf.write(tmp_path / "model.gguf", HF)
     header, expected = read_header(path), gguf.GGUFReader(path)
