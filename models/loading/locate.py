@@ -14,6 +14,7 @@ from kvflow_jax.models.loading.gguf_split import parts_of
 _HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 # Longest part of a name that a message shows, in characters.
 _MAX_SHOWN_CHARS = 200
+_MAX_SHOWN_FOLDERS = 4
 
 
 def find_local(name: str) -> Path | None:
@@ -42,7 +43,20 @@ def find_local(name: str) -> Path | None:
     if len(files) > 1 and not set(files) <= {*parts_of(files[0])}:
         names = ", ".join(file.name for file in files)
         raise ModelLoadError(f"{path} has several models; give one of its files: {names}")
-    return _readable(str(files[0])) if files else path
+    if files:
+        return _readable(str(files[0]))
+    if inner := _models_below(path):
+        names = ", ".join(str(folder) for folder in inner[:_MAX_SHOWN_FOLDERS])
+        raise ModelLoadError(f"{path} has no config.json; give the folder that has it: {names}")
+    return path
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Return folders in one without weights that have a config.json, as in the Hub's cache."""
+    if any(folder.glob("*.safetensors")):
+        return []
+    patterns = ("*/config.json", "snapshots/*/config.json")
+    return sorted(path.parent for pattern in patterns for path in folder.glob(pattern))
 
 
 def is_hub_name(name: str) -> bool:

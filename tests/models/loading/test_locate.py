@@ -95,3 +95,22 @@ def test_a_file_without_permission_is_rejected(tmp_path):
     with unprivileged():
         assert "cannot be opened: Permission denied" in rejection(path)
         assert "cannot be opened: Permission denied" in rejection(tmp_path)
+
+
+@pytest.mark.parametrize("inner", ["checkpoint-100", "snapshots/0123abc"])
+def test_a_folder_around_that_of_the_model_names_it(tmp_path, inner):
+    model = tmp_path / inner
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    expected = f"{tmp_path} has no config.json; give the folder that has it: {model}"
+    assert rejection(tmp_path) == expected
+    # It has the model itself, and what it lacks is told with its other faults.
+    (tmp_path / "model.safetensors").touch()
+    assert find_local(str(tmp_path)) == tmp_path
+
+
+def test_of_many_folders_of_models_some_are_named(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "config.json").write_text("{}")
+    assert rejection(tmp_path).endswith(", ".join(str(tmp_path / f"{n}") for n in range(4)))
