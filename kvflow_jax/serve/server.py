@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 
@@ -217,16 +218,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _curl_command(self) -> str:
-        body = {
-            "model": self.service.model_name,
-            "messages": [{"role": "user", "content": "Hello!"}],
-            "max_tokens": 32,
-            "temperature": 0,
-        }
+        """Return a command that asks the model: in a chat, if it has a chat template."""
+        tokenizer = self.service.tokenizer
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello!"}]}
+        route = "/v1/chat/completions"
+        if tokenizer is None or tokenizer.chat_template is None:
+            asked = {"prompt": "Hello!" if tokenizer is not None else [1, 2, 3]}
+            route = "/v1/completions"
+        body = {"model": self.service.model_name, **asked, "max_tokens": 32, "temperature": 0}
         key = " -H 'Authorization: Bearer <key>'" if self.service.keys.is_required else ""
         return (
-            f"curl {self.url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
-            f"-d '{json.dumps(body)}'"
+            f"curl {self.url}{route}{key} -H 'Content-Type: application/json' "
+            f"-d {shlex.quote(json.dumps(body))}"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import shlex
 import signal
 import socket
 import subprocess
@@ -228,6 +230,40 @@ def read_until(lines: IO[str], start: str) -> str:
         if line.startswith(start):
             return line
     raise AssertionError(f"no line {start!r}")
+
+
+class PlainTokenizer(FakeTokenizer):
+    """That of a base model, which has no chat template."""
+
+    chat_template = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "route"),
+    [
+        (FakeTokenizer(), "/v1/chat/completions"),
+        (PlainTokenizer(), "/v1/completions"),
+        (None, "/v1/completions"),
+    ],
+)
+def test_the_command_of_the_log_gets_an_answer(
+    tokenizer: FakeTokenizer | None, route: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvflow_jax.serve")
+    live = LiveServer(lambda engine: (engine, tokenizer, "it's", {}))
+    try:
+        live.wait_loaded()
+        # The server is ready before it says so, but says so before it answers a request.
+        httpx.get(f"{live.url}/health")
+        (text,) = (text for text in caplog.messages if text.startswith("ready after"))
+        curl, url, *_, body = shlex.split(text.splitlines()[1])
+        assert (curl, url) == ("curl", f"{live.url}{route}")
+        answer = httpx.post(url, content=body, timeout=TIMEOUT_S)
+        assert answer.json()["model"] == "it's"
+    finally:
+        live.request_stop()
+        live.join()
+        live.engine.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
