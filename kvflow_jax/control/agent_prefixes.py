@@ -29,7 +29,7 @@ AGENT_TTL_S = 3600.0  # an agent without a call for this long is forgotten
 MAX_EXPIRED = 1000  # at once: about 10 ms
 # Of an agent: its record and the head of its working set; of each prefix: its record, and its
 # reader in the cache; of each prompt, beside its hashes.
-_AGENT_BYTES, _PREFIX_BYTES, _PROMPT_BYTES = 900, 700, 200
+_AGENT_BYTES, _PREFIX_BYTES, _PROMPT_BYTES = 900, 700, 250
 
 
 class FixedPrefix(NamedTuple):
@@ -61,8 +61,13 @@ class _Prompt(NamedTuple):
 
 @dataclass(slots=True)
 class _Agent:
-    """An agent's prefixes and prompts, those used least recently first."""
+    """An agent's prefixes and prompts, those used least recently first.
 
+    Attributes:
+        reader: its name, one text for all its prefixes: each call brings another.
+    """
+
+    reader: AgentReader
     last_seen_s: float
     prefixes: OrderedDict[PrefixReader, _Prefix] = field(default_factory=OrderedDict)
     prompts: list[_Prompt] = field(default_factory=list)
@@ -99,8 +104,11 @@ class _Agent:
     @property
     def num_bytes(self) -> int:
         num_hashes = sum(len(prompt.hashes) for prompt in self.prompts)
+        runs = [used.run for used in (*self.prompts, *self.prefixes.values())]
+        names = [run.workflow_id for run in runs if isinstance(run, RunKey)]
         return (
             _AGENT_BYTES
+            + sum(map(sys.getsizeof, (self.reader.agent, *names)))
             + _PREFIX_BYTES * len(self.prefixes)
             + _PROMPT_BYTES * len(self.prompts)
             + 8 * num_hashes
@@ -158,7 +166,8 @@ class AgentPrefixes:
 
         A declared length is returned as it is. A learned one is 0 at the agent's first call.
         """
-        record = self._agents.use(agent.tenant, agent) or _Agent(now)
+        record = self._agents.use(agent.tenant, agent) or _Agent(agent, now)
+        agent = record.reader
         record.last_seen_s = now
         assert request.hints is not None
         hashes = block_hashes(request, request.num_prompt, page_size)
@@ -175,8 +184,7 @@ class AgentPrefixes:
             if len(record.prefixes) > MAX_PREFIXES:
                 self._release(record.prefixes.popitem(last=False)[0])
         # A working set is at most as long as the prompt.
-        num_bytes = record.num_bytes + 8 * len(hashes) + sys.getsizeof(agent.agent)
-        self._agents.put(agent.tenant, agent, record, num_bytes)
+        self._agents.put(agent.tenant, agent, record, record.num_bytes + 8 * len(hashes))
         return FixedPrefix(num_fixed, reader)
 
     def expire(self, now: float) -> None:

@@ -14,6 +14,7 @@ from kvflow_jax.control.readers import AgentReader, PrefixReader, RunKey
 from kvflow_jax.workflow.hints import Hints
 from tests.support.agent_cycle import AGENTS, KVFLOW, call, cycle
 from tests.support.bare_request import bare_request
+from tests.support.memory import traced_bytes
 from tests.support.token_runner import make_engine
 
 PAGE_SIZE = 4
@@ -179,3 +180,21 @@ def test_an_agent_is_known_until_it_is_forgotten(prefixes):
     assert prefixes.knows(AGENT)
     prefixes.expire(AGENT_TTL_S)
     assert not prefixes.knows(AGENT)
+
+
+@pytest.mark.parametrize("num_fixed", [None, 8], ids=["learned", "declared"])
+def test_names_of_agents_and_runs_count_as_memory(num_fixed):
+    def copy(name, i):
+        return "".join([name] * 250) + str(i)
+
+    def make():
+        prefixes = AgentPrefixes(lambda reader: None)
+        for i in range(20):
+            for j in range(MAX_PREFIXES):
+                agent = AgentReader("tenant", copy("\N{ROBOT FACE}", i))
+                run = RunKey("tenant", copy("\N{RUNNER}", j))
+                note(prefixes, [j] * 8 + [3], agent=agent, run=run, num_fixed=num_fixed)
+        return prefixes
+
+    num_bytes, prefixes = traced_bytes(make)
+    assert num_bytes <= prefixes.usage.num_bytes <= 3 * num_bytes
