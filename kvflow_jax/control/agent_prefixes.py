@@ -104,7 +104,8 @@ class _Agent:
     @property
     def num_bytes(self) -> int:
         num_hashes = sum(len(prompt.hashes) for prompt in self.prompts)
-        runs = [used.run for used in (*self.prompts, *self.prefixes.values())]
+        runs = [prompt.run for prompt in self.prompts]
+        runs += [prefix.run for prefix in self.prefixes.values()]
         names = [run.workflow_id for run in runs if isinstance(run, RunKey)]
         return (
             _AGENT_BYTES
