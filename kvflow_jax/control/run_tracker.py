@@ -31,7 +31,7 @@ _AGENT_WORK = 16  # an agent's next read costs as much as so many nodes and edge
 MAX_EXPIRED = 1000  # runs that end in one step because they were abandoned
 # Of a run beside its state, and of each of its agents, whose reads are also those of the cache and
 # of admission control.
-_RUN_BYTES, _AGENT_BYTES = 1200, 700
+_RUN_BYTES, _AGENT_BYTES = 1200, 780
 _PREFIX_BYTES = 600  # of a prefix that an agent has read in a run, beside the agent's name
 RUN_TTL_S = 600.0  # a run without calls or reports for this long is abandoned
 # A run is quiet once it has idled for this factor of a long idle time, and for MIN_QUIET_S.
@@ -98,7 +98,7 @@ class Run:
         num_in_graph = 0 if self.state is None else len(self.state.graph.nodes_of)
         num_agents = max(len(self.agent_reads), len(self.overrides), num_in_graph)
         num_bytes = _RUN_BYTES + sum(map(sys.getsizeof, self.key)) + self.prefix_bytes
-        num_bytes += _AGENT_BYTES * num_agents + sum(map(len, self.overrides))
+        num_bytes += _AGENT_BYTES * num_agents + sum(map(sys.getsizeof, self.overrides))
         return num_bytes if self.state is None else num_bytes + self.state.num_bytes
 
     @property

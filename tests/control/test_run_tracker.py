@@ -398,6 +398,19 @@ def test_prefixes_of_a_run_count_as_its_memory(is_running):
     assert num_bytes <= run_tracker.usage.num_bytes <= 2.5 * num_bytes
 
 
+def test_names_of_next_agents_count_as_memory_of_their_run():
+    def make():
+        run_tracker = RunTracker()
+        run = run_tracker.get_or_begin(RunKey("", "w"), None, 0.0)
+        names = ["".join(["\N{ROBOT FACE}"] * 250) + str(i) for i in range(60)]
+        call(run_tracker, run, "a", overrides={name: scheduled(1.0) for name in names})
+        run_tracker.drain_changes()
+        return run_tracker
+
+    num_bytes, run_tracker = traced_bytes(make)
+    assert num_bytes <= run_tracker.usage.num_bytes <= 2.5 * num_bytes
+
+
 def test_a_run_knows_the_prefixes_of_the_agents_that_were_called_last():
     run_tracker = RunTracker()
     run = run_tracker.get_or_begin(RunKey("", "w"), None, 0.0)
