@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import accumulate
 
 from experiments.workloads.base import Call, Part, Prompts, Run, Workload
@@ -77,8 +76,7 @@ class _Task:
             verdict = (self._add("verify", answers, after=answers),)
             if rng.random() >= SENDS_BACK:
                 break
-        self._add("report", verdict, after=verdict)
-        self._calls[-1] = replace(self._calls[-1], is_last=True)
+        self._add("report", verdict, after=verdict, is_last=True)
         return tuple(self._calls)
 
     def _work(self, worker: str, plan: int, attempt: int) -> int:
@@ -100,7 +98,16 @@ class _Task:
             history = (*history, last, self._prompts.new(result))
         return last
 
-    def _add(self, agent: str, given: tuple[Part, ...], **fields: object) -> int:
+    def _add(
+        self,
+        agent: str,
+        given: tuple[Part, ...],
+        *,
+        after: tuple[int, ...],
+        pause_s: float = 0.0,
+        session: str | None = None,
+        is_last: bool = False,
+    ) -> int:
         """Append a call whose prompt ends with ``given``; return its number."""
         role = agent.rstrip("0123456789")
         tools = self._prompts.named(self._tokens(TOOLS_TOKENS), "tools")
@@ -110,8 +117,12 @@ class _Task:
             (tools, text, self._task, *given),
             len(tools) + len(text),
             self._lognormal(OUTPUT_MEDIAN, OUTPUT_SIGMA),
+            after,
+            pause_s,
+            session=session,
+            is_last=is_last,
         )
-        self._calls.append(replace(call, **fields))  # type: ignore[arg-type]
+        self._calls.append(call)
         return len(self._calls) - 1
 
     def _tokens(self, count: int) -> int:
