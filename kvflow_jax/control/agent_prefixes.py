@@ -37,7 +37,7 @@ class FixedPrefix(NamedTuple):
 
     Attributes:
         num_tokens: its length; if it was learned, a multiple of the page size.
-        reader: who reads it; None if it fills no block.
+        reader: its name in the cache; None if it is shorter than a block.
     """
 
     num_tokens: int

@@ -54,8 +54,8 @@ class CacheReaders:
     def set_prefix(self, prefix: PrefixReader, request: Request, tokens: np.ndarray) -> None:
         """Let an agent read ``tokens`` (i32[n], a fixed prefix of it) again.
 
-        Does nothing if the prefix was forgotten while the tokens were computed: nobody would remove
-        its reader.
+        Does nothing if the prefix was forgotten while the tokens were computed: its reader would
+        never be removed.
         """
         agent = prefix.of_agent
         known = self._prefixes.of(agent)

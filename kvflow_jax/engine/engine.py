@@ -143,7 +143,7 @@ class Engine:
         self._in_flight: StepInFlight | None = None
         self._next_id = 0
         self._last_step_s = 0.0  # when the last step ended
-        self._busy_since_s = 0.0  # when the engine last had been idle
+        self._busy_since_s = 0.0  # when the last step began that found none in flight
         self._num_steps = 0
         self._tokens_per_step = TokensPerStep()
         self._stalled_since_s: float | None = None

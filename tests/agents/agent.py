@@ -61,7 +61,7 @@ class Agent:
         compaction: what the agent says when it wants a summary of the session, which it then goes
             on with in place of its history; "": the session stays within its context.
         calls_after_summary: what the model calls in the session that goes on from the summary.
-        wary_arguments: for a model whose calls nobody has written.
+        wary_arguments: for a real model, whose calls may do harm.
         resuming_arguments: for such a model, to go on with the last session; none: a second run
             begins anew.
         session_source: whose session ids it sends, as the server counts them; "": it sends none.

@@ -45,8 +45,8 @@ def play(
 
     Args:
         space: an empty folder, where the agent's home and its work are.
-        is_wary: nobody has written the model's calls. It is run twice then: the second run goes on
-            with the first's session, where the agent can.
+        is_wary: the model is a real one, whose calls may do harm. The agent runs twice then, the
+            second time with the session of the first, if it can go on with one.
     """
     folder, home = space / "work", space / "home"
     folder.mkdir()
