@@ -26,8 +26,8 @@ class NextRead(NamedTuple):
     Attributes:
         kind: a ReadKind.
         distance: steps-to-execution of the reader; of a THROTTLED one, once it is resumed; else 0.
-        skips_prefetch: whether the read is too uncertain to load blocks for. It is on one of the
-            less likely branches, or in the next call of a running agent at the earliest.
+        skips_prefetch: whether no blocks are loaded for the read. It is on one of the less likely
+            branches, or in the next call of a running agent at the earliest; or its caller says so.
         miss_chance: probability that the read does not happen at this distance, 0 to 1.
     """
 
@@ -45,6 +45,10 @@ class NextRead(NamedTuple):
     def is_prefetched(self) -> bool:
         """Whether blocks are loaded before a request asks for them."""
         return self.is_scheduled and not self.skips_prefetch
+
+    def without_prefetch(self) -> NextRead:
+        """Return the next read by the same reader if nothing may be loaded for it ahead."""
+        return self._replace(skips_prefetch=True) if self.is_scheduled else self
 
     def throttled(self) -> NextRead:
         """Return the next read by the same reader while its run is throttled."""

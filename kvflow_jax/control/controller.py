@@ -21,6 +21,7 @@ from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.control.admission.admission_gate import AdmissionGate
 from kvflow_jax.control.agent_prefixes import AgentPrefixes, FixedPrefix
 from kvflow_jax.control.cache_readers import CacheReaders
+from kvflow_jax.control.hint_outcome import outcome_of, priority_outcome
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
 from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
@@ -150,12 +151,12 @@ class Controller:
         if hints is None:
             return None
         if hints.is_empty:
-            return HintStatus.IGNORED if hints.priority is None else _status_of(hints)
+            return priority_outcome(hints)
         try:
             status = self._apply_hints(request, hints, now)
         finally:
             self._publish_changes()
-        if self._uses_hints or status is not HintStatus.APPLIED:
+        if self._uses_hints or status is HintStatus.UNKNOWN_GRAPH:
             return status
         return HintStatus.IGNORED if hints.priority is None else HintStatus.CLIPPED
 
@@ -263,8 +264,7 @@ class Controller:
 
     def _apply_hints(self, request: Request, hints: Hints, now: float) -> HintStatus:
         """Start the call of a request in its run, and note its agent's fixed prefix."""
-        graph, is_known = self.graphs.find_hinted(request.tenant, hints)
-        status = _status_of(hints) if is_known else HintStatus.UNKNOWN_GRAPH
+        named, run_graph = self.graphs.find_hinted(request.tenant, hints), None
         for reader, reason in self._session_tree.begin_call(request.tenant, hints):
             self._num_ended[reason] += self._sessions.forget(reader)
         self._sessions.pin(history_reader(request.tenant, hints))
@@ -275,18 +275,21 @@ class Controller:
             fixed = self._agent_prefixes.note_call(agent, request, key, page_size, now)
             self._fixed[request.id], prefix = fixed, fixed.reader
         if key is not None:
-            run = self.run_tracker.get_or_begin(key, graph, now)
+            run = self.run_tracker.get_or_begin(key, named.graph, now)
             run_graph = run.state.graph if run.state is not None else None
-            # A run keeps the graph with which it began.
-            if run_graph is not None and hints.graph is not None:
-                status = status if run_graph.is_same_as(hints.graph) else HintStatus.CLIPPED
             if hints.agent_id is not None:
-                if run_graph is not None and hints.agent_id not in run_graph.nodes_of:
-                    status = HintStatus.CLIPPED
-                self.run_tracker.start_call(run, hints.agent_id, prefix)
+                prefetches = hints.prefetch is not False
+                self.run_tracker.start_call(run, hints.agent_id, prefix, prefetches=prefetches)
             self._runs[request.id] = run
             self._gate.on_call_added(run, hints.agent_id, request, now)
-        return status
+        fallback = self._lru_fallback
+        return outcome_of(
+            hints,
+            named,
+            run_graph,
+            follows_order=fallback is None or not fallback.falls_back_to_lru(request.tenant),
+            prefetches=self.prefetcher.prefetches,
+        )
 
     def _finish_call(self, request: Request, hints: Hints, now: float, *, is_done: bool) -> None:
         """End the call of a request in its run, and keep what its conversation will read."""
@@ -298,12 +301,11 @@ class Controller:
         if agent is not None and is_done and request.first_scheduled_s is not None:
             self.prefetcher.note_call_time(now - request.first_scheduled_s)
         if run is not None and agent is not None:
+            steps, chances = hints.steps_to_execution, hints.next_agents
             overrides = {
-                name: scheduled(0.0, chance=probability)
-                for name, probability in hints.next_agents.items()
+                name: scheduled(steps.get(name, 0.0), chance=chances.get(name, 1.0))
+                for name in (*chances, *steps)
             }
-            for name, steps in hints.steps_to_execution.items():
-                overrides[name] = scheduled(steps)
             self.run_tracker.finish_call(run, agent, is_done=is_done, overrides=overrides)
             self.run_tracker.touch(run, now)
         if self._session_tree.end_call(request.tenant, hints):
@@ -347,11 +349,6 @@ class Controller:
             self._readers.update(self.run_tracker.drain_changes())
         finally:
             self._gate.drop_ended_runs()
-
-
-def _status_of(hints: Hints) -> HintStatus:
-    """Return the outcome of hints that name no unknown graph or agent."""
-    return HintStatus.CLIPPED if hints.is_clipped or hints.has_unused else HintStatus.APPLIED
 
 
 def _computed_tokens(request: Request) -> np.ndarray:

@@ -29,7 +29,7 @@ class Prefetcher:
     def __init__(
         self, cache: PrefixCache, *, prefetches: bool, should_load: ShouldLoad | None = None
     ) -> None:
-        self._prefetches = prefetches
+        self.prefetches = prefetches
         self._should_load = should_load
         self._call_s: float | None = None  # average duration of an agent's call
         self.reset(cache)
@@ -76,7 +76,7 @@ class Prefetcher:
         """
         tiers = self._tiers
         changed = [head for head in tiers.drain_changed_nodes() if self._is_candidate(head)]
-        if not self._prefetches:
+        if not self.prefetches:
             return
         self._candidates.push(changed, map(tiers.next_read_of_node, changed))
         # The run took another branch.

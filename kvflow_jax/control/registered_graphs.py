@@ -12,7 +12,7 @@ MAX_BYTES = 16 << 20  # of one tenant's graphs
 
 
 class NamedGraph(NamedTuple):
-    """The graph that a caller names; ``is_known`` is False if it is not registered."""
+    """The graph that a caller names; ``is_known`` is False if its name is not that of the graph."""
 
     graph: Graph | None
     is_known: bool
@@ -44,7 +44,9 @@ class RegisteredGraphs:
         return NamedGraph(graph, graph is not None)
 
     def find_hinted(self, tenant: str, hints: Hints) -> NamedGraph:
-        """Return the graph that hints contain or name."""
-        if hints.graph is not None:
-            return NamedGraph(hints.graph, True)
-        return self.find(tenant, hints.graph_id)
+        """Return the graph that hints contain or name; the former precedes."""
+        named = self.find(tenant, hints.graph_id)
+        if hints.graph is None:
+            return named
+        is_same = named.graph is not None and named.graph.is_same_as(hints.graph)
+        return NamedGraph(hints.graph, hints.graph_id is None or is_same)

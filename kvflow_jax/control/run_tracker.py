@@ -58,6 +58,7 @@ class Run:
         agent_reads: agent -> its next read of its prefix in this run.
         counted: agent -> the readers for which the tracker counts that read.
         readers: agent -> readers of its conversations, which are read when the agent runs.
+        skips_prefetch: whether its last call asked to load nothing ahead.
         is_throttled: whether admission control throttles the run.
         is_quiet: whether it idles for much longer than runs do; counts as if it were throttled.
         is_stale: whether it has moved since ``agent_reads`` was computed.
@@ -74,6 +75,7 @@ class Run:
     agent_reads: dict[str, NextRead] = field(default_factory=dict)
     counted: dict[str, tuple[AgentReader | PrefixReader, ...]] = field(default_factory=dict)
     readers: dict[str, dict[HistoryReader, None]] = field(default_factory=dict)
+    skips_prefetch: bool = False
     is_throttled: bool = False
     is_quiet: bool = False
     is_stale: bool = False
@@ -214,10 +216,17 @@ class RunTracker:
         if self._changes or self._ended:
             raise IntegrityError("changes of runs were not drained")
 
-    def start_call(self, run: Run, agent: str, prefix: PrefixReader | None = None) -> None:
-        """Record the start of an agent's call, and the fixed prefix that it reads."""
+    def start_call(
+        self, run: Run, agent: str, prefix: PrefixReader | None = None, *, prefetches: bool = True
+    ) -> None:
+        """Record the start of an agent's call, and the fixed prefix that it reads.
+
+        Args:
+            prefetches: whether what the run reads next is loaded ahead, until its next call.
+        """
         self._idle_since_s.pop(run.key, None)
         run.calls[agent] += 1
+        run.skips_prefetch = not prefetches
         run.overrides.pop(agent, None)
         if prefix is not None:
             run.note_prefix(agent, prefix)
@@ -410,6 +419,8 @@ def _agent_reads(run: Run) -> dict[str, NextRead]:
     """Return the next read of each agent's prefix in a run."""
     next_read_of = _graph_reads(run.state) if run.state is not None else {}
     next_read_of.update(run.overrides)
+    if run.skips_prefetch:
+        next_read_of = {agent: read.without_prefetch() for agent, read in next_read_of.items()}
     if run.is_throttled or run.is_quiet:
         next_read_of = {agent: read.throttled() for agent, read in next_read_of.items()}
     for agent, num_calls in run.calls.items():

@@ -21,6 +21,7 @@ from kvflow_jax.serve import (
     tokenization,
     workflows,
 )
+from kvflow_jax.serve.client_identity import read_root_session
 from kvflow_jax.serve.cors import CrossOriginMiddleware
 from kvflow_jax.serve.dependencies import (
     AdminDep,
@@ -31,7 +32,7 @@ from kvflow_jax.serve.dependencies import (
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError, DisconnectMiddleware, install_error_handlers
 from kvflow_jax.serve.generation import Generation
-from kvflow_jax.serve.hint_aliases import hint_data
+from kvflow_jax.serve.hint_aliases import read_given_hints
 from kvflow_jax.serve.http_middleware import (
     HeadMiddleware,
     RequestEndMiddleware,
@@ -165,8 +166,11 @@ async def create_completion(request: Request, service: ServiceDep, tenant: Tenan
         # Echoed as they are then, not as they were sent.
         encoded = [body.truncate(ids, service.max_model_len) for ids in encoded]
         prompts = [*encoded]
-    data = hint_data(request.headers, body.agent_hints, body.model_extra or {})
-    hint_parser = service.hint_parser(tenant, data, body.session_id)
+    fields, root_session = body.model_extra or {}, None
+    if not service.config.disable_client_identity:
+        root_session = read_root_session(request.headers, fields)
+    given = read_given_hints(request.headers, body.agent_hints, fields)
+    hint_parser = service.hint_parser(tenant, given, body.session_id, root_session=root_session)
     hints: Sequence[Hints | None] = [None] * len(encoded)
     if hint_parser is not None:
         read_hints = partial(completions.read_hints, hint_parser, encoded)

@@ -93,7 +93,7 @@ def read_identity(
         messages: as ``read_messages`` returns them.
     """
     ids = ClientIds(headers, fields)
-    session = next((found for read in _CLIENTS if (found := read(ids)) is not None), None)
+    session = _named_session(ids)
     if session is None and ids.has_invalid:
         return Identified(IdentitySource.INVALID, None)
     session = session or _of_first_call(ids, messages)
@@ -122,6 +122,23 @@ def read_identity(
         session_generation=None if name is None else session.generation,
     )
     return Identified(session.source, identity)
+
+
+def read_root_session(headers: Mapping[str, str], fields: Mapping[str, Any]) -> str | None:
+    """Return the session that contains all others of a run; None if the client names none.
+
+    ``prompt_cache_key`` names none: requests of many runs may share it.
+
+    Args:
+        headers, fields: see ``read_identity``.
+    """
+    names = {name: value for name, value in fields.items() if name != "prompt_cache_key"}
+    session = _named_session(ClientIds(headers, names))
+    return None if session is None else session.root or session.name
+
+
+def _named_session(ids: ClientIds) -> _Session | None:
+    return next((found for read in _CLIENTS if (found := read(ids)) is not None), None)
 
 
 def _claude_code(ids: ClientIds) -> _Session | None:

@@ -6,17 +6,32 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_TEXT_CHARS = 1 << 14  # of hints that are JSON in a text
 
 _HEADERS = ("x-kvflow-hint", "x-agent-hint")
-# Of the run, in SGLang's, Mooncake's and vllm-router's words.
-_RUN_NAMES = ("task_id", "root_program_id", "program_id", "prefix_id")
+# Of the run, in SGLang's, Mooncake's and vllm-router's words. The first that is given counts.
+_RUN_NAMES = ("workflow_id", "task_id", "root_program_id", "program_id", "prefix_id")
+_VLLM_TTL_S = 300.0  # of vLLM's ``cache_control`` that has none
 
 
-def hint_data(headers: Mapping[str, str], own: Any, fields: Mapping[str, Any]) -> Any:
-    """Return the hints of a request as ``agent_hints`` writes them; None if there are none.
+class GivenHints(NamedTuple):
+    """The hints that a request gives, all forms together.
+
+    Attributes:
+        fields: as ``agent_hints`` writes them.
+        is_clipped: whether a form was no object, or a field that another form precedes differs.
+    """
+
+    fields: dict[str, Any]
+    is_clipped: bool
+
+
+def read_given_hints(
+    headers: Mapping[str, str], own: Any, fields: Mapping[str, Any]
+) -> GivenHints | None:
+    """Return the hints of a request; None if it gives none in any form.
 
     A field counts where it is found first: in ``agent_hints``, ``agent_hint`` (vLLM),
     ``vllm_xargs.agentic_context`` (vllm-router), ``nvext.agent_hints`` (Dynamo), then in the
@@ -27,26 +42,64 @@ def hint_data(headers: Mapping[str, str], own: Any, fields: Mapping[str, Any]) -
         own: its field ``agent_hints``.
         fields: its other fields.
     """
-    sources = [
+    forms = [
         own,
         fields.get("agent_hint"),
         _at(fields, "vllm_xargs", "agentic_context"),
         _at(fields, "nvext", "agent_hints"),
         *(_from_base64(headers[name]) for name in _HEADERS if name in headers),
     ]
-    given = [_from_json(source) for source in sources if source is not None]
-    records = [source for source in given if isinstance(source, Mapping)]
-    if not records:
-        return given[0] if given else None
-    if len(records) == 1 and not any(name in records[0] for name in _RUN_NAMES):
-        return records[0]
+    given = [_from_json(form) for form in forms if form is not None]
+    if not given:
+        return None
     merged: dict[str, Any] = {}
-    for record in reversed(records):
-        merged |= {name: value for name, value in record.items() if value is not None}
-    run = next((merged[name] for name in _RUN_NAMES if name in merged), None)
-    if run is not None:
-        merged.setdefault("workflow_id", run)
-    return merged
+    is_clipped = False
+    for form in given:
+        if isinstance(form, Mapping):
+            is_clipped |= _add(merged, form)
+        else:
+            is_clipped = True
+    runs = {name: merged.pop(name) for name in _RUN_NAMES if name in merged}
+    for run in runs.values():
+        is_clipped |= _add(merged, {"workflow_id": run})
+    if "cache_control" in merged:
+        is_clipped |= _add(merged, _from_cache_control(merged.pop("cache_control"), merged))
+    return GivenHints(merged, is_clipped)
+
+
+def _add(fields: dict[str, Any], more: Mapping[str, Any]) -> bool:
+    """Add the fields that are not there yet; return whether one is there with another value."""
+    differs = False
+    for name, value in more.items():
+        if value is None:
+            continue
+        if name not in fields:
+            fields[name] = value
+            continue
+        try:
+            differs |= bool(fields[name] != value)
+        except RecursionError:  # both are nested deeply
+            differs = True
+    return differs
+
+
+def _from_cache_control(control: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return vLLM's ``cache_control`` as other fields; what these cannot say stays under its name.
+
+    Args:
+        fields: the others of the same hints.
+    """
+    if not isinstance(control, Mapping) or control.get("type") not in (None, "ephemeral"):
+        return {"cache_control": control}
+    ttl_s = control.get("ttl")
+    if ttl_s is None:
+        ttl_s = _VLLM_TTL_S
+    is_number = isinstance(ttl_s, int | float) and not isinstance(ttl_s, bool)
+    said: dict[str, Any] = {"cache_ttl_ms": 1000 * ttl_s if is_number else ttl_s}
+    if "session_id" not in fields and "reuse_hint" not in fields:
+        said["reuse_hint"] = "keep"
+    rest = {name: value for name, value in control.items() if name not in ("type", "ttl")}
+    return said | ({"cache_control": rest} if rest else {})
 
 
 def _at(fields: Mapping[str, Any], name: str, key: str) -> Any:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kvflow_jax.bounds.tenant_lru import Usage
 from kvflow_jax.errors import ContextLengthError, InvalidRequestError, QueueFullError
@@ -25,6 +25,7 @@ from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.generation import Generation, Mailbox
 from kvflow_jax.serve.graph_registry import GraphRegistry
+from kvflow_jax.serve.hint_aliases import GivenHints
 from kvflow_jax.serve.key_store import KeyStore
 from kvflow_jax.serve.metrics import Metrics
 from kvflow_jax.serve.prefix_tokens import PrefixTokens
@@ -269,19 +270,22 @@ class Service:
     def hint_parser(
         self,
         tenant: str,
-        data: Any,
+        given: GivenHints | None,
         session_id: str | None,
         identity: Hints | None = None,
+        root_session: str | None = None,
     ) -> HintParser | None:
-        """Return a reader of a body's hints; None if there are none and its client is unknown.
+        """Return a reader of a request's hints; None if it has none and its client is unknown.
 
         Args:
-            session_id: of hints that name no session.
-            identity: whose call it is, for hints that do not say it; see ``HintParser``.
+            session_id, identity, root_session: for hints that do not say it; see ``HintParser``.
         """
-        if data is None and identity is None:
+        if given is None and identity is None:
             return None
-        return HintParser(data, self._graph_store, session_id, tenant, identity)
+        fields, is_clipped = given or GivenHints({}, False)
+        return HintParser(
+            fields, self._graph_store, session_id, tenant, identity, root_session, is_clipped
+        )
 
     def check_room(self, tenant: str, n: int, num_completions: int) -> None:
         """Raise unless a tenant may submit an HTTP request now; before work is spent on it.

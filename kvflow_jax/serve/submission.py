@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,10 @@ from kvflow_jax.serve.chat import read_chat_tools
 from kvflow_jax.serve.chat_messages import read_fixed_messages, read_messages, texts_of
 from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
 from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
-from kvflow_jax.serve.client_identity import read_identity
+from kvflow_jax.serve.client_identity import read_identity, read_root_session
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.generation import Generation
-from kvflow_jax.serve.hint_aliases import hint_data
+from kvflow_jax.serve.hint_aliases import read_given_hints
 from kvflow_jax.serve.prefix_tokens import PrefixTemplate
 from kvflow_jax.serve.prompt_edits import (
     PromptEdit,
@@ -120,7 +120,9 @@ class Chat:
         )
         truncated = self.body.truncate(prompt_ids, service.max_model_len)
         if hints is not None and len(truncated) < len(prompt_ids):
-            hints = hints.with_fixed(None, len(truncated))  # what was measured has moved
+            # What was measured has moved.
+            is_declared = hint_parser is not None and hint_parser.fixed_prefix is not None
+            hints = replace(hints, num_fixed=None, is_clipped=hints.is_clipped or is_declared)
         return truncated, hints
 
     async def submit(
@@ -165,15 +167,16 @@ class Chat:
 
     def _hint_parser(self, request: Request, service: Service, tenant: str) -> HintParser | None:
         body, fields = self.body, self.body.model_extra or {}
-        identity = None
+        identity = root_session = None
         if not service.config.disable_client_identity:
             names = [tool.name for tool in self.tools.tools]
             identified = read_identity(request.headers, fields, self.messages, names)
             if identified is not None:
                 identity = identified.identity
                 service.metrics.observe_identity(identified.source)
-        data = hint_data(request.headers, body.agent_hints, fields)
-        return service.hint_parser(tenant, data, body.session_id, identity)
+            root_session = read_root_session(request.headers, fields)
+        given = read_given_hints(request.headers, body.agent_hints, fields)
+        return service.hint_parser(tenant, given, body.session_id, identity, root_session)
 
 
 def request_ids(request: Request, body: GenerationRequest, answer_id: str) -> frozenset[str]:
@@ -210,6 +213,9 @@ def request_specs(
         priority = hint_parser.priority
     priority = priority or 0
     rank = min(priority, keys.limits_of(tenant).max_priority)
+    if hint_parser is not None and hint_parser.priority not in (None, priority):
+        # That of the body precedes.
+        hints = [None if one is None else replace(one, is_clipped=True) for one in hints]
     specs = []
     for prompt, prompt_hints in zip(prompts, hints, strict=True):
         prompt_ids = as_token_ids(prompt, service.vocab_size)

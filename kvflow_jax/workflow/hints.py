@@ -28,7 +28,8 @@ class HintStatus(StrEnum):
     """The outcome of a request's hints."""
 
     APPLIED = "applied"
-    # A field was invalid, was cut, needs another that is missing, or names an unknown agent.
+    # Some could be used, and some not: a field was invalid, was cut, is not read, needs another
+    # that is missing, contradicts another, or names an agent that the run's graph lacks.
     CLIPPED = "clipped"
     IGNORED = "ignored"  # none could be used, or nothing in the cache depends on hints
     UNKNOWN_GRAPH = "unknown_graph"  # applied, but the graph they name is not registered
@@ -47,6 +48,15 @@ _REUSE = {reuse.value: reuse for reuse in Reuse}
 
 
 _ID_FIELDS = ("workflow_id", "agent_id", "session_id", "parent_session_id", "graph_id", "tenant")
+
+# Of the JSON form. Others are not read, such as ``step_id`` or ``deadline_ms``.
+_READ = frozenset(
+    (
+        *("workflow_id", "agent_id", "session_id", "session_final", "parent_session_id"),
+        *("session_generation", "graph_id", "step_graph", "steps_to_execution", "next_agents"),
+        *("fixed_prefix", "reuse_hint", "cache_ttl_ms", "prefetch", "priority"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,8 @@ class Hints:
         num_fixed: length of the fixed prefix in tokens; None: the engine learns it.
         reuse: what to do with the KV of the whole sequence.
         ttl_s: seconds to keep a history or a KEEP; None: the engine's default.
+        prefetch: whether what the run reads next may be loaded ahead, until its next call; None:
+            it may.
         is_clipped: whether a field was ignored or cut.
         priority: higher runs sooner, unless the request itself has one; None: not given.
         tenant: tenant that the agents, runs and sessions belong to; None: the request's.
@@ -86,6 +98,7 @@ class Hints:
     num_fixed: int | None = None
     reuse: Reuse = Reuse.NEUTRAL
     ttl_s: float | None = None
+    prefetch: bool | None = None
     is_clipped: bool = False
     tenant: str | None = None
     priority: int | None = None
@@ -102,16 +115,21 @@ class Hints:
 
     @property
     def has_unused(self) -> bool:
-        """Whether a field says nothing without an agent, a run or a history that they lack."""
-        moves_run = bool(self.steps_to_execution or self.next_agents)
+        """Whether a field says nothing: it needs another that is missing, or contradicts one."""
+        in_run = self.workflow_id is not None
+        moves_run = self.steps_to_execution or self.next_agents or self.prefetch is not None
+        is_over = self.session_final or self.reuse is Reuse.DISCARD
+        keeps = (self.session_id is not None or self.reuse is Reuse.KEEP) and not is_over
         names_graph = self.graph is not None or self.graph_id is not None
-        keeps_history = self.session_id is not None or self.reuse is Reuse.KEEP
-        return (
-            (moves_run and (self.workflow_id is None or self.agent_id is None))
-            or (names_graph and self.workflow_id is None)
+        return bool(
+            (moves_run and not (in_run and self.agent_id is not None))
+            or (names_graph and not in_run)
+            or (self.session_final and self.session_id is None and not in_run)
             or (self.num_fixed is not None and self.agent_id is None)
-            or (self.ttl_s is not None and not keeps_history)
+            or (self.reuse is Reuse.KEEP and is_over)
+            or (self.ttl_s is not None and not keeps)
             or (self.parent_session_id is not None and self.session_id is None)
+            or (self.parent_session_id is not None and self.parent_session_id == self.session_id)
             or (self.session_generation is not None and self.session_id is None)
         )
 
@@ -129,6 +147,8 @@ class Hints:
             self._reject("reuse", "a Reuse")
         if self.ttl_s is not None and not _is_number(self.ttl_s):
             self._reject("ttl_s", "a number")
+        if self.prefetch is not None and not isinstance(self.prefetch, bool):
+            self._reject("prefetch", "a bool")
         if self.graph is not None and not isinstance(self.graph, Graph):
             self._reject("graph", "a frozen Graph")
         for name in ("steps_to_execution", "next_agents"):
@@ -167,6 +187,8 @@ class HintParser:
         session_id: of hints that name no session.
         tenant: whose graphs of the store are used.
         identity: whose call it is, if the data name neither run nor agent nor session.
+        root_session: the run, if the data name none.
+        is_clipped: whether other hints of the request could not be used.
 
     Attributes:
         priority: higher runs sooner; None if absent.
@@ -181,28 +203,36 @@ class HintParser:
         session_id: str | None = None,
         tenant: str = "",
         identity: Hints | None = None,
+        root_session: str | None = None,
+        is_clipped: bool = False,
     ) -> None:
         self._tenant, self._identity = tenant, identity
         self._session_id = session_id if _is_id(session_id) else None
+        self._root_session = root_session if _is_id(root_session) else None
         self._data: Mapping[str, object] = data if isinstance(data, Mapping) else {}
         self._graphs = GraphStore() if graphs is None else graphs
-        self._is_clipped = data is not None and not isinstance(data, Mapping)
+        self._is_clipped = is_clipped or (data is not None and not isinstance(data, Mapping))
+        self._is_clipped |= any(
+            value is not None and name not in _READ for name, value in self._data.items()
+        )
         self.priority = self._priority()
         self.fixed_prefix = self._fixed_prefix()
 
     def parse(self) -> Hints:
         """Return the hints. Takes milliseconds for a large step graph that is not in the store."""
-        caller = self._caller()
-        # Only agents have fixed prefixes.
-        self._is_clipped |= self.fixed_prefix is not None and caller.agent_id is None
+        caller, reuse = self._caller(), self._reuse()
+        # Only agents have fixed prefixes, and none of a sequence that is discarded is kept.
+        has_prefix = caller.agent_id is not None and reuse is not Reuse.DISCARD
+        self._is_clipped |= self.fixed_prefix is not None and not has_prefix
         return replace(
             caller,
             graph_id=self._id("graph_id"),
             graph=self._graph(),
             steps_to_execution=self._steps(caller.agent_id),
             next_agents=self._next_agents(),
-            reuse=self._reuse(),
+            reuse=reuse,
             ttl_s=self._ttl_s(),
+            prefetch=self._flag("prefetch"),
             priority=self.priority,
             is_clipped=self._is_clipped,
         )
@@ -213,14 +243,24 @@ class HintParser:
             workflow_id=self._id("workflow_id"),
             agent_id=self._id("agent_id"),
             session_id=self._id("session_id"),
-            session_final=self._flag("session_final"),
+            session_final=self._flag("session_final") is True,
             parent_session_id=self._id("parent_session_id"),
             session_generation=self._generation(),
         )
         identity = self._identity
         if identity is None or not own.is_empty:
-            return replace(own, session_id=own.session_id or self._session_id)
-        return replace(identity, session_final=own.session_final or identity.session_final)
+            return replace(
+                own,
+                workflow_id=own.workflow_id or self._root_session,
+                session_id=own.session_id or self._session_id,
+            )
+        generation = own.session_generation
+        return replace(
+            identity,
+            session_final=own.session_final or identity.session_final,
+            parent_session_id=own.parent_session_id or identity.parent_session_id,
+            session_generation=identity.session_generation if generation is None else generation,
+        )
 
     def _fixed_prefix(self) -> FixedPrefix | None:
         prefix = self._data.get("fixed_prefix")
@@ -254,10 +294,12 @@ class HintParser:
         self._is_clipped = True
         return None
 
-    def _flag(self, name: str) -> bool:
+    def _flag(self, name: str) -> bool | None:
         value = self._data.get(name)
-        self._is_clipped |= value is not None and not isinstance(value, bool)
-        return value is True
+        if value is None or isinstance(value, bool):
+            return value
+        self._is_clipped = True
+        return None
 
     def _graph(self) -> Graph | None:
         value = self._data.get("step_graph")

@@ -37,3 +37,11 @@ def test_only_likely_reads_at_a_known_distance_are_prefetched():
 
 def test_an_agent_that_never_runs_again_is_not_throttled():
     assert NEVER.throttled() == NEVER
+
+
+def test_a_read_without_prefetch_is_as_near_as_with():
+    read = scheduled(2.0, chance=0.5)
+    assert read.without_prefetch() == scheduled(2.0, chance=0.5, skips_prefetch=True)
+    assert read < read.without_prefetch() < scheduled(3.0)
+    for other in (UNKNOWN, NEVER, SUFFIX, read.throttled()):
+        assert other.without_prefetch() == other

@@ -6,7 +6,7 @@ from kvflow_jax.cache.next_read import scheduled
 from kvflow_jax.control.readers import AgentReader, RunKey
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
-from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
+from kvflow_jax.workflow.hints import HintParser, Hints, HintStatus, Reuse
 from tests.support.agent_cycle import (
     AGENTS,
     HICACHE,
@@ -69,6 +69,8 @@ def test_hints_are_ignored_where_nothing_depends_on_them():
         assert client.stats.hint_status is HintStatus.CLIPPED
         client = call(engine, "agent1", 0, None, graph_id="unregistered", workflow_id="other")
         assert client.stats.hint_status is HintStatus.UNKNOWN_GRAPH
+        client = call(engine, "agent1", 0, graph, is_clipped=True)
+        assert client.stats.hint_status is HintStatus.IGNORED
     offloads_by_reader = CacheSettings(num_host_blocks=16)
     engine = make_engine(cache=offloads_by_reader)
     assert call(engine, "agent0", 0, graph).stats.hint_status is HintStatus.APPLIED
@@ -94,6 +96,9 @@ def test_another_graph_than_that_of_the_run_is_not_applied():
         (Hints(agent_id="a", next_agents={"b": 1.0}), HintStatus.CLIPPED),
         (Hints(workflow_id="w", steps_to_execution={"b": 1.0}), HintStatus.CLIPPED),
         (Hints(agent_id="a", ttl_s=5.0), HintStatus.CLIPPED),
+        (Hints(agent_id="a", session_final=True), HintStatus.CLIPPED),
+        (Hints(session_final=True), HintStatus.IGNORED),
+        (Hints(graph=chain("a", "b").freeze()), HintStatus.IGNORED),
         (Hints(session_id="s", ttl_s=5.0), HintStatus.APPLIED),
         (Hints(agent_id="a", num_fixed=2), HintStatus.APPLIED),
         (Hints(reuse=Reuse.DISCARD), HintStatus.APPLIED),
@@ -105,6 +110,35 @@ def test_hints_are_applied_only_where_all_of_them_are_used(hints, status):
     run(engine)
     assert client.stats.hint_status is status
     assert client.outputs[0].hint_status is status  # with the first token
+
+
+def test_a_call_with_a_deadline_that_nothing_reads_is_served_as_without():
+    engine = make_engine(cache=KVFLOW)
+    hints = HintParser({"agent_id": "a", "deadline_ms": 5}).parse()
+    client = Client(engine, [1, 2, 3], hints=hints)
+    run(engine)
+    assert client.stats.hint_status is HintStatus.CLIPPED
+    assert client.tokens == client.cold
+
+
+def test_steps_and_chances_of_one_agent_are_both_used():
+    engine = make_engine(cache=KVFLOW)
+    hints = {"steps_to_execution": {"agent1": 2.0}, "next_agents": {"agent1": 0.25, "agent2": 0.5}}
+    client = call(engine, "agent0", 0, None, **hints)
+    assert client.stats.hint_status is HintStatus.APPLIED
+    reads = engine.controller.run_tracker.find(RunKey("", "run")).agent_reads
+    assert reads["agent1"] == scheduled(2.0, chance=0.25)
+    assert reads["agent2"] == scheduled(0.0, chance=0.5)
+
+
+def test_a_run_whose_caller_wants_no_prefetch_loads_when_it_asks():
+    loads = []
+    for prefetch in (None, False):
+        engine = make_engine(num_pages=32, cache=KVFLOW)
+        assert set(run_rounds(engine, prefetch=prefetch)) == {0}
+        loads.append(engine.stats.num_useful_blocks)
+    assert loads[0] > 0
+    assert loads[1] == 0
 
 
 @pytest.mark.parametrize("settings", [HICACHE, KVFLOW])

@@ -22,7 +22,11 @@ def test_a_graph_is_found_by_its_tenant_and_name_only():
 def test_a_graph_in_the_hints_precedes_the_one_that_they_name():
     graphs = RegisteredGraphs()
     graphs.register("t", "review", chain("other").freeze())
+    assert graphs.find_hinted("t", Hints(graph=GRAPH)) == (GRAPH, True)
+    assert graphs.find_hinted("t", Hints(graph=GRAPH, graph_id="review")) == (GRAPH, False)
+    graphs.register("t", "review", chain("plan", "code").freeze())
     assert graphs.find_hinted("t", Hints(graph=GRAPH, graph_id="review")) == (GRAPH, True)
+    assert graphs.find_hinted("t", Hints(graph=GRAPH, graph_id="unknown")) == (GRAPH, False)
     assert graphs.find_hinted("t", Hints(graph_id="unknown")) == (None, False)
     assert graphs.find_hinted("t", Hints()) == (None, True)
 

@@ -24,7 +24,8 @@ def test_every_hint_reaches_the_engine(http: httpx.Client, engine: FakeEngine) -
     names = {"workflow_id": "run 7", "agent_id": "planner", "session_id": "s"}
     hints = {
         **names,
-        "session_final": True,
+        "parent_session_id": "s0",
+        "session_generation": 2,
         "graph_id": "review",
         "step_graph": {"edges": [{"source": "planner", "target": "coder"}]},
         "steps_to_execution": {"coder": 1, "tester": 2},
@@ -32,15 +33,16 @@ def test_every_hint_reaches_the_engine(http: httpx.Client, engine: FakeEngine) -
         "reuse_hint": "keep",
         "cache_ttl_ms": 1500,
         "fixed_prefix": {"unit": "token", "end": 4},
+        "prefetch": False,
         "priority": 3,
-        "unheard_of": [{}],
     }
     assert chat_with_hints(http, hints)["kvflow"]["hint_status"] == "applied"
     seen = engine.last.hints
     assert seen.graph.names == ("planner", "coder")
     assert seen == Hints(
         **names,
-        session_final=True,
+        parent_session_id="s0",
+        session_generation=2,
         graph_id="review",
         graph=seen.graph,
         steps_to_execution={"coder": 1.0, "tester": 2.0},
@@ -48,9 +50,15 @@ def test_every_hint_reaches_the_engine(http: httpx.Client, engine: FakeEngine) -
         reuse=Reuse.KEEP,
         ttl_s=1.5,
         num_fixed=4,
+        prefetch=False,
         priority=3,
     )
     assert engine.last.spec.priority == 3
+    beside = {**hints, "unheard_of": [{}]}
+    assert chat_with_hints(http, beside)["kvflow"]["hint_status"] == "clipped"
+    final = {"session_id": "s", "session_final": True}
+    assert chat_with_hints(http, final)["kvflow"]["hint_status"] == "applied"
+    assert engine.last.hints == Hints(session_id="s", session_final=True)
     chat_with_hints(http, hints, priority=-1)
     assert engine.last.spec.priority == -1
     assert engine.last.hints.graph is seen.graph  # one object for all requests of a run

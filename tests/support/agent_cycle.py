@@ -47,12 +47,12 @@ def call(engine, agent, turn, graph, **hints):
     return client
 
 
-def run_rounds(engine, num_rounds=4):
+def run_rounds(engine, num_rounds=4, **hints):
     """Tokens of fixed prefixes that each call after the first round had to recompute."""
     graph, recomputed = cycle(), []
     for turn in range(num_rounds):
         for agent in AGENTS:
-            client = call(engine, agent, turn, graph)
+            client = call(engine, agent, turn, graph, **hints)
             if turn:
                 recomputed.append(PREFIX_LEN - min(client.stats.num_cached_tokens, PREFIX_LEN))
     return recomputed

@@ -1,5 +1,7 @@
 """Hints of requests: any JSON can be parsed, and an invalid field is ignored."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,18 @@ from kvflow_jax.workflow.hints import MAX_STEPS, FixedPrefix, HintParser, Hints,
 FIELDS = (
     *("workflow_id", "agent_id", "session_id", "session_final", "graph_id", "step_graph"),
     *("steps_to_execution", "next_agents", "reuse_hint", "cache_ttl_ms", "fixed_prefix"),
-    *("priority", "nodes", "edges", "source", "target", "unit", "end", "probability"),
+    *(
+        "priority",
+        "prefetch",
+        "deadline_ms",
+        "nodes",
+        "edges",
+        "source",
+        "target",
+        "unit",
+        "end",
+        "probability",
+    ),
 )
 LEAVES = (
     st.none()
@@ -46,20 +59,103 @@ def test_valid_fields_are_not_clipped():
     parser = HintParser(
         {
             "agent_id": "coder",
-            "reuse_hint": "discard",
+            "reuse_hint": "keep",
             "cache_ttl_ms": 500,
             "steps_to_execution": 2,
             "fixed_prefix": {"end": 3},
+            "prefetch": False,
             "priority": -4,
-            "step_id": "unknown to us",
             "session_id": None,
+            "step_id": None,
         }
     )
     assert not parser.parse().is_clipped
+    assert parser.parse().prefetch is False
     assert parser.parse().steps_to_execution == {"coder": 2.0}
     assert (parser.fixed_prefix, parser.priority) == (FixedPrefix("token", 3), -4)
     assert HintParser({"cache_ttl_ms": 10**12}).parse().ttl_s == 24 * 3600
     assert HintParser({"cache_ttl_ms": 10**12}).parse().is_clipped
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step_id", "s1"),
+        ("step_index", 0),
+        ("total_steps", 3),
+        ("parent_step_id", "s0"),
+        ("children_step_ids", []),
+        ("deadline_ms", 0),
+        ("expected_output_tokens", 9),
+        ("osl", 9),
+        ("state", "tool"),
+        ("tool_name", ""),
+        ("expected_tool_duration_ms", 5.0),
+        ("shared_prefix_hash", "x"),
+        ("agentId", "coder"),
+    ],
+)
+def test_a_field_that_nothing_reads_is_not_passed_over_in_silence(name, value):
+    hints = HintParser({"agent_id": "coder", name: value}).parse()
+    assert hints == Hints(agent_id="coder", is_clipped=True)
+    assert HintParser({name: value}).parse().is_empty
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_unused"),
+    [
+        ({"workflow_id": "w", "agent_id": "a", "prefetch": False}, False),
+        ({"agent_id": "a", "prefetch": True}, True),
+        ({"workflow_id": "w", "session_final": True}, False),
+        ({"session_id": "s", "session_final": True}, False),
+        ({"agent_id": "a", "session_final": True}, True),
+        ({"session_id": "s", "cache_ttl_ms": 5}, False),
+        ({"session_id": "s", "cache_ttl_ms": 5, "session_final": True}, True),
+        ({"session_id": "s", "reuse_hint": "keep", "session_final": True}, True),
+        ({"session_id": "s", "reuse_hint": "discard", "session_final": True}, False),
+        ({"reuse_hint": "keep", "cache_ttl_ms": 5}, False),
+        ({"reuse_hint": "discard", "cache_ttl_ms": 5}, True),
+        ({"session_id": "s", "parent_session_id": "p"}, False),
+        ({"session_id": "s", "parent_session_id": "s"}, True),
+        ({"workflow_id": "w", "steps_to_execution": {"a": 1}}, True),
+        ({"agent_id": "a", "next_agents": ["b"]}, True),
+        ({"agent_id": "a", "step_graph": {"nodes": ["a"]}}, True),
+    ],
+)
+def test_fields_need_others_and_may_not_contradict_them(fields, has_unused):
+    hints = HintParser(fields).parse()
+    assert hints.has_unused == has_unused
+    assert not hints.is_clipped
+
+
+def test_a_prefix_cannot_be_fixed_in_what_is_discarded():
+    fields = {"agent_id": "a", "fixed_prefix": {"end": 3}}
+    assert not HintParser(fields).parse().is_clipped
+    assert HintParser({**fields, "reuse_hint": "discard"}).parse().is_clipped
+    # The system messages of a chat, which nobody has declared, are no hint.
+    assert not Hints(agent_id="a", num_fixed=3, reuse=Reuse.DISCARD).has_unused
+
+
+IDENTITY = Hints(workflow_id="root", agent_id="role", session_id="talk", session_generation=1)
+
+
+def test_fields_without_a_caller_belong_to_the_identity():
+    parse = HintParser({"session_generation": 2}, identity=IDENTITY).parse
+    assert parse() == replace(IDENTITY, session_generation=2)
+    fields = {"session_final": True, "parent_session_id": "p"}
+    given = HintParser(fields, identity=IDENTITY, root_session="root").parse()
+    assert given == replace(IDENTITY, session_final=True, parent_session_id="p")
+    assert not given.has_unused
+
+
+def test_the_run_of_hints_that_name_none_is_the_root_session():
+    fields = {"agent_id": "a", "step_graph": {"nodes": ["a"]}}
+    hints = HintParser(fields, identity=IDENTITY, root_session="root").parse()
+    assert (hints.workflow_id, hints.agent_id, hints.session_id) == ("root", "a", None)
+    assert not hints.has_unused
+    named = HintParser({**fields, "workflow_id": "w"}, root_session="root").parse()
+    assert named.workflow_id == "w"
+    assert HintParser(fields, root_session="x" * 300).parse().has_unused
 
 
 def test_a_fixed_prefix_is_cut_to_the_prompt():
@@ -134,6 +230,7 @@ def test_hints_are_empty_if_they_name_nothing(hints, is_empty):
         ("num_fixed", -1),
         ("reuse", "keep"),
         ("ttl_s", "soon"),
+        ("prefetch", 1),
         ("graph", "a graph"),
         ("steps_to_execution", {"b": "x"}),
         ("next_agents", ["b"]),
@@ -174,7 +271,7 @@ def test_parents_and_generations_need_a_session():
 
 def test_an_identity_fills_hints_that_name_no_one():
     identity = Hints("w", "a", "s", True, "p", 2)
-    for data in (None, {}, {"priority": 1, "parent_session_id": "q"}):
+    for data in (None, {}, {"priority": 1}):
         hints = HintParser(data, session_id="key", identity=identity).parse()
         assert (hints.workflow_id, hints.agent_id, hints.session_id) == ("w", "a", "s")
         assert (hints.session_final, hints.parent_session_id) == (True, "p")
