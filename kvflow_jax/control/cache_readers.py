@@ -21,8 +21,8 @@ class CacheReaders:
     Args:
         lru_fallback: None: no tenant falls back.
         prefixes: the fixed prefixes of agents.
-        next_read_of: the next read of a prefix, in runs that have read it; and of an agent, in runs
-            that have called it with no prefix yet.
+        known_read_of: the next read of a prefix, in runs that have read it; and of an agent, in
+            runs that have called it with no prefix yet. None: there are no such runs.
         offload_later: called with the end of each prefix that is set; None: nothing is offloaded
             before its eviction.
     """
@@ -32,13 +32,13 @@ class CacheReaders:
         cache: PrefixCache,
         lru_fallback: LruFallback | None,
         prefixes: AgentPrefixes,
-        next_read_of: Callable[[AgentReader | PrefixReader], NextRead],
+        known_read_of: Callable[[AgentReader | PrefixReader], NextRead | None],
         offload_later: Callable[[BlockRef], object] | None,
     ) -> None:
         self._cache = cache
         self._lru_fallback = lru_fallback
         self._prefixes = prefixes
-        self._next_read_of = next_read_of
+        self._known_read_of = known_read_of
         self._offload_later = offload_later
 
     def reset(self, cache: PrefixCache) -> None:
@@ -93,9 +93,10 @@ class CacheReaders:
         fallback = self._lru_fallback
         if fallback is not None and fallback.falls_back_to_lru(agent.tenant):
             return [UNKNOWN] * len(prefixes)
-        reads = [self._next_read_of(prefix) for prefix in prefixes]
-        shared, next_call = self._prefixes.shared(agent), self._next_read_of(agent)
-        return [
-            min(read, next_call) if prefix in shared else read
-            for prefix, read in zip(prefixes, reads, strict=True)
-        ]
+        shared, next_call = self._prefixes.shared(agent), self._known_read_of(agent)
+        found = []
+        for prefix in prefixes:
+            reads = [self._known_read_of(prefix), next_call if prefix in shared else None]
+            # Runs that are known to read it never or late count before those that may begin.
+            found.append(min((read for read in reads if read is not None), default=UNKNOWN))
+        return found

@@ -84,7 +84,7 @@ class Controller:
             cache,
             self._lru_fallback,
             self._agent_prefixes,
-            self.run_tracker.next_read_of,
+            self.run_tracker.known_read_of,
             self.prefetcher.offload_later if offloads_prefixes else None,
         )
         self._sessions = SessionStore(self.run_tracker, self._release_reader)

@@ -192,14 +192,17 @@ class RunTracker:
         """Return the run of this key, None if there is none."""
         return self._runs.get(key.tenant, key)
 
-    def next_read_of(self, reader: AgentReader | PrefixReader) -> NextRead:
-        """Return the soonest read of a prefix over the runs that have read it; UNKNOWN without one.
+    def known_read_of(self, reader: AgentReader | PrefixReader) -> NextRead | None:
+        """Return the soonest read of a prefix over the runs that have read it; None without one.
 
         For an agent: over the runs in which it has read no prefix yet.
         """
         minima = self._reads.get(reader)
-        soonest = minima.minimum if minima is not None else None
-        return next_read.UNKNOWN if soonest is None else soonest
+        return minima.minimum if minima is not None else None
+
+    def next_read_of(self, reader: AgentReader | PrefixReader) -> NextRead:
+        """Return ``known_read_of``; UNKNOWN without a run."""
+        return self.known_read_of(reader) or next_read.UNKNOWN
 
     def drain_changes(self) -> dict[Reader, NextRead]:
         """Return the readers whose next read has changed since the last call, with it."""

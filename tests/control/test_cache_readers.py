@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.cache.next_read import SUFFIX, UNKNOWN, scheduled
+from kvflow_jax.cache.next_read import NEVER, SUFFIX, UNKNOWN, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.control.agent_prefixes import AgentPrefixes
 from kvflow_jax.control.cache_readers import CacheReaders
@@ -30,7 +30,7 @@ class Prefixes:
 
 def never_called(reader):
     """The next reads of an agent that no run has called: it is read in two steps."""
-    return scheduled(2.0) if reader == AGENT else UNKNOWN
+    return scheduled(2.0) if reader == AGENT else None
 
 
 class Fallback:
@@ -62,7 +62,7 @@ def reads(cache, request):
 
 
 def test_an_agent_reads_its_prefix_when_its_runs_say_so(cache, request_):
-    steps = {AGENT: scheduled(2.0), PREFIX: UNKNOWN}
+    steps = {AGENT: scheduled(2.0), PREFIX: None}
     readers = CacheReaders(cache, None, Prefixes(), steps.__getitem__, None)
     readers.set_prefix(PREFIX, request_, request_.tokens[:4])
     assert reads(cache, request_) == [scheduled(2.0), SUFFIX]
@@ -77,12 +77,26 @@ def test_an_agent_reads_its_prefix_when_its_runs_say_so(cache, request_):
 
 
 def test_a_run_that_has_not_called_an_agent_reads_its_shared_prefixes_alone(cache, request_):
-    steps = {AGENT: scheduled(1.0), PREFIX: UNKNOWN, OTHER: scheduled(3.0)}
+    steps = {AGENT: scheduled(1.0), PREFIX: None, OTHER: scheduled(3.0)}
     prefixes = Prefixes((PREFIX, OTHER), shared=(PREFIX,))
     readers = CacheReaders(cache, None, prefixes, steps.__getitem__, None)
     readers.set_prefix(PREFIX, request_, request_.tokens[:4])
     readers.set_prefix(OTHER, request_, request_.tokens[:8])
     assert reads(cache, request_) == [scheduled(1.0), scheduled(3.0)]
+
+
+@pytest.mark.parametrize("late", [NEVER, scheduled(1.0).throttled()])
+def test_runs_that_read_a_prefix_late_or_never_count_before_unknown_ones(cache, request_, late):
+    steps = {AGENT: None, PREFIX: late}
+    readers = CacheReaders(cache, None, Prefixes(), steps.__getitem__, None)
+    readers.set_prefix(PREFIX, request_, request_.tokens[:4])
+    assert reads(cache, request_)[0] == late
+    steps[AGENT] = scheduled(3.0)  # a run that has not called it yet
+    readers.update({AGENT: scheduled(3.0)})
+    assert reads(cache, request_)[0] == scheduled(3.0)
+    steps[AGENT] = steps[PREFIX] = None
+    readers.update({PREFIX: UNKNOWN})
+    assert reads(cache, request_)[0] == UNKNOWN
 
 
 def test_a_prefix_that_is_no_longer_the_only_one_is_updated(cache, request_):
