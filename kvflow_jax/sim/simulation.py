@@ -87,7 +87,7 @@ class Simulation:
             model_name=shape.name,
             seed=0,
         )
-        self._checks_every = checks_every
+        self._checks_every, self._num_steps = checks_every, 0
         self._inbox: list[Callable[[], object]] = []
 
     @property
@@ -115,26 +115,34 @@ class Simulation:
         Raises:
             IntegrityError: deadlock: requests wait, and no event can wake them.
         """
-        engine, num_steps = self.engine, 0
-        while True:
-            engine.retire_early()
-            inbox, self._inbox = self._inbox, []
-            for add in inbox:
-                add()
-            is_busy = engine.step()
-            num_steps += 1
-            if self._checks_every and num_steps % self._checks_every == 0:
-                engine.check_integrity()
-            if is_busy or self._inbox:
-                continue
-            if not engine.is_idle and not engine.is_waiting:
-                raise IntegrityError(
-                    "deadlock: requests wait, none runs, and none can be scheduled"
-                )
-            if engine.controller.num_throttled:
-                due_s, next_s = self.clock.now() + POLL_INTERVAL_S, self.clock.next_event_s
-                self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
-            elif not self.clock.advance_to_next_event():
-                if engine.is_idle:
-                    return
-                raise IntegrityError("deadlock: requests wait for a transfer that is not in flight")
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Advance by one step of the engine, or to the next event; False if none is left.
+
+        Raises:
+            IntegrityError: see ``run``.
+        """
+        engine = self.engine
+        engine.retire_early()
+        inbox, self._inbox = self._inbox, []
+        for add in inbox:
+            add()
+        is_busy = engine.step()
+        self._num_steps += 1
+        if self._checks_every and self._num_steps % self._checks_every == 0:
+            engine.check_integrity()
+        if is_busy or self._inbox:
+            return True
+        if not engine.is_idle and not engine.is_waiting:
+            raise IntegrityError("deadlock: requests wait, none runs, and none can be scheduled")
+        if engine.controller.num_throttled:
+            due_s, next_s = self.clock.now() + POLL_INTERVAL_S, self.clock.next_event_s
+            self.clock.advance_to(due_s if next_s is None else min(due_s, next_s))
+            return True
+        if self.clock.advance_to_next_event():
+            return True
+        if engine.is_idle:
+            return False
+        raise IntegrityError("deadlock: requests wait for a transfer that is not in flight")
