@@ -36,11 +36,11 @@ def run_page(page: Path, environments: Path, url: str) -> str:
         if not (folder / "node_modules").exists():
             print(f"         not run, for want of Node.js: {page.stem}")
             return ""
-    # A module of JavaScript finds packages beside itself.
+    # A module of JavaScript finds packages beside itself; one of Python the project, not installed.
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=suffix) as program:
         program.write(whole(python or js).replace(SERVER, url))
         program.flush()
-        return _run([*command, program.name])
+        return _run([*command, program.name], PYTHONPATH=str(ROOT))
 
 
 def run_check(check: Path, environments: Path, url: str) -> str:

@@ -1,0 +1,37 @@
+"""Whose call of a model is being made: its run, its agent, its conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvflow_jax.clients.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The call that the current thread or task is making.
+
+    Attributes:
+        agent: the role that calls.
+        run: the run that it belongs to; None if that is unknown.
+        session: name of its conversation as its caller gave it.
+        conversation: name under which a later call may continue this one; whether it does is
+            seen in the prompts.
+        on_sent: called when its request is sent.
+    """
+
+    agent: str | None
+    run: Run | None = None
+    session: str | None = None
+    conversation: str | None = None
+    on_sent: Callable[[], None] | None = None
+
+
+class Caller(Protocol):
+    """A framework, asked whose call is being made."""
+
+    def current(self) -> Call | None:
+        """Return the call that is being made; None if it is none of this framework's."""
+        ...

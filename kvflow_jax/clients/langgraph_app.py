@@ -1,0 +1,184 @@
+"""The graph of a compiled LangGraph app.
+
+``app.get_graph()`` draws it and loses what it waits for. The builder has it: its edges, the joins
+among its waiting edges, the targets of its routers, and those that nodes name themselves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from kvflow_jax.clients.agent_graph import END, START, AgentGraph
+
+MAX_DEPTH = 8  # of graphs within graphs
+SEPARATOR = ":"  # between the names of a node and of one within it; LangGraph allows it in none
+
+
+def is_app(app: object) -> bool:
+    """Return whether an object is a compiled app of LangGraph."""
+    builder = getattr(app, "builder", None)
+    return all(hasattr(builder, name) for name in ("nodes", "edges", "waiting_edges", "branches"))
+
+
+def read_app(app: Any) -> AgentGraph:
+    """Return the graph of an app. Nodes within a node that is a graph are named ``node:inner``.
+
+    A router that does not name its targets may choose any node.
+    """
+    graph = AgentGraph()
+    wrapped = _add(graph, app.builder, "", 0)
+    graph = graph.without(wrapped)
+    for node in wrapped:
+        graph.nodes.pop(node, None)
+    return graph
+
+
+def tool_nodes(app: Any) -> set[str]:
+    """Return the nodes that run tools: they call no model."""
+    found: set[str] = set()
+    _find_tools(found, app.builder, "", 0)
+    return found
+
+
+def _find_tools(found: set[str], builder: Any, prefix: str, depth: int) -> None:
+    for name, spec in builder.nodes.items():
+        inner = _graph_in(spec.runnable)
+        if inner is not None and depth < MAX_DEPTH:
+            _find_tools(found, inner.builder, f"{prefix}{name}{SEPARATOR}", depth + 1)
+        elif any(one.__name__ == "ToolNode" for one in type(spec.runnable).__mro__):
+            found.add(f"{prefix}{name}")
+
+
+def _add(graph: AgentGraph, builder: Any, prefix: str, depth: int) -> list[str]:
+    """Add a builder's nodes and edges; return the nodes that only stand for begins and ends."""
+    wrapped: list[str] = []
+    begin_of: dict[str, str] = {START: f"{prefix}{START}", END: f"{prefix}{END}"}
+    end_of = dict(begin_of)
+    for name, spec in builder.nodes.items():
+        inner, node = _graph_in(spec.runnable), f"{prefix}{name}"
+        begin_of[name] = end_of[name] = node
+        if inner is None or depth >= MAX_DEPTH:
+            graph.nodes.setdefault(node)
+            continue
+        within = f"{node}{SEPARATOR}"
+        wrapped += _add(graph, inner.builder, within, depth + 1)
+        begin_of[name], end_of[name] = f"{within}{START}", f"{within}{END}"
+        wrapped += [begin_of[name], end_of[name]]
+    edges = _Edges(builder, graph, prefix)
+    for source, target in edges.always:
+        graph.add_edge(end_of[source], begin_of[target])
+    for source, targets in edges.choices:
+        graph.add_choice(end_of[source], [begin_of[target] for target in targets])
+    if depth:
+        # A graph within a node is done when its last nodes are.
+        for name in builder.nodes:
+            if name not in edges.sources:
+                graph.add_edge(end_of[name], end_of[END])
+    for name, mode in edges.joins().items():
+        graph.joins[begin_of[name]] = mode
+    return wrapped
+
+
+class _Edges:
+    """The edges of one builder, by the names that it gives its nodes."""
+
+    def __init__(self, builder: Any, graph: AgentGraph, prefix: str) -> None:
+        self._builder = builder
+        self._waiting = [(tuple(sources), target) for sources, target in builder.waiting_edges]
+        self.always = sorted(builder.edges)
+        self.always += [(one, target) for sources, target in self._waiting for one in sources]
+        self.choices: list[tuple[str, list[str]]] = []
+        for source, branches in builder.branches.items():
+            for label, branch in branches.items():
+                targets = _targets(branch)
+                if targets is None:
+                    graph.gaps.append(
+                        f"the router {label!r} of {prefix}{source} does not name its targets: give "
+                        "add_conditional_edges a path_map, or the router a return type of Literal"
+                    )
+                    targets = [*builder.nodes, END]
+                self.choices.append((source, targets))
+        for name, spec in builder.nodes.items():
+            ends = [
+                end for end in getattr(spec, "ends", None) or () if end in (*builder.nodes, END)
+            ]
+            if ends:  # of a Command
+                self.choices.append((name, ends))
+        self.sources = {source for source, _ in (*self.always, *self.choices)}
+
+    def joins(self) -> dict[str, Literal["all", "any"]]:
+        """Return how nodes with several inputs wait, where LangGraph differs from a workflow."""
+        always: dict[str, list[str]] = {}
+        for source, target in self.always:
+            always.setdefault(target, []).append(source)
+        chosen = {target for _, targets in self.choices for target in targets if len(targets) > 1}
+        depth = self._depths()
+        joins: dict[str, Literal["all", "any"]] = {}
+        for name, spec in self._builder.nodes.items():
+            sources = always.get(name, [])
+            groups = [group for group, target in self._waiting if target == name]
+            num_inputs = len(sources) + (name in chosen)
+            if num_inputs < 2:
+                continue
+            if getattr(spec, "defer", False):
+                is_all = name not in chosen
+            elif groups:
+                is_all = len(groups) == 1 and len(groups[0]) == num_inputs
+            elif name in chosen or len({depth.get(source) for source in sources}) == 1:
+                continue
+            else:
+                # Nodes of a superstep end together. A node that follows nodes of several
+                # supersteps runs after each of them.
+                is_all = False
+            joins[name] = "all" if is_all else "any"
+        return joins
+
+    def _depths(self) -> dict[str, int]:
+        """Return the number of supersteps before each node."""
+        targets: dict[str, list[str]] = {}
+        for source, target in self.always:
+            targets.setdefault(source, []).append(target)
+        for source, ends in self.choices:
+            targets.setdefault(source, []).extend(ends)
+        depth, queue = {START: 0}, deque([START])
+        while queue:
+            source = queue.popleft()
+            for target in targets.get(source, ()):
+                if target not in depth:
+                    depth[target] = depth[source] + 1
+                    queue.append(target)
+        return depth
+
+
+def _graph_in(runnable: Any) -> Any:
+    """Return the app that a node is, None for other nodes."""
+    for _ in range(MAX_DEPTH):
+        if is_app(runnable):
+            return runnable
+        runnable = getattr(runnable, "bound", None)  # of ``with_config`` and the like
+    return None
+
+
+def _targets(branch: Any) -> list[str] | None:
+    """Return what a router may choose, None if it does not say."""
+    ends = getattr(branch, "ends", None)
+    if ends:
+        return list(ends.values() if isinstance(ends, Mapping) else ends)
+    path = getattr(branch, "path", None)
+    function = getattr(path, "func", None) or getattr(path, "afunc", None)
+    try:
+        found = list(_literals(get_type_hints(function).get("return")))
+    except Exception:  # of annotations whose names cannot be found
+        found = []
+    return found or None
+
+
+def _literals(annotation: Any) -> Iterable[str]:
+    """Yield the texts of the ``Literal`` types within an annotation, such as a list of them."""
+    if get_origin(annotation) is Literal:
+        yield from (value for value in get_args(annotation) if isinstance(value, str))
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
