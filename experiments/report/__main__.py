@@ -1,6 +1,8 @@
-"""Run ``python -m experiments.report``."""
+"""Run ``python -m experiments.report``; the code is in ``experiments.report.writer``."""
 
-from experiments.report.writer import main
+from experiments.optional_packages import main_of
+
+main = main_of("experiments.report.writer")
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.load import __main__ as load
 from experiments.load import aborts, attacks, sessions, streams, tenants
+from experiments.load import scenarios as load
 
 
 @pytest.fixture
