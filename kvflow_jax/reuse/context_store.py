@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from kvflow_jax.reuse.context import Context
@@ -18,6 +18,7 @@ _GROWTH = 1.0 / (1.0 - 1.0 / 256.0)  # frequencies decay over so many calls
 _MAX_UNIT = 1e12
 _BASE_BYTES = 20_000  # of an empty store, with the forecasts that are kept
 _AGENT_BYTES, _LONG_BYTES = 180, 150  # of an agent beside its context; of a longer context
+_AGENT, _CONTEXT = "agent", "context"  # kinds of rows
 
 
 class _Agent:
@@ -135,42 +136,64 @@ class ContextStore:
 
     def items(self) -> Iterator[tuple[tuple[str, ...], Context]]:
         """Return all contexts that something has followed, by key."""
+        yield from self._of_agents(self._agents.items())
+        yield from ((key, context) for key, context in self._long.items() if len(context))
         if len(self._begin):
             yield (), self._begin
-        for name, agent in self._agents.items():
-            if agent.context is not None and len(agent.context):
-                yield (name,), agent.context
-        for key, context in self._long.items():
+
+    def newest(self) -> Iterator[tuple[tuple[str, ...], Context]]:
+        """Return the same: the beginning, then agents, the newest first, then longer contexts."""
+        if len(self._begin):
+            yield (), self._begin
+        yield from self._of_agents(self._agents.newest())
+        yield from ((key, context) for key, context in self._long.newest() if len(context))
+
+    def rows(self) -> Iterator[list[Any]]:
+        """Return its state as JSON values; it may change between two rows."""
+        agents, longer = list(self._agents.items()), list(self._long.items())
+        if len(self._begin):
+            yield [_CONTEXT, [], self._begin.to_list()]
+        for name, agent in agents:
+            yield [_AGENT, name, agent.weight / self._unit]
+        for key, context in (*self._of_agents(agents), *longer):
             if len(context):
-                yield key, context
+                yield [_CONTEXT, list(key), context.to_list()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return its state as JSON values."""
-        return {
-            "agents": [[name, agent.weight / self._unit] for name, agent in self._agents.items()],
-            "contexts": [[list(key), context.to_list()] for key, context in self.items()],
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Fill an empty store with a state. Raises ValueError or TypeError if it is not one."""
-        for name, weight in state["agents"]:
+    def load_row(self, kind: object, values: list[Any]) -> None:
+        """Add what a row says. Raises ValueError or TypeError if it is not one."""
+        if kind == _AGENT:
+            name, weight = values
             if not is_name(name) or not 0 <= weight < 1e9:
                 raise ValueError("an agent has a name and a weight")
             record = self._agents.use(name) or self._add_agent(name)
             self._total += weight - record.weight
             record.weight = float(weight)
-        for key, value in state["contexts"]:
+        elif kind == _CONTEXT:
+            key, state = values
             if not isinstance(key, list) or len(key) > MAX_HISTORY or not all(map(is_name, key)):
                 raise ValueError(f"a context is of at most {MAX_HISTORY} agents")
-            context = Context.from_list(value, has_delays=len(key) == 1)
-            if not key:
-                self._begin = context
-            elif len(key) == 1:
-                record = self._agents.use(key[0]) or self._add_agent(key[0])
+            self._load_context(tuple(key), Context.from_list(state, has_delays=len(key) == 1))
+        else:
+            raise ValueError("a row is of an agent or a context")
+
+    def _load_context(self, key: tuple[str, ...], context: Context) -> None:
+        if not key:
+            self._begin = context
+        elif len(key) == 1:
+            record = self._agents.use(key[0]) or self._add_agent(key[0])
+            if record.context is None:
                 record.context = context
                 self.num_bytes += context.num_bytes
-            elif len(key) <= self._max_depth and tuple(key) not in self._long:
-                self._put_long(tuple(key), context)
+        elif len(key) <= self._max_depth and key not in self._long:
+            self._put_long(key, context)
+
+    @staticmethod
+    def _of_agents(
+        agents: Iterable[tuple[str, _Agent]],
+    ) -> Iterator[tuple[tuple[str, ...], Context]]:
+        for name, agent in agents:
+            if agent.context is not None and len(agent.context):
+                yield (name,), agent.context
 
     def _context_of(self, agent: str) -> Context | None:
         """Return what follows an agent's calls; None if its name is not learned."""

@@ -12,7 +12,7 @@ learns that, and decides only where it gives it no lower chance than the shorter
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kvflow_jax.reuse.context import Context
@@ -31,6 +31,7 @@ _GAIN_RATE = 1.0 / 32.0
 _MAX_PASSAGES, _MAX_STATES = 2, 128  # that are kept
 # Forecasts outlive so many material changes, as a part of the contexts that they are made from.
 _TOLERANCE = 0.25
+_ALL = "all"  # the row of what all contexts share
 
 # The last agent, the one before it, and the key of the last three if that context pays.
 _State = tuple[str | None, str | None, tuple[str, ...] | None]
@@ -107,12 +108,15 @@ class ContextTree:
         return max(steps, key=lambda step: step.chance).agent if steps else None
 
     def transitions(self, max_rows: int) -> list[Transition]:
-        rows = [
-            Transition(key, agent, share, context.num_seen(agent), context.delay(agent))
-            for key, context in self._contexts.items()
-            if len(key) < 2 or context.gain > 0
-            for agent, share in context.shares()
-        ]
+        rows: list[Transition] = []
+        for key, context in self._contexts.newest():
+            if len(rows) >= max_rows:
+                break
+            if len(key) < 2 or context.gain > 0:
+                rows += [
+                    Transition(key, agent, share, context.num_seen(agent), context.delay(agent))
+                    for agent, share in context.shares()
+                ]
         rows.sort(key=lambda row: (-row.num_seen, row.context, row.agent))
         return rows[:max_rows]
 
@@ -120,19 +124,24 @@ class ContextTree:
         self._contexts.forget(agent)
         self._forget_forecasts()
 
-    def to_dict(self) -> dict[str, Any]:
-        state = self._contexts.to_dict()
-        return {**state, "escapes": self._escapes.to_list(), "gain": self._gain}
+    def rows(self) -> Iterator[list[Any]]:
+        yield [_ALL, self._gain, self._escapes.to_list()]
+        yield from self._contexts.rows()
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> ContextTree:
+    def from_rows(cls, rows: Iterable[Any]) -> ContextTree:
         tree = cls()
-        try:
-            tree._contexts.load(state)
-            tree._escapes = EscapeRates.from_list(state["escapes"])
-            tree._gain = float(state["gain"])
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"not what a predictor has learned: {error!r}") from error
+        for row in rows:
+            try:
+                kind, *values = row
+                if kind == _ALL:
+                    gain, escapes = values
+                    tree._gain = float(gain)
+                    tree._escapes = EscapeRates.from_list(escapes)
+                else:
+                    tree._contexts.load_row(kind, values)
+            except (TypeError, OverflowError) as error:
+                raise ValueError(f"a row that is not of a predictor: {error}") from error
         if not math.isfinite(tree._gain):
             raise ValueError("the gain must be a finite number")
         return tree

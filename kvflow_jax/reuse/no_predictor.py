@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kvflow_jax.reuse.predictor import Forecast, Transition
@@ -28,9 +28,9 @@ class NoPredictor:
     def forget(self, agent: str) -> None:
         """There is nothing to forget."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return {}
+    def rows(self) -> Iterator[list[Any]]:
+        return iter(())
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> NoPredictor:
+    def from_rows(cls, rows: Iterable[Any]) -> NoPredictor:
         return cls()

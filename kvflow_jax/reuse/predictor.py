@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from kvflow_jax.reuse.delay import Delay
@@ -76,7 +76,7 @@ class Predictor(Protocol):
         """Return the agent that is most likely to call next; None if ``forecast`` is empty."""
 
     def transitions(self, max_rows: int) -> list[Transition]:
-        """Return what was learned, the most frequent first."""
+        """Return what was learned, the most frequent first: of the contexts visited last."""
 
     def forget(self, agent: str) -> None:
         """Forget an agent, and all contexts that it is part of."""
@@ -88,9 +88,12 @@ class Predictor(Protocol):
     def num_bytes(self) -> int:
         """Estimate of its memory in bytes."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return its state as JSON values."""
+    def rows(self) -> Iterator[list[Any]]:
+        """Return its state as JSON values, row by row, each in the same short time.
+
+        The predictor may learn between two rows.
+        """
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Predictor:
+    def from_rows(cls, rows: Iterable[Any]) -> Predictor:
         """Return a predictor of this state. Raises ValueError if it is not one."""

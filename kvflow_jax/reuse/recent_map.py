@@ -59,3 +59,8 @@ class RecentMap(Generic[Key, Value]):
         """Return all values, the old generation first."""
         yield from self._old.items()
         yield from self._young.items()
+
+    def newest(self) -> Iterator[tuple[Key, Value]]:
+        """Return all values, the one added or used last of each generation first."""
+        yield from reversed(self._young.items())
+        yield from reversed(self._old.items())

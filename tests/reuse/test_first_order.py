@@ -14,5 +14,5 @@ def test_only_the_last_agent_counts():
     assert {"b", "d"} <= first.forecast(["x"]).keys()
     assert tree.expects(["a", "x"]) == "b"
     assert tree.expects(["c", "x"]) == "d"
-    again = FirstOrder.from_dict(first.to_dict())
+    again = FirstOrder.from_rows(first.rows())
     assert again.forecast(["x"]).keys() == first.forecast(["x"]).keys()

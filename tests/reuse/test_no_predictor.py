@@ -12,4 +12,4 @@ def test_it_forecasts_nothing():
     assert predictor.transitions(10) == []
     predictor.forget("a")
     assert (predictor.num_agents, predictor.num_bytes) == (0, 0)
-    assert NoPredictor.from_dict(predictor.to_dict()).forecast(["a"]) == {}
+    assert NoPredictor.from_rows(predictor.rows()).forecast(["a"]) == {}

@@ -14,6 +14,7 @@ def test_the_values_used_last_are_kept():
     assert dropped == [(0, "0"), (2, "2")]
     recent.put(6, "6")
     recent.put(7, "7")
+    assert [key for key, _ in recent.newest()] == [7, 6, 1, 5, 4, 3]
     assert dict(recent.items()) == {key: str(key) for key in (3, 4, 5, 1, 6, 7)}
     assert 1 in recent
     assert 2 not in recent
