@@ -40,14 +40,12 @@ class Conversations:
         if not isinstance(messages, Sequence) or isinstance(messages, str):
             return False
         with self._lock:
-            before = self._last.pop(name, None)
-            if before is not None:
-                num, digest = before
-                grows = num < len(messages) and _digest(messages[:num]) == digest
-                # A call that is repeated, by a retry for example, says nothing.
-                if grows or before != (len(messages), _digest(messages)):
-                    _put(self._continues, agent, grows, MAX_AGENTS)
-            _put(self._last, name, (len(messages), _digest(messages)), MAX_CONVERSATIONS)
+            num, digest = self._last.pop(name, (0, b""))
+            begun, whole = _digests(messages, num)
+            # A call that is repeated, by a retry for example, says nothing.
+            if num and (num, digest) != (len(messages), whole):
+                _put(self._continues, agent, begun == digest, MAX_AGENTS)
+            _put(self._last, name, (len(messages), whole), MAX_CONVERSATIONS)
             return self._continues.get(agent, False)
 
 
@@ -58,5 +56,11 @@ def _put(known: OrderedDict[str, Value], key: str, value: Value, most: int) -> N
         known.popitem(last=False)
 
 
-def _digest(messages: Sequence[object]) -> bytes:
-    return hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()
+def _digests(messages: Sequence[object], num: int) -> tuple[bytes, bytes]:
+    """Return the digest of the first ``num`` messages, b"" if there are no others, and of all."""
+    state, begun = hashlib.blake2b(digest_size=16), b""
+    for i, message in enumerate(messages):
+        if i == num:
+            begun = state.digest()
+        state.update(json.dumps(message).encode() + b",")
+    return begun, state.digest()

@@ -17,9 +17,10 @@ SEPARATOR = ":"  # between the names of a node and of one within it; LangGraph a
 
 
 def is_app(app: object) -> bool:
-    """Return whether an object is a compiled app of LangGraph."""
-    builder = getattr(app, "builder", None)
-    return all(hasattr(builder, name) for name in ("nodes", "edges", "waiting_edges", "branches"))
+    """Return whether an object is a compiled app of LangGraph, one of its functional API too."""
+    return _has_builder(app) or all(
+        hasattr(app, name) for name in ("nodes", "channels", "get_graph", "config")
+    )
 
 
 def read_app(app: Any) -> AgentGraph:
@@ -28,6 +29,9 @@ def read_app(app: Any) -> AgentGraph:
     A router that does not name its targets may choose any node.
     """
     graph = AgentGraph()
+    if not _has_builder(app):
+        graph.gaps.append("an app of the functional API does not say which task follows which")
+        return graph
     wrapped = _add(graph, app.builder, "", 0)
     graph = graph.without(wrapped)
     for node in wrapped:
@@ -38,8 +42,14 @@ def read_app(app: Any) -> AgentGraph:
 def tool_nodes(app: Any) -> set[str]:
     """Return the nodes that run tools: they call no model."""
     found: set[str] = set()
-    _find_tools(found, app.builder, "", 0)
+    if _has_builder(app):
+        _find_tools(found, app.builder, "", 0)
     return found
+
+
+def _has_builder(app: object) -> bool:
+    builder = getattr(app, "builder", None)
+    return all(hasattr(builder, name) for name in ("nodes", "edges", "waiting_edges", "branches"))
 
 
 def _find_tools(found: set[str], builder: Any, prefix: str, depth: int) -> None:
@@ -155,7 +165,7 @@ class _Edges:
 def _graph_in(runnable: Any) -> Any:
     """Return the app that a node is, None for other nodes."""
     for _ in range(MAX_DEPTH):
-        if is_app(runnable):
+        if _has_builder(runnable):
             return runnable
         runnable = getattr(runnable, "bound", None)  # of ``with_config`` and the like
     return None

@@ -14,6 +14,7 @@ from langchain.agents import create_agent
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, Send, interrupt
 
@@ -107,13 +108,12 @@ BY_HAND = (
 )
 
 
-def steps_of(graph: Graph, agents: list[str]) -> list[dict[str, int]]:
-    """Return the steps-to-execution of all agents at the start and at the end of each call."""
+def steps_of(graph: Graph, events: list[tuple[str, str | None]]) -> list[dict[str, int]]:
+    """Return the steps-to-execution of all agents after each request and each answer."""
     state, steps = RunState(graph), []
-    for agent in agents:
-        assert state.start(agent)
-        steps.append(state.agent_steps())
-        assert state.finish(agent)
+    for event, agent in events:
+        assert agent is not None
+        assert state.start(agent) if event == "start" else state.finish(agent)
         steps.append(state.agent_steps())
     return steps
 
@@ -123,9 +123,8 @@ def check_team(model: Model) -> None:
     assert len(hints) == 5 * ROUNDS + 1
     assert model.sent.statuses == ["applied"] * len(hints)
     (graph,) = {str(one["step_graph"]): one["step_graph"] for one in hints}.values()
-    agents = [one["agent_id"] for one in hints]
-    own = steps_of(Workflow.from_dict(graph).freeze(), agents)
-    assert own == steps_of(BY_HAND.freeze(), agents)
+    own = steps_of(Workflow.from_dict(graph).freeze(), model.sent.events)
+    assert own == steps_of(BY_HAND.freeze(), model.sent.events)
     assert any(0 < steps < 5 for of_call in own for steps in of_call.values())
     assert len({one["workflow_id"] for one in hints}) == 1
 
@@ -269,6 +268,22 @@ def test_an_app_that_changes_and_one_that_nobody_binds(model: Model) -> None:
     assert [len(one["step_graph"]["nodes"]) for one in (before, after)] == [1, 2]
     assert alone == {"workflow_id": "t", "agent_id": "planner"}
     assert model.sent.statuses == ["applied"] * 5
+
+
+def test_an_app_of_the_functional_api_has_runs_and_no_graph(model: Model) -> None:
+    @task
+    def plan(text: str) -> str:
+        return model.llm.invoke(text).text
+
+    @entrypoint()
+    def flow(text: str) -> str:
+        return plan(text).result() + model.llm.invoke(text).text
+
+    assert model.bind(flow).invoke("hello") == TEXT * 2
+    first, second = (one for one in model.sent.hints if one is not None)
+    assert [first["agent_id"], second["agent_id"]] == ["flow:plan", "flow"]
+    assert first["workflow_id"] == second["workflow_id"]
+    assert len(model.http.gaps) == 1
 
 
 def test_a_run_that_the_program_names(model: Model) -> None:

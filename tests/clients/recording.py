@@ -11,16 +11,18 @@ class Recording:
 
     Attributes:
         bodies: of requests to the routes that take hints, in order.
-        hints: ``agent_hints`` of each, None without.
         statuses: what the server made of the hints, in order of its answers.
+        events: ("start" or "finish", agent) of these requests and their answers.
     """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.statuses: list[str | None] = []
+        self.events: list[tuple[str, str | None]] = []
 
     @property
     def hints(self) -> list[dict[str, Any] | None]:
+        """``agent_hints`` of each request, None without."""
         return [body.get("agent_hints") for body in self.bodies]
 
     @property
@@ -41,6 +43,13 @@ class Recording:
     def _note_request(self, request: Any) -> None:
         assert int(request.headers["content-length"]) == len(request.content)
         self.bodies.append(json.loads(request.content))
+        self.events.append(("start", _agent_of(request)))
 
     def _note_response(self, response: Any) -> None:
         self.statuses.append(response.headers.get("x-kvflow-hint-status"))
+        self.events.append(("finish", _agent_of(response.request)))
+
+
+def _agent_of(request: Any) -> str | None:
+    hints: dict[str, Any] = json.loads(request.content).get("agent_hints") or {}
+    return hints.get("agent_id")

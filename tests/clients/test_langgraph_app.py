@@ -36,6 +36,7 @@ def nodes(names: str) -> dict[str, SimpleNamespace]:
 
 def test_what_is_an_app() -> None:
     assert is_app(app({}))
+    assert is_app(SimpleNamespace(nodes={}, channels={}, get_graph=None, config=None))
     for other in (None, "app", SimpleNamespace(builder=None), SimpleNamespace(nodes={})):
         assert not is_app(other)
 
@@ -46,8 +47,12 @@ def test_edges_and_entries() -> None:
     assert workflow_of(two).entries == ("a",)
 
 
-def test_an_app_without_nodes_has_no_graph() -> None:
+def test_apps_without_nodes_or_edges_have_no_graph() -> None:
     assert read_app(app({}, [(Start, End)])).to_json("a") is None
+    functional = SimpleNamespace(nodes={"flow": object()}, channels={}, get_graph=None, config=None)
+    assert read_app(functional).to_json("a") is None
+    assert read_app(functional).gaps
+    assert tool_nodes(functional) == set()
 
 
 def test_waiting_edges_are_a_join_of_all() -> None:
