@@ -19,6 +19,7 @@ class Call:
         session: name of its conversation as its caller gave it.
         conversation: name under which a later call may continue this one; whether it does is
             seen in the prompts.
+        outlives_run: whether later runs may continue the conversation.
         on_sent: called when its request is sent.
     """
 
@@ -26,6 +27,7 @@ class Call:
     run: Run | None = None
     session: str | None = None
     conversation: str | None = None
+    outlives_run: bool = False
     on_sent: Callable[[], None] | None = None
 
 

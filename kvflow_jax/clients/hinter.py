@@ -95,7 +95,7 @@ class Hinter:
             for name in _AUTHORIZATION
             if name in hinted.request.headers
         }
-        run.at_end((self, url), lambda: self._ends.put(url, headers))
+        run.at_end((self, url), lambda keeps: self._ends.put(url, headers, keeps_sessions=keeps))
 
     def _prepare(self, request: Any) -> Hinted | None:
         route = route_of(request.url.path)
@@ -119,6 +119,8 @@ class Hinter:
         session = self._session_of(call, body)
         if session is not None:
             hints["session_id"] = session
+            if call.run is not None and call.outlives_run:
+                call.run.keep_sessions()
         graph = None
         if call.run is not None and call.agent is not None:
             graph = call.run.graph_json(call.agent, self._callers.graph_of)

@@ -67,13 +67,18 @@ class _Hinting:
 _SHARED = ("verify", "cert", "trust_env", "proxy", "headers")
 
 
-def _post_end(options: Mapping[str, Any] | None, url: str, headers: Mapping[str, str]) -> None:
+def _post_end(
+    options: Mapping[str, Any] | None,
+    url: str,
+    headers: Mapping[str, str],
+    body: Mapping[str, object],
+) -> None:
     if options is None:
         return
     if url.startswith("http:"):
         options = {**options, "verify": False}  # no certificates: reading them takes 70 ms
     with _base("Client")(**options, timeout=END_TIMEOUT_S) as client:
-        answer = client.post(url, headers=dict(headers), json={"finished": True})
+        answer = client.post(url, headers=dict(headers), json=dict(body))
         if answer.status_code not in (200, 404):  # 404: the run is over already
             answer.raise_for_status()
 

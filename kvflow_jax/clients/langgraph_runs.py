@@ -201,6 +201,7 @@ class LangGraphCaller:
             short_name(place.node),
             place.app_run.run,
             conversation=name or _name(metadata, place.app_run.run.id),
+            outlives_run=name is not None,
             on_sent=lambda: runs.note_call(place.node),
         )
 

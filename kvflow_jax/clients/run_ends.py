@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
-Post = Callable[[str, Mapping[str, str]], None]  # URL, headers; raises what goes wrong
+# URL, headers, body; raises what goes wrong
+Post = Callable[[str, Mapping[str, str], Mapping[str, object]], None]
+_End = tuple[str, Mapping[str, str], Mapping[str, object]]
 
 
 class RunEnds:
@@ -21,16 +23,18 @@ class RunEnds:
 
     def __init__(self, post: Post) -> None:
         self._post = post
-        self._ends: queue.SimpleQueue[tuple[str, Mapping[str, str]]] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[_End] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a finalizer may interrupt its owner
         self._thread: threading.Thread | None = None
         self._has_failed = False
 
-    def put(self, url: str, headers: Mapping[str, str]) -> None:
+    def put(self, url: str, headers: Mapping[str, str], *, keeps_sessions: bool = False) -> None:
+        """Tell of the end of a run; its URL is that of its progress."""
+        body = {"finished": True} | ({"keep_sessions": True} if keeps_sessions else {})
         with self._lock:
             if self._has_failed:
                 return
-            self._ends.put((url, headers))
+            self._ends.put((url, headers, body))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._tell, name="kvflow-run-ends", daemon=True

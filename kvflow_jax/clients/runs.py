@@ -25,7 +25,8 @@ class Run:
         self._lock = threading.RLock()
         self._graph: str | None = None
         self._has_begun = False
-        self._on_end: dict[object, Callable[[], None]] = {}
+        self._on_end: dict[object, Callable[[bool], None]] = {}
+        self._keeps_sessions = False
 
     def graph_json(self, agent: str, default: GraphOf | None = None) -> str | None:
         """Return the JSON form of the run's graph; ``agent`` makes the call that asks for it.
@@ -49,8 +50,12 @@ class Run:
         with self._lock:
             self._graph_of = self._graph_of or graph_of
 
-    def at_end(self, key: object, tell: Callable[[], None]) -> None:
-        """Call ``tell`` when the run ends, once for each key."""
+    def keep_sessions(self) -> None:
+        """Note that later runs may continue conversations of this one."""
+        self._keeps_sessions = True
+
+    def at_end(self, key: object, tell: Callable[[bool], None]) -> None:
+        """Call ``tell`` when the run ends, once for each key, with whether it keeps sessions."""
         with self._lock:
             self._on_end.setdefault(key, tell)
 
@@ -59,4 +64,4 @@ class Run:
         with self._lock:
             told, self._on_end = self._on_end, {}
         for tell in told.values():
-            tell()
+            tell(self._keeps_sessions)

@@ -69,7 +69,8 @@ def run_scope(run_id: object, graph_of: GraphOf | None) -> RunScope:
 
 def step_scope(agent: object, session: object) -> Scope[Call]:
     session_id = None if session is None else short_name(session)
-    return Scope(_step, Call(short_name(agent), session=session_id))
+    outlives_run = session_id is not None
+    return Scope(_step, Call(short_name(agent), session=session_id, outlives_run=outlives_run))
 
 
 def with_declared(call: Call | None) -> Call | None:

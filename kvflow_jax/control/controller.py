@@ -134,12 +134,16 @@ class Controller:
         self._publish_changes()
         return unknown
 
-    def end_run(self, tenant: str, workflow_id: str) -> bool:
-        """End a run and its conversations; return False if there is none of this name."""
+    def end_run(self, tenant: str, workflow_id: str, *, keeps_sessions: bool = False) -> bool:
+        """End a run and its conversations; return False if there is none of this name.
+
+        Args:
+            keeps_sessions: see ``SessionStore.end_run``.
+        """
         run = self.run_tracker.find(RunKey(tenant, workflow_id))
         if run is None:
             return False
-        self._end_run(run)
+        self._end_run(run, keeps_sessions=keeps_sessions)
         self._publish_changes()
         return True
 
@@ -333,8 +337,8 @@ class Controller:
             self._gate.set_working_set(reader, request, len(tokens))
             self._readers.set(reader, request, tokens, next_read)
 
-    def _end_run(self, run: Run) -> None:
-        self._sessions.end_run(run)
+    def _end_run(self, run: Run, *, keeps_sessions: bool = False) -> None:
+        self._sessions.end_run(run, keeps_sessions=keeps_sessions)
         if self.run_tracker.find(run.key) is run:  # not a later run of the same name
             self.run_tracker.end(run.key)
 

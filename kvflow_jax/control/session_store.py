@@ -106,11 +106,17 @@ class SessionStore:
             self._release(reader, history.run)
         return history is not None
 
-    def end_run(self, run: Run) -> None:
-        """Release the histories of all agents of a run."""
+    def end_run(self, run: Run, *, keeps_sessions: bool = False) -> None:
+        """Release the histories of all agents of a run.
+
+        Args:
+            keeps_sessions: whether those of sessions, which later runs continue, are left to their
+                times to live.
+        """
         for readers in list(run.readers.values()):
             for reader in list(readers):
-                self.forget(reader)
+                if not (keeps_sessions and isinstance(reader, SessionReader)):
+                    self.forget(reader)
 
     def expire(self, now: float) -> None:
         """Release the histories whose time to live has passed."""

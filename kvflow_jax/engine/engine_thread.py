@@ -225,9 +225,10 @@ class EngineThread:
             lambda: controller.advance_run(tenant, workflow_id, completed, running, now())
         )
 
-    def end_run(self, tenant: str, workflow_id: str) -> bool:
-        """End a run; return False if there is none of this id."""
-        return self._call(partial(self._engine.controller.end_run, tenant, workflow_id))
+    def end_run(self, tenant: str, workflow_id: str, *, keeps_sessions: bool = False) -> bool:
+        """End a run; return False if there is none of this id. See ``Controller.end_run``."""
+        end = self._engine.controller.end_run
+        return self._call(partial(end, tenant, workflow_id, keeps_sessions=keeps_sessions))
 
     def check_integrity(self) -> None:
         """Check the engine between two steps; see ``Engine.check_integrity``."""

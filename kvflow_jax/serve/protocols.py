@@ -109,7 +109,7 @@ class EngineClient(Protocol):
         """Record a run's progress; return agents missing from its graph, None for no such run."""
         ...
 
-    def end_run(self, tenant: str, workflow_id: str) -> bool:
+    def end_run(self, tenant: str, workflow_id: str, *, keeps_sessions: bool = False) -> bool:
         """End a run; return False if there is none of this name."""
         ...
 

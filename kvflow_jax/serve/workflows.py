@@ -65,6 +65,7 @@ class AdvanceRequest(BaseModel):
     completed: Agents | None = None  # in order of completion
     running: Agents | None = None  # an agent appears once per call
     finished: bool | None = None
+    keep_sessions: bool | None = None  # of a finished run: later runs continue them
 
 
 async def get_graph_owner(request: Request, service: ServiceDep, tenant: TenantDep) -> str:
@@ -176,7 +177,7 @@ def _advance(
 ) -> list[str] | None:
     unknown = engine.advance_run(tenant, workflow_id, body.completed or [], body.running or [])
     if unknown is not None and body.finished:
-        engine.end_run(tenant, workflow_id)
+        engine.end_run(tenant, workflow_id, keeps_sessions=bool(body.keep_sessions))
     return unknown
 
 

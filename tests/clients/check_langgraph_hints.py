@@ -160,6 +160,19 @@ def test_each_invocation_is_a_run_and_the_server_is_told_of_its_end(model: Model
     assert not any(is_known(model, run_id) for run_id in (*runs, other.id))
 
 
+def test_a_thread_goes_on_after_the_end_of_a_run(model: Model) -> None:
+    agent = model.bind(create_agent(model.llm, [], checkpointer=InMemorySaver()))
+    cached = []
+    for _ in range(4):
+        answer = agent.invoke(
+            {"messages": [("user", "hello " * 50)]}, {"configurable": {"thread_id": "t"}}
+        )["messages"][-1]
+        cached.append(answer.usage_metadata["input_token_details"]["cache_read"])
+    assert cached == sorted(set(cached))  # the thread's history is read again each time
+    sessions = [one.get("session_id") for one in model.sent.hints if one is not None]
+    assert sessions == [None, *["t||model"] * 3]
+
+
 def is_known(model: Model, run_id: str) -> bool:
     """Return whether the server has this run."""
     url = f"{model.llm.root_client.base_url}workflows/{run_id}/advance"

@@ -22,13 +22,13 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 class Setting:
     def __init__(self) -> None:
-        self.ended: list[tuple[str, dict[str, str]]] = []
+        self.ended: list[tuple[str, dict[str, str], dict[str, object]]] = []
         self.callers = Callers()
         self.ends = RunEnds(self._post)
         self.hinter = Hinter(self.callers, self.ends)
 
-    def _post(self, url: str, headers: Mapping[str, str]) -> None:
-        self.ended.append((url, dict(headers)))
+    def _post(self, url: str, headers: Mapping[str, str], body: Mapping[str, object]) -> None:
+        self.ended.append((url, dict(headers), dict(body)))
 
     def hints(self, body: Any = CHAT, url: str = URL, **settings: Any) -> dict[str, Any] | None:
         """Return the hints that a request of an agent gets."""
@@ -172,7 +172,20 @@ def test_a_server_of_this_project_is_told_of_the_end(setting: Setting, is_ours: 
     run.end()
     setting.ends.wait()
     url = "https://server/base/v1/workflows/task%2F1%3F/advance"
-    assert setting.ended == [(url, {"authorization": "Bearer key"})] * is_ours
+    end = (url, {"authorization": "Bearer key"}, {"finished": True})
+    assert setting.ended == [end] * is_ours
+
+
+def test_a_conversation_that_goes_on_is_kept_at_the_end_of_its_run(setting: Setting) -> None:
+    answer = httpx2.Response(200, headers={"x-kvflow-hint-status": "applied"})
+    for session in (None, "chat-1"):
+        with run_scope("r", None), step_scope("a", session):
+            hinted = setting.hinter.prepare(httpx2.Request("POST", URL, json=CHAT))
+            assert hinted is not None
+            setting.hinter.note_answer(hinted, answer)
+    setting.ends.wait()
+    kept = [body.get("keep_sessions", False) for *_, body in setting.ended]
+    assert kept == [False, True]
 
 
 def test_hints_of_a_call() -> None:

@@ -190,9 +190,9 @@ def test_the_end_of_a_run_is_posted(monkeypatch: pytest.MonkeyPatch) -> None:
     for expected in (200, 300):
         url = f"http://server/v1/workflows/r{expected}/advance"
         if expected == 200:
-            _post_end({}, url, {"authorization": "Bearer key"})
+            _post_end({}, url, {"authorization": "Bearer key"}, {"finished": True})
         else:
             with pytest.raises(httpx2.HTTPStatusError):
-                _post_end({}, url, {"authorization": "Bearer key"})
-    _post_end(None, "http://server", {})
+                _post_end({}, url, {"authorization": "Bearer key"}, {"finished": True})
+    _post_end(None, "http://server", {}, {})
     assert [content for *_, content in posted] == [b'{"finished":true}'] * 2

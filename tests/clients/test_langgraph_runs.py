@@ -91,6 +91,7 @@ def test_each_invocation_is_a_run(context: Context, runs: LangGraphRuns) -> None
     assert second.run is not None
     assert first.run.id != second.run.id
     assert first.conversation == second.conversation == "t||a"
+    assert first.outlives_run
 
 
 def test_the_end_is_that_of_the_whole_app(context: Context, runs: LangGraphRuns) -> None:
@@ -100,7 +101,7 @@ def test_the_end_is_that_of_the_whole_app(context: Context, runs: LangGraphRuns)
         begin_node(runs, root, f"{root}.part", "a")
         run = current(context, f"{root}.part", "a", runs).run
         assert run is not None
-        run.at_end(0, lambda root=root: told.append(root))  # type: ignore[misc]
+        run.at_end(0, lambda keeps, root=root: told.append(root))  # type: ignore[misc]
         runs.on_chain_end({}, run_id=f"{root}.part")
         assert root not in told
         if error is None:

@@ -155,7 +155,7 @@ def test_a_run_is_a_trace_and_ends_with_it(tracing: Tracing) -> None:
         assert call.run is not None
         assert call.run.graph_json("a") is None
         names.add(call.run.id)
-        call.run.at_end(0, lambda: told.append("over"))
+        call.run.at_end(0, lambda keeps: told.append("over"))
         call = tracing.trace = None
         gc.collect()
     assert len(names) == 2

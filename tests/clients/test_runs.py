@@ -35,9 +35,20 @@ def test_a_run_without_a_graph_takes_another() -> None:
 def test_the_end_is_told_once_for_each_key() -> None:
     told: list[str] = []
     run = Run("r")
-    run.at_end("x", lambda: told.append("first"))
-    run.at_end("x", lambda: told.append("again"))
-    run.at_end("y", lambda: told.append("other"))
+    run.at_end("x", lambda keeps: told.append("first"))
+    run.at_end("x", lambda keeps: told.append("again"))
+    run.at_end("y", lambda keeps: told.append("other"))
     run.end()
     run.end()
     assert told == ["first", "other"]
+
+
+def test_the_end_says_whether_conversations_go_on() -> None:
+    told: list[bool] = []
+    for keeps in (False, True):
+        run = Run()
+        run.at_end(0, told.append)
+        if keeps:
+            run.keep_sessions()
+        run.end()
+    assert told == [False, True]

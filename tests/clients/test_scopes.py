@@ -82,7 +82,7 @@ def test_a_generator_may_be_closed_in_another_context() -> None:
 def test_the_end_of_the_block_is_the_end_of_the_run() -> None:
     told: list[str] = []
     with run_scope("r", None) as run:
-        run.at_end(0, lambda: told.append("over"))
+        run.at_end(0, lambda keeps: told.append("over"))
         assert not told
     assert told == ["over"]
 

@@ -245,6 +245,17 @@ def test_the_end_of_a_run_releases_its_histories():
     assert not engine.controller.end_run("", "run")
 
 
+def test_the_end_of_a_run_can_leave_its_sessions():
+    engine = make_engine(cache=KVFLOW)
+    call(engine, "agent0", 0, None, session_id="chat")
+    assert engine.controller.end_run("", "run", keeps_sessions=True)
+    assert len(engine.cache._readers) == 2  # its fixed prefix and the session
+    call(engine, "agent0", 0, None, session_id="chat")
+    assert engine.controller.end_run("", "run")
+    assert len(engine.cache._readers) == 1
+    engine.check_integrity()
+
+
 def test_the_last_call_of_a_run_ends_it():
     engine = make_engine(cache=KVFLOW)
     call(engine, "agent0", 0, cycle())

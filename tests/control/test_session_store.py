@@ -98,6 +98,17 @@ def test_the_end_of_a_run_releases_its_histories_only(store, released, run_track
     assert len(store) == 1
 
 
+def test_the_end_of_a_run_can_leave_sessions_to_later_runs(store, released, run_tracker):
+    run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
+    kept = history_reader("", Hints(workflow_id="w", agent_id="plan"))
+    store.keep(session("chat"), run, "plan", 10.0)
+    store.keep(kept, run, "plan", 10.0)
+    store.end_run(run, keeps_sessions=True)
+    assert released == [kept]
+    store.expire(10.0)
+    assert released == [kept, session("chat")]
+
+
 def test_a_session_is_named_alike_in_all_runs_and_a_kept_call_is_not():
     def reader(run, session=None):
         return history_reader("t", Hints(workflow_id=run, agent_id="a", session_id=session))

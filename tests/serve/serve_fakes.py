@@ -83,6 +83,7 @@ class FakeEngine:
         self.num_cached = self.num_cached_host = 0
         self.graphs: dict[tuple[str, str], Graph] = {}
         self.runs: dict[tuple[str, str], set[str]] = {}  # tenant and run -> agents of its graph
+        self.kept_sessions: list[bool] = []  # of the runs that were ended
         self.advanced: list[tuple[str, str, list[str], list[str]]] = []
         self.requests: dict[int, FakeRequest] = {}
         self.running: dict[int, FakeRequest] = {}
@@ -159,7 +160,8 @@ class FakeEngine:
         self.advanced.append((tenant, workflow_id, completed, running))
         return [agent for agent in [*completed, *running] if agent not in known]
 
-    def end_run(self, tenant: str, workflow_id: str) -> bool:
+    def end_run(self, tenant: str, workflow_id: str, *, keeps_sessions: bool = False) -> bool:
+        self.kept_sessions.append(keeps_sessions)
         return self.runs.pop((tenant, workflow_id), None) is not None
 
     def drain(self, timeout_s: float) -> bool:

@@ -110,6 +110,9 @@ def test_a_run_advances_and_ends(http: httpx.Client, engine: FakeEngine) -> None
     assert ended.json() == {"unknown_agents": []}
     answer = http.post(url, json={"finished": True})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "run_not_found")
+    engine.runs["", "run 7"] = {"planner"}
+    http.post(url, json={"finished": True, "keep_sessions": True}).raise_for_status()
+    assert engine.kept_sessions == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_a_run_advances_and_ends(http: httpx.Client, engine: FakeEngine) -> None
         ({"running": ["x" * 257]}, "running[0]"),
         ({"running": ["a"] * 4097}, "running"),
         ({"finished": "yes"}, "finished"),
+        ({"keep_sessions": 1}, "keep_sessions"),
     ],
 )
 def test_an_invalid_progress_report_is_rejected(
