@@ -51,6 +51,8 @@ class LLMOptions(TypedDict, total=False):
     link_ratio: float | None
     guard: bool | None
     admission: bool | None
+    predictor: str
+    learned_order: Path | str | None
 
 
 def configs_of(

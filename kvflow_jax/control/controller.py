@@ -22,6 +22,7 @@ from kvflow_jax.control.admission.admission_gate import AdmissionGate
 from kvflow_jax.control.agent_prefixes import AgentPrefixes, FixedPrefix
 from kvflow_jax.control.cache_readers import CacheReaders
 from kvflow_jax.control.hint_outcome import outcome_of, priority_outcome
+from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
 from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
@@ -52,6 +53,7 @@ class Controller:
         demotes_quiet_runs: safeguard: see ``RunTracker``.
         uses_hints: whether eviction, offload, prefetch or admission depend on hints; if not, the
             outcome that requests report is that theirs were ignored.
+        learned_order: what is learned of the order of agents; None: a new one.
         compute_s, decode_s: see ``AdmissionControl``; None for ``compute_s`` switches it off.
     """
 
@@ -66,10 +68,12 @@ class Controller:
         has_lru_fallback: bool = False,
         demotes_quiet_runs: bool = False,
         uses_hints: bool = True,
+        learned_order: LearnedOrder | None = None,
         compute_s: Callable[[int], float] | None = None,
         decode_s: Callable[[], float] | None = None,
     ) -> None:
         self.graphs = RegisteredGraphs()
+        self.learned_order = learned_order or LearnedOrder()
         self.run_tracker = RunTracker(demotes_quiet_runs=demotes_quiet_runs)
         self.prefetcher = Prefetcher(cache, prefetches=prefetches, should_load=should_load)
         self._uses_hints = uses_hints
@@ -178,6 +182,7 @@ class Controller:
             "sessions": self._session_tree.usage,
             "agents": self._agent_prefixes.usage,
             "graphs": self.graphs.usage,
+            "learned_order": self.learned_order.usage,
         }
 
     @property
@@ -256,6 +261,7 @@ class Controller:
         now.
         """
         self.run_tracker.begin_step()
+        self.learned_order.save_if_due(now)
         if now - self._expired_s < EXPIRE_EVERY_S:
             self._publish_changes()
             return

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
@@ -19,7 +20,7 @@ from kvflow_jax.reuse.predictors import CONTEXT_TREE, PREDICTORS
 
 log = logging.getLogger(__name__)
 
-MAX_BYTES = 128 << 20  # of all tenants; predictors bound themselves to about a tenth of it
+MAX_BYTES = 128 << 20  # of all tenants; a predictor bounds itself to less than half of it
 SAVE_EVERY_S = 60.0
 ROWS_A_STEP = 128  # that are prepared for the file in one step of the engine: less than 1 ms
 _TENANT = "tenant"  # kind of a row that begins another tenant
@@ -67,6 +68,11 @@ class LearnedOrder:
         self._lines: list[str] = []  # that are
         if file is not None:
             self._load(file)
+
+    @classmethod
+    def open(cls, predictor: str, path: Path | None) -> LearnedOrder:
+        """Return what a file holds, or an empty order if there is none of this predictor."""
+        return cls(predictor, file=None if path is None else LearnedOrderFile(path, predictor))
 
     @property
     def learns(self) -> bool:

@@ -20,7 +20,7 @@ FORMAT, VERSION = "kvflow-learned-order", 1
 MAX_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 1024
 SET_ASIDE = ".set-aside"  # appended to the name of a file that cannot be used
-_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 3.0
 
 
 class LearnedOrderFileError(ValueError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from kvflow_jax.cache.policy import POLICIES, EvictionOrder, lru
 from kvflow_jax.cache.policy_loader import check_policy, is_policy_name
 from kvflow_jax.config.flag import Config, flag
-from kvflow_jax.config.values import NON_NEGATIVE, POSITIVE, TOGGLE, Values, one_of
+from kvflow_jax.config.values import NEW_FILE, NON_NEGATIVE, POSITIVE, TOGGLE, Values, one_of
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.reuse.predictors import CONTEXT_TREE, NONE, PREDICTORS
 
 CacheMode = Literal["gpu-only", "hicache", "kvflow"]
 BackupTime = Literal["early", "evict"]
@@ -97,6 +99,19 @@ class CacheConfig(Config):
         TOGGLE,
         if_unset="on with --eviction kvflow-cost",
     )
+    predictor: str = flag(
+        CONTEXT_TREE,
+        "how the order in which agents call is learned: context-tree by the last calls of a run, "
+        "as many as pay; first-order by the last one; none: not at all",
+        one_of(*PREDICTORS),
+    )
+    learned_order: Path | str | None = flag(
+        None,
+        "file that keeps the learned order over restarts",
+        NEW_FILE,
+        if_unset="it is learned anew after each start",
+        is_per_process=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +136,8 @@ class CacheSettings:
         offloads_everything: every cached block is worth a host copy, as in hierarchical caches;
             else only blocks that have a reader.
         admission_control: runs are throttled while their working sets do not fit.
+        predictor: a name in ``PREDICTORS``; "none" where nothing is decided by hints.
+        learned_order: file of what the predictor has learned; None: no file.
         num_host_blocks: size of the host tier, blocks; 0: no host tier.
         extent_sizes: lengths of host extents, blocks, ascending.
     """
@@ -131,6 +148,8 @@ class CacheSettings:
     offloads_early: bool = True
     offloads_everything: bool = False
     admission_control: bool = False
+    predictor: str = NONE
+    learned_order: Path | None = None
     num_host_blocks: int = 0
     extent_sizes: tuple[int, ...] = (1,)
 
@@ -161,7 +180,7 @@ class CacheSettings:
             num_host_blocks = min(num_pages, free_host_bytes // block_bytes)
         eviction = config.eviction or ("kvflow" if is_kvflow else "lru")
         lengths = [n for n in _EXTENT_LENGTHS if n * block_bytes <= MAX_EXTENT_BYTES]
-        return cls(
+        settings = cls(
             eviction=eviction,
             prefetches=is_kvflow if config.prefetch is None else config.prefetch,
             safeguards=is_kvflow if config.guard is None else config.guard,
@@ -173,3 +192,7 @@ class CacheSettings:
             num_host_blocks=num_host_blocks,
             extent_sizes=tuple(n for n in lengths if n <= num_pages) or (1,),
         )
+        if not settings.uses_hints:
+            return settings
+        path = None if config.learned_order is None else Path(config.learned_order)
+        return replace(settings, predictor=config.predictor, learned_order=path)

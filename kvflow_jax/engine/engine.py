@@ -19,6 +19,7 @@ from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
+from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.transfer_manager import TransferManager
 from kvflow_jax.engine.hints_as_advice import hints_as_advice
 from kvflow_jax.engine.output_processor import OutputProcessor
@@ -118,6 +119,7 @@ class Engine:
             has_lru_fallback=is_guarded,
             demotes_quiet_runs=is_guarded,
             uses_hints=sizes.cache.uses_hints,
+            learned_order=LearnedOrder.open(sizes.cache.predictor, sizes.cache.learned_order),
             compute_s=(
                 self._compute_s if sizes.cache.admission_control and not is_deterministic else None
             ),
@@ -481,6 +483,8 @@ class Engine:
             num_runs_held_back=self.controller.num_throttled,
             tenant_state=self._tenant_state,
             ended_histories=self.controller.ended_histories,
+            num_learned_agents=self.controller.learned_order.num_agents,
+            predictions=self.controller.learned_order.num_predictions,
             num_steps=self._num_steps,
             stall_s=self._stall_s,
             generation_tokens=self._outputs.num_generated,

@@ -32,6 +32,7 @@ from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output
 from kvflow_jax.requests.request_spec import RequestSpec
+from kvflow_jax.reuse.predictor import Transition
 from kvflow_jax.workflow.hints import HintStatus
 from kvflow_jax.workflow.step_graph import Graph
 
@@ -39,8 +40,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# While transfers are in flight or runs are throttled, the engine runs an iteration at least this
-# often, to time transfers out and to resume runs.
+# While transfers are in flight, runs are throttled or the learned order is not saved, the engine
+# runs an iteration at least this often, to time transfers out, resume runs and save it.
 POLL_INTERVAL_S = 1.0
 # How often a caller that waits for a result checks that the engine's thread is alive.
 _LIVENESS_INTERVAL_S = 1.0
@@ -230,6 +231,14 @@ class EngineThread:
         end = self._engine.controller.end_run
         return self._call(partial(end, tenant, workflow_id, keeps_sessions=keeps_sessions))
 
+    def learned_order(self, tenant: str, max_rows: int) -> list[Transition]:
+        """Return what was learned of the order of a tenant's agents, the most frequent first."""
+        return self._call(partial(self._engine.controller.learned_order.show, tenant, max_rows))
+
+    def erase_learned_order(self, tenant: str) -> bool:
+        """Forget what was learned of a tenant's agents; return False if that is nothing."""
+        return self._call(partial(self._engine.controller.learned_order.erase, tenant))
+
     def check_integrity(self) -> None:
         """Check the engine between two steps; see ``Engine.check_integrity``."""
         self._call(self._engine.check_integrity)
@@ -319,6 +328,7 @@ class EngineThread:
             self._execute_commands()
             self._engine.fail_requests(EngineClosedError(reason))
             self._engine.transfers.close()
+            self._engine.controller.learned_order.close()
             self._engine.tracer.close()
             self._watchdog.stop()
             self._idle.set()
@@ -347,7 +357,8 @@ class EngineThread:
             self._idle.set()
         if not is_busy:
             # Commands and finished transfers set the event.
-            engine.clock.wait(self._wake, POLL_INTERVAL_S if engine.is_waiting else None)
+            is_polling = engine.is_waiting or engine.controller.learned_order.has_unsaved
+            engine.clock.wait(self._wake, POLL_INTERVAL_S if is_polling else None)
 
     def _execute_commands(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -175,6 +175,7 @@ class EngineStats:
     num_runs: int = 0  # live workflow runs
     num_runs_held_back: int = 0  # workflow runs throttled by admission control
     tenant_state: Mapping[str, Usage] = field(default_factory=dict)  # what is kept, by its kind
+    num_learned_agents: int = 0  # whose order is learned
 
     # Counters, which never decrease.
     num_steps: int = 0
@@ -202,3 +203,5 @@ class EngineStats:
     num_finished: dict[str, int] = field(default_factory=dict)  # by FinishReason value
     # Histories released before their time to live, by EndedBy value.
     ended_histories: Mapping[str, int] = field(default_factory=dict)
+    # Calls in a learned order, by ``Prediction`` value.
+    predictions: Mapping[str, int] = field(default_factory=dict)

@@ -54,3 +54,16 @@ async def check_may_read_metrics(request: Request) -> None:
 ServiceDep = Annotated[Service, Depends(get_service)]
 TenantDep = Annotated[str, Depends(get_tenant)]
 AdminDep = Annotated[str, Depends(get_admin)]
+
+
+async def get_owner(request: Request, service: ServiceDep, tenant: TenantDep) -> str:
+    """Return whose state a request names: its tenant's, or for an admin that of ``?tenant=``."""
+    owner = request.query_params.get("tenant")
+    if owner is None or owner == tenant:
+        return tenant
+    if not service.keys.limits_of(tenant).is_admin:
+        raise admin_required()
+    return owner
+
+
+OwnerDep = Annotated[str, Depends(get_owner)]

@@ -156,6 +156,11 @@ class Metrics:
                 "Workflow runs throttled by admission control.",
                 stats.num_runs_held_back,
             ),
+            (
+                "kvflow:learned_agents",
+                "Agents whose order of calls is learned.",
+                stats.num_learned_agents,
+            ),
         ):
             family = GaugeMetricFamily(name, text, labels=names)
             family.add_metric(values, gauge)
@@ -291,6 +296,12 @@ class Metrics:
                 "Histories released before their time to live, by why nothing reads them again.",
                 "reason",
                 stats.ended_histories,
+            ),
+            (
+                "kvflow:predicted_calls",
+                "Calls of agents in a learned order, by what was predicted before they came.",
+                "outcome",
+                stats.predictions,
             ),
         ):
             counter = CounterMetricFamily(name, text, labels=[*names, label])

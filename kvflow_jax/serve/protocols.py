@@ -10,6 +10,7 @@ from kvflow_jax.grammar.spec import StructuredOutputsParams
 from kvflow_jax.reasoning.syntax import ReasoningMarkup
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.request_spec import RequestSpec
+from kvflow_jax.reuse.predictor import Transition
 from kvflow_jax.workflow.step_graph import Graph
 
 
@@ -101,6 +102,14 @@ class EngineClient(Protocol):
 
     def unregister_graph(self, tenant: str, graph_id: str) -> bool:
         """Remove a step graph; return False if there is none of this name."""
+        ...
+
+    def learned_order(self, tenant: str, max_rows: int) -> list[Transition]:
+        """Return what was learned of the order of a tenant's agents, the most frequent first."""
+        ...
+
+    def erase_learned_order(self, tenant: str) -> bool:
+        """Forget what was learned of a tenant's agents; return False if that is nothing."""
         ...
 
     def advance_run(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvflow_jax.errors import InvalidRequestError
-from kvflow_jax.serve.dependencies import ServiceDep, TenantDep, admin_required
+from kvflow_jax.serve.dependencies import OwnerDep, ServiceDep, TenantDep
 from kvflow_jax.serve.disconnect import until_disconnect
 from kvflow_jax.serve.errors import ApiError
 from kvflow_jax.serve.graph_registry import GraphKey
@@ -68,19 +68,6 @@ class AdvanceRequest(BaseModel):
     keep_sessions: bool | None = None  # of a finished run: later runs continue them
 
 
-async def get_graph_owner(request: Request, service: ServiceDep, tenant: TenantDep) -> str:
-    """Return whose graphs a request names: its tenant's, or for an admin those of ``?tenant=``."""
-    owner = request.query_params.get("tenant")
-    if owner is None or owner == tenant:
-        return tenant
-    if not service.keys.limits_of(tenant).is_admin:
-        raise admin_required()
-    return owner
-
-
-GraphOwnerDep = Annotated[str, Depends(get_graph_owner)]
-
-
 @routes.put("/v1/workflows/{graph_id:path}", openapi_extra=json_body(GRAPH_SCHEMA))
 async def register_graph(
     graph_id: str, request: Request, service: ServiceDep, tenant: TenantDep
@@ -108,13 +95,13 @@ async def register_graph(
 
 
 @routes.get("/v1/workflows")
-async def list_graphs(service: ServiceDep, owner: GraphOwnerDep) -> Response:
+async def list_graphs(service: ServiceDep, owner: OwnerDep) -> Response:
     names = service.graph_registry.names(owner)
     return JSONResponse({"object": "list", "data": [{"graph_id": name} for name in names]})
 
 
 @routes.get("/v1/workflows/{graph_id:path}")
-async def show_graph(graph_id: str, service: ServiceDep, owner: GraphOwnerDep) -> Response:
+async def show_graph(graph_id: str, service: ServiceDep, owner: OwnerDep) -> Response:
     text = service.graph_registry.get((owner, graph_id))
     if text is None:
         raise _unknown_graph(graph_id)
@@ -122,7 +109,7 @@ async def show_graph(graph_id: str, service: ServiceDep, owner: GraphOwnerDep) -
 
 
 @routes.delete("/v1/workflows/{graph_id:path}")
-async def unregister_graph(graph_id: str, service: ServiceDep, owner: GraphOwnerDep) -> Response:
+async def unregister_graph(graph_id: str, service: ServiceDep, owner: OwnerDep) -> Response:
     service.check_ready()
     registry = service.graph_registry
     async with registry.lock:

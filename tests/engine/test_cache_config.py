@@ -21,6 +21,8 @@ def resolve(config, *, block_bytes=1 << 20, num_pages=1000, free_host_bytes=1 <<
         ({"backup": "never"}, "backup must be one of early, evict"),
         ({"host_cache_gib": -1.0}, "host_cache_gib must be a number of at least 0"),
         ({"host_cache_gib": float("nan")}, "host_cache_gib must be a number of at least 0"),
+        ({"predictor": "oracle"}, "predictor must be one of context-tree, first-order, none"),
+        ({"learned_order": "/nowhere/order"}, "learned_order must be a file that can be written"),
         ({"link_ratio": 0.0}, "link_ratio must be a number above 0"),
         ({"link_ratio": float("inf")}, "link_ratio must be a number above 0"),
         ({"eviction": 3}, "eviction must be one of lru, kvflow, kvflow-cost, or module:function"),
@@ -112,3 +114,12 @@ def test_extents_are_bounded_in_bytes_and_by_the_pool(block_bytes, num_pages, si
 )
 def test_hints_are_used_unless_all_is_lru(config, uses_hints):
     assert resolve(config).uses_hints is uses_hints
+
+
+def test_an_order_is_learned_only_where_it_decides_something(tmp_path):
+    path = str(tmp_path / "order")
+    kvflow = resolve(CacheConfig(predictor="first-order", learned_order=path))
+    assert (kvflow.predictor, kvflow.learned_order) == ("first-order", tmp_path / "order")
+    assert resolve(CacheConfig()).predictor == "context-tree"
+    lru_only = resolve(CacheConfig("gpu-only", learned_order=path))
+    assert (lru_only.predictor, lru_only.learned_order) == ("none", None)

@@ -402,3 +402,28 @@ def test_too_much_memory_of_grammars_is_refused_until_a_request_has_ended(monkey
         with pytest.raises(QueueFullError, match="the grammars take too much") as raised:
             thread.compile_grammar(StructuredOutputsParams(regex="a"), tenant="t")
         assert raised.value.retry_after_s == 17
+
+
+def test_the_learned_order_is_shown_erased_and_saved_at_the_end(tmp_path):
+    path = tmp_path / "order"
+    cache = CacheSettings(eviction="kvflow", predictor="context-tree", learned_order=path)
+    thread = EngineThread(make_engine(cache=cache))
+    order = thread._engine.controller.learned_order
+    for number in range(12):
+        history = [*"abc" * 4][:number]
+        thread._call(lambda h=history, n=number: order.observe("t", h, "abc"[n % 3], 1.0))
+    rows = thread.learned_order("t", 10)
+    assert {(row.context, row.agent) for row in rows} >= {(("a",), "b"), (("b",), "c")}
+    assert thread.learned_order("other", 10) == []
+    thread.settle()
+    assert thread.stats.num_learned_agents == 3
+    assert sum(thread.stats.predictions.values()) == 12
+    thread.close()
+    again = EngineThread(make_engine(cache=cache))
+    known = {(row.context, row.agent, round(row.num_seen, 2)) for row in rows}
+    loaded = again.learned_order("t", 10)
+    assert {(row.context, row.agent, round(row.num_seen, 2)) for row in loaded} == known
+    assert again.erase_learned_order("t")
+    assert not again.erase_learned_order("t")
+    again.close()
+    assert b'"t"' not in path.read_bytes()

@@ -20,6 +20,7 @@ from kvflow_jax.models.control_tokens import ControlTokens
 from kvflow_jax.requests.outputs import EngineStats, FinishReason, Output, RequestStats
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
+from kvflow_jax.reuse.predictor import Transition
 from kvflow_jax.serve.config import ServerConfig
 from kvflow_jax.serve.server import Server, bind
 from kvflow_jax.workflow.hints import Hints, HintStatus
@@ -82,6 +83,7 @@ class FakeEngine:
         self.can_flush = True
         self.num_cached = self.num_cached_host = 0
         self.graphs: dict[tuple[str, str], Graph] = {}
+        self.transitions: dict[str, list[Transition]] = {}  # learned, by tenant
         self.runs: dict[tuple[str, str], set[str]] = {}  # tenant and run -> agents of its graph
         self.kept_sessions: list[bool] = []  # of the runs that were ended
         self.advanced: list[tuple[str, str, list[str], list[str]]] = []
@@ -150,6 +152,12 @@ class FakeEngine:
 
     def unregister_graph(self, tenant: str, graph_id: str) -> bool:
         return self.graphs.pop((tenant, graph_id), None) is not None
+
+    def learned_order(self, tenant: str, max_rows: int) -> list[Transition]:
+        return self.transitions.get(tenant, [])[:max_rows]
+
+    def erase_learned_order(self, tenant: str) -> bool:
+        return self.transitions.pop(tenant, None) is not None
 
     def advance_run(
         self, tenant: str, workflow_id: str, completed: list[str], running: list[str]

@@ -92,6 +92,8 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         save_s=0.5,
         num_failed_transfers=4,
         ended_histories={"parent": 3, "compaction": 0},
+        num_learned_agents=8,
+        predictions={"right": 6, "wrong": 1, "withheld": 2},
         prefill=PrefillProgress(num_requests=2, num_tokens=4000, num_computed=1000),
     )
     metrics = Metrics(lambda: "tiny", lambda: stats, page_size=16)
@@ -136,6 +138,10 @@ def test_counters_of_the_cache_and_of_hints() -> None:
         },
         "kvflow:ended_histories_total{reason=parent}": 3,
         "kvflow:ended_histories_total{reason=compaction}": 0,
+        "kvflow:learned_agents": 8,
+        "kvflow:predicted_calls_total{outcome=right}": 6,
+        "kvflow:predicted_calls_total{outcome=wrong}": 1,
+        "kvflow:predicted_calls_total{outcome=withheld}": 2,
     }
 
 

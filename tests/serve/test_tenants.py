@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kvflow_jax.reuse.predictor import Transition
 from tests.serve.serve_fakes import LiveServer, live_server
 from tests.serve.serve_requests import HELLO
 
@@ -149,6 +150,21 @@ def test_graphs_are_bounded_by_the_class_and_seen_by_admins(live: LiveServer) ->
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_required")
         assert ask(live, "root", method, path).status_code == 200
     assert ask(live, "s", "GET", "/v1/workflows").json()["data"] == []
+
+
+def test_a_learned_order_is_its_tenants_own_and_seen_by_admins(live: LiveServer) -> None:
+    live.engine.transitions["small"] = [Transition(("a",), "b", 1.0, 2.0, None)]
+    assert ask(live, "r", "GET", "/v1/learned_order").json()["data"] == []
+    assert ask(live, "r", "DELETE", "/v1/learned_order").json()["deleted"] is False
+    for method in ("GET", "DELETE"):
+        answer = ask(live, "r", method, "/v1/learned_order?tenant=small")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_required")
+        assert ask(live, "nobody", method, "/v1/learned_order").status_code == 401
+    assert len(ask(live, "s", "GET", "/v1/learned_order").json()["data"]) == 1
+    path = "/v1/learned_order?tenant=small"
+    assert len(ask(live, "root", "GET", path).json()["data"]) == 1
+    assert ask(live, "root", "DELETE", path).json()["deleted"] is True
+    assert live.engine.transitions == {}
 
 
 def test_what_concerns_all_tenants_is_for_admins(live: LiveServer) -> None:
