@@ -160,6 +160,24 @@ def test_each_invocation_is_a_run_and_the_server_is_told_of_its_end(model: Model
     assert not any(is_known(model, run_id) for run_id in (*runs, other.id))
 
 
+def test_runs_side_by_side_and_names_of_10_000_characters(model: Model) -> None:
+    long = "n" * 10_000
+    graph = StateGraph(State)
+    graph.add_node("planner", model.node("planner"))
+    graph.add_node(long, model.node("long"))
+    graph.add_edge(START, "planner")
+    graph.add_edge("planner", long)
+    app = model.bind(graph.compile())
+    app.batch([{"notes": []}] * 4)
+    agents_of: dict[str, list[str]] = {}
+    for hints in model.sent.hints:
+        assert hints is not None
+        agents_of.setdefault(hints["workflow_id"], []).append(hints["agent_id"])
+    assert [len(agents) for agents in agents_of.values()] == [2] * 4
+    assert len({tuple(agents) for agents in agents_of.values()}) == 1
+    assert model.sent.statuses == ["applied"] * 8
+
+
 def test_a_thread_goes_on_after_the_end_of_a_run(model: Model) -> None:
     agent = model.bind(create_agent(model.llm, [], checkpointer=InMemorySaver()))
     cached = []

@@ -73,6 +73,22 @@ def test_a_handoff(setting: Setting) -> None:
     assert again[0]["workflow_id"] == again[1]["workflow_id"] != triaged["workflow_id"]
 
 
+def test_a_handoff_in_a_stream(setting: Setting) -> None:
+    triage = setting.agent("triage", handoffs=[setting.agent("billing")])
+    setting.http.bind(triage)
+
+    async def run() -> Any:
+        result = Runner.run_streamed(triage, HAND_OFF)
+        async for _ in result.stream_events():
+            pass
+        return result.final_output
+
+    assert asyncio.run(run()) == TEXT
+    agents = [(hints or {}).get("agent_id") for hints in setting.sent.hints]
+    assert agents == ["triage", "billing"]
+    assert len({(hints or {}).get("workflow_id") for hints in setting.sent.hints}) == 1
+
+
 def test_an_agent_as_a_tool_of_another(setting: Setting) -> None:
     helper = setting.agent("helper")
     asking = setting.agent("asking", tools=[helper.as_tool("ask_helper", "Ask.")])

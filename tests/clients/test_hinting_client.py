@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import httpx2
 import openai
@@ -73,6 +74,14 @@ def test_openai_sends_hints_within_a_step() -> None:
     hints = server.bodies[1]["agent_hints"]
     assert (hints["workflow_id"], hints["agent_id"]) == ("r", "a")
     assert Workflow.from_dict(hints["step_graph"]).freeze().names == ("a", "b")
+
+
+def test_the_client_of_anthropic_sends_them_too() -> None:
+    server = Server()
+    with http_client(transport=httpx2.MockTransport(server)) as http, step("a"):
+        client = anthropic.Anthropic(base_url="http://server", api_key="none", http_client=http)
+        client.messages.create(model="m", max_tokens=8, messages=MESSAGES)
+    assert server.agents == ["a"]
 
 
 def test_a_retry_has_the_same_hints() -> None:
