@@ -25,7 +25,7 @@ _LOSS_RATE = 1.0 / 8.0
 _ALARM, _SLACK = 7.0, 0.1
 _AFTER_ALARM = 0.5  # weight that earlier observations keep at most, in visits
 _MATERIAL = 0.05  # change of chances that counts as one of the version
-_OTHER_KIND = 8  # what a change of another kind counts as
+OTHER_KIND = 8  # what a change of another kind counts as
 _TRUST_RISES_AT = tuple(bound + 1 for bound in VISIT_BOUNDS)
 # Measured on CPython 3.11: the object with its numbers, tuple and array; an agent and its facts.
 _BYTES, _AGENT_BYTES, _FACT_BYTES = 260, 8, 6
@@ -193,7 +193,7 @@ class Context:
             self._remove(weights.index(min(weights)))
         self._agents = (*self._agents, agent)
         self._facts.extend([0.0] * self._stride)
-        self.version += _OTHER_KIND
+        self.version += OTHER_KIND
         return len(self._agents) - 1
 
     def _remove(self, index: int) -> None:
@@ -205,7 +205,7 @@ class Context:
         most = _AFTER_ALARM * self._unit
         self._scale(lambda weight: min(weight, most))
         self._cusum, self.visits = 0.0, 1
-        self.version += _OTHER_KIND
+        self.version += OTHER_KIND
 
 
 def _checked(values: object, kind: type) -> list[float]:

@@ -28,6 +28,8 @@ _NEGLIGIBLE_ESCAPE = 0.05
 # than by the mere frequencies of agents; nats.
 _MIN_GAIN = 0.1
 _GAIN_RATE = 1.0 / 32.0
+# Nor from contexts that together have lost more than this against frequencies; nats, decaying.
+_MAX_LOSS = 1.0
 _MAX_PASSAGES, _MAX_STATES = 2, 128  # that are kept
 # Forecasts outlive so many material changes, as a part of the contexts that they are made from.
 _TOLERANCE = 0.25
@@ -196,9 +198,9 @@ class ContextTree:
         return entry
 
     def _blend(self, state: _State, contexts: list[Context]) -> list[Step]:
-        # Only the shortest is kept with a loss, over frequencies: longer ones may make up for it.
+        # The shortest may have lost against frequencies, for which longer ones make up.
         path = contexts[:1] + [context for context in contexts[1:] if context.gain >= 0]
-        if sum([context.gain for context in path]) < 0:
+        if sum([context.gain for context in path]) < -_MAX_LOSS:
             return []
         chances: dict[str, float] = {}
         escaped = 1.0
@@ -229,10 +231,15 @@ class ContextTree:
                 contexts[id(context)] = context
             return steps
 
-        passages = FirstPassages(state, steps_of)
+        passages = FirstPassages(state, steps_of, _simplify)
         kept = [entry for entry in self._passages if entry[1].holds and entry[0].of(state) is None]
         new = (passages, MadeFrom(contexts.values(), _TOLERANCE))
         self._passages = [*kept, new][-_MAX_PASSAGES:]
         found = passages.of(state)
         assert found is not None
         return found
+
+
+def _simplify(state: _State) -> _State:
+    """Return the state of the last agent alone."""
+    return (state[0], None, None)

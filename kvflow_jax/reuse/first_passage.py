@@ -13,7 +13,7 @@ from kvflow_jax.reuse.predictor import HORIZON, MIN_CHANCE
 
 State = TypeVar("State", bound=Hashable)
 MAX_STATES = 32
-MIN_PATH_CHANCE = 0.01  # of the likeliest way to a state; a state beyond it is not followed
+MIN_PATH_CHANCE = 0.02  # of the likeliest way to a state; a less likely one is simplified
 
 
 class Step(NamedTuple):
@@ -31,10 +31,17 @@ class FirstPassages(Generic[State]):
         start: the state from which others are reached.
         steps_of: the steps from a state, each by another agent to another state; all steps to one
             state are by the same agent. Their chances sum to 1 at most, and what lacks is lost.
+        simplify: from a state to one of fewer, after a call of the same agent. Unlikely states are
+            replaced by it, so that there are few.
     """
 
-    def __init__(self, start: State, steps_of: Callable[[State], Sequence[Step]]) -> None:
-        self._index, steps = _expand(start, steps_of)
+    def __init__(
+        self,
+        start: State,
+        steps_of: Callable[[State], Sequence[Step]],
+        simplify: Callable[[State], State] = lambda state: state,
+    ) -> None:
+        self._index, steps = _expand(start, steps_of, simplify)
         self._agents: dict[str, int] = {}
         self._table = self._compute(steps)
         # Of states whose ways on were not all followed, too little is known.
@@ -97,7 +104,9 @@ class FirstPassages(Generic[State]):
 
 
 def _expand(
-    start: State, steps_of: Callable[[State], Sequence[Step]]
+    start: State,
+    steps_of: Callable[[State], Sequence[Step]],
+    simplify: Callable[[State], State],
 ) -> tuple[dict[Hashable, int], list[Sequence[Step]]]:
     """Return the states that are followed, by index, and the steps from each: likeliest first."""
     index: dict[Hashable, int] = {}
@@ -109,12 +118,13 @@ def _expand(
         if state in index:
             continue
         index[state] = len(index)
-        row = steps_of(state)  # type: ignore[arg-type]
+        row: list[Step] = []
+        for agent, chance, target in steps_of(state):  # type: ignore[arg-type]
+            path_chance = minus_chance * chance
+            if path_chance > -MIN_PATH_CHANCE and target not in index:
+                target = simplify(target)  # type: ignore[arg-type]
+            row.append(Step(agent, chance, target))
+            if target not in index and depth < HORIZON - 1:
+                heapq.heappush(heap, (path_chance, depth + 1, next(order), target))
         steps.append(row)
-        if depth == HORIZON - 1:
-            continue
-        for _, chance, target in row:
-            chance *= minus_chance
-            if chance <= -MIN_PATH_CHANCE and target not in index:
-                heapq.heappush(heap, (chance, depth + 1, next(order), target))
     return index, steps

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvflow_jax.reuse.context import Context
+from kvflow_jax.reuse.context import OTHER_KIND, Context
 
 
 class MadeFrom:
     """The contexts that something was computed from. Versions only rise, so their sum tells.
 
     Args:
-        tolerance: rise of the versions, as a part of the number of contexts, that it outlives.
+        tolerance: rise of the versions, as a part of the number of contexts, that it outlives; not
+            a change of another kind than small ones of chances.
     """
 
     __slots__ = ("_limit", "contexts")
 
     def __init__(self, contexts: Iterable[Context], tolerance: float = 0.0) -> None:
         self.contexts = tuple(contexts)
-        self._limit = _sum_of_versions(self.contexts) + int(tolerance * len(self.contexts))
+        rise = min(int(tolerance * len(self.contexts)), OTHER_KIND - 1)
+        self._limit = _sum_of_versions(self.contexts) + rise
 
     @property
     def holds(self) -> bool:

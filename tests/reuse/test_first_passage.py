@@ -74,6 +74,20 @@ def test_unlikely_agents_are_left_out():
     assert found.keys() == {"b"}
 
 
+def test_unlikely_states_are_simplified_and_not_lost():
+    """Pairs of agents: what follows depends on the last alone, but there are many states."""
+    agents = [f"a{number}" for number in range(10)]
+
+    def steps_of(state):
+        return [Step(agent, 1 / 10, (state[-1], agent)) for agent in agents]
+
+    passages = FirstPassages(("", "start"), steps_of, lambda state: (None, state[-1]))
+    found = passages.of(("", "start"))
+    geometric = [1 / 10 * (9 / 10) ** k for k in range(HORIZON)]
+    for agent in agents:
+        assert found[agent] == pytest.approx(geometric, rel=1e-3)
+
+
 def test_the_work_is_bounded_in_wide_and_in_long_chains():
     asked = []
 
