@@ -24,12 +24,14 @@ class Arm:
         is_unlimited: True if the device pool holds everything.
         is_oracle: True if eviction follows the next read of each block, as recorded in the arm's
             own previous run.
+        is_hinted: False if requests say nothing of their agents, runs and sessions.
     """
 
     about: str
     cache: CacheConfig
     is_unlimited: bool = False
     is_oracle: bool = False
+    is_hinted: bool = True
 
 
 ARMS: dict[str, Arm] = {

@@ -81,7 +81,8 @@ class Driver:
     """Runs a workload. The last output of a call submits the calls that waited for it.
 
     Args:
-        hinted: False to send no workflow hints.
+        hinted: False to send no hints: neither agent, run, graph nor session. Only the system
+            prompt is known to be one, as in a chat.
         on_record: called with the record of each call, in the thread that ends it.
 
     Attributes:
@@ -151,7 +152,8 @@ class Driver:
         call = run.calls[number]
         if call.round and self.warm_stats is None:
             self.warm_stats = self._server.stats
-        hints = None
+        # The tenant is that of the API key, which all requests have.
+        hints = Hints(tenant=run.tenant)
         if call.agent and self._hinted:
             hints = Hints(
                 workflow_id=run.workflow_id,
@@ -177,7 +179,8 @@ class Driver:
                 self._end(run, number, output)
 
         params = SamplingParams(max_tokens=call.num_output, temperature=0.0, ignore_eos=True)
-        spec = RequestSpec(prompt, params, user=run.tenant, hints=hints)
+        num_system = call.num_fixed if call.agent else None
+        spec = RequestSpec(prompt, params, user=run.tenant, hints=hints, num_system=num_system)
         self.submitted.append((run, number))
         try:
             self._server.submit(spec, on_output)

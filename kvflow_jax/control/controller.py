@@ -11,26 +11,29 @@ readers of the prefix cache. All of that is advice: a wrong guess costs cache hi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from kvflow_jax.bounds.tenant_lru import Usage
-from kvflow_jax.cache.next_read import RUNNING, scheduled
+from kvflow_jax.cache.next_read import RUNNING, NextRead, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.control.admission.admission_gate import AdmissionGate
 from kvflow_jax.control.agent_prefixes import AgentPrefixes, FixedPrefix
 from kvflow_jax.control.cache_readers import CacheReaders
+from kvflow_jax.control.call_order import CallOrder
 from kvflow_jax.control.hint_outcome import outcome_of, priority_outcome
 from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
 from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
+from kvflow_jax.control.recognition.caller_recognizer import CallingRun
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader
 from kvflow_jax.control.session_tree import EndedBy, SessionTree
 from kvflow_jax.control.shadow_lru import LruFallback
 from kvflow_jax.requests.request import Request
+from kvflow_jax.reuse.predictors import NONE
 from kvflow_jax.workflow.hints import Hints, HintStatus, Reuse
 from kvflow_jax.workflow.step_graph import Graph
 
@@ -53,7 +56,8 @@ class Controller:
         demotes_quiet_runs: safeguard: see ``RunTracker``.
         uses_hints: whether eviction, offload, prefetch or admission depend on hints; if not, the
             outcome that requests report is that theirs were ignored.
-        learned_order: what is learned of the order of agents; None: a new one.
+        learned_order: what is learned of the order of agents; None: nothing is. Callers are
+            recognised where requests do not name them if it learns.
         compute_s, decode_s: see ``AdmissionControl``; None for ``compute_s`` switches it off.
     """
 
@@ -73,7 +77,11 @@ class Controller:
         decode_s: Callable[[], float] | None = None,
     ) -> None:
         self.graphs = RegisteredGraphs()
-        self.learned_order = learned_order or LearnedOrder()
+        self.learned_order = learned_order or LearnedOrder(NONE)
+        self._call_order: CallOrder | None = None
+        if self.learned_order.learns:
+            self._call_order = CallOrder(cache.page_size, self.learned_order)
+        self._calling_runs: dict[int, CallingRun] = {}  # by id of the requests in progress
         self.run_tracker = RunTracker(demotes_quiet_runs=demotes_quiet_runs)
         self.prefetcher = Prefetcher(cache, prefetches=prefetches, should_load=should_load)
         self._uses_hints = uses_hints
@@ -155,18 +163,28 @@ class Controller:
 
     def on_request_added(self, request: Request, now: float) -> HintStatus | None:
         """Apply the hints of a queued request; return their outcome, None without hints."""
-        hints = request.hints
+        given = hints = request.hints
+        if self._call_order is not None:
+            caller = self._call_order.begin_call(request, now)
+            self._calling_runs[request.id] = caller.run
+            request.hints = hints = caller.hints
+            for reader in caller.ended:
+                self._num_ended[EndedBy.USE] += self._sessions.forget(reader)
         if hints is None:
             return None
         if hints.is_empty:
             return priority_outcome(hints)
         try:
-            status = self._apply_hints(request, hints, now)
+            status = self._apply_hints(request, hints, given or Hints(), now)
         finally:
             self._publish_changes()
+        if given is None:
+            return None
+        if given.is_empty:
+            return priority_outcome(given)
         if self._uses_hints or status is HintStatus.UNKNOWN_GRAPH:
             return status
-        return HintStatus.IGNORED if hints.priority is None else HintStatus.CLIPPED
+        return HintStatus.IGNORED if given.priority is None else HintStatus.CLIPPED
 
     def can_admit(self, request: Request) -> bool:
         """Return whether admission control lets a request run."""
@@ -235,6 +253,8 @@ class Controller:
         """
         hints = request.hints
         self._fixed.pop(request.id, None)
+        if self._call_order is not None:
+            self._call_order.end_call(request, now, is_done=is_done)
         self._readers.remove(PreemptedReader(request.id))
         if self._lru_fallback is not None:
             self._lru_fallback.on_request_finished(request)
@@ -252,6 +272,7 @@ class Controller:
         try:
             self._finish_call(request, hints, now, is_done=is_done)
         finally:
+            self._calling_runs.pop(request.id, None)
             self._publish_changes()
 
     def expire(self, now: float) -> None:
@@ -272,8 +293,13 @@ class Controller:
         self._gate.update(now)
         self._publish_changes()
 
-    def _apply_hints(self, request: Request, hints: Hints, now: float) -> HintStatus:
-        """Start the call of a request in its run, and note its agent's fixed prefix."""
+    def _apply_hints(self, request: Request, hints: Hints, given: Hints, now: float) -> HintStatus:
+        """Start the call of a request in its run, and note its agent's fixed prefix.
+
+        Args:
+            hints: with what was recognised.
+            given: without it. A graph belongs to a run that its caller names.
+        """
         named, run_graph = self.graphs.find_hinted(request.tenant, hints), None
         for reader, reason in self._session_tree.begin_call(request.tenant, hints):
             self._num_ended[reason] += self._sessions.forget(reader)
@@ -285,16 +311,22 @@ class Controller:
             fixed = self._agent_prefixes.note_call(agent, request, key, page_size, now)
             self._fixed[request.id], prefix = fixed, fixed.reader
         if key is not None:
-            run = self.run_tracker.get_or_begin(key, named.graph, now)
+            graph = named.graph if given.workflow_id is not None else None
+            run = self.run_tracker.get_or_begin(key, graph, now)
             run_graph = run.state.graph if run.state is not None else None
             if hints.agent_id is not None:
-                prefetches = hints.prefetch is not False
-                self.run_tracker.start_call(run, hints.agent_id, prefix, prefetches=prefetches)
+                self.run_tracker.start_call(
+                    run,
+                    hints.agent_id,
+                    prefix,
+                    forecast=self._forecast(request, run),
+                    prefetches=hints.prefetch is not False,
+                )
             self._runs[request.id] = run
             self._gate.on_call_added(run, hints.agent_id, request, now)
         fallback = self._lru_fallback
         return outcome_of(
-            hints,
+            given,
             named,
             run_graph,
             follows_order=fallback is None or not fallback.falls_back_to_lru(request.tenant),
@@ -316,7 +348,13 @@ class Controller:
                 name: scheduled(steps.get(name, 0.0), chance=chances.get(name, 1.0))
                 for name in (*chances, *steps)
             }
-            self.run_tracker.finish_call(run, agent, is_done=is_done, overrides=overrides)
+            self.run_tracker.finish_call(
+                run,
+                agent,
+                is_done=is_done,
+                overrides=overrides,
+                forecast=self._forecast(request, run),
+            )
             self.run_tracker.touch(run, now)
         if self._session_tree.end_call(request.tenant, hints):
             self._num_ended[EndedBy.LATE_CALL] += 1
@@ -342,6 +380,13 @@ class Controller:
         if len(tokens):  # else it never ran, and the history is unchanged
             self._gate.set_working_set(reader, request, len(tokens))
             self._readers.set(reader, request, tokens, next_read)
+
+    def _forecast(self, request: Request, run: Run) -> Mapping[str, NextRead]:
+        """Return the next reads in a run by the learned order; none if its graph tells them."""
+        calling_run = self._calling_runs.get(request.id)
+        if self._call_order is None or calling_run is None or run.state is not None:
+            return {}
+        return self._call_order.forecast(request.tenant, calling_run)
 
     def _end_run(self, run: Run, *, keeps_sessions: bool = False) -> None:
         self._sessions.end_run(run, keeps_sessions=keeps_sessions)

@@ -6,6 +6,7 @@ import sys
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.bounds.tenant_queue import TenantQueue
@@ -50,6 +51,7 @@ class Run:
     Attributes:
         state: progress in its graph; None without one.
         overrides: agent -> next read as its caller gave it; it precedes that of the graph.
+        forecast: agent -> next read by the learned order of calls, of agents without another.
         calls: number of calls in progress of each agent.
         throttled: number of those that admission control makes wait.
         prefixes: agent -> the fixed prefixes that it has read last in this run, the last one last;
@@ -68,6 +70,7 @@ class Run:
     state: RunState | None
     last_seen_s: float
     overrides: dict[str, NextRead] = field(default_factory=dict)
+    forecast: Mapping[str, NextRead] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     throttled: Counter[str] = field(default_factory=Counter)
     prefixes: dict[str, tuple[PrefixReader, ...]] = field(default_factory=dict)
@@ -98,7 +101,8 @@ class Run:
         """Estimate of its memory in bytes, without its graph and its conversations."""
         # Those that a stale run will have count, too.
         num_in_graph = 0 if self.state is None else len(self.state.graph.nodes_of)
-        num_agents = max(len(self.agent_reads), len(self.overrides), num_in_graph)
+        num_known = max(len(self.overrides), len(self.forecast), num_in_graph)
+        num_agents = max(len(self.agent_reads), num_known)
         num_bytes = _RUN_BYTES + sum(map(sys.getsizeof, self.key)) + self.prefix_bytes
         num_bytes += _AGENT_BYTES * num_agents + sum(map(sys.getsizeof, self.overrides))
         return num_bytes if self.state is None else num_bytes + self.state.num_bytes
@@ -106,7 +110,7 @@ class Run:
     @property
     def work(self) -> int:
         """What an update of ``agent_reads`` costs, in visits of nodes and edges."""
-        num_agents = len(self.agent_reads) + len(self.overrides)
+        num_agents = len(self.agent_reads) + len(self.overrides) + len(self.forecast)
         if self.state is None:
             return _AGENT_WORK * num_agents
         graph = self.state.graph
@@ -220,17 +224,26 @@ class RunTracker:
             raise IntegrityError("changes of runs were not drained")
 
     def start_call(
-        self, run: Run, agent: str, prefix: PrefixReader | None = None, *, prefetches: bool = True
+        self,
+        run: Run,
+        agent: str,
+        prefix: PrefixReader | None = None,
+        *,
+        forecast: Mapping[str, NextRead] = MappingProxyType({}),
+        prefetches: bool = True,
     ) -> None:
-        """Record the start of an agent's call, and the fixed prefix that it reads.
+        """Record the start of an agent's call.
 
         Args:
+            prefix: the fixed prefix that it reads.
+            forecast: agent -> next read by the learned order.
             prefetches: whether what the run reads next is loaded ahead, until its next call.
         """
         self._idle_since_s.pop(run.key, None)
         run.calls[agent] += 1
         run.skips_prefetch = not prefetches
         run.overrides.pop(agent, None)
+        run.forecast = forecast
         if prefix is not None:
             run.note_prefix(agent, prefix)
         if run.state is not None:
@@ -238,13 +251,20 @@ class RunTracker:
         self._update(run)
 
     def finish_call(
-        self, run: Run, agent: str, *, is_done: bool, overrides: Mapping[str, NextRead]
+        self,
+        run: Run,
+        agent: str,
+        *,
+        is_done: bool,
+        overrides: Mapping[str, NextRead],
+        forecast: Mapping[str, NextRead] = MappingProxyType({}),
     ) -> None:
         """Record the end of an agent's call.
 
         Args:
             is_done: whether it was answered; else it was aborted, and may be repeated.
             overrides: agent -> next read, given by the caller; they replace earlier ones.
+            forecast: agent -> next read by the learned order.
         """
         run.calls[agent] -= 1
         if run.calls[agent] <= 0:
@@ -260,6 +280,7 @@ class RunTracker:
             return  # the run was ended meanwhile, and has no steps any more
         if is_done:
             run.overrides = dict(overrides)
+        run.forecast = forecast
         self._update(run)
         if run.state is not None and run.state.is_over:
             self.end(run.key)
@@ -348,7 +369,7 @@ class RunTracker:
             if not self._graph_users[user]:
                 del self._graph_users[user]
                 self._runs.share(run.key.tenant, -run.state.graph.num_bytes)
-        run.state, run.overrides = None, {}
+        run.state, run.overrides, run.forecast = None, {}, {}
         run.calls.clear()
         run.throttled.clear()
         self._idle_since_s.pop(run.key, None)
@@ -420,7 +441,9 @@ def _history_read(run: Run, agent: str) -> NextRead:
 
 def _agent_reads(run: Run) -> dict[str, NextRead]:
     """Return the next read of each agent's prefix in a run."""
-    next_read_of = _graph_reads(run.state) if run.state is not None else {}
+    next_read_of = dict(run.forecast)
+    if run.state is not None:
+        next_read_of.update(_graph_reads(run.state))
     next_read_of.update(run.overrides)
     if run.skips_prefetch:
         next_read_of = {agent: read.without_prefetch() for agent, read in next_read_of.items()}

@@ -25,6 +25,7 @@ class EndedBy(StrEnum):
 
     PARENT = "parent"  # the session that waited for a subagent has gone on
     COMPACTION = "compaction"
+    USE = "use"  # another conversation has its answer, and its agent's are not continued then
     # A call of an earlier generation than its session has: what it computed is not kept.
     LATE_CALL = "late_call"
 

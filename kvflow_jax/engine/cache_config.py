@@ -102,7 +102,8 @@ class CacheConfig(Config):
     predictor: str = flag(
         CONTEXT_TREE,
         "how the order in which agents call is learned: context-tree by the last calls of a run, "
-        "as many as pay; first-order by the last one; none: not at all",
+        "as many as pay; first-order by the last one; none: not at all, and agents and runs that "
+        "requests do not name are not recognised",
         one_of(*PREDICTORS),
     )
     learned_order: Path | str | None = flag(
@@ -124,6 +125,12 @@ class CacheConfig(Config):
         if self.eviction is not None:
             check_policy(self.eviction)
 
+    @property
+    def recognises_callers(self) -> bool:
+        """Whether agents, runs and conversations are recognised where requests do not name them."""
+        reads_hints = self.mode == "kvflow" or self.eviction not in (None, "lru", lru)
+        return reads_hints and self.predictor != NONE
+
 
 @dataclass(frozen=True)
 class CacheSettings:
@@ -136,7 +143,8 @@ class CacheSettings:
         offloads_everything: every cached block is worth a host copy, as in hierarchical caches;
             else only blocks that have a reader.
         admission_control: runs are throttled while their working sets do not fit.
-        predictor: a name in ``PREDICTORS``; "none" where nothing is decided by hints.
+        predictor: a name in ``PREDICTORS``; "none" where nothing is decided by hints: callers are
+            not recognised then, either.
         learned_order: file of what the predictor has learned; None: no file.
         num_host_blocks: size of the host tier, blocks; 0: no host tier.
         extent_sizes: lengths of host extents, blocks, ascending.

@@ -46,6 +46,7 @@ class Request:
             tenant, set by ``FairQueue``.
         virtual_finish: when its prompt would end if the prompts of its tenant shared the rows
             equally, in tokens that each of them gets; set by ``FairQueue``.
+        hints: its caller's; once it was added, with what was recognised beside them.
         num_in_flight: tokens that dispatched steps sample, unknown to the host.
         num_prompt_computed: computed prompt tokens, with those computed again after preemptions.
         num_reasoning: output tokens of its reasoning, up to the one that completes the end tag.
@@ -80,6 +81,7 @@ class Request:
         self.share, self.user = spec.tenant, spec.user
         self.tenant = spec.agents_tenant
         self.hints = spec.hints
+        self.num_system = spec.num_system
         self.hint_status: HintStatus | None = None
 
         self.id = request_id

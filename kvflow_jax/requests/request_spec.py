@@ -34,6 +34,8 @@ class RequestSpec:
             user run in order of arrival.
         priority: higher priorities of a tenant run first.
         rank: among tenants, requests of a higher rank run first. Callers do not choose it.
+        num_system: tokens at the start of the prompt that are its system messages and tools, from
+            which the agent is recognised if it is not named; None: unknown.
         hints: workflow hints. Hints that cannot be used never fail the request.
         call_markup: where tool calls are in the output. Stop strings do not end a call, and the
             text has the markers of calls that are special tokens. None: there are no calls.
@@ -57,6 +59,7 @@ class RequestSpec:
     user: str = ""
     priority: int = 0
     rank: int = 0
+    num_system: int | None = None
     hints: Hints | None = None
     call_markup: CallMarkup | None = None
     reasoning: ReasoningMarkup | None = None

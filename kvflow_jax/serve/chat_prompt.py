@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvflow_jax.errors import InvalidRequestError
 from kvflow_jax.serve.chat_tools import ToolTemplate
@@ -13,6 +13,22 @@ from kvflow_jax.workflow.fixed_prefix import ChatTemplate, chat_prefix_len
 from kvflow_jax.workflow.hints import HintParser, Hints
 
 MAX_CALLS_SHOWN = 3
+
+
+class ChatPrompt(NamedTuple):
+    """The prompt of a chat.
+
+    Attributes:
+        hints: with the agent's fixed prefix; None: the request has none.
+        num_system: tokens of its system messages and tools, at its start; None: it has none, or
+            they cannot be told from the rest.
+    """
+
+    token_ids: list[int]
+    hints: Hints | None
+    num_system: int | None = None
+
+
 # Arguments of transformers' apply_chat_template that clients may not set.
 RESERVED_KWARGS = frozenset(
     {
@@ -94,40 +110,50 @@ def encode_chat(
     hint_parser: HintParser | None,
     fixed_messages: Sequence[dict[str, Any]] = (),
     prefix_template: ChatTemplate | None = None,
-) -> tuple[list[int], Hints | None]:
-    """Return the prompt ids of a chat, and its hints with the agent's fixed prefix.
+    *,
+    recognises_agents: bool = False,
+) -> ChatPrompt:
+    """Return the prompt of a chat, and its hints with the agent's fixed prefix.
 
     Runs on the tokenizer threads. The fixed prefix defaults to what the client has marked, else to
-    the system messages. It is not computed for a request that names no agent.
+    the system messages. It is not computed for a request that names no agent; the length of the
+    system messages, by which agents are recognised, is computed for no other.
 
     Args:
         kwargs: variables of the template.
         prompt_args: see ``read_prompt_args``.
         fixed_messages: what the client has marked; empty: nothing.
         prefix_template: the same template, for the messages of the fixed prefix; None: no other.
+        recognises_agents: whether agents are recognised where requests do not name them.
     """
+    # The prefix begins as the prompt does, also with the tokens that a tokenizer adds.
+    added = {name: prompt_args[name] for name in ("add_special_tokens",) if name in prompt_args}
+
+    def prefix_len(messages: Sequence[dict[str, Any]], num_messages: int | None) -> int | None:
+        return chat_prefix_len(
+            prefix_template or template, messages, prompt_ids, num_messages, {**added, **kwargs}
+        )
+
     try:
         prompt_ids = template.apply_chat_template(messages, **prompt_args, **kwargs)
     except InvalidRequestError as error:
         raise _with_calls(error, messages) from error
-    if hint_parser is None:
-        return prompt_ids, None
-    hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
-    if hints.agent_id is None:
-        return prompt_ids, hints
+    hints, boundary = None, None
+    if hint_parser is not None:
+        hints, boundary = hint_parser.parse(), hint_parser.fixed_prefix
+    if hints is None or hints.agent_id is None:
+        return ChatPrompt(
+            prompt_ids, hints, prefix_len(messages, None) if recognises_agents else None
+        )
     if boundary is not None and boundary.unit == "token":
-        return prompt_ids, hints.with_fixed(boundary.end, len(prompt_ids))
+        return ChatPrompt(prompt_ids, hints.with_fixed(boundary.end, len(prompt_ids)))
     num_messages = None if boundary is None else boundary.end
     if boundary is None and fixed_messages:
         messages, num_messages = [*fixed_messages], len(fixed_messages)
     if boundary is not None and boundary.end > len(messages):
         hints = replace(hints, is_clipped=True)
-    # The prefix begins as the prompt does, also with the tokens that a tokenizer adds.
-    added = {name: prompt_args[name] for name in ("add_special_tokens",) if name in prompt_args}
-    num_fixed = chat_prefix_len(
-        prefix_template or template, messages, prompt_ids, num_messages, {**added, **kwargs}
-    )
-    return prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids))
+    num_fixed = prefix_len(messages, num_messages)
+    return ChatPrompt(prompt_ids, hints.with_fixed(num_fixed, len(prompt_ids)))
 
 
 def _with_calls(

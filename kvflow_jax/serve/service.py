@@ -130,6 +130,11 @@ class Service:
         return self.model_names[0]
 
     @property
+    def recognises_callers(self) -> bool:
+        """Whether agents are recognised where requests do not name them."""
+        return self.config.engine.cache.recognises_callers
+
+    @property
     def is_engine_alive(self) -> bool:
         """True if there is an engine and its thread runs."""
         return self._engine is not None and self._engine.is_alive

@@ -15,7 +15,12 @@ from kvflow_jax.requests.request_spec import RequestSpec, as_token_ids
 from kvflow_jax.requests.sampling_params import SamplingParams
 from kvflow_jax.serve.chat import read_chat_tools
 from kvflow_jax.serve.chat_messages import read_fixed_messages, read_messages, texts_of
-from kvflow_jax.serve.chat_prompt import encode_chat, read_prompt_args, template_kwargs
+from kvflow_jax.serve.chat_prompt import (
+    ChatPrompt,
+    encode_chat,
+    read_prompt_args,
+    template_kwargs,
+)
 from kvflow_jax.serve.chat_tools import ChatTools, ToolTemplate
 from kvflow_jax.serve.client_identity import read_identity, read_root_session
 from kvflow_jax.serve.disconnect import until_disconnect
@@ -90,8 +95,8 @@ class Chat:
 
     async def encode(
         self, service: Service, tenant: str, hint_parser: HintParser | None = None
-    ) -> tuple[list[int], Hints | None]:
-        """Return the prompt ids, and the hints.
+    ) -> ChatPrompt:
+        """Return the prompt, and the hints.
 
         Raises:
             InvalidRequestError: the texts are too long, or the template refuses the messages.
@@ -99,7 +104,7 @@ class Chat:
         written = [self.messages, [tool.json for tool in self.tools.tools], self.template_kwargs]
         reads_special_tokens = service.config.chat_special_tokens
 
-        def encode(tokenizer: Tokenizer) -> tuple[list[int], Hints | None]:
+        def encode(tokenizer: Tokenizer) -> ChatPrompt:
             marks = None if reads_special_tokens else tokenizer.control_tokens
             template = ToolTemplate(tokenizer, self.tools, marks)
             return encode_chat(
@@ -110,20 +115,23 @@ class Chat:
                 hint_parser,
                 self.fixed_messages,
                 PrefixTemplate(template, service.prefix_tokens, tenant),
+                recognises_agents=service.recognises_callers,
             )
 
-        prompt_ids, hints = await service.tokenize(
+        prompt = await service.tokenize(
             tenant,
             [texts_of(written)],
             encode,
             truncates=self.body.truncate_prompt_tokens is not None,
         )
-        truncated = self.body.truncate(prompt_ids, service.max_model_len)
-        if hints is not None and len(truncated) < len(prompt_ids):
+        truncated, hints = self.body.truncate(prompt.token_ids, service.max_model_len), prompt.hints
+        if len(truncated) == len(prompt.token_ids):
+            return prompt
+        if hints is not None:
             # What was measured has moved.
             is_declared = hint_parser is not None and hint_parser.fixed_prefix is not None
             hints = replace(hints, num_fixed=None, is_clipped=hints.is_clipped or is_declared)
-        return truncated, hints
+        return ChatPrompt(truncated, hints)
 
     async def submit(
         self, request: Request, service: Service, tenant: str, answer_id: str
@@ -136,13 +144,11 @@ class Chat:
         """
         service.check_room(tenant, len(self.params), len(self.params))
         hint_parser = self._hint_parser(request, service, tenant)
-        prompt_ids, hints = await until_disconnect(
-            request.receive, self.encode(service, tenant, hint_parser)
-        )
+        prompt = await until_disconnect(request.receive, self.encode(service, tenant, hint_parser))
         is_continued = self.prompt_args.get("continue_final_message", False)
         reasoning = service.model_reasoning.markup(
             service.tokenizer,
-            prompt_ids,
+            prompt.token_ids,
             begun=self.messages[-1]["content"] if is_continued else "",
             is_included=self.body.reasoning_fields.is_included,
         )
@@ -154,12 +160,13 @@ class Chat:
             tenant,
             self.body,
             self.params,
-            [prompt_ids],
-            [hints],
+            [prompt.token_ids],
+            [prompt.hints],
             hint_parser,
             grammar,
             self.tools.markup,
             reasoning,
+            num_system=prompt.num_system,
         )
         ids = request_ids(request, self.body, answer_id)
         edits = self.prompt_edits | edits_of_body(request)
@@ -206,6 +213,7 @@ def request_specs(
     grammar: Matcher | None,
     call_markup: CallMarkup | None = None,
     reasoning: ReasoningMarkup | None = None,
+    num_system: int | None = None,
 ) -> list[RequestSpec]:
     """Return what to submit: each prompt with its hints, once for each of ``params``."""
     priority, keys = body.priority, service.keys
@@ -230,6 +238,7 @@ def request_specs(
                 user=body.user or "",
                 priority=priority,
                 rank=rank,
+                num_system=num_system,
                 hints=prompt_hints,
                 call_markup=call_markup,
                 reasoning=reasoning,

@@ -112,8 +112,7 @@ def _validate_tokens(body: dict[str, Any], limit: int) -> DetokenizeRequest:
 async def _encode(service: Service, tenant: str, body: TokenizeRequest | Chat) -> list[int]:
     """Return the prompt ids that a completion of this body, or this chat, has."""
     if isinstance(body, Chat):
-        tokens, _ = await body.encode(service, tenant)
-        return tokens
+        return (await body.encode(service, tenant)).token_ids
     text, adds_special = body.prompt, body.add_special_tokens is not False
     tokens = await service.tokenize(
         tenant,

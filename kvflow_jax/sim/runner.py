@@ -62,11 +62,14 @@ class SimScores:
         return Logprobs(chosen=zeros[:, 0], top_ids=ids, top=zeros)
 
 
+_ODD = 0x9E3779B97F4A7C15  # spreads the bits of a hash
+
+
 class SimRunner:
     """Runs steps in sequence for the time that the profile predicts.
 
-    Host time overlaps with the device. Tokens are a hash of seq_slot and position, so that the same
-    simulation gives the same tokens.
+    Host time overlaps with the device. Tokens are a hash of the request's seed and their position:
+    the same simulation gives the same tokens, and no two requests have the same answer.
 
     Attributes:
         busy_s: seconds in which the device was busy.
@@ -126,9 +129,12 @@ class SimRunner:
 
     def _tokens(self, batch: Batch[np.ndarray], num_before: int) -> np.ndarray:
         """Return the samples of a batch after ``num_before`` repeats, i32[num_rows]."""
-        seq_slot = batch.sampling.seq_slot.astype(np.int64)
-        position = (batch.query_start + batch.query_len + num_before).astype(np.int64)
-        tokens: np.ndarray = (seq_slot * 1_000_003 + position * 7_919) % self._shape.vocab_size
+        seed = batch.sampling.seed.astype(np.uint64)
+        position = (batch.query_start + batch.query_len + num_before).astype(np.uint64)
+        mixed = (seed[:, 0] << np.uint64(32) | seed[:, 1]) + position * np.uint64(_ODD)
+        mixed ^= mixed >> np.uint64(31)
+        mixed *= np.uint64(_ODD)
+        tokens: np.ndarray = (mixed >> np.uint64(33)) % np.uint64(self._shape.vocab_size)
         return tokens.astype(np.int32)
 
     def _repeat_s(self, batch: Batch[np.ndarray], num_repeats: int) -> float:

@@ -189,7 +189,7 @@ def test_the_blocks_of_an_ended_subagent_are_evicted_before_its_parents():
     assert readers(engine) == {SessionReader("", "main"), SessionReader("", "sub")}
     chat(engine, [5] * 44, session_id="main", agent_id="coder")
     assert readers(engine) == {SessionReader("", "main")}
-    assert engine.stats.ended_histories == {"parent": 1, "compaction": 0, "late_call": 0}
+    assert {reason for reason, num in engine.stats.ended_histories.items() if num} == {"parent"}
     engine.controller.check_integrity()
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.runtime.batch import Batch, BatchShape
+from kvflow_jax.runtime.batch import Batch, BatchShape, _Int
 from kvflow_jax.runtime.sampler import SCORE_CHUNK_LEN
 from kvflow_jax.sim.clock import VirtualClock
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
@@ -26,6 +26,7 @@ def decode_batch(position=100):
     batch = Batch.empty(BatchShape(0, 2, 128), 64, 4)
     batch.query_start[:], batch.query_len[:] = position, 1
     batch.sampling.seq_slot[:] = [0, 1]
+    batch.ints[:, _Int.SEED] = [0, 1]
     return batch
 
 
@@ -47,7 +48,7 @@ def test_host_time_overlaps_with_the_step_before(clock, runner):
     assert clock.now() == pytest.approx(A10G.host_s + 3 * A10G.step_s(LLAMA_3_1_8B, batch))
 
 
-def test_tokens_depend_on_slot_and_position_alone(runner):
+def test_tokens_depend_on_the_seed_of_the_request_and_the_position_alone(runner):
     first, again, later = (
         runner.submit(decode_batch(position)).result() for position in (100, 100, 101)
     )

@@ -6,14 +6,18 @@ from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
 
 
-def bare_request(prompt, *, tenant="", hints=None, **params):
+def bare_request(
+    prompt, *, request_id=0, tenant="", hints=None, num_system=None, max_len=100, **params
+):
     return Request(
-        RequestSpec(prompt, SamplingParams(**params), tenant=tenant, hints=hints),
+        RequestSpec(
+            prompt, SamplingParams(**params), tenant=tenant, hints=hints, num_system=num_system
+        ),
         lambda output: None,
-        request_id=0,
+        request_id=request_id,
         arrival_s=0.0,
         root=RootKey("model"),
-        max_len=100,
+        max_len=max_len,
         stop_ids=frozenset(),
         seed=(0, 0),
         detokenizer=None,

@@ -49,10 +49,10 @@ async def count_tokens(request: Request, service: ServiceDep, tenant: TenantDep)
     _, chat = await reading
     try:
         encoding = chat.encode(service, tenant)
-        prompt_ids, _ = await until_disconnect(request.receive, encoding)
+        prompt = await until_disconnect(request.receive, encoding)
     except ContextLengthError as error:
         raise prompt_too_long(error) from error
-    return JSONResponse({"input_tokens": len(prompt_ids)})
+    return JSONResponse({"input_tokens": len(prompt.token_ids)})
 
 
 def _read(service: Service, schema: type[Body], data: dict[str, Any]) -> tuple[Body, Chat]:

@@ -180,7 +180,7 @@ def test_results_that_cannot_be_written_are_an_error(run, tmp_path):
     assert "cannot be written" in err
 
 
-def test_a_trace_without_hints_finds_on_the_host_what_it_would_under_lru(run, tmp_path):
+def test_a_trace_without_hints_finds_on_the_host_no_less_than_under_lru(run, tmp_path):
     trace, path = tmp_path / "trace.jsonl", tmp_path / "found.json"
     chats = [[0] for _ in range(4)]
     lines = []
@@ -197,4 +197,4 @@ def test_a_trace_without_hints_finds_on_the_host_what_it_would_under_lru(run, tm
     )
     assert status == 0
     (arms,) = (found for name, found in json.loads(path.read_text()).items() if name != "machine")
-    assert arms["kvflow"]["tokens_from_host"] == arms["hicache"]["tokens_from_host"] > 0
+    assert arms["kvflow"]["tokens_from_host"] >= arms["hicache"]["tokens_from_host"] > 0

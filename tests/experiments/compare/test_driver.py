@@ -79,7 +79,11 @@ def test_hints_are_left_out_on_request_and_for_calls_without_an_agent():
     for agent, hinted in (("a", False), ("", True)):
         server = FakeServer()
         Driver(workload(Call(agent, (TOKENS,), 4, 2)), server, hinted=hinted).start()
-        assert server.requests[0][0].hints is None
+        spec = server.requests[0][0]
+        assert spec.hints is not None
+        assert spec.hints.is_empty
+        assert spec.agents_tenant == "tenant"
+        assert spec.num_system == (4 if agent else None)
 
 
 def test_a_failed_call_ends_the_run_with_its_error():

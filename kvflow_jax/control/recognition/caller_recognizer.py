@@ -1,0 +1,338 @@
+"""Who calls: the agent, the run and the conversation of each request, where it does not say so.
+
+    prompt ──▶ continues a history? ──▶ its conversation, run and agent       (Conversations)
+           ──▶ holds an answer?     ──▶ the run of that answer                (AnswerIndex)
+           ──▶ neither              ──▶ the run whose order of calls it fits, else a new one
+           ──▶ system prompt        ──▶ its agent                             (PromptAgents)
+
+What a client says comes first: only what is missing is recognised. All of it is advice, and nothing
+is known across tenants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
+from kvflow_jax.control.readers import SessionReader
+from kvflow_jax.control.recognition.answer_index import MAX_ANSWERS, AnswerIndex, Held
+from kvflow_jax.control.recognition.conversations import (
+    CONVERSATION_BYTES,
+    Continuations,
+    Conversation,
+    Conversations,
+)
+from kvflow_jax.control.recognition.prompt_agents import MAX_NODES, PromptAgents
+from kvflow_jax.requests.block_hashes import block_hashes
+from kvflow_jax.requests.request import Request
+from kvflow_jax.workflow.hints import Hints
+
+MAX_BYTES = 16 << 20  # of what is known of one tenant
+MAX_RUNS = 512  # of one tenant; those that called least recently are forgotten first
+MAX_HISTORY = 8  # agents of a run's last calls
+RUN_TTL_S = 600.0  # a run without calls for this long is not continued
+# A call without other signs continues one of the runs that called last if it fits its order: by the
+# chance of its agent to call next, times a half for each time that such a call usually takes.
+MAX_CANDIDATES = 16
+_MIN_FIT = 0.05
+_UNKNOWN_FIT, _UNEXPECTED_FIT, _BUSY_FIT = 0.5, 0.11, 0.5
+_MIN_HALF_LIFE_S = 1.0
+_RUN_BYTES, _CALL_BYTES, _AGENT_BYTES = 700, 500, 250  # estimated
+NAMED = "recognised:"  # begins the names of runs and conversations that no client has named
+
+
+class NextCall(NamedTuple):
+    """An agent that may call next: how likely, and after how long (median); None: unknown."""
+
+    chance: float
+    delay_s: float | None
+
+
+# (tenant, agents of a run's last calls) -> the agents that may call next
+NextCalls = Callable[[str, Sequence[str]], Mapping[str, NextCall]]
+
+
+@dataclass(slots=True, eq=False)
+class CallingRun:
+    """A run, as its calls show it.
+
+    Attributes:
+        name: given by its client, or recognised.
+        history: agents of its last calls, in the order of their starts.
+        last_end_s: when a call of it last ended; minus infinity: none has.
+        num_running: its calls in progress.
+        certain_from: number of the first of its calls that certainly belong to one run. Those
+            before it are of the same run only if their order tells the truth.
+    """
+
+    name: str
+    certain_from: int
+    last_end_s: float = -math.inf
+    history: tuple[str, ...] = ()
+    num_running: int = 0
+
+
+class Caller(NamedTuple):
+    """Who calls.
+
+    Attributes:
+        hints: those of the request, with what was recognised.
+        run: its run, with this call.
+        history: agents of the run's calls before this one, the last one last.
+        delay_s: seconds since a call of the run last ended; infinite: none has.
+        previous: number of the call whose answer this one certainly continues or holds; None: it is
+            not known.
+        number: of this call.
+        ended: conversations that nothing continues any more.
+    """
+
+    hints: Hints
+    run: CallingRun
+    history: tuple[str, ...]
+    delay_s: float
+    previous: int | None
+    number: int
+    ended: tuple[SessionReader, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call in progress, or one whose answer is remembered.
+
+    Attributes:
+        history: agents of its run's calls up to this one.
+    """
+
+    number: int
+    run: CallingRun
+    history: tuple[str, ...]
+    conversation: Conversation
+
+
+class _Tenant:
+    """What is known of one tenant."""
+
+    def __init__(self, page_size: int) -> None:
+        self.runs: OrderedDict[str, CallingRun] = (
+            OrderedDict()
+        )  # the one with the last event is last
+        self.calls: OrderedDict[int, _Call] = OrderedDict()
+        self.answers = AnswerIndex(self.run_of)
+        self.agents = PromptAgents(page_size)
+        self.conversations = Conversations(page_size)
+        self.continuations: OrderedDict[str, Continuations] = OrderedDict()
+
+    def run_of(self, call: int) -> CallingRun | None:
+        known = self.calls.get(call)
+        return None if known is None else known.run
+
+    def previous(self, continued: Conversation | None, held: Sequence[Held]) -> _Call | None:
+        """Return the call on which one depends: that which it continues, or whose answer it holds.
+
+        Of the answers of one run, that of the last call.
+        """
+        if continued is not None:
+            return self.calls.get(continued.last_call)
+        run = self.answers.leading_run(held)
+        calls = (self.calls.get(one.call) for one in held)
+        return next((call for call in calls if call is not None and call.run is run), None)
+
+    def continuations_of(self, agent: str) -> Continuations:
+        found = self.continuations.setdefault(agent, Continuations())
+        self.continuations.move_to_end(agent)
+        if len(self.continuations) > MAX_NODES:
+            self.continuations.popitem(last=False)
+        return found
+
+    def put_run(self, run: CallingRun) -> None:
+        self.runs[run.name] = run
+        self.runs.move_to_end(run.name)
+        if len(self.runs) > MAX_RUNS:
+            self.runs.popitem(last=False)
+
+    def put_call(self, call: _Call) -> None:
+        self.calls[call.number] = call
+        if len(self.calls) > 2 * MAX_ANSWERS:
+            self.calls.popitem(last=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """Estimate of its memory."""
+        return (
+            _RUN_BYTES * len(self.runs)
+            + _CALL_BYTES * len(self.calls)
+            + _AGENT_BYTES * len(self.continuations)
+            + CONVERSATION_BYTES * len(self.conversations)
+            + self.answers.num_bytes
+            + self.agents.num_bytes
+        )
+
+
+class CallerRecognizer:
+    """Recognises callers from their prompts, and from what was answered before.
+
+    Args:
+        page_size: tokens of a block.
+        next_calls: what is known of the order of agents.
+        max_bytes: of what is known of one tenant.
+    """
+
+    def __init__(
+        self,
+        page_size: int,
+        next_calls: NextCalls = lambda tenant, history: {},
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        self._page_size, self._next_calls = page_size, next_calls
+        self._tenants: TenantLru[str, _Tenant] = TenantLru(max_bytes)
+        self._in_progress: dict[int, tuple[_Tenant, _Call]] = {}  # by id of the request
+        self._num_calls = 0
+
+    @property
+    def usage(self) -> Usage:
+        return self._tenants.usage
+
+    def begin_call(self, request: Request, now: float) -> Caller:
+        """Recognise the caller of a request, and record its call."""
+        tenant = self._tenants.use(request.tenant, "") or _Tenant(self._page_size)
+        number = self._num_calls = self._num_calls + 1
+        given = Hints() if request.hints is None else request.hints
+        prompt = request.tokens[: request.num_prompt]
+        hashes = block_hashes(request, request.num_prompt, self._page_size)
+        continued = tenant.conversations.find(given.session_id, prompt, hashes)
+        held = tenant.answers.find(prompt[0 if continued is None else continued.num_prompt :])
+        previous = tenant.previous(continued, held)
+        run = _certain_run(tenant, given, previous, number)
+        if run is not None:
+            tenant.answers.exclude(held, run)
+        agent = given.agent_id or (continued.agent if continued is not None else None)
+        if agent is None:
+            agent = tenant.agents.find(prompt, hashes, request.num_system, run or object())
+        if run is None:
+            run = self._likely_run(tenant, request.tenant, agent, number, now)
+        ended = _note_uses(tenant, request.tenant, held, continued)
+        keeps_history = self._note_continuation(tenant, given, agent, continued)
+        history, delay_s = run.history, now - run.last_end_s
+        if agent is not None:
+            run.history = (*history, agent)[-MAX_HISTORY:]
+        run.num_running += 1
+        tenant.put_run(run)
+        if continued is None:
+            name = given.session_id or f"{NAMED}{number}"
+            continued = Conversation(name, agent, number)
+        continued.last_call, continued.is_used = number, False
+        tenant.conversations.put(continued, prompt, hashes)
+        call = _Call(number, run, run.history, continued)
+        tenant.put_call(call)
+        self._in_progress[request.id] = tenant, call
+        self._tenants.put(request.tenant, "", tenant, tenant.num_bytes)
+        hints = replace(
+            given,
+            agent_id=agent,
+            workflow_id=given.workflow_id or run.name,
+            session_id=given.session_id or (continued.name if keeps_history else None),
+        )
+        number_before = None if previous is None else previous.number
+        return Caller(hints, run, history, delay_s, number_before, number, ended)
+
+    def end_call(self, request: Request, now: float, *, is_done: bool) -> CallingRun | None:
+        """Record the end of a call, and its answer if there was one; return its run."""
+        in_progress = self._in_progress.pop(request.id, None)
+        if in_progress is None:
+            return None
+        tenant, call = in_progress
+        call.run.num_running -= 1
+        call.run.last_end_s = now
+        tenant.put_run(call.run)
+        if is_done:
+            prompt, answer = np.split(request.tokens[: request.num_known], [request.num_prompt])
+            tenant.answers.add(call.number, prompt, answer)
+        return call.run
+
+    def _likely_run(
+        self, tenant: _Tenant, name: str, agent: str | None, number: int, now: float
+    ) -> CallingRun:
+        """Return the run whose order of calls a call fits best, or a new one."""
+        best, best_fit = None, _MIN_FIT
+        unnamed = (run for run in reversed(tenant.runs.values()) if run.name.startswith(NAMED))
+        # Of several that fit equally, the one that has waited for longest.
+        for run in islice(unnamed, MAX_CANDIDATES if agent is not None else 0):
+            expected = self._next_calls(name, run.history)
+            next_call = expected.get(agent) if agent is not None else None
+            half_life_s, fit = _MIN_HALF_LIFE_S, _UNEXPECTED_FIT if expected else _UNKNOWN_FIT
+            if next_call is not None:
+                fit = max(fit, next_call.chance)
+                half_life_s = max(half_life_s, 2.0 * (next_call.delay_s or 0.0))
+            fit *= 0.5 ** ((now - run.last_end_s) / half_life_s)
+            fit *= _BUSY_FIT if run.num_running else 1.0
+            if fit >= best_fit:
+                best, best_fit = run, fit
+        if best is None:
+            return CallingRun(f"{NAMED}{number}", number)
+        best.certain_from = number
+        return best
+
+    def _note_continuation(
+        self,
+        tenant: _Tenant,
+        given: Hints,
+        agent: str | None,
+        continued: Conversation | None,
+    ) -> bool:
+        """Record how an agent's calls continue; return whether this one's history is kept."""
+        if agent is None:
+            return True
+        continuations = tenant.continuations_of(agent)
+        continuations.note_call(continued)
+        if given.agent_id is not None:
+            # Its caller says what there is to say: only what is certain is added to it.
+            return continuations.are_seen
+        return not continuations.are_excluded
+
+
+def _certain_run(
+    tenant: _Tenant, given: Hints, previous: _Call | None, number: int
+) -> CallingRun | None:
+    """Return the run that a client names, else the one of a call that this one depends on."""
+    if given.workflow_id is not None:
+        known = tenant.runs.get(given.workflow_id)
+        return known or CallingRun(given.workflow_id, number)
+    if previous is None:
+        return None
+    run = previous.run
+    if previous.number < run.certain_from:
+        # Meanwhile that run took a call only by its order: it seems to be another one.
+        name = f"{NAMED}{number}"
+        run = CallingRun(name, previous.number, run.last_end_s, previous.history)
+        previous.run = run
+    return run
+
+
+def _note_uses(
+    tenant: _Tenant, name: str, held: Sequence[Held], continued: Conversation | None
+) -> tuple[SessionReader, ...]:
+    """Record the conversations whose answers a prompt holds; return those that end with that."""
+    ended = []
+    for number, _ in held:
+        call = tenant.calls.get(number)
+        if call is None:
+            continue
+        conversation = call.conversation
+        is_last = conversation.last_call == call.number
+        if conversation is continued or conversation.is_used or not is_last:
+            continue
+        conversation.is_used = True
+        if conversation.agent is None:
+            continue
+        continuations = tenant.continuations_of(conversation.agent)
+        continuations.note_use()
+        if continuations.end_with_use:
+            ended.append(SessionReader(name, conversation.name))
+    return tuple(ended)

@@ -1,0 +1,152 @@
+"""Conversations: which prompts continue the history of an earlier call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_CONVERSATIONS = 1024  # of one tenant; those continued least recently are forgotten first
+CONVERSATION_BYTES = 700  # estimated
+_MIN_CALLS = 4  # of an agent, before anything is concluded from how they continue
+_RARELY = 0.1
+_MAX_COUNT = 64  # then counts are halved, so that what an agent does may change
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """A sequence of calls, each with the prompt and the answer of the one before.
+
+    Attributes:
+        name: of its session.
+        agent: whose it is.
+        last_call: number of its last call.
+        num_prompt: tokens of that call's prompt.
+        prompt: hash of that prompt.
+        block: hash of its last whole block; None: it has none.
+        is_used: whether another conversation's prompt has its last answer.
+    """
+
+    name: str
+    agent: str | None
+    last_call: int
+    num_prompt: int = 0
+    prompt: int = 0
+    block: int | None = None
+    is_used: bool = False
+
+
+@dataclass(slots=True)
+class Continuations:
+    """How the calls of an agent go on.
+
+    Attributes:
+        num_begun: calls that began a conversation.
+        num_continued: calls that continued one.
+        num_used: conversations whose answer another one's prompt has had.
+        num_resumed: those of them that were continued all the same.
+    """
+
+    num_begun: int = 0
+    num_continued: int = 0
+    num_used: int = 0
+    num_resumed: int = 0
+
+    def note_call(self, conversation: Conversation | None) -> None:
+        """Record a call, and the conversation that it continues."""
+        if conversation is None:
+            self.num_begun += 1
+        else:
+            self.num_continued += 1
+            self.num_resumed += conversation.is_used
+        if self.num_begun + self.num_continued > _MAX_COUNT:
+            self.num_begun, self.num_continued = self.num_begun // 2, self.num_continued // 2
+
+    def note_use(self) -> None:
+        """Record that the answer of a conversation was used in another one."""
+        self.num_used += 1
+        if self.num_used > _MAX_COUNT:
+            self.num_used, self.num_resumed = self.num_used // 2, self.num_resumed // 2
+
+    @property
+    def are_seen(self) -> bool:
+        """Whether its conversations are continued now and then."""
+        num_calls = self.num_begun + self.num_continued
+        return self.num_continued > 0 and self.num_continued >= _RARELY * num_calls
+
+    @property
+    def are_excluded(self) -> bool:
+        """Whether its conversations are known to be hardly ever continued."""
+        return self.num_begun + self.num_continued >= _MIN_CALLS and not self.are_seen
+
+    @property
+    def end_with_use(self) -> bool:
+        """Whether its conversations are known to end once their answer is used."""
+        return self.num_used >= _MIN_CALLS and self.num_resumed < _RARELY * self.num_used
+
+
+class Conversations:
+    """The conversations of one tenant, by name and by their last prompt.
+
+    A prompt continues the longest earlier one that it begins with, whole. What follows may differ
+    from the answer: templates leave reasoning out, and write calls of tools in their own way.
+
+    Args:
+        page_size: tokens of a block.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._by_name: OrderedDict[str, Conversation] = OrderedDict()
+        # By the hash of the last whole block of the prompt. None: two conversations have the same.
+        self._by_block: dict[int, Conversation | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def find(self, name: str | None, tokens: np.ndarray, hashes: np.ndarray) -> Conversation | None:
+        """Return the conversation of a name, else the one that a prompt continues.
+
+        Args:
+            tokens: i32[n], the prompt.
+            hashes: i64[n // page_size], its block hashes.
+        """
+        found = self._by_name.get(name) if name is not None else self._continued(tokens, hashes)
+        if found is not None:
+            self._by_name.move_to_end(found.name)
+        return found
+
+    def put(self, conversation: Conversation, tokens: np.ndarray, hashes: np.ndarray) -> None:
+        """Add a conversation, or record the prompt of its next call."""
+        self._forget_prompt(conversation)
+        conversation.num_prompt = len(tokens)
+        conversation.prompt = hash(tokens.tobytes())
+        if len(hashes):
+            block = int(hashes[-1])
+            conversation.block = block
+            others = self._by_block.get(block, conversation)
+            is_new = others is conversation or (
+                others is not None and others.prompt != conversation.prompt
+            )
+            self._by_block[block] = conversation if is_new else None
+        self._by_name[conversation.name] = conversation
+        self._by_name.move_to_end(conversation.name)
+        if len(self._by_name) > MAX_CONVERSATIONS:
+            self._forget_prompt(self._by_name.popitem(last=False)[1])
+
+    def _continued(self, tokens: np.ndarray, hashes: np.ndarray) -> Conversation | None:
+        for block in reversed(hashes.tolist()):
+            if block in self._by_block:
+                found = self._by_block[block]
+                if found is None:
+                    return None
+                is_longer = found.num_prompt < len(tokens)
+                if is_longer and hash(tokens[: found.num_prompt].tobytes()) == found.prompt:
+                    return found
+        return None
+
+    def _forget_prompt(self, conversation: Conversation) -> None:
+        block = conversation.block
+        if block is not None and self._by_block.get(block) is conversation:
+            del self._by_block[block]

@@ -1,0 +1,112 @@
+"""Which prompts continue the history of an earlier call."""
+
+import pytest
+
+from kvflow_jax.control.recognition.conversations import (
+    MAX_CONVERSATIONS,
+    Continuations,
+    Conversation,
+    Conversations,
+)
+from kvflow_jax.requests.block_hashes import block_hashes
+from tests.support.bare_request import bare_request
+
+PAGE = 4
+
+
+@pytest.fixture
+def conversations():
+    return Conversations(PAGE)
+
+
+def read(prompt):
+    request = bare_request(prompt)
+    tokens = request.tokens[: request.num_prompt]
+    return tokens, block_hashes(request, request.num_prompt, PAGE)
+
+
+def put(conversations, name, prompt):
+    found = conversations.find(name, *read(prompt)) or Conversation(name, None, 0)
+    conversations.put(found, *read(prompt))
+
+
+def continued(conversations, prompt):
+    found = conversations.find(None, *read(prompt))
+    return None if found is None else found.name
+
+
+def test_a_prompt_continues_the_longest_one_that_it_begins_with(conversations):
+    put(conversations, "short", [1] * 6)
+    put(conversations, "long", [1] * 6 + [2] * 8)
+    assert continued(conversations, [1] * 6 + [2] * 8 + [3]) == "long"
+    assert continued(conversations, [1] * 6 + [3] * 9) == "short"
+    assert continued(conversations, [1] * 5 + [3] * 9) is None
+
+
+def test_the_answer_in_the_history_may_differ_from_what_was_generated(conversations):
+    put(conversations, "a", [1] * 9)
+    assert continued(conversations, [1] * 9 + [7] * 20) == "a"
+
+
+def test_a_repeated_prompt_continues_nothing(conversations):
+    put(conversations, "a", [1] * 8)
+    assert continued(conversations, [1] * 8) is None
+
+
+def test_two_conversations_that_began_alike_cannot_be_told_apart(conversations):
+    put(conversations, "a", [1] * 8)
+    put(conversations, "b", [1] * 8)
+    assert continued(conversations, [1] * 12) is None
+    put(conversations, "a", [1] * 8 + [2] * 8)
+    assert continued(conversations, [1] * 8 + [2] * 9) == "a"
+
+
+def test_a_conversation_is_continued_at_its_last_prompt(conversations):
+    put(conversations, "a", [1] * 8)
+    put(conversations, "a", [1] * 8 + [2] * 8)
+    assert continued(conversations, [1] * 8 + [3] * 8) is None
+
+
+def test_a_named_conversation_needs_no_history(conversations):
+    put(conversations, "a", [1] * 8)
+    found = conversations.find("a", *read([9] * 8))
+    assert found is not None
+    assert conversations.find("b", *read([1] * 12)) is None
+
+
+def test_prompts_of_less_than_a_block_continue_nothing(conversations):
+    put(conversations, "a", [1] * 3)
+    assert continued(conversations, [1] * 12) is None
+
+
+def test_those_continued_least_recently_are_forgotten(conversations):
+    for i in range(MAX_CONVERSATIONS + 5):
+        put(conversations, str(i), [i] * 8)
+    assert len(conversations) == MAX_CONVERSATIONS
+    assert continued(conversations, [0] * 9) is None
+    assert continued(conversations, [9] * 9) == "9"
+    conversations.put(Conversation("new", None, 0), *read([5] * 8))  # as a forgotten one
+
+
+def test_how_an_agents_calls_continue_is_learned_and_may_change():
+    counts = Continuations()
+    assert not counts.are_seen
+    assert not counts.are_excluded
+    for _ in range(4):
+        counts.note_call(None)
+    assert counts.are_excluded
+    counts.note_call(Conversation("a", None, 0))
+    assert counts.are_seen
+    for _ in range(200):
+        counts.note_call(None)
+    assert counts.are_excluded
+
+
+def test_conversations_end_with_the_use_of_their_answers_if_none_is_resumed():
+    counts, used = Continuations(), Conversation("a", None, 0, is_used=True)
+    for _ in range(4):
+        assert not counts.end_with_use
+        counts.note_use()
+    assert counts.end_with_use
+    counts.note_call(used)
+    assert not counts.end_with_use
