@@ -80,4 +80,5 @@ class AutoGenCaller:
         self._runs[handler.key] = run
         if len(self._runs) > MAX_TEAMS:
             self._runs.popitem(last=False)
-        return Call(agent, run, conversation=short_name(f"{run.id}|{agent}"))
+        name = short_name(f"{run.id}|{agent}")
+        return Call(agent, run, conversation=name, outlives_run=True)

@@ -17,8 +17,8 @@ class Call:
         agent: the role that calls.
         run: the run that it belongs to; None if that is unknown.
         session: name of its conversation as its caller gave it.
-        conversation: name under which a later call may continue this one; whether it does is
-            seen in the prompts.
+        conversation: name under which a later call may continue this one; whether one does, under
+            this or another name, is seen in the prompts.
         outlives_run: whether later runs may continue the conversation.
         on_sent: called when its request is sent.
     """

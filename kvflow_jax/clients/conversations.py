@@ -1,4 +1,4 @@
-"""Which agents go on with their earlier prompts, as their requests show."""
+"""Which agents go on with their earlier prompts, and in which session, as their requests show."""
 
 from __future__ import annotations
 
@@ -9,58 +9,64 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-MAX_CONVERSATIONS = 4096
-MAX_AGENTS = 4096
+MAX_CALLS = 8192
+MAX_NAMES = 4096  # of conversations, and of agents
 
 
 class Conversations:
-    """Compares the messages of each call with those of the call before it. Thread-safe.
+    """Compares the messages of each call with those of earlier ones. Thread-safe.
 
     The server keeps the history of a session for its next call. That pays for agents whose prompts
     continue, such as one that reads the results of its tools, and takes memory from others where
-    prompts are new each time. What the last two calls of a conversation showed of an agent decides.
+    prompts are new each time. What was seen last of an agent decides.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # name -> number of messages and their digest
-        self._last: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
-        self._continues: OrderedDict[str, bool] = OrderedDict()
+        self._sessions: OrderedDict[bytes, str] = OrderedDict()  # by digest of a call's messages
+        # By name, its last call and its session.
+        self._last: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._continues: OrderedDict[str, bool] = OrderedDict()  # by agent
 
-    def continues(self, name: str, agent: str, body: Mapping[str, object]) -> bool:
-        """Note a call of a conversation; return whether its agent's prompts continue.
+    def session_of(self, name: str, agent: str, body: Mapping[str, object]) -> str | None:
+        """Note a call; return its session, None if its agent does not continue its prompts.
 
         Args:
-            name: of the conversation, as far as the caller can tell.
+            name: of the conversation, as far as the caller can tell. A call under a name that
+                does not continue the one before shows that the agent does not. The first call under
+                a name may continue one under another.
             body: of a chat, a response or Anthropic's messages.
         """
         messages = body.get("messages", body.get("input"))
-        if not isinstance(messages, Sequence) or isinstance(messages, str):
-            return False
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            return None
+        *begins, whole = _digests(agent, messages)
         with self._lock:
-            num, digest = self._last.pop(name, (0, b""))
-            begun, whole = _digests(messages, num)
-            # A call that is repeated, by a retry for example, says nothing.
-            if num and (num, digest) != (len(messages), whole):
-                _put(self._continues, agent, begun == digest, MAX_AGENTS)
-            _put(self._last, name, (len(messages), whole), MAX_CONVERSATIONS)
-            return self._continues.get(agent, False)
+            last, session = self._last.get(name, (None, name))
+            if last is None:
+                last = next((one for one in reversed(begins) if one in self._sessions), None)
+                session = name if last is None else self._sessions[last]
+            if last not in (None, whole):  # a repeated call, such as a retry, shows nothing
+                _put(self._continues, agent, last in begins, MAX_NAMES)
+            _put(self._sessions, whole, session, MAX_CALLS)
+            _put(self._last, name, (whole, session), MAX_NAMES)
+            return session if self._continues.get(agent) else None
 
 
-def _put(known: OrderedDict[str, Value], key: str, value: Value, most: int) -> None:
+def _put(known: OrderedDict[Key, Value], key: Key, value: Value, most: int) -> None:
     known[key] = value
     known.move_to_end(key)
     if len(known) > most:
         known.popitem(last=False)
 
 
-def _digests(messages: Sequence[object], num: int) -> tuple[bytes, bytes]:
-    """Return the digest of the first ``num`` messages, b"" if there are no others, and of all."""
-    state, begun = hashlib.blake2b(digest_size=16), b""
-    for i, message in enumerate(messages):
-        if i == num:
-            begun = state.digest()
+def _digests(agent: str, messages: Sequence[object]) -> list[bytes]:
+    """Return the digest of each beginning of an agent's messages, the whole last."""
+    state, digests = hashlib.blake2b(json.dumps(agent).encode(), digest_size=16), []
+    for message in messages:
         state.update(json.dumps(message).encode() + b",")
-    return begun, state.digest()
+        digests.append(state.digest())
+    return digests

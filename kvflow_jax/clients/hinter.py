@@ -65,9 +65,7 @@ class Hinter:
         try:
             return self._prepare(request)
         except Exception:
-            if not self._has_failed:
-                self._has_failed = True
-                logger.warning("requests are sent without hints", exc_info=True)
+            self._note_failure("a request is sent without hints")
             return None
 
     def is_refusal(self, response: Any) -> bool:
@@ -85,6 +83,17 @@ class Hinter:
 
     def note_answer(self, hinted: Hinted, response: Any) -> None:
         """Remember to tell a server of this project when the run of a request ends."""
+        try:
+            self._note_answer(hinted, response)
+        except Exception:
+            self._note_failure("a server is not told of the end of a run")
+
+    def _note_failure(self, what: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            logger.warning("%s; further errors of hints are not logged", what, exc_info=True)
+
+    def _note_answer(self, hinted: Hinted, response: Any) -> None:
         run = hinted.call.run
         if run is None or _STATUS_HEADER not in response.headers:
             return
@@ -143,8 +152,7 @@ class Hinter:
     def _session_of(self, call: Call, body: Mapping[str, Any]) -> str | None:
         if call.session is not None or call.agent is None or call.conversation is None:
             return call.session
-        is_known = self._conversations.continues(call.conversation, call.agent, body)
-        return call.conversation if is_known else None
+        return self._conversations.session_of(call.conversation, call.agent, body)
 
 
 def _host(request: Any) -> str:

@@ -98,7 +98,9 @@ class AgentsCaller:
             if run is None:
                 run = self._runs[trace] = Run(graph_of=self._graph_of)
                 weakref.finalize(trace, run.end).atexit = False
-        return Call(agent, run, conversation=short_name(f"{run.id}|{agent}"))
+        # A session of the SDK goes on in later runs, and is not to be seen from here.
+        name = short_name(f"{run.id}|{agent}")
+        return Call(agent, run, conversation=name, outlives_run=True)
 
 
 def _spans(span: Any) -> Iterator[Any]:

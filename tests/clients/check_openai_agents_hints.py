@@ -12,6 +12,7 @@ from agents import (
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     Runner,
+    SQLiteSession,
     function_tool,
     set_tracing_disabled,
 )
@@ -104,6 +105,17 @@ def test_an_agent_with_tools_continues_its_conversation(setting: Setting) -> Non
     assert edges_of(first) == {("weather", "weather")}
     assert "session_id" not in first
     assert second["session_id"].startswith(second["workflow_id"])
+
+
+def test_a_session_of_the_sdk_goes_on_in_later_runs(setting: Setting) -> None:
+    agent, memory = setting.agent("chatting"), SQLiteSession("s")
+    for _ in range(3):
+        assert Runner.run_sync(agent, "hello", session=memory).final_output == TEXT
+    hints = [one for one in setting.sent.hints if one is not None]
+    assert len({one["workflow_id"] for one in hints}) == 3
+    first, second, third = (one.get("session_id") for one in hints)
+    assert first is None
+    assert second == third is not None
 
 
 def test_runs_side_by_side_with_and_without_tracing(setting: Setting) -> None:

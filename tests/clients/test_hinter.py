@@ -108,7 +108,10 @@ def test_an_error_is_logged_once_and_the_request_sent(
     monkeypatch.setattr(setting.callers, "current", fail)
     assert setting.hints() is None
     assert setting.hints() is None
+    broken: Any = object()
+    setting.hinter.note_answer(broken, broken)
     assert caplog.text.count("without hints") == 1
+    assert len(caplog.records) == 1
 
 
 def test_the_graph_is_that_of_the_run_or_of_the_client(setting: Setting) -> None:
