@@ -62,8 +62,8 @@ class CallOrder:
 
     def _next_calls(self, tenant: str, history: Sequence[str]) -> Mapping[str, NextCall]:
         return {
-            agent: NextCall(forecast.steps[0], _median_s(forecast))
-            for agent, forecast in self.learned.forecast(tenant, history).items()
+            agent: NextCall(chance, None if delay is None else delay.quantile(0.5))
+            for agent, (chance, delay) in self.learned.next_calls(tenant, history).items()
         }
 
 
@@ -82,7 +82,3 @@ def _next_read(forecast: Forecast, first_steps: float) -> NextRead | None:
         if total >= _LIKELY:
             return scheduled(first_steps + step)
     return None
-
-
-def _median_s(forecast: Forecast) -> float | None:
-    return None if forecast.delay is None else forecast.delay.quantile(0.5)

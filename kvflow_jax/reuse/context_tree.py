@@ -12,15 +12,22 @@ learns that, and decides only where it gives it no lower chance than the shorter
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kvflow_jax.reuse.context import Context
 from kvflow_jax.reuse.context_store import ContextStore, is_name, key_of
+from kvflow_jax.reuse.delay import Delay
 from kvflow_jax.reuse.escape import EscapeRates
 from kvflow_jax.reuse.first_passage import FirstPassages, Step
 from kvflow_jax.reuse.made_from import MadeFrom
-from kvflow_jax.reuse.predictor import MAX_HISTORY, MIN_CHANCE, Forecast, Transition
+from kvflow_jax.reuse.predictor import (
+    MAX_HISTORY,
+    MIN_CHANCE,
+    Forecast,
+    NextCall,
+    Transition,
+)
 
 # Below this, something new is too rare to count against a forecast.
 _NEGLIGIBLE_ESCAPE = 0.05
@@ -97,11 +104,18 @@ class ContextTree:
         if not self.is_trusted:
             return {}
         state = self._state(history[-MAX_HISTORY:])
-        passages = self._find_passages(state)
-        last = self._contexts.find(state[:1]) if state[0] is not None else None  # type: ignore[arg-type]
-        if last is None:
-            return {agent: Forecast(steps, None) for agent, steps in passages.items()}
-        return {agent: Forecast(steps, last.delay(agent)) for agent, steps in passages.items()}
+        passages, delay_of = self._find_passages(state), self._delays_after(state)
+        return {agent: Forecast(steps, delay_of(agent)) for agent, steps in passages.items()}
+
+    def next_calls(self, history: Sequence[str]) -> Mapping[str, NextCall]:
+        if not self.is_trusted:
+            return {}
+        state = self._state(history[-MAX_HISTORY:])
+        delay_of = self._delays_after(state)
+        return {
+            step.agent: NextCall(step.chance, delay_of(step.agent))
+            for step in self._steps_of(state)
+        }
 
     def expects(self, history: Sequence[str]) -> str | None:
         if not self.is_trusted:
@@ -147,6 +161,11 @@ class ContextTree:
         if not math.isfinite(tree._gain):
             raise ValueError("the gain must be a finite number")
         return tree
+
+    def _delays_after(self, state: _State) -> Callable[[str], Delay | None]:
+        """Return the times between a state's last call and the very next one, by its agent."""
+        last = None if state[0] is None else self._contexts.find((state[0],))
+        return _no_delay if last is None else last.delay
 
     def _forget_forecasts(self) -> None:
         self._passages.clear()
@@ -238,6 +257,10 @@ class ContextTree:
         found = passages.of(state)
         assert found is not None
         return found
+
+
+def _no_delay(agent: str) -> Delay | None:
+    return None
 
 
 def _simplify(state: _State) -> _State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kvflow_jax.reuse.predictor import Forecast, Transition
+from kvflow_jax.reuse.predictor import Forecast, NextCall, Transition
 
 
 class NoPredictor:
@@ -17,6 +17,9 @@ class NoPredictor:
         """Learn nothing."""
 
     def forecast(self, history: Sequence[str]) -> Mapping[str, Forecast]:
+        return {}
+
+    def next_calls(self, history: Sequence[str]) -> Mapping[str, NextCall]:
         return {}
 
     def expects(self, history: Sequence[str]) -> str | None:

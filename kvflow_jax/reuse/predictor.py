@@ -37,6 +37,18 @@ class Forecast(NamedTuple):
         return sum(k * p for k, p in enumerate(self.steps, 1)) / chance if chance > 0 else 0.0
 
 
+class NextCall(NamedTuple):
+    """An agent that may make the very next call of a run.
+
+    Attributes:
+        chance: that it does.
+        delay: from the end of the run's last call to this one; None if it has not been seen there.
+    """
+
+    chance: float
+    delay: Delay | None
+
+
 class Transition(NamedTuple):
     """A learned fact, to be shown.
 
@@ -71,6 +83,9 @@ class Predictor(Protocol):
 
     def forecast(self, history: Sequence[str]) -> Mapping[str, Forecast]:
         """Return what follows in a run, by agent; empty if that is not known well enough."""
+
+    def next_calls(self, history: Sequence[str]) -> Mapping[str, NextCall]:
+        """Return the first step of a forecast, by agent: less than a tenth of its work."""
 
     def expects(self, history: Sequence[str]) -> str | None:
         """Return the agent that is most likely to call next; None if ``forecast`` is empty."""

@@ -38,6 +38,8 @@ def test_tenants_learn_apart():
     assert order.forecast("red", ["a"])["b"].steps[0] == pytest.approx(1.0)
     assert order.forecast("blue", ["a"])["c"].steps[0] == pytest.approx(1.0)
     assert order.forecast("green", ["a"]) == {}
+    assert order.next_calls("blue", ["a"])["c"].chance == pytest.approx(1.0)
+    assert order.next_calls("green", ["a"]) == {}
     assert order.show("green", 10) == []
     assert {row.agent for row in order.show("red", 100)} == set("abc")
     assert order.num_agents == 6

@@ -77,6 +77,27 @@ def test_chances_are_those_of_the_workload():
     assert tester.steps[2] == pytest.approx(0.4 * 0.6, abs=0.1)
 
 
+def test_the_next_calls_are_the_first_step_of_the_forecast(monkeypatch):
+    tree = ContextTree()
+    for run in range(5):
+        play(tree, team(random.Random(run), 100), delay_s=4.0)
+    expected = {}
+    for history in ([], ["coder", "reviewer"], ["tester"], ["coder", "tester"]):
+        forecast = tree.forecast(history)
+        first = {agent: (one.steps[0], one.delay) for agent, one in forecast.items()}
+        expected[tuple(history)] = {agent: one for agent, one in first.items() if one[0]}
+    monkeypatch.setattr("kvflow_jax.reuse.context_tree.FirstPassages", None)
+    for history, first in expected.items():
+        found = tree.next_calls(history)
+        assert found.keys() == first.keys()
+        for agent, (chance, delay) in found.items():
+            assert chance == pytest.approx(first[agent][0], abs=0.05)
+            assert delay == first[agent][1]
+    assert tree.next_calls(["reviewer"])["tester"].delay.quantile(0.5) == pytest.approx(4.0)
+    assert tree.next_calls(["unknown"]) == {}
+    assert ContextTree().next_calls([]) == {}
+
+
 def test_order_two_is_learned_where_the_last_agent_leaves_a_choice():
     tree = ContextTree()
     hits = play(tree, ["a", "x", "b", "c", "x", "d"] * 20)

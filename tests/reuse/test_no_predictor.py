@@ -8,6 +8,7 @@ def test_it_forecasts_nothing():
     for _ in range(50):
         predictor.observe(["a"], "b", 1.0)
     assert predictor.forecast(["a"]) == {}
+    assert predictor.next_calls(["a"]) == {}
     assert predictor.expects(["a"]) is None
     assert predictor.transitions(10) == []
     predictor.forget("a")
