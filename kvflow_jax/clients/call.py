@@ -32,7 +32,16 @@ class Call:
 
 
 class Caller(Protocol):
-    """A framework, asked whose call is being made."""
+    """A framework: the graphs of its applications, and whose call is being made."""
+
+    @property
+    def gaps(self) -> list[str]:
+        """What the graphs do not say of themselves, one sentence each."""
+        ...
+
+    def bind(self, graph: object) -> bool:
+        """Take the graph of an application; return False for what is none of this framework's."""
+        ...
 
     def current(self) -> Call | None:
         """Return the call that is being made; None if it is none of this framework's."""

@@ -21,10 +21,10 @@ def http_client(graph: object = None, **options: Any) -> Any:
         llm = ChatOpenAI(base_url=..., http_client=kvflow_jax.clients.http_client(graph=app))
 
     Args:
-        graph: a compiled LangGraph app, an ``Agent`` of OpenAI's SDK, a ``GraphFlow`` or
-            ``DiGraph`` of AutoGen, a ``Workflow`` or its JSON form. It can be given later, with
-            ``client.bind(graph)``, and again when it has changed: a run keeps the one it began
-            with. Without one, requests name their agent and run all the same.
+        graph: a compiled LangGraph app, an ``Agent`` of OpenAI's SDK, a team or ``DiGraph`` of
+            AutoGen, a ``Workflow`` or its JSON form. It can be given later, with
+            ``client.bind(graph)``; so can others, and the same one when it has changed: a run keeps
+            the one it began with. Without one, requests name their agent and run all the same.
         options: of ``openai.DefaultHttpxClient``, or of ``httpx.Client`` where openai is not
             installed.
 
@@ -54,7 +54,7 @@ class _Hinting:
             self.bind(graph)
 
     def bind(self, graph: object) -> Any:
-        """Take a graph, in place of one of the same kind. Returns the client."""
+        """Take a graph, beside others of other apps, agents and teams. Returns the client."""
         self._kvflow_callers.bind(graph)
         return self
 

@@ -116,7 +116,27 @@ class _Edges:
             ]
             if ends:  # of a Command
                 self.choices.append((name, ends))
+        self._add_unnamed(graph, prefix)
         self.sources = {source for source, _ in (*self.always, *self.choices)}
+
+    def _add_unnamed(self, graph: AgentGraph, prefix: str) -> None:
+        """Let nodes that no edge leads to follow those that no edge leaves: by a ``Command``."""
+        sources = {source for source, _ in (*self.always, *self.choices)}
+        targets = {target for _, target in self.always}
+        targets.update(target for _, ends in self.choices for target in ends)
+        lost = [
+            name
+            for name, spec in self._builder.nodes.items()
+            if name not in targets and not getattr(spec, "is_error_handler", False)
+        ]
+        last = [name for name in self._builder.nodes if name not in sources]
+        if lost and last:
+            graph.gaps.append(
+                f"no edge leads to {', '.join(prefix + name for name in lost)}: let the nodes "
+                "before return Command[Literal[...]]"
+            )
+            for name in last:
+                self.choices.append((name, [*(one for one in lost if one != name), END]))
 
     def joins(self) -> dict[str, Literal["all", "any"]]:
         """Return how nodes with several inputs wait, where LangGraph differs from a workflow."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from kvflow_jax.clients.agent_graph import AgentGraph
 from kvflow_jax.clients.call import Call
-from kvflow_jax.clients.langgraph_app import SEPARATOR, read_app, tool_nodes
+from kvflow_jax.clients.langgraph_app import SEPARATOR, is_app, read_app, tool_nodes
 from kvflow_jax.clients.names import short_name
 from kvflow_jax.clients.runs import Run
 
@@ -171,6 +171,19 @@ def attach(app: Any) -> LangGraphRuns:
 
 class LangGraphCaller:
     """Finds the run and the node of the current call, in LangGraph's own configuration."""
+
+    def __init__(self) -> None:
+        self._gaps: list[str] = []  # of the app that was bound last
+
+    @property
+    def gaps(self) -> list[str]:
+        return self._gaps
+
+    def bind(self, graph: object) -> bool:
+        if not is_app(graph):
+            return False
+        self._gaps = attach(graph).graph.gaps
+        return True
 
     def current(self) -> Call | None:
         config_module = sys.modules.get("langgraph.config")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from kvflow_jax.clients.agent_graph import END, START, AgentGraph
 from kvflow_jax.clients.call import Call
@@ -14,9 +15,10 @@ from kvflow_jax.clients.names import short_name
 from kvflow_jax.clients.runs import Run
 
 MAX_SPANS = 64  # around a call
+MAX_GRAPHS = 1024
 
 
-def is_agent(agent: object) -> bool:
+def is_agent(agent: object) -> TypeGuard[Any]:
     """Return whether an object is an agent of OpenAI's SDK."""
     return all(hasattr(agent, name) for name in ("name", "handoffs", "tools", "instructions"))
 
@@ -67,16 +69,40 @@ def _agent_of_tool(tool: Any) -> Any:
 
 
 class AgentsCaller:
-    """Finds the agent of the current call among the SDK's spans, which it has without tracing too.
+    """Finds the agent of the current call among the SDK's spans.
 
-    Args:
-        graph: None if only agents and runs are named.
+    There are spans without tracing, too.
     """
 
-    def __init__(self, graph: AgentGraph | None = None) -> None:
-        self._graph_of = None if graph is None else graph.to_json
+    def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._graphs: OrderedDict[str, AgentGraph] = OrderedDict()  # by first agent
         self._runs: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()  # by trace
+
+    @property
+    def gaps(self) -> list[str]:
+        return [gap for graph in self._graphs.values() for gap in graph.gaps]
+
+    def bind(self, graph: object) -> bool:
+        if not is_agent(graph):
+            return False
+        read = read_agents(graph)
+        first = short_name(graph.name)
+        with self._lock:
+            self._graphs.pop(first, None)
+            self._graphs[first] = read
+            if len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        return True
+
+    def graph_json(self, first: str) -> str | None:
+        """Return the graph of a run that begins with an agent: its own, else the last with it."""
+        with self._lock:
+            graphs = [self._graphs.get(first), *reversed(self._graphs.values())]
+        for graph in graphs:
+            if graph is not None and first in map(short_name, graph.nodes):
+                return graph.to_json(first)
+        return None
 
     def current(self) -> Call | None:
         tracing = sys.modules.get("agents.tracing")
@@ -96,7 +122,7 @@ class AgentsCaller:
         with self._lock:
             run = self._runs.get(trace)
             if run is None:
-                run = self._runs[trace] = Run(graph_of=self._graph_of)
+                run = self._runs[trace] = Run(graph_of=self.graph_json)
                 weakref.finalize(trace, run.end).atexit = False
         # A session of the SDK goes on in later runs, and is not to be seen from here.
         name = short_name(f"{run.id}|{agent}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.conditions import MaxMessageTermination
-from autogen_agentchat.teams import DiGraphBuilder, GraphFlow, RoundRobinGroupChat
+from autogen_agentchat.teams import DiGraphBuilder, GraphFlow, RoundRobinGroupChat, Swarm
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 from kvflow_jax.clients import async_http_client, run
@@ -95,6 +95,28 @@ def test_a_flow_has_the_steps_of_a_graph_written_by_hand(setting: Setting) -> No
         for state in states:
             state.finish(agent)
         assert states[0].agent_steps() == states[1].agent_steps()
+
+
+def test_a_round_robin_is_a_circle_and_a_swarm_hands_off(setting: Setting) -> None:
+    team = RoundRobinGroupChat(setting.agents("a", "b"), max_turns=2)
+    triage = AssistantAgent("triage", setting.client, handoffs=["billing"])
+    swarm = Swarm([triage, *setting.agents("billing")], max_turns=1)
+    setting.http.bind(team)
+    setting.http.bind(swarm)
+    asyncio.run(_run_all(team, swarm))
+    assert setting.sent.statuses == ["applied"] * 3
+    edges = [
+        [(edge["source"], edge["target"]) for edge in hints["step_graph"]["edges"]]
+        for hints in setting.sent.hints
+        if hints is not None
+    ]
+    assert edges[0] == edges[1] == [("a", "b"), ("b", "a")]
+    assert edges[2] == [("triage", "triage"), ("triage", "billing"), ("billing", "billing")]
+
+
+async def _run_all(*teams: Any) -> None:
+    for team in teams:
+        await team.run(task="hello")
 
 
 def test_a_team_without_a_graph_names_its_agents_and_runs(setting: Setting) -> None:

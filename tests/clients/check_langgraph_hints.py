@@ -178,6 +178,29 @@ def test_runs_side_by_side_and_names_of_10_000_characters(model: Model) -> None:
     assert model.sent.statuses == ["applied"] * 8
 
 
+def test_commands_that_name_their_targets_and_some_that_do_not(model: Model) -> None:
+    def hand_on(name: str, target: str) -> Any:
+        def call(state: State) -> Command:
+            return Command(goto=target, update=model.node(name)(state))
+
+        return call
+
+    def named(state: State) -> Command[Literal["writer", "__end__"]]:
+        return Command(goto="writer", update=model.node("coder")(state))
+
+    graph = StateGraph(State)
+    graph.add_node("planner", hand_on("planner", "coder"))
+    graph.add_node("coder", named)
+    graph.add_node("writer", model.node("writer"))
+    graph.add_edge(START, "planner")
+    model.bind(graph.compile()).invoke({"notes": []})
+    planner, *_, writer = (one for one in model.sent.hints if one is not None)
+    edges = {(edge["source"], edge["target"]) for edge in planner["step_graph"]["edges"]}
+    assert edges == {("planner", "coder"), ("coder", "writer"), ("writer", "coder")}
+    assert writer["agent_id"] == "writer"
+    assert "no edge leads to coder" in model.http.gaps[0]
+
+
 def test_a_thread_goes_on_after_the_end_of_a_run(model: Model) -> None:
     agent = model.bind(create_agent(model.llm, [], checkpointer=InMemorySaver()))
     cached = []

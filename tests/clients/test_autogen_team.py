@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from kvflow_jax.clients import autogen_team
-from kvflow_jax.clients.agent_graph import AgentGraph
-from kvflow_jax.clients.autogen_team import AutoGenCaller, flow_of, read_flow
+from kvflow_jax.clients.autogen_team import AutoGenCaller, read_team
 from kvflow_jax.workflow.workflow import Workflow
 
 
@@ -33,19 +32,54 @@ def flow(start: str, **edges: list[SimpleNamespace]) -> SimpleNamespace:
 
 
 def workflow_of(one: Any) -> Workflow:
-    text = read_flow(one).to_json("a")
+    graph = read_team(one)
+    assert graph is not None
+    text = graph.to_json("a")
     assert text is not None
     workflow = Workflow.from_dict(json.loads(text))
     workflow.freeze()
     return workflow
 
 
-def test_the_graph_of_a_team() -> None:
-    graph = flow("a", a=[])
-    assert flow_of(graph) is graph
-    assert flow_of(SimpleNamespace(_graph=graph)) is graph
+def member(name: str, *handoffs: str) -> SimpleNamespace:
+    targets = {one: SimpleNamespace(target=one) for one in handoffs}
+    return SimpleNamespace(name=name, _handoffs=targets)
+
+
+def team(kind: str, *members: SimpleNamespace, team_id: str = "id", **settings: Any) -> Any:
+    one = type(kind, (), {})()
+    vars(one).update(_participants=list(members), _team_id=team_id, **settings)
+    return one
+
+
+def edges_of(one: Any) -> list[tuple[str, str]]:
+    return [(edge.source, edge.target) for edge in workflow_of(one).edges]
+
+
+def test_what_has_a_graph() -> None:
+    graph = flow("a", a=[edge("b")], b=[])
+    assert edges_of(graph) == edges_of(team("GraphFlow", _graph=graph)) == [("a", "b")]
     for other in (None, "a", SimpleNamespace(nodes={}), SimpleNamespace(_graph=None)):
-        assert flow_of(other) is None
+        assert read_team(other) is None
+
+
+def test_participants_of_a_round_robin_speak_in_their_order() -> None:
+    circle = team("RoundRobinGroupChat", member("a"), member("b"), member("c"))
+    assert edges_of(circle) == [("a", "b"), ("b", "c"), ("c", "a")]
+    assert workflow_of(circle).entries == ("a",)
+    assert edges_of(team("RoundRobinGroupChat", member("a"))) == [("a", "a")]
+
+
+def test_participants_of_a_swarm_hand_off_or_go_on() -> None:
+    swarm = team("Swarm", member("a", "b"), SimpleNamespace(name="b"))
+    assert edges_of(swarm) == [("a", "a"), ("a", "b"), ("b", "b")]
+
+
+def test_of_other_teams_only_the_agents_are_known() -> None:
+    graph = read_team(team("SelectorGroupChat", member("a"), member("b")))
+    assert graph is not None
+    assert graph.to_json("a") is None
+    assert graph.gaps == ["a SelectorGroupChat does not say who speaks after whom"]
 
 
 def test_activation_is_how_a_node_waits() -> None:
@@ -100,9 +134,16 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     return core
 
 
+def graph_of(caller: AutoGenCaller, core: Core, team_id: str) -> str | None:
+    core.agent = SimpleNamespace(type=f"a_{team_id}", key=team_id)
+    call = caller.current()
+    assert call is not None
+    assert call.run is not None
+    return call.run.graph_json("a")
+
+
 def test_the_agent_whose_message_is_handled_calls(core: Core) -> None:
-    graph = AgentGraph(nodes={"planner_1": None})
-    caller = AutoGenCaller(graph)
+    caller = AutoGenCaller()
     core.agent = SimpleNamespace(type="planner_1_team-id", key="team-id")
     call, again = caller.current(), caller.current()
     assert call is not None
@@ -110,7 +151,18 @@ def test_the_agent_whose_message_is_handled_calls(core: Core) -> None:
     assert call.run is not None
     assert (call.agent, call.run.id) == ("planner_1", "team-id")
     assert call.run is again.run
-    assert call.run.graph_json("planner_1") == graph.to_json("planner_1")
+
+
+def test_each_team_has_its_graph(core: Core) -> None:
+    caller = AutoGenCaller()
+    assert not caller.bind("team")
+    assert graph_of(caller, core, "1") is None
+    for team_id, name in (("1", "first"), ("2", "second"), ("", "any"), ("2", "changed")):
+        graph = flow(name, **{name: []})
+        assert caller.bind(team("GraphFlow", team_id=team_id, _graph=graph) if team_id else graph)
+    found = [str(graph_of(caller, core, team_id)) for team_id in "123"]
+    assert ["first" in found[0], "changed" in found[1], "any" in found[2]] == [True] * 3
+    assert caller.gaps == []
 
 
 def test_outside_of_a_team_there_is_no_call(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +174,7 @@ def test_outside_of_a_team_there_is_no_call(core: Core, monkeypatch: pytest.Monk
 def test_the_number_of_teams_is_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autogen_team, "MAX_TEAMS", 2)
     caller = AutoGenCaller()
-    for team in ("1", "2", "1", "3"):
-        core.agent = SimpleNamespace(type=f"a_{team}", key=team)
-        assert caller.current() is not None
-    assert list(caller._runs) == ["1", "3"]
+    for team_id in ("1", "2", "1", "3"):
+        caller.bind(team("Swarm", member("a"), team_id=team_id))
+        assert graph_of(caller, core, team_id) is not None
+    assert list(caller._runs) == list(caller._graphs) == ["1", "3"]

@@ -57,11 +57,11 @@ def test_a_workflow_that_changes_later_is_bound_as_it_was() -> None:
 
 def test_gaps_are_those_of_the_last_graph_of_a_kind(context: Context) -> None:
     callers = Callers()
-    callers.bind(app({"a": node()}, branches={"a": {"route": branch()}}))
+    callers.bind(app({"a": node()}, [("__start__", "a")], branches={"a": {"route": branch()}}))
     callers.bind(agent("a", [SimpleNamespace()]))
     callers.bind(flow("a", a=[]))
     assert len(callers.gaps) == 2
-    callers.bind(app({"a": node()}))
+    callers.bind(app({"a": node()}, [("__start__", "a")]))
     callers.bind(agent("a"))
     assert callers.gaps == []
 

@@ -132,6 +132,18 @@ def test_the_ends_of_commands_are_choices() -> None:
     assert edges_of(commanding) == {("a", "b"): third, ("a", "c"): third}
 
 
+def test_what_no_edge_leads_to_may_follow_what_none_leaves() -> None:
+    commanding = app(
+        nodes("abc") | {"handler": node(is_error_handler=True)}, [(Start, "a"), ("a", "b")]
+    )
+    assert edges_of(commanding) == {("a", "b"): None, ("b", "c"): 0.5, ("handler", "c"): 0.5}
+    assert read_app(commanding).gaps == [
+        "no edge leads to c: let the nodes before return Command[Literal[...]]"
+    ]
+    circle = app(nodes("abc"), [(Start, "a"), ("a", "a"), ("c", "a")])
+    assert ("b", "c") in edges_of(circle)
+
+
 def test_a_router_at_the_start_is_known_by_the_first_call() -> None:
     routed = app(
         nodes("abc"), [("a", "c"), ("b", "c")], branches={Start: {"r": branch(["a", "b"])}}

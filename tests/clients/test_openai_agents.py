@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kvflow_jax.clients import openai_agents
 from kvflow_jax.clients.openai_agents import AgentsCaller, is_agent, read_agents
 from kvflow_jax.workflow.workflow import Workflow
 
@@ -131,7 +132,8 @@ def tracing(monkeypatch: pytest.MonkeyPatch) -> Tracing:
 
 def test_the_innermost_agent_calls(tracing: Tracing) -> None:
     tracing.trace = Trace()
-    caller = AgentsCaller(read_agents(agent("asking")))
+    caller = AgentsCaller()
+    assert caller.bind(agent("asking"))
     tracing.enter("asking")
     asking = caller.current()
     tracing.enter("asking", "helper")
@@ -142,6 +144,30 @@ def test_the_innermost_agent_calls(tracing: Tracing) -> None:
     assert asking.run is helper.run is not None
     assert asking.run.graph_json("asking") == read_agents(agent("asking")).to_json("asking")
     assert asking.conversation != helper.conversation
+
+
+def test_a_run_has_the_graph_of_the_agent_that_it_begins_with() -> None:
+    caller = AgentsCaller()
+    assert not caller.bind("agent")
+    shared = agent("shared")
+    for start in (agent("a", [shared]), agent("b", [shared]), agent("b", [shared, object()])):
+        assert caller.bind(start)
+
+    def begins(first: str) -> list[str]:
+        text = caller.graph_json(first)
+        return [] if text is None else json.loads(text)["entries"]
+
+    assert [begins(first) for first in ("a", "b", "shared", "other")] == [["a"], ["b"], ["b"], []]
+    assert len(caller.gaps) == 1  # of the second b
+
+
+def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_agents, "MAX_GRAPHS", 2)
+    caller = AgentsCaller()
+    for name in "abc":
+        caller.bind(agent(name))
+    assert caller.graph_json("a") is None
+    assert caller.graph_json("c") is not None
 
 
 def test_a_run_is_a_trace_and_ends_with_it(tracing: Tracing) -> None:
