@@ -12,7 +12,7 @@ import numpy as np
 from kvflow_jax.reuse.predictor import HORIZON, MIN_CHANCE
 
 State = TypeVar("State", bound=Hashable)
-MAX_STATES = 32
+MAX_STATES, MAX_STEPS = 32, 160  # that are followed, for less than a millisecond
 MIN_PATH_CHANCE = 0.02  # of the likeliest way to a state; a less likely one is simplified
 
 
@@ -113,18 +113,24 @@ def _expand(
     steps: list[Sequence[Step]] = []
     order = count()  # states need not be comparable
     heap: list[tuple[float, int, int, Hashable]] = [(-1.0, 0, next(order), start)]
-    while heap and len(index) < MAX_STATES:
+    pushed: dict[Hashable, float] = {}
+    num_steps = 0
+    while heap and len(index) < MAX_STATES and num_steps < MAX_STEPS:
         minus_chance, depth, _, state = heapq.heappop(heap)
         if state in index:
             continue
         index[state] = len(index)
         row: list[Step] = []
-        for agent, chance, target in steps_of(state):  # type: ignore[arg-type]
-            path_chance = minus_chance * chance
-            if path_chance > -MIN_PATH_CHANCE and target not in index:
+        for step in steps_of(state):  # type: ignore[arg-type]
+            target, chance = step.state, minus_chance * step.chance
+            if chance > -MIN_PATH_CHANCE and target not in index:
                 target = simplify(target)  # type: ignore[arg-type]
-            row.append(Step(agent, chance, target))
-            if target not in index and depth < HORIZON - 1:
-                heapq.heappush(heap, (path_chance, depth + 1, next(order), target))
+                step = Step(step.agent, step.chance, target)
+            row.append(step)
+            is_nearer = target not in index and chance < pushed.get(target, 0.0)
+            if is_nearer and depth < HORIZON - 1:
+                pushed[target] = chance
+                heapq.heappush(heap, (chance, depth + 1, next(order), target))
         steps.append(row)
+        num_steps += len(row)
     return index, steps
