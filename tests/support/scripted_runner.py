@@ -33,6 +33,7 @@ from tests.support.token_runner import TokenRunner, TokenStep
 
 MODEL = "scripted"
 PAGE, TILE = 16, 64
+KVFLOW = CacheSettings(eviction="kvflow")
 
 # ChatML without tools, as the embedded model's template.
 CHATML = (
@@ -151,7 +152,12 @@ def scripted_tokenizer(
 
 
 def scripted_engine(
-    tokenizer: Tokenizer, *, max_model_len: int = 8192, num_pages: int = 2048, max_num_seqs: int = 4
+    tokenizer: Tokenizer,
+    *,
+    max_model_len: int = 8192,
+    num_pages: int = 2048,
+    max_num_seqs: int = 4,
+    cache: CacheSettings = KVFLOW,
 ) -> tuple[Engine, ScriptedRunner]:
     """Return an engine over a new ScriptedRunner, and that runner."""
     sizes = EngineSizes(
@@ -165,7 +171,7 @@ def scripted_engine(
             page_size=PAGE,
             pages_per_seq=-(-max_model_len // PAGE),
         ),
-        cache=CacheSettings(eviction="kvflow"),
+        cache=cache,
     )
     runner = ScriptedRunner(sizes.pool, sizes.shapes, tokenizer)
     engine = Engine(
@@ -189,6 +195,7 @@ def scripted_server(
     *,
     max_model_len: int = 8192,
     num_pages: int = 2048,
+    cache: CacheSettings = KVFLOW,
     **settings: object,
 ) -> Iterator[ScriptedServer]:
     """Yield a ready server of the production engine over a ScriptedRunner; stop it at the end.
@@ -197,7 +204,9 @@ def scripted_server(
         settings: of ``ServerConfig``.
     """
     tokenizer = scripted_tokenizer(chat_template, special_tokens)
-    engine, runner = scripted_engine(tokenizer, max_model_len=max_model_len, num_pages=num_pages)
+    engine, runner = scripted_engine(
+        tokenizer, max_model_len=max_model_len, num_pages=num_pages, cache=cache
+    )
     config = ServerConfig(port=0, load=LoadConfig(MODEL), **settings)
     thread = EngineThread(engine)
     build = (thread, tokenizer, MODEL)
