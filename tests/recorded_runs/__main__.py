@@ -11,10 +11,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
+import httpx
+
+from experiments.zero_hints.recording import FOLDER, Call, common_len, write_recording
 from tests.recorded_runs.labelling_proxy import labelling_proxy
-from tests.recorded_runs.recording import FOLDER, write_recording
 from tests.support.served import embedded_server
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +75,28 @@ def record(app: str, python: Path, server_url: str) -> None:
         subprocess.run([python, "-m", module, proxy.url, *tasks], cwd=ROOT, check=True, timeout=900)
     ask = f"from importlib.metadata import version; print(version({package!r}))"
     version = subprocess.check_output([python, "-c", ask], text=True).strip()
-    write_recording(FOLDER / f"{app}.json", f"{package} {version}", proxy.calls)
-    runs = {call.run for call in proxy.calls}
-    print(f"{app}: {len(runs)} runs, {len(proxy.calls)} calls", flush=True)
+    calls = [with_num_system(call, server_url) for call in proxy.calls]
+    write_recording(FOLDER / f"{app}.json", f"{package} {version}", calls)
+    runs = {call.run for call in calls}
+    print(f"{app}: {len(runs)} runs, {len(calls)} calls", flush=True)
+
+
+def with_num_system(call: Call, server_url: str) -> Call:
+    """Return a call with the length of its system messages, as the server writes them."""
+    roles = ("system", "developer")
+    messages = [*takewhile(lambda message: message["role"] in roles, call.messages)]
+    if not messages:
+        return call
+    body = {
+        "messages": messages,
+        "tools": call.tools or None,
+        "add_generation_prompt": False,
+        "max_tokens": 1,
+        "return_token_ids": True,
+    }
+    answer = httpx.post(f"{server_url}/v1/chat/completions", json=body, timeout=600)
+    prompt_ids = answer.raise_for_status().json()["prompt_token_ids"]
+    return replace(call, num_system=common_len(prompt_ids, call.prompt_ids))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.recorded_runs.recording import Call
+from experiments.zero_hints.recording import Call
 
 
 class LabellingProxy(ThreadingHTTPServer):

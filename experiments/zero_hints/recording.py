@@ -23,6 +23,8 @@ class Call:
         prompt_ids: tokens of the prompt as the server rendered it.
         answer_ids: tokens that were generated; other than the answer's text, they end with the
             control token that ended them.
+        num_system: tokens of the prompt's system messages and tools; None: it has none.
+        app: name of the recording.
     """
 
     run: str
@@ -34,6 +36,8 @@ class Call:
     answer: str
     prompt_ids: list[int]
     answer_ids: list[int]
+    num_system: int | None = None
+    app: str = ""
 
 
 def write_recording(path: Path, versions: str, calls: Sequence[Call]) -> None:
@@ -49,7 +53,7 @@ def write_recording(path: Path, versions: str, calls: Sequence[Call]) -> None:
     for index, call in enumerate(calls):
         base, num_same = max(
             (
-                (-other, _num_same(calls[other].prompt_ids, call.prompt_ids))
+                (-other, common_len(calls[other].prompt_ids, call.prompt_ids))
                 for other in range(index)
             ),
             key=lambda one: (one[1], one[0]),
@@ -66,6 +70,7 @@ def write_recording(path: Path, versions: str, calls: Sequence[Call]) -> None:
                 "answer": call.answer,
                 "prompt_ids": [-base, num_same, *call.prompt_ids[num_same:]],
                 "answer_ids": call.answer_ids,
+                "num_system": call.num_system,
             }
         )
     lines = ",\n".join(_dumps(one) for one in written)
@@ -88,12 +93,14 @@ def read_recording(path: Path) -> list[Call]:
                 messages=[texts[number] for number in value["messages"]],
                 tools=[texts[number] for number in value["tools"]],
                 prompt_ids=same + rest,
+                app=path.stem,
             )
         )
     return calls
 
 
-def _num_same(one: Sequence[int], other: Sequence[int]) -> int:
+def common_len(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common prefix of two lists of tokens."""
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recorded_runs.recording import FOLDER, Call, read_recording, write_recording
+from experiments.zero_hints.recording import FOLDER, Call, read_recording, write_recording
 
 RECORDINGS = sorted(FOLDER.glob("*.json"))
 

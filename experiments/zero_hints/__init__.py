@@ -1,0 +1,1 @@
+"""What agents gain that declare nothing."""
