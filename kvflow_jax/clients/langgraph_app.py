@@ -109,7 +109,10 @@ class _Edges:
                         "add_conditional_edges a path_map, or the router a return type of Literal"
                     )
                     targets = [*builder.nodes, END]
-                self.choices.append((source, targets))
+                if _returns_sends(branch):
+                    self.always += [(source, target) for target in targets if target != END]
+                else:
+                    self.choices.append((source, targets))
         for name, spec in builder.nodes.items():
             ends = [
                 end for end in getattr(spec, "ends", None) or () if end in (*builder.nodes, END)
@@ -196,13 +199,22 @@ def _targets(branch: Any) -> list[str] | None:
     ends = getattr(branch, "ends", None)
     if ends:
         return list(ends.values() if isinstance(ends, Mapping) else ends)
+    return list(_literals(_return_type(branch))) or None
+
+
+def _returns_sends(branch: Any) -> bool:
+    """Return whether a router returns a list of ``Send``: all of its targets run, side by side."""
+    parts = get_args(_return_type(branch))
+    return any(getattr(part, "__name__", "") == "Send" for part in parts)
+
+
+def _return_type(branch: Any) -> object:
     path = getattr(branch, "path", None)
     function = getattr(path, "func", None) or getattr(path, "afunc", None)
     try:
-        found = list(_literals(get_type_hints(function).get("return")))
+        return get_type_hints(function).get("return")
     except Exception:  # of annotations whose names cannot be found
-        found = []
-    return found or None
+        return None
 
 
 def _literals(annotation: Any) -> Iterable[str]:

@@ -101,6 +101,28 @@ def test_a_router_is_a_choice(ends: Any) -> None:
     assert edges_of(routed) == {("a", "b"): 0.5}
 
 
+class Send:
+    """By its name, as LangGraph's."""
+
+
+def test_a_router_that_sends_lists_chooses_none() -> None:
+    def spread(state: object) -> list[Send]:
+        raise NotImplementedError
+
+    routed = app(
+        nodes("abcd"),
+        [(Start, "a")],
+        [(("b", "c"), "d")],
+        {"a": {"route": branch(["b", "c", End], spread)}},
+    )
+    assert edges_of(routed)[("a", "b")] is edges_of(routed)[("a", "c")] is None
+    state = RunState(workflow_of(routed).freeze())
+    for step in (state.start, state.finish):
+        step("a")
+    state.start("b")
+    assert state.agent_steps() == {"a": NEVER, "b": 0, "c": 0, "d": 1}
+
+
 def test_targets_are_read_from_the_type_that_a_router_returns() -> None:
     def route(state: object) -> Sequence[Literal["b", "c"]] | Literal["d"]:
         raise NotImplementedError
