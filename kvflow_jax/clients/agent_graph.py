@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvflow_jax.clients.names import short_name
@@ -14,6 +14,9 @@ from kvflow_jax.workflow.workflow import JoinMode, Workflow
 logger = logging.getLogger(__name__)
 
 START, END = "__start__", "__end__"
+
+# Inputs of a node, and whether it waits for all of them or for any; None: as ``Workflow`` decides.
+Group = tuple[Sequence[str], JoinMode | None]
 
 
 @dataclass
@@ -26,12 +29,14 @@ class AgentGraph:
             one that is always taken. An edge with a chance is a choice of its source.
         joins: node -> whether it waits for all of its inputs or for any; others as
             ``Workflow`` decides.
+        agents: node -> agent that it calls, of nodes that have not its name.
         gaps: what the application does not say of itself, one sentence each.
     """
 
     nodes: dict[str, None] = field(default_factory=dict)
     edges: dict[tuple[str, str], float | None] = field(default_factory=dict)
     joins: dict[str, JoinMode] = field(default_factory=dict)
+    agents: dict[str, str] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
 
     def add_edge(self, source: str, target: str, chance: float | None = None) -> None:
@@ -53,13 +58,43 @@ class AgentGraph:
     def inputs_of(self, node: str) -> list[str]:
         return [source for source, target in self.edges if target == node]
 
+    def split(self, node: str, groups: Sequence[Group]) -> None:
+        """Let each of several groups of inputs run a node alone.
+
+        A node waits in one way. So there is one for each group, with the same agent and the same
+        outputs; the first keeps the name, and what are no inputs of the others.
+        """
+        (known, mode), *others = groups
+        _set_join(self.joins, node, mode)
+        seen, copies = set(known), []
+        for number, (inputs, mode) in enumerate(others, 2):
+            sources = [source for source in dict.fromkeys(inputs) if source not in seen]
+            seen.update(sources)
+            if not sources:
+                continue
+            copy = f"{node}#{number}"
+            while copy in self.nodes:
+                copy += "'"
+            copies.append(copy)
+            self.agents[copy] = self.agents.get(node, node)
+            for source in sources:
+                self.add_edge(source, copy, self.edges.pop((source, node)))
+            _set_join(self.joins, copy, mode if len(sources) > 1 else None)
+        targets = [(t, chance) for (s, t), chance in self.edges.items() if s == node]
+        for target, chance in targets:
+            for copy in copies:
+                self.add_edge(copy, target, chance)
+            if {*self.inputs_of(target)} == {node, *copies}:
+                self.joins.setdefault(target, "any")
+
     def without(self, removed: Collection[str]) -> AgentGraph:
         """Return the graph without these nodes: what led to one leads to what follows it."""
         graph = replace(
             self, nodes=dict(self.nodes), edges=dict(self.edges), joins=dict(self.joins)
         )
-        for node in removed:
-            graph._remove(node)
+        for node in self.nodes:
+            if self.agents.get(node, node) in removed:
+                graph._remove(node)
         return graph
 
     def _remove(self, node: str) -> None:
@@ -97,7 +132,7 @@ class AgentGraph:
         try:
             for node in self.nodes:
                 if node not in (START, END):
-                    workflow.node(short_name(node))
+                    workflow.node(short_name(node), short_name(self.agents.get(node, node)))
             for (source, target), chance in self.edges.items():
                 if source != START and target != END:
                     workflow.edge(
@@ -113,3 +148,8 @@ class AgentGraph:
             logger.warning("the graph is not sent: %s", error)
             return None
         return json.dumps(workflow.to_dict(), separators=(",", ":")) if workflow.nodes else None
+
+
+def _set_join(joins: dict[str, JoinMode], node: str, mode: JoinMode | None) -> None:
+    if mode is not None:
+        joins[node] = mode

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from kvflow_jax.clients.agent_graph import END, START, AgentGraph
+from kvflow_jax.clients.agent_graph import END, START, AgentGraph, Group
 
 MAX_DEPTH = 8  # of graphs within graphs
 SEPARATOR = ":"  # between the names of a node and of one within it; LangGraph allows it in none
@@ -86,8 +86,15 @@ def _add(graph: AgentGraph, builder: Any, prefix: str, depth: int) -> list[str]:
         for name in builder.nodes:
             if name not in edges.sources:
                 graph.add_edge(end_of[name], end_of[END])
-    for name, mode in edges.joins().items():
-        graph.joins[begin_of[name]] = mode
+    for name, groups in edges.groups().items():
+        is_whole = len(groups) == 1 or begin_of[name] in wrapped or name in edges.joined
+        if is_whole:  # else several nodes would stand for one in a join, or in a graph of its own
+            mode = groups[0][1] if len(groups) == 1 else "any"
+            if mode is not None:
+                graph.joins[begin_of[name]] = mode
+        else:
+            own = [([end_of[source] for source in sources], mode) for sources, mode in groups]
+            graph.split(begin_of[name], own)
     return wrapped
 
 
@@ -97,8 +104,8 @@ class _Edges:
     def __init__(self, builder: Any, graph: AgentGraph, prefix: str) -> None:
         self._builder = builder
         self._waiting = [(tuple(sources), target) for sources, target in builder.waiting_edges]
-        self.always = sorted(builder.edges)
-        self.always += [(one, target) for sources, target in self._waiting for one in sources]
+        self.joined = {one for sources, _ in self._waiting if len(sources) > 1 for one in sources}
+        self.plain = sorted(builder.edges)
         self.choices: list[tuple[str, list[str]]] = []
         for source, branches in builder.branches.items():
             for label, branch in branches.items():
@@ -110,7 +117,7 @@ class _Edges:
                     )
                     targets = [*builder.nodes, END]
                 if _returns_sends(branch):
-                    self.always += [(source, target) for target in targets if target != END]
+                    self.plain += [(source, target) for target in targets if target != END]
                 else:
                     self.choices.append((source, targets))
         for name, spec in builder.nodes.items():
@@ -141,32 +148,42 @@ class _Edges:
             for name in last:
                 self.choices.append((name, [*(one for one in lost if one != name), END]))
 
-    def joins(self) -> dict[str, Literal["all", "any"]]:
-        """Return how nodes with several inputs wait, where LangGraph differs from a workflow."""
-        always: dict[str, list[str]] = {}
-        for source, target in self.always:
-            always.setdefault(target, []).append(source)
-        chosen = {target for _, targets in self.choices for target in targets if len(targets) > 1}
+    @property
+    def always(self) -> list[tuple[str, str]]:
+        """The edges that are always taken."""
+        waiting = [(one, target) for sources, target in self._waiting for one in sources]
+        return self.plain + waiting
+
+    def groups(self) -> dict[str, list[Group]]:
+        """Return the groups of inputs of each node that has several, each of which runs it alone.
+
+        Nodes of a superstep end together, so that a node runs once after all of them. A node that
+        follows nodes of several supersteps runs after each.
+        """
         depth = self._depths()
-        joins: dict[str, Literal["all", "any"]] = {}
+        found: dict[str, list[Group]] = {}
         for name, spec in self._builder.nodes.items():
-            sources = always.get(name, [])
-            groups = [group for group, target in self._waiting if target == name]
-            num_inputs = len(sources) + (name in chosen)
-            if num_inputs < 2:
+            chosen = [source for source, ends in self.choices if name in ends]
+            waiting = [group for group, target in self._waiting if target == name]
+            by_step: dict[int | None, list[str]] = {}
+            for source, target in self.plain:
+                if target == name and source != START:
+                    by_step.setdefault(depth.get(source), []).append(source)
+            plain = list(by_step.values())
+            every = [source for group in (*waiting, *plain, chosen) for source in group]
+            if len(every) < 2:
                 continue
             if getattr(spec, "defer", False):
-                is_all = name not in chosen
-            elif groups:
-                is_all = len(groups) == 1 and len(groups[0]) == num_inputs
-            elif name in chosen or len({depth.get(source) for source in sources}) == 1:
+                found[name] = [(every, "any" if chosen else "all")]
                 continue
-            else:
-                # Nodes of a superstep end together. A node that follows nodes of several
-                # supersteps runs after each of them.
-                is_all = False
-            joins[name] = "all" if is_all else "any"
-        return joins
+            groups: list[Group] = [(group, "all") for group in waiting if len(group) > 1]
+            groups += [(group, None) for group in plain if len(group) > 1]
+            single = [group[0] for group in (*waiting, *plain) if len(group) == 1]
+            if single or chosen:
+                is_known = bool(groups) or not chosen
+                groups.append(([*single, *chosen], "any" if is_known else None))
+            found[name] = groups
+        return found
 
     def _depths(self) -> dict[str, int]:
         """Return the number of supersteps before each node."""

@@ -139,6 +139,31 @@ def test_the_same_from_coroutines_and_streams(model: Model) -> None:
     check_team(model)
 
 
+def test_a_loop_back_into_a_join(model: Model) -> None:
+    def route(state: State) -> Literal["fixer", "writer"]:
+        return "fixer" if "fixer" not in state["notes"] else "writer"
+
+    graph = StateGraph(State)
+    for name in ("planner", "coder", "tester", "reviewer", "fixer", "writer"):
+        graph.add_node(name, model.node(name))
+    graph.add_edge(START, "planner")
+    graph.add_edge("planner", "coder")
+    graph.add_edge("planner", "tester")
+    graph.add_edge(["coder", "tester"], "reviewer")
+    graph.add_conditional_edges("reviewer", route)
+    graph.add_edge("fixer", "reviewer")
+    model.bind(graph.compile()).invoke({"notes": []})
+    by_hand = Workflow().edge("planner", "coder").edge("planner", "tester")
+    by_hand.edge("coder", "reviewer").edge("tester", "reviewer").node("again", "reviewer")
+    for node in ("reviewer", "again"):
+        by_hand.edge(node, "fixer", conditional=True).edge(node, "writer", conditional=True)
+    by_hand.edge("fixer", "again")
+    (own,) = {str(one["step_graph"]): one["step_graph"] for one in model.sent.hints if one}.values()
+    steps = steps_of(Workflow.from_dict(own).freeze(), model.sent.events)
+    assert steps == steps_of(by_hand.freeze(), model.sent.events)
+    assert [of_call["reviewer"] for of_call in steps[:6]] == [2, 1, 1, 1, 1, 0]
+
+
 def test_each_invocation_is_a_run_and_the_server_is_told_of_its_end(model: Model) -> None:
     def route(state: State) -> Literal["planner", "__end__"]:
         return "planner" if state["notes"].count("planner") % 2 else "__end__"

@@ -89,6 +89,37 @@ def test_what_waits_for_a_removed_join_waits_for_its_inputs() -> None:
     assert graph.joins == {"join": "all"}  # the graph itself is unchanged
 
 
+def test_a_split_node_runs_for_each_group_of_its_inputs() -> None:
+    graph = graph_of((START, "a"), ("a", "b"), ("a", "c"), ("b", "d"), ("c", "d"), ("d", "d", 0.25))
+    graph.add_edge("d", "e", 0.5)
+    graph.add_edge("e", "d")
+    graph.split("d", [(["b", "c"], "all"), (["d", "e", "b"], "any")])
+    data = form(graph)
+    assert pairs(data) == {
+        ("a", "b"): None,
+        ("a", "c"): None,
+        ("b", "d"): None,
+        ("c", "d"): None,
+        ("d", "e"): 0.5,
+        ("d", "d#2"): 0.25,
+        ("d#2", "e"): 0.5,
+        ("d#2", "d#2"): 0.25,
+        ("e", "d#2"): None,
+    }
+    modes = {join["target"]: join["mode"] for join in data["joins"]}
+    assert modes == {"d": "all", "d#2": "any", "e": "any"}
+    assert {"id": "d#2", "agent": "d"} in data["nodes"]
+    left = form(graph.without({"d"}))
+    assert [node["id"] for node in left["nodes"]] == ["a", "b", "c", "e"]
+
+
+def test_a_group_of_known_inputs_is_no_node_and_names_do_not_collide() -> None:
+    graph = graph_of(("a", "c"), ("b", "c"), ("d", "c"), ("c#3", "c"))
+    graph.split("c", [(["a", "b"], None), (["b", "a"], "any"), (["d"], "any")])
+    assert form(graph)["nodes"][-1] == {"id": "c#3'", "agent": "c"}
+    assert not graph.joins
+
+
 def test_long_names_are_shortened_everywhere() -> None:
     graph = graph_of((START, "n" * 10_000), ("n" * 10_000, "m" * 10_000))
     data = form(graph)

@@ -67,7 +67,22 @@ def test_a_node_waits_for_a_join_or_for_another_input() -> None:
         [(Start, "a"), ("a", "b"), ("a", "c"), ("a", "d")],
         waiting=[(("b", "c"), "d")],
     )
-    assert workflow_of(mixed).joins == {"d": "any"}
+    steps = []
+    state = RunState(workflow_of(mixed).freeze())
+    for agent in ("a", "d", "b", "c", "d"):
+        steps.append(state.agent_steps()["d"])
+        state.start(agent)
+        state.finish(agent)
+    assert steps == [1, 0, 1, 1, 0]
+
+
+def test_nodes_of_which_a_join_or_a_graph_is_made_are_not_split() -> None:
+    edges = [(Start, "a"), ("a", "b"), ("a", "c"), ("a", "d")]
+    joined = app(nodes("abcde"), edges, waiting=[(("b", "c"), "d"), (("d", "c"), "e")])
+    assert workflow_of(joined).joins == {"d": "any", "e": "all"}
+    inner = app(nodes("x"), [(Start, "x")])
+    within = app(nodes("abc") | {"d": node(inner)}, edges, waiting=[(("b", "c"), "d")])
+    assert workflow_of(within).joins == {"d:x": "any"}
 
 
 def test_nodes_of_one_superstep_end_together_and_others_do_not() -> None:
