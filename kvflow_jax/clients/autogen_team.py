@@ -11,6 +11,7 @@ from kvflow_jax.clients.agent_graph import END, START, AgentGraph
 from kvflow_jax.clients.call import Call
 from kvflow_jax.clients.names import short_name
 from kvflow_jax.clients.runs import Run
+from kvflow_jax.workflow.workflow import JoinMode
 
 MAX_TEAMS = 1024  # whose graph, or run, is known
 
@@ -46,21 +47,32 @@ def _read_flow(flow: Any) -> AgentGraph:
     graph = AgentGraph()
     for start in sorted(flow.get_start_nodes()):
         graph.add_edge(START, start)
-    groups: dict[str, dict[str, tuple[str, int]]] = {}  # of a node: its groups, mode and number
+    # Of each node, its groups: their sources and how it waits for them.
+    groups: dict[str, dict[str, tuple[list[str], JoinMode]]] = {}
     for name, node in flow.nodes.items():
         graph.nodes.setdefault(name)
         chosen = [edge for edge in node.edges if _is_conditional(edge)]
         for edge in node.edges:
             graph.add_edge(name, edge.target, 1.0 / len(chosen) if edge in chosen else None)
             of_node = groups.setdefault(edge.target, {})
-            _, num = of_node.get(edge.activation_group, ("", 0))
-            of_node[edge.activation_group] = (edge.activation_condition, num + 1)
+            mode: JoinMode = "any" if edge.activation_condition == "any" else "all"
+            of_node.setdefault(edge.activation_group, ([], mode))[0].append(name)
         if not node.edges:
             graph.add_edge(name, END)
+    every = [group for of_node in groups.values() for group in of_node.values()]
+    joined = {
+        one for sources, mode in every if mode == "all" and len(sources) > 1 for one in sources
+    }
     for name, of_node in groups.items():
-        modes = list(of_node.values())
-        if sum(num for _, num in modes) > 1:
-            graph.joins[name] = "all" if len(modes) == 1 and modes[0][0] == "all" else "any"
+        own = sorted(of_node.values(), key=lambda group: group[1])  # first those that wait for all
+        if len(own) == 1:
+            sources, mode = own[0]
+            if len(sources) > 1:
+                graph.joins[name] = mode
+        elif own[0][1] == "all" and len(own[0][0]) > 1 and name not in joined:
+            graph.split(name, own)
+        else:
+            graph.joins[name] = "any"
     return graph
 
 

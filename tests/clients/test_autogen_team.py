@@ -113,6 +113,24 @@ def test_each_group_of_a_node_activates_it_alone() -> None:
     assert workflow.joins == {"b": "any"}
 
 
+def test_a_node_of_several_groups_is_split_where_one_of_them_is_a_join() -> None:
+    looped = flow(
+        "a",
+        a=[edge("b"), edge("c")],
+        b=[edge("d", group="work")],
+        c=[edge("d", group="work")],
+        d=[edge("e")],
+        e=[edge("d", "again", group="again")],
+    )
+    workflow = workflow_of(looped)
+    assert workflow.joins == {"d": "all", "e": "any"}
+    assert [node for node, agent in workflow.nodes.items() if agent == "d"] == ["d", "d#2"]
+    looped.nodes["d"].edges = [edge("f")]
+    looped.nodes["e"].edges.append(edge("f"))
+    looped.nodes["f"] = SimpleNamespace(edges=[])
+    assert workflow_of(looped).joins == {"d": "any", "f": "all"}
+
+
 class Core(ModuleType):
     """The agent whose message is handled, as ``autogen_core`` gives it."""
 
