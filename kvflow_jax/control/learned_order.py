@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 128 << 20  # of all tenants; a predictor bounds itself to less than half of it
 SAVE_EVERY_S = 60.0
-ROWS_A_STEP = 128  # that are prepared for the file in one step of the engine: less than 1 ms
+ROWS_A_STEP = 64  # that are prepared for the file in one step of the engine: less than 1 ms
 _TENANT = "tenant"  # kind of a row that begins another tenant
 # The predictors are values of one owner, so that the least recently used go first whatever their
 # size: clients of many addresses do not displace what the largest tenant has learned.

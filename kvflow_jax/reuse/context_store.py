@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from kvflow_jax.reuse.context import Context
@@ -155,7 +156,7 @@ class ContextStore:
             yield [_CONTEXT, [], self._begin.to_list()]
         for name, agent in agents:
             yield [_AGENT, name, agent.weight / self._unit]
-        for key, context in (*self._of_agents(agents), *longer):
+        for key, context in chain(self._of_agents(agents), longer):
             if len(context):
                 yield [_CONTEXT, list(key), context.to_list()]
 

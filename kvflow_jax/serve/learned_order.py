@@ -13,7 +13,7 @@ from kvflow_jax.serve.dependencies import OwnerDep, ServiceDep
 
 routes = APIRouter()
 
-DEFAULT_ROWS, MAX_ROWS = 200, 1000  # in one answer
+DEFAULT_ROWS, MAX_ROWS = 200, 500  # in one answer
 
 
 @routes.get("/v1/learned_order")
