@@ -206,8 +206,9 @@ class CallerRecognizer:
         given = Hints() if request.hints is None else request.hints
         prompt = request.tokens[: request.num_prompt]
         hashes = block_hashes(request, request.num_prompt, self._page_size)
-        continued = tenant.conversations.find(given.session_id, prompt, hashes)
-        held = tenant.answers.find(prompt[0 if continued is None else continued.num_prompt :])
+        alike = tenant.conversations.find(given.session_id, prompt, hashes)
+        held = tenant.answers.find(prompt[alike[0].num_prompt if alike else 0 :])
+        continued = _the_continued(alike, held)
         previous = tenant.previous(continued, held)
         run = _certain_run(tenant, given, previous, number)
         if run is not None:
@@ -295,6 +296,14 @@ class CallerRecognizer:
             # Its caller says what there is to say: only what is certain is added to it.
             return continuations.are_seen
         return not continuations.are_excluded
+
+
+def _the_continued(alike: Sequence[Conversation], held: Sequence[Held]) -> Conversation | None:
+    """Return which of the conversations that had a prompt goes on: that whose answer is held."""
+    if len(alike) > 1:
+        calls = {one.call for one in held}
+        alike = [one for one in alike if one.last_call in calls]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _certain_run(

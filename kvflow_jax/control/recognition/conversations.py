@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_CONVERSATIONS = 1024  # of one tenant; those continued least recently are forgotten first
-CONVERSATION_BYTES = 700  # estimated
+MAX_ALIKE = 32  # of one prompt; the first ones are not continued then
+CONVERSATION_BYTES = 800  # estimated
 _MIN_CALLS = 4  # of an agent, before anything is concluded from how they continue
 _RARELY = 0.1
 _MAX_COUNT = 64  # then counts are halved, so that what an agent does may change
@@ -99,23 +100,26 @@ class Conversations:
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
         self._by_name: OrderedDict[str, Conversation] = OrderedDict()
-        # By the hash of the last whole block of the prompt. None: two conversations have the same.
-        self._by_block: dict[int, Conversation | None] = {}
+        # By the hash of the last whole block of the prompt.
+        self._by_block: dict[int, list[Conversation]] = {}
 
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def find(self, name: str | None, tokens: np.ndarray, hashes: np.ndarray) -> Conversation | None:
-        """Return the conversation of a name, else the one that a prompt continues.
+    def find(self, name: str | None, tokens: np.ndarray, hashes: np.ndarray) -> list[Conversation]:
+        """Return the conversation of a name, else those that a prompt may continue.
+
+        Several have the same last prompt, and differ in their answers: the branches of a run, or
+        runs of one task.
 
         Args:
             tokens: i32[n], the prompt.
             hashes: i64[n // page_size], its block hashes.
         """
-        found = self._by_name.get(name) if name is not None else self._continued(tokens, hashes)
-        if found is not None:
-            self._by_name.move_to_end(found.name)
-        return found
+        if name is None:
+            return self._continued(tokens, hashes)
+        found = self._by_name.get(name)
+        return [] if found is None else [found]
 
     def put(self, conversation: Conversation, tokens: np.ndarray, hashes: np.ndarray) -> None:
         """Add a conversation, or record the prompt of its next call."""
@@ -123,30 +127,30 @@ class Conversations:
         conversation.num_prompt = len(tokens)
         conversation.prompt = hash(tokens.tobytes())
         if len(hashes):
-            block = int(hashes[-1])
-            conversation.block = block
-            others = self._by_block.get(block, conversation)
-            is_new = others is conversation or (
-                others is not None and others.prompt != conversation.prompt
-            )
-            self._by_block[block] = conversation if is_new else None
+            conversation.block = int(hashes[-1])
+            alike = self._by_block.setdefault(conversation.block, [])
+            alike.append(conversation)
+            del alike[:-MAX_ALIKE]
         self._by_name[conversation.name] = conversation
         self._by_name.move_to_end(conversation.name)
         if len(self._by_name) > MAX_CONVERSATIONS:
             self._forget_prompt(self._by_name.popitem(last=False)[1])
 
-    def _continued(self, tokens: np.ndarray, hashes: np.ndarray) -> Conversation | None:
+    def _continued(self, tokens: np.ndarray, hashes: np.ndarray) -> list[Conversation]:
         for block in reversed(hashes.tolist()):
             if block in self._by_block:
                 found = self._by_block[block]
-                if found is None:
-                    return None
-                is_longer = found.num_prompt < len(tokens)
-                if is_longer and hash(tokens[: found.num_prompt].tobytes()) == found.prompt:
-                    return found
-        return None
+                for num_prompt in sorted({one.num_prompt for one in found}, reverse=True):
+                    prompt = hash(tokens[:num_prompt].tobytes())
+                    alike = [one for one in found if one.prompt == prompt]
+                    if alike and num_prompt < len(tokens):
+                        return alike
+        return []
 
     def _forget_prompt(self, conversation: Conversation) -> None:
         block = conversation.block
-        if block is not None and self._by_block.get(block) is conversation:
+        if block is None or conversation not in (alike := self._by_block.get(block, [])):
+            return
+        alike.remove(conversation)
+        if not alike:
             del self._by_block[block]

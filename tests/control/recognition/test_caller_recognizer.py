@@ -217,3 +217,15 @@ def test_memory_is_bounded(caller):
     for i in range(200):
         caller.call("plan", caller.new(), tenant=f"tenant{i}")
     assert caller.recognizer.usage.num_bytes < 64 << 20
+
+
+def test_branches_that_began_alike_are_told_apart_by_their_answers(caller):
+    task = caller.new()
+    plan, text = caller.call("plan", task)
+    begun = [caller.begin("code", task, text) for _ in range(8)]
+    answers = [caller.end(code) for code in begun]
+    for code, answer in reversed(list(zip(begun, answers, strict=True))):
+        again = caller.begin("code", task, text, answer, caller.new(), num_system=None)
+        assert again.previous == code.number
+        assert run_of(again) == run_of(plan)
+        assert again.ended == ()
