@@ -12,6 +12,7 @@ GROUPS = {
     "Policies and machines, in virtual time or on this machine": {
         "paper": "KVFlow's evaluation, the paper's figures beside ours",
         "compare": "policies side by side on a workload or a trace",
+        "zero_hints": "what those gain who declare neither agents nor graphs",
         "cycle": "ten agents in a cycle, on this machine and in virtual time",
         "terms": "ablation: what each part of kvflow-cost brings",
         "report": "REPORT.md and its figures from the results of the others",

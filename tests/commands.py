@@ -42,6 +42,7 @@ QUICK: dict[str, list[str]] = {
         "--workload cycle --quick --arms all --json JSON",
         "--workload dag-4 --quick --runs 4 --rate 1 --machine 'tpu-v5e x4' --arms kvflow",
     ],
+    "experiments.zero_hints": ["--quick --only cycle team recorded identity --json JSON"],
     "experiments.cycle": ["--quick --json JSON"],
     "experiments.terms": ["--quick --json JSON"],
     "experiments.report": ["--results RESULTS"],
