@@ -14,6 +14,7 @@ GROUPS = {
         "compare": "policies side by side on a workload or a trace",
         "zero_hints": "what those gain who declare neither agents nor graphs",
         "cycle": "ten agents in a cycle, on this machine and in virtual time",
+        "zero_hints.real": "coding agents' sessions on a tiny model, with hints and without",
         "terms": "ablation: what each part of kvflow-cost brings",
         "report": "REPORT.md and its figures from the results of the others",
     },

@@ -10,6 +10,7 @@ as bound by compute or by memory, whichever takes longer at those rates.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ from kvflow_jax.runtime.runner import ModelRunner
 from kvflow_jax.sim.machines import A10G, LLAMA_3_1_8B
 from kvflow_jax.sim.profile import ModelShape, Profile, Work, work_of
 
-PAGE, CONTEXT_LEN, MOST_DECODE, MOST_PREFILL = 16, 1088, 4, 256
+PAGE, MOST_DECODE, MOST_PREFILL = 16, 4, 256
+Step = tuple[int, int]
 # (tokens, context) of prompt chunks, and (rows, context) of decode steps.
 PREFILLS = ((32, 0), (32, 1024), (64, 256), (128, 0), (128, 896), (256, 0), (256, 512), (256, 768))
 DECODES = ((1, 32), (1, 1056), (2, 512), (4, 32), (4, 1056))
@@ -88,10 +90,24 @@ def predicted_s(shape: ModelShape, profile: Profile, work: Work) -> float:
 
 
 class StepTimer:
-    """Times the steps of ``PREFILLS`` and ``DECODES`` on its own runner."""
+    """Times steps of a model on its own runner.
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        config, pages = loaded.config, -(-CONTEXT_LEN // PAGE)
+    Args:
+        prefills, decodes: the steps: tokens and context of a prompt chunk, rows and context of a
+            decode step.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prefills: Sequence[Step] = PREFILLS,
+        decodes: Sequence[Step] = DECODES,
+    ) -> None:
+        longest = max(
+            *(num_tokens + context for num_tokens, context in prefills),
+            *(context + 1 for _, context in decodes),
+        )
+        config, pages = loaded.config, -(-longest // PAGE)
         pool = PoolSpec(
             config.num_layers,
             MOST_DECODE * pages + 1,
@@ -108,8 +124,8 @@ class StepTimer:
             pages_per_seq=pages,
         )
         self._runner = ModelRunner(loaded.model, loaded.params, pool, shapes)
-        self._batches = [_prefill(shapes, *one) for one in PREFILLS]
-        self._batches += [_decode(shapes, *one) for one in DECODES]
+        self._batches = [_prefill(shapes, *one) for one in prefills]
+        self._batches += [_decode(shapes, *one) for one in decodes]
         for batch in self._batches:
             self._runner.submit(batch).result()  # compiles
 

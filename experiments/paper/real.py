@@ -68,12 +68,16 @@ class EngineSetting:
 
 
 class Machine:
-    """This machine with one model loaded. Runs arms one after the other."""
+    """This machine with one model loaded. Runs arms one after the other.
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    Args:
+        timer: of the steps that profiles are fitted to; None: those of ``fit_profile``.
+    """
+
+    def __init__(self, loaded: LoadedModel, timer: fit_profile.StepTimer | None = None) -> None:
         self.shape = ModelShape.of(loaded.name, loaded.config, itemsize=4)
         self._loaded = loaded
-        self._timer = fit_profile.StepTimer(loaded)
+        self._timer = timer or fit_profile.StepTimer(loaded)
 
     def times(self) -> list[Any]:
         """Time the steps as the machine runs them now; see ``StepTimer.times``."""
@@ -106,7 +110,7 @@ class Machine:
             deterministic=setting.deterministic,
             cache=cache,
         )
-        return run_on_engine(self._loaded, config, workload)
+        return run_on_engine(self._loaded, config, workload, hinted=arm.is_hinted)
 
     def simulate(
         self, workload: Workload, arm: Arm, setting: EngineSetting, profile: Profile
@@ -124,9 +128,12 @@ class Machine:
 
 
 def run_on_engine(
-    loaded: LoadedModel, config: EngineConfig, workload: Workload
+    loaded: LoadedModel, config: EngineConfig, workload: Workload, *, hinted: bool = True
 ) -> tuple[dict[str, Any], float]:
     """Run a workload on a new engine; return its figures and the rate of its link, bytes/s.
+
+    Args:
+        hinted: see ``Driver``.
 
     Raises:
         KVFlowError: a call failed.
@@ -136,7 +143,7 @@ def run_on_engine(
     link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
     engine = EngineThread(built)
     try:
-        driver = Driver(workload, RealServer(engine))
+        driver = Driver(workload, RealServer(engine), hinted=hinted)
         with counted_compiles() as compiles:
             driver.start()
             records = driver.wait(TIMEOUT_S)

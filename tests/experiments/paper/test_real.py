@@ -68,7 +68,7 @@ def test_a_machine_gives_the_arm_its_host_tier_and_an_emulated_link(monkeypatch)
     configs = []
     monkeypatch.setattr(real.fit_profile, "StepTimer", lambda loaded: None)
     monkeypatch.setattr(
-        real, "run_on_engine", lambda loaded, config, workload: configs.append(config)
+        real, "run_on_engine", lambda loaded, config, workload, **_: configs.append(config)
     )
     monkeypatch.setattr(real.jax, "default_backend", lambda: "cpu")
     shape = SimpleNamespace(kv_bytes_per_token=1024)
