@@ -48,8 +48,8 @@ class Counts:
         num_later: calls that began after an answer of their run.
         num_linked: calls that were linked to an earlier one.
         num_right: those of them whose recognised run was begun by a call of their own run.
-        num_placed: calls whose run is right with the help of order and time: the first one of a
-            run has a new run, each later one a run that a call of its own run began.
+        num_placed: calls that stand behind a call of their own run, with the help of order and
+            time, and first ones that stand behind none.
         num_calls: all.
     """
 
@@ -99,7 +99,7 @@ def recognise(calls: Sequence[Call], order: CallOrder, tenant: str = "") -> list
 def count(recognised: Iterable[RecognisedCall]) -> Counts:
     """Count the calls whose run is right, by their labels."""
     answered: dict[str, float] = {}  # when the first call of a run was answered
-    begun_by: dict[str, str] = {}  # runs, by the names that were recognised for them
+    last_of: dict[str, str] = {}  # run of the last call, by the name that was recognised
     num_later = num_linked = num_right = num_placed = num_calls = 0
     for one in recognised:
         num_calls += 1
@@ -109,8 +109,11 @@ def count(recognised: Iterable[RecognisedCall]) -> Counts:
         if one.previous is not None:
             num_linked += 1
             num_right += _root(one).call.run == run
-        num_placed += one.run not in begun_by if is_first else begun_by.get(one.run) == run
-        begun_by.setdefault(one.run, run)
+        # A new name that is linked continues the run of its link, which was parted from another.
+        parted_from = None if one.previous is None else one.previous.call.run
+        before = last_of.get(one.run, parted_from)
+        num_placed += before == (None if is_first else run)
+        last_of[one.run] = run
         answered[run] = min(answered.get(run, one.call.end_s), one.call.end_s)
     return Counts(num_later, num_linked, num_right, num_placed, num_calls)
 

@@ -1,5 +1,6 @@
 """Random interleavings: structures always agree, and tokens equal those of a cold run."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvflow_jax.engine import engine, output_processor
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
+from kvflow_jax.reuse.predictors import CONTEXT_TREE
 from kvflow_jax.speculation.config import NO_SPECULATION, SpeculativeConfig
 from kvflow_jax.workflow.hints import Hints, Reuse
 from kvflow_jax.workflow.workflow import Workflow
@@ -21,6 +24,13 @@ GRAPHS = [
     Workflow().edge("a", "b").edge("b", "c").edge("c", "a").freeze(),
     Workflow().edge("a", "b", True).edge("a", "c", True).join("c", "any").edge("b", "c").freeze(),
 ]
+
+
+@pytest.fixture(autouse=True)
+def errors_in_hints_are_raised(monkeypatch):
+    """They would be logged."""
+    for module in (engine, output_processor):
+        monkeypatch.setattr(module, "hints_as_advice", lambda request: nullcontext())
 
 
 class Serving(RuleBasedStateMachine):
@@ -153,6 +163,14 @@ class ServingWorkflows(Serving):
     cache = replace(TIERED, eviction="kvflow", prefetches=True)
 
 
+class ServingRecognised(ServingWorkflows):
+    cache = replace(ServingWorkflows.cache, predictor=CONTEXT_TREE)
+
+    def teardown(self):
+        super().teardown()
+        assert not self.engine.controller._calling_runs
+
+
 class ServingHierarchically(Serving):
     cache = replace(TIERED, offloads_everything=True)
 
@@ -172,6 +190,7 @@ class ServingDrafts(ServingWorkflows):
 for machine in (
     Serving,
     ServingWorkflows,
+    ServingRecognised,
     ServingHierarchically,
     ServingLateOffloads,
     ServingRepeatedSteps,
@@ -180,6 +199,7 @@ for machine in (
     machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 TestServing = Serving.TestCase
 TestServingWorkflows = ServingWorkflows.TestCase
+TestServingRecognised = ServingRecognised.TestCase
 TestServingHierarchically = ServingHierarchically.TestCase
 TestServingLateOffloads = ServingLateOffloads.TestCase
 TestServingRepeatedSteps = ServingRepeatedSteps.TestCase

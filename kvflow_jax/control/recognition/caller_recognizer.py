@@ -68,12 +68,9 @@ class CallingRun:
         history: agents of its last calls, in the order of their starts.
         last_end_s: when a call of it last ended; minus infinity: none has.
         num_running: its calls in progress.
-        certain_from: number of the first of its calls that certainly belong to one run. Those
-            before it are of the same run only if their order tells the truth.
     """
 
     name: str
-    certain_from: int
     last_end_s: float = -math.inf
     history: tuple[str, ...] = ()
     num_running: int = 0
@@ -103,6 +100,18 @@ class Caller(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
+class _Part:
+    """Calls that certainly belong to one run: it was named, or each depends on one of the others.
+
+    Attributes:
+        run: to which it is taken to belong. Several parts are of one run if they follow each other
+            as its calls do; that may be a mistake.
+    """
+
+    run: CallingRun
+
+
+@dataclass(slots=True, eq=False)
 class _Call:
     """A call in progress, or one whose answer is remembered.
 
@@ -111,7 +120,7 @@ class _Call:
     """
 
     number: int
-    run: CallingRun
+    part: _Part
     history: tuple[str, ...]
     conversation: Conversation
 
@@ -120,18 +129,17 @@ class _Tenant:
     """What is known of one tenant."""
 
     def __init__(self, page_size: int) -> None:
-        self.runs: OrderedDict[str, CallingRun] = (
-            OrderedDict()
-        )  # the one with the last event is last
+        # The last part of each run, by name; the one with the last event is last.
+        self.runs: OrderedDict[str, _Part] = OrderedDict()
         self.calls: OrderedDict[int, _Call] = OrderedDict()
-        self.answers = AnswerIndex(self.run_of)
+        self.answers = AnswerIndex(self.part_of)
         self.agents = PromptAgents(page_size)
         self.conversations = Conversations(page_size)
         self.continuations: OrderedDict[str, Continuations] = OrderedDict()
 
-    def run_of(self, call: int) -> CallingRun | None:
+    def part_of(self, call: int) -> _Part | None:
         known = self.calls.get(call)
-        return None if known is None else known.run
+        return None if known is None else known.part
 
     def previous(self, continued: Conversation | None, held: Sequence[Held]) -> _Call | None:
         """Return the call on which one depends: that which it continues, or whose answer it holds.
@@ -140,9 +148,9 @@ class _Tenant:
         """
         if continued is not None:
             return self.calls.get(continued.last_call)
-        run = self.answers.leading_run(held)
+        part = self.answers.leading_run(held)
         calls = (self.calls.get(one.call) for one in held)
-        return next((call for call in calls if call is not None and call.run is run), None)
+        return next((call for call in calls if call is not None and call.part is part), None)
 
     def continuations_of(self, agent: str) -> Continuations:
         found = self.continuations.setdefault(agent, Continuations())
@@ -151,11 +159,16 @@ class _Tenant:
             self.continuations.popitem(last=False)
         return found
 
-    def put_run(self, run: CallingRun) -> None:
-        self.runs[run.name] = run
-        self.runs.move_to_end(run.name)
+    def put_part(self, part: _Part) -> None:
+        """Make a part the last one of its run, and that run the last one."""
+        self.runs[part.run.name] = part
+        self.touch(part.run)
         if len(self.runs) > MAX_RUNS:
             self.runs.popitem(last=False)
+
+    def touch(self, run: CallingRun) -> None:
+        if run.name in self.runs:
+            self.runs.move_to_end(run.name)
 
     def put_call(self, call: _Call) -> None:
         self.calls[call.number] = call
@@ -192,7 +205,8 @@ class CallerRecognizer:
     ) -> None:
         self._page_size, self._next_calls = page_size, next_calls
         self._tenants: TenantLru[str, _Tenant] = TenantLru(max_bytes)
-        self._in_progress: dict[int, tuple[_Tenant, _Call]] = {}  # by id of the request
+        # By id of the request. A call's run may change meanwhile, not the one where it is counted.
+        self._in_progress: dict[int, tuple[_Tenant, _Call, CallingRun]] = {}
         self._num_calls = 0
 
     @property
@@ -207,32 +221,38 @@ class CallerRecognizer:
         prompt = request.tokens[: request.num_prompt]
         hashes = block_hashes(request, request.num_prompt, self._page_size)
         alike = tenant.conversations.find(given.session_id, prompt, hashes)
-        held = tenant.answers.find(prompt[alike[0].num_prompt if alike else 0 :])
+        # A client may name a session whose history this prompt does not have.
+        has_history = bool(alike) and alike[0].is_continued_by(prompt)
+        held = tenant.answers.find(prompt[alike[0].num_prompt if has_history else 0 :])
         continued = _the_continued(alike, held)
         previous = tenant.previous(continued, held)
-        run = _certain_run(tenant, given, previous, number)
-        if run is not None:
-            tenant.answers.exclude(held, run)
-        agent = given.agent_id or (continued.agent if continued is not None else None)
+        part = _certain_part(tenant, given, previous, number)
+        if part is not None:
+            tenant.answers.exclude(held, part)
+        agent = given.agent_id
+        if agent is None and continued is not None and has_history:
+            agent = continued.agent
         if agent is None:
-            agent = tenant.agents.find(prompt, hashes, request.num_system, run or object())
-        if run is None:
-            run = self._likely_run(tenant, request.tenant, agent, number, now)
-        ended = _note_uses(tenant, request.tenant, held, continued)
+            agent = tenant.agents.find(prompt, hashes, request.num_system, part or object())
+        if part is None:
+            part = _Part(self._likely_run(tenant, request.tenant, agent, number, now))
+        run = part.run
+        ended = _note_uses(tenant, request.tenant, part, held, continued)
         keeps_history = self._note_continuation(tenant, given, agent, continued)
         history, delay_s = run.history, now - run.last_end_s
         if agent is not None:
             run.history = (*history, agent)[-MAX_HISTORY:]
         run.num_running += 1
-        tenant.put_run(run)
+        tenant.put_part(part)
         if continued is None:
             name = given.session_id or f"{NAMED}{number}"
             continued = Conversation(name, agent, number)
+        continued.agent = agent
         continued.last_call, continued.is_used = number, False
         tenant.conversations.put(continued, prompt, hashes)
-        call = _Call(number, run, run.history, continued)
+        call = _Call(number, part, run.history, continued)
         tenant.put_call(call)
-        self._in_progress[request.id] = tenant, call
+        self._in_progress[request.id] = tenant, call, run
         self._tenants.put(request.tenant, "", tenant, tenant.num_bytes)
         hints = replace(
             given,
@@ -248,23 +268,26 @@ class CallerRecognizer:
         in_progress = self._in_progress.pop(request.id, None)
         if in_progress is None:
             return None
-        tenant, call = in_progress
-        call.run.num_running -= 1
-        call.run.last_end_s = now
-        tenant.put_run(call.run)
+        tenant, call, run = in_progress
+        run.num_running -= 1
+        run.last_end_s = now
+        tenant.touch(run)
         if is_done:
             prompt, answer = np.split(request.tokens[: request.num_known], [request.num_prompt])
             tenant.answers.add(call.number, prompt, answer)
-        return call.run
+        return run
 
     def _likely_run(
         self, tenant: _Tenant, name: str, agent: str | None, number: int, now: float
     ) -> CallingRun:
         """Return the run whose order of calls a call fits best, or a new one."""
         best, best_fit = None, _MIN_FIT
-        unnamed = (run for run in reversed(tenant.runs.values()) if run.name.startswith(NAMED))
+        runs = (part.run for part in reversed(tenant.runs.values()))
+        unnamed = (run for run in runs if run.name.startswith(NAMED))
         # Of several that fit equally, the one that has waited for longest.
         for run in islice(unnamed, MAX_CANDIDATES if agent is not None else 0):
+            if now - run.last_end_s > RUN_TTL_S:
+                continue
             expected = self._next_calls(name, run.history)
             next_call = expected.get(agent) if agent is not None else None
             half_life_s, fit = _MIN_HALF_LIFE_S, _UNEXPECTED_FIT if expected else _UNKNOWN_FIT
@@ -276,8 +299,7 @@ class CallerRecognizer:
             if fit >= best_fit:
                 best, best_fit = run, fit
         if best is None:
-            return CallingRun(f"{NAMED}{number}", number)
-        best.certain_from = number
+            return CallingRun(f"{NAMED}{number}")
         return best
 
     def _note_continuation(
@@ -306,32 +328,33 @@ def _the_continued(alike: Sequence[Conversation], held: Sequence[Held]) -> Conve
     return alike[0] if len(alike) == 1 else None
 
 
-def _certain_run(
+def _certain_part(
     tenant: _Tenant, given: Hints, previous: _Call | None, number: int
-) -> CallingRun | None:
-    """Return the run that a client names, else the one of a call that this one depends on."""
+) -> _Part | None:
+    """Return the run that a client names, else what a call is a part of by its dependence."""
     if given.workflow_id is not None:
         known = tenant.runs.get(given.workflow_id)
-        return known or CallingRun(given.workflow_id, number)
+        return known or _Part(CallingRun(given.workflow_id))
     if previous is None:
         return None
-    run = previous.run
-    if previous.number < run.certain_from:
+    part = previous.part
+    if tenant.runs.get(part.run.name, part) is not part:
         # Meanwhile that run took a call only by its order: it seems to be another one.
-        name = f"{NAMED}{number}"
-        run = CallingRun(name, previous.number, run.last_end_s, previous.history)
-        previous.run = run
-    return run
+        part.run = CallingRun(f"{NAMED}{number}", part.run.last_end_s, previous.history)
+    return part
 
 
 def _note_uses(
-    tenant: _Tenant, name: str, held: Sequence[Held], continued: Conversation | None
+    tenant: _Tenant, name: str, part: _Part, held: Sequence[Held], continued: Conversation | None
 ) -> tuple[SessionReader, ...]:
-    """Record the conversations whose answers a prompt holds; return those that end with that."""
+    """Record the conversations whose answers a prompt holds; return those that end with that.
+
+    An answer of another run is only quoted.
+    """
     ended = []
     for number, _ in held:
         call = tenant.calls.get(number)
-        if call is None:
+        if call is None or call.part is not part:
             continue
         conversation = call.conversation
         is_last = conversation.last_call == call.number

@@ -37,6 +37,12 @@ class Conversation:
     block: int | None = None
     is_used: bool = False
 
+    def is_continued_by(self, tokens: np.ndarray) -> bool:
+        """Return whether a prompt, i32[n], begins with its last prompt and goes on."""
+        if self.num_prompt >= len(tokens):
+            return False
+        return hash(tokens[: self.num_prompt].tobytes()) == self.prompt
+
 
 @dataclass(slots=True)
 class Continuations:

@@ -87,7 +87,7 @@ class PromptAgents:
             run: whose prompt it is; prompts of one run may share more than their roles.
         """
         if num_system is None:
-            return self._find_by_sharing(tokens, hashes[:MAX_SEARCHED].tolist())
+            return self._find_by_sharing(tokens, hashes[:MAX_SEARCHED].tolist(), run)
         if not num_system:
             return None
         path = hashes[: num_system // self._page_size].tolist()
@@ -113,12 +113,17 @@ class PromptAgents:
         node.num_calls += 1
         return above.name if above is not None and above.has_varying_end else node.name
 
-    def _find_by_sharing(self, tokens: np.ndarray, path: list[int]) -> str | None:
+    def _find_by_sharing(self, tokens: np.ndarray, path: list[int], run: object) -> str | None:
         """Return the agent of a prompt without a known system prompt."""
-        # Each prompt counts as one of another run.
-        num_shared = self._note(path, object())
+        num_repeated = bisect_left(path, True, key=lambda key: self._run_of(key) is None)
+        num_shared = self._note(path, run)
         known = next((key for key in reversed(path[:num_shared]) if key in self._nodes), None)
         node = None if known is None else self._use(known)
+        if node is None and not num_shared:
+            # Prompts of one run share more than their roles, so only the first two count.
+            known = next((key for key in path[:num_repeated] if key in self._nodes), None)
+            node = None if known is None else self._use(known)
+            num_shared = num_repeated
         if num_shared and (known is None or known != path[num_shared - 1]):
             key, end = path[num_shared - 1], num_shared * self._page_size
             longer = _Node(_name(tokens[:end].tobytes()), known, None)

@@ -1,71 +1,21 @@
 """Who calls, without a word about it."""
 
-import numpy as np
 import pytest
 
 from kvflow_jax.control.readers import SessionReader
 from kvflow_jax.control.recognition.caller_recognizer import (
     MAX_HISTORY,
     NAMED,
-    CallerRecognizer,
+    RUN_TTL_S,
     NextCall,
 )
 from kvflow_jax.workflow.hints import Hints
-from tests.support.bare_request import bare_request
-
-PAGE = 4
-ROLES = {name: [i] * 9 for i, name in enumerate(("plan", "code", "test", "write"))}
-
-
-class Caller:
-    """Calls a recognizer as an engine does; each prompt is a role, and what is given."""
-
-    def __init__(self, next_calls=lambda tenant, history: {}):
-        self.recognizer = CallerRecognizer(PAGE, next_calls)
-        self.now = 0.0
-        self.names = {}  # of agents, by role
-        self._rng = np.random.default_rng(2)
-        self._num_calls = 0
-        self._requests = {}
-
-    def new(self, count=30):
-        return self._rng.integers(100, 50_000, count).tolist()
-
-    def begin(self, role, *given, tenant="", hints=None, num_system=9):
-        self._num_calls += 1
-        prompt = [*ROLES[role], *(token for part in given for token in part)]
-        request = bare_request(
-            prompt,
-            request_id=self._num_calls,
-            tenant=tenant,
-            hints=hints,
-            num_system=num_system,
-            max_len=len(prompt) + 100,
-        )
-        caller = self.recognizer.begin_call(request, self.now)
-        self._requests[caller.number] = request
-        return caller
-
-    def end(self, caller, answer=None, *, is_done=True):
-        request = self._requests[caller.number]
-        answer = self.new() if answer is None else answer
-        for token in answer:
-            request.append(token)
-        self.recognizer.end_call(request, self.now, is_done=is_done)
-        return answer
-
-    def call(self, role, *given, **fields):
-        caller = self.begin(role, *given, **fields)
-        return caller, self.end(caller)
+from tests.support.recognised_calls import RecognisedCalls, run_of
 
 
 @pytest.fixture
 def caller():
-    return Caller()
-
-
-def run_of(caller):
-    return caller.hints.workflow_id
+    return RecognisedCalls()
 
 
 def test_a_prompt_that_holds_an_answer_is_of_its_run_whenever_it_comes(caller):
@@ -134,7 +84,7 @@ def test_a_call_continues_the_run_whose_order_it_fits(caller):
         role = next((r for r, name in names.items() if history and name == history[-1]), None)
         return {names[fits[role]]: NextCall(0.9, 1.0)} if fits.get(role) in names else {}
 
-    caller = Caller(next_calls)
+    caller = RecognisedCalls(next_calls)
     for role in ("plan", "code", "test"):
         names[role] = caller.call(role, caller.new())[0].hints.agent_id
     caller.now = 1000.0
@@ -178,6 +128,60 @@ def test_a_prompt_that_quotes_another_runs_answers_stays_with_its_own(caller):
     own, answer = caller.call("plan", task)
     code = caller.begin("plan", task, answer, quoted, num_system=None)
     assert code.previous == own.number
+
+
+def test_calls_that_a_mistaken_run_took_in_stay_with_their_own(caller):
+    """Also those that depend on others than the call that parted the runs."""
+    plan, plans = caller.call("plan", caller.new())
+    _, text = caller.call("code", plans)
+    other, _ = caller.call("plan", caller.new())
+    assert run_of(other) == run_of(plan)  # it came at once
+    late = caller.begin("test", plans)
+    assert run_of(late) != run_of(other)
+    write = caller.begin("write", text)
+    assert run_of(write) == run_of(late)
+
+
+def test_what_two_runs_have_answered_that_seemed_to_be_one_tells_nothing(caller):
+    common = caller.new()
+    first = caller.begin("plan", caller.new())
+    caller.end(first, common)
+    second = caller.begin("plan", caller.new())
+    caller.end(second, common)
+    assert run_of(second) == run_of(first)  # it came at once
+    assert caller.begin("code", common).previous is None
+
+
+def test_a_run_that_was_quiet_for_long_is_not_continued(caller):
+    slow = {"prefix": NextCall(1.0, 10 * RUN_TTL_S)}
+    caller = RecognisedCalls(lambda tenant, history: dict.fromkeys(history, slow["prefix"]))
+    plan, _ = caller.call("plan", caller.new())
+    caller.now = RUN_TTL_S
+    again, _ = caller.call("plan", caller.new())
+    assert run_of(again) == run_of(plan)
+    caller.now += RUN_TTL_S + 1
+    assert run_of(caller.begin("plan", caller.new())) != run_of(plan)
+
+
+def test_agents_that_share_a_session_are_told_apart_by_their_prompts(caller):
+    hints, task = Hints(session_id="chat"), caller.new()
+    plan, _ = caller.call("plan", task, hints=hints)
+    code, _ = caller.call("code", caller.new(), hints=hints)
+    assert code.hints.agent_id != plan.hints.agent_id
+    assert run_of(code) == run_of(plan)
+    again = caller.begin("plan", task, caller.new(), hints=hints)
+    assert again.hints.agent_id == plan.hints.agent_id
+    assert run_of(again) == run_of(plan)
+
+
+def test_a_quotation_in_another_run_ends_no_conversation(caller):
+    for _ in range(4):
+        _, answer = caller.call("code", caller.new())
+        caller.call("write", answer)
+    _, answer = caller.call("code", caller.new())
+    other = Hints(workflow_id="other")
+    assert caller.begin("write", answer, hints=other).ended == ()
+    assert caller.begin("write", answer).ended == ()  # it is excluded from now on
 
 
 def test_agents_whose_calls_are_never_continued_keep_no_history(caller):

@@ -67,6 +67,23 @@ def test_a_conversation_is_continued_at_its_last_prompt(conversations):
     assert continued(conversations, [1] * 8 + [3] * 8) is None
 
 
+def test_prompts_that_conversations_have_in_common_are_forgotten(conversations):
+    for i in range(4 * MAX_CONVERSATIONS):
+        for name in "ab":
+            put(conversations, f"{name}{i}", [i % 50_000] * PAGE)
+    assert len(conversations._by_block) <= 2 * MAX_CONVERSATIONS
+    put(conversations, "c", [1] * 8)
+    assert continued(conversations, [1] * 9) == "c"
+
+
+def test_a_session_may_have_a_prompt_without_its_history():
+    conversation, conversations = Conversation("a", None, 0), Conversations(PAGE)
+    conversations.put(conversation, *read([1] * 8))
+    assert conversation.is_continued_by(read([1] * 9)[0])
+    for prompt in ([1] * 8, [1] * 3, [2] * 9):
+        assert not conversation.is_continued_by(read(prompt)[0])
+
+
 def test_a_named_conversation_needs_no_history(conversations):
     put(conversations, "a", [1] * 8)
     assert [found.name for found in conversations.find("a", *read([9] * 8))] == ["a"]

@@ -82,6 +82,25 @@ def test_a_completion_is_of_the_agent_whose_prefix_it_shares(agents):
     assert names[2:] == names[2:4] * 4
 
 
+def test_prompts_of_one_run_that_grow_are_of_one_agent(agents):
+    role = tokens(40)
+    first = [find(agents, role, tokens(30)) for _ in range(2)]
+    names = set()
+    for _ in range(5):
+        run, text = object(), []
+        for _ in range(30):
+            text.extend(tokens(PAGE))
+            names.add(find(agents, role, text, run=run))
+    assert names == {first[1]}
+
+
+def test_a_run_alone_has_agents_too(agents):
+    run, planner, coder = object(), tokens(40), tokens(40)
+    names = [find(agents, role, tokens(30), run=run) for role in (planner, coder) * 5]
+    assert names[2] != names[3]
+    assert names[2:] == names[2:4] * 4
+
+
 def test_a_system_prompt_that_always_changes_keeps_memory_bounded(agents):
     def call(count):
         for _ in range(count):
