@@ -201,6 +201,7 @@ class Controller:
             "agents": self._agent_prefixes.usage,
             "graphs": self.graphs.usage,
             "learned_order": self.learned_order.usage,
+            "callers": Usage() if self._call_order is None else self._call_order.usage,
         }
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from experiments.bench.metrics_page import samples
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.reuse.predictors import CONTEXT_TREE, NONE
 from tests.support.scripted_runner import PAGE, scripted_server
@@ -11,6 +12,7 @@ from tests.support.scripted_runner import PAGE, scripted_server
 AGENTS = ("planner", "searcher", "coder", "tester", "writer")
 RULES = " ".join(f"Rule {number}: be exact and brief." for number in range(8))
 ROUNDS = 6
+NUM_BYTES = "kvflow:tenant_state_bytes"
 
 
 def play(http: httpx.Client) -> tuple[list[int], list[str]]:
@@ -47,6 +49,9 @@ def test_a_cycle_that_does_not_fit_hits_once_its_order_is_learned():
             numbers = iter(range(1000))
             server.runner.answer = lambda prompt, numbers=numbers: f"Result {next(numbers)} is in."
             played[predictor] = play(http)
+            page = http.get("/metrics").text
+            kept = {labels["state"]: num for labels, num in samples(page, NUM_BYTES)}
+            assert (kept["callers"] > 0) == (predictor != NONE)
     (by_lru, answers), (by_order, same_answers) = played[NONE], played[CONTEXT_TREE]
     assert same_answers == answers
     # LRU evicts what is read next, all but the block with which every prompt begins. Of the last
