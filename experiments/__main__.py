@@ -15,6 +15,7 @@ GROUPS = {
         "zero_hints": "what those gain who declare neither agents nor graphs",
         "cycle": "ten agents in a cycle, on this machine and in virtual time",
         "zero_hints.real": "coding agents' sessions on a tiny model, with hints and without",
+        "zero_hints.three_ways": "an app of LangGraph on plain LRU, without hints, by one argument",
         "terms": "ablation: what each part of kvflow-cost brings",
         "report": "REPORT.md and its figures from the results of the others",
     },
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for group, commands in GROUPS.items():
         print(f"{group}:")
         for name, summary in commands.items():
-            print(f"  python -m experiments.{name:<18} {summary}")
+            print(f"  python -m experiments.{name:<22} {summary}")
     print("\nEach takes --help. They are part of the checkout; results go to experiments/results/.")
     return 0
 

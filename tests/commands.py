@@ -68,6 +68,7 @@ QUICK: dict[str, list[str]] = {
 # Run by another stage of CI, or by a maintainer (reference values need torch).
 ELSEWHERE = {
     "docs.generate": "make docs",
+    "experiments.zero_hints.three_ways": "make clients",
     "experiments.portability": "make portability",
     "tests.own_coverage": "make own-coverage",
     "tests.models.make_reference": "make parity",

@@ -5,7 +5,8 @@
 
 ``make clients`` makes the environments: clients have dependencies that exclude each other's, and
 none is among those of the package. Pages run against the embedded model. Checks run against a
-model that answers by script, so that what it calls is known.
+model that answers by script, so that what it calls is known. Experiments that need a client start
+their own servers, of a tiny model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.support.scripted_runner import scripted_server
 from tests.support.served import embedded_server
 
 FOLDER = Path(__file__).parent
+EXPERIMENTS = (ROOT / "experiments" / "zero_hints" / "three_ways.py",)
 NEED_OPENAI_2 = {"crewai", "llama-index"}  # pages
 
 
@@ -49,6 +51,13 @@ def run_check(check: Path, environments: Path, url: str) -> str:
     # Only the conftest of this folder: that of the tests needs the project's environment.
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--confcutdir", str(FOLDER)]
     return _run([python, "-m", "pytest", *options, "--rootdir", ROOT, check], KVFLOW_URL=url)
+
+
+def run_experiment(path: Path, environments: Path, url: str) -> str:
+    """Run the quick form of an experiment; return what went wrong, "" if nothing did."""
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    python = environments / "openai-3" / "bin" / "python"
+    return _run([sys.executable, "-m", module, "--quick", "--python", python])
 
 
 def _run(command: list[object], **env: str) -> str:
@@ -83,6 +92,7 @@ def main() -> int:
         scripted.runner.by_prompt |= ANSWERS
         runs = [(run_check, one, scripted.url) for one in sorted(FOLDER.glob("check_*.py"))]
         runs += [(run_page, page, embedded) for page in pages]
+        runs += [(run_experiment, one, embedded) for one in EXPERIMENTS]
         for run, path, url in runs:
             if not is_asked(path):
                 continue
