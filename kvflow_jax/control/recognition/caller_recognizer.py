@@ -238,7 +238,7 @@ class CallerRecognizer:
             part = _Part(self._likely_run(tenant, request.tenant, agent, number, now))
         run = part.run
         ended = _note_uses(tenant, request.tenant, part, held, continued)
-        keeps_history = self._note_continuation(tenant, given, agent, continued)
+        keeps_history, ttl_s = self._note_continuation(tenant, given, agent, continued, now)
         history, delay_s = run.history, now - run.last_end_s
         if agent is not None:
             run.history = (*history, agent)[-MAX_HISTORY:]
@@ -259,6 +259,7 @@ class CallerRecognizer:
             agent_id=agent,
             workflow_id=given.workflow_id or run.name,
             session_id=given.session_id or (continued.name if keeps_history else None),
+            ttl_s=ttl_s if given.ttl_s is None and keeps_history else given.ttl_s,
         )
         number_before = None if previous is None else previous.number
         return Caller(hints, run, history, delay_s, number_before, number, ended)
@@ -272,6 +273,7 @@ class CallerRecognizer:
         run.num_running -= 1
         run.last_end_s = now
         tenant.touch(run)
+        call.conversation.ended_s = now
         if is_done:
             prompt, answer = np.split(request.tokens[: request.num_known], [request.num_prompt])
             tenant.answers.add(call.number, prompt, answer)
@@ -308,16 +310,21 @@ class CallerRecognizer:
         given: Hints,
         agent: str | None,
         continued: Conversation | None,
-    ) -> bool:
-        """Record how an agent's calls continue; return whether this one's history is kept."""
+        now: float,
+    ) -> tuple[bool, float | None]:
+        """Record how an agent's calls continue.
+
+        Returns:
+            Whether the history of this one is kept, and for how many seconds; None: the default.
+        """
         if agent is None:
-            return True
+            return True, None
         continuations = tenant.continuations_of(agent)
-        continuations.note_call(continued)
+        continuations.note_call(continued, now)
         if given.agent_id is not None:
             # Its caller says what there is to say: only what is certain is added to it.
-            return continuations.are_seen
-        return not continuations.are_excluded
+            return continuations.are_seen, continuations.ttl_s
+        return not continuations.are_excluded, continuations.ttl_s
 
 
 def _the_continued(alike: Sequence[Conversation], held: Sequence[Held]) -> Conversation | None:

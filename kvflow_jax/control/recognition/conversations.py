@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from kvflow_jax.reuse.delay import Delay
 
 MAX_CONVERSATIONS = 1024  # of one tenant; those continued least recently are forgotten first
 MAX_ALIKE = 32  # of one prompt; the first ones are not continued then
 CONVERSATION_BYTES = 800  # estimated
 _MIN_CALLS = 4  # of an agent, before anything is concluded from how they continue
 _RARELY = 0.1
+# A conversation has probably ended once it pauses for longer than this share of its agent's do.
+_LONG_PAUSE = 0.9
+MIN_TTL_S, MAX_TTL_S = 5.0, 3600.0
 _MAX_COUNT = 64  # then counts are halved, so that what an agent does may change
 
 
@@ -26,6 +31,7 @@ class Conversation:
         num_prompt: tokens of that call's prompt.
         prompt: hash of that prompt.
         block: hash of its last whole block; None: it has none.
+        ended_s: when that call ended; None: it has not.
         is_used: whether another conversation's prompt has its last answer.
     """
 
@@ -35,6 +41,7 @@ class Conversation:
     num_prompt: int = 0
     prompt: int = 0
     block: int | None = None
+    ended_s: float | None = None
     is_used: bool = False
 
     def is_continued_by(self, tokens: np.ndarray) -> bool:
@@ -53,20 +60,24 @@ class Continuations:
         num_continued: calls that continued one.
         num_used: conversations whose answer another one's prompt has had.
         num_resumed: those of them that were continued all the same.
+        pause: seconds between the calls of a conversation.
     """
 
+    pause: Delay = field(default_factory=Delay)
     num_begun: int = 0
     num_continued: int = 0
     num_used: int = 0
     num_resumed: int = 0
 
-    def note_call(self, conversation: Conversation | None) -> None:
+    def note_call(self, conversation: Conversation | None, now: float) -> None:
         """Record a call, and the conversation that it continues."""
         if conversation is None:
             self.num_begun += 1
         else:
             self.num_continued += 1
             self.num_resumed += conversation.is_used
+            if conversation.ended_s is not None:
+                self.pause = self.pause.observe(now - conversation.ended_s)
         if self.num_begun + self.num_continued > _MAX_COUNT:
             self.num_begun, self.num_continued = self.num_begun // 2, self.num_continued // 2
 
@@ -86,6 +97,13 @@ class Continuations:
     def are_excluded(self) -> bool:
         """Whether its conversations are known to be hardly ever continued."""
         return self.num_begun + self.num_continued >= _MIN_CALLS and not self.are_seen
+
+    @property
+    def ttl_s(self) -> float | None:
+        """Seconds after which a conversation is hardly ever continued; None: not known yet."""
+        if self.num_continued < _MIN_CALLS:
+            return None
+        return min(max(self.pause.quantile(_LONG_PAUSE), MIN_TTL_S), MAX_TTL_S)
 
     @property
     def end_with_use(self) -> bool:

@@ -4,6 +4,8 @@ import pytest
 
 from kvflow_jax.control.recognition.conversations import (
     MAX_CONVERSATIONS,
+    MAX_TTL_S,
+    MIN_TTL_S,
     Continuations,
     Conversation,
     Conversations,
@@ -109,12 +111,12 @@ def test_how_an_agents_calls_continue_is_learned_and_may_change():
     assert not counts.are_seen
     assert not counts.are_excluded
     for _ in range(4):
-        counts.note_call(None)
+        counts.note_call(None, 0.0)
     assert counts.are_excluded
-    counts.note_call(Conversation("a", None, 0))
+    counts.note_call(Conversation("a", None, 0), 0.0)
     assert counts.are_seen
     for _ in range(200):
-        counts.note_call(None)
+        counts.note_call(None, 0.0)
     assert counts.are_excluded
 
 
@@ -124,5 +126,21 @@ def test_conversations_end_with_the_use_of_their_answers_if_none_is_resumed():
         assert not counts.end_with_use
         counts.note_use()
     assert counts.end_with_use
-    counts.note_call(used)
+    counts.note_call(used, 0.0)
     assert not counts.end_with_use
+
+
+def test_how_long_conversations_pause_is_learned():
+    counts = Continuations()
+    assert counts.ttl_s is None
+    for pause_s in (20.0, 30.0) * 10:
+        counts.note_call(Conversation("a", None, 0, ended_s=100.0), 100.0 + pause_s)
+    assert counts.ttl_s is not None
+    assert 25.0 < counts.ttl_s < 60.0
+    for _ in range(20):
+        counts.note_call(Conversation("a", None, 0, ended_s=0.0), 1e6)
+    assert counts.ttl_s == MAX_TTL_S
+    instant = Continuations()
+    for _ in range(20):
+        instant.note_call(Conversation("a", None, 0, ended_s=0.0), 0.0)
+    assert instant.ttl_s == MIN_TTL_S
