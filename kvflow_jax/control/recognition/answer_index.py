@@ -20,6 +20,7 @@ _MIN_LEAD = 2.0  # of the run of which a prompt holds most windows, over the nex
 MAX_ANSWERS = 1024  # remembered; the oldest are forgotten first
 ANSWER_BYTES = 150 + 160 * MAX_WINDOWS  # of one, estimated
 _BASE = 0x9E3779B97F4A7C15  # of the rolling hash, odd
+_POWERS = {length: np.uint64(pow(_BASE, 2 * length, 2**64)) for length in (1, 2, 4, 8)}
 _MIN_FILTER_BITS = 10
 _FILTER_LOAD = 8  # entries of the filter for each window
 
@@ -60,7 +61,8 @@ class AnswerIndex:
 
         Args:
             call: number of the call; later calls have larger numbers.
-            prompt: i32[n], its prompt: what was only repeated from it tells nothing.
+            prompt: u64[n], the ``window_hashes`` of its prompt: what was only repeated from it
+                tells nothing.
             answer: i32[m], the tokens that were generated.
         """
         windows = window_hashes(answer[1:-1])
@@ -83,11 +85,12 @@ class AnswerIndex:
         else:
             _fill(self._filter, np.array(keys, np.uint64))
 
-    def find(self, tokens: np.ndarray) -> list[Held]:
-        """Return the answers that some tokens, i32[n], hold, those of the latest calls first."""
-        if not self._windows:
-            return []
-        hashes = window_hashes(tokens)
+    def find(self, hashes: np.ndarray) -> list[Held]:
+        """Return the answers that some tokens hold, those of the latest calls first.
+
+        Args:
+            hashes: u64[n], the ``window_hashes`` of the tokens.
+        """
         hashes = _passing(self._filter, hashes)
         num_held = Counter(
             call for key in dict.fromkeys(hashes.tolist()) if (call := self._windows.get(key))
@@ -130,11 +133,10 @@ class AnswerIndex:
 
 
 def _repeated(windows: np.ndarray, prompt: np.ndarray) -> set[int]:
-    """Return those of some windows, u64[n], that a prompt, i32[m], has."""
-    hashes = window_hashes(prompt)
+    """Return those of some windows, u64[n], that a prompt, u64[m], may have."""
     may_be = np.zeros(1 << _MIN_FILTER_BITS, bool)
     _fill(may_be, windows)
-    return set(_passing(may_be, hashes).tolist())
+    return set(_passing(may_be, prompt).tolist())
 
 
 # A Bloom filter of two hash functions: the highest bits of a hash, and others below them.
@@ -172,8 +174,7 @@ def window_hashes(tokens: np.ndarray) -> np.ndarray:
     one += np.uint64(1)
     two = _joined(one, one, 1)
     four = _joined(two, two, 2)
-    eight = _joined(four, four, 4)
-    hashes = _joined(eight, four, 8)  # windows of 8 + 4 tokens
+    hashes = _joined(_joined(four, four, 4), four, 8)  # windows of 4 + 4 + 4 tokens
     hashes ^= hashes >> np.uint64(29)
     hashes *= np.uint64(_BASE)
     return hashes
@@ -181,6 +182,6 @@ def window_hashes(tokens: np.ndarray) -> np.ndarray:
 
 def _joined(first: np.ndarray, second: np.ndarray, length: int) -> np.ndarray:
     """Return the hashes of windows that consist of one of ``length`` tokens and one behind it."""
-    joined = first[: len(second) - length] * np.uint64(pow(_BASE, 2 * length, 2**64))
+    joined = first[: len(second) - length] * _POWERS[length]
     joined += second[length:]
     return joined

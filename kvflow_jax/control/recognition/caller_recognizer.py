@@ -22,7 +22,12 @@ import numpy as np
 
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.control.readers import SessionReader
-from kvflow_jax.control.recognition.answer_index import MAX_ANSWERS, AnswerIndex, Held
+from kvflow_jax.control.recognition.answer_index import (
+    MAX_ANSWERS,
+    AnswerIndex,
+    Held,
+    window_hashes,
+)
 from kvflow_jax.control.recognition.conversations import (
     CONVERSATION_BYTES,
     Continuations,
@@ -36,6 +41,7 @@ from kvflow_jax.workflow.hints import Hints
 
 MAX_BYTES = 16 << 20  # of what is known of one tenant
 MAX_RUNS = 512  # of one tenant; those that called least recently are forgotten first
+MAX_KEPT_WINDOWS = 4096  # of a prompt, while its call runs: 32 KiB
 MAX_HISTORY = 8  # agents of a run's last calls
 RUN_TTL_S = 600.0  # a run without calls for this long is not continued
 # A call without other signs continues one of the runs that called last if it fits its order: by the
@@ -188,6 +194,20 @@ class _Tenant:
         )
 
 
+class _InProgress(NamedTuple):
+    """A call that has not ended.
+
+    Attributes:
+        run: where it counts as running; meanwhile the run of the call may change.
+        windows: u64[n], the ``window_hashes`` of its prompt; None: computed again at its end.
+    """
+
+    tenant: _Tenant
+    call: _Call
+    run: CallingRun
+    windows: np.ndarray | None
+
+
 class CallerRecognizer:
     """Recognises callers from their prompts, and from what was answered before.
 
@@ -205,8 +225,7 @@ class CallerRecognizer:
     ) -> None:
         self._page_size, self._next_calls = page_size, next_calls
         self._tenants: TenantLru[str, _Tenant] = TenantLru(max_bytes)
-        # By id of the request. A call's run may change meanwhile, not the one where it is counted.
-        self._in_progress: dict[int, tuple[_Tenant, _Call, CallingRun]] = {}
+        self._in_progress: dict[int, _InProgress] = {}  # by id of the request
         self._num_calls = 0
 
     @property
@@ -223,7 +242,8 @@ class CallerRecognizer:
         alike = tenant.conversations.find(given.session_id, prompt, hashes)
         # A client may name a session whose history this prompt does not have.
         has_history = bool(alike) and alike[0].is_continued_by(prompt)
-        held = tenant.answers.find(prompt[alike[0].num_prompt if has_history else 0 :])
+        windows = window_hashes(prompt)
+        held = tenant.answers.find(windows[alike[0].num_prompt if has_history else 0 :])
         continued = _the_continued(alike, held)
         previous = tenant.previous(continued, held)
         part = _certain_part(tenant, given, previous, number)
@@ -252,7 +272,8 @@ class CallerRecognizer:
         tenant.conversations.put(continued, prompt, hashes)
         call = _Call(number, part, run.history, continued)
         tenant.put_call(call)
-        self._in_progress[request.id] = tenant, call, run
+        kept = windows if len(windows) <= MAX_KEPT_WINDOWS else None
+        self._in_progress[request.id] = _InProgress(tenant, call, run, kept)
         self._tenants.put(request.tenant, "", tenant, tenant.num_bytes)
         hints = replace(
             given,
@@ -269,14 +290,16 @@ class CallerRecognizer:
         in_progress = self._in_progress.pop(request.id, None)
         if in_progress is None:
             return None
-        tenant, call, run = in_progress
+        tenant, call, run, windows = in_progress
         run.num_running -= 1
         run.last_end_s = now
         tenant.touch(run)
         call.conversation.ended_s = now
         if is_done:
-            prompt, answer = np.split(request.tokens[: request.num_known], [request.num_prompt])
-            tenant.answers.add(call.number, prompt, answer)
+            if windows is None:
+                windows = window_hashes(request.tokens[: request.num_prompt])
+            answer = request.tokens[request.num_prompt : request.num_known]
+            tenant.answers.add(call.number, windows, answer)
         return run
 
     def _likely_run(
