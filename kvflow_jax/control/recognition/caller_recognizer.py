@@ -241,7 +241,7 @@ class CallerRecognizer:
         hashes = block_hashes(request, request.num_prompt, self._page_size)
         alike = tenant.conversations.find(given.session_id, prompt, hashes)
         # A client may name a session whose history this prompt does not have.
-        has_history = bool(alike) and alike[0].is_continued_by(prompt)
+        has_history = bool(alike) and tenant.conversations.is_continued(alike[0], prompt, hashes)
         windows = window_hashes(prompt)
         held = tenant.answers.find(windows[alike[0].num_prompt if has_history else 0 :])
         continued = _the_continued(alike, held)

@@ -29,8 +29,8 @@ class Conversation:
         agent: whose it is.
         last_call: number of its last call.
         num_prompt: tokens of that call's prompt.
-        prompt: hash of that prompt.
-        block: hash of its last whole block; None: it has none.
+        block: hash of its last whole block, which covers all before it; None: it has none.
+        end: hash of the tokens behind that block.
         ended_s: when that call ended; None: it has not.
         is_used: whether another conversation's prompt has its last answer.
     """
@@ -39,16 +39,10 @@ class Conversation:
     agent: str | None
     last_call: int
     num_prompt: int = 0
-    prompt: int = 0
     block: int | None = None
+    end: int = 0
     ended_s: float | None = None
     is_used: bool = False
-
-    def is_continued_by(self, tokens: np.ndarray) -> bool:
-        """Return whether a prompt, i32[n], begins with its last prompt and goes on."""
-        if self.num_prompt >= len(tokens):
-            return False
-        return hash(tokens[: self.num_prompt].tobytes()) == self.prompt
 
 
 @dataclass(slots=True)
@@ -145,11 +139,26 @@ class Conversations:
         found = self._by_name.get(name)
         return [] if found is None else [found]
 
+    def is_continued(
+        self, conversation: Conversation, tokens: np.ndarray, hashes: np.ndarray
+    ) -> bool:
+        """Return whether a prompt begins with the last one of a conversation, and goes on.
+
+        Args:
+            tokens, hashes: see ``find``.
+        """
+        num_prompt, block = conversation.num_prompt, conversation.block
+        if num_prompt >= len(tokens):
+            return False
+        if block is not None and hashes[num_prompt // self._page_size - 1] != block:
+            return False
+        return self._end_of(tokens, num_prompt) == conversation.end
+
     def put(self, conversation: Conversation, tokens: np.ndarray, hashes: np.ndarray) -> None:
         """Add a conversation, or record the prompt of its next call."""
         self._forget_prompt(conversation)
         conversation.num_prompt = len(tokens)
-        conversation.prompt = hash(tokens.tobytes())
+        conversation.block, conversation.end = None, self._end_of(tokens, len(tokens))
         if len(hashes):
             conversation.block = int(hashes[-1])
             alike = self._by_block.setdefault(conversation.block, [])
@@ -163,13 +172,22 @@ class Conversations:
     def _continued(self, tokens: np.ndarray, hashes: np.ndarray) -> list[Conversation]:
         for block in reversed(hashes.tolist()):
             if block in self._by_block:
-                found = self._by_block[block]
-                for num_prompt in sorted({one.num_prompt for one in found}, reverse=True):
-                    prompt = hash(tokens[:num_prompt].tobytes())
-                    alike = [one for one in found if one.prompt == prompt]
-                    if alike and num_prompt < len(tokens):
-                        return alike
+                found = [
+                    one for one in self._by_block[block] if self.is_continued(one, tokens, hashes)
+                ]
+                longest = max((one.num_prompt for one in found), default=0)
+                if found:
+                    return [one for one in found if one.num_prompt == longest]
         return []
+
+    def _end_of(self, tokens: np.ndarray, num_prompt: int) -> int:
+        """Return the hash of a prompt's tokens behind its last whole block.
+
+        Those before are known by that block: an agent may have a conversation for each block of a
+        long prompt, and none of them is read whole.
+        """
+        start = num_prompt - num_prompt % self._page_size
+        return hash(tokens[start:num_prompt].tobytes())
 
     def _forget_prompt(self, conversation: Conversation) -> None:
         block = conversation.block

@@ -1,5 +1,6 @@
 """Which prompts continue the history of an earlier call."""
 
+import numpy as np
 import pytest
 
 from kvflow_jax.control.recognition.conversations import (
@@ -78,12 +79,30 @@ def test_prompts_that_conversations_have_in_common_are_forgotten(conversations):
     assert continued(conversations, [1] * 9) == "c"
 
 
-def test_a_session_may_have_a_prompt_without_its_history():
-    conversation, conversations = Conversation("a", None, 0), Conversations(PAGE)
-    conversations.put(conversation, *read([1] * 8))
-    assert conversation.is_continued_by(read([1] * 9)[0])
-    for prompt in ([1] * 8, [1] * 3, [2] * 9):
-        assert not conversation.is_continued_by(read(prompt)[0])
+def test_a_session_may_have_a_prompt_without_its_history(conversations):
+    conversation = Conversation("a", None, 0)
+    for num_prompt in (8, 9, 3):  # whole blocks, more than those, less than one
+        conversations.put(conversation, *read([1] * num_prompt))
+        assert conversations.is_continued(conversation, *read([1] * (num_prompt + 1)))
+        for prompt in ([1] * num_prompt, [1, 1], [2] * 12, [1] * (num_prompt - 1) + [2] * 9):
+            assert not conversations.is_continued(conversation, *read(prompt))
+
+
+def test_a_search_reads_no_prompt_whole_for_each_conversation(conversations):
+    """The prompts of an agent grow by a block a call, and each ends with a note of the moment."""
+
+    class Tokens(np.ndarray):
+        num_read = 0
+
+        def tobytes(self):
+            Tokens.num_read += len(self)
+            return super().tobytes()
+
+    for num_blocks in range(2, 100):
+        put(conversations, str(num_blocks), [1] * PAGE * num_blocks + [7])
+    tokens, hashes = read([1] * PAGE * 100)
+    assert conversations.find(None, tokens.view(Tokens), hashes) == []
+    assert Tokens.num_read < 2 * len(tokens)
 
 
 def test_a_named_conversation_needs_no_history(conversations):
