@@ -20,8 +20,8 @@ class RecognisedCalls:
         now: the time, seconds; the test advances it.
     """
 
-    def __init__(self, next_calls=lambda tenant, history: {}) -> None:
-        self.recognizer = CallerRecognizer(PAGE, next_calls)
+    def __init__(self, next_calls=lambda tenant, history: {}, **bounds) -> None:
+        self.recognizer = CallerRecognizer(PAGE, next_calls, **bounds)
         self.now = 0.0
         self._rng = np.random.default_rng(2)
         self._num_calls = 0

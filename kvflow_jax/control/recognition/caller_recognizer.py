@@ -39,7 +39,7 @@ from kvflow_jax.requests.block_hashes import block_hashes
 from kvflow_jax.requests.request import Request
 from kvflow_jax.workflow.hints import Hints
 
-MAX_BYTES = 16 << 20  # of what is known of one tenant
+MAX_BYTES = 128 << 20  # of what is known of all tenants; the counts below bound that of one
 MAX_RUNS = 512  # of one tenant; those that called least recently are forgotten first
 MAX_KEPT_WINDOWS = 4096  # of a prompt, while its call runs: 32 KiB
 MAX_HISTORY = 8  # agents of a run's last calls
@@ -51,6 +51,9 @@ _MIN_FIT = 0.05
 _UNKNOWN_FIT, _UNEXPECTED_FIT, _BUSY_FIT = 0.5, 0.11, 0.5
 _MIN_HALF_LIFE_S = 1.0
 _RUN_BYTES, _CALL_BYTES, _AGENT_BYTES = 700, 500, 250  # estimated
+# The tenants are values of one owner, so that the least recently used go first whatever their size:
+# clients of many addresses do not displace what is known of the largest tenant.
+_ALL = ""
 NAMED = "recognised:"  # begins the names of runs and conversations that no client has named
 
 
@@ -214,7 +217,7 @@ class CallerRecognizer:
     Args:
         page_size: tokens of a block.
         next_calls: what is known of the order of agents.
-        max_bytes: of what is known of one tenant.
+        max_bytes: of what is known of all tenants; those that called least recently are forgotten.
     """
 
     def __init__(
@@ -224,7 +227,7 @@ class CallerRecognizer:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._page_size, self._next_calls = page_size, next_calls
-        self._tenants: TenantLru[str, _Tenant] = TenantLru(max_bytes)
+        self._tenants: TenantLru[str, _Tenant] = TenantLru(max_bytes, max_full_tenants=1)
         self._in_progress: dict[int, _InProgress] = {}  # by id of the request
         self._num_calls = 0
 
@@ -234,7 +237,7 @@ class CallerRecognizer:
 
     def begin_call(self, request: Request, now: float) -> Caller:
         """Recognise the caller of a request, and record its call."""
-        tenant = self._tenants.use(request.tenant, "") or _Tenant(self._page_size)
+        tenant = self._tenants.use(_ALL, request.tenant) or _Tenant(self._page_size)
         number = self._num_calls = self._num_calls + 1
         given = Hints() if request.hints is None else request.hints
         prompt = request.tokens[: request.num_prompt]
@@ -274,7 +277,7 @@ class CallerRecognizer:
         tenant.put_call(call)
         kept = windows if len(windows) <= MAX_KEPT_WINDOWS else None
         self._in_progress[request.id] = _InProgress(tenant, call, run, kept)
-        self._tenants.put(request.tenant, "", tenant, tenant.num_bytes)
+        self._tenants.put(_ALL, request.tenant, tenant, tenant.num_bytes)
         hints = replace(
             given,
             agent_id=agent,

@@ -156,6 +156,19 @@ def test_memory_is_bounded_whatever_calls_are_like():
     assert 0.5 < calls.recognizer.usage.num_bytes / size < 2
 
 
+def test_many_tenants_of_one_call_do_not_displace_the_largest():
+    calls = RecognisedCalls(max_bytes=2_000_000)
+    for _ in range(50):
+        calls.call("plan", calls.new(), tenant="large")
+    for i in range(200):
+        plan, answer = calls.call("plan", calls.new(), tenant="large")
+        for address in range(3):
+            calls.call("plan", calls.new(), tenant=f"{i}.{address}")
+        assert calls.begin("code", answer, tenant="large").previous == plan.number
+        assert calls.recognizer.usage.num_bytes <= 2_000_000
+    assert calls.recognizer.usage.num_evicted > 0
+
+
 @pytest.mark.slow
 def test_100_000_agents_keep_memory_bounded(calls):
     sizes = []
