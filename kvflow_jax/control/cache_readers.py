@@ -10,13 +10,13 @@ from kvflow_jax.cache.next_read import UNKNOWN, NextRead
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.cache.tiers import BlockRef
 from kvflow_jax.control.agent_prefixes import AgentPrefixes
-from kvflow_jax.control.readers import AgentReader, PrefixReader, Reader
+from kvflow_jax.control.readers import AgentReader, PreemptedReader, PrefixReader, Reader
 from kvflow_jax.control.shadow_lru import LruFallback
 from kvflow_jax.requests.request import Request
 
 
 class CacheReaders:
-    """Sets the readers of a cache. Agents of a tenant that falls back to LRU are UNKNOWN.
+    """Sets the readers of a cache. Those of a tenant that falls back to LRU are UNKNOWN.
 
     Args:
         lru_fallback: None: no tenant falls back.
@@ -47,6 +47,7 @@ class CacheReaders:
 
     def set(self, reader: Reader, request: Request, tokens: np.ndarray, read: NextRead) -> None:
         """Let a reader read ``tokens`` (i32[n], the first of a request) again."""
+        read = self._deciding(reader, read)
         end = self._cache.set_reader(reader, request.root, tokens, read)
         if end is not None and self._offload_later is not None:
             self._offload_later(end)
@@ -77,7 +78,7 @@ class CacheReaders:
             elif isinstance(reader, AgentReader):
                 self._update_prefixes(reader, self._prefixes.shared(reader))
             else:
-                self._cache.set_next_read(reader, read)
+                self._cache.set_next_read(reader, self._deciding(reader, read))
 
     def update_agent(self, agent: AgentReader) -> None:
         """Set the next reads of an agent's prefixes, after its tenant's fallback changed."""
@@ -90,8 +91,7 @@ class CacheReaders:
     def _prefix_reads(
         self, agent: AgentReader, prefixes: Sequence[PrefixReader]
     ) -> Sequence[NextRead]:
-        fallback = self._lru_fallback
-        if fallback is not None and fallback.falls_back_to_lru(agent.tenant):
+        if self._falls_back_to_lru(agent.tenant):
             return [UNKNOWN] * len(prefixes)
         shared, next_call = self._prefixes.shared(agent), self._known_read_of(agent)
         found = []
@@ -100,3 +100,12 @@ class CacheReaders:
             # Runs that are known to read it never or late count before those that may begin.
             found.append(min((read for read in reads if read is not None), default=UNKNOWN))
         return found
+
+    def _deciding(self, reader: Reader, read: NextRead) -> NextRead:
+        """Return the next read of a reader that the cache goes by."""
+        if isinstance(reader, PreemptedReader):
+            return read  # it resumes, whatever decides for its tenant
+        return UNKNOWN if self._falls_back_to_lru(reader.tenant) else read
+
+    def _falls_back_to_lru(self, tenant: str) -> bool:
+        return self._lru_fallback is not None and self._lru_fallback.falls_back_to_lru(tenant)

@@ -168,8 +168,9 @@ class Controller:
             caller = self._call_order.begin_call(request, now)
             self._calling_runs[request.id] = caller.run
             request.hints = hints = caller.hints
-            for reader in caller.ended:
-                self._num_ended[EndedBy.USE] += self._sessions.forget(reader)
+            if not self._falls_back_to_lru(request.tenant):
+                for reader in caller.ended:
+                    self._num_ended[EndedBy.USE] += self._sessions.forget(reader)
         if hints is None:
             return None
         if hints.is_empty:
@@ -227,6 +228,7 @@ class Controller:
             if self._lru_fallback.on_prefill_done(request, is_agent_call=is_agent_call):
                 for agent in self._agent_prefixes:
                     self._readers.update_agent(agent)
+                self._readers.update(self._sessions.next_reads())
         if hints is None or hints.agent_id is None or hints.reuse is Reuse.DISCARD:
             return
         reader = AgentReader(request.tenant, hints.agent_id)
@@ -264,11 +266,8 @@ class Controller:
             if end is not None:
                 self.prefetcher.offload_later(end)
         if hints is None or hints.is_empty:
-            # A request without hints may be continued, as in any chat: it is ordered by recency,
-            # behind all known readers and before suffixes that are known not to be read.
-            reader = UnhintedReader(request.tenant, request.id)
-            next_read = self._sessions.keep(reader, None, None, now + HISTORY_TTL_S)
-            self._readers.set(reader, request, _computed_tokens(request), next_read)
+            # A request without hints may be continued, as in any chat.
+            self._keep_by_recency(request, now)
             return
         try:
             self._finish_call(request, hints, now, is_done=is_done)
@@ -325,12 +324,11 @@ class Controller:
                 )
             self._runs[request.id] = run
             self._gate.on_call_added(run, hints.agent_id, request, now)
-        fallback = self._lru_fallback
         return outcome_of(
             given,
             named,
             run_graph,
-            follows_order=fallback is None or not fallback.falls_back_to_lru(request.tenant),
+            follows_order=not self._falls_back_to_lru(request.tenant),
             prefetches=self.prefetcher.prefetches,
         )
 
@@ -371,6 +369,8 @@ class Controller:
         is_over = hints.session_final or hints.reuse is Reuse.DISCARD
         if is_over or (hints.session_id is None and hints.reuse is not Reuse.KEEP):
             self._sessions.forget(reader)
+            if not is_over and self._is_left_to_lru(request):
+                self._keep_by_recency(request, now)
             return
         ttl_s = HISTORY_TTL_S if hints.ttl_s is None else hints.ttl_s
         tokens = _computed_tokens(request)
@@ -381,6 +381,21 @@ class Controller:
         if len(tokens):  # else it never ran, and the history is unchanged
             self._gate.set_working_set(reader, request, len(tokens))
             self._readers.set(reader, request, tokens, next_read)
+
+    def _keep_by_recency(self, request: Request, now: float) -> None:
+        """Keep a sequence behind all known readers, before suffixes that will not be read."""
+        reader = UnhintedReader(request.tenant, request.id)
+        next_read = self._sessions.keep(reader, None, None, now + HISTORY_TTL_S)
+        self._readers.set(reader, request, _computed_tokens(request), next_read)
+
+    def _is_left_to_lru(self, request: Request) -> bool:
+        """Return whether what was recognised of a request decides nothing, as LRU does."""
+        run = self._calling_runs.get(request.id)
+        is_recognised = run is not None and run.is_recognised
+        return is_recognised and self._falls_back_to_lru(request.tenant)
+
+    def _falls_back_to_lru(self, tenant: str) -> bool:
+        return self._lru_fallback is not None and self._lru_fallback.falls_back_to_lru(tenant)
 
     def _forecast(self, request: Request, run: Run) -> Mapping[str, NextRead]:
         """Return the next reads in a run by the learned order; none if its graph tells them."""

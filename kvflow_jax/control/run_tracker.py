@@ -296,7 +296,18 @@ class RunTracker:
     def attach_reader(self, run: Run, agent: str, reader: HistoryReader) -> NextRead:
         """Let a conversation be read when an agent of a run runs; return its next read."""
         run.readers.setdefault(agent, {})[reader] = None
-        return _history_read(run, agent)
+        return self.history_read(run, agent)
+
+    def history_read(self, run: Run, agent: str) -> NextRead:
+        """Return the next read of a conversation of an agent.
+
+        While the agent runs another conversation, this one is read by its next call at the
+        earliest.
+        """
+        if agent in run.calls and not run.throttled[agent]:
+            next_call = next_read.scheduled(1.0, skips_prefetch=True)
+            return next_call.throttled() if run.is_throttled else next_call
+        return run.agent_reads.get(agent, next_read.UNKNOWN)
 
     def detach_reader(self, run: Run, agent: str, reader: HistoryReader) -> None:
         """Undo ``attach_reader``; does nothing for an unknown reader."""
@@ -407,7 +418,7 @@ class RunTracker:
                 for reader in previous:
                     self._uncount(reader, before)
         for agent, readers in run.readers.items():
-            self._changes.update(dict.fromkeys(readers, _history_read(run, agent)))
+            self._changes.update(dict.fromkeys(readers, self.history_read(run, agent)))
 
     def _count(self, reader: AgentReader | PrefixReader, read: NextRead) -> None:
         minima = self._reads.get(reader)
@@ -426,17 +437,6 @@ class RunTracker:
 
 def _prefix_bytes(agent: str) -> int:
     return _PREFIX_BYTES + sys.getsizeof(agent)
-
-
-def _history_read(run: Run, agent: str) -> NextRead:
-    """Return the next read of a conversation of an agent.
-
-    While the agent runs another conversation, this one is read by its next call at the earliest.
-    """
-    if agent in run.calls and not run.throttled[agent]:
-        next_call = next_read.scheduled(1.0, skips_prefetch=True)
-        return next_call.throttled() if run.is_throttled else next_call
-    return run.agent_reads.get(agent, next_read.UNKNOWN)
 
 
 def _agent_reads(run: Run) -> dict[str, NextRead]:

@@ -11,7 +11,7 @@ from itertools import count
 
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.cache.next_read import UNKNOWN, NextRead
-from kvflow_jax.control.readers import HistoryReader, KeptReader, SessionReader
+from kvflow_jax.control.readers import HistoryReader, KeptReader, Reader, SessionReader
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.workflow.hints import Hints
 
@@ -125,6 +125,15 @@ class SessionStore:
             history = self._find(reader)
             if history is not None and history.expires_s == expires_s:
                 self.forget(reader)
+
+    def next_reads(self) -> dict[Reader, NextRead]:
+        """Return the next read of each history that an agent of a run continues."""
+        found = ((reader, self._find(reader)) for reader in self._histories)
+        return {
+            reader: self._run_tracker.history_read(history.run, history.agent)
+            for reader, history in found
+            if history is not None and history.run is not None and history.agent is not None
+        }
 
     def _find(self, reader: HistoryReader) -> _History | None:
         return self._histories.get(reader.tenant, reader)

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 
-from kvflow_jax.cache.next_read import NEVER, SUFFIX, UNKNOWN, scheduled
+from kvflow_jax.cache.next_read import NEVER, RUNNING, SUFFIX, UNKNOWN, scheduled
 from kvflow_jax.cache.prefix_cache import PrefixCache
 from kvflow_jax.control.agent_prefixes import AgentPrefixes
 from kvflow_jax.control.cache_readers import CacheReaders
-from kvflow_jax.control.readers import AgentReader, PrefixReader, RunKey, SessionReader
+from kvflow_jax.control.readers import (
+    AgentReader,
+    PreemptedReader,
+    PrefixReader,
+    RunKey,
+    SessionReader,
+)
 from kvflow_jax.workflow.hints import Hints
 from tests.support.plain_request import make_request
 
@@ -117,16 +123,32 @@ def test_a_prefix_that_was_forgotten_before_it_was_computed_gets_no_reader(cache
     assert reads(cache, request_) == [SUFFIX, SUFFIX]
 
 
-def test_agents_of_a_tenant_that_falls_back_to_lru_are_of_unknown_order(cache, request_):
+def test_readers_of_a_tenant_that_falls_back_to_lru_are_of_unknown_order(cache, request_):
     fallback = Fallback()
     readers = CacheReaders(cache, fallback, Prefixes(), never_called, None)
     readers.set_prefix(PREFIX, request_, request_.tokens[:4])
     readers.set(SESSION, request_, request_.tokens[:8], scheduled(3.0))
+    assert reads(cache, request_) == [scheduled(2.0), scheduled(3.0)]
     fallback.tenants.add("t")
     readers.update_agent(AGENT)
-    assert reads(cache, request_) == [scheduled(3.0), scheduled(3.0)]
-    readers.update({SESSION: UNKNOWN})
+    readers.update({SESSION: scheduled(3.0)})
     assert reads(cache, request_) == [UNKNOWN, UNKNOWN]
+    readers.remove(SESSION)
+    readers.set(SESSION, request_, request_.tokens[:8], scheduled(3.0))
+    assert reads(cache, request_) == [UNKNOWN, UNKNOWN]
+    fallback.tenants.clear()
+    readers.update_agent(AGENT)
+    readers.update({SESSION: scheduled(3.0)})
+    assert reads(cache, request_) == [scheduled(2.0), scheduled(3.0)]
+
+
+def test_a_preempted_request_resumes_whatever_its_tenant_falls_back_to(cache, request_):
+    fallback = Fallback()
+    readers = CacheReaders(cache, fallback, Prefixes(), never_called, None)
+    readers.set(PreemptedReader(1), request_, request_.tokens[:8], RUNNING)
+    fallback.tenants.add("t")
+    readers.update({PreemptedReader(1): RUNNING})
+    assert reads(cache, request_) == [RUNNING, RUNNING]
 
 
 def test_the_end_of_each_prefix_is_offloaded_later(cache, request_):

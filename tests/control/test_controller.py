@@ -1,9 +1,12 @@
 """Workflows through the engine: which prefixes are kept, prefetched and released."""
 
+import numpy as np
 import pytest
 
-from kvflow_jax.cache.next_read import scheduled
-from kvflow_jax.control.readers import AgentReader, RunKey
+from kvflow_jax.cache.index import RootKey
+from kvflow_jax.cache.next_read import SUFFIX, UNKNOWN, scheduled
+from kvflow_jax.control.call_order import CallOrder
+from kvflow_jax.control.readers import AgentReader, RunKey, SessionReader
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
 from kvflow_jax.workflow.hints import HintParser, Hints, HintStatus, Reuse
@@ -262,3 +265,68 @@ def test_the_last_call_of_a_run_ends_it():
     assert engine.stats.num_runs == 1
     call(engine, "agent1", 0, cycle(), session_final=True)
     assert engine.controller.run_tracker.find(RunKey("", "run")) is None
+
+
+@pytest.fixture
+def fallback(monkeypatch):
+    """An engine, and tenants that fall back to LRU in it as soon as they are added to the set."""
+    settings = CacheSettings(eviction="kvflow", safeguards=True, predictor="context-tree")
+    engine, tenants = make_engine(num_pages=100, cache=settings), set()
+    lru_fallback = engine.controller._lru_fallback
+    monkeypatch.setattr(lru_fallback, "falls_back_to_lru", tenants.__contains__)
+    monkeypatch.setattr(lru_fallback, "on_prefill_done", lambda request, *, is_agent_call: True)
+    return engine, tenants
+
+
+def reads_of(engine, client):
+    """The next reads of the blocks that a client's prompt begins with."""
+    cache, root = engine.cache, RootKey("tokens", "", "")
+    path = cache.match(root, np.array(client.prompt, np.int32))
+    return [cache.next_read_of(block) for block in path]
+
+
+def test_conversations_of_a_tenant_that_falls_back_to_lru_are_of_unknown_order(fallback):
+    engine, tenants = fallback
+    client = call(engine, "agent1", 0, cycle(), session_id="chat")
+    call(engine, "agent0", 0, cycle())
+    assert reads_of(engine, client)[-1].is_scheduled
+    tenants.add("")
+    call(engine, "agent0", 1, cycle(), workflow_id="other")
+    assert set(reads_of(engine, client)) == {UNKNOWN}
+    tenants.clear()
+    call(engine, "agent0", 2, cycle(), workflow_id="another")
+    assert reads_of(engine, client)[-1].is_scheduled
+
+
+def test_conversations_that_seem_to_end_are_kept_by_recency_where_lru_decides(fallback):
+    engine, tenants = fallback
+
+    def ask(i):
+        client = Client(engine, [7] * 8 + [20 + i] * 9, num_system=8)
+        run(engine)
+        return reads_of(engine, client)[-1]
+
+    first = [ask(i) for i in range(6)]
+    assert first[0] != SUFFIX
+    assert first[-1] == SUFFIX  # no conversation of the agent goes on
+    tenants.add("")
+    assert ask(6) == UNKNOWN
+    tenants.clear()
+    assert ask(7) == SUFFIX
+
+
+def test_an_answer_that_was_used_ends_no_conversation_where_lru_decides(fallback, monkeypatch):
+    engine, tenants = fallback
+    begin_call = CallOrder.begin_call
+    used = (SessionReader("", "chat"),)
+    monkeypatch.setattr(
+        CallOrder, "begin_call", lambda *args: begin_call(*args)._replace(ended=used)
+    )
+    client = call(engine, "agent1", 0, None, session_id="chat")
+    tenants.add("")
+    call(engine, "agent0", 0, None)
+    assert reads_of(engine, client)[-1] == UNKNOWN
+    tenants.clear()
+    call(engine, "agent0", 1, None)
+    assert SessionReader("", "chat") not in engine.cache._readers._attachments
+    assert engine.stats.ended_histories["use"] == 1

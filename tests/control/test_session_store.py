@@ -88,6 +88,17 @@ def test_a_history_has_the_steps_of_the_agent_that_continues_it(store, run_track
     assert not run.readers  # detached again
 
 
+def test_the_next_reads_of_histories_are_those_of_agents_in_runs(store, run_tracker):
+    run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
+    store.keep(session("chat"), run, "code", 10.0)
+    store.keep(session("no run"), None, None, 10.0)
+    assert store.next_reads() == {session("chat"): scheduled(1.0)}
+    run_tracker.start_call(run, "code")
+    assert store.next_reads()[session("chat")].skips_prefetch  # the agent runs another one
+    run_tracker.end(run.key)
+    assert store.next_reads() == {session("chat"): UNKNOWN}
+
+
 def test_the_end_of_a_run_releases_its_histories_only(store, released, run_tracker):
     run = run_tracker.get_or_begin(RunKey("", "w"), chain("plan", "code").freeze(), 0.0)
     store.keep(session("plan's"), run, "plan", 10.0)

@@ -84,6 +84,11 @@ class CallingRun:
     history: tuple[str, ...] = ()
     num_running: int = 0
 
+    @property
+    def is_recognised(self) -> bool:
+        """Whether no client has named it."""
+        return self.name.startswith(NAMED)
+
 
 class Caller(NamedTuple):
     """Who calls.
@@ -311,7 +316,7 @@ class CallerRecognizer:
         """Return the run whose order of calls a call fits best, or a new one."""
         best, best_fit = None, _MIN_FIT
         runs = (part.run for part in reversed(tenant.runs.values()))
-        unnamed = (run for run in runs if run.name.startswith(NAMED))
+        unnamed = (run for run in runs if run.is_recognised)
         # Of several that fit equally, the one that has waited for longest.
         for run in islice(unnamed, MAX_CANDIDATES if agent is not None else 0):
             if now - run.last_end_s > RUN_TTL_S:
