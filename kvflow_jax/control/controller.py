@@ -23,6 +23,7 @@ from kvflow_jax.control.agent_prefixes import AgentPrefixes, FixedPrefix
 from kvflow_jax.control.cache_readers import CacheReaders
 from kvflow_jax.control.call_order import CallOrder
 from kvflow_jax.control.hint_outcome import outcome_of, priority_outcome
+from kvflow_jax.control.hints_as_advice import hints_as_advice
 from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
 from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
@@ -163,14 +164,11 @@ class Controller:
 
     def on_request_added(self, request: Request, now: float) -> HintStatus | None:
         """Apply the hints of a queued request; return their outcome, None without hints."""
-        given = hints = request.hints
-        if self._call_order is not None:
-            caller = self._call_order.begin_call(request, now)
-            self._calling_runs[request.id] = caller.run
-            request.hints = hints = caller.hints
-            if not self._falls_back_to_lru(request.tenant):
-                for reader in caller.ended:
-                    self._num_ended[EndedBy.USE] += self._sessions.forget(reader)
+        given = request.hints
+        # Hints that were given hold without what would be recognised.
+        with hints_as_advice(request):
+            self._recognise(request, now)
+        hints = request.hints
         if hints is None:
             return None
         if hints.is_empty:
@@ -257,7 +255,8 @@ class Controller:
         hints = request.hints
         self._fixed.pop(request.id, None)
         if self._call_order is not None:
-            self._call_order.end_call(request, now, is_done=is_done)
+            with hints_as_advice(request):
+                self._call_order.end_call(request, now, is_done=is_done)
         self._readers.remove(PreemptedReader(request.id))
         if self._lru_fallback is not None:
             self._lru_fallback.on_request_finished(request)
@@ -292,6 +291,17 @@ class Controller:
         self._agent_prefixes.expire(now)
         self._gate.update(now)
         self._publish_changes()
+
+    def _recognise(self, request: Request, now: float) -> None:
+        """Add to the hints of a request what is recognised of its caller."""
+        if self._call_order is None:
+            return
+        caller = self._call_order.begin_call(request, now)
+        self._calling_runs[request.id] = caller.run
+        request.hints = caller.hints
+        if not self._falls_back_to_lru(request.tenant):
+            for reader in caller.ended:
+                self._num_ended[EndedBy.USE] += self._sessions.forget(reader)
 
     def _apply_hints(self, request: Request, hints: Hints, given: Hints, now: float) -> HintStatus:
         """Start the call of a request in its run, and note its agent's fixed prefix.
@@ -400,9 +410,12 @@ class Controller:
     def _forecast(self, request: Request, run: Run) -> Mapping[str, NextRead]:
         """Return the next reads in a run by the learned order; none if its graph tells them."""
         calling_run = self._calling_runs.get(request.id)
-        if self._call_order is None or calling_run is None or run.state is not None:
-            return {}
-        return self._call_order.forecast(request.tenant, calling_run)
+        reads: Mapping[str, NextRead] = {}
+        # Without a forecast, calls begin and end all the same.
+        with hints_as_advice(request):
+            if self._call_order is not None and calling_run is not None and run.state is None:
+                reads = self._call_order.forecast(request.tenant, calling_run)
+        return reads
 
     def _end_run(self, run: Run, *, keeps_sessions: bool = False) -> None:
         self._sessions.end_run(run, keeps_sessions=keeps_sessions)

@@ -19,9 +19,9 @@ from kvflow_jax.cache.prefix_cache import PrefixCache, every_block, has_reader
 from kvflow_jax.cache.transfer import Direction
 from kvflow_jax.control.controller import Controller
 from kvflow_jax.control.cost_model import CostModel
+from kvflow_jax.control.hints_as_advice import hints_as_advice
 from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.transfer_manager import TransferManager
-from kvflow_jax.engine.hints_as_advice import hints_as_advice
 from kvflow_jax.engine.output_processor import OutputProcessor
 from kvflow_jax.engine.prefill_progress import log_progress
 from kvflow_jax.engine.scheduler import Scheduler

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvflow_jax.control.controller import Controller
-from kvflow_jax.engine.hints_as_advice import hints_as_advice
+from kvflow_jax.control.hints_as_advice import hints_as_advice
 from kvflow_jax.engine.scheduler import Scheduler
 from kvflow_jax.engine.speculator import Speculator
 from kvflow_jax.engine.trace import Tracer

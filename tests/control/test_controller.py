@@ -1,5 +1,7 @@
 """Workflows through the engine: which prefixes are kept, prefetched and released."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -213,6 +215,27 @@ def test_hints_that_raise_cost_no_answer(caplog, monkeypatch, name):
     assert client.tokens == client.cold
     assert "could not be used" in caplog.text
     assert engine.is_idle
+
+
+@pytest.mark.parametrize("name", ["begin_call", "end_call", "forecast"])
+def test_recognition_that_raises_costs_no_hints_and_ends_all_calls(caplog, monkeypatch, name):
+    def fails(*args, **kwargs):
+        raise ZeroDivisionError("injected")
+
+    engine = make_engine(cache=replace(KVFLOW, predictor="context-tree"))
+    monkeypatch.setattr(CallOrder, name, fails)
+    named = call(engine, "agent0", 0, cycle(), session_id="chat")
+    assert named.stats.hint_status is HintStatus.APPLIED
+    plain = Client(engine, [7] * 8 + [1, 2, 3], max_tokens=2, ignore_eos=True, num_system=8)
+    run(engine)
+    assert plain.tokens == plain.cold
+    assert plain.stats.hint_status is None
+    assert "injected" in caplog.text
+    controller = engine.controller
+    assert not controller._runs
+    assert not controller._calling_runs
+    assert not any(controller.run_tracker.find(key).calls for key in controller.run_tracker._runs)
+    assert SessionReader("", "chat") in engine.cache._readers._attachments
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvflow_jax.control import controller
 from kvflow_jax.engine import engine, output_processor
 from kvflow_jax.engine.cache_config import CacheSettings
 from kvflow_jax.requests.outputs import FinishReason
@@ -29,7 +30,7 @@ GRAPHS = [
 @pytest.fixture(autouse=True)
 def errors_in_hints_are_raised(monkeypatch):
     """They would be logged."""
-    for module in (engine, output_processor):
+    for module in (controller, engine, output_processor):
         monkeypatch.setattr(module, "hints_as_advice", lambda request: nullcontext())
 
 

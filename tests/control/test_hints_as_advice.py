@@ -2,7 +2,7 @@
 
 import logging
 
-from kvflow_jax.engine.hints_as_advice import hints_as_advice
+from kvflow_jax.control.hints_as_advice import hints_as_advice
 from tests.support.plain_request import make_request
 
 
