@@ -15,6 +15,7 @@ GROUPS = {
         "zero_hints": "what those gain who declare neither agents nor graphs",
         "cycle": "ten agents in a cycle, on this machine and in virtual time",
         "zero_hints.real": "coding agents' sessions on a tiny model, with hints and without",
+        "zero_hints.traces": "agents' sessions in virtual time, with what their clients send",
         "zero_hints.three_ways": "an app of LangGraph on plain LRU, without hints, by one argument",
         "terms": "ablation: what each part of kvflow-cost brings",
         "report": "REPORT.md and its figures from the results of the others",

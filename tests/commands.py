@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.make_folder import temporary_folder
+from tests.experiments.zero_hints.session_files import write_sessions
 
 TIMEOUT_S = 900  # many times what a command takes
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 NAMED = re.compile(r"python -m ((?:kvflow_jax|experiments|tests|docs)[\w.]*\w)")
 
 # JSON, FOLDER and RESULTS become paths in a temporary folder; what writes JSON must write it. MODEL
-# is a tiny model: compiling the embedded one takes minutes.
+# is a tiny model: compiling the embedded one takes minutes. SESSIONS is a folder of small sessions.
 QUICK: dict[str, list[str]] = {
     "experiments": [""],
     "experiments.paper": [
@@ -43,6 +44,8 @@ QUICK: dict[str, list[str]] = {
         "--workload dag-4 --quick --runs 4 --rate 1 --machine 'tpu-v5e x4' --arms kvflow",
     ],
     "experiments.zero_hints": ["--quick --only cycle team recorded identity --json JSON"],
+    "experiments.zero_hints.real": ["--quick --trace-file SESSIONS --pause-factor 0 --json JSON"],
+    "experiments.zero_hints.traces": ["--quick --trace-file SESSIONS --json JSON"],
     "experiments.cycle": ["--quick --json JSON"],
     "experiments.terms": ["--quick --json JSON"],
     "experiments.report": ["--results RESULTS"],
@@ -107,6 +110,7 @@ class Command:
         paths["RESULTS"] = folder / "results"
         if "RESULTS" in self.flags:
             shutil.copytree(ROOT / "experiments" / "results", paths["RESULTS"])
+        paths["SESSIONS"] = write_sessions(folder / "sessions")
         arguments = [sys.executable, "-m", self.module]
         for quoted, plain in re.findall(r"'([^']*)'|(\S+)", self.flags):
             arguments.append(str(paths.get(plain, plain)) if plain else quoted)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.compare.call_hints import HintsOf, declared
 from experiments.compare.driver import CallRecord
 from kvflow_jax.engine.cache_config import CacheConfig
 from kvflow_jax.requests.outputs import EngineStats
@@ -24,14 +25,14 @@ class Arm:
         is_unlimited: True if the device pool holds everything.
         is_oracle: True if eviction follows the next read of each block, as recorded in the arm's
             own previous run.
-        is_hinted: False if requests say nothing of their agents, runs and sessions.
+        hints_of: what requests say of their agents, runs and sessions.
     """
 
     about: str
     cache: CacheConfig
     is_unlimited: bool = False
     is_oracle: bool = False
-    is_hinted: bool = True
+    hints_of: HintsOf = declared
 
 
 ARMS: dict[str, Arm] = {

@@ -10,13 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
+from experiments.compare.call_hints import HintsOf, declared
 from experiments.workloads.base import Run, Workload
 from kvflow_jax.engine.engine_thread import EngineThread
 from kvflow_jax.errors import KVFlowError
 from kvflow_jax.requests.outputs import EngineStats, Output
 from kvflow_jax.requests.request_spec import RequestSpec
 from kvflow_jax.requests.sampling_params import SamplingParams
-from kvflow_jax.workflow.hints import Hints
 
 Submitted = tuple[Run, int]  # a run, and the number of one of its calls
 
@@ -81,8 +81,8 @@ class Driver:
     """Runs a workload. The last output of a call submits the calls that waited for it.
 
     Args:
-        hinted: False to send no hints: neither agent, run, graph nor session. Only the system
-            prompt is known to be one, as in a chat.
+        hints_of: what a call says about itself. Whatever that is, its system prompt is known to be
+            one, as in a chat.
         on_record: called with the record of each call, in the thread that ends it.
 
     Attributes:
@@ -97,7 +97,7 @@ class Driver:
         workload: Workload,
         server: Server,
         *,
-        hinted: bool = True,
+        hints_of: HintsOf = declared,
         on_record: Callable[[CallRecord], object] = lambda _: None,
     ) -> None:
         self.records: list[CallRecord] = []
@@ -106,7 +106,7 @@ class Driver:
         self.is_done = threading.Event()
         self._workload = workload
         self._server = server
-        self._hinted = hinted
+        self._hints_of = hints_of
         self._on_record = on_record
         self._lock = threading.Lock()  # guards ``records`` and ``_num_missing``
         self._num_missing = {run: [len(call.after) for call in run.calls] for run in workload.runs}
@@ -152,18 +152,7 @@ class Driver:
         call = run.calls[number]
         if call.round and self.warm_stats is None:
             self.warm_stats = self._server.stats
-        # The tenant is that of the API key, which all requests have.
-        hints = Hints(tenant=run.tenant)
-        if call.agent and self._hinted:
-            hints = Hints(
-                workflow_id=run.workflow_id,
-                agent_id=call.agent,
-                graph=run.graph,
-                num_fixed=call.num_fixed,
-                session_id=call.session,
-                session_final=call.is_last,
-                tenant=run.tenant,
-            )
+        hints = self._hints_of(run, call)
         prompt = np.concatenate(
             [
                 np.array(self._answers[run, part], np.int32) if isinstance(part, int) else part

@@ -119,7 +119,7 @@ def _run_once(
         max_model_len=-(-(workload.longest + 1) // PAGE) * PAGE,
         page_size=PAGE,
     )
-    driver = Driver(workload, simulation, hinted=arm.is_hinted)
+    driver = Driver(workload, simulation, hints_of=arm.hints_of)
     if oracle is not None:
         oracle.listen(driver.submitted.__getitem__, simulation.engine.cache)
         tracer = oracle

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from experiments.bench import fit_profile
 from experiments.compare.arms import ARMS, Arm, figures
+from experiments.compare.call_hints import HintsOf, declared
 from experiments.compare.driver import Driver, RealServer
 from experiments.compare.result_cache import ResultCache
 from experiments.compare.run_cell import PAGE, Setting, run_cell
@@ -110,7 +111,7 @@ class Machine:
             deterministic=setting.deterministic,
             cache=cache,
         )
-        return run_on_engine(self._loaded, config, workload, hinted=arm.is_hinted)
+        return run_on_engine(self._loaded, config, workload, hints_of=arm.hints_of)
 
     def simulate(
         self, workload: Workload, arm: Arm, setting: EngineSetting, profile: Profile
@@ -128,12 +129,12 @@ class Machine:
 
 
 def run_on_engine(
-    loaded: LoadedModel, config: EngineConfig, workload: Workload, *, hinted: bool = True
+    loaded: LoadedModel, config: EngineConfig, workload: Workload, *, hints_of: HintsOf = declared
 ) -> tuple[dict[str, Any], float]:
     """Run a workload on a new engine; return its figures and the rate of its link, bytes/s.
 
     Args:
-        hinted: see ``Driver``.
+        hints_of: see ``Driver``.
 
     Raises:
         KVFlowError: a call failed.
@@ -143,7 +144,7 @@ def run_on_engine(
     link_bytes_per_s = built.transfers.bytes_per_s[Direction.LOAD]
     engine = EngineThread(built)
     try:
-        driver = Driver(workload, RealServer(engine), hinted=hinted)
+        driver = Driver(workload, RealServer(engine), hints_of=hints_of)
         with counted_compiles() as compiles:
             driver.start()
             records = driver.wait(TIMEOUT_S)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from experiments.compare.arms import ARMS
+from experiments.compare.call_hints import nothing
 from experiments.compare.driver import CallRecord
 from experiments.compare.run_cell import CellResult, EngineTrace, Setting, run_cell
 from experiments.workloads.base import Workload
@@ -16,7 +17,7 @@ HICACHE, DECLARED, ZERO = "hicache", "declared", "zero hints"
 _ARMS = {
     HICACHE: ARMS["hicache"],
     DECLARED: ARMS["kvflow-guard"],
-    ZERO: replace(ARMS["kvflow-guard"], is_hinted=False),
+    ZERO: replace(ARMS["kvflow-guard"], hints_of=nothing),
 }
 # Calls of each tenant after which its order is learned, and how it is named in the figures.
 WINDOWS = {"50": (51, 150), "200": (201, 300)}

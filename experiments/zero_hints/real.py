@@ -20,12 +20,14 @@ from typing import Any
 from experiments.bench.fit_profile import StepTimer
 from experiments.compare.arms import ARMS as NAMED_ARMS
 from experiments.compare.arms import Arm
+from experiments.compare.call_hints import nothing
 from experiments.compare.run_cell import PAGE
 from experiments.make_folder import write_folder
 from experiments.measure import arguments, write_json
 from experiments.paper.real import LINK_RATIO, NOISE, EngineSetting, Machine
 from experiments.workloads.base import Workload
 from experiments.workloads.readers import TraceError, read_trace
+from experiments.workloads.reduction import shortened
 from kvflow_jax.api.launch import use_compilation_cache
 from kvflow_jax.config.values import number
 from kvflow_jax.models.families.base import TINY_LLAMA
@@ -44,7 +46,7 @@ KVFLOW = NAMED_ARMS["kvflow-guard"]
 ARMS: dict[str, Arm] = {
     "hicache": NAMED_ARMS["hicache"],
     "kvflow-hints": KVFLOW,
-    "kvflow-no-hints": replace(KVFLOW, is_hinted=False),
+    "kvflow-no-hints": replace(KVFLOW, hints_of=nothing),
 }
 # Figures whose order of arms is compared, with the share by which arms must differ.
 COMPARED = {"tokens_recomputed": TOKEN_NOISE, "completion_mean_s": NOISE}
@@ -98,16 +100,6 @@ def main() -> int:
     print(", ".join(f"{figure}: {same}" for figure, same in results["same_order"].items()))
     write_json(results, options.json)
     return 0
-
-
-def shortened(workload: Workload, factor: float) -> Workload:
-    """Return a workload whose pauses are this share of what they were."""
-
-    def scaled(run: Any) -> Any:
-        calls = tuple(replace(call, pause_s=factor * call.pause_s) for call in run.calls)
-        return replace(run, calls=calls, start_s=factor * run.start_s)
-
-    return replace(workload, runs=tuple(map(scaled, workload.runs)))
 
 
 def engine_setting(workload: Workload, *, is_quick: bool) -> EngineSetting:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from experiments.compare.call_hints import declared, nothing
 from experiments.compare.driver import Driver, RealServer
 from experiments.workloads.base import Call, Run, Workload
 from kvflow_jax.errors import KVFlowError
@@ -76,9 +77,9 @@ def test_pauses_and_arrivals_are_timers_of_the_server():
 
 
 def test_hints_are_left_out_on_request_and_for_calls_without_an_agent():
-    for agent, hinted in (("a", False), ("", True)):
+    for agent, hints_of in (("a", nothing), ("", declared)):
         server = FakeServer()
-        Driver(workload(Call(agent, (TOKENS,), 4, 2)), server, hinted=hinted).start()
+        Driver(workload(Call(agent, (TOKENS,), 4, 2)), server, hints_of=hints_of).start()
         spec = server.requests[0][0]
         assert spec.hints is not None
         assert spec.hints.is_empty

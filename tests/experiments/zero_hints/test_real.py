@@ -5,35 +5,15 @@ import json
 import pytest
 
 from experiments.workloads.readers import read_trace
+from experiments.workloads.reduction import shortened
 from experiments.zero_hints import real
-from experiments.zero_hints.real import ARMS, QUICK_CONTEXT, engine_setting, same_order, shortened
-
-NUM_CALLS, BLOCK, NEW = 3, 64, 2  # of a session, and the blocks by which each call is longer
-
-
-def write_session(folder, name):
-    """Write a session that begins with 4 blocks of a system prompt."""
-    requests = [
-        {
-            "t": 10.0 * number,
-            "in": BLOCK * (4 + NEW * number),
-            "out": 4,
-            "hash_ids": list(range(4 + NEW * number)),
-            "api_time": 1.0,
-        }
-        for number in range(NUM_CALLS)
-    ]
-    session = {"id": name, "block_size": BLOCK, "system_tokens": 4 * BLOCK, "requests": requests}
-    (folder / f"{name}.json").write_text(json.dumps(session))
+from experiments.zero_hints.real import ARMS, QUICK_CONTEXT, engine_setting, same_order
+from tests.experiments.zero_hints.session_files import BLOCK, NEW, NUM_CALLS, write_sessions
 
 
 @pytest.fixture
 def sessions(tmp_path):
-    folder = tmp_path / "sessions"
-    folder.mkdir()
-    for number in range(4):
-        write_session(folder, f"s{number}")
-    return folder
+    return write_sessions(tmp_path / "sessions")
 
 
 def test_the_command_plays_every_arm_in_both_modes(sessions, tmp_path, command):
@@ -65,11 +45,9 @@ def test_a_trace_that_does_not_fit_is_refused(tmp_path, command):
         command(real, "--trace-file", tmp_path, "--quick")
 
 
-def test_pauses_are_shortened_and_a_tier_holds_a_part_of_the_sessions(sessions):
+def test_a_tier_holds_a_part_of_the_sessions(sessions):
     trace = read_trace(sessions, 300)
     workload = shortened(trace, 0.5)
-    pauses = [[call.pause_s for call in run.calls] for run in workload.runs]
-    assert pauses == [[0.0, 4.5, 4.5]] * 4
     setting = engine_setting(workload, is_quick=True)
     ends = 4 * BLOCK * (4 + NEW * (NUM_CALLS - 1))
     assert workload.longest < setting.pool_tokens < ends
