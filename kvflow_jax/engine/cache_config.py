@@ -128,8 +128,9 @@ class CacheConfig(Config):
     @property
     def recognises_callers(self) -> bool:
         """Whether agents, runs and conversations are recognised where requests do not name them."""
-        reads_hints = self.mode == "kvflow" or self.eviction not in (None, "lru", lru)
-        return reads_hints and self.predictor != NONE
+        evicts_by_hints = self.eviction not in (None, "lru", lru)
+        uses_hints = self.mode == "kvflow" or evicts_by_hints or self.prefetch or self.admission
+        return bool(uses_hints) and self.predictor != NONE
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 from kvflow_jax.cache.policy import lru
 from kvflow_jax.engine.cache_config import MAX_EXTENT_BYTES, CacheConfig, CacheSettings
 from kvflow_jax.errors import ConfigError
+from kvflow_jax.reuse.predictors import NONE
 
 
 def resolve(config, *, block_bytes=1 << 20, num_pages=1000, free_host_bytes=1 << 40):
@@ -123,3 +124,15 @@ def test_an_order_is_learned_only_where_it_decides_something(tmp_path):
     assert resolve(CacheConfig()).predictor == "context-tree"
     lru_only = resolve(CacheConfig("gpu-only", learned_order=path))
     assert (lru_only.predictor, lru_only.learned_order) == ("none", None)
+
+
+@pytest.mark.parametrize("switched_on", [{}, {"prefetch": True}, {"admission": True}])
+@pytest.mark.parametrize("eviction", [None, "lru", "kvflow"])
+@pytest.mark.parametrize("mode", ["hicache", "kvflow"])
+def test_prompts_are_prepared_for_recognition_where_the_engine_recognises(
+    mode, eviction, switched_on
+):
+    config = CacheConfig(mode=mode, eviction=eviction, **switched_on)
+    assert config.recognises_callers == (resolve(config).predictor != NONE)
+    config = CacheConfig(mode=mode, eviction=eviction, predictor=NONE, **switched_on)
+    assert not config.recognises_callers
