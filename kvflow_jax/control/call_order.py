@@ -45,7 +45,7 @@ class CallOrder:
         """Recognise the caller of a request, and learn from its call."""
         caller = self._recognizer.begin_call(request, now)
         agent = caller.hints.agent_id
-        if agent is not None:
+        if agent is not None and not request.choice:
             self.learned.observe(request.tenant, caller.history, agent, caller.delay_s)
         return caller
 

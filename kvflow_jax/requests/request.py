@@ -81,7 +81,7 @@ class Request:
         self.share, self.user = spec.tenant, spec.user
         self.tenant = spec.agents_tenant
         self.hints = spec.hints
-        self.num_system = spec.num_system
+        self.num_system, self.choice = spec.num_system, spec.choice
         self.hint_status: HintStatus | None = None
 
         self.id = request_id

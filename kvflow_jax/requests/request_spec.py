@@ -36,6 +36,7 @@ class RequestSpec:
         rank: among tenants, requests of a higher rank run first. Callers do not choose it.
         num_system: tokens at the start of the prompt that are its system messages and tools, from
             which the agent is recognised if it is not named; None: unknown.
+        choice: its number among the choices of one prompt, for all of which its agent calls once.
         hints: workflow hints. Hints that cannot be used never fail the request.
         call_markup: where tool calls are in the output. Stop strings do not end a call, and the
             text has the markers of calls that are special tokens. None: there are no calls.
@@ -60,6 +61,7 @@ class RequestSpec:
     priority: int = 0
     rank: int = 0
     num_system: int | None = None
+    choice: int = 0
     hints: Hints | None = None
     call_markup: CallMarkup | None = None
     reasoning: ReasoningMarkup | None = None

@@ -239,11 +239,12 @@ def request_specs(
                 priority=priority,
                 rank=rank,
                 num_system=num_system,
+                choice=choice,
                 hints=prompt_hints,
                 call_markup=call_markup,
                 reasoning=reasoning,
                 grammar=grammar,
             )
-            for choice_params in params
+            for choice, choice_params in enumerate(params)
         ]
     return specs

@@ -22,14 +22,16 @@ class Calls:
     def __init__(self, order):
         self.order, self.now, self._number = order, 0.0, 0
 
-    def begin(self, agent, workflow_id="run"):
+    def begin(self, agent, workflow_id="run", choice=0):
         self._number += 1
         hints = Hints(agent_id=agent, workflow_id=workflow_id)
-        request = bare_request([self._number] * 8, request_id=self._number, hints=hints)
+        request = bare_request(
+            [self._number] * 8, request_id=self._number, hints=hints, choice=choice
+        )
         return request, self.order.begin_call(request, self.now)
 
-    def call(self, agent, workflow_id="run"):
-        request, caller = self.begin(agent, workflow_id)
+    def call(self, agent, workflow_id="run", choice=0):
+        request, caller = self.begin(agent, workflow_id, choice)
         self.now += 1.0
         self.order.end_call(request, self.now, is_done=True)
         return caller
@@ -56,6 +58,16 @@ def test_agents_of_a_learned_ring_are_read_in_its_order(order, calls):
     # While a call runs, the next one is a step further away.
     _, caller = calls.begin("plan")
     assert order.forecast("", caller.run)["code"].distance == 1.0
+
+
+def test_an_agent_that_asks_for_several_choices_calls_once(order, calls):
+    for _ in range(60):
+        for agent in RING:
+            for choice in range(4):
+                caller = calls.call(agent, choice=choice)
+    reads = order.forecast("", caller.run)
+    assert [reads[agent].distance for agent in RING] == [0.0, 1.0, 2.0]
+    assert sum(order.learned.num_predictions.values()) == 60 * len(RING)
 
 
 def test_branches_are_read_as_soon_as_each_other_with_their_chances(order, calls):

@@ -38,3 +38,18 @@ def test_a_token_id_that_is_refused_is_told_the_models_bound(
     error = error_of(http.post("/v1/completions", json=body), 400)
     assert f"between 0 and {FakeEngine.vocab_size - 1}," in error["message"]
     assert error["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "choices"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "n": 3}, [0, 1, 2]),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, [0, 1, 0, 1]),
+    ],
+)
+def test_choices_of_one_prompt_are_told_from_calls(
+    http: httpx.Client, engine: FakeEngine, path: str, body: dict[str, object], choices: list[int]
+) -> None:
+    answer = http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert [request.spec.choice for request in engine.requests.values()] == choices

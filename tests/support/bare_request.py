@@ -7,11 +7,16 @@ from kvflow_jax.requests.sampling_params import SamplingParams
 
 
 def bare_request(
-    prompt, *, request_id=0, tenant="", hints=None, num_system=None, max_len=100, **params
+    prompt, *, request_id=0, tenant="", hints=None, num_system=None, choice=0, max_len=100, **params
 ):
     return Request(
         RequestSpec(
-            prompt, SamplingParams(**params), tenant=tenant, hints=hints, num_system=num_system
+            prompt,
+            SamplingParams(**params),
+            tenant=tenant,
+            hints=hints,
+            num_system=num_system,
+            choice=choice,
         ),
         lambda output: None,
         request_id=request_id,

@@ -32,7 +32,7 @@ class RecognisedCalls:
         return self._rng.integers(100, 50_000, count).tolist()
 
     def begin(
-        self, role, *given, tenant="", hints=None, num_system=ROLE_LEN, request_id=None
+        self, role, *given, tenant="", hints=None, num_system=ROLE_LEN, request_id=None, choice=0
     ) -> Caller:
         """Begin a call of a role, by its name or its tokens."""
         self._num_calls += 1
@@ -44,6 +44,7 @@ class RecognisedCalls:
             tenant=tenant,
             hints=hints,
             num_system=num_system,
+            choice=choice,
             max_len=len(prompt) + 1000,
         )
         caller = self.recognizer.begin_call(request, self.now)

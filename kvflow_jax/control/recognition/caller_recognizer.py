@@ -166,6 +166,11 @@ class _Tenant:
         calls = (self.calls.get(one.call) for one in held)
         return next((call for call in calls if call is not None and call.part is part), None)
 
+    def last_part_of(self, prompt: np.ndarray, hashes: np.ndarray) -> _Part | None:
+        """Return what the last call with the same prompt, i32[n], is a part of."""
+        conversation = self.conversations.last_of(prompt, hashes)
+        return None if conversation is None else self.part_of(conversation.last_call)
+
     def continuations_of(self, agent: str) -> Continuations:
         found = self.continuations.setdefault(agent, Continuations())
         self.continuations.move_to_end(agent)
@@ -255,6 +260,8 @@ class CallerRecognizer:
         continued = _the_continued(alike, held)
         previous = tenant.previous(continued, held)
         part = _certain_part(tenant, given, previous, number)
+        if part is None and request.choice:
+            part = tenant.last_part_of(prompt, hashes)
         if part is not None:
             tenant.answers.exclude(held, part)
         agent = given.agent_id
@@ -266,9 +273,11 @@ class CallerRecognizer:
             part = _Part(self._likely_run(tenant, request.tenant, agent, number, now))
         run = part.run
         ended = _note_uses(tenant, request.tenant, part, held, continued)
-        keeps_history, ttl_s = self._note_continuation(tenant, given, agent, continued, now)
+        if agent is not None and not request.choice:
+            tenant.continuations_of(agent).note_call(continued, now)
+        keeps_history, ttl_s = _keeps_history(tenant, given, agent)
         history, delay_s = run.history, now - run.last_end_s
-        if agent is not None:
+        if agent is not None and not request.choice:
             run.history = (*history, agent)[-MAX_HISTORY:]
         run.num_running += 1
         tenant.put_part(part)
@@ -335,27 +344,16 @@ class CallerRecognizer:
             return CallingRun(f"{NAMED}{number}")
         return best
 
-    def _note_continuation(
-        self,
-        tenant: _Tenant,
-        given: Hints,
-        agent: str | None,
-        continued: Conversation | None,
-        now: float,
-    ) -> tuple[bool, float | None]:
-        """Record how an agent's calls continue.
 
-        Returns:
-            Whether the history of this one is kept, and for how many seconds; None: the default.
-        """
-        if agent is None:
-            return True, None
-        continuations = tenant.continuations_of(agent)
-        continuations.note_call(continued, now)
-        if given.agent_id is not None:
-            # Its caller says what there is to say: only what is certain is added to it.
-            return continuations.are_seen, continuations.ttl_s
-        return not continuations.are_excluded, continuations.ttl_s
+def _keeps_history(tenant: _Tenant, given: Hints, agent: str | None) -> tuple[bool, float | None]:
+    """Return whether a call's history is kept, and for how many seconds; None: the default."""
+    if agent is None:
+        return True, None
+    continuations = tenant.continuations_of(agent)
+    if given.agent_id is not None:
+        # Its caller says what there is to say: only what is certain is added to it.
+        return continuations.are_seen, continuations.ttl_s
+    return not continuations.are_excluded, continuations.ttl_s
 
 
 def _the_continued(alike: Sequence[Conversation], held: Sequence[Held]) -> Conversation | None:

@@ -154,6 +154,17 @@ class Conversations:
             return False
         return self._end_of(tokens, num_prompt) == conversation.end
 
+    def last_of(self, tokens: np.ndarray, hashes: np.ndarray) -> Conversation | None:
+        """Return the last conversation whose last prompt this is; None if that is unknown.
+
+        Args:
+            tokens, hashes: see ``find``.
+        """
+        alike = self._by_block.get(int(hashes[-1]), []) if len(hashes) else []
+        end = self._end_of(tokens, len(tokens))
+        same = (one for one in alike if (one.num_prompt, one.end) == (len(tokens), end))
+        return max(same, key=lambda one: one.last_call, default=None)
+
     def put(self, conversation: Conversation, tokens: np.ndarray, hashes: np.ndarray) -> None:
         """Add a conversation, or record the prompt of its next call."""
         self._forget_prompt(conversation)

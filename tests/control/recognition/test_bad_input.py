@@ -209,11 +209,34 @@ def test_a_call_that_is_aborted_and_sent_again_continues_its_run(calls):
 
 def test_choices_of_one_prompt_are_of_one_run(calls):
     plan, answer = calls.call("plan", calls.new())
-    choices = [calls.begin("code", answer) for _ in range(4)]
+    choices = [calls.begin("code", answer, choice=i) for i in range(4)]
     texts = [calls.end(choice) for choice in choices]
     assert {run_of(choice) for choice in choices} == {run_of(plan)}
     test = calls.begin("test", texts[2])
     assert test.previous == choices[2].number
+    # Its agent has called once.
+    assert test.history == (plan.hints.agent_id, choices[0].hints.agent_id)
+
+
+def test_choices_of_a_first_prompt_are_of_one_run_and_join_no_other(calls):
+    other, _ = calls.call("plan", calls.new())
+    calls.now += 1000.0
+    task = calls.new()
+    choices = [calls.begin("plan", task, choice=i) for i in range(4)]
+    texts = [calls.end(choice) for choice in choices]
+    assert {run_of(choice) for choice in choices} == {run_of(choices[0])} != {run_of(other)}
+    code = calls.begin("code", texts[3])
+    assert code.history == (choices[0].hints.agent_id,)
+
+
+def test_choices_that_are_not_taken_are_no_conversations_that_end(calls):
+    for _ in range(4):
+        task = calls.new()
+        choices = [calls.begin("plan", task, choice=i) for i in range(16)]
+        texts = [calls.end(choice) for choice in choices]
+        second = calls.begin("plan", task, texts[3], calls.new())
+        assert second.hints.session_id == choices[3].hints.session_id is not None
+        calls.end(second)
 
 
 def test_a_call_that_a_mistaken_run_took_in_may_be_in_progress(calls):

@@ -105,6 +105,15 @@ def test_a_search_reads_no_prompt_whole_for_each_conversation(conversations):
     assert Tokens.num_read < 2 * len(tokens)
 
 
+def test_the_last_conversation_of_a_prompt_is_that_of_its_last_call(conversations):
+    for number, name in enumerate("ba"):
+        conversations.put(Conversation(name, None, number), *read([1] * 9))
+    assert conversations.last_of(*read([1] * 9)).name == "a"
+    assert conversations.last_of(*read([1] * 8)) is None
+    assert conversations.last_of(*read([1] * 10)) is None
+    assert conversations.last_of(*read([1] * 3)) is None
+
+
 def test_a_named_conversation_needs_no_history(conversations):
     put(conversations, "a", [1] * 8)
     assert [found.name for found in conversations.find("a", *read([9] * 8))] == ["a"]
