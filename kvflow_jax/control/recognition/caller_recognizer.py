@@ -37,7 +37,7 @@ from kvflow_jax.control.recognition.conversations import (
 from kvflow_jax.control.recognition.prompt_agents import MAX_NODES, PromptAgents
 from kvflow_jax.requests.block_hashes import block_hashes
 from kvflow_jax.requests.request import Request
-from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.workflow.hints import Hints, Reuse
 
 MAX_BYTES = 128 << 20  # of what is known of all tenants; the counts below bound that of one
 MAX_RUNS = 512  # of one tenant; those that called least recently are forgotten first
@@ -286,6 +286,7 @@ class CallerRecognizer:
             continued = Conversation(name, agent, number)
         continued.agent = agent
         continued.last_call, continued.is_used = number, False
+        continued.is_kept = given.ttl_s is not None or given.reuse is Reuse.KEEP
         tenant.conversations.put(continued, prompt, hashes)
         call = _Call(number, part, run.history, continued)
         tenant.put_call(call)
@@ -401,6 +402,6 @@ def _note_uses(
             continue
         continuations = tenant.continuations_of(conversation.agent)
         continuations.note_use()
-        if continuations.end_with_use:
+        if continuations.end_with_use and not conversation.is_kept:
             ended.append(SessionReader(name, conversation.name))
     return tuple(ended)

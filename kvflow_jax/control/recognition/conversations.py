@@ -33,6 +33,7 @@ class Conversation:
         end: hash of the tokens behind that block.
         ended_s: when that call ended; None: it has not.
         is_used: whether another conversation's prompt has its last answer.
+        is_kept: whether its client has said how long to keep it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Conversation:
     end: int = 0
     ended_s: float | None = None
     is_used: bool = False
+    is_kept: bool = False
 
 
 @dataclass(slots=True)

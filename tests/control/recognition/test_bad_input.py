@@ -7,7 +7,7 @@ import pytest
 from kvflow_jax.control.readers import SessionReader
 from kvflow_jax.control.recognition.answer_index import WINDOW
 from kvflow_jax.control.recognition.prompt_agents import MAX_NODES
-from kvflow_jax.workflow.hints import Hints
+from kvflow_jax.workflow.hints import Hints, Reuse
 from tests.support.memory import traced_bytes
 from tests.support.recognised_calls import RecognisedCalls, run_of
 
@@ -319,6 +319,23 @@ def test_any_order_of_calls_leaves_nothing_in_progress():
         calls.end(caller)
     assert all(run.num_running == 0 for run in runs)
     assert not calls.recognizer._in_progress
+
+
+@pytest.mark.parametrize(
+    ("hints", "is_ended"),
+    [
+        (Hints(session_id="chat"), True),
+        (Hints(session_id="chat", ttl_s=3600.0), False),
+        (Hints(session_id="chat", reuse=Reuse.KEEP), False),
+        (Hints(reuse=Reuse.KEEP), False),
+    ],
+)
+def test_a_conversation_that_its_client_keeps_does_not_end_with_its_use(calls, hints, is_ended):
+    for _ in range(8):
+        _, answer = calls.call("plan", calls.new())
+        calls.call("code", answer)
+    _, answer = calls.call("plan", calls.new(), hints=hints)
+    assert bool(calls.begin("code", answer).ended) == is_ended
 
 
 def test_sessions_that_end_with_the_use_of_their_answer_are_of_their_tenant(calls):
