@@ -76,7 +76,8 @@ class LLM(Caller):
         self.sizes = engine.sizes
         self.runner = engine.runner
         self.weights_bytes = loaded.model.weights_bytes
-        super().__init__(EngineThread(engine), PromptEncoder(loaded.tokenizer))
+        encoder = PromptEncoder(loaded.tokenizer, recognises_agents=config.cache.recognises_callers)
+        super().__init__(EngineThread(engine), encoder)
 
     def run(self, workflow: Workflow | None = None, workflow_id: str | None = None) -> WorkflowRun:
         """Begin a run, one execution of a workflow, in which agents are called by name.

@@ -23,10 +23,14 @@ class PromptEncoder:
     """Makes requests with a model's tokenizer, or of token ids only if the model has none.
 
     Its methods raise InvalidRequestError if an argument is invalid.
+
+    Args:
+        recognises_agents: whether agents are recognised by their system messages where hints do not
+            name them.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer | None, *, recognises_agents: bool = False) -> None:
+        self._tokenizer, self._recognises_agents = tokenizer, recognises_agents
 
     def text(self, prompt: Prompt, params: SamplingParams, hints: Hints | None) -> RequestSpec:
         """Return the request that continues a text, or token ids as they are."""
@@ -50,10 +54,14 @@ class PromptEncoder:
             raise InvalidRequestError("a conversation needs at least one message", "messages")
         messages = tokenizer.control_tokens.mark_messages(messages)
         prompt = tokenizer.apply_chat_template(messages)
-        if hints is not None and hints.agent_id is not None and hints.num_fixed is None:
+        num_system = None
+        if hints is None or hints.agent_id is None:
+            if self._recognises_agents:
+                num_system = chat_prefix_len(tokenizer, messages, prompt)
+        elif hints.num_fixed is None:
             num_fixed = chat_prefix_len(tokenizer, messages, prompt)
             hints = hints.with_fixed(num_fixed, len(prompt))
-        return RequestSpec(prompt, params, hints=hints)
+        return RequestSpec(prompt, params, num_system=num_system, hints=hints)
 
     def _require_tokenizer(self, param: str) -> Tokenizer:
         if self._tokenizer is None:

@@ -55,6 +55,17 @@ def llm(folder, tmp_path_factory):
         llm.engine.check_integrity()
 
 
+def test_an_agent_is_recognised_by_the_system_message_of_its_first_chat(llm):
+    num_known = llm.engine.stats.num_learned_agents
+    messages = [
+        {"role": "system", "content": "You are the only one of your kind."},
+        {"role": "user", "content": "hello"},
+    ]
+    llm.chat(messages, GREEDY)
+    llm.engine.settle()
+    assert llm.engine.stats.num_learned_agents == num_known + 1
+
+
 def test_one_prompt_gives_one_completion_and_many_give_a_list_in_order(llm):
     one = llm.generate("hello there", GREEDY)
     assert one.finish_reason is FinishReason.LENGTH

@@ -69,6 +69,18 @@ def test_a_fixed_prefix_that_is_given_or_of_no_agent_is_not_derived(encoder, hin
     assert encoder.chat([SYSTEM, USER], PARAMS, hints).hints == hints
 
 
+@pytest.mark.parametrize("hints", [None, Hints(workflow_id="run")])
+def test_the_system_messages_are_measured_where_agents_are_recognised_by_them(encoder, hints):
+    assert encoder.chat([SYSTEM, USER], PARAMS, hints).num_system is None
+    encoder = PromptEncoder(CharTokenizer(), recognises_agents=True)
+    spec = encoder.chat([SYSTEM, USER], PARAMS, hints)
+    assert text_of(spec.prompt_ids[: spec.num_system]).startswith("<system>You plan.")
+    assert spec.num_system < len(spec.prompt_ids)
+    assert spec.hints == hints
+    assert encoder.chat([USER], PARAMS, hints).num_system is None
+    assert encoder.chat([SYSTEM, USER], PARAMS, Hints(agent_id="planner")).num_system is None
+
+
 def test_without_a_tokenizer_text_is_refused():
     encoder = PromptEncoder(None)
     for encode, prompt in ((encoder.text, "ab"), (encoder.chat, [USER])):
