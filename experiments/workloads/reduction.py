@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -54,14 +55,17 @@ def shortened(workload: Workload, factor: float) -> Workload:
 def staggered(workload: Workload, num_at_once: int) -> Workload:
     """Return a workload whose runs begin in their order, about ``num_at_once`` at a time.
 
-    A run begins when one of those before it has ended, as far as pauses and answers tell: how long
-    a server takes is not known in advance.
+    The first ones begin one by one, within the time of a median run; each of the others when one
+    before it has ended, as far as pauses and answers tell: how long a server takes is not known in
+    advance.
     """
-    ends_s = [0.0] * num_at_once
+    durations_s = list(map(_duration_s, workload.runs))
+    gap_s = statistics.median(durations_s) / num_at_once
+    begins_s = [gap_s * number for number in range(num_at_once)]  # a heap
     runs = []
-    for run in workload.runs:
-        runs.append(replace(run, start_s=ends_s[0]))
-        heapq.heapreplace(ends_s, ends_s[0] + _duration_s(run))
+    for run, duration_s in zip(workload.runs, durations_s, strict=True):
+        runs.append(replace(run, start_s=begins_s[0]))
+        heapq.heapreplace(begins_s, begins_s[0] + duration_s)
     return replace(workload, runs=tuple(runs))
 
 

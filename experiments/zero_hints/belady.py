@@ -5,8 +5,8 @@ Readers of a block read all blocks before it, so that of blocks with the same ne
 deepest goes first, and a prompt is never left with a hole.
 
 That bounds from above the hits of a cache of this capacity, whatever it evicts, for this sequence:
-a block can be hit from the moment when its call begins, a call needs no room for itself, and blocks
-may be of any tier at any time. Under another order of calls there may be more hits.
+a block can be hit from the moment when its call begins, a call needs no room for itself, and no
+block is in two tiers at once. Under another order of calls there may be more hits.
 """
 
 from __future__ import annotations

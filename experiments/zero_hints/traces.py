@@ -175,6 +175,7 @@ def compared(
         "completion_mean_s": ends,
         "completion_over_hicache": ratio(ends[KVFLOW], ends[HICACHE]),
         "latency_over_hicache": ratio(latencies[KVFLOW], latencies[HICACHE]),
+        "hit_tokens_by_session": {arm: found.tolist() for arm, found in hits.items()},
         "arms": {arm: result.figures for arm, result in results.items()},
     }
 

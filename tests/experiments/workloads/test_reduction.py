@@ -48,10 +48,12 @@ def test_pauses_and_arrivals_are_shortened():
 
 
 def test_a_session_begins_when_one_before_it_has_ended():
-    long, short = run_of(*chain(10.0, 10.0)), run_of(*chain(2.0))
+    long, short = run_of(*chain(12.0, 12.0)), run_of(*chain(2.0))
     starts = [run.start_s for run in staggered(Workload("w", (long, short, short, long)), 2).runs]
-    answer_s = TOKEN_S
-    assert starts == pytest.approx([0.0, 0.0, 2.0 + answer_s, 4.0 + 2 * answer_s])
+    # The median is the mean of both, and two begin in that time.
+    second_s = (24.0 + 2 * TOKEN_S + 2.0 + TOKEN_S) / 2 / 2
+    short_s = 2.0 + TOKEN_S
+    assert starts == pytest.approx([0.0, second_s, second_s + short_s, second_s + 2 * short_s])
 
 
 def test_of_calls_side_by_side_the_longest_counts():
