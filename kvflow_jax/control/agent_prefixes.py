@@ -29,7 +29,7 @@ AGENT_TTL_S = 3600.0  # an agent without a call for this long is forgotten
 MAX_EXPIRED = 1000  # at once: about 10 ms
 # Of an agent: its record and the head of its working set; of each prefix: its record, and its
 # reader in the cache; of each prompt, beside its hashes.
-_AGENT_BYTES, _PREFIX_BYTES, _PROMPT_BYTES = 900, 700, 250
+_AGENT_BYTES, _PREFIX_BYTES, _PROMPT_BYTES = 900, 700, 270
 
 
 class FixedPrefix(NamedTuple):

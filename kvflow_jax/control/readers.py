@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+RECOGNISED = "recognised:"  # begins the names of runs and conversations that no client has named
+
 
 class RunKey(NamedTuple):
     """A workflow run of a tenant."""
 
     tenant: str
     workflow_id: str
+
+    @property
+    def is_recognised(self) -> bool:
+        """Whether no client has named it."""
+        return self.workflow_id.startswith(RECOGNISED)
 
 
 class AgentReader(NamedTuple):

@@ -130,6 +130,7 @@ class RunTracker:
         self._changes: dict[Reader, NextRead] = {}  # not drained yet
         self._ended: list[RunKey] = []  # not drained yet
         self._runs: TenantLru[RunKey, Run] = TenantLru(max_bytes, lambda key, run: self._close(run))
+        self._num_named = 0
         self._graph_users: Counter[tuple[str, Graph]] = Counter()  # runs, by tenant and graph
         self._stale: TenantQueue[Run] = TenantQueue()  # those that ``is_stale``, and ended ones
         self._work_left = MAX_WORK  # of this step
@@ -141,6 +142,11 @@ class RunTracker:
 
     def __len__(self) -> int:
         return len(self._runs)
+
+    @property
+    def num_named(self) -> int:
+        """Runs that clients have named; the others were recognised."""
+        return self._num_named
 
     @property
     def usage(self) -> Usage:
@@ -165,6 +171,7 @@ class RunTracker:
                 self.end(key)
             run = Run(key, None, now)
             self._runs.put(key.tenant, key, run, run.num_bytes)
+            self._num_named += not key.is_recognised
             if graph is not None:
                 self._set_graph(run, graph)
             self._update(run)
@@ -374,6 +381,7 @@ class RunTracker:
 
     def _close(self, run: Run) -> None:
         """Forget a run that has been removed."""
+        self._num_named -= not run.key.is_recognised
         if run.state is not None:
             user = (run.key.tenant, run.state.graph)
             self._graph_users[user] -= 1

@@ -479,7 +479,7 @@ class Engine:
             self.scheduler,
             self.transfer_manager,
             self._counters_before,
-            num_runs=len(self.controller.run_tracker),
+            num_runs=self.controller.run_tracker.num_named,
             num_runs_held_back=self.controller.num_throttled,
             tenant_state=self._tenant_state,
             ended_histories=self.controller.ended_histories,

@@ -172,7 +172,7 @@ class EngineStats:
     num_blocks_host: int = 0  # blocks with a copy in the host tier
     max_blocks_host: int = 0  # size of the host tier
     prefill: PrefillProgress = PrefillProgress()
-    num_runs: int = 0  # live workflow runs
+    num_runs: int = 0  # live workflow runs that clients have named
     num_runs_held_back: int = 0  # workflow runs throttled by admission control
     tenant_state: Mapping[str, Usage] = field(default_factory=dict)  # what is kept, by its kind
     num_learned_agents: int = 0  # whose order is learned

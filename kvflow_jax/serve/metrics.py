@@ -150,7 +150,7 @@ class Metrics:
                 "Prompt tokens of running requests that are not computed.",
                 prefill.num_tokens - prefill.num_computed,
             ),
-            ("kvflow:runs", "Workflow runs in progress.", stats.num_runs),
+            ("kvflow:runs", "Workflow runs in progress that clients have named.", stats.num_runs),
             (
                 "kvflow:runs_held_back",
                 "Workflow runs throttled by admission control.",

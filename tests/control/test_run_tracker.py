@@ -6,7 +6,13 @@ import pytest
 
 from kvflow_jax.cache.next_read import NEVER, RUNNING, UNKNOWN, ReadKind, scheduled
 from kvflow_jax.control import run_tracker as run_tracker_module
-from kvflow_jax.control.readers import AgentReader, PrefixReader, RunKey, SessionReader
+from kvflow_jax.control.readers import (
+    RECOGNISED,
+    AgentReader,
+    PrefixReader,
+    RunKey,
+    SessionReader,
+)
 from kvflow_jax.control.run_tracker import (
     MAX_AGENTS_OF_RUN,
     MAX_BRANCHES,
@@ -466,3 +472,14 @@ def test_a_run_that_ends_while_it_is_stale_leaves_nothing(monkeypatch):
         run_tracker.begin_step()
     assert read_of(run_tracker, "a", "t") == UNKNOWN
     assert run_tracker.usage.num_bytes == 0
+
+
+def test_recognised_runs_are_not_counted_as_named():
+    tracker = RunTracker()
+    named, recognised = RunKey("t", "run"), RunKey("t", f"{RECOGNISED}1")
+    for key in (named, recognised):
+        tracker.get_or_begin(key, None, 0.0)
+    assert (len(tracker), tracker.num_named) == (2, 1)
+    for key in (named, recognised):
+        tracker.end(key)
+    assert (len(tracker), tracker.num_named) == (0, 0)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
-from kvflow_jax.control.readers import SessionReader
+from kvflow_jax.control.readers import RECOGNISED, SessionReader
 from kvflow_jax.control.recognition.answer_index import (
     MAX_ANSWERS,
     AnswerIndex,
@@ -54,7 +54,6 @@ _RUN_BYTES, _CALL_BYTES, _AGENT_BYTES = 700, 500, 250  # estimated
 # The tenants are values of one owner, so that the least recently used go first whatever their size:
 # clients of many addresses do not displace what is known of the largest tenant.
 _ALL = ""
-NAMED = "recognised:"  # begins the names of runs and conversations that no client has named
 
 
 class NextCall(NamedTuple):
@@ -87,7 +86,7 @@ class CallingRun:
     @property
     def is_recognised(self) -> bool:
         """Whether no client has named it."""
-        return self.name.startswith(NAMED)
+        return self.name.startswith(RECOGNISED)
 
 
 class Caller(NamedTuple):
@@ -282,7 +281,7 @@ class CallerRecognizer:
         run.num_running += 1
         tenant.put_part(part)
         if continued is None:
-            name = given.session_id or f"{NAMED}{number}"
+            name = given.session_id or f"{RECOGNISED}{number}"
             continued = Conversation(name, agent, number)
         continued.agent = agent
         continued.last_call, continued.is_used = number, False
@@ -342,7 +341,7 @@ class CallerRecognizer:
             if fit >= best_fit:
                 best, best_fit = run, fit
         if best is None:
-            return CallingRun(f"{NAMED}{number}")
+            return CallingRun(f"{RECOGNISED}{number}")
         return best
 
 
@@ -377,7 +376,7 @@ def _certain_part(
     part = previous.part
     if tenant.runs.get(part.run.name, part) is not part:
         # Meanwhile that run took a call only by its order: it seems to be another one.
-        part.run = CallingRun(f"{NAMED}{number}", part.run.last_end_s, previous.history)
+        part.run = CallingRun(f"{RECOGNISED}{number}", part.run.last_end_s, previous.history)
     return part
 
 

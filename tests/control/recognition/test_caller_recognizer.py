@@ -2,10 +2,9 @@
 
 import pytest
 
-from kvflow_jax.control.readers import SessionReader
+from kvflow_jax.control.readers import RECOGNISED, SessionReader
 from kvflow_jax.control.recognition.caller_recognizer import (
     MAX_HISTORY,
-    NAMED,
     RUN_TTL_S,
     NextCall,
 )
@@ -55,7 +54,7 @@ def test_a_continued_history_has_its_run_its_agent_and_its_session(caller):
     assert second.previous == first.number
     assert second.hints.agent_id == first.hints.agent_id
     assert second.hints.session_id == first.hints.session_id is not None
-    assert second.hints.session_id.startswith(NAMED)
+    assert second.hints.session_id.startswith(RECOGNISED)
 
 
 def test_what_a_client_says_comes_first(caller):
@@ -204,7 +203,9 @@ def test_conversations_end_with_the_use_of_their_answer(caller):
         caller.call("write", answer)
     code, answer = caller.call("code", caller.new())
     write = caller.begin("write", answer)
-    assert write.ended == (SessionReader("", code.hints.session_id or f"{NAMED}{code.number}"),)
+    assert write.ended == (
+        SessionReader("", code.hints.session_id or f"{RECOGNISED}{code.number}"),
+    )
 
 
 def test_histories_are_bounded(caller):
