@@ -369,7 +369,8 @@ class Controller:
             self._num_ended[EndedBy.LATE_CALL] += 1
         else:
             self._keep_history(request, hints, run, now)
-        if hints.session_final and run is not None and hints.session_id is None:
+        is_last = hints.session_final and hints.session_id is None
+        if is_last and run is not None and not run.key.is_recognised:  # that may hold others' calls
             self._end_run(run)
         self._gate.update(now)
 

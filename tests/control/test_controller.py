@@ -353,3 +353,16 @@ def test_an_answer_that_was_used_ends_no_conversation_where_lru_decides(fallback
     call(engine, "agent0", 1, None)
     assert SessionReader("", "chat") not in engine.cache._readers._attachments
     assert engine.stats.ended_histories["use"] == 1
+
+
+def test_the_last_call_of_an_unnamed_run_ends_no_run():
+    engine = make_engine(num_pages=32, cache=replace(KVFLOW, predictor="context-tree"))
+    tracker = engine.controller.run_tracker
+    for _ in range(8):  # until histories of this agent are not kept
+        Client(engine, [7] * 9, max_tokens=2, ignore_eos=True, hints=Hints(agent_id="a"))
+        run(engine)
+    num_runs = len(tracker)
+    last = Hints(agent_id="a", session_final=True)
+    Client(engine, [7] * 9, max_tokens=2, ignore_eos=True, hints=last)
+    run(engine)
+    assert len(tracker) == num_runs > 0
