@@ -28,8 +28,9 @@ def declared(run: Run, call: Call) -> Hints:
 def client_identity(run: Run, call: Call) -> Hints:
     """Return what a server reads from the headers of a coding agent, such as Claude Code.
 
-    That is the root session as the run, the session, its parent, and the role as the agent. A
-    subagent's session is named as in *weka* traces: its parent's name, a slash, its own.
+    That is the root session as the run, the session, its parent, and the role as the agent; and how
+    many tokens its system messages and tools have. A subagent's session is named as in *weka*
+    traces: its parent's name, a slash, its own.
     """
     if not call.agent or call.session is None:
         return nothing(run, call)
@@ -37,6 +38,7 @@ def client_identity(run: Run, call: Call) -> Hints:
     return Hints(
         workflow_id=run.workflow_id,
         agent_id=call.agent,
+        num_fixed=call.num_fixed,
         session_id=f"{run.workflow_id}/{call.session}",
         parent_session_id=f"{run.workflow_id}/{parent}" if parent else None,
         tenant=run.tenant,

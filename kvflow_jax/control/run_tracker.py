@@ -309,11 +309,14 @@ class RunTracker:
         """Return the next read of a conversation of an agent.
 
         While the agent runs another conversation, this one is read by its next call at the
-        earliest.
+        earliest. The learned order does not count: it tells when the agent calls, but of many
+        conversations of one role their last use tells better which goes on.
         """
         if agent in run.calls and not run.throttled[agent]:
             next_call = next_read.scheduled(1.0, skips_prefetch=True)
             return next_call.throttled() if run.is_throttled else next_call
+        if agent in run.forecast and agent not in run.overrides and agent not in run.calls:
+            return next_read.UNKNOWN
         return run.agent_reads.get(agent, next_read.UNKNOWN)
 
     def detach_reader(self, run: Run, agent: str, reader: HistoryReader) -> None:

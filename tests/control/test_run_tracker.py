@@ -483,3 +483,15 @@ def test_recognised_runs_are_not_counted_as_named():
     for key in (named, recognised):
         tracker.end(key)
     assert (len(tracker), tracker.num_named) == (0, 0)
+
+
+def test_the_learned_order_says_nothing_of_conversations():
+    tracker = RunTracker()
+    run, reader = tracker.get_or_begin(RunKey("t", "run"), None, 0.0), SessionReader("t", "s")
+    tracker.start_call(run, "chat", forecast={"chat": scheduled(1.0)})
+    tracker.finish_call(run, "chat", is_done=True, overrides={}, forecast={"chat": scheduled(0.0)})
+    assert tracker.attach_reader(run, "chat", reader) == UNKNOWN
+    assert tracker.next_read_of(AgentReader("t", "chat")) == scheduled(0.0)
+    tracker.start_call(run, "chat")
+    tracker.finish_call(run, "chat", is_done=True, overrides={"chat": scheduled(2.0)})
+    assert tracker.history_read(run, "chat") == scheduled(2.0)

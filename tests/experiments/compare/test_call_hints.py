@@ -23,7 +23,7 @@ def test_a_workload_declares_all_that_it_knows():
 
 
 def test_a_coding_agent_names_its_sessions_and_roles_and_no_more():
-    same = {"workflow_id": "root", "tenant": "key"}
+    same = {"workflow_id": "root", "tenant": "key", "num_fixed": 2}
     main = Hints(agent_id="main", session_id="root/main", **same)
     assert hints_of(client_identity, "main", "main", is_last=True) == main
     subagent = Hints(
