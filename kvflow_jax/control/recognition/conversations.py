@@ -14,8 +14,9 @@ MAX_ALIKE = 32  # of one prompt; the first ones are not continued then
 CONVERSATION_BYTES = 800  # estimated
 _MIN_CALLS = 4  # of an agent, before anything is concluded from how they continue
 _RARELY = 0.1
-# A conversation has probably ended once it pauses for longer than this share of its agent's do.
-_LONG_PAUSE = 0.9
+# A conversation counts as ended once it has paused for so long that it goes on with this chance.
+_ENDED_CHANCE = 0.3
+_MIN_PAUSES, _MAX_PAUSES = 0.5, 0.999  # shares of an agent's pauses that are waited for
 MIN_TTL_S, MAX_TTL_S = 5.0, 3600.0
 _MAX_COUNT = 64  # then counts are halved, so that what an agent does may change
 
@@ -96,10 +97,18 @@ class Continuations:
 
     @property
     def ttl_s(self) -> float | None:
-        """Seconds after which a conversation is hardly ever continued; None: not known yet."""
+        """Seconds after which a conversation has probably ended; None: not known yet.
+
+        By Bayes' rule: of conversations that pause for longer than a share q of all pauses, those
+        that go on are ``c (1 - q)`` and those that have ended ``1 - c``, where c is the chance of a
+        call to be continued.
+        """
         if self.num_continued < _MIN_CALLS:
             return None
-        return min(max(self.pause.quantile(_LONG_PAUSE), MIN_TTL_S), MAX_TTL_S)
+        odds = self.num_begun / self.num_continued  # of an end
+        share = 1.0 - odds * _ENDED_CHANCE / (1.0 - _ENDED_CHANCE)
+        share = min(max(share, _MIN_PAUSES), _MAX_PAUSES)
+        return min(max(self.pause.quantile(share), MIN_TTL_S), MAX_TTL_S)
 
     @property
     def end_with_use(self) -> bool:

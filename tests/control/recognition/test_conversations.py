@@ -164,7 +164,11 @@ def test_how_long_conversations_pause_is_learned():
     for pause_s in (20.0, 30.0) * 10:
         counts.note_call(Conversation("a", None, 0, ended_s=100.0), 100.0 + pause_s)
     assert counts.ttl_s is not None
-    assert 25.0 < counts.ttl_s < 60.0
+    certain_s = counts.ttl_s
+    assert 40.0 < certain_s < 100.0
+    for _ in range(20):  # every other call is the last
+        counts.note_call(None, 0.0)
+    assert 20.0 < counts.ttl_s < 0.7 * certain_s
     for _ in range(20):
         counts.note_call(Conversation("a", None, 0, ended_s=0.0), 1e6)
     assert counts.ttl_s == MAX_TTL_S
