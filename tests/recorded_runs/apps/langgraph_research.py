@@ -7,8 +7,6 @@ that keeps its messages calls a tool, and an editor joins what they found. Six c
 from __future__ import annotations
 
 import operator
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal, TypedDict
 
 from langchain_core.messages import AnyMessage, HumanMessage, SystemMessage, ToolMessage
@@ -16,6 +14,8 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
+
+from tests.recorded_runs.apps.concurrent_runs import run_all
 
 NUM_RESEARCHERS = 2
 LEAD = (
@@ -95,17 +95,5 @@ def build(url: str, run: str) -> Any:
     return graph.compile()
 
 
-def main() -> None:
-    """Run the graph once for each task, all at the same time."""
-    url, *tasks = sys.argv[1:]
-    with ThreadPoolExecutor(len(tasks)) as pool:
-        runs = [
-            pool.submit(build(url, f"run-{number}").invoke, {"task": task})
-            for number, task in enumerate(tasks)
-        ]
-    for run in runs:
-        run.result()
-
-
 if __name__ == "__main__":
-    main()
+    run_all(build)

@@ -6,12 +6,12 @@ router that sends the code back once before a writer ends the run. Seven calls a
 
 from __future__ import annotations
 
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypedDict
 
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
+
+from tests.recorded_runs.apps.concurrent_runs import run_all
 
 HOUSE_RULES = (
     "You belong to a small team that maintains a Python package for the staff of a town library. "
@@ -91,17 +91,5 @@ def build(url: str, run: str) -> Any:
     return graph.compile()
 
 
-def main() -> None:
-    """Run the graph once for each task, all at the same time."""
-    url, *tasks = sys.argv[1:]
-    with ThreadPoolExecutor(len(tasks)) as pool:
-        runs = [
-            pool.submit(build(url, f"run-{number}").invoke, {"task": task})
-            for number, task in enumerate(tasks)
-        ]
-    for run in runs:
-        run.result()
-
-
 if __name__ == "__main__":
-    main()
+    run_all(build)
