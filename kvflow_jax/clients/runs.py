@@ -12,7 +12,9 @@ GraphOf = Callable[[str], str | None]  # first agent of a run -> JSON form of it
 
 
 class Run:
-    """A run: its name, its graph, and who is told of its end. Thread-safe, also for finalizers.
+    """A run: its name, its graph, and the servers to which its end is reported.
+
+    Thread-safe, also for finalizers.
 
     Args:
         run_id: by default a random one.

@@ -134,7 +134,7 @@ class LearnedOrderFile:
         }
         content = json.dumps(header).encode() + b"\n" + body
         temporary = self.path.with_name(self.path.name + ".tmp")
-        # Names of agents are nobody else's business.
+        # Other users of the machine must not read the names of agents.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(temporary, flags, 0o600)
         try:

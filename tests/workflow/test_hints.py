@@ -132,7 +132,7 @@ def test_a_prefix_cannot_be_fixed_in_what_is_discarded():
     fields = {"agent_id": "a", "fixed_prefix": {"end": 3}}
     assert not HintParser(fields).parse().is_clipped
     assert HintParser({**fields, "reuse_hint": "discard"}).parse().is_clipped
-    # The system messages of a chat, which nobody has declared, are no hint.
+    # The length of the system messages is measured by the server: it is not a hint of the client.
     assert not Hints(agent_id="a", num_fixed=3, reuse=Reuse.DISCARD).has_unused
 
 

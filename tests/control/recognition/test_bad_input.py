@@ -1,4 +1,4 @@
-"""What callers that nobody planned for do to the recogniser: it stays bounded, and seldom wrong."""
+"""Unusual and hostile calls: the recogniser stays bounded, and is seldom wrong."""
 
 import random
 
