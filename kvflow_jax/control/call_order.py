@@ -13,9 +13,9 @@ from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.recognition.caller_recognizer import (
     Caller,
     CallerRecognizer,
-    CallingRun,
     NextCall,
 )
+from kvflow_jax.control.recognition.tenant_calls import CallingRun
 from kvflow_jax.requests.request import Request
 from kvflow_jax.reuse.predictor import Forecast
 

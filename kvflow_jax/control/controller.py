@@ -27,7 +27,7 @@ from kvflow_jax.control.hints_as_advice import hints_as_advice
 from kvflow_jax.control.learned_order import LearnedOrder
 from kvflow_jax.control.prefetcher import Prefetcher, ShouldLoad
 from kvflow_jax.control.readers import AgentReader, PreemptedReader, Reader, RunKey, UnhintedReader
-from kvflow_jax.control.recognition.caller_recognizer import CallingRun
+from kvflow_jax.control.recognition.tenant_calls import CallingRun
 from kvflow_jax.control.registered_graphs import RegisteredGraphs
 from kvflow_jax.control.run_tracker import Run, RunTracker
 from kvflow_jax.control.session_store import SessionStore, history_reader

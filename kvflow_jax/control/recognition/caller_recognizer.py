@@ -11,10 +11,8 @@ is known across tenants.
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,25 +20,14 @@ import numpy as np
 
 from kvflow_jax.bounds.tenant_lru import TenantLru, Usage
 from kvflow_jax.control.readers import RECOGNISED, SessionReader
-from kvflow_jax.control.recognition.answer_index import (
-    MAX_ANSWERS,
-    AnswerIndex,
-    Held,
-    window_hashes,
-)
-from kvflow_jax.control.recognition.conversations import (
-    CONVERSATION_BYTES,
-    Continuations,
-    Conversation,
-    Conversations,
-)
-from kvflow_jax.control.recognition.prompt_agents import MAX_NODES, PromptAgents
+from kvflow_jax.control.recognition.answer_index import Held, window_hashes
+from kvflow_jax.control.recognition.conversations import Conversation
+from kvflow_jax.control.recognition.tenant_calls import Call, CallingRun, Part, TenantCalls
 from kvflow_jax.requests.block_hashes import block_hashes
 from kvflow_jax.requests.request import Request
 from kvflow_jax.workflow.hints import Hints, Reuse
 
 MAX_BYTES = 128 << 20  # of what is known of all tenants; the counts below bound that of one
-MAX_RUNS = 512  # of one tenant; those that called least recently are forgotten first
 MAX_KEPT_WINDOWS = 4096  # of a prompt, while its call runs: 32 KiB
 MAX_HISTORY = 8  # agents of a run's last calls
 RUN_TTL_S = 600.0  # a run without calls for this long is not continued
@@ -50,7 +37,6 @@ MAX_CANDIDATES = 16
 _MIN_FIT = 0.05
 _UNKNOWN_FIT, _UNEXPECTED_FIT, _BUSY_FIT = 0.5, 0.11, 0.5
 _MIN_HALF_LIFE_S = 1.0
-_RUN_BYTES, _CALL_BYTES, _AGENT_BYTES = 700, 500, 250  # estimated
 # The tenants are values of one owner, so that the least recently used go first whatever their size:
 # clients of many addresses do not displace what is known of the largest tenant.
 _ALL = ""
@@ -65,28 +51,6 @@ class NextCall(NamedTuple):
 
 # (tenant, agents of a run's last calls) -> the agents that may call next
 NextCalls = Callable[[str, Sequence[str]], Mapping[str, NextCall]]
-
-
-@dataclass(slots=True, eq=False)
-class CallingRun:
-    """A run, as its calls show it.
-
-    Attributes:
-        name: given by its client, or recognised.
-        history: agents of its last calls, in the order of their starts.
-        last_end_s: when a call of it last ended; minus infinity: none has.
-        num_running: its calls in progress.
-    """
-
-    name: str
-    last_end_s: float = -math.inf
-    history: tuple[str, ...] = ()
-    num_running: int = 0
-
-    @property
-    def is_recognised(self) -> bool:
-        """Whether no client has named it."""
-        return self.name.startswith(RECOGNISED)
 
 
 class Caller(NamedTuple):
@@ -112,100 +76,6 @@ class Caller(NamedTuple):
     ended: tuple[SessionReader, ...]
 
 
-@dataclass(slots=True, eq=False)
-class _Part:
-    """Calls that certainly belong to one run: it was named, or each depends on one of the others.
-
-    Attributes:
-        run: to which it is taken to belong. Several parts are of one run if they follow each other
-            as its calls do; that may be a mistake.
-    """
-
-    run: CallingRun
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """A call in progress, or one whose answer is remembered.
-
-    Attributes:
-        history: agents of its run's calls up to this one.
-    """
-
-    number: int
-    part: _Part
-    history: tuple[str, ...]
-    conversation: Conversation
-
-
-class _Tenant:
-    """What is known of one tenant."""
-
-    def __init__(self, page_size: int) -> None:
-        # The last part of each run, by name; the one with the last event is last.
-        self.runs: OrderedDict[str, _Part] = OrderedDict()
-        self.calls: OrderedDict[int, _Call] = OrderedDict()
-        self.answers = AnswerIndex(self.part_of)
-        self.agents = PromptAgents(page_size)
-        self.conversations = Conversations(page_size)
-        self.continuations: OrderedDict[str, Continuations] = OrderedDict()
-
-    def part_of(self, call: int) -> _Part | None:
-        known = self.calls.get(call)
-        return None if known is None else known.part
-
-    def previous(self, continued: Conversation | None, held: Sequence[Held]) -> _Call | None:
-        """Return the call on which one depends: that which it continues, or whose answer it holds.
-
-        Of the answers of one run, that of the last call.
-        """
-        if continued is not None:
-            return self.calls.get(continued.last_call)
-        part = self.answers.leading_run(held)
-        calls = (self.calls.get(one.call) for one in held)
-        return next((call for call in calls if call is not None and call.part is part), None)
-
-    def last_part_of(self, prompt: np.ndarray, hashes: np.ndarray) -> _Part | None:
-        """Return what the last call with the same prompt, i32[n], is a part of."""
-        conversation = self.conversations.last_of(prompt, hashes)
-        return None if conversation is None else self.part_of(conversation.last_call)
-
-    def continuations_of(self, agent: str) -> Continuations:
-        found = self.continuations.setdefault(agent, Continuations())
-        self.continuations.move_to_end(agent)
-        if len(self.continuations) > MAX_NODES:
-            self.continuations.popitem(last=False)
-        return found
-
-    def put_part(self, part: _Part) -> None:
-        """Make a part the last one of its run, and that run the last one."""
-        self.runs[part.run.name] = part
-        self.touch(part.run)
-        if len(self.runs) > MAX_RUNS:
-            self.runs.popitem(last=False)
-
-    def touch(self, run: CallingRun) -> None:
-        if run.name in self.runs:
-            self.runs.move_to_end(run.name)
-
-    def put_call(self, call: _Call) -> None:
-        self.calls[call.number] = call
-        if len(self.calls) > 2 * MAX_ANSWERS:
-            self.calls.popitem(last=False)
-
-    @property
-    def num_bytes(self) -> int:
-        """Estimate of its memory."""
-        return (
-            _RUN_BYTES * len(self.runs)
-            + _CALL_BYTES * len(self.calls)
-            + _AGENT_BYTES * len(self.continuations)
-            + CONVERSATION_BYTES * len(self.conversations)
-            + self.answers.num_bytes
-            + self.agents.num_bytes
-        )
-
-
 class _InProgress(NamedTuple):
     """A call that has not ended.
 
@@ -214,8 +84,8 @@ class _InProgress(NamedTuple):
         windows: u64[n], the ``window_hashes`` of its prompt; None: computed again at its end.
     """
 
-    tenant: _Tenant
-    call: _Call
+    tenant: TenantCalls
+    call: Call
     run: CallingRun
     windows: np.ndarray | None
 
@@ -236,7 +106,7 @@ class CallerRecognizer:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._page_size, self._next_calls = page_size, next_calls
-        self._tenants: TenantLru[str, _Tenant] = TenantLru(max_bytes, max_full_tenants=1)
+        self._tenants: TenantLru[str, TenantCalls] = TenantLru(max_bytes, max_full_tenants=1)
         self._in_progress: dict[int, _InProgress] = {}  # by id of the request
         self._num_calls = 0
 
@@ -246,7 +116,7 @@ class CallerRecognizer:
 
     def begin_call(self, request: Request, now: float) -> Caller:
         """Recognise the caller of a request, and record its call."""
-        tenant = self._tenants.use(_ALL, request.tenant) or _Tenant(self._page_size)
+        tenant = self._tenants.use(_ALL, request.tenant) or TenantCalls(self._page_size)
         number = self._num_calls = self._num_calls + 1
         given = Hints() if request.hints is None else request.hints
         prompt = request.tokens[: request.num_prompt]
@@ -269,7 +139,7 @@ class CallerRecognizer:
         if agent is None:
             agent = tenant.agents.find(prompt, hashes, request.num_system, part or object())
         if part is None:
-            part = _Part(self._likely_run(tenant, request.tenant, agent, number, now))
+            part = Part(self._likely_run(tenant, request.tenant, agent, number, now))
         run = part.run
         ended = _note_uses(tenant, request.tenant, part, held, continued)
         if agent is not None and not request.choice:
@@ -287,7 +157,7 @@ class CallerRecognizer:
         continued.last_call, continued.is_used = number, False
         continued.is_kept = given.ttl_s is not None or given.reuse is Reuse.KEEP
         tenant.conversations.put(continued, prompt, hashes)
-        call = _Call(number, part, run.history, continued)
+        call = Call(number, part, run.history, continued)
         tenant.put_call(call)
         kept = windows if len(windows) <= MAX_KEPT_WINDOWS else None
         self._in_progress[request.id] = _InProgress(tenant, call, run, kept)
@@ -320,7 +190,7 @@ class CallerRecognizer:
         return run
 
     def _likely_run(
-        self, tenant: _Tenant, name: str, agent: str | None, number: int, now: float
+        self, tenant: TenantCalls, name: str, agent: str | None, number: int, now: float
     ) -> CallingRun:
         """Return the run whose order of calls a call fits best, or a new one."""
         best, best_fit = None, _MIN_FIT
@@ -345,7 +215,9 @@ class CallerRecognizer:
         return best
 
 
-def _keeps_history(tenant: _Tenant, given: Hints, agent: str | None) -> tuple[bool, float | None]:
+def _keeps_history(
+    tenant: TenantCalls, given: Hints, agent: str | None
+) -> tuple[bool, float | None]:
     """Return whether a call's history is kept, and for how many seconds; None: the default."""
     if agent is None:
         return True, None
@@ -365,12 +237,12 @@ def _the_continued(alike: Sequence[Conversation], held: Sequence[Held]) -> Conve
 
 
 def _certain_part(
-    tenant: _Tenant, given: Hints, previous: _Call | None, number: int
-) -> _Part | None:
+    tenant: TenantCalls, given: Hints, previous: Call | None, number: int
+) -> Part | None:
     """Return the run that a client names, else what a call is a part of by its dependence."""
     if given.workflow_id is not None:
         known = tenant.runs.get(given.workflow_id)
-        return known or _Part(CallingRun(given.workflow_id))
+        return known or Part(CallingRun(given.workflow_id))
     if previous is None:
         return None
     part = previous.part
@@ -381,7 +253,7 @@ def _certain_part(
 
 
 def _note_uses(
-    tenant: _Tenant, name: str, part: _Part, held: Sequence[Held], continued: Conversation | None
+    tenant: TenantCalls, name: str, part: Part, held: Sequence[Held], continued: Conversation | None
 ) -> tuple[SessionReader, ...]:
     """Record the conversations whose answers a prompt holds; return those that end with that.
 
